@@ -1,0 +1,194 @@
+"""The configuration of a run: frozen dataclasses, and where their values come from.
+
+A preset (a YAML file under `presets/`) overrides the defaults here, a user's YAML file (`--config`)
+overrides the preset, and flags override both. Nothing here enters a kernel: `em.py` hands over numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which examples to learn from."""
+
+    demonstrations: int = 50
+    """Examples (X, Z, Y): question, rationale and answer."""
+    pairs: int = 1000
+    """Examples (X, Y): question and answer, the rationale unseen."""
+    validation: int = 200
+    """Examples held out of training and of the tests, for diagnostics and tuning."""
+    train_file: str | None = None
+    """Read training examples from this file (several: comma-separated) instead of the task's generator."""
+    options: dict[str, str] = field(default_factory=dict)
+    """The task's own settings, e.g. `operands 3,4 digits 1`."""
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapters of p and q, which are alike."""
+
+    rank: int = 16
+    """Rank r of the update B A."""
+    alpha: int = 32
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input. Above 0, log q is noisy."""
+    target_modules: str = "all-linear"
+    """Which layers to adapt: `all-linear`, or comma-separated names such as `q_proj,v_proj`."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What a rationale may look like, and how it is sampled."""
+
+    granularity: Literal["token", "step"] = "step"
+    """Where a chain may stop: after every token (the paper's), or after every complete step."""
+    min_tokens: int = 0
+    """A prefix with fewer tokens is no state. At 0 the empty rationale is one (see `docs/log.md`)."""
+    max_tokens: int = 40
+    """Tokens the policy may choose in a training rollout; a tool's tokens do not count."""
+    tools: tuple[str, ...] | None = None
+    """Tools a chain may call: names or files. None: the task's own."""
+    batch_size: int = 64
+    """Rationales that are sampled at once when drawing for the M-step."""
+
+
+@dataclass(frozen=True)
+class EStepConfig:
+    """Training the sampler q against the posterior."""
+
+    steps: int = 40
+    """Optimiser steps a round."""
+    questions: int = 8
+    """Questions a step."""
+    samples: int = 8
+    """Rationales sampled for each question."""
+    demonstration_weight: float = 1.0
+    """How often a demonstration's question is drawn, relative to 1."""
+    pair_weight: float = 1.0
+    """How often a question without rationale is drawn, relative to 1."""
+    objective: str = "pooled-subtb"
+    """The loss: `subtb` (the paper's Eq. 3) or `pooled-subtb` (over all trajectories of a question)."""
+    huber: float | None = 3.0
+    """Deviations beyond this many nats count linearly. None: squared error."""
+    reward_floor: float | None = 20.0
+    """Raise log-rewards that are lower than this many nats below the best of their question. None: no floor."""
+    reward_temperature: float = 1.0
+    """log R is divided by this at the first step ..."""
+    final_reward_temperature: float = 0.7
+    """... and by this from the step `reward_horizon` on, linearly in between."""
+    reward_horizon: int = 40
+    """Steps of that schedule."""
+    score_tool_tokens: bool = False
+    """Whether log p of a tool's tokens counts in the reward (as in the paper's code)."""
+    on_policy: float = 0.5
+    """Share of questions whose rationales are sampled from q itself, ..."""
+    tempered: float = 0.5
+    """... from q at a random temperature, ..."""
+    replay: float = 0.0
+    """... and taken from the replay buffer. The three are normalised to add up to 1."""
+    temperature_low: float = 0.7
+    """Lower end of the random temperature."""
+    temperature_high: float = 1.5
+    """Upper end of the random temperature."""
+    buffer_capacity: int = 50
+    """Rationales kept for each question."""
+    buffer_tolerance: float = 0.25
+    """Of two rationales a and b nearer than this times (|a| + |b|) edits, only the better one is kept."""
+    seed_buffer: bool = True
+    """Put the demonstrations' own rationales into the buffer."""
+    learning_rate: float = 1.5e-4
+    """AdamW's peak learning rate."""
+    warmup: int = 4
+    """Steps of linear warm-up."""
+    decay: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    max_batch_tokens: int = 3072
+    """Padded tokens of one forward or backward pass: bounds memory, changes nothing else."""
+
+
+@dataclass(frozen=True)
+class MStepConfig:
+    """Fine-tuning the model p on rationales."""
+
+    steps: int = 60
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Rationales a step."""
+    samples: int = 2
+    """Rationales drawn from q for each training question."""
+    temperature: float = 1.0
+    """The temperature they are drawn at; 1 is q itself."""
+    keep: Literal["correct", "all"] = "correct"
+    """Train on the drawn rationales that arrive at Y, or on all of them."""
+    learning_rate: float = 3e-4
+    """AdamW's peak learning rate."""
+    warmup: int = 4
+    """Steps of linear warm-up."""
+    decay: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    max_batch_tokens: int = 3072
+    """Padded tokens of one forward or backward pass: bounds memory, changes nothing else."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a reasoner is tested."""
+
+    splits: tuple[str, ...] | None = None
+    """Test splits; None: the task's default ones."""
+    size: int = 100
+    """Questions of each split; each test split has at least 500."""
+    max_tokens: int = 120
+    """Tokens a chain may choose: more than in training, since test questions may be longer."""
+    batch_size: int = 128
+    """Chains decoded at once."""
+    votes: int = 1
+    """Chains a question: above 1 the majority decides."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+
+
+@dataclass(frozen=True)
+class EMConfig:
+    """One run of the EM loop."""
+
+    task: str = "arithmetic"
+    """A task's name (`latent-cot tasks`), or a Python file that defines one."""
+    model: str = "smollm2-135m"
+    """A Hugging Face causal LM: hub name or local folder."""
+    output_dir: str | None = None
+    """The run folder; None: runs/TASK-MODEL-seedSEED."""
+    seed: int = 0
+    """Seeds everything: the data, the rollouts, the adapters."""
+    condition: Literal["x", "xy"] = "x"
+    """What q sees: the question only, so that it can answer unseen ones itself; or the answer too, which makes
+    it the true posterior, and p the reasoner."""
+    rounds: int = 2
+    """EM rounds."""
+    init: Literal["demonstrations", "base", "prompt"] = "demonstrations"
+    """What p is before the first round: the base model fine-tuned on the demonstrations, the base model, or
+    the base model with `shots` demonstrations in its prompt."""
+    shots: int = 3
+    """Demonstrations in the prompt with `init: prompt`."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 where the hardware has it, else fp32."""
+    checkpoint_seconds: float = 60.0
+    """Save the state of the run when the last save is older than this."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for a model whose author you trust."""
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    e_step: EStepConfig = field(default_factory=EStepConfig)
+    init_step: MStepConfig = field(default_factory=lambda: MStepConfig(steps=60, batch_size=8))
+    """Round 0 with `init: demonstrations`: an M-step on the given rationales."""
+    m_step: MStepConfig = field(default_factory=MStepConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

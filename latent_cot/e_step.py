@@ -1,0 +1,198 @@
+"""One optimiser step of the E-step: collect rationales, score them under p, update q."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latent_cot.buffer import ReplayBuffer
+from latent_cot.chain import ChainRules
+from latent_cot.lm import LanguageModel
+from latent_cot.objectives import OBJECTIVES, log_flow, temper
+from latent_cot.optimise import AdapterOptimiser
+from latent_cot.reward import prefix_log_rewards
+from latent_cot.rollout import rollout
+from latent_cot.scoring import Group, score_in_batches
+from latent_cot.types import Example, Rationale
+
+
+@dataclass(frozen=True)
+class Query:
+    """One training question of a step, as both sides read it."""
+
+    example: Example
+    policy_prompt: Sequence[int]
+    """What q reads: X, or X and Y."""
+    model_prompt: Sequence[int]
+    """What p reads: X."""
+    answer: Sequence[int]
+    """Y's tokens."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the rationales of one question are come by."""
+
+    temperature: float = 1.0
+    """Of the rollout."""
+    replay: bool = False
+    """From the buffer, if it has any for this question."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The distinct rationales collected for one question."""
+
+    query: Query
+    rationales: Sequence[Rationale]
+    counts: Sequence[int]
+    """How often each was sampled: scoring it once and weighting it is exact."""
+    log_reward: torch.Tensor
+    """(B, N + 1) untempered, in nats; −inf where the prefix is no state."""
+    fresh: bool
+    """Sampled now, not replayed."""
+
+
+def collect(
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    behaviours: Sequence[Behaviour],
+    rules: ChainRules,
+    buffer: ReplayBuffer,
+    *,
+    samples: int,
+    tool_tokens: bool,
+    max_tokens: int,
+    generator: torch.Generator,
+) -> list[Batch]:
+    """Sample `samples` rationales a query, or replay them, and score them under p."""
+    replayed = {
+        i: buffer.sample(query.example.question, samples, generator)
+        for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True))
+        if behaviour.replay and query.example.question in buffer
+    }
+    fresh = [i for i in range(len(queries)) if i not in replayed]
+    batches: dict[int, Batch] = {}
+    for i, stored in replayed.items():
+        counts = _count([item.rationale for item in stored])
+        rewards = {item.rationale: item.log_reward for item in stored}
+        longest = max(len(rationale) for rationale in counts)
+        table = torch.full((len(counts), longest + 1), -torch.inf)
+        for row, rationale in enumerate(counts):
+            table[row, : len(rationale) + 1] = torch.tensor(rewards[rationale])
+        batches[i] = Batch(queries[i], list(counts), list(counts.values()), table, fresh=False)
+    if fresh:
+        sampled = rollout(
+            lm,
+            lm.dense("q"),
+            [queries[i].policy_prompt for i in fresh],
+            rules,
+            n=samples,
+            temperature=[behaviours[i].temperature for i in fresh],
+            generator=generator,
+        )
+        distinct = [_count(rationales) for rationales in sampled]
+        groups = [
+            Group(queries[i].model_prompt, list(counts), queries[i].answer)
+            for i, counts in zip(fresh, distinct, strict=True)
+        ]
+        rewards_of = prefix_log_rewards(
+            lm, lm.dense("p"), groups, rules.codec, tool_tokens=tool_tokens, max_tokens=max_tokens
+        )
+        for i, counts, reward in zip(fresh, distinct, rewards_of, strict=True):
+            batches[i] = Batch(queries[i], list(counts), list(counts.values()), reward, fresh=True)
+            for rationale, row in zip(counts, reward.tolist(), strict=True):
+                buffer.add(queries[i].example.question, rationale, row)
+    return [batches[i] for i in range(len(queries))]
+
+
+@dataclass(frozen=True)
+class UpdateInfo:
+    """What an update saw; means over the questions."""
+
+    loss: float
+    variance: float
+    """Of a over the states of a question, nats²: 0 once q is the posterior."""
+    log_z: float
+    """Estimate of log Z(X), tempered, in nats."""
+    gradient_norm: float
+    seconds: float
+
+
+def update(
+    lm: LanguageModel,
+    batches: Sequence[Batch],
+    rules: ChainRules,
+    optimiser: AdapterOptimiser,
+    step: int,
+    *,
+    objective: str,
+    reward_temperature: float,
+    reward_floor: float | None,
+    huber: float | None,
+    max_tokens: int,
+) -> UpdateInfo:
+    """One gradient step of q on the balance of the collected rationales, in micro-batches of questions."""
+    started = time.perf_counter()
+    groups = [Group(batch.query.policy_prompt, batch.rationales) for batch in batches]
+    loss_of = OBJECTIVES[objective]
+    loss_sum, variance_sum, log_z_sum = 0.0, 0.0, 0.0
+    with lm.trainable("q") as model:
+        for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens):
+            width = scores.states.shape[1]
+            padded = [
+                torch.nn.functional.pad(batches[g].log_reward, (0, width - batches[g].log_reward.shape[1]))
+                for g in members
+            ]
+            log_reward = temper(
+                torch.cat(padded).to(scores.states.device),
+                scores.states,
+                scores.group,
+                temperature=reward_temperature,
+                floor=reward_floor,
+            )
+            weight = torch.cat([torch.tensor(batches[g].counts, dtype=torch.float32) for g in members])
+            a = log_flow(scores.log_pf, scores.log_pterm, log_reward, scores.states)
+            losses, info = loss_of(a, scores.states, scores.group, weight.to(a.device), huber=huber)
+            lm.accelerator.backward(losses.sum() / len(batches))
+            loss_sum += float(losses.detach().sum())
+            variance_sum += float(info.variance.sum())
+            log_z_sum += float(info.log_z.sum())
+        norm = optimiser.step(step)
+    n = len(batches)
+    return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm, time.perf_counter() - started)
+
+
+def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale], bool]) -> dict[str, float]:
+    """Figures of the freshly sampled rationales of a step; empty if all were replayed."""
+    total = distinct = cut = failed = correct = 0
+    reward = 0.0
+    for batch in batches:
+        if not batch.fresh:
+            continue
+        distinct += len(batch.rationales)
+        for rationale, count, row in zip(batch.rationales, batch.counts, batch.log_reward, strict=True):
+            total += count
+            cut += count * rationale.cut
+            failed += count * any(call.error is not None for call in rationale.calls)
+            correct += count * is_correct(batch.query.example, rationale)
+            reward += count * float(row[len(rationale)])
+    if not total:
+        return {}
+    return {
+        "log_reward": reward / total,
+        "accuracy": correct / total,
+        "distinct": distinct / total,
+        "cut": cut / total,
+        "failed_calls": failed / total,
+    }
+
+
+def _count(rationales: Sequence[Rationale]) -> dict[Rationale, int]:
+    counts: dict[Rationale, int] = {}
+    for rationale in rationales:
+        counts[rationale] = counts.get(rationale, 0) + 1
+    return counts

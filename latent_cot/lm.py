@@ -1,0 +1,327 @@
+"""One base model in memory, two LoRA adapters on it: the model `p` and the policy `q`.
+
+The algorithm needs two things of a language model: hidden states at the nodes of token trees, and
+logits from them, over the actions of a rationale or over the whole vocabulary. Everything that depends on
+the architecture is here.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from latent_cot.errors import UsageError
+from latent_cot.tree import PackedTrees, TokenTree, linear_paths, pack
+
+Adapter = Literal["p", "q"]
+ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
+
+
+class LanguageModel:
+    """A causal LM with adapters `p` and `q`.
+
+    Args:
+        base: any Hugging Face causal LM.
+        tokenizer: its tokenizer.
+        lora: rank, targets and so on of both adapters. Freshly made, both equal the base model.
+        accelerator: owns device and precision.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        lora: LoraConfig,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.accelerator = accelerator or Accelerator(cpu=True)
+        self.tokenizer = tokenizer
+        base.requires_grad_(False)
+        base.eval()
+        base.to(self.accelerator.device)  # type: ignore[arg-type]
+        self.abilities = Abilities.of(base)
+        self._base_head = base.get_output_embeddings()
+        # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
+        self._copies: dict[Adapter, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
+        self._fresh: set[Adapter] = set()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")  # type: ignore[assignment]
+            self.peft.add_adapter("q", copy.deepcopy(lora))
+        self.peft.eval()
+        self._share_frozen_weights()
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    # -- adapters ------------------------------------------------------------------------------------
+
+    def parameters(self, adapter: Adapter) -> dict[str, nn.Parameter]:
+        """The adapter's own weights by name."""
+        marker = f".{adapter}."
+        return {
+            name: weight
+            for name, weight in self.peft.named_parameters()
+            if marker in name and "lora_" in name
+        }
+
+    @torch.no_grad()
+    def copy_adapter(self, source: Adapter, target: Adapter) -> None:
+        """Make `target` equal to `source`."""
+        weights = self.parameters(source)
+        for name, weight in self.parameters(target).items():
+            weight.copy_(weights[name.replace(f".{target}.", f".{source}.")])
+        self._fresh.discard(target)
+
+    @torch.no_grad()
+    def reset_adapter(self, adapter: Adapter, seed: int) -> None:
+        """Make `adapter` a fresh LoRA adapter, equal to the base model: A random, B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in sorted(self.parameters(adapter).items()):
+            if "lora_B" in name or "lora_embedding_A" in name:
+                weight.zero_()
+            else:
+                bound = 1 / weight.shape[-1] ** 0.5  # peft's own kaiming_uniform(a=√5)
+                noise = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
+                weight.copy_(noise)
+        self._fresh.discard(adapter)
+
+    def save_adapter(self, adapter: Adapter, folder: Path) -> None:
+        """Write it in PEFT's own format (`PeftModel.from_pretrained(base, folder)` loads it)."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = get_peft_model_state_dict(self.peft, adapter_name=adapter)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+        config = copy.deepcopy(self.peft.peft_config[adapter])
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+
+    def load_adapter(self, adapter: Adapter, folder: Path) -> None:
+        """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
+        from peft import set_peft_model_state_dict
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = folder / "adapter_model.safetensors"
+        try:
+            state = load_file(file)
+        except FileNotFoundError as error:
+            raise UsageError(f"{file}: no such file; {folder} holds no adapter") from error
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{file}: cannot be read ({error}); the file is damaged or was cut short") from error
+        from peft import get_peft_model_state_dict
+
+        own = get_peft_model_state_dict(self.peft, adapter_name=adapter)
+        shapes = {name: tuple(weight.shape) for name, weight in own.items()}
+        theirs = {name: tuple(weight.shape) for name, weight in state.items()}
+        if shapes != theirs:
+            wrong = sorted(set(shapes.items()) ^ set(theirs.items()))[0]
+            raise UsageError(
+                f"{file}: an adapter of another model, or of other LoRA settings (first difference: {wrong[0]} "
+                f"of shape {wrong[1]}); give the --model and --lora settings it was trained with"
+            )
+        set_peft_model_state_dict(self.peft, state, adapter_name=adapter)
+        self._fresh.discard(adapter)
+
+    # -- models to run -------------------------------------------------------------------------------
+
+    @contextmanager
+    def trainable(self, adapter: Adapter) -> Iterator[PreTrainedModel]:
+        """The base model with `adapter` switched on and its weights requiring gradients."""
+        self.peft.set_adapter(adapter)
+        for other in ADAPTERS:
+            for weight in self.parameters(other).values():
+                weight.requires_grad_(other == adapter)
+        self._fresh.discard(adapter)
+        try:
+            yield self.peft.get_base_model()  # type: ignore[misc]
+        finally:
+            self._fresh.discard(adapter)
+
+    @torch.no_grad()
+    def dense(self, adapter: Adapter) -> PreTrainedModel:
+        """A copy of the base model with `adapter` merged into its weights, for sampling and scoring.
+
+        Unmerged LoRA on all linear layers triples the time of a decoding step. The copy is made afresh
+        from the base each time the adapter has changed: merging back and forth in bf16 would drift.
+        """
+        model = self._copies[adapter]
+        if adapter not in self._fresh:
+            for name, layer in self._adapted_layers():
+                weight = layer.get_base_layer().weight
+                delta = layer.get_delta_weight(adapter)  # type: ignore[operator]
+                model.get_submodule(name).weight.copy_(weight.to(delta.dtype) + delta)  # type: ignore[operator, union-attr]
+            self._fresh.add(adapter)
+        return model
+
+    def _adapted_layers(self) -> Iterator[tuple[str, LoraLayer]]:
+        for name, module in self.peft.get_base_model().named_modules():
+            if isinstance(module, LoraLayer):
+                yield name, module
+
+    def _share_frozen_weights(self) -> None:
+        adapted = {f"{name}.weight" for name, _ in self._adapted_layers()}
+        frozen = dict(self.peft.get_base_model().named_parameters())
+        for model in self._copies.values():
+            for name, weight in model.named_parameters():
+                if name not in adapted:
+                    weight.data = frozen[name.replace(".weight", ".base_layer.weight") if name not in frozen else name].data
+
+    # -- forward passes ------------------------------------------------------------------------------
+
+    def hidden(self, model: PreTrainedModel, trees: Sequence[TokenTree]) -> torch.Tensor:
+        """(nodes, H) final hidden states at the nodes of `trees`, tree after tree.
+
+        For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
+        """
+        with self.accelerator.autocast():
+            if self.abilities.takes_trees:
+                return self._features(model, pack(trees))
+            return self._features_by_path(model, trees)
+
+    def logits(self, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, V), or (n, len(ids)), float32 logits at n hidden states: of all tokens, or of `ids` only."""
+        if not self.abilities.linear_head:
+            return (hidden if ids is None else hidden[:, ids]).float()
+        weight, bias = self._base_head.weight, getattr(self._base_head, "bias", None)
+        if ids is not None:
+            weight, bias = weight[ids], None if bias is None else bias[ids]
+        return nn.functional.linear(hidden.to(weight.dtype), weight, bias).float()
+
+    def decode_step(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        cache: DynamicCache,
+    ) -> torch.Tensor:
+        """(B, H) hidden state (see `hidden`) after the last of `input_ids` (B, n); extends `cache`.
+
+        `attention_mask` (B, past + n) is 0 where padded, `position_ids` (B, n).
+        """
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": True,
+            self.abilities.cache_argument: cache,
+        }
+        with self.accelerator.autocast():
+            if self.abilities.linear_head:
+                features = model.base_model(**arguments).last_hidden_state
+            else:
+                features = model(**arguments).logits
+        return features[:, -1]  # type: ignore[no-any-return]
+
+    def new_cache(self, model: PreTrainedModel) -> DynamicCache:
+        return DynamicCache(config=model.config)
+
+    def _features(self, model: PreTrainedModel, batch: PackedTrees) -> torch.Tensor:
+        features = run_trees(model, batch, linear_head=self.abilities.linear_head)
+        return features.flatten(0, 1)[batch.rows.to(features.device)]
+
+    def _features_by_path(self, model: PreTrainedModel, trees: Sequence[TokenTree]) -> torch.Tensor:
+        return run_paths(model, trees, linear_head=self.abilities.linear_head)
+
+
+def run_trees(model: PreTrainedModel, batch: PackedTrees, *, linear_head: bool) -> torch.Tensor:
+    """(R, L, H) hidden states, or logits, of padded trees under their ancestor mask."""
+    device = model.device
+    dtype = model.dtype
+    mask = torch.zeros(batch.attention.shape, dtype=dtype, device=device)
+    mask.masked_fill_(~batch.attention.to(device), torch.finfo(dtype).min)
+    arguments = {
+        "input_ids": batch.input_ids.to(device),
+        "position_ids": batch.position_ids.to(device),
+        "attention_mask": mask,
+        "use_cache": False,
+    }
+    if linear_head:
+        return model.base_model(**arguments).last_hidden_state  # type: ignore[no-any-return]
+    return model(**arguments).logits  # type: ignore[no-any-return]
+
+
+def run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
+    """(nodes, H) hidden states, or logits, at the nodes of `trees`, each leaf's path run by itself."""
+    device = model.device
+    paths = linear_paths(trees)
+    longest = max(len(path) for _, path in paths)
+    input_ids = torch.zeros(len(paths), longest, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    offsets = [0]
+    for tree in trees:
+        offsets.append(offsets[-1] + len(tree))
+    where: dict[int, int] = {}
+    for row, (t, path) in enumerate(paths):
+        input_ids[row, : len(path)] = torch.tensor([trees[t].tokens[node] for node in path])
+        mask[row, : len(path)] = 1
+        for column, node in enumerate(path):
+            where.setdefault(offsets[t] + node, row * longest + column)
+    arguments = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+    features = model.base_model(**arguments).last_hidden_state if linear_head else model(**arguments).logits
+    index = torch.tensor([where[node] for node in range(offsets[-1])], device=features.device)
+    return features.flatten(0, 1)[index]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an architecture can do, found by trying it on a few tokens when it is loaded."""
+
+    linear_head: bool
+    """Its logits are its output embedding times its last hidden state (no soft-capping, no scaling), so
+    that logits can be computed for some rows and some tokens only."""
+    takes_trees: bool
+    """It honours a four-dimensional attention mask and position ids, so that a token tree can be run in
+    one pass. Otherwise each path of a tree is run by itself: slower, the same numbers."""
+    cache_argument: str
+    """The name its forward pass gives the key-value cache."""
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: PreTrainedModel) -> Abilities:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(model.config.get_text_config().vocab_size, (9,), generator=generator).tolist()
+        tree = TokenTree()
+        trunk = tree.extend(-1, tokens[:4])
+        tree.extend(trunk[-1], tokens[4:6])
+        tree.extend(trunk[1], tokens[6:9])
+        expected = run_paths(model, [tree], linear_head=False)
+
+        linear_head = False
+        head = model.get_output_embeddings()
+        if head is not None:
+            try:
+                hidden = run_paths(model, [tree], linear_head=True)
+                linear_head = _close(head(hidden), expected)
+            except (AttributeError, TypeError, RuntimeError):
+                linear_head = False
+        try:
+            batch = pack([tree])
+            takes_trees = _close(run_trees(model, batch, linear_head=False)[0][batch.rows], expected)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+            takes_trees = False
+        parameters = inspect.signature(model.base_model.forward).parameters
+        return cls(linear_head, takes_trees, "cache" if "cache" in parameters else "past_key_values")
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to rounding; a wrong mask, position or scale is far off."""
+    tolerance = 0.05 if b.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return bool(a.shape == b.shape and (a - b).float().norm() <= tolerance * b.float().norm())

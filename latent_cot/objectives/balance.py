@@ -1,0 +1,160 @@
+"""Modified sub-trajectory balance (SubTB), Eq. 3 of Hu et al., "Amortizing intractable inference in large
+language models" (ICLR 2024), in closed form.
+
+Every prefix of a rationale may terminate, so the flow of a state needs no network of its own:
+F(s_i) = R(s_i ⊤) / q(⊤ | s_i). With
+
+    a_i = log R(s_i ⊤) − log q(⊤ | s_i) − Σ_{k ≤ i} log q(z_k | z_{1:k-1})
+
+the residual of the sub-trajectory from s_i to s_j is a_i − a_j, and with λ = 1
+
+    Σ_{i<j} (a_i − a_j)² = n Σ a² − (Σ a)²   over the n states of a trajectory: O(n), no double loop.
+
+At the optimum every a_i of a question equals its log Z(X).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class BalanceInfo(NamedTuple):
+    """Diagnostics of a loss, detached."""
+
+    variance: torch.Tensor
+    """(G,) variance of a over the states of each question, nats²; 0 at the optimum."""
+    log_z: torch.Tensor
+    """(G,) mean of a over the states of each question: an estimate of log Z(X), in nats."""
+
+
+def temper(
+    log_reward: torch.Tensor,
+    states: torch.Tensor,
+    group: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    floor: float | None = None,
+) -> torch.Tensor:
+    """log R, floored and divided by the reward temperature.
+
+    Args:
+        log_reward: (B, S) nats; may be −inf at a state (an impossible rationale).
+        states: (B, S) bool.
+        group: (B,) long, the question of each trajectory.
+        temperature: T in log R / T.
+        floor: rewards lower than this many nats below the best of their question are raised to it.
+            Early prefixes with −80 nats would otherwise dominate a squared loss, though their share
+            of the posterior's mass is nil either way. None: no floor, except that −inf is raised to
+            the least finite float so that the loss stays defined.
+
+    Returns (B, S), finite at states, 0 elsewhere.
+    """
+    masked = log_reward.masked_fill(~states, -torch.inf)
+    n_groups = int(group.max()) + 1
+    best = masked.new_full((n_groups,), -torch.inf).scatter_reduce(0, group, masked.amax(1), "amax")
+    lowest = torch.finfo(log_reward.dtype).min / 1e6
+    least = best - floor if floor is not None else torch.full_like(best, lowest)
+    # A question none of whose rationales is possible has nothing to tell: all its rewards are equal.
+    least = torch.where(best.isfinite(), least, torch.zeros_like(least))
+    raised = torch.maximum(masked, least[group, None])
+    return raised.masked_fill(~states, 0.0) / temperature
+
+
+def log_flow(
+    log_pf: torch.Tensor, log_pterm: torch.Tensor, log_reward: torch.Tensor, states: torch.Tensor
+) -> torch.Tensor:
+    """a_i = log R_i − log q(⊤ | s_i) − Σ_{k ≤ i} log q(z_k), in nats.
+
+    Args:
+        log_pf: (B, N) log q of the tokens the policy chose, 0 for a tool's tokens and padding.
+        log_pterm: (B, N + 1) log q(⊤ | s_i); 0 at a forced stop.
+        log_reward: (B, N + 1) tempered, finite at states.
+        states: (B, N + 1) bool.
+
+    Returns (B, N + 1); 0 where the prefix is no state.
+    """
+    prefix = torch.nn.functional.pad(log_pf.cumsum(1), (1, 0))
+    return torch.where(states, log_reward - log_pterm - prefix, 0.0)
+
+
+def pooled_subtb(
+    a: torch.Tensor,
+    states: torch.Tensor,
+    group: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    huber: float | None = None,
+) -> tuple[torch.Tensor, BalanceInfo]:
+    """The spread of a over all the states of all the trajectories of a question, at once.
+
+    Half the mean of (a_i − a_j)² over all pairs of states of a question is their variance. Trajectories
+    of one question are so tied to each other even where they share no prefix but s_0.
+
+    Args:
+        a: (B, S) from `log_flow`.
+        states: (B, S) bool.
+        group: (B,) long, the question of each trajectory, 0 to G − 1.
+        weight: (B,) how often each distinct trajectory was sampled.
+        huber: beyond this many nats from its question's mean a deviation counts linearly (2δ|d| − δ²).
+            None: squared.
+
+    Returns each question's loss, (G,), and its diagnostics.
+    """
+    w = weight[:, None] * states
+    mean = _group_mean(a, w, group)
+    # The gradient of Σ w (a − mean)² through the mean is zero; detached, it is zero for Huber too.
+    deviation = a - mean.detach()[group, None]
+    loss = _group_mean(_penalty(deviation, huber), w, group)
+    variance = _group_mean(deviation.detach() ** 2, w, group)
+    return loss, BalanceInfo(variance, mean.detach())
+
+
+def subtb(
+    a: torch.Tensor,
+    states: torch.Tensor,
+    group: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    huber: float | None = None,
+) -> tuple[torch.Tensor, BalanceInfo]:
+    """Eq. 3, normalised: per trajectory the mean over its sub-trajectories (pairs i < j) of (a_i − a_j)².
+
+    Arguments as for `pooled_subtb`; with `huber` the pairs are formed one by one, O(S²). A trajectory with
+    a single state has no pair and adds nothing. Returns for each question the weighted mean over its
+    trajectories, (G,), and its diagnostics.
+    """
+    n = states.sum(1)
+    pairs = (n * (n - 1) / 2).to(a.dtype)
+    if huber is None:
+        # Centred first: nΣa² − (Σa)² of large, nearly equal values would cancel in float32.
+        centre = (a.sum(1) / n.clamp(min=1)).detach()
+        centred = torch.where(states, a - centre[:, None], 0.0)
+        total = n * (centred**2).sum(1) - centred.sum(1) ** 2
+    else:
+        both = (states[:, :, None] & states[:, None, :]).triu(1)
+        total = (_penalty(a[:, :, None] - a[:, None, :], huber) * both).sum((1, 2))
+    w = (weight * (pairs > 0))[:, None]
+    loss = _group_mean((total / pairs.clamp(min=1))[:, None], w, group)
+    with torch.no_grad():
+        cells = weight[:, None] * states
+        mean = _group_mean(a, cells, group)
+        variance = _group_mean((a - mean[group, None]) ** 2, cells, group)
+    return loss, BalanceInfo(variance, mean)
+
+
+def _penalty(deviation: torch.Tensor, huber: float | None) -> torch.Tensor:
+    if huber is None:
+        return deviation**2
+    return 2 * torch.nn.functional.huber_loss(
+        deviation, torch.zeros_like(deviation), delta=huber, reduction="none"
+    )
+
+
+def _group_mean(values: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """(G,) weighted mean over the cells of each group; 0 for a group without weight."""
+    n_groups = int(group.max()) + 1
+    total = values.new_zeros(n_groups).index_add(0, group, (values * weight).sum(1))
+    mass = values.new_zeros(n_groups).index_add(0, group, weight.sum(1).to(values.dtype))
+    return total / mass.clamp(min=1e-9)

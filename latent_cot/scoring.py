@@ -1,0 +1,216 @@
+"""Log-probabilities of rationales under an adapter, teacher-forced, one token tree a question.
+
+Both reasoners define the probability of a rationale in the same way, by the process that samples it: at
+each prefix a softmax over the actions (the allowed tokens, and the stop where it is allowed); a tool's
+tokens have probability one. Sampling, the policy's log q, the reward's log p and the M-step's likelihood
+all use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import log_softmax
+from transformers import PreTrainedModel
+
+from latent_cot.lm import LanguageModel
+from latent_cot.text import TextCodec
+from latent_cot.tree import TokenTree, micro_batches
+from latent_cot.types import Rationale
+
+# Rows of full-vocabulary logits computed at once: bounds memory at 512 x V x 4 bytes (100 MB at V = 49,152).
+_VOCABULARY_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Group:
+    """The distinct rationales of one question, to be scored together."""
+
+    prompt: Sequence[int]
+    """Token ids before the rationale."""
+    rationales: Sequence[Rationale]
+    answer: Sequence[int] = ()
+    """Token ids of Y; empty where Y is not scored."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities, in nats, of B rationales of at most N tokens; 0 where padded or not a state."""
+
+    log_pf: torch.Tensor
+    """(B, N) of each token the policy chose; 0 for a tool's tokens."""
+    log_pterm: torch.Tensor
+    """(B, N + 1) of stopping at each prefix that is a state; 0 at the end of a rationale that was cut."""
+    log_y: torch.Tensor
+    """(B, N + 1) of the whole answer Y after each scored prefix; 0 where not asked for."""
+    log_tool: torch.Tensor
+    """(B, N) of each of a tool's tokens under the whole vocabulary; 0 elsewhere or where not asked for."""
+    states: torch.Tensor
+    """(B, N + 1) bool: prefixes at which stopping is allowed."""
+    group: torch.Tensor
+    """(B,) long: the group each rationale belongs to, counted from 0."""
+
+
+def score(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    codec: TextCodec,
+    *,
+    answers_at: str = "none",
+    tool_tokens: bool = False,
+) -> Scores:
+    """Score every rationale of `groups` in one forward pass.
+
+    Args:
+        model: `lm.dense(...)`, or the model that `lm.trainable(...)` gives, for gradients.
+        answers_at: after which prefixes to score Y: "none", "states" (all of them) or "end".
+        tool_tokens: whether to fill `log_tool`.
+    """
+    layouts = [_Layout(group, answers_at) for group in groups]
+    hidden = lm.hidden(model, [layout.tree for layout in layouts])
+    actions = codec.actions.to(hidden.device)
+    index_of = codec.action_index
+
+    prefix_rows: list[int] = []  # (hidden row, may stop there) of each prefix of each rationale
+    may_stop: list[bool] = []
+    chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
+    stop_cells: list[tuple[int, int, int]] = []  # (b, i, prefix entry)
+    tool_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
+    answer_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
+    group_of: list[int] = []
+    rationales: list[Rationale] = []
+    offset = 0
+    for g, layout in enumerate(layouts):
+        entry_of: dict[tuple[int, bool], int] = {}
+        for rationale, prefixes in zip(layout.group.rationales, layout.prefixes, strict=True):
+            b = len(rationales)
+            rationales.append(rationale)
+            group_of.append(g)
+            last = len(rationale)
+            for i, node in enumerate(prefixes):
+                stops = rationale.states[i] and not (i == last and rationale.cut)
+                key = (node, stops)
+                if key not in entry_of:
+                    entry_of[key] = len(prefix_rows)
+                    prefix_rows.append(offset + node)
+                    may_stop.append(stops)
+                if stops:
+                    stop_cells.append((b, i, entry_of[key]))
+                if i < last:
+                    token = rationale.tokens[i]
+                    if rationale.chosen[i]:
+                        chosen_cells.append((b, i, entry_of[key], int(index_of[token])))
+                    elif tool_tokens:
+                        tool_cells.append((b, i, offset + node, token))
+            for i, branch in layout.answers_of(rationale, prefixes):
+                answer_cells.extend((b, i, offset + parent, token) for parent, token in branch)
+        offset += len(layout.tree)
+
+    size, longest = len(rationales), max((len(r) for r in rationales), default=0)
+    device = hidden.device
+    logits = lm.logits(hidden[torch.tensor(prefix_rows, device=device)], actions)
+    blocked = ~torch.tensor(may_stop, device=device)
+    stop_column = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
+    stop_column[codec.stop_index] = True
+    log_probs = log_softmax(logits.masked_fill(blocked[:, None] & stop_column, -torch.inf), -1)
+
+    log_pf = logits.new_zeros(size, longest)
+    if chosen_cells:
+        b, i, entry, action = _columns(chosen_cells, device)
+        log_pf = log_pf.index_put((b, i), log_probs[entry, action])
+    log_pterm = logits.new_zeros(size, longest + 1)
+    if stop_cells:
+        b, i, entry = _columns(stop_cells, device)
+        log_pterm = log_pterm.index_put((b, i), log_probs[entry, codec.stop_index])
+
+    states = torch.zeros(size, longest + 1, dtype=torch.bool)
+    for row, rationale in enumerate(rationales):
+        states[row, : len(rationale) + 1] = torch.tensor(rationale.states)
+    return Scores(
+        log_pf=log_pf,
+        log_pterm=log_pterm,
+        log_y=_sum_into((size, longest + 1), answer_cells, lm, hidden),
+        log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
+        states=states.to(device),
+        group=torch.tensor(group_of, device=device),
+    )
+
+
+def score_in_batches(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    codec: TextCodec,
+    *,
+    max_tokens: int,
+    answers_at: str = "none",
+    tool_tokens: bool = False,
+) -> Iterator[tuple[list[int], Scores]]:
+    """`score`, in micro-batches of whole groups that pad to at most `max_tokens` tokens.
+
+    Yields the indices of the groups of each micro-batch and their scores.
+    """
+    trees = [_Layout(group, answers_at).tree for group in groups]
+    for batch in micro_batches(trees, max_tokens):
+        chunk = [groups[g] for g in batch]
+        yield batch, score(lm, model, chunk, codec, answers_at=answers_at, tool_tokens=tool_tokens)
+
+
+class _Layout:
+    """A group's tree, and where the prefixes of its rationales are in it."""
+
+    def __init__(self, group: Group, answers_at: str) -> None:
+        self.group = group
+        self.answers_at = answers_at
+        self.tree = TokenTree()
+        root = self.tree.extend(-1, group.prompt)[-1]
+        self.prefixes = [[root, *self.tree.extend(root, rationale.tokens)] for rationale in group.rationales]
+        self._branches: dict[int, list[tuple[int, int]]] = {}
+        for rationale, prefixes in zip(group.rationales, self.prefixes, strict=True):
+            for _ in self.answers_of(rationale, prefixes):
+                pass
+
+    def answers_of(
+        self, rationale: Rationale, prefixes: Sequence[int]
+    ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """(i, [(parent node, token) of each of Y's tokens]) for each prefix after which Y is scored."""
+        if self.answers_at == "none" or not self.group.answer:
+            return
+        for i, node in enumerate(prefixes):
+            if i == len(rationale) or (self.answers_at == "states" and rationale.states[i]):
+                if node not in self._branches:
+                    # The last token of Y predicts nothing that is scored: it needs no node.
+                    path = self.tree.extend(node, self.group.answer[:-1], branch="answer")
+                    self._branches[node] = list(zip([node, *path], self.group.answer, strict=True))
+                yield i, self._branches[node]
+
+
+def _columns(cells: Sequence[tuple[int, ...]], device: torch.device) -> Sequence[torch.Tensor]:
+    return torch.tensor(cells, device=device).unbind(1)
+
+
+def _sum_into(
+    shape: tuple[int, int],
+    cells: Sequence[tuple[int, int, int, int]],
+    lm: LanguageModel,
+    hidden: torch.Tensor,
+) -> torch.Tensor:
+    """Add log softmax(logits[row])[token], over the whole vocabulary, into cell (b, i) of a zero matrix."""
+    total = torch.zeros(shape, device=hidden.device)
+    if not cells:
+        return total
+    distinct = sorted({(row, token) for _, _, row, token in cells})
+    place = {key: k for k, key in enumerate(distinct)}
+    rows, tokens = _columns(distinct, hidden.device)
+    values = torch.cat(
+        [
+            -torch.nn.functional.cross_entropy(lm.logits(hidden[r]), t, reduction="none")
+            for r, t in zip(rows.split(_VOCABULARY_ROWS), tokens.split(_VOCABULARY_ROWS), strict=True)
+        ]
+    )
+    b, i, _, _ = _columns(cells, hidden.device)
+    which = torch.tensor([place[row, token] for _, _, row, token in cells], device=hidden.device)
+    return total.index_put((b, i), values[which], accumulate=True)

@@ -1,0 +1,132 @@
+"""Between text and token ids, for any tokenizer: prompts, continuations, and a rationale's alphabet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from latent_cot.errors import UsageError
+
+
+class TextCodec:
+    """Encodes prompts and continuations, decodes chains, and holds the *actions*: what q may choose.
+
+    A rationale is never retokenised: its ids are kept from the moment they are chosen or injected.
+    Only whole pieces (a prompt, a tool's result, an answer) are encoded, each by itself, so that the
+    ids before and after a piece do not depend on it.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer. Its padding token is never used: padding lives in masks.
+        stop: the text whose single token ends a rationale; None for the end-of-sequence token. A text
+            that this tokenizer splits into several tokens falls back on end-of-sequence.
+        allowed_characters: a rationale's tokens consist of these characters only; None for no limit.
+    """
+
+    # Sentencepiece tokenizers put a space before the first piece and strip it when they decode. With
+    # a first piece of our own, cut off afterwards, all tokenizers behave alike.
+    _ANCHOR = "="
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop: str | None = None,
+        allowed_characters: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        self._anchor = self._plain(self._ANCHOR)
+        self._anchor_text = self._raw_decode(self._anchor)
+        self.stop_id = self._stop_id(stop)
+        self._allowed_characters = allowed_characters
+
+    # -- text to ids ---------------------------------------------------------------------------------
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a prompt, with the special tokens the tokenizer begins a text with. Never empty."""
+        ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+        plain = self._plain(text)
+        if ids[len(ids) - len(plain) :] != plain:  # a tokenizer that appends a special token: leave it out
+            ids = plain
+        if not ids:
+            first = self.tokenizer.bos_token_id
+            ids = [self.tokenizer.eos_token_id if first is None else first]
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as the continuation of something, without special tokens."""
+        anchored = self._plain(self._ANCHOR + text)
+        n = len(self._anchor)
+        return anchored[n:] if anchored[:n] == self._anchor else self._plain(text)
+
+    # -- ids to text ---------------------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` as the continuation of something: a leading space is kept."""
+        return self._raw_decode([*self._anchor, *ids])[len(self._anchor_text) :]
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The text of each token of the vocabulary by itself; V strings."""
+        rows = [[*self._anchor, i] for i in range(self.vocab_size)]
+        texts = self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+        return [text[len(self._anchor_text) :] for text in texts]
+
+    # -- the alphabet of a rationale -----------------------------------------------------------------
+
+    @cached_property
+    def actions(self) -> torch.Tensor:
+        """(A,) ascending ids of what the policy may choose: the allowed tokens and the stop."""
+        if self._allowed_characters is None:
+            return torch.arange(self.vocab_size)
+        allowed = set(self._allowed_characters)
+        special = set(self.tokenizer.all_special_ids)
+        ids = {i for i, piece in enumerate(self.pieces) if piece and set(piece) <= allowed and i not in special}
+        if not ids - {self.stop_id}:
+            raise UsageError(
+                f"no token of this model's vocabulary consists of {self._allowed_characters!r} only: "
+                "the task's rationales cannot be written with it; take another --model"
+            )
+        return torch.tensor(sorted(ids | {self.stop_id}))
+
+    @cached_property
+    def action_index(self) -> torch.Tensor:
+        """(V,) index of each token among `actions`; -1 for a token the policy may not choose."""
+        index = torch.full((self.vocab_size,), -1)
+        index[self.actions] = torch.arange(len(self.actions))
+        return index
+
+    @property
+    def stop_index(self) -> int:
+        """Index of the stop among `actions`."""
+        return int(self.action_index[self.stop_id])
+
+    def ending_with(self, suffix: str) -> frozenset[int]:
+        """Tokens after which a text may end with `suffix`."""
+        return frozenset(
+            i
+            for i, piece in enumerate(self.pieces)
+            if piece and (piece.endswith(suffix) or suffix.endswith(piece))
+        )
+
+    # -- helpers -------------------------------------------------------------------------------------
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _raw_decode(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _stop_id(self, stop: str | None) -> int:
+        if stop is not None:
+            ids = self.encode(stop)
+            if len(ids) == 1:
+                return ids[0]
+        if self.tokenizer.eos_token_id is None:
+            raise UsageError("the tokenizer has no end-of-sequence token, which ends a rationale; take another --model")
+        return int(self.tokenizer.eos_token_id)

@@ -1,0 +1,187 @@
+"""What flows through the toolkit, and the two protocols that others implement: `Task` and `Tool`.
+
+Notation, everywhere in the code:
+
+* ``X`` the question, ``Z`` the rationale (the latent chain of thought), ``Y`` the answer's text.
+* ``s_i`` the prefix ``z_{1:i}`` of a rationale; ``s_0`` is the empty rationale.
+* ``⊤`` the stop: the move that ends a rationale. It is not one of Z's tokens.
+* A *state* is a prefix at which stopping is allowed.
+
+A tool's output is a move of the environment: it is attended to, has probability one under the
+policy, and its interior is not a state. Hence two masks, never one: `Rationale.chosen` says which
+tokens the policy chose, `Rationale.states` at which prefixes it may stop.
+
+This module imports neither torch nor transformers: a task or a tool needs nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with what is known of its answer."""
+
+    x: str
+    """The question as the model reads it, up to where the rationale begins. No trailing space."""
+    y: str | None = None
+    """The answer's text as it follows a complete rationale, with its leading space or punctuation
+    (`". The answer is 14."`). The reward scores all of its tokens. None: unknown (test time)."""
+    z: str | None = None
+    """A demonstrated rationale as the model would write it: with its leading space, and *without* the
+    tools' results, which are put in when it is encoded. None: not seen."""
+    answer: str | None = None
+    """The gold answer that `Task.grade` compares with, e.g. `"14"`."""
+    question: str = ""
+    """The bare question, e.g. `"12 + 7 - 5"`: identifies the example, and is what a user types."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever the task wants to keep: number of operands, source file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One request of a chain and what came of it."""
+
+    tool: str
+    position: int
+    """Number of rationale tokens before the result (the asking token is at `position - 1`)."""
+    request: str
+    """What the tool read, e.g. `"6 - 0"`."""
+    result: str | None
+    """The text that was injected; None if the call failed."""
+    error: str | None = None
+    """Why it failed."""
+    n_tokens: int = 0
+    """Number of tokens injected: `tokens[position : position + n_tokens]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rationale:
+    """One trajectory: a chain of n tokens, the tools' included, the stop not included."""
+
+    tokens: tuple[int, ...]
+    """z_{1:n}: n token ids."""
+    chosen: tuple[bool, ...]
+    """n flags: did the policy choose this token (True) or did a tool write it (False)?"""
+    states: tuple[bool, ...]
+    """n + 1 flags: may the chain stop at the prefix of i tokens? Entry 0 is s_0. The last entry is
+    True: a chain ends at a state, or it is `cut` there by force."""
+    text: str
+    """The decoded chain, the tools' results included."""
+    cut: bool = False
+    """It reached the maximum length and was stopped by force: log q(⊤ | s_n) = 0."""
+    calls: tuple[ToolCall, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class DataRequest:
+    """What a run asks of a task's data."""
+
+    demonstrations: int = 50
+    """Number of examples (X, Z, Y) to train with; a task without rationales ignores it."""
+    pairs: int = 1000
+    """Number of examples (X, Y), their rationale unseen."""
+    validation: int = 200
+    """Number of examples (X, Y) kept out of training and out of the tests, for diagnostics and tuning."""
+    seed: int = 0
+    train_file: str | None = None
+    """Read training examples from this file instead of the task's own source."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The task's own settings by name (`operands=3,4`); the task checks them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """A task's training side. Test splits are asked for by name: `Task.split`."""
+
+    demonstrations: tuple[Example, ...]
+    pairs: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+    """Sentences the user should see: where the data came from, what was dropped and how much."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A kind of question. It knows nothing of models; an algorithm knows nothing of a task's name."""
+
+    name: str
+    description: str
+    """One line for `latent-cot tasks`."""
+    tools: tuple[str, ...]
+    """Names of the tools a chain may call."""
+    stop: str | None
+    """The text whose token ends a rationale; None: the tokenizer's end-of-sequence token."""
+    allowed_characters: str | None
+    """Rationales consist of tokens made of these characters only; None: of any token."""
+    step_delimiter: str | None
+    """Text that ends a complete step. None: a step ends with a tool's result."""
+    default_splits: tuple[str, ...]
+    """The test splits that are evaluated when none is named."""
+
+    def load(self, request: DataRequest) -> TaskData:
+        """Training and validation examples. Raises UsageError for bad files or options."""
+        ...
+
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        """The test split called `name`, the same questions every time and none from `load`'s source;
+        its first `size` examples. Raises UsageError for an unknown name."""
+        ...
+
+    def read(self, path: str) -> list[Example]:
+        """Examples from a file, for training or testing. Raises UsageError naming file and line."""
+        ...
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        """An example from what a user types. Raises UsageError if it is no question of this task."""
+        ...
+
+    def posterior_prompt(self, example: Example) -> str:
+        """What q(Z | X, Y) reads before the rationale: both X and Y. No trailing space."""
+        ...
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        """Answer -> its text Y, if the answer is one of a few and is picked by log p(Y | X Z);
+        None if it is read off the rationale by `answer`."""
+        ...
+
+    def answer(self, rationale: Rationale) -> str | None:
+        """The answer a rationale arrives at; None if it arrives at none (never a stand-in value)."""
+        ...
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        """Is `answer` right? None is never right."""
+        ...
+
+
+@runtime_checkable
+class Tool(Protocol):
+    """Something a chain can call while it is generated.
+
+    After each token the chain's text is compared with `trigger`; if the chain now ends with it, the
+    tool is called with what `request` reads off the chain, and the result's tokens are injected.
+    """
+
+    name: str
+    description: str
+    """One line for `latent-cot tools`."""
+    trigger: str
+    """A chain whose text ends with this asks for the tool, e.g. `"="`."""
+
+    def request(self, text: str) -> str:
+        """What the tool reads, given the chain's text up to and including the trigger."""
+        ...
+
+    def __call__(self, request: str) -> str:
+        """The text to inject after the trigger, its leading space included. Pure, bounded in time and
+        size. Raises ToolError for anything it cannot or may not answer; nothing else."""
+        ...
+
+
+Answers = Sequence[str | None]

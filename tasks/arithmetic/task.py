@@ -1,0 +1,188 @@
+"""The arithmetic task: what `latent_cot.types.Task` asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+
+from latent_cot.errors import UsageError, did_you_mean
+from latent_cot.tasks.arithmetic import examples
+from latent_cot.tasks.arithmetic.examples import build, demonstrate
+from latent_cot.tasks.arithmetic.expression import integer
+from latent_cot.tasks.arithmetic.generate import Settings, questions, take
+from latent_cot.tasks.common import drop_seen, share_of
+from latent_cot.types import DataRequest, Example, Rationale, TaskData
+
+SPLIT_SIZE = 500
+_SPLIT_SEED = "test splits, version 1"
+_SPLIT_DEFAULTS = Settings(operands=(3,), digits=(1,), operators="+-")
+
+
+class Arithmetic:
+    """Sums and differences (products if asked for) of integers; a calculator fills in each result."""
+
+    name = "arithmetic"
+    description = "integer arithmetic, step by step with a calculator (section 4.4 of the paper)"
+    tools: tuple[str, ...] = ("calculator",)
+    stop: str | None = "."
+    allowed_characters: str | None = " ,.0123456789=+-*"
+    step_delimiter: str | None = None
+    default_splits: tuple[str, ...] = (
+        *(f"{n}-operands" for n in (3, 4, 5, 6, 8)),
+        *(f"{n}-digits" for n in (2, 3, 4, 6)),
+    )
+
+    def load(self, request: DataRequest) -> TaskData:
+        """Generated examples, or those of `request.train_file` (comma-separated files) as far as they go.
+
+        Options: `operands`, `digits`, `operators` (see `Settings`). Validation is always generated.
+        """
+        settings = Settings.parse(request.options)
+        for name in ("demonstrations", "pairs", "validation"):
+            if getattr(request, name) < 0:
+                raise UsageError(f"{name} is {getattr(request, name)}; it cannot be negative")
+        if request.train_file is not None:
+            return self._load_files(request, settings)
+        stream = questions(settings, "train", request.seed)
+        return TaskData(
+            demonstrations=tuple(
+                map(demonstrate, take(stream, request.demonstrations, f"demonstrations, {settings}"))
+            ),
+            pairs=tuple(
+                map(build, take(stream, request.pairs, f"pairs beside the demonstrations, {settings}"))
+            ),
+            validation=self._validation(request, settings, frozenset()),
+            notes=(f"Questions generated with {settings} seed={request.seed}; none is in a test split.",),
+        )
+
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        """`"5-operands"` (one digit each), `"3-digits"` (three operands), or `"operands=5,digits=2"`.
+
+        500 questions by default, all there are if there are fewer. A longer split begins with the shorter.
+        """
+        settings = _split_settings(name)
+        stream = questions(settings, "test", _SPLIT_SEED)
+        if size is None:
+            return [build(question) for question in islice(stream, SPLIT_SIZE)]
+        return [build(question) for question in take(stream, size, f"test split {name!r}")]
+
+    def read(self, path: str) -> list[Example]:
+        """Examples from JSONL (`question`, `answer`, optional `rationale`) or from a published JSON file."""
+        return examples.read(path)
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        """`"6 - 0 - 4"` or the whole `"Question: 6 - 0 - 4 = ? Answer:"`; the answer is computed."""
+        return examples.typed(question, answer)
+
+    def posterior_prompt(self, example: Example) -> str:
+        """`"Question: 6 - 0 - 4 = ? The answer is 2. Answer:"`: ends like X, so a rationale goes on alike."""
+        if example.answer is None:
+            raise UsageError(
+                f"question {example.question!r}: its answer is needed to sample from q(Z | X, Y)"
+            )
+        return f"Question: {example.question} = ? The answer is {example.answer}. Answer:"
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        return None
+
+    def answer(self, rationale: Rationale) -> str | None:
+        """The result of the last call, if the chain ends with it.
+
+        A chain that goes on after its last result was cut within a step and arrives nowhere: None.
+        """
+        if not rationale.calls:
+            return None
+        last = rationale.calls[-1]
+        if last.result is None or last.position + last.n_tokens != len(rationale.tokens):
+            return None
+        return last.result.strip()
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        """Equal as integers: `"-0"` is `"0"` and `"+3"` is `"3"`. What is no integer is wrong."""
+        if answer is None or example.answer is None:
+            return False
+        value = integer(answer)
+        return value is not None and value == integer(example.answer)
+
+    def _validation(
+        self, request: DataRequest, settings: Settings, exclude: frozenset[str]
+    ) -> tuple[Example, ...]:
+        stream = questions(settings, "validation", request.seed, exclude)
+        return tuple(map(build, take(stream, request.validation, f"validation, {settings}")))
+
+    def _load_files(self, request: DataRequest, settings: Settings) -> TaskData:
+        assert request.train_file is not None
+        rows = [example for path in _paths(request.train_file) for example in self.read(path)]
+        # A question may be demonstrated in several ways; the same row twice adds nothing.
+        demonstrations = _distinct(example for example in rows if example.z is not None)
+        unseen, _ = drop_seen([example for example in rows if example.z is None], demonstrations)
+        pairs = _distinct(unseen)
+        repeated = len(rows) - len(demonstrations) - len(pairs)
+
+        used_demonstrations = tuple(demonstrations[: request.demonstrations])
+        used_pairs = tuple(pairs[: request.pairs])
+        trained_on = {e.question for e in (*used_demonstrations, *used_pairs)}
+        in_test_share = sum(share_of(question) == "test" for question in trained_on)
+        notes = [
+            (
+                f"{request.train_file}: {len(rows)} examples read; using {len(used_demonstrations)} of "
+                f"{len(demonstrations)} with a rationale and {len(used_pairs)} of {len(pairs)} without."
+            ),
+            f"Validation questions are generated with {settings} seed={request.seed}; none is in the file.",
+        ]
+        if repeated:
+            notes.append(f"{repeated} repeated examples were dropped.")
+        if in_test_share:
+            notes.append(
+                f"{in_test_share} of the {len(trained_on)} training questions could also be drawn for a "
+                "generated test split; they have to be dropped there."
+            )
+        everything = frozenset(e.question for e in rows)
+        return TaskData(
+            used_demonstrations, used_pairs, self._validation(request, settings, everything), tuple(notes)
+        )
+
+
+def _distinct(examples: Iterable[Example]) -> list[Example]:
+    """The first of those that have question and rationale in common, in order."""
+    firsts: dict[tuple[str, str | None], Example] = {}
+    for example in examples:
+        firsts.setdefault((example.question, example.z), example)
+    return list(firsts.values())
+
+
+def _paths(text: str) -> list[str]:
+    """The files of a comma-separated list; a file whose own name has a comma in it is one file."""
+    if Path(text).expanduser().is_file():
+        return [text]
+    paths = [part.strip() for part in text.split(",")]
+    if not all(paths):
+        raise UsageError(f"train file {text!r}: an empty name; write a.json,b.jsonl")
+    return paths
+
+
+def _split_settings(name: str) -> Settings:
+    """The settings that a split's name stands for."""
+    if match := re.fullmatch(r"([0-9]{1,3})-(operand|digit)s?", name):
+        return Settings.parse({f"{match[2]}s": match[1]}, _SPLIT_DEFAULTS)
+    if "=" not in name:
+        raise UsageError(
+            f"arithmetic has no test split {name!r}.{did_you_mean(name, Arithmetic.default_splits)} "
+            "Any other is named like operands=10 or operands=5,digits=2"
+        )
+    options: dict[str, str] = {}
+    last = ""
+    for part in name.split(","):
+        key, equals, value = part.partition("=")
+        if equals:
+            last = key.strip()
+            if last in options:
+                raise UsageError(f"test split {name!r}: {last} is named twice")
+            options[last] = value.strip()
+        elif last:  # a further value of the last option: operands=3,4
+            options[last] += f",{part.strip()}"
+        else:
+            raise UsageError(f"test split {name!r}: write it like operands=5,digits=2")
+    return Settings.parse(options, _SPLIT_DEFAULTS)

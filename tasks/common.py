@@ -1,0 +1,69 @@
+"""What several tasks share: keeping training and test questions apart, and checking options."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+from latent_cot.errors import UsageError, did_you_mean
+from latent_cot.types import Example
+
+Share = Literal["train", "validation", "test"]
+_SHARES: tuple[Share, ...] = ("test", "test", "validation", "train", "train", "train", "train", "train")
+
+
+def share_of(question: str) -> Share:
+    """The one share that a question belongs to: test 1/4, validation 1/8, train 5/8 of all questions.
+
+    A hash of the text decides, so that a generator which draws from one share only can never meet the
+    questions of another, whatever its seed and however many it draws. The same on every machine.
+    """
+    digest = hashlib.blake2b(question.encode(), digest_size=8).digest()
+    return _SHARES[int.from_bytes(digest, "big") % len(_SHARES)]
+
+
+def shuffled(n: int, rng: random.Random) -> Iterator[int]:
+    """The integers 0 <= i < n in random order, each once; memory grows with what is drawn, not with n.
+
+    A Fisher-Yates shuffle that stores only the places that differ from the identity.
+    """
+    moved: dict[int, int] = {}
+    for i in range(n):
+        j = rng.randrange(i, n)
+        here = moved.pop(i, i)
+        if j == i:
+            yield here
+        else:
+            there = moved.get(j, j)
+            moved[j] = here
+            yield there
+
+
+def drop_seen(test: list[Example], training: Iterable[Example]) -> tuple[list[Example], int]:
+    """`test` without the questions that occur in `training`, and the number of rows dropped.
+
+    Rows that repeat each other within `test` are kept: `repeats` counts them.
+    """
+    seen = {_key(example) for example in training}
+    kept = [example for example in test if _key(example) not in seen]
+    return kept, len(test) - len(kept)
+
+
+def repeats(examples: Iterable[Example]) -> int:
+    """Number of rows whose question occurred in an earlier row."""
+    keys = [_key(example) for example in examples]
+    return len(keys) - len(set(keys))
+
+
+def check_options(task: str, options: Mapping[str, str], known: Iterable[str]) -> None:
+    """Raises UsageError for an option that the task does not have."""
+    known = tuple(known)
+    for name in options:
+        if name not in known:
+            raise UsageError(f"task {task!r} has no option {name!r}.{did_you_mean(name, known)}")
+
+
+def _key(example: Example) -> str:
+    return example.question or example.x

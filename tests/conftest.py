@@ -1,0 +1,53 @@
+"""What every test may rely on: no network, few threads, tiny models, the shared data if it is there."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports huggingface_hub, which reads it once. A test must not depend on the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+from tests.tiny import build_tiny_model
+
+ROOT = Path(__file__).parent.parent
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# A slow or busy machine is no failure. Examples are the same in every run, so that a failure is too.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Variant -> the folder of a tiny model, built when it is first asked for. Do not write into it."""
+
+    @functools.cache
+    def build(variant: str) -> Path:
+        return build_tiny_model(tmp_path_factory.mktemp(variant) / "model", variant=variant)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tiny_model: Callable[[str], Path]) -> Path:
+    """The folder of the tiny Llama. Do not write into it."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The data folder beside the repository; a checkout elsewhere has none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data at {folder}")
+    return folder

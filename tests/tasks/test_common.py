@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latent_cot.errors import UsageError
+from latent_cot.tasks.common import check_options, drop_seen, repeats, share_of, shuffled
+from latent_cot.types import Example
+
+
+def test_shares_are_pinned() -> None:
+    """A change here moves questions between training and tests, and makes results incomparable."""
+    assert [share_of(f"{i} + 1 + 1") for i in range(8)] == [
+        "validation",
+        "train",
+        "test",
+        "train",
+        "test",
+        "test",
+        "train",
+        "train",
+    ]
+
+
+def test_shares_have_their_sizes() -> None:
+    counts = Counter(share_of(str(i)) for i in range(8000))
+    expected = {"test": 2000, "validation": 1000, "train": 5000}
+    assert all(abs(count - expected[share]) < 180 for share, count in counts.items())  # 4 standard deviations
+
+
+@given(st.integers(0, 200), st.integers())
+def test_shuffled_is_a_permutation(n: int, seed: int) -> None:
+    assert sorted(shuffled(n, random.Random(seed))) == list(range(n))
+
+
+def test_shuffled_is_uniform() -> None:
+    counts = Counter(tuple(shuffled(3, random.Random(seed))) for seed in range(6000))
+    assert len(counts) == 6
+    assert all(abs(count - 1000) < 150 for count in counts.values())  # 5 standard deviations
+
+
+def test_shuffled_needs_no_memory_for_what_is_not_drawn() -> None:
+    drawn = list(islice(shuffled(10**300, random.Random(0)), 100))
+    assert len(set(drawn)) == 100
+    assert max(drawn) > 10**298
+
+
+def example(question: str) -> Example:
+    return Example(x=f"Q: {question}", question=question)
+
+
+def test_drop_seen_keeps_repeated_rows() -> None:
+    test = [example(q) for q in ("a", "b", "b", "c", "a")]
+    kept, dropped = drop_seen(test, [example("a"), example("z")])
+    assert [e.question for e in kept] == ["b", "b", "c"]
+    assert dropped == 2
+    assert repeats(test) == 2
+    assert repeats(kept) == 1
+
+
+def test_drop_seen_falls_back_to_x() -> None:
+    assert drop_seen([Example(x="a"), Example(x="b")], [Example(x="b")]) == ([Example(x="a")], 1)
+
+
+def test_unknown_option() -> None:
+    check_options("t", {"digits": "1"}, ["digits"])
+    with pytest.raises(UsageError, match=r"task 't' has no option 'digit'\. Did you mean 'digits'"):
+        check_options("t", {"digit": "1"}, ["digits"])

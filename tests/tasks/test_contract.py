@@ -1,0 +1,144 @@
+"""What every task keeps to, built-in or not."""
+
+from __future__ import annotations
+
+import pytest
+
+from latent_cot.errors import UsageError
+from latent_cot.tasks.common import drop_seen, repeats
+from latent_cot.types import DataRequest, Example, Task, TaskData
+
+SMALL = DataRequest(demonstrations=10, pairs=40, validation=20, seed=3)
+GENERATED = {"arithmetic", "parity"}
+"""Tasks that make their questions themselves: they need no files, and have as many as they like."""
+
+
+@pytest.fixture(scope="module")
+def data(task: Task) -> TaskData:
+    try:
+        return task.load(SMALL)
+    except UsageError as error:
+        if task.name in GENERATED:
+            raise
+        pytest.skip(f"its data are not here: {error}")
+
+
+@pytest.fixture(scope="module")
+def splits(task: Task, data: TaskData) -> dict[str, list[Example]]:
+    return {name: task.split(name) for name in task.default_splits}
+
+
+def everything(data: TaskData) -> tuple[Example, ...]:
+    return (*data.demonstrations, *data.pairs, *data.validation)
+
+
+def test_describes_itself(task: Task) -> None:
+    assert isinstance(task, Task)
+    assert task.name.isidentifier()
+    assert task.description
+    assert "\n" not in task.description
+    assert task.default_splits
+    assert all(isinstance(name, str) for name in (*task.tools, *task.default_splits))
+
+
+def test_gives_what_is_asked_for(data: TaskData) -> None:
+    assert len(data.pairs) == SMALL.pairs
+    assert len(data.validation) == SMALL.validation
+    assert len(data.demonstrations) in (0, SMALL.demonstrations)  # 0: a task without rationales
+    assert all(example.z is not None for example in data.demonstrations)
+    assert all(example.z is None for example in data.pairs)
+
+
+def test_texts_join_without_stray_spaces(task: Task, data: TaskData) -> None:
+    for example in everything(data):
+        assert example.x == example.x.rstrip()
+        assert example.y
+        assert not example.y[0].isalnum()
+        assert example.z is None or example.z.startswith(" ")
+        prompt = task.posterior_prompt(example)
+        assert prompt == prompt.rstrip()
+
+
+def test_demonstrations_are_made_of_the_allowed_characters(task: Task, data: TaskData) -> None:
+    if task.allowed_characters is not None:
+        assert set("".join(example.z or "" for example in data.demonstrations)) <= set(
+            task.allowed_characters
+        )
+
+
+def test_gold_answer_passes_its_own_grader(
+    task: Task, data: TaskData, splits: dict[str, list[Example]]
+) -> None:
+    for example in (*everything(data), *(e for split in splits.values() for e in split)):
+        assert example.answer is not None
+        assert task.grade(example, example.answer)
+
+
+def test_no_answer_is_never_right(task: Task, data: TaskData) -> None:
+    assert not any(task.grade(example, None) for example in everything(data))
+
+
+def test_grader_tells_answers_apart(task: Task, data: TaskData) -> None:
+    answers = {example.answer for example in data.pairs}
+    assert len(answers) > 1
+    for example in data.pairs:
+        assert sum(task.grade(example, answer) for answer in answers) == 1
+
+
+def test_candidates_hold_the_answer_and_its_text(task: Task, data: TaskData) -> None:
+    for example in everything(data):
+        candidates = task.candidates(example)
+        if candidates is not None:
+            assert example.answer is not None
+            assert candidates[example.answer] == example.y
+
+
+def test_example_round_trips(task: Task, data: TaskData) -> None:
+    for example in everything(data):
+        for text in (example.question, example.x):
+            again = task.example(text, example.answer)
+            assert (again.x, again.y, again.answer, again.question) == (
+                example.x,
+                example.y,
+                example.answer,
+                example.question,
+            )
+
+
+def test_example_refuses_what_is_no_question(task: Task) -> None:
+    for text in ("", "   ") + (("a question of no task",) if task.name in GENERATED else ()):
+        with pytest.raises(UsageError):
+            task.example(text)
+
+
+def test_load_depends_on_the_seed_alone(task: Task, data: TaskData) -> None:
+    assert task.load(SMALL) == data
+    other = task.load(DataRequest(demonstrations=10, pairs=40, validation=20, seed=4))
+    assert [e.question for e in other.pairs] != [e.question for e in data.pairs]
+
+
+def test_training_validation_and_tests_are_apart(data: TaskData, splits: dict[str, list[Example]]) -> None:
+    training = (*data.demonstrations, *data.pairs)
+    assert repeats(everything(data)) == 0
+    assert drop_seen(list(data.validation), training)[1] == 0
+    for split in splits.values():
+        assert drop_seen(split, (*training, *data.validation))[1] == 0
+
+
+def test_splits_are_the_same_every_time(task: Task, splits: dict[str, list[Example]]) -> None:
+    for name, split in splits.items():
+        assert task.split(name) == split
+        assert task.split(name, 7) == split[:7]
+        if task.name in GENERATED:
+            assert len(split) >= 500
+            assert repeats(split) == 0
+
+
+def test_unknown_split_names_the_known(task: Task) -> None:
+    with pytest.raises(UsageError, match=task.default_splits[0]):
+        task.split(task.default_splits[0] + "x")
+
+
+def test_absent_file_is_named(task: Task) -> None:
+    with pytest.raises(UsageError, match=r"no-such-file\.jsonl"):
+        task.read("no-such-file.jsonl")

@@ -1,0 +1,92 @@
+"""tasks/ and tools/ are folders at the top and import as latent_cot.tasks and latent_cot.tools."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import latent_cot
+from tests.conftest import ROOT
+
+NESTED = ("tasks", "tools")
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict[str, object]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_package_is_a_relative_link_to_the_top_folder(name: str) -> None:
+    if (ROOT / "PKG-INFO").exists():
+        pytest.skip("a source distribution holds no links; setup.py does their work")
+    link = ROOT / "latent_cot" / name
+    assert link.is_symlink(), "git did not check it out as a symbolic link"
+    assert os.readlink(link) == f"../{name}"
+    assert (ROOT / name / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_git_has_the_links(name: str) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    found = subprocess.run(
+        ["git", "ls-files", "--stage", f"latent_cot/{name}"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert found.startswith("120000 "), found
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_package_imports_under_its_full_name_only(name: str) -> None:
+    importlib.import_module(f"latent_cot.{name}")
+    plain = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert plain.returncode != 0
+    assert "ImportError" in plain.stderr
+    assert f"latent_cot.{name}" in plain.stderr
+
+
+def test_every_nested_folder_of_modules_is_a_package() -> None:
+    """find_packages drops a folder that has no __init__.py, without a word."""
+    forgotten = [
+        str(module.parent.relative_to(ROOT))
+        for name in (*NESTED, "latent_cot")
+        for module in (ROOT / name).rglob("*.py")
+        if not (module.parent / "__init__.py").exists()
+    ]
+    assert not forgotten
+
+
+def test_the_version_has_one_source(pyproject: dict[str, object]) -> None:
+    project = pyproject["project"]
+    assert isinstance(project, dict)
+    assert "version" not in project
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.?\w+)?", latent_cot.__version__)
+
+
+def test_installed_metadata_agrees() -> None:
+    try:
+        installed = metadata.version("latent-cot")
+    except metadata.PackageNotFoundError:
+        pytest.skip("run from a checkout that is not installed")
+    assert installed == latent_cot.__version__
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    """`latent-cot --help` and a task's own tests must not wait for it."""
+    code = "import sys, latent_cot.types, latent_cot.weights; sys.exit('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_package_is_marked_as_typed() -> None:
+    assert Path(latent_cot.__file__).with_name("py.typed").is_file()

@@ -1,0 +1,243 @@
+"""Finding and loading tools: the built-in ones, and files of the user's own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latent_cot import tools
+from latent_cot.errors import ToolError, UsageError
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "tools" / "README.md"
+
+Write = Callable[..., str]
+
+ECHO = """
+class Echo:
+    name = "echo"
+    description = "says it again"
+    trigger = "!"
+
+    def request(self, text: str) -> str:
+        return text.removesuffix("!")
+
+    def __call__(self, request: str) -> str:
+        return " " + request
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str, name: str = "mine.py") -> str:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+# --- built-in ---
+
+
+def test_names() -> None:
+    assert "calculator" in tools.names()
+    assert tools.names() == sorted(tools.names())
+
+
+def test_listing_names_imports_no_tool_and_loading_no_sympy() -> None:
+    done = run_python(
+        "import sys\n"
+        "from latent_cot import tools\n"
+        "names = tools.names()\n"
+        "assert not [name for name in names if f'latent_cot.tools.{name}' in sys.modules]\n"
+        "print([tools.load(name).description for name in names])\n"
+        "assert not {'sympy', 'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_plain_import_says_how_to_import() -> None:
+    done = run_python("import tools")
+    assert done.returncode != 0
+    assert "import this package as `latent_cot.tools`" in done.stderr
+
+
+def test_loads_a_new_instance_each_time() -> None:
+    assert tools.load("calculator") is not tools.load("calculator")
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(UsageError, match=r"unknown tool 'calculater'. Did you mean 'calculator'?"):
+        tools.load("calculater")
+    with pytest.raises(UsageError, match=r"Known: calculator.*\./my_tool\.py"):
+        tools.load("zzz")
+    for name in ("", "_calculator", "__init__", "os", "calculator.Calculator", "./calculator", "a\0b"):
+        with pytest.raises(UsageError, match="unknown tool"):
+            tools.load(name)
+
+
+# --- a user's file ---
+
+
+def test_the_only_class(write: Write) -> None:
+    path = write("import re\nfrom latent_cot.tools.calculator import Calculator\nclass Helper: pass\n" + ECHO)
+    tool = tools.load(path)
+    assert tool.name == "echo"
+    assert tool("hello") == " hello"
+
+
+def test_relative_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(write(ECHO)).parent)
+    assert tools.load("./mine.py").name == "echo"
+    assert tools.load("mine.py:Echo").name == "echo"
+
+
+def test_instance_called_tool(write: Write) -> None:
+    path = write(
+        "from latent_cot.tools.calculator import Calculator\n"
+        + ECHO
+        + "\nTOOL = Calculator(max_operands=3)\n"
+    )
+    assert tools.load(path)("9 - 3 + 8") == " 14"
+    assert tools.load(f"{path}:Echo").name == "echo"
+
+
+def test_a_dataclass(write: Write) -> None:
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass" + ECHO.replace(
+        'name = "echo"', 'name: str = "echo"'
+    )
+    assert tools.load(write(text)).name == "echo"
+
+
+def test_a_base_class_may_be_private(write: Write) -> None:
+    text = ECHO.replace("class Echo", "class _Base") + '\nclass Loud(_Base):\n    name = "loud"\n'
+    assert tools.load(write(text)).name == "loud"
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(ECHO.replace('"echo"', f'"{name}"'), encoding="utf-8")
+    loaded = [tools.load(str(tmp_path / name / "mine.py")) for name in ("a", "b")]
+    assert [tool.name for tool in loaded] == ["a", "b"]
+    assert len({type(tool).__module__ for tool in loaded}) == 2
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"absent.py: no such tool file"):
+        tools.load(str(tmp_path / "absent.py"))
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(UsageError, match="no such tool file"):
+        tools.load(str(tmp_path / "folder.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("", "defines no tool. A tool is a class, or an instance", id="empty"),
+        pytest.param(
+            ECHO.replace("__call__", "call").replace('trigger = "!"', ""),
+            r"The class Echo lacks trigger, __call__",
+            id="class lacks members",
+        ),
+        pytest.param("TOOL = 3\n", "TOOL is no tool: it lacks name, description", id="TOOL is no tool"),
+        pytest.param("TOOL = print\n", "TOOL is no tool: it lacks name", id="TOOL is a function"),
+        pytest.param(
+            ECHO.replace('"!"', '""'), "trigger must be a string that is not empty", id="no trigger"
+        ),
+        pytest.param(ECHO.replace('"echo"', "3"), "name must be a string", id="name is no string"),
+        pytest.param(
+            ECHO.replace(
+                'def request(self, text: str) -> str:\n        return text.removesuffix("!")', "request = 3"
+            ),
+            "request must be a method",
+            id="request is no method",
+        ),
+        pytest.param(
+            ECHO + ECHO.replace("Echo", "Other"),
+            "several tools: Echo, Other. Name one: .*:Echo",
+            id="two tools",
+        ),
+        pytest.param(
+            ECHO.replace("name =", "def __init__(self, n): pass\n    name ="),
+            r"Echo\(\) failed: TypeError.*TOOL = Echo",
+            id="class takes arguments",
+        ),
+        pytest.param("x = 1\ny = (\n", r"mine\.py:2: .*SyntaxError", id="syntax error"),
+        pytest.param(
+            "x = 1\n\nimport absent_module_q\n", r"mine\.py:3: .*ModuleNotFoundError", id="import error"
+        ),
+        pytest.param("def f():\n    1 / 0\nf()\n", r"mine\.py:2: .*ZeroDivisionError", id="raises"),
+        pytest.param("import sys\nsys.exit(0)\n", r"mine\.py:2: .*SystemExit", id="exits"),
+    ],
+)
+def test_bad_file(write: Write, text: str, message: str) -> None:
+    path = write(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        tools.load(path)
+    assert "mine.py" in str(caught.value)
+
+
+def test_named_member(write: Write) -> None:
+    path = write(ECHO + ECHO.replace("Echo", "Other").replace('"echo"', '"other"'))
+    assert tools.load(f"{path}:Other").name == "other"
+    with pytest.raises(UsageError, match=r"defines no 'Othr'. Did you mean 'Other'?"):
+        tools.load(f"{path}:Othr")
+
+
+# --- the README ---
+
+
+def readme_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_readme_example(write: Write) -> None:
+    tool = tools.load(write(readme_blocks()[0], "modulo.py"))
+    assert tool.name == "modulo"
+    assert tool(tool.request(" 17 mod 5 ->")) == " 2"
+    assert tool("-7 mod 3") == " 2"
+    for bad in ("", "17 mod 0", "17 mod", "٣ mod 2", "9" * 10_000 + " mod 2", "17 mod 5\n", "\ud800"):
+        with pytest.raises(ToolError):
+            tool(bad)
+
+
+def test_readme_usage(write: Write) -> None:
+    definition, usage = readme_blocks()
+    folder = Path(write(definition, "modulo.py")).parent
+    shown = re.search(r'# "(.*)"$', usage, re.MULTILINE)
+    assert shown is not None
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{usage}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown[1] + "\n"
+
+
+def test_readme_lists_every_tool_and_the_limits() -> None:
+    from latent_cot.tools import calculator
+
+    text = README.read_text(encoding="utf-8")
+    for name in tools.names():
+        assert f"| `{name}` | `{tools.load(name).trigger}` |" in text
+    for row, limit in {
+        "characters of a request": calculator.MAX_REQUEST_CHARACTERS,
+        "digits of an operand, decimals included": calculator.MAX_OPERAND_DIGITS,
+        "parentheses inside one another": calculator.MAX_DEPTH,
+        "characters of a result": calculator.MAX_RESULT_CHARACTERS,
+    }.items():
+        assert f"| {row} | {limit} |" in text

@@ -1,0 +1,203 @@
+"""Exact arithmetic for a chain of thought: `12 + 7 =` writes ` 19`.
+
+The chain is written by a model and may be anything, so it is never given to `eval` or to sympy's parsers.
+A tokenizer and a grammar of this file's own read it, within the limits below, and sympy sees numbers only.
+
+Left out: powers (`9**9**9` is short and has 370 million digits), functions, names, percentages, thousands
+separators, and `x` for times (`0x10` and `2x` mean other things).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from latent_cot.errors import ToolError
+
+if TYPE_CHECKING:
+    from sympy import Rational
+
+MAX_REQUEST_CHARACTERS = 64
+MAX_OPERAND_DIGITS = 12
+"""Digits of one operand, those after its decimal point included."""
+MAX_DEPTH = 8
+"""Parentheses open at one time."""
+MAX_RESULT_CHARACTERS = 32
+"""Room for the product of two operands of the most digits, with its sign and point."""
+
+# Where an expression begins in a chain: after a comma, the last result's `=`, a line or a sentence.
+# A full stop before a digit is a decimal point. The comma of `1,000` does not cut either: it stays in the
+# request, which is then refused; cut there, `1,000 + 2` would be 2. [0-9]: \d takes the digits of any script.
+_BOUNDARY = re.compile(r"[;:=?!\r\n]|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
+
+_TOKEN = re.compile(r" *(?:(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<symbol>[-+*/()]))")
+_TYPOGRAPHIC = str.maketrans(
+    {"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"}
+)
+
+
+class Calculator:
+    """Adds, subtracts, multiplies and divides integers and decimals, exactly.
+
+    `max_operands` is the number of operands one call may have: 2, as in the paper, so that the model has to
+    break a longer sum into steps. A request with more is refused. The paper's code shortened it instead, and
+    dropped its first operand rather than its last ones (`9 - 3 + 8` gave 8); an answer to a question that
+    was not asked teaches the model nothing good.
+
+    A lone number is refused too (`5 =`): nothing is computed, and a chain could pass a guess off as a result.
+
+    A quotient without a finite decimal form is written as a fraction (` 1/3`). Read back, it is two operands.
+    """
+
+    name = "calculator"
+    description = "exact + - * / on integers and decimals, two operands a call: ` 12 + 7 =` writes ` 19`"
+    trigger = "="
+
+    def __init__(self, max_operands: int = 2) -> None:
+        if max_operands < 2:
+            raise ValueError(f"max_operands must be at least 2, not {max_operands}")
+        self.max_operands = max_operands
+
+    def request(self, text: str) -> str:
+        """The last expression of a chain: `"2 - 8"` of `" 6 - 0 = 6, 6 - 4 = 2, 2 - 8 ="`."""
+        return _BOUNDARY.split(text.removesuffix(self.trigger))[-1].strip()
+
+    def __call__(self, request: str) -> str:
+        """The value of an expression, with a leading space: `" 14"`, `" -6"`, `" 0.5"`, `" 1/3"`.
+
+        Raises ToolError for anything else than an expression within the limits, and nothing but ToolError.
+        """
+        tokens = _tokenize(request)
+        operands = sum(token[0] in ".0123456789" for token in tokens)
+        if operands < 2:
+            raise ToolError(f"nothing to compute in {request!r}: a request has an operator and two operands")
+        if operands > self.max_operands:
+            raise ToolError(f"{operands} operands in {request!r}, at most {self.max_operands} a call")
+        result = _format(_Parser(tokens).value())
+        if len(result) > MAX_RESULT_CHARACTERS:
+            raise ToolError(f"the result has {len(result)} characters, at most {MAX_RESULT_CHARACTERS}")
+        return f" {result}"
+
+
+def _tokenize(request: str) -> list[str]:
+    """Numbers, and the symbols `+ - * / ( )`, as ASCII strings; none is empty."""
+    if len(request) > MAX_REQUEST_CHARACTERS:
+        raise ToolError(f"the request has {len(request)} characters, at most {MAX_REQUEST_CHARACTERS}")
+    request = request.translate(_TYPOGRAPHIC).rstrip(" ")
+    tokens: list[str] = []
+    position = 0
+    while position < len(request):
+        match = _TOKEN.match(request, position)
+        if match is None:
+            rest = request[position:].lstrip(" ")
+            raise ToolError(f"not arithmetic: {rest[0]!r} in {request!r}")
+        number = match["number"]
+        if number is not None and len(number.replace(".", "")) > MAX_OPERAND_DIGITS:
+            raise ToolError(f"an operand of more than {MAX_OPERAND_DIGITS} digits in {request!r}")
+        tokens.append(number or match["symbol"])
+        position = match.end()
+    return tokens
+
+
+class _Parser:
+    """Recursive descent, evaluating as it reads:
+
+    sum     = product { ("+" | "-") product }
+    product = factor { ("*" | "/") factor }
+    factor  = [ "-" ] ( number | "(" sum ")" )
+    """
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+        self.position = 0
+        self.depth = 0
+
+    def value(self) -> Rational:
+        """The value of all the tokens."""
+        value = self._sum()
+        if self.position < len(self.tokens):
+            raise ToolError(f"expected an operator, found {self.tokens[self.position]!r}")
+        return value
+
+    def _next_if(self, symbols: str) -> str | None:
+        """The next token if it is one of the symbols, and step over it."""
+        if self.position < len(self.tokens) and self.tokens[self.position] in symbols:
+            self.position += 1
+            return self.tokens[self.position - 1]
+        return None
+
+    def _sum(self) -> Rational:
+        value = self._product()
+        while operator := self._next_if("+-"):
+            right = self._product()
+            value = value + right if operator == "+" else value - right
+        return value
+
+    def _product(self) -> Rational:
+        value = self._factor()
+        while operator := self._next_if("*/"):
+            right = self._factor()
+            if operator == "*":
+                value = value * right
+            elif right == 0:
+                raise ToolError("division by zero")  # sympy would give zoo, its complex infinity
+            else:
+                value = value / right
+        return value
+
+    def _factor(self) -> Rational:
+        if self._next_if("-"):
+            return -self._primary()
+        return self._primary()
+
+    def _primary(self) -> Rational:
+        if self._next_if("("):
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise ToolError(f"parentheses nested more than {MAX_DEPTH} deep")
+            value = self._sum()
+            if not self._next_if(")"):
+                raise ToolError("a parenthesis is not closed")
+            self.depth -= 1
+            return value
+        if self.position == len(self.tokens):
+            raise ToolError("expected a number, found the end")
+        token = self.tokens[self.position]
+        if token in "+-*/)":
+            raise ToolError(f"expected a number, found {token!r}")
+        self.position += 1
+        return _number(token)
+
+
+def _number(token: str) -> Rational:
+    """The exact value of `"12"`, `"0.5"` or `".5"`."""
+    from sympy import Integer, Rational  # here, because the import takes most of a second
+
+    whole, _, decimals = token.partition(".")
+    if not decimals:
+        return Integer(int(whole))
+    return Rational(int(whole + decimals), 10 ** len(decimals))
+
+
+def _format(value: Rational) -> str:
+    """`"14"`; `"0.5"` if the decimal form is finite; else `"1/3"`."""
+    numerator, denominator = int(value.p), int(value.q)
+    # Finite in decimals: the denominator, in lowest terms, divides a power of ten.
+    twos, rest = _divide_out(denominator, 2)
+    fives, rest = _divide_out(rest, 5)
+    if rest != 1:
+        return f"{numerator}/{denominator}"
+    places = max(twos, fives)
+    if places == 0:
+        return str(numerator)
+    whole, decimals = divmod(abs(numerator) * 10**places // denominator, 10**places)
+    return f"{'-' if numerator < 0 else ''}{whole}.{decimals:0{places}d}"
+
+
+def _divide_out(number: int, prime: int) -> tuple[int, int]:
+    """How often `prime` divides `number`, and what is left."""
+    count = 0
+    while number % prime == 0:
+        number //= prime
+        count += 1
+    return count, number
