@@ -45,7 +45,7 @@ class ChainRules:
 
     def asks(self, tool: Tool, token: int) -> bool:
         """Could this token have completed the tool's trigger? Cheap; the text decides."""
-        return token in self._triggers[tool.trigger]  # type: ignore[attr-defined, no-any-return]
+        return token in self._triggers[tool.trigger]  # type: ignore[attr-defined]
 
 
 class Chain:
@@ -101,9 +101,7 @@ class Chain:
         if self.rules.granularity == "token":
             return True
         delimiter = self.rules.step_delimiter
-        return after_result or (
-            delimiter is not None and self.rules.codec.decode(self.tokens).endswith(delimiter)
-        )
+        return after_result or (delimiter is not None and self.rules.codec.decode(self.tokens).endswith(delimiter))
 
     def _call_tools(self, token: int) -> list[int]:
         codec = self.rules.codec

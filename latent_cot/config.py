@@ -150,6 +150,10 @@ class EvaluationConfig:
     """Tokens a chain may choose: more than in training, since test questions may be longer."""
     batch_size: int = 128
     """Chains decoded at once."""
+    diagnostics: int = 32
+    """Validation questions on which q is compared with the posterior before and after each E-step; 0: none."""
+    diagnostic_samples: int = 16
+    """Rationales sampled for each of them."""
     votes: int = 1
     """Chains a question: above 1 the majority decides."""
     temperature: float = 0.0

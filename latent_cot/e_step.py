@@ -14,7 +14,7 @@ from latent_cot.lm import LanguageModel
 from latent_cot.objectives import OBJECTIVES, log_flow, temper
 from latent_cot.optimise import AdapterOptimiser
 from latent_cot.reward import prefix_log_rewards
-from latent_cot.rollout import rollout
+from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group, score_in_batches
 from latent_cot.types import Example, Rationale
 
@@ -77,7 +77,7 @@ def collect(
     fresh = [i for i in range(len(queries)) if i not in replayed]
     batches: dict[int, Batch] = {}
     for i, stored in replayed.items():
-        counts = _count([item.rationale for item in stored])
+        counts = count_distinct([item.rationale for item in stored])
         rewards = {item.rationale: item.log_reward for item in stored}
         longest = max(len(rationale) for rationale in counts)
         table = torch.full((len(counts), longest + 1), -torch.inf)
@@ -94,7 +94,7 @@ def collect(
             temperature=[behaviours[i].temperature for i in fresh],
             generator=generator,
         )
-        distinct = [_count(rationales) for rationales in sampled]
+        distinct = [count_distinct(rationales) for rationales in sampled]
         groups = [
             Group(queries[i].model_prompt, list(counts), queries[i].answer)
             for i, counts in zip(fresh, distinct, strict=True)
@@ -189,10 +189,3 @@ def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale]
         "cut": cut / total,
         "failed_calls": failed / total,
     }
-
-
-def _count(rationales: Sequence[Rationale]) -> dict[Rationale, int]:
-    counts: dict[Rationale, int] = {}
-    for rationale in rationales:
-        counts[rationale] = counts.get(rationale, 0) + 1
-    return counts

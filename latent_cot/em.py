@@ -1,10 +1,12 @@
 """THE LOOP.
 
     round 0     p ← the base model, or the base model fine-tuned on the demonstrations
-    round r     E-step   q ← p, then train q(Z | X[, Y]) towards p(X Z Y)         (e_step.py)
+    round r     prepare  q ← p; compare q with the posterior                      (diagnostics.py)
+                E-step   train q(Z | X[, Y]) towards p(X Z Y)                      (e_step.py)
+                diagnose compare q with the posterior
                 draw     rationales Z ~ q for the training questions
                 M-step   fine-tune p on (X, Z, Y)                                  (m_step.py)
-    after each  evaluate p and, where it sees X only, q
+    after each  evaluate p and, where it sees X only, q                            (evaluate.py)
 
 `EM.run` goes through these phases. A phase is a generator that does one unit of work (an optimiser step,
 a batch of questions) between two `yield`s; between units the run can be saved, stopped and resumed. All
@@ -22,18 +24,24 @@ from typing import Any
 
 import torch
 
-from latent_cot import e_step, m_step
+from latent_cot import m_step
 from latent_cot.buffer import ReplayBuffer, rationale_from_json, rationale_to_json
 from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import EMConfig, MStepConfig
+from latent_cot.diagnostics import diagnose, mean_figures
+from latent_cot.e_step import Batch, Behaviour, Query, collect, describe, update
 from latent_cot.evaluate import Accuracy, answer_questions
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.reward import prefix_log_rewards
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group
 from latent_cot.types import Example, Rationale, Task, TaskData
 
 Info = dict[str, Any]
+
+ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step", "evaluate")
+"""The phases of a round, in order."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,17 @@ class State:
     """(training question, rationale drawn from q), for the M-step."""
     tally: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
     """round -> reasoner -> split -> [right, questions]."""
+    posterior: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
+    """round -> "before" or "after" its E-step -> figures of each validation question."""
 
     def to_json(self) -> Info:
         drawn = [[question, rationale_to_json(rationale)] for question, rationale in self.drawn]
-        return {"phase": self.phase, "unit": self.unit, "drawn": drawn, "tally": self.tally}
+        return {**vars(self), "drawn": drawn}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> State:
         drawn = [(question, rationale_from_json(rationale)) for question, rationale in record["drawn"]]
-        return cls(record["phase"], record["unit"], drawn, record["tally"])
+        return cls(**{**record, "drawn": drawn})
 
 
 class EM:
@@ -103,7 +113,7 @@ class EM:
         self.questions = [*data.demonstrations, *data.pairs]
         self.phases = [Phase(0, "init"), Phase(0, "evaluate")]
         for number in range(1, config.rounds + 1):
-            self.phases += [Phase(number, name) for name in ("e_step", "draw", "m_step", "evaluate")]
+            self.phases += [Phase(number, name) for name in ROUND]
         if state is None:
             for adapter in ("p", "q"):
                 lm.reset_adapter(adapter, seed=_seed(config.seed, adapter))
@@ -115,7 +125,9 @@ class EM:
         caller may save, or stop for good: what it has then is the state after that unit."""
         work = {
             "init": self.init,
+            "prepare": self.prepare,
             "e_step": self.e_step,
+            "diagnose": self.diagnose,
             "draw": self.draw,
             "m_step": self.m_step,
             "evaluate": self.evaluate,
@@ -134,6 +146,8 @@ class EM:
         c = self.config
         if phase.name == "init":
             return c.init_step.steps if c.init == "demonstrations" and self.demonstrations else 0
+        if phase.name in ("prepare", "diagnose"):
+            return len(self._diagnostic_units)
         if phase.name == "e_step":
             return c.e_step.steps
         if phase.name == "draw":
@@ -150,11 +164,16 @@ class EM:
             given = list(enumerate(self.demonstrations))
             yield from self._fit_model(given, self.config.init_step)
 
-    def e_step(self, phase: Phase) -> Iterator[Info]:
-        """Train q towards q(Z | X[, Y]) ∝ p(X Z Y), starting from q = p."""
-        c = self.config.e_step
+    def prepare(self, phase: Phase) -> Iterator[Info]:
+        """q ← p. How far that is from the posterior is what the E-step starts from."""
         if self.state.unit == 0:
             self.lm.copy_adapter("p", "q")
+        yield from self.diagnose(phase)
+
+    def e_step(self, phase: Phase) -> Iterator[Info]:
+        """Train q towards q(Z | X[, Y]) ∝ p(X Z Y), from where it is."""
+        c = self.config.e_step
+        if self.state.unit == 0:
             self._fill_buffer()
         optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
@@ -162,7 +181,7 @@ class EM:
             rng = random.Random(self._unit_seed(step))
             generator = torch.Generator().manual_seed(rng.getrandbits(60))
             chosen = _draw_distinct(weights, c.questions, rng)
-            batches = e_step.collect(
+            batches = collect(
                 self.lm,
                 [self.query(self.questions[i]) for i in chosen],
                 [self._behaviour(rng) for _ in chosen],
@@ -174,7 +193,7 @@ class EM:
                 generator=generator,
             )
             temperature = self.reward_temperature(step)
-            info = e_step.update(
+            info = update(
                 self.lm,
                 batches,
                 self.rules,
@@ -186,8 +205,29 @@ class EM:
                 huber=c.huber,
                 max_tokens=c.max_batch_tokens,
             )
-            figures = e_step.describe(batches, self.is_correct)
+            figures = describe(batches, self.is_correct)
             yield {**vars(info), **figures, "reward_temperature": temperature, "samples": _samples(batches)}
+
+    def diagnose(self, phase: Phase) -> Iterator[Info]:
+        """Compare q with the posterior on validation questions."""
+        c, e = self.config.evaluation, self.config.e_step
+        units = self._diagnostic_units
+        for unit in range(self.state.unit, len(units)):
+            figures = diagnose(
+                self.lm,
+                [self.query(self.data.validation[i]) for i in units[unit]],
+                self.rules,
+                n=c.diagnostic_samples,
+                reward_temperature=self.reward_temperature(e.steps),
+                reward_floor=e.reward_floor,
+                tool_tokens=e.score_tool_tokens,
+                max_tokens=e.max_batch_tokens,
+                generator=torch.Generator().manual_seed(self._unit_seed(unit)),
+            )
+            when = "before" if phase.name == "prepare" else "after"
+            found = self.state.posterior.setdefault(str(phase.round), {}).setdefault(when, [])
+            found.extend(vars(f) for f in figures)
+            yield mean_figures(found)
 
     def draw(self, phase: Phase) -> Iterator[Info]:
         """Rationales from q for every training question."""
@@ -260,11 +300,11 @@ class EM:
         """Which adapters can answer a question whose answer is not known."""
         return ("q", "p") if self.config.condition == "x" else ("p",)
 
-    def query(self, example: Example) -> e_step.Query:
+    def query(self, example: Example) -> Query:
         """A training question as q and p read it."""
         codec = self.rules.codec
         seen = example.x if self.config.condition == "x" else self.task.posterior_prompt(example)
-        return e_step.Query(
+        return Query(
             example,
             policy_prompt=codec.encode_prompt(seen),
             model_prompt=codec.encode_prompt(self.model_prefix + example.x),
@@ -284,14 +324,20 @@ class EM:
         return c.reward_temperature + (c.final_reward_temperature - c.reward_temperature) * share
 
     def results(self) -> Info:
-        """Accuracies so far: round -> reasoner -> split -> accuracy, n, interval."""
-        return {
+        """What was found so far: accuracies (round -> reasoner -> split), and how near q came to the
+        posterior (round -> before and after its E-step; means over the validation questions)."""
+        posterior = {
+            number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
+            for number, of_round in self.state.posterior.items()
+        }
+        accuracy = {
             number: {
                 reasoner: {split: Accuracy(*tally).to_json() for split, tally in splits.items()}
                 for reasoner, splits in reasoners.items()
             }
             for number, reasoners in self.state.tally.items()
         }
+        return {"accuracy": accuracy, "posterior": posterior}
 
     def _fit_model(self, records: Sequence[tuple[int, Rationale]], c: MStepConfig) -> Iterator[Info]:
         if not records:
@@ -324,7 +370,7 @@ class EM:
             Group(query.model_prompt, [rationale], query.answer)
             for query, rationale in zip(queries, self.demonstrations, strict=True)
         ]
-        rewards = e_step.prefix_log_rewards(
+        rewards = prefix_log_rewards(
             self.lm,
             self.lm.dense("p"),
             groups,
@@ -335,12 +381,12 @@ class EM:
         for query, rationale, reward in zip(queries, self.demonstrations, rewards, strict=True):
             self.buffer.add(query.example.question, rationale, reward[0].tolist())
 
-    def _behaviour(self, rng: random.Random) -> e_step.Behaviour:
+    def _behaviour(self, rng: random.Random) -> Behaviour:
         c = self.config.e_step
         kind = rng.choices(["on_policy", "tempered", "replay"], [c.on_policy, c.tempered, c.replay])[0]
         heat = rng.uniform(c.temperature_low, c.temperature_high)
         # Where the buffer has nothing yet for this question, a replay falls back on the policy itself.
-        return e_step.Behaviour(heat if kind == "tempered" else 1.0, replay=kind == "replay")
+        return Behaviour(heat if kind == "tempered" else 1.0, replay=kind == "replay")
 
     def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
         c = self.config.evaluation
@@ -351,6 +397,12 @@ class EM:
             for split, questions in self.tests.items()
             for members in _slices(len(questions), max(1, c.batch_size // c.votes))
         ]
+
+    @property
+    def _diagnostic_units(self) -> list[range]:
+        c = self.config.evaluation
+        questions = min(c.diagnostics, len(self.data.validation))
+        return _slices(questions, max(1, self.config.rollout.batch_size // c.diagnostic_samples))
 
     @property
     def _questions_per_draw(self) -> int:
@@ -376,7 +428,7 @@ def _draw_distinct(weights: Sequence[float], k: int, rng: random.Random) -> list
     return [i for _, i in sorted(keys, reverse=True)[:k]]
 
 
-def _samples(batches: Sequence[e_step.Batch], n: int = 2) -> list[Info]:
+def _samples(batches: Sequence[Batch], n: int = 2) -> list[Info]:
     """A few rationales of a step, for people to read: the most frequent of the first questions."""
     samples = []
     for batch in batches[:n]:

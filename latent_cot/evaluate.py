@@ -48,7 +48,12 @@ class Accuracy:
         return float(bounds.low), float(bounds.high)
 
     def to_json(self) -> dict[str, float | int | list[float]]:
-        return {"accuracy": self.value, "correct": self.correct, "n": self.n, "interval_95": list(self.interval())}
+        return {
+            "accuracy": self.value,
+            "correct": self.correct,
+            "n": self.n,
+            "interval_95": list(self.interval()),
+        }
 
 
 def majority(answers: Sequence[str | None]) -> str | None:

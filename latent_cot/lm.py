@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -51,7 +51,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         base.requires_grad_(False)
         base.eval()
-        base.to(self.accelerator.device)  # type: ignore[arg-type]
+        base.to(self.accelerator.device)
         self.abilities = Abilities.of(base)
         self._base_head = base.get_output_embeddings()
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
@@ -59,25 +59,22 @@ class LanguageModel:
         self._fresh: set[Adapter] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")  # type: ignore[assignment]
+            self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")
             self.peft.add_adapter("q", copy.deepcopy(lora))
         self.peft.eval()
         self._share_frozen_weights()
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     # -- adapters ------------------------------------------------------------------------------------
 
     def parameters(self, adapter: Adapter) -> dict[str, nn.Parameter]:
         """The adapter's own weights by name."""
         marker = f".{adapter}."
-        return {
-            name: weight
-            for name, weight in self.peft.named_parameters()
-            if marker in name and "lora_" in name
-        }
+        return {name: weight for name, weight in self.peft.named_parameters() if marker in name and "lora_" in name}
 
     @torch.no_grad()
     def copy_adapter(self, source: Adapter, target: Adapter) -> None:
@@ -131,7 +128,7 @@ class LanguageModel:
         shapes = {name: tuple(weight.shape) for name, weight in own.items()}
         theirs = {name: tuple(weight.shape) for name, weight in state.items()}
         if shapes != theirs:
-            wrong = sorted(set(shapes.items()) ^ set(theirs.items()))[0]
+            wrong = min(set(shapes.items()) ^ set(theirs.items()))
             raise UsageError(
                 f"{file}: an adapter of another model, or of other LoRA settings (first difference: {wrong[0]} "
                 f"of shape {wrong[1]}); give the --model and --lora settings it was trained with"
@@ -150,7 +147,7 @@ class LanguageModel:
                 weight.requires_grad_(other == adapter)
         self._fresh.discard(adapter)
         try:
-            yield self.peft.get_base_model()  # type: ignore[misc]
+            yield cast("PreTrainedModel", self.peft.get_base_model())
         finally:
             self._fresh.discard(adapter)
 
@@ -164,24 +161,25 @@ class LanguageModel:
         model = self._copies[adapter]
         if adapter not in self._fresh:
             for name, layer in self._adapted_layers():
-                weight = layer.get_base_layer().weight
-                delta = layer.get_delta_weight(adapter)  # type: ignore[operator]
-                model.get_submodule(name).weight.copy_(weight.to(delta.dtype) + delta)  # type: ignore[operator, union-attr]
+                delta = layer.get_delta_weight(adapter)
+                weight: torch.Tensor = model.get_parameter(f"{name}.weight")
+                weight.copy_(layer.get_base_layer().weight.to(delta.dtype) + delta)
             self._fresh.add(adapter)
         return model
 
-    def _adapted_layers(self) -> Iterator[tuple[str, LoraLayer]]:
+    def _adapted_layers(self) -> Iterator[tuple[str, Any]]:
         for name, module in self.peft.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
                 yield name, module
 
     def _share_frozen_weights(self) -> None:
+        """Let the copies hold only the adapted weights themselves; all others are the base model's own."""
         adapted = {f"{name}.weight" for name, _ in self._adapted_layers()}
-        frozen = dict(self.peft.get_base_model().named_parameters())
+        frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
         for model in self._copies.values():
             for name, weight in model.named_parameters():
                 if name not in adapted:
-                    weight.data = frozen[name.replace(".weight", ".base_layer.weight") if name not in frozen else name].data
+                    weight.data = frozen[name].data
 
     # -- forward passes ------------------------------------------------------------------------------
 
@@ -225,10 +223,10 @@ class LanguageModel:
         }
         with self.accelerator.autocast():
             if self.abilities.linear_head:
-                features = model.base_model(**arguments).last_hidden_state
+                features: torch.Tensor = model.base_model(**arguments).last_hidden_state
             else:
                 features = model(**arguments).logits
-        return features[:, -1]  # type: ignore[no-any-return]
+        return features[:, -1]
 
     def new_cache(self, model: PreTrainedModel) -> DynamicCache:
         return DynamicCache(config=model.config)
@@ -253,9 +251,9 @@ def run_trees(model: PreTrainedModel, batch: PackedTrees, *, linear_head: bool) 
         "attention_mask": mask,
         "use_cache": False,
     }
-    if linear_head:
-        return model.base_model(**arguments).last_hidden_state  # type: ignore[no-any-return]
-    return model(**arguments).logits  # type: ignore[no-any-return]
+    output = model.base_model(**arguments) if linear_head else model(**arguments)
+    features: torch.Tensor = output.last_hidden_state if linear_head else output.logits
+    return features
 
 
 def run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
@@ -275,9 +273,10 @@ def run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head
         for column, node in enumerate(path):
             where.setdefault(offsets[t] + node, row * longest + column)
     arguments = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
-    features = model.base_model(**arguments).last_hidden_state if linear_head else model(**arguments).logits
+    output = model.base_model(**arguments) if linear_head else model(**arguments)
+    features: torch.Tensor = output.last_hidden_state if linear_head else output.logits
     index = torch.tensor([where[node] for node in range(offsets[-1])], device=features.device)
-    return features.flatten(0, 1)[index]  # type: ignore[no-any-return]
+    return features.flatten(0, 1)[index]
 
 
 @dataclass(frozen=True)

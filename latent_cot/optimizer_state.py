@@ -56,11 +56,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
                 f"{folder}: the state of another optimiser ({difference}); resume with the model and the "
                 "--lora settings of the run"
             )
-        groups = [
-            # JSON has no tuples; AdamW's betas are one.
-            {key: tuple(value) if isinstance(mine.get(key), tuple) else value for key, value in group.items()}
-            for mine, group in zip(own, record["groups"], strict=True)
-        ]
+        groups = [{**mine, **group} for mine, group in zip(own, record["groups"], strict=True)]
+        for mine, group in zip(own, groups, strict=True):  # JSON has no tuples; AdamW's betas are one
+            group.update({key: tuple(group[key]) for key, value in mine.items() if isinstance(value, tuple)})
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{folder / NUMBERS} and {TENSORS}: cannot be read ({error}); they are damaged: restore them, or "
@@ -80,8 +78,6 @@ def _differences(
         yield f"{record['optimizer']}, not {type(optimizer).__name__}"
     if [group["params"] for group in record["groups"]] != [group["params"] for group in own]:
         yield "its parameter groups have other sizes"
-    if any(mine.keys() - group.keys() for mine, group in zip(own, record["groups"], strict=False)):
-        yield "its parameter groups lack settings"
     parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
     for index, entries in saved.items():
         if not 0 <= index < len(parameters):

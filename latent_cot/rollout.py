@@ -32,6 +32,14 @@ class _Row:
     done: bool = False
 
 
+def count_distinct(rationales: Sequence[Rationale]) -> dict[Rationale, int]:
+    """How often each distinct rationale occurs, in order of first occurrence."""
+    counts: dict[Rationale, int] = {}
+    for rationale in rationales:
+        counts[rationale] = counts.get(rationale, 0) + 1
+    return counts
+
+
 @torch.no_grad()
 def rollout(
     lm: LanguageModel,
@@ -61,9 +69,9 @@ def rollout(
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
+    for i, prompt in enumerate(prompts):
+        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[i, longest - len(prompt) :] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = lm.new_cache(model)
     hidden = lm.decode_step(model, ids.to(device), mask.to(device), positions.to(device), cache)
@@ -79,7 +87,9 @@ def rollout(
     finished: dict[int, Rationale] = {}
     while True:
         sampled = _sample(lm.logits(hidden, actions).cpu(), rows, heat, codec.stop_index, generator)
-        feed = [_advance(row, action, codec.actions, codec.stop_index) for row, action in zip(rows, sampled, strict=True)]
+        feed = [
+            _advance(row, action, codec.actions, codec.stop_index) for row, action in zip(rows, sampled, strict=True)
+        ]
         for row in rows:
             if row.done:
                 finished.setdefault(row.index, row.chain.finish())

@@ -119,8 +119,7 @@ class RunFolder:
             with suppress(OSError):
                 holder = owner.read_text().strip()
             raise UsageError(
-                f"{self.path}: in use by another process (pid {holder}); wait for it, or give another "
-                "--output-dir"
+                f"{self.path}: in use by another process (pid {holder}); wait for it, or give another --output-dir"
             ) from error
         except OSError as error:
             raise _cannot_write(self.path, error) from error
@@ -182,15 +181,14 @@ class RunFolder:
         data = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode("ascii")
         path = self.path / name
         with _writing(path):
-            with path.open("ab") as file:
-                size = file.tell()
-                try:
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with path.open("ab") as file:
                     file.write(data)
-                    file.flush()
-                except BaseException:  # half a line would spoil the next one
-                    with suppress(OSError):
-                        os.truncate(path, size)
-                    raise
+            except BaseException:  # half a line would spoil the next one
+                with suppress(OSError):
+                    os.truncate(path, size)
+                raise
 
     # -- JSON ----------------------------------------------------------------------------------------
 
@@ -234,12 +232,9 @@ class RunFolder:
                 temporary.mkdir(parents=True)
                 write(temporary)
                 (temporary / "state.json").write_bytes(encoded)
-                files = {
-                    path.relative_to(temporary).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
-                    for path in sorted(temporary.rglob("*"))
-                    if path.is_file()
-                }
-                (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2) + "\n")
+                paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+                files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in paths}
+                (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2))
                 for path in [*temporary.rglob("*"), temporary, *logs]:
                     _fsync(path)
                 os.replace(temporary, target)
@@ -353,10 +348,10 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
     try:
         files = json.loads(manifest.read_bytes())["files"]
         for name, expected in files.items():
-            size = (folder / name).stat().st_size
-            if size != expected["size"]:
-                raise _DamagedError(f"{folder / name} has {size} of {expected['size']} bytes")
-            if _sha256(folder / name) != expected["sha256"]:
+            found = _fingerprint(folder / name)
+            if found["size"] != expected["size"]:
+                raise _DamagedError(f"{folder / name} has {found['size']} bytes, not {expected['size']}")
+            if found != expected:
                 raise _DamagedError(f"{folder / name} has changed since it was written (its hash is wrong)")
         if "state.json" not in files:
             raise _DamagedError(f"{manifest} lacks state.json")
@@ -391,8 +386,7 @@ def _cannot_write(path: Path, error: OSError | SafetensorError) -> UsageError:
     reason = "the disk is full" if full else str(error)
     remedy = "free space" if full else "make it writable"
     return UsageError(
-        f"{path}: cannot be written ({reason}); {remedy} and go on with --resume, or give "
-        "another --output-dir"
+        f"{path}: cannot be written ({reason}); {remedy} and go on with --resume, or give another --output-dir"
     )
 
 
@@ -434,13 +428,17 @@ def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
+            raise
     finally:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _now() -> str:

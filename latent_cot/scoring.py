@@ -119,12 +119,12 @@ def score(
 
     log_pf = logits.new_zeros(size, longest)
     if chosen_cells:
-        b, i, entry, action = _columns(chosen_cells, device)
-        log_pf = log_pf.index_put((b, i), log_probs[entry, action])
+        at_b, at_i, entry, action = _columns(chosen_cells, device)
+        log_pf = log_pf.index_put((at_b, at_i), log_probs[entry, action])
     log_pterm = logits.new_zeros(size, longest + 1)
     if stop_cells:
-        b, i, entry = _columns(stop_cells, device)
-        log_pterm = log_pterm.index_put((b, i), log_probs[entry, codec.stop_index])
+        at_b, at_i, entry = _columns(stop_cells, device)
+        log_pterm = log_pterm.index_put((at_b, at_i), log_probs[entry, codec.stop_index])
 
     states = torch.zeros(size, longest + 1, dtype=torch.bool)
     for row, rationale in enumerate(rationales):
@@ -173,9 +173,7 @@ class _Layout:
             for _ in self.answers_of(rationale, prefixes):
                 pass
 
-    def answers_of(
-        self, rationale: Rationale, prefixes: Sequence[int]
-    ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    def answers_of(self, rationale: Rationale, prefixes: Sequence[int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
         """(i, [(parent node, token) of each of Y's tokens]) for each prefix after which Y is scored."""
         if self.answers_at == "none" or not self.group.answer:
             return

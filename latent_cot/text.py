@@ -107,9 +107,7 @@ class TextCodec:
     def ending_with(self, suffix: str) -> frozenset[int]:
         """Tokens after which a text may end with `suffix`."""
         return frozenset(
-            i
-            for i, piece in enumerate(self.pieces)
-            if piece and (piece.endswith(suffix) or suffix.endswith(piece))
+            i for i, piece in enumerate(self.pieces) if piece and (piece.endswith(suffix) or suffix.endswith(piece))
         )
 
     # -- helpers -------------------------------------------------------------------------------------

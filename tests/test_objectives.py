@@ -1,0 +1,321 @@
+"""SubTB: the closed forms against the double loops of the oracle, and the properties of both."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_cot.objectives import OBJECTIVES, log_flow, pooled_subtb, subtb, temper
+from tests.oracles import subtb as oracle
+
+NAMES = sorted(OBJECTIVES)
+
+
+@dataclass
+class Case:
+    """Trajectories of several questions, padded as the engine pads them."""
+
+    log_pf: torch.Tensor
+    log_pterm: torch.Tensor
+    log_reward: torch.Tensor
+    states: torch.Tensor
+    group: torch.Tensor
+    weight: torch.Tensor
+    lengths: list[int]
+
+    def flow(self) -> torch.Tensor:
+        return log_flow(self.log_pf, self.log_pterm, self.log_reward, self.states)
+
+    def row(self, b: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[bool]]:
+        """What the oracle takes: log_reward, log_pf, log_pterm and states without padding."""
+        n = self.lengths[b]
+        return (
+            self.log_reward[b, : n + 1],
+            self.log_pf[b, :n],
+            self.log_pterm[b, : n + 1],
+            self.states[b, : n + 1].tolist(),
+        )
+
+    def loss(self, name: str, **options: Any) -> torch.Tensor:
+        return OBJECTIVES[name](self.flow(), self.states, self.group, self.weight, **options)[0]
+
+
+def make_case(seed: int, groups: int = 2, rows: int = 3, longest: int = 6, pad: int = 0) -> Case:
+    """Random masks and numbers; some tokens are a tool's, some prefixes are no states, some chains are cut."""
+    g = torch.Generator().manual_seed(seed)
+    size, width = groups * rows, longest + pad
+    lengths = torch.randint(0, longest + 1, (size,), generator=g).tolist()
+    chosen = torch.rand(size, width, generator=g) < 0.7
+    states = torch.rand(size, width + 1, generator=g) < 0.6
+    forced = torch.rand(size, generator=g) < 0.3
+    for b, n in enumerate(lengths):
+        chosen[b, n:] = False
+        states[b, n] = True
+        states[b, n + 1 :] = False
+    log_pf = -3 * torch.rand(size, width, generator=g, dtype=torch.float64)
+    log_pterm = -3 * torch.rand(size, width + 1, generator=g, dtype=torch.float64)
+    for b, n in enumerate(lengths):
+        if forced[b]:
+            log_pterm[b, n] = 0.0
+    return Case(
+        log_pf=torch.where(chosen, log_pf, 0.0),
+        log_pterm=torch.where(states, log_pterm, 0.0),
+        log_reward=torch.where(states, -20 * torch.rand(states.shape, generator=g, dtype=torch.float64), 0.0),
+        states=states,
+        group=torch.arange(groups).repeat_interleave(rows),
+        weight=torch.randint(1, 4, (size,), generator=g).double(),
+        lengths=lengths,
+    )
+
+
+seeds = st.integers(0, 2**32)
+
+
+@given(seeds)
+def test_subtb_is_the_double_loop(seed: int) -> None:
+    case = make_case(seed)
+    for question, loss in enumerate(case.loss("subtb")):
+        total, mass = torch.zeros((), dtype=torch.float64), 0.0
+        for b in (case.group == question).nonzero()[:, 0].tolist():
+            if oracle.sub_trajectories(case.row(b)[3]):
+                total = total + case.weight[b] * oracle.mean_subtb(*case.row(b))
+                mass += float(case.weight[b])
+        torch.testing.assert_close(loss, total / max(mass, 1))
+
+
+@given(seeds)
+def test_each_sub_trajectory_counts_once(seed: int) -> None:
+    """Also those that end where the chain ends: the reference code counts them twice."""
+    case = make_case(seed, groups=1, rows=1)
+    terms = oracle.sub_trajectories(case.row(0)[3])
+    torch.testing.assert_close(case.loss("subtb")[0] * terms, oracle.subtb(*case.row(0)))
+
+
+def test_eq_3_by_hand() -> None:
+    """Two tokens, three states: the three residuals worked out on paper."""
+    log_reward = torch.tensor([[-5.0, -3.0, -4.0]])
+    log_pterm = torch.tensor([[-1.0, -2.0, 0.0]])
+    log_pf = torch.tensor([[-0.5, -0.25]])
+    states = torch.ones(1, 3, dtype=torch.bool)
+    # a = −5+1, −3+2+0.5, −4+0+0.75 = −4, −0.5, −3.25; differences −3.5, −0.75, 2.75
+    expected = (3.5**2 + 0.75**2 + 2.75**2) / 3
+    a = log_flow(log_pf, log_pterm, log_reward, states)
+    loss, info = subtb(a, states, torch.tensor([0]), torch.ones(1))
+    assert float(loss) == pytest.approx(expected)
+    assert float(info.log_z) == pytest.approx((-4 - 0.5 - 3.25) / 3)
+    assert float(oracle.mean_subtb(log_reward[0], log_pf[0], log_pterm[0], [True] * 3)) == pytest.approx(expected)
+    # The pooled loss of a single trajectory is a third of that: pairs i < j over n²
+    assert float(pooled_subtb(a, states, torch.tensor([0]), torch.ones(1))[0]) == pytest.approx(expected * 3 / 9)
+
+
+@given(seeds)
+def test_pooled_is_half_the_mean_squared_difference_of_all_pairs(seed: int) -> None:
+    case = make_case(seed)
+    loss, info = pooled_subtb(case.flow(), case.states, case.group, case.weight)
+    for question in range(2):
+        flows = [
+            oracle.flow(*case.row(b))
+            for b in (case.group == question).nonzero()[:, 0].tolist()
+            for _ in range(int(case.weight[b]))
+        ]
+        torch.testing.assert_close(loss[question], oracle.pooled(flows))
+        torch.testing.assert_close(info.variance[question], oracle.pooled(flows))
+        torch.testing.assert_close(info.log_z[question], torch.cat(flows).mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("huber", [None, 2.0])
+@settings(max_examples=30)
+@given(seed=seeds)
+def test_loss_and_gradient_vanish_at_the_posterior(name: str, huber: float | None, seed: int) -> None:
+    """Rewards that make every a_i of a question equal its log Z."""
+    case = make_case(seed)
+    log_z = torch.tensor([-7.0, 11.0], dtype=torch.float64)[case.group, None]
+    zero_reward = log_flow(case.log_pf, case.log_pterm, torch.zeros_like(case.log_reward), case.states)
+    case.log_reward = torch.where(case.states, log_z - zero_reward, 0.0)
+    case.log_pf.requires_grad_()
+    case.log_pterm.requires_grad_()
+    loss = case.loss(name, huber=huber)
+    loss.sum().backward()
+    assert float(loss.detach().abs().max()) < 1e-20
+    for tensor in (case.log_pf, case.log_pterm):
+        assert tensor.grad is not None
+        assert float(tensor.grad.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=10)
+@given(seed=seeds)
+def test_gradient_is_that_of_finite_differences(name: str, seed: int) -> None:
+    case = make_case(seed, longest=4)
+
+    def loss(log_pf: torch.Tensor, log_pterm: torch.Tensor) -> torch.Tensor:
+        a = log_flow(log_pf, log_pterm, case.log_reward, case.states)
+        return OBJECTIVES[name](a, case.states, case.group, case.weight)[0]
+
+    inputs = (case.log_pf.requires_grad_(), case.log_pterm.requires_grad_())
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_huber_gradient_of_pairs_is_that_of_finite_differences() -> None:
+    case = make_case(5, longest=4)
+
+    def loss(a: torch.Tensor) -> torch.Tensor:
+        return subtb(a, case.states, case.group, case.weight, huber=2.0)[0]
+
+    assert torch.autograd.gradcheck(loss, (case.flow().requires_grad_(),))
+
+
+@settings(max_examples=30)
+@given(seeds)
+def test_pooled_huber_gradient_is_clipped_and_about_the_mean(seed: int) -> None:
+    """d/da of w (a − m)² / W is 2 w (a − m) / W, clipped at 2 w δ / W; the mean is held."""
+    case = make_case(seed, groups=1)
+    delta = 2.0
+    a = case.flow().requires_grad_()
+    loss, info = pooled_subtb(a, case.states, case.group, case.weight, huber=delta)
+    loss.sum().backward()
+    weight = case.weight[:, None] * case.states
+    expected = 2 * weight * (a.detach() - info.log_z).clamp(-delta, delta) / weight.sum()
+    torch.testing.assert_close(a.grad, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
+@given(seed=seeds)
+def test_huber_is_the_square_below_delta(name: str, seed: int) -> None:
+    case = make_case(seed)
+    torch.testing.assert_close(case.loss(name, huber=1e3), case.loss(name))
+    assert bool((case.loss(name, huber=0.5) <= case.loss(name) + 1e-12).all())
+
+
+def test_huber_is_linear_beyond_delta() -> None:
+    a, states = torch.tensor([[0.0, 10.0]]), torch.ones(1, 2, dtype=torch.bool)
+    group, weight = torch.tensor([0]), torch.ones(1)
+    assert float(subtb(a, states, group, weight, huber=3.0)[0]) == pytest.approx(2 * 3 * 10 - 9)
+    assert float(pooled_subtb(a, states, group, weight, huber=3.0)[0]) == pytest.approx(2 * 3 * 5 - 9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("huber", [None, 2.0])
+@settings(max_examples=20)
+@given(seed=seeds, constant=st.floats(-100, 100))
+def test_a_constant_added_to_a_questions_rewards_changes_nothing(
+    name: str, huber: float | None, seed: int, constant: float
+) -> None:
+    case = make_case(seed)
+    before = case.loss(name, huber=huber)
+    case.log_reward = torch.where(case.states & (case.group == 1)[:, None], case.log_reward + constant, case.log_reward)
+    torch.testing.assert_close(case.loss(name, huber=huber), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("huber", [None, 2.0])
+@settings(max_examples=20)
+@given(seed=seeds)
+def test_padding_changes_nothing(name: str, huber: float | None, seed: int) -> None:
+    case = make_case(seed)
+    before = case.loss(name, huber=huber)
+    junk = torch.full((6, 3), 1e4, dtype=torch.float64)
+    case.log_pterm = torch.cat([case.log_pterm, junk], 1)
+    case.log_reward = torch.cat([case.log_reward, -junk], 1)
+    case.log_pf = torch.nn.functional.pad(case.log_pf, (0, 3))
+    case.states = torch.nn.functional.pad(case.states, (0, 3))
+    torch.testing.assert_close(case.loss(name, huber=huber), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("huber", [None, 2.0])
+@settings(max_examples=20)
+@given(seed=seeds, order=st.permutations(range(6)))
+def test_the_order_of_trajectories_changes_nothing(
+    name: str, huber: float | None, seed: int, order: list[int]
+) -> None:
+    case = make_case(seed)
+    a = case.flow()
+    before = case.loss(name, huber=huber)
+    after = OBJECTIVES[name](a[order], case.states[order], case.group[order], case.weight[order], huber=huber)[0]
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("huber", [None, 2.0])
+@settings(max_examples=20)
+@given(seed=seeds)
+def test_a_weight_is_the_number_of_times_listed(name: str, huber: float | None, seed: int) -> None:
+    case = make_case(seed)
+    a, counts = case.flow(), case.weight.long()
+    listed = [t.repeat_interleave(counts, 0) for t in (a, case.states, case.group)]
+    loss, info = OBJECTIVES[name](*listed, torch.ones(int(counts.sum())).double(), huber=huber)
+    weighted, weighted_info = OBJECTIVES[name](a, case.states, case.group, case.weight, huber=huber)
+    torch.testing.assert_close(weighted, loss)
+    torch.testing.assert_close(weighted_info, info)
+
+
+def test_large_equal_flows_do_not_cancel_in_float32() -> None:
+    """nΣa² − (Σa)² of values near −3000 would be off by more than the loss itself."""
+    a = -3000 + torch.tensor([[0.0, 0.01, 0.02, -0.01]])
+    states = torch.ones(1, 4, dtype=torch.bool)
+    exact = oracle.pooled([a[0]])
+    for name, factor in {"pooled-subtb": 1.0, "subtb": 16 / 6}.items():
+        loss = OBJECTIVES[name](a, states, torch.tensor([0]), torch.ones(1))[0]
+        assert float(loss) == pytest.approx(factor * float(exact), rel=0.05)
+
+
+# -- tempering -----------------------------------------------------------------------------------------
+
+
+def test_temper_floors_and_divides() -> None:
+    reward = torch.tensor([[-10.0, -50.0, -12.0], [-100.0, -20.0, 7.0]])
+    states = torch.tensor([[True, True, True], [True, True, False]])
+    tempered = temper(reward, states, torch.tensor([0, 0]), temperature=2.0, floor=20.0)
+    torch.testing.assert_close(tempered, torch.tensor([[-5.0, -15.0, -6.0], [-15.0, -10.0, 0.0]]))
+
+
+def test_the_floor_is_that_of_the_own_question() -> None:
+    reward = torch.tensor([[-1.0, -90.0], [-80.0, -90.0]])
+    states = torch.ones(2, 2, dtype=torch.bool)
+    tempered = temper(reward, states, torch.tensor([0, 1]), floor=20.0)
+    torch.testing.assert_close(tempered, torch.tensor([[-1.0, -21.0], [-80.0, -90.0]]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("huber", [None, 3.0])
+@pytest.mark.parametrize("floor", [None, 20.0])
+@pytest.mark.parametrize("impossible", ["a state", "a trajectory", "a question", "everything"])
+def test_impossible_rationales_leave_loss_and_gradient_finite(
+    name: str, huber: float | None, floor: float | None, impossible: str
+) -> None:
+    case = make_case(3)
+    which = {
+        "a state": (slice(1, 2), slice(0, 1)),
+        "a trajectory": (slice(1, 2), slice(None)),
+        "a question": (slice(0, 3), slice(None)),
+        "everything": (slice(None), slice(None)),
+    }[impossible]
+    case.states[1, 0] = True
+    reward = case.log_reward.float()
+    reward[which] = -torch.inf
+    reward = torch.where(case.states, reward, -torch.inf)
+    tempered = temper(reward, case.states, case.group, temperature=0.7, floor=floor)
+    assert bool(tempered.isfinite().all())
+    log_pf = case.log_pf.float().requires_grad_()
+    a = log_flow(log_pf, case.log_pterm.float(), tempered, case.states)
+    loss, info = OBJECTIVES[name](a, case.states, case.group, case.weight.float(), huber=huber)
+    loss.sum().backward()
+    assert bool(loss.isfinite().all())
+    assert bool(info.variance.isfinite().all())
+    assert log_pf.grad is not None
+    assert bool(log_pf.grad.isfinite().all())
+
+
+def test_a_question_without_a_possible_rationale_has_equal_rewards() -> None:
+    reward = torch.tensor([[-math.inf, -math.inf], [-3.0, -4.0]])
+    tempered = temper(reward, torch.ones(2, 2, dtype=torch.bool), torch.tensor([0, 1]), floor=20.0)
+    torch.testing.assert_close(tempered, torch.tensor([[0.0, 0.0], [-3.0, -4.0]]))

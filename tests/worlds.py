@@ -1,0 +1,168 @@
+"""Small worlds in which the engine can be compared with the oracles: models, a tool, tasks, rationales."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+
+from latent_cot.chain import Chain, ChainRules
+from latent_cot.errors import ToolError, UsageError
+from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.types import DataRequest, Example, Rationale, TaskData
+from latent_cot.weights import load_model_and_tokenizer
+
+ALPHABET = " ,.1234567890=+-"
+
+
+def language_model(
+    folder: Path,
+    *,
+    perturb: bool = True,
+    takes_trees: bool | None = None,
+    linear_head: bool | None = None,
+    rank: int = 4,
+) -> LanguageModel:
+    """A tiny model with adapters; `perturb` makes p, q and the base model three different models."""
+    base, tokenizer = load_model_and_tokenizer(folder, dtype=torch.float32)
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=is_gpt2(base))
+    lm = LanguageModel(base, tokenizer, lora)
+    for seed, adapter in enumerate(ADAPTERS):
+        lm.reset_adapter(adapter, seed)
+        if perturb:
+            shake(lm, seed)
+    forced = {"takes_trees": takes_trees, "linear_head": linear_head}
+    changes = {name: value for name, value in forced.items() if value is not None}
+    lm.abilities = dataclasses.replace(lm.abilities, **changes)
+    return lm
+
+
+def is_gpt2(base: torch.nn.Module) -> bool:
+    """GPT-2 stores its weights transposed, and PEFT warns unless it is told so."""
+    return type(base).__name__.startswith("GPT2")
+
+
+@torch.no_grad()
+def shake(lm: LanguageModel, seed: int) -> None:
+    """Give one adapter's B noise, so that the adapter does something."""
+    adapter = ADAPTERS[seed]
+    generator = torch.Generator().manual_seed(100 + seed)
+    for name, weight in sorted(lm.parameters(adapter).items()):
+        if "lora_B" in name:
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    lm.copy_adapter(adapter, adapter)  # its merged copy is out of date
+
+
+class FakeTool:
+    """A tool whose results have all lengths, from none to too many, and which sometimes fails."""
+
+    name = "fake"
+    description = "for tests"
+    trigger = "="
+
+    def request(self, text: str) -> str:
+        return text.removesuffix("=").rsplit(",", 1)[-1]
+
+    def __call__(self, request: str) -> str:
+        kind = sum(map(ord, request)) % 6
+        if kind == 0:
+            raise ToolError("not today")
+        return {1: "", 2: "7", 3: " 12", 4: " 3, = 4+", 5: " 1" * 40}[kind]
+
+
+class CountTool:
+    """Writes how many characters it was asked with: never fails, always two tokens."""
+
+    name = "count"
+    description = "for tests"
+    trigger = "="
+
+    def request(self, text: str) -> str:
+        return text.removesuffix("=").rsplit("=", 1)[-1]
+
+    def __call__(self, request: str) -> str:
+        return f" {len(request) % 10}"
+
+
+def random_chain(rules: ChainRules, rng: random.Random, length: int) -> Rationale:
+    """A rationale of at most `length` chosen tokens that the policy could have written."""
+    chain = Chain(rules)
+    actions = [a for a in rules.codec.actions.tolist() if a != rules.codec.stop_id]
+    trigger = rules.codec.encode("=")[0]
+    while chain.n_chosen < length and not chain.full:
+        chain.push(trigger if rng.random() < 0.2 else rng.choice(actions))
+    return chain.finish()
+
+
+def masked_rationale(
+    tokens: Sequence[int], chosen: Sequence[bool], states: Sequence[bool], *, cut: bool = False
+) -> Rationale:
+    """A rationale with masks of any kind; its last prefix is always a state."""
+    return Rationale(tuple(tokens), tuple(chosen), (*states[:-1], True), text="", cut=cut)
+
+
+@dataclasses.dataclass
+class ToyTask:
+    """Letters are counted by `CountTool`: `"abc"` has the rationale `" abc="` and the answer 4."""
+
+    name: str = "toy"
+    description: str = "for tests"
+    tools: tuple[str, ...] = ("count",)
+    stop: str | None = None
+    allowed_characters: str | None = " abc=0123456789"
+    step_delimiter: str | None = None
+    default_splits: tuple[str, ...] = ("test",)
+
+    def load(self, request: DataRequest) -> TaskData:
+        words = ["a", "ab", "abc", "ba", "c", "cab"]
+        examples = [self.example(word) for word in words]
+        return TaskData(tuple(examples[:2]), tuple(examples[2:]), ())
+
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        if name != "test":
+            raise UsageError(f"no split {name!r}")
+        return [self.example(word) for word in ["cc", "bab", "aa"]][:size]
+
+    def read(self, path: str) -> list[Example]:
+        raise UsageError(f"{path}: the toy task reads no files")
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        gold = str(len(question) + 1)
+        return Example(f"{question}?", f". It is {gold}.", f" {question}=", gold, question)
+
+    def posterior_prompt(self, example: Example) -> str:
+        return f"{example.x}{example.y}"
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        return None
+
+    def answer(self, rationale: Rationale) -> str | None:
+        results = [call.result for call in rationale.calls if call.result]
+        return results[-1].strip() if results else None
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return answer is not None and answer == example.answer
+
+
+class PlainTask(ToyTask):
+    """No tool, no demonstrations; the answer is one of two candidates."""
+
+    def __init__(self) -> None:
+        super().__init__(name="plain", tools=(), allowed_characters=None)
+
+    def load(self, request: DataRequest) -> TaskData:
+        return TaskData((), tuple(self.example(word) for word in ["aab", "abb", "bbb"]), ())
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        gold = "a" if question.count("a") > question.count("b") else "b"
+        return Example(f"{question}?", f", so {gold}", None, gold, question)
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        return {"a": ", so a", "b": ", so bb"}
+
+    def answer(self, rationale: Rationale) -> str | None:
+        raise AssertionError("a task with candidates is not asked to read an answer off")
