@@ -71,7 +71,10 @@ class EStepConfig:
     pair_weight: float = 1.0
     """How often a question without rationale is drawn, relative to 1."""
     objective: str = "pooled-subtb"
-    """The loss: `subtb` (the paper's Eq. 3) or `pooled-subtb` (over all trajectories of a question)."""
+    """The loss: `subtb` (the paper's Eq. 3), `pooled-subtb` (over all trajectories of a question), `vargrad` or
+    `tb` (trajectory balance)."""
+    log_z_learning_rate: float = 0.1
+    """Of the log Z(X) that `tb` learns for each question, in nats a step."""
     huber: float | None = 3.0
     """Deviations beyond this many nats count linearly. None: squared error."""
     reward_floor: float | None = 20.0

@@ -134,8 +134,12 @@ def update(
     reward_floor: float | None,
     huber: float | None,
     max_tokens: int,
+    log_z: Sequence[torch.Tensor] | None = None,
 ) -> UpdateInfo:
-    """One gradient step of q on the balance of the collected rationales, in micro-batches of questions."""
+    """One gradient step of q on the balance of the collected rationales, in micro-batches of questions.
+
+    `log_z` holds each question's parameter log Z(X), (), for an objective that learns it.
+    """
     started = time.perf_counter()
     groups = [Group(batch.query.policy_prompt, batch.rationales) for batch in batches]
     loss_of = OBJECTIVES[objective]
@@ -156,7 +160,8 @@ def update(
             )
             weight = torch.cat([torch.tensor(batches[g].counts, dtype=torch.float32) for g in members])
             a = log_flow(scores.log_pf, scores.log_pterm, log_reward, scores.states)
-            losses, info = loss_of(a, scores.states, scores.group, weight.to(a.device), huber=huber)
+            z = None if log_z is None else torch.stack([log_z[g] for g in members]).to(a.device)
+            losses, info = loss_of(a, scores.states, scores.group, weight.to(a.device), huber=huber, log_z=z)
             lm.accelerator.backward(losses.sum() / len(batches))
             loss_sum += float(losses.detach().sum())
             variance_sum += float(info.variance.sum())

@@ -32,6 +32,7 @@ from latent_cot.diagnostics import diagnose, mean_figures
 from latent_cot.e_step import Batch, Behaviour, Query, collect, describe, update
 from latent_cot.evaluate import Accuracy, answer_questions
 from latent_cot.lm import Adapter, LanguageModel
+from latent_cot.objectives import LEARNS_LOG_Z
 from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.reward import prefix_log_rewards
 from latent_cot.rollout import rollout
@@ -108,6 +109,8 @@ class EM:
         self.buffer = ReplayBuffer(config.e_step.buffer_capacity, config.e_step.buffer_tolerance)
         self.state = state or State()
         self.optimiser: AdapterOptimiser | None = None
+        self.log_z = torch.nn.Parameter(torch.zeros(len(data.demonstrations) + len(data.pairs)))
+        """log Z(X) of each training question, for an objective that learns it."""
         self._restore = restore
         self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
         self.questions = [*data.demonstrations, *data.pairs]
@@ -175,7 +178,11 @@ class EM:
         c = self.config.e_step
         if self.state.unit == 0:
             self._fill_buffer()
-        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
+        if self.state.unit == 0:
+            self.log_z.data.zero_()
+        log_z = self.log_z if c.objective in LEARNS_LOG_Z else None
+        optimiser = self._new_optimiser("q", schedule, c.clip, log_z=log_z, log_z_rate=c.log_z_learning_rate)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
@@ -204,6 +211,7 @@ class EM:
                 reward_floor=c.reward_floor,
                 huber=c.huber,
                 max_tokens=c.max_batch_tokens,
+                log_z=None if log_z is None else [log_z[i] for i in chosen],
             )
             figures = describe(batches, self.is_correct)
             yield {**vars(info), **figures, "reward_temperature": temperature, "samples": _samples(batches)}
@@ -353,8 +361,8 @@ class EM:
                 groups.append(Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or "")))
             yield vars(m_step.update(self.lm, "p", groups, self.rules, optimiser, step, max_tokens=c.max_batch_tokens))
 
-    def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float) -> AdapterOptimiser:
-        self.optimiser = AdapterOptimiser(self.lm.parameters(adapter), schedule, clip)
+    def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
+        self.optimiser = AdapterOptimiser(self.lm.parameters(adapter), schedule, clip, **log_z)
         if self.state.unit and self._restore is not None:
             self._restore(self.optimiser.adam)
         self._restore = None

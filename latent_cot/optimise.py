@@ -31,21 +31,39 @@ class Schedule:
 
 
 class AdapterOptimiser:
-    """AdamW with gradient clipping over an adapter's weights."""
+    """AdamW with gradient clipping over an adapter's weights.
 
-    def __init__(self, weights: Mapping[str, nn.Parameter], schedule: Schedule, clip: float) -> None:
-        self.names = sorted(weights)
-        self.weights = [weights[name] for name in self.names]
+    Args:
+        weights: the adapter's.
+        schedule: of their learning rate.
+        clip: largest norm of their gradient.
+        log_z: a vector of learned log-partition functions, with a constant learning rate of its own.
+        log_z_rate: that learning rate, in nats a step.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        schedule: Schedule,
+        clip: float,
+        *,
+        log_z: nn.Parameter | None = None,
+        log_z_rate: float = 0.1,
+    ) -> None:
+        self.weights = [weights[name] for name in sorted(weights)]
         self.schedule = schedule
         self.clip = clip
-        self.adam = torch.optim.AdamW(self.weights, lr=schedule.peak, weight_decay=0.01)
+        self.log_z = log_z
+        groups = [{"params": self.weights, "lr": schedule.peak, "weight_decay": 0.01}]
+        if log_z is not None:
+            groups.append({"params": [log_z], "lr": log_z_rate, "weight_decay": 0.0})
+        self.adam = torch.optim.AdamW(groups)
 
     def step(self, number: int) -> float:
         """Update with the accumulated gradients and clear them; returns their norm before clipping."""
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.clip))
         if math.isfinite(norm):  # a step with an infinite gradient would ruin the adapter: leave it out
-            for group in self.adam.param_groups:
-                group["lr"] = self.schedule.at(number)
+            self.adam.param_groups[0]["lr"] = self.schedule.at(number)
             self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         return norm

@@ -133,7 +133,12 @@ def run_em(
         }
 
     def save() -> None:
-        state = {"em": em.state.to_json(), "buffer": em.buffer.state_dict(), **cost()}
+        state = {
+            "em": em.state.to_json(),
+            "buffer": em.buffer.state_dict(),
+            "log_z": em.log_z.tolist(),
+            **cost(),
+        }
         folder.save(state, lambda target: _write_state(em, target))
 
     for phase, info in em.run():
@@ -235,6 +240,8 @@ def _make_em(session: Session, checkpoint: Checkpoint | None) -> EM:
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
     )
     em.buffer.load_state_dict(checkpoint.state["buffer"])
+    with torch.no_grad():
+        em.log_z.copy_(torch.tensor(checkpoint.state["log_z"]))
     for adapter in ADAPTERS:
         session.lm.load_adapter(adapter, checkpoint.path / adapter)
     return em

@@ -47,7 +47,7 @@ class TextCodec:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a prompt, with the special tokens the tokenizer begins a text with. Never empty."""
-        ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+        ids = list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"])
         plain = self._plain(text)
         if ids[len(ids) - len(plain) :] != plain:  # a tokenizer that appends a special token: leave it out
             ids = plain
@@ -113,7 +113,8 @@ class TextCodec:
     # -- helpers -------------------------------------------------------------------------------------
 
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # A user who types "<|endoftext|>" means these characters, not the special token.
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _raw_decode(self, ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)

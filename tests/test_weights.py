@@ -124,9 +124,7 @@ def test_a_folder_that_is_no_model(file: str | None, message: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("hub_id", ["owner/tiny", "gpt2"])
-def test_the_hub_cache_needs_no_network(
-    hub_id: str, tmp_path: Path, tiny_model_dir: Path, no_network: None
-) -> None:
+def test_the_hub_cache_needs_no_network(hub_id: str, tmp_path: Path, tiny_model_dir: Path, no_network: None) -> None:
     snapshot = cached_snapshot(tmp_path, hub_id, tiny_model_dir)
     assert resolve(hub_id, offline=True) == snapshot
     assert provenance(snapshot) == {"hub_id": hub_id, "revision": REVISION}
@@ -441,9 +439,7 @@ def drop_weight(folder: Path) -> None:
 
 
 def make_bert(folder: Path) -> None:
-    config = BertConfig(
-        vocab_size=98, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
+    config = BertConfig(vocab_size=98, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     BertForMaskedLM(config).save_pretrained(folder)
 
 

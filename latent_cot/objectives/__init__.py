@@ -1,6 +1,16 @@
 """The E-step's objectives: pure functions of tensors, no model and no configuration."""
 
-from latent_cot.objectives.balance import log_flow, pooled_subtb, subtb, temper
-from latent_cot.objectives.registry import OBJECTIVES, Objective
+from latent_cot.objectives.balance import log_flow, pooled_subtb, subtb, temper, trajectory_balance, vargrad
+from latent_cot.objectives.registry import LEARNS_LOG_Z, OBJECTIVES, Objective
 
-__all__ = ["OBJECTIVES", "Objective", "log_flow", "pooled_subtb", "subtb", "temper"]
+__all__ = [
+    "LEARNS_LOG_Z",
+    "OBJECTIVES",
+    "Objective",
+    "log_flow",
+    "pooled_subtb",
+    "subtb",
+    "temper",
+    "trajectory_balance",
+    "vargrad",
+]

@@ -1,5 +1,5 @@
-"""Modified sub-trajectory balance (SubTB), Eq. 3 of Hu et al., "Amortizing intractable inference in large
-language models" (ICLR 2024), in closed form.
+"""Balance objectives over a question's trajectories, above all the modified sub-trajectory balance (SubTB),
+Eq. 3 of Hu et al., "Amortizing intractable inference in large language models" (ICLR 2024), in closed form.
 
 Every prefix of a rationale may terminate, so the flow of a state needs no network of its own:
 F(s_i) = R(s_i ⊤) / q(⊤ | s_i). With
@@ -10,7 +10,12 @@ the residual of the sub-trajectory from s_i to s_j is a_i − a_j, and with λ =
 
     Σ_{i<j} (a_i − a_j)² = n Σ a² − (Σ a)²   over the n states of a trajectory: O(n), no double loop.
 
-At the optimum every a_i of a question equals its log Z(X).
+At the optimum every a_i of a question equals its log Z(X). The objectives differ in which a_i they tie to what:
+
+    subtb          those of one trajectory to each other
+    pooled_subtb   those of all trajectories of a question to their mean
+    vargrad        the last ones of all trajectories of a question to their mean
+    trajectory_balance   the last one of each trajectory to a learned log Z(X)
 """
 
 from __future__ import annotations
@@ -18,6 +23,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+
+IMPOSSIBLE = 1e4
+"""Nats below the best of its question at which an impossible rationale is put where there is no floor."""
 
 
 class BalanceInfo(NamedTuple):
@@ -46,16 +54,15 @@ def temper(
         temperature: T in log R / T.
         floor: rewards lower than this many nats below the best of their question are raised to it.
             Early prefixes with −80 nats would otherwise dominate a squared loss, though their share
-            of the posterior's mass is nil either way. None: no floor, except that −inf is raised to
-            the least finite float so that the loss stays defined.
+            of the posterior's mass is nil either way. None: `IMPOSSIBLE`, so that an impossible rationale
+            (−inf) leaves the loss finite.
 
     Returns (B, S), finite at states, 0 elsewhere.
     """
     masked = log_reward.masked_fill(~states, -torch.inf)
     n_groups = int(group.max()) + 1
     best = masked.new_full((n_groups,), -torch.inf).scatter_reduce(0, group, masked.amax(1), "amax")
-    lowest = torch.finfo(log_reward.dtype).min / 1e6
-    least = best - floor if floor is not None else torch.full_like(best, lowest)
+    least = best - (IMPOSSIBLE if floor is None else floor)
     # A question none of whose rationales is possible has nothing to tell: all its rewards are equal.
     least = torch.where(best.isfinite(), least, torch.zeros_like(least))
     raised = torch.maximum(masked, least[group, None])
@@ -86,6 +93,7 @@ def pooled_subtb(
     weight: torch.Tensor,
     *,
     huber: float | None = None,
+    log_z: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, BalanceInfo]:
     """The spread of a over all the states of all the trajectories of a question, at once.
 
@@ -99,6 +107,7 @@ def pooled_subtb(
         weight: (B,) how often each distinct trajectory was sampled.
         huber: beyond this many nats from its question's mean a deviation counts linearly (2δ|d| − δ²).
             None: squared.
+        log_z: not used here; see `trajectory_balance`.
 
     Returns each question's loss, (G,), and its diagnostics.
     """
@@ -118,6 +127,7 @@ def subtb(
     weight: torch.Tensor,
     *,
     huber: float | None = None,
+    log_z: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, BalanceInfo]:
     """Eq. 3, normalised: per trajectory the mean over its sub-trajectories (pairs i < j) of (a_i − a_j)².
 
@@ -142,6 +152,51 @@ def subtb(
         mean = _group_mean(a, cells, group)
         variance = _group_mean((a - mean[group, None]) ** 2, cells, group)
     return loss, BalanceInfo(variance, mean)
+
+
+def vargrad(
+    a: torch.Tensor,
+    states: torch.Tensor,
+    group: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    huber: float | None = None,
+    log_z: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, BalanceInfo]:
+    """Trajectory balance with log Z(X) estimated by the mean over the question's trajectories.
+
+    Richter et al., "VarGrad" (2020); for GFlowNets, Zhang et al., "Robust scheduling with GFlowNets" (2023).
+    Only complete trajectories count: the a of each one's last state. Arguments and result as for
+    `pooled_subtb`.
+    """
+    return pooled_subtb(a, _last_state(states), group, weight, huber=huber)
+
+
+def trajectory_balance(
+    a: torch.Tensor,
+    states: torch.Tensor,
+    group: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    huber: float | None = None,
+    log_z: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, BalanceInfo]:
+    """(log Z(X) + log q(Z) − log R(Z))², Malkin et al., "Trajectory balance" (2022), with a learned log Z(X).
+
+    Arguments and result as for `pooled_subtb`, and log_z: (G,) the parameter of each question.
+    """
+    assert log_z is not None
+    w = weight[:, None] * _last_state(states)
+    loss = _group_mean(_penalty(a - log_z[group, None], huber), w, group)
+    with torch.no_grad():
+        _, info = pooled_subtb(a, states, group, weight)
+    return loss, BalanceInfo(info.variance, log_z.detach())
+
+
+def _last_state(states: torch.Tensor) -> torch.Tensor:
+    """(B, S) bool: only the last state of each trajectory."""
+    later = states.flip(1).cumsum(1).flip(1)
+    return states & (later == 1)
 
 
 def _penalty(deviation: torch.Tensor, huber: float | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from latent_cot.objectives.balance import BalanceInfo, pooled_subtb, subtb
+from latent_cot.objectives.balance import BalanceInfo, pooled_subtb, subtb, trajectory_balance, vargrad
 
 
 class Objective(Protocol):
@@ -21,7 +21,16 @@ class Objective(Protocol):
         weight: torch.Tensor,
         *,
         huber: float | None = None,
+        log_z: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, BalanceInfo]: ...
 
 
-OBJECTIVES: Mapping[str, Objective] = {"subtb": subtb, "pooled-subtb": pooled_subtb}
+OBJECTIVES: Mapping[str, Objective] = {
+    "subtb": subtb,
+    "pooled-subtb": pooled_subtb,
+    "vargrad": vargrad,
+    "tb": trajectory_balance,
+}
+
+LEARNS_LOG_Z = frozenset({"tb"})
+"""Objectives that have a parameter log Z(X) for each question."""

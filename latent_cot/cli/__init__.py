@@ -1,0 +1,80 @@
+"""The command line: `latent-cot COMMAND`. One file a command, imported when it is asked for.
+
+`latent-cot --help` must not wait for torch, so nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from collections.abc import Sequence
+
+from latent_cot import __version__
+from latent_cot.errors import UsageError, did_you_mean
+
+COMMANDS = {
+    "em": "train: alternate E-step and M-step, evaluate after each round",
+    "eval": "accuracy of a run, or of an untrained model, on test splits or a file",
+    "sample": "rationales for one question, with their log-probability and log-reward",
+    "tasks": "list the tasks, and how to add one",
+    "tools": "list the tools a chain can call, and how to add one",
+}
+"""Command -> what it does. Each is a module of this package with a function `run(argv) -> status`."""
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for what the user can put right, 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its escape
+            stream.reconfigure(errors="backslashreplace")
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else EXIT_USAGE
+    if argv[0] in ("-V", "--version"):
+        print(f"latent-cot {__version__}")
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            kind = "option" if argv[0].startswith("-") else "command"
+            raise UsageError(f"unknown {kind} {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)} See latent-cot --help")
+        status: int = importlib.import_module(f"latent_cot.cli.{argv[0]}").run(argv[1:])
+        return status
+    except UsageError as error:
+        _print_error(str(error))
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        _print_error("interrupted")
+        return EXIT_INTERRUPTED
+    except SystemExit as stop:  # raised by tyro after --help and on unreadable flags
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
+    except BrokenPipeError:  # e.g. `latent-cot tasks | head -1`
+        sys.stdout = None  # so that the interpreter does not try to flush it
+        return 128 + 13
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: latent-cot COMMAND [options]\n\n"
+        "Teach a language model to reason by treating its chain of thought as a latent variable.\n\n"
+        f"{commands}\n\n"
+        "latent-cot COMMAND --help shows a command's options, latent-cot --version the version."
+    )
+
+
+def _print_error(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from latent_cot.display import printable
+
+    # The message may quote a file or a model: made harmless, and never read as markup.
+    line = Text.assemble(("error: ", "bold red"), printable(message, keep_newlines=True))
+    Console(stderr=True).print(line, soft_wrap=True)

@@ -1,0 +1,98 @@
+"""What `eval` and `sample` work with: the reasoners of a run, or a base model as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_cot.config import EMConfig
+from latent_cot.errors import UsageError
+from latent_cot.run import RunFolder
+from latent_cot.settings import check, from_dict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from latent_cot.em import EM
+    from latent_cot.lm import Adapter
+    from latent_cot.types import Example, TaskData
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user named: a run folder, or a base model."""
+
+    config: EMConfig
+    folder: RunFolder | None
+    """None: a base model, whose only reasoner is p, the model itself."""
+
+    @property
+    def reasoners(self) -> tuple[Adapter, ...]:
+        """Those that answer a question whose answer is not known."""
+        return ("q", "p") if self.folder is not None and self.config.condition == "x" else ("p",)
+
+    def describe(self) -> dict[str, str | None]:
+        run = str(self.folder.path) if self.folder else None
+        return {"run": run, "model": self.config.model, "task": self.config.task}
+
+    def require(self, reasoner: Adapter) -> None:
+        """Raises UsageError if it cannot answer."""
+        if reasoner in self.reasoners:
+            return
+        if self.folder is None:
+            raise UsageError(f"--reasoner {reasoner}: an untrained model has the reasoner p only")
+        raise UsageError(
+            f"--reasoner {reasoner}: in this run q sees the answer (condition xy), so that it cannot be tested; use p"
+        )
+
+
+def find(target: str, task: str | None) -> Source:
+    """A run folder if `target` has a config.yaml, else a base model. Raises UsageError for neither."""
+    path = Path(target).expanduser()
+    if (path / "config.yaml").exists():
+        folder = RunFolder.open(path)
+        config = from_dict(folder.config, str(path / "config.yaml"))
+        check(config)
+        if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
+            raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
+        return Source(config, folder)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise UsageError(
+            f"{target}: neither a run (no config.yaml) nor a model (no config.json); give the --output-dir of "
+            "a run, or a model"
+        )
+    config = EMConfig(model=target, lora=replace(EMConfig().lora, rank=1))
+    return Source(config if task is None else replace(config, task=task), None)
+
+
+def load(source: Source, data: TaskData, console: Console) -> EM:
+    """The reasoners in memory, within the loop they come from: it knows the prompts that they read.
+
+    Args:
+        data: the training examples, which p's prompt may show (`init: prompt`).
+    """
+    from latent_cot.em import EM, State
+    from latent_cot.session import load_reasoners, open_session
+
+    session = open_session(source.config, console=console, load_data=False)
+    if source.folder is not None:
+        load_reasoners(session, source.folder)
+    s = session
+    em = EM(s.config, s.lm, s.task, data, {}, s.rules, s.test_rules, state=State())
+    if source.folder is not None:
+        em.state.phase = _phases_done(source.folder, len(em.phases))
+    return em
+
+
+def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
+    """What the reasoners were trained on: nothing, for a base model."""
+    return [] if source.folder is None else [*data.demonstrations, *data.pairs]
+
+
+def _phases_done(folder: RunFolder, total: int) -> int:
+    if (folder.path / "results.json").exists():
+        return total
+    checkpoint = folder.latest()
+    return 0 if checkpoint is None else int(checkpoint.state["em"]["phase"])

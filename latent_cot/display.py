@@ -1,0 +1,242 @@
+"""What a run shows while it works: progress with the time left, figures, sampled rationales, accuracies.
+
+On a terminal a live bar; elsewhere (a file, a pipe) a plain line now and then. Text that a model wrote is
+hostile: it goes through `printable` and is never read as rich markup.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from latent_cot.em import EM, Phase
+
+NAMES = {"e_step": "E-step", "m_step": "M-step"}
+"""Phase -> what it is called, where that is not its name."""
+
+_SAMPLED = {"accuracy": "right {:.0%}", "distinct": "distinct {:.0%}"}
+_POSTERIOR = {"variance": "Var {:.3g}", "ess": "ESS {:.0%}", "bound": "bound {:.2f}"}
+FIGURES: Mapping[str, Mapping[str, str]] = {
+    "init": {"loss": "loss {:.3g}"},
+    "prepare": _POSTERIOR,
+    "e_step": {"loss": "loss {:.3g}", "variance": "Var {:.3g}", "log_reward": "log R {:.1f}", **_SAMPLED},
+    "diagnose": _POSTERIOR,
+    "draw": {"kept": "kept {}", **_SAMPLED},
+    "m_step": {"loss": "loss {:.3g}"},
+    "evaluate": {"accuracy": "right {:.0%}"},
+}
+"""Phase -> figure of a unit -> how it is shown."""
+
+RATIONALE_HEADING = "rationale (‹tool's result›, ‹✗› failed call)"
+
+LINE_SECONDS = 10.0
+"""Without a terminal: how often a line is printed, at most."""
+SAMPLES_EVERY = 10
+"""E-step units between two tables of sampled rationales."""
+
+# Rough cost of a unit of each kind of phase, relative to an optimiser step of the M-step (1): only for phases
+# of which no unit has been measured yet.
+_COST = {"init": 0.7, "prepare": 4.0, "e_step": 3.0, "diagnose": 4.0, "draw": 4.0, "evaluate": 6.0}
+
+
+def printable(text: str, *, keep_newlines: bool = False) -> str:
+    """`text` with what could steer a terminal (control characters, escapes, text direction) made visible."""
+    return "".join(
+        character
+        if unicodedata.category(character)[0] != "C" or (keep_newlines and character == "\n")
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text.replace("\u2028", "\n").replace("\u2029", "\n")
+    )
+
+
+def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str]) -> Text:
+    """A rationale, as JSON gives it, with each tool's result set off and each failed call flagged.
+
+    Args:
+        decode: token ids -> text, `TextCodec.decode`.
+    """
+    text, tokens, shown = Text(), rationale["tokens"], 0
+    for call in rationale["calls"]:
+        begin, end = call["position"], call["position"] + call["n_tokens"]
+        text.append(_between(tokens, shown, begin, decode))
+        if call["result"] is None:
+            text.append("‹✗›", style="bold red")
+        else:
+            text.append("‹" + _between(tokens, begin, end, decode).strip() + "›", style="bold cyan")
+        shown = end
+    text.append(_between(tokens, shown, len(tokens), decode))
+    if rationale["cut"]:
+        text.append(" [cut]", style="dim")
+    return text
+
+
+def _between(tokens: Sequence[int], begin: int, end: int, decode: Callable[[Sequence[int]], str]) -> str:
+    """The text of tokens[begin:end] as the continuation of those before."""
+    return printable(decode(tokens[:end])[len(decode(tokens[:begin])) :])
+
+
+def accuracy_table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    """Split by column, each cell the accuracy and its interval in %.
+
+    Args:
+        columns: heading -> split -> `Accuracy.to_json()`.
+    """
+    table = Table()
+    table.add_column("% right (95 % interval)")
+    for heading in columns:
+        table.add_column(Text(heading), justify="right")
+    for split in dict.fromkeys(split for column in columns.values() for split in column):
+        cells = [_cell(column.get(split)) for column in columns.values()]
+        table.add_row(Text(printable(split)), *cells)
+    return table
+
+
+def _cell(accuracy: Mapping[str, Any] | None) -> str:
+    if accuracy is None or not accuracy["n"]:
+        return "-"
+    low, high = accuracy["interval_95"]
+    return f"{100 * accuracy['accuracy']:.1f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequence[int]], str]) -> Table:
+    """A few sampled rationales, as a step's `samples` has them: question, chain, log-reward."""
+    table = Table()
+    table.add_column("question")
+    table.add_column(RATIONALE_HEADING, overflow="fold")
+    table.add_column("log R", justify="right")
+    for sample in samples:
+        chain = marked(sample["rationale"], decode)
+        if sample["count"] > 1:
+            chain.append(f"  ×{sample['count']}", style="dim")
+        table.add_row(Text(printable(sample["question"])), chain, f"{sample['log_reward']:.1f}")
+    return table
+
+
+class Clock:
+    """How long the rest takes: the mean time of a unit of each kind of phase, measured as it goes."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._units: dict[str, int] = {}
+
+    def measured(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._units[name] = self._units.get(name, 0) + 1
+
+    def left(self, units: Mapping[str, int]) -> float | None:
+        """Seconds for so many units of each kind of phase; None as long as nothing was measured."""
+        if not self._units:
+            return None
+        cost = sum(_COST.get(name, 1.0) * n for name, n in self._units.items())
+        unit_cost = sum(self._seconds.values()) / cost
+        return sum(n * self._unit(name, unit_cost) for name, n in units.items())
+
+    def _unit(self, name: str, unit_cost: float) -> float:
+        if name in self._units:
+            return self._seconds[name] / self._units[name]
+        return _COST.get(name, 1.0) * unit_cost
+
+
+class Display:
+    """Shows a run; `on_unit` is what `run_em` calls. Use it as a context manager."""
+
+    def __init__(self, console: Console, *, time_of: Callable[[], float] = time.monotonic) -> None:
+        self.console = console
+        self._time_of = time_of
+        self._clock = Clock()
+        self._last_unit = self._last_line = time_of()
+        self._phase: Phase | None = None
+        self._e_steps = 0
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        self._last_unit = self._time_of()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def on_unit(self, em: EM, phase: Phase, info: Mapping[str, Any]) -> None:
+        """Take note of a unit of work, just finished."""
+        now = self._time_of()
+        self._clock.measured(phase.name, now - self._last_unit)
+        self._last_unit = now
+
+        self._show_progress(em, phase, info, now)
+        if phase.name == "e_step":
+            self._e_steps += 1
+            if info.get("samples") and self._e_steps % SAMPLES_EVERY == 1:
+                self.console.print(f"Sampled in round {phase.round}, step {em.state.unit}:")
+                self.console.print(samples_table(info["samples"], em.rules.codec.decode))
+        if em.state.unit == em.units(phase):
+            self._show_outcome(em, phase)
+
+    def _show_outcome(self, em: EM, phase: Phase) -> None:
+        """What a phase that is done has found."""
+        if phase.name == "evaluate":
+            columns = round_columns(em.results()["accuracy"], phase.round)
+            self.console.print(f"After round {phase.round}:")
+            self.console.print(accuracy_table(columns))
+        elif phase.name == "diagnose":
+            found = em.results()["posterior"].get(str(phase.round), {})
+            for when, figures in found.items():
+                text = f"  q {when} the E-step, on {figures['n']} validation questions: {_shown(figures, _POSTERIOR)}"
+                self.console.print(Text(text), soft_wrap=True)
+
+    def _show_progress(self, em: EM, phase: Phase, info: Mapping[str, Any], now: float) -> None:
+        counts = [em.units(one) for one in em.phases]
+        place = em.state.phase
+        done, total = sum(counts[:place]) + em.state.unit, sum(counts)
+        to_do: dict[str, int] = {}
+        for one, n in zip(em.phases[place:], [counts[place] - em.state.unit, *counts[place + 1 :]], strict=True):
+            to_do[one.name] = to_do.get(one.name, 0) + max(0, n)
+        name = NAMES.get(phase.name, phase.name)
+        heading = (
+            f"round {phase.round}/{em.config.rounds}  {name} {em.state.unit}/{counts[place]}  "
+            f"{done / max(1, total):.0%}  {_left(self._clock.left(to_do))}"
+        )
+        figures = _figures(phase.name, info)
+        if self._live:
+            bar = ProgressBar(total=max(1, total), completed=done)
+            self._live.update(Group(bar, Text(f"{heading}  {figures}")), refresh=True)
+        elif phase != self._phase or em.state.unit == counts[place] or now - self._last_line >= LINE_SECONDS:
+            self.console.print(Text(f"{heading}  {figures}"), soft_wrap=True)
+            self._last_line = now
+        self._phase = phase
+
+
+def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The columns for `accuracy_table`: a round's reasoners, and those of the round before."""
+    columns = dict(results.get(str(number), {}))
+    for reasoner, splits in results.get(str(number - 1), {}).items():
+        columns[f"{reasoner}, round {number - 1}"] = splits
+    return columns
+
+
+def _figures(phase: str, info: Mapping[str, Any]) -> str:
+    figures = _shown(info, FIGURES.get(phase, {}))
+    return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures
+
+
+def _shown(info: Mapping[str, Any], forms: Mapping[str, str]) -> str:
+    return "  ".join(form.format(info[name]) for name, form in forms.items() if info.get(name) is not None)
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"

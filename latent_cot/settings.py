@@ -1,0 +1,274 @@
+"""Where a run's configuration comes from: defaults < preset < YAML file < flags.
+
+The first three are read here; the flags are put on top by the command line (`cli/em.py`). Reading is
+strict: an unknown key, a value of another type or out of range is a UsageError that names file and key.
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import types
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from latent_cot.config import EMConfig
+from latent_cot.errors import UsageError, did_you_mean
+
+DEFAULT_PRESET = "cpu"
+MAX_CONFIG_BYTES = 2**20
+
+_PRESETS = resources.files("latent_cot") / "presets"
+
+
+def presets() -> list[str]:
+    """Names of the presets, sorted."""
+    return sorted(entry.name[:-5] for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(preset: str | None = None, file: str | Path | None = None) -> EMConfig:
+    """The dataclasses' defaults, with the values of `preset` (None: the default one) and then of `file`.
+
+    Values are checked one by one, not against each other: flags may still change them. See `check`.
+    Raises UsageError.
+    """
+    name = DEFAULT_PRESET if preset is None else preset
+    if name not in presets():
+        raise UsageError(f"--preset {name}: there is no such preset.{did_you_mean(name, presets())}")
+    text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    config = from_dict(parse_yaml(text, f"preset {name}"), f"preset {name}")
+    if file is not None:
+        config = from_dict(parse_yaml(_read(Path(file).expanduser()), str(file)), str(file), config)
+    return config
+
+
+def to_dict(config: EMConfig) -> dict[str, Any]:
+    """As YAML and JSON can hold it: nested dictionaries, tuples as lists."""
+    return cast("dict[str, Any]", _plain(asdict(config)))
+
+
+def from_dict(record: Any, where: str, base: EMConfig | None = None) -> EMConfig:
+    """`base` (None: the defaults) with the values of `record`, which need not name all.
+
+    Args:
+        record: nested mappings, as YAML or JSON gives them.
+        where: the file, for errors.
+
+    Raises UsageError for an unknown key or a value of the wrong type.
+    """
+    return cast("EMConfig", _overlay(EMConfig() if base is None else base, record, where, ""))
+
+
+def to_yaml(config: EMConfig) -> str:
+    """A file that `load_config` reads back as the same configuration."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def flag(path: str) -> str:
+    """The command-line option of a setting: `"e_step.learning_rate"` is `--e-step.learning-rate`."""
+    return "--" + path.replace("_", "-")
+
+
+# -- YAML ------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key that is written twice is an error, not a silent override."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The content of a YAML text, read safely; an empty one is `{}`. Raises UsageError naming `where` and the line."""
+    try:
+        record = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{where}{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not valid YAML: {error}") from error
+    return {} if record is None else record
+
+
+def _read(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise UsageError(f"--config {file}: larger than 1 MiB; is this a configuration?")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {file}: not UTF-8 text; save the file as UTF-8") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"--config {file}: no such file; check the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UsageError(f"--config {file}: cannot be read ({error})") from error
+
+
+# -- types -----------------------------------------------------------------------------------------------
+
+# YAML 1.1 takes 1e-4 for a string (it wants 1.0e-4); everybody means the number.
+_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _overlay(base: Any, record: Any, where: str, path: str) -> Any:
+    """The dataclass instance `base` with the values of the mapping `record`."""
+    if record is None:  # a section all of whose lines are commented out
+        return base
+    if not isinstance(record, Mapping):
+        raise UsageError(f"{where}: {path or 'the file'} must be a mapping of settings, not {record!r:.80}")
+    kinds: dict[str, Any] = _types(type(base))  # type: ignore[arg-type]  # a mypy quirk
+    values = {}
+    for key, value in record.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if key not in kinds:
+            known = [f"{path}.{name}" if path else name for name in kinds]
+            raise UsageError(f"{where}: unknown setting {inner!r:.80}.{did_you_mean(inner, known)}")
+        own = getattr(base, key)
+        values[key] = (
+            _overlay(own, value, where, inner) if is_dataclass(own) else _structure(value, kinds[key], where, inner)
+        )
+    return replace(base, **values)
+
+
+def _structure(value: Any, kind: Any, where: str, path: str) -> Any:
+    """`value` as the type `kind`. Raises UsageError if it is of another."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        (kind,) = (argument for argument in arguments if argument is not type(None))
+        return _structure(value, kind, where, path)
+    if origin is Literal and isinstance(value, str):
+        if value in arguments:
+            return value
+        expected = f"one of {', '.join(arguments)};{did_you_mean(value, arguments)}".removesuffix(";")
+        raise UsageError(f"{where}: {path} is {value!r:.80}, expected {expected}")
+    if origin is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if origin is dict and isinstance(value, Mapping):
+        return {str(k): _option(v, where, f"{path}.{k}") for k, v in value.items()}
+    if kind is float:
+        if isinstance(value, str) and _SCIENTIFIC.fullmatch(value):
+            return float(value)
+        if type(value) is int:
+            try:
+                return float(value)
+            except OverflowError:
+                pass
+    if kind in (bool, int, float, str) and type(value) is kind:  # exact: True is no integer
+        return value
+    raise UsageError(f"{where}: {path} is {value!r:.80}, expected {_expected(kind)}")
+
+
+def _option(value: Any, where: str, path: str) -> str:
+    """A task's option is text; `digits: 1` is what one writes."""
+    if isinstance(value, str) or type(value) in (int, float):
+        return str(value)
+    raise UsageError(f"{where}: {path} is {value!r:.80}, expected text, e.g. '3,4'")
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return "a list of texts, e.g. [a, b]"
+    if get_origin(kind) is dict:
+        return "a mapping of texts, e.g. {operands: '3,4'}"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "text"}[kind]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+# -- ranges ----------------------------------------------------------------------------------------------
+
+_POSITIVE = (
+    *("lora.rank", "lora.alpha", "rollout.max_tokens", "rollout.batch_size"),
+    *("e_step.questions", "e_step.samples", "e_step.huber", "e_step.reward_floor", "e_step.buffer_capacity"),
+    *("e_step.reward_temperature", "e_step.final_reward_temperature"),
+    *("e_step.temperature_low", "e_step.temperature_high"),
+    *("evaluation.size", "evaluation.max_tokens", "evaluation.batch_size", "evaluation.votes"),
+    "evaluation.diagnostic_samples",
+    *(
+        f"{step}.{name}"
+        for step in ("e_step", "init_step", "m_step")
+        for name in ("learning_rate", "clip", "max_batch_tokens")
+    ),
+    *(f"{step}.{name}" for step in ("init_step", "m_step") for name in ("batch_size", "samples")),
+)
+"""Settings that must be above 0; every other number must not be negative."""
+
+
+def check(config: EMConfig) -> None:
+    """Raises UsageError, naming the flag, for a number out of range or settings that contradict each other."""
+    for path, value in _numbers(config, ""):
+        if not math.isfinite(value):
+            raise UsageError(f"{flag(path)} is {value}; it must be a finite number")
+        if path in _POSITIVE and value <= 0:
+            raise UsageError(f"{flag(path)} is {value}; it must be above 0")
+        if value < 0:
+            raise UsageError(f"{flag(path)} is {value}; it cannot be negative")
+    e, data = config.e_step, config.data
+    if config.lora.dropout >= 1:
+        raise UsageError(f"--lora.dropout is {config.lora.dropout}; it must be below 1")
+    if data.demonstrations + data.pairs == 0:
+        raise UsageError("--data.demonstrations and --data.pairs are both 0; there is nothing to learn from")
+    if config.init == "prompt" and config.shots > data.demonstrations:
+        raise UsageError(
+            f"--shots is {config.shots}, more than the {data.demonstrations} --data.demonstrations; give fewer"
+        )
+    if config.rollout.min_tokens > config.rollout.max_tokens:
+        raise UsageError(
+            f"--rollout.min-tokens is {config.rollout.min_tokens}, above --rollout.max-tokens "
+            f"({config.rollout.max_tokens})"
+        )
+    if e.on_policy + e.tempered + e.replay == 0:
+        raise UsageError("--e-step.on-policy, --e-step.tempered and --e-step.replay are all 0; raise one")
+    if (e.demonstration_weight * data.demonstrations) + (e.pair_weight * data.pairs) == 0:
+        raise UsageError("--e-step.demonstration-weight and --e-step.pair-weight leave no question to draw; raise one")
+    if e.temperature_low > e.temperature_high:
+        raise UsageError(
+            f"--e-step.temperature-low is {e.temperature_low}, above --e-step.temperature-high ({e.temperature_high})"
+        )
+    if config.evaluation.votes > 1 and config.evaluation.temperature == 0:
+        raise UsageError(
+            f"--evaluation.votes is {config.evaluation.votes}, but at --evaluation.temperature 0 all chains "
+            "of a question are the same; raise the temperature"
+        )
+
+
+def _numbers(section: Any, path: str) -> list[tuple[str, float]]:
+    """(path, value) of every number of a configuration."""
+    found: list[tuple[str, float]] = []
+    for item in fields(section):
+        value = getattr(section, item.name)
+        inner = f"{path}.{item.name}" if path else item.name
+        if is_dataclass(value):
+            found += _numbers(value, inner)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((inner, value))
+    return found

@@ -1,0 +1,67 @@
+"""The reward of every prefix against the oracle, which scores one prefix at a time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_cot.lm import LanguageModel
+from latent_cot.reward import prefix_log_rewards
+from latent_cot.scoring import Group
+from latent_cot.text import TextCodec
+from tests.oracles import scoring as oracle
+from tests.test_scoring import NATS, codec_of, random_groups
+from tests.worlds import ALPHABET, language_model, masked_rationale
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"))
+
+
+@settings(max_examples=10)
+@given(
+    seed=st.integers(0, 2**32), tool_tokens=st.booleans(), constrained=st.booleans(), max_tokens=st.integers(1, 300)
+)
+def test_rewards_are_the_oracles(
+    lm: LanguageModel, seed: int, tool_tokens: bool, constrained: bool, max_tokens: int
+) -> None:
+    codec = codec_of(lm, constrained=constrained)
+    groups = random_groups(codec, random.Random(seed))
+    model = lm.dense("p")
+    rewards = prefix_log_rewards(lm, model, groups, codec, tool_tokens=tool_tokens, max_tokens=max_tokens)
+    for group, rows in zip(groups, rewards, strict=True):
+        longest = max(map(len, group.rationales))
+        assert rows.shape == (len(group.rationales), longest + 1)
+        for rationale, row in zip(group.rationales, rows, strict=True):
+            with torch.no_grad():
+                expected = oracle.log_reward(
+                    model,
+                    group.prompt,
+                    rationale,
+                    group.answer,
+                    codec.actions.tolist(),
+                    codec.stop_id,
+                    tool_tokens=tool_tokens,
+                )
+            padded = torch.full((longest + 1,), -torch.inf, dtype=torch.float64)
+            padded[: len(expected)] = expected
+            torch.testing.assert_close(row.double(), padded, atol=NATS, rtol=1e-6)
+
+
+def test_a_tools_tokens_count_only_if_asked(lm: LanguageModel) -> None:
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    tokens = codec.encode("1= 2")
+    rationale = masked_rationale(tokens, [True, True, False, False], [True, True, False, False, True])
+    group = Group([5, 6], [rationale], [7])
+    without, with_them = (
+        prefix_log_rewards(lm, lm.dense("p"), [group], codec, tool_tokens=flag)[0][0] for flag in (False, True)
+    )
+    torch.testing.assert_close(without[:3], with_them[:3])
+    assert float(with_them[4]) < float(without[4]) - 0.1
