@@ -62,6 +62,9 @@ class EStepConfig:
 
     steps: int = 40
     """Optimiser steps a round."""
+    start: Literal["p", "q"] = "p"
+    """What q is at the start of the second and later rounds: the present p, or the q of the round before. (In
+    the first round there is only p.)"""
     questions: int = 8
     """Questions a step."""
     samples: int = 8
@@ -70,7 +73,7 @@ class EStepConfig:
     """How often a demonstration's question is drawn, relative to 1."""
     pair_weight: float = 1.0
     """How often a question without rationale is drawn, relative to 1."""
-    objective: str = "pooled-subtb"
+    objective: Literal["subtb", "pooled-subtb", "vargrad", "tb"] = "pooled-subtb"
     """The loss: `subtb` (the paper's Eq. 3), `pooled-subtb` (over all trajectories of a question), `vargrad` or
     `tb` (trajectory balance)."""
     log_z_learning_rate: float = 0.1

@@ -210,7 +210,8 @@ class Display:
         figures = _figures(phase.name, info)
         if self._live:
             bar = ProgressBar(total=max(1, total), completed=done)
-            self._live.update(Group(bar, Text(f"{heading}  {figures}")), refresh=True)
+            line = Text(f"{heading}  {figures}", no_wrap=True, overflow="ellipsis")
+            self._live.update(Group(line, bar), refresh=True)
         elif phase != self._phase or em.state.unit == counts[place] or now - self._last_line >= LINE_SECONDS:
             self.console.print(Text(f"{heading}  {figures}"), soft_wrap=True)
             self._last_line = now

@@ -61,6 +61,8 @@ class State:
     """Index into `EM.phases`."""
     unit: int = 0
     """Units of that phase that are done."""
+    model_trained: bool = False
+    """Whether an M-step has changed p."""
     drawn: list[tuple[int, Rationale]] = field(default_factory=list)
     """(training question, rationale drawn from q), for the M-step."""
     tally: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
@@ -169,7 +171,7 @@ class EM:
 
     def prepare(self, phase: Phase) -> Iterator[Info]:
         """q ← p. How far that is from the posterior is what the E-step starts from."""
-        if self.state.unit == 0:
+        if self.state.unit == 0 and (phase.round == 1 or self.config.e_step.start == "p"):
             self.lm.copy_adapter("p", "q")
         yield from self.diagnose(phase)
 
@@ -294,14 +296,10 @@ class EM:
     @property
     def model_prefix(self) -> str:
         """Demonstrations before p's questions, as long as p is the base model with `init: prompt`."""
-        if self.config.init != "prompt" or self._model_is_trained:
+        if self.config.init != "prompt" or self.state.model_trained:
             return ""
         shown = zip(self.data.demonstrations[: self.config.shots], self.demonstrations, strict=False)
         return "".join(f"{example.x}{rationale.text}{example.y}\n" for example, rationale in shown)
-
-    @property
-    def _model_is_trained(self) -> bool:
-        return any(phase.name == "m_step" for phase in self.phases[: self.state.phase])
 
     @property
     def reasoners(self) -> tuple[Adapter, ...]:
@@ -349,6 +347,7 @@ class EM:
 
     def _fit_model(self, records: Sequence[tuple[int, Rationale]], c: MStepConfig) -> Iterator[Info]:
         if not records:
+            yield {"note": "no rationale arrives at its answer: p stays as it is"}
             return
         codec = self.rules.codec
         optimiser = self._new_optimiser("p", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
@@ -359,7 +358,9 @@ class EM:
                 question, rationale = records[k]
                 example = self.questions[question]
                 groups.append(Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or "")))
-            yield vars(m_step.update(self.lm, "p", groups, self.rules, optimiser, step, max_tokens=c.max_batch_tokens))
+            info = m_step.update(self.lm, "p", groups, self.rules, optimiser, step, max_tokens=c.max_batch_tokens)
+            self.state.model_trained = True
+            yield vars(info)
 
     def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
         self.optimiser = AdapterOptimiser(self.lm.parameters(adapter), schedule, clip, **log_z)

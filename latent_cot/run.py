@@ -75,7 +75,7 @@ class RunFolder:
 
         Raises UsageError if it holds a run or anything else, or cannot be written.
         """
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(config, sort_keys=False)
         folder = cls(path, yaml.safe_load(text))
         try:
             _refuse_unless_free(path)

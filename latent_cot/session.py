@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from peft import LoraConfig
 from rich.console import Console
 
 from latent_cot import tasks, tools, weights
-from latent_cot.chain import ChainRules
+from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import EMConfig, EvaluationConfig, LoraSettings
 from latent_cot.em import EM, Phase, State
 from latent_cot.errors import UsageError
@@ -72,6 +73,7 @@ def open_session(config: EMConfig, *, console: Console | None = None, load_data:
 
     folder = weights.resolve(config.model, console=console)
     precision, reason = choose_precision(config.precision)
+    AcceleratorState._reset_state()  # a second session of this process may want another precision
     accelerator = Accelerator(mixed_precision="bf16" if precision is torch.bfloat16 else "no")
     if accelerator.num_processes > 1:
         raise UsageError("a run uses one process at present: start it without `accelerate launch`")
@@ -93,6 +95,8 @@ def open_session(config: EMConfig, *, console: Console | None = None, load_data:
         config.rollout.min_tokens,
         config.rollout.max_tokens,
     )
+    for demonstration in data.demonstrations:
+        _check_demonstration(demonstration, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     return Session(config, lm, task, data, tests, rules, test_rules, notes, weights.provenance(folder))
 
@@ -226,6 +230,15 @@ def peak_memory_bytes() -> int:
     """The largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _check_demonstration(example: Example, rules: ChainRules) -> None:
+    """Raises UsageError, naming where it comes from, if q could not write this rationale."""
+    try:
+        encode_rationale(example.z or "", rules)
+    except UsageError as error:
+        source = example.meta.get("source")
+        raise UsageError(f"{source}: {error}" if source else str(error)) from error
 
 
 def _make_em(session: Session, checkpoint: Checkpoint | None) -> EM:

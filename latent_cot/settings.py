@@ -68,7 +68,8 @@ def from_dict(record: Any, where: str, base: EMConfig | None = None) -> EMConfig
 
 def to_yaml(config: EMConfig) -> str:
     """A file that `load_config` reads back as the same configuration."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    # ASCII, with escapes: with allow_unicode PyYAML writes U+0085 so that it reads back as a space.
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def flag(path: str) -> str:

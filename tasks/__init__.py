@@ -7,9 +7,7 @@ Each folder beside this file is a task: its `__init__.py` exposes `TASK`, an ins
 from __future__ import annotations
 
 if not __name__.startswith("latent_cot."):
-    raise ImportError(
-        f"this folder is the package latent_cot.tasks, not {__name__!r}: write 'import latent_cot.tasks'"
-    )
+    raise ImportError(f"this folder is the package latent_cot.tasks, not {__name__!r}: write 'import latent_cot.tasks'")
 
 import hashlib
 import importlib
@@ -82,9 +80,7 @@ def _from_file(path: Path) -> Task:
 def _run(path: Path) -> ModuleType:
     """Import the file under a name of its own, so that two files of one name do not meet."""
     if not path.is_file():
-        raise UsageError(
-            f"{path}: no such file; name a Python file that defines TASK, or one of: {', '.join(names())}"
-        )
+        raise UsageError(f"{path}: no such file; name a Python file that defines TASK, or one of: {', '.join(names())}")
     name = f"latent_cot_user_task_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -117,8 +113,6 @@ def _checked(task: Any, where: str) -> Task:
         raise UsageError(f"{where}: a class, not an instance; write 'TASK = {task.__name__}()'")
     for member in ("tools", "default_splits"):
         if not isinstance(getattr(task, member), tuple):
-            raise UsageError(
-                f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}"
-            )
+            raise UsageError(f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}")
     assert isinstance(task, Task)
     return task

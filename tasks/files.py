@@ -63,9 +63,7 @@ def _lines(path: str, text: str) -> Iterator[Row]:
     # Not splitlines: it also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if len(line) > MAX_LINE_CHARACTERS:
-            raise UsageError(
-                f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters; shorten it"
-            )
+            raise UsageError(f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters; shorten it")
         if line.strip():
             yield _row(f"{path}:{number}", _parse(line, path, number))
 
@@ -86,9 +84,7 @@ def _parse(text: str, path: str, first_line: int) -> Any:
             "write one JSON object a line, or one JSON list of objects"
         ) from None
     except (ValueError, RecursionError):  # an integer of thousands of digits; brackets nested too deep
-        raise UsageError(
-            f"{path}:{first_line}: JSON with a number too long or brackets nested too deep"
-        ) from None
+        raise UsageError(f"{path}:{first_line}: JSON with a number too long or brackets nested too deep") from None
 
 
 def _kind(value: Any) -> str:
@@ -102,9 +98,7 @@ def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
     where, fields = row
     if name not in fields or (fields[name] is None and not required):
         if required:
-            raise UsageError(
-                f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}"
-            )
+            raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
         return None
     value = fields[name]
     if type(value) is not kind:

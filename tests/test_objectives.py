@@ -11,10 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_cot.objectives import OBJECTIVES, log_flow, pooled_subtb, subtb, temper
+from latent_cot.objectives import (
+    LEARNS_LOG_Z,
+    OBJECTIVES,
+    log_flow,
+    pooled_subtb,
+    subtb,
+    temper,
+    trajectory_balance,
+    vargrad,
+)
 from tests.oracles import subtb as oracle
 
-NAMES = sorted(OBJECTIVES)
+NAMES = sorted(set(OBJECTIVES) - LEARNS_LOG_Z)
 
 
 @dataclass
@@ -234,9 +243,7 @@ def test_padding_changes_nothing(name: str, huber: float | None, seed: int) -> N
 @pytest.mark.parametrize("huber", [None, 2.0])
 @settings(max_examples=20)
 @given(seed=seeds, order=st.permutations(range(6)))
-def test_the_order_of_trajectories_changes_nothing(
-    name: str, huber: float | None, seed: int, order: list[int]
-) -> None:
+def test_the_order_of_trajectories_changes_nothing(name: str, huber: float | None, seed: int, order: list[int]) -> None:
     case = make_case(seed)
     a = case.flow()
     before = case.loss(name, huber=huber)
@@ -263,9 +270,48 @@ def test_large_equal_flows_do_not_cancel_in_float32() -> None:
     a = -3000 + torch.tensor([[0.0, 0.01, 0.02, -0.01]])
     states = torch.ones(1, 4, dtype=torch.bool)
     exact = oracle.pooled([a[0]])
-    for name, factor in {"pooled-subtb": 1.0, "subtb": 16 / 6}.items():
+    for name, factor in {"pooled-subtb": 1.0, "subtb": 16 / 6}.items():  # n² pairs, or those with i < j
         loss = OBJECTIVES[name](a, states, torch.tensor([0]), torch.ones(1))[0]
         assert float(loss) == pytest.approx(factor * float(exact), rel=0.05)
+
+
+# -- the objectives of complete trajectories -----------------------------------------------------------
+
+
+@given(seeds)
+def test_vargrad_is_the_variance_of_the_complete_trajectories(seed: int) -> None:
+    case = make_case(seed)
+    loss, _ = vargrad(case.flow(), case.states, case.group, case.weight)
+    for question in range(2):
+        flows = [
+            oracle.flow(*case.row(b))[-1:]
+            for b in (case.group == question).nonzero()[:, 0].tolist()
+            for _ in range(int(case.weight[b]))
+        ]
+        torch.testing.assert_close(loss[question], oracle.pooled(flows))
+
+
+@given(seeds)
+def test_trajectory_balance_is_its_formula(seed: int) -> None:
+    """(log Z + log q(Z ⊤) − log R(Z))², weighted, and its gradient with respect to log Z."""
+    case = make_case(seed)
+    log_z = torch.tensor([-3.0, 2.0], dtype=torch.float64, requires_grad=True)
+    loss, info = trajectory_balance(case.flow(), case.states, case.group, case.weight, log_z=log_z)
+    loss.sum().backward()
+    assert log_z.grad is not None
+    torch.testing.assert_close(info.log_z, log_z.detach())
+    for question in range(2):
+        rows = (case.group == question).nonzero()[:, 0].tolist()
+        mass = sum(float(case.weight[b]) for b in rows)
+        expected = slope = 0.0
+        for b in rows:
+            n = case.lengths[b]
+            log_q = float(case.log_pf[b, :n].sum() + case.log_pterm[b, n])
+            residual = float(log_z[question].detach()) + log_q - float(case.log_reward[b, n])
+            expected += float(case.weight[b]) * residual**2 / mass
+            slope += float(case.weight[b]) * 2 * residual / mass
+        assert float(loss[question].detach()) == pytest.approx(expected)
+        assert float(log_z.grad[question]) == pytest.approx(slope)
 
 
 # -- tempering -----------------------------------------------------------------------------------------

@@ -26,9 +26,7 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
 
 
 @settings(max_examples=10)
-@given(
-    seed=st.integers(0, 2**32), tool_tokens=st.booleans(), constrained=st.booleans(), max_tokens=st.integers(1, 300)
-)
+@given(seed=st.integers(0, 2**32), tool_tokens=st.booleans(), constrained=st.booleans(), max_tokens=st.integers(1, 300))
 def test_rewards_are_the_oracles(
     lm: LanguageModel, seed: int, tool_tokens: bool, constrained: bool, max_tokens: int
 ) -> None:

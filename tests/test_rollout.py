@@ -41,9 +41,7 @@ def random_prompts(codec: TextCodec, rng: random.Random, n: int) -> list[list[in
     return [[rng.randrange(codec.vocab_size) for _ in range(rng.randint(1, 12))] for _ in range(n)]
 
 
-def expected(
-    lm: LanguageModel, prompt: Sequence[int], rules: ChainRules, **options: Any
-) -> Rationale:
+def expected(lm: LanguageModel, prompt: Sequence[int], rules: ChainRules, **options: Any) -> Rationale:
     """The oracle's rationale, sampled from q unmerged."""
     codec = rules.codec
     with lm.trainable("q") as model:
@@ -81,9 +79,7 @@ def favour_trigger(noise: torch.Tensor, rules: ChainRules) -> torch.Tensor:
 def test_greedy_chains_are_the_oracles(
     lm: LanguageModel, seed: int, constrained: bool, granularity: str, min_tokens: int, max_tokens: int
 ) -> None:
-    rules = rules_of(
-        lm, constrained=constrained, granularity=granularity, min_tokens=min_tokens, max_tokens=max_tokens
-    )
+    rules = rules_of(lm, constrained=constrained, granularity=granularity, min_tokens=min_tokens, max_tokens=max_tokens)
     prompts = random_prompts(rules.codec, random.Random(seed), 4)
     sampled = fast.rollout(lm, lm.dense("q"), prompts, rules, n=2, temperature=0.0)
     for prompt, rationales in zip(prompts, sampled, strict=True):
@@ -104,9 +100,7 @@ def test_batched_sampling_is_the_oracles(
 
     A position that ignores the left-padding, or the length of a tool's result, changes the chain.
     """
-    rules = rules_of(
-        lm, granularity=granularity, min_tokens=min_tokens, max_tokens=10, step_delimiter=step_delimiter
-    )
+    rules = rules_of(lm, granularity=granularity, min_tokens=min_tokens, max_tokens=10, step_delimiter=step_delimiter)
     prompts = random_prompts(rules.codec, random.Random(seed), 3)
     n = 2
     generator = torch.Generator().manual_seed(seed)
@@ -114,9 +108,7 @@ def test_batched_sampling_is_the_oracles(
     noise = favour_trigger(-torch.log(torch.empty(shape).exponential_(generator=generator)), rules)
     heats = [0.5, 1.0, 2.0]
 
-    def sample(
-        logits: torch.Tensor, rows: Sequence[Any], temperature: torch.Tensor, stop: int, _: object
-    ) -> list[int]:
+    def sample(logits: torch.Tensor, rows: Sequence[Any], temperature: torch.Tensor, stop: int, _: object) -> list[int]:
         logits[[not row.chain.may_stop for row in rows], stop] = -torch.inf
         own = torch.stack([noise[row.index, min(row.chain.n_chosen, rules.max_tokens)] for row in rows])
         chosen: list[int] = (logits / temperature[:, None] + own).argmax(-1).tolist()

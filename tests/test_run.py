@@ -144,9 +144,7 @@ def test_open_what_is_no_run(tmp_path: Path, name: str) -> None:
         RunFolder.open(tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"- 1", b"a: [", b"a: !!python/object:os.system {}", b"\xff\xfe\xff", b"\x00"]
-)
+@pytest.mark.parametrize("text", [b"", b"- 1", b"a: [", b"a: !!python/object:os.system {}", b"\xff\xfe\xff", b"\x00"])
 def test_open_a_broken_configuration(folder: RunFolder, text: bytes) -> None:
     (folder.path / "config.yaml").write_bytes(text)
     with pytest.raises(UsageError, match=r"config\.yaml: .*put it right"):
@@ -177,9 +175,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(folder: RunFolder
             assert holder.stdout is not None
             assert holder.stdout.readline() == "locked\n"
             with (
-                pytest.raises(
-                    UsageError, match=rf"in use by another process \(pid {holder.pid} on .*--output-dir"
-                ),
+                pytest.raises(UsageError, match=rf"in use by another process \(pid {holder.pid} on .*--output-dir"),
                 folder.lock(),
             ):
                 pytest.fail("two hold the lock")
@@ -279,9 +275,7 @@ for number in range(1000):
 
 def test_an_event_for_which_there_is_no_room(folder: RunFolder) -> None:
     """A real failure in the middle of a write: the kernel refuses to let a file grow beyond 100 kB."""
-    done = subprocess.run(
-        [sys.executable, "-c", FILL, str(folder.path)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", FILL, str(folder.path)], capture_output=True, text=True, check=False)
     assert "events.jsonl: cannot be written" in done.stderr
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
@@ -309,16 +303,12 @@ def test_json_is_stable_and_without_infinities(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("function", ["write_bytes", "replace", "fsync"])
-def test_a_full_disk_leaves_the_old_json(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, function: str
-) -> None:
+def test_a_full_disk_leaves_the_old_json(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     folder.write_json("results.json", {"accuracy": 0.5})
     before = sorted(os.listdir(folder.path))
     with monkeypatch.context() as patch:
         patch.setattr(Path if function == "write_bytes" else os, function, disk_full)
-        with pytest.raises(
-            UsageError, match=r"results\.json: cannot be written \(the disk is full\); free space"
-        ):
+        with pytest.raises(UsageError, match=r"results\.json: cannot be written \(the disk is full\); free space"):
             folder.write_json("results.json", {"accuracy": 0.9})
     assert folder.read_json("results.json") == {"accuracy": 0.5}
     assert sorted(os.listdir(folder.path)) == before
@@ -495,9 +485,7 @@ def test_a_full_disk_leaves_the_older_checkpoints(
             patch.setattr(Path, where, disk_full)
         elif where != "write":
             patch.setattr(os, where, disk_full)
-        with pytest.raises(
-            UsageError, match=r"checkpoints: .*the disk is full.*free space and go on with --resume"
-        ):
+        with pytest.raises(UsageError, match=r"checkpoints: .*the disk is full.*free space and go on with --resume"):
             folder.save({"step": 3}, disk_full if where == "write" else lambda path: (path / "x").touch())
     assert sorted(os.listdir(folder.path / "checkpoints")) == ["000001", "000002"]
     checkpoint = folder.latest()

@@ -80,7 +80,9 @@ def assert_scores(
                 for name, values in expected.items():
                     row = getattr(scores, name)[b]
                     assert row.dtype == torch.float32
-                    torch.testing.assert_close(row[: len(values)].double(), values.double(), atol=NATS, rtol=0, msg=name)
+                    torch.testing.assert_close(
+                        row[: len(values)].double(), values.double(), atol=NATS, rtol=0, msg=name
+                    )
                     assert not row[len(values) :].any(), name
                 assert scores.states[b].tolist() == [*rationale.states, *[False] * (scores.states.shape[1] - n - 1)]
                 assert int(scores.group[b]) == g

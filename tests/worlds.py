@@ -120,7 +120,7 @@ class ToyTask:
     def load(self, request: DataRequest) -> TaskData:
         words = ["a", "ab", "abc", "ba", "c", "cab"]
         examples = [self.example(word) for word in words]
-        return TaskData(tuple(examples[:2]), tuple(examples[2:]), ())
+        return TaskData(tuple(examples[:2]), tuple(examples[2:]), (self.example("bc"), self.example("cba")))
 
     def split(self, name: str, size: int | None = None) -> list[Example]:
         if name != "test":

@@ -58,9 +58,7 @@ def load(name: str) -> Tool:
 def _run(path: Path) -> ModuleType:
     """The module in a user's file. Its siblings are not put on `sys.path`."""
     if not path.is_file():
-        raise UsageError(
-            f"{path}: no such tool file. Give an existing .py file or one of: {', '.join(names())}."
-        )
+        raise UsageError(f"{path}: no such tool file. Give an existing .py file or one of: {', '.join(names())}.")
     path = path.resolve()
     # Two files of one name must not share a module; the stem is kept for tracebacks.
     module_name = f"_latent_cot_tool_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
@@ -101,9 +99,7 @@ def _tool_of(module: ModuleType, where: str, member: str | None) -> Tool:
     if member is None:
         tools = [key for key, value in classes.items() if not _missing(value)]
         if len(tools) > 1:
-            raise UsageError(
-                f"{where}: defines several tools: {', '.join(tools)}. Name one: {where}:{tools[0]}"
-            )
+            raise UsageError(f"{where}: defines several tools: {', '.join(tools)}. Name one: {where}:{tools[0]}")
         if not tools:
             raise UsageError(f"{where}: defines no tool. {_what_is_missing(classes)}")
         member = tools[0]
@@ -130,9 +126,7 @@ def _what_is_missing(classes: dict[str, type]) -> str:
     if not classes:
         return f"A tool is a class, or an instance called TOOL, with {', '.join(_MEMBERS)}."
     nearest = min(classes, key=lambda key: len(_missing(classes[key])))
-    return (
-        f"The class {nearest} lacks {', '.join(_missing(classes[nearest]))} (in the class, not in __init__)."
-    )
+    return f"The class {nearest} lacks {', '.join(_missing(classes[nearest]))} (in the class, not in __init__)."
 
 
 def _checked(tool: object, where: str) -> Tool:

@@ -31,9 +31,7 @@ MAX_RESULT_CHARACTERS = 32
 _BOUNDARY = re.compile(r"[;:=?!\r\n]|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
 
 _TOKEN = re.compile(r" *(?:(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<symbol>[-+*/()]))")
-_TYPOGRAPHIC = str.maketrans(
-    {"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"}
-)
+_TYPOGRAPHIC = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"})
 
 
 class Calculator:

@@ -19,7 +19,7 @@ from rich.text import Text
 from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, value_of
 from latent_cot.config import EMConfig
 from latent_cot.display import Display, printable
-from latent_cot.errors import UsageError, did_you_mean
+from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
 from latent_cot.settings import check, from_dict, load_config, to_dict, to_yaml
 
@@ -74,15 +74,11 @@ def default_folder(config: EMConfig) -> str:
 
 
 def _train(config: EMConfig, path: Path, options: EMOptions) -> int:
-    from latent_cot.objectives import OBJECTIVES
     from latent_cot.session import Stopped, open_session, run_em
 
-    if config.e_step.objective not in OBJECTIVES:
-        wanted = config.e_step.objective
-        raise UsageError(f"--e-step.objective {wanted}: unknown.{did_you_mean(wanted, OBJECTIVES)}")
     console = progress_console(to_stderr=options.json)
     session = open_session(config, console=Console(stderr=True))
-    # Only now: a mistyped model or file leaves no folder behind.
+    # Only now: a mistyped model, or demonstrations that do not fit, leave no folder behind.
     folder = RunFolder.open(path) if options.resume else RunFolder.create(path, to_dict(config))
     for note in session.notes:
         _say(console, note, style="dim")

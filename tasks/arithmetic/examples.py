@@ -57,9 +57,7 @@ def parse_question(text: str) -> Expression:
     if len(expression.operands) < 2:
         raise ValueError("a question has at least two operands")
     if any(max(abs(step.left), abs(step.right)) >= 10**MAX_DIGITS for step in expression.steps()):
-        raise ValueError(
-            f"it takes a step with a number of more than {MAX_DIGITS} digits, too many for the calculator"
-        )
+        raise ValueError(f"it takes a step with a number of more than {MAX_DIGITS} digits, too many for the calculator")
     return expression
 
 
@@ -70,9 +68,7 @@ def typed(question: str, answer: str | None) -> Example:
     except ValueError as error:
         raise UsageError(f"question {shorten(question)}: {error}; write it like '6 - 0 - 4'") from None
     if answer is not None and integer(answer) != expression.value:
-        raise UsageError(
-            f"question '{expression.text}': the answer is {expression.value}, not {shorten(answer)}"
-        )
+        raise UsageError(f"question '{expression.text}': the answer is {expression.value}, not {shorten(answer)}")
     return build(expression)
 
 
@@ -97,14 +93,10 @@ def _from_row(row: Row) -> Example:
     try:
         question = parse_question(text)
     except ValueError as error:
-        raise UsageError(
-            f"{where}: {question_name} {shorten(text)}: {error}; write it like '6 - 0 - 4'"
-        ) from None
+        raise UsageError(f"{where}: {question_name} {shorten(text)}: {error}; write it like '6 - 0 - 4'") from None
     answer = field(row, answer_name, int)
     if answer != question.value:
-        raise UsageError(
-            f"{where}: {answer_name} is {answer}, but {question.text} = {question.value}; correct one"
-        )
+        raise UsageError(f"{where}: {answer_name} is {answer}, but {question.text} = {question.value}; correct one")
     written = field(row, rationale_name, str, required=False)
     z = None
     if written is not None:
@@ -118,7 +110,5 @@ def _from_row(row: Row) -> Example:
     example = build(question, z, {"source": where})
     solution = field(row, "str_sol", str, required=False) if published else None
     if solution is not None and solution != example.y:
-        raise UsageError(
-            f"{where}: str_sol is {shorten(solution)}, expected {example.y!r}; correct it or leave it out"
-        )
+        raise UsageError(f"{where}: str_sol is {shorten(solution)}, expected {example.y!r}; correct it or leave it out")
     return example

@@ -59,9 +59,7 @@ class Settings:
         return "operands={} digits={} operators={}".format(*counts, self.operators)
 
 
-def questions(
-    settings: Settings, share: Share, seed: int | str, exclude: Collection[str] = ()
-) -> Iterator[Expression]:
+def questions(settings: Settings, share: Share, seed: int | str, exclude: Collection[str] = ()) -> Iterator[Expression]:
     """Distinct questions of one share in random order, by turns from each pair of counts.
 
     Ends when one pair has no more, so that what has been drawn is even over the pairs.
@@ -81,9 +79,7 @@ def questions(
 def take(stream: Iterator[Expression], count: int, what: str) -> list[Expression]:
     """The next `count` questions. Raises UsageError, naming `what` they are for, if there are not so many."""
     if not 0 <= count <= MAX_QUESTIONS:
-        raise UsageError(
-            f"{count} questions asked for ({what}); between 0 and {MAX_QUESTIONS:,} can be drawn"
-        )
+        raise UsageError(f"{count} questions asked for ({what}); between 0 and {MAX_QUESTIONS:,} can be drawn")
     taken = list(itertools.islice(stream, count))
     if len(taken) < count:
         raise UsageError(

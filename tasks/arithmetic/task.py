@@ -47,12 +47,8 @@ class Arithmetic:
             return self._load_files(request, settings)
         stream = questions(settings, "train", request.seed)
         return TaskData(
-            demonstrations=tuple(
-                map(demonstrate, take(stream, request.demonstrations, f"demonstrations, {settings}"))
-            ),
-            pairs=tuple(
-                map(build, take(stream, request.pairs, f"pairs beside the demonstrations, {settings}"))
-            ),
+            demonstrations=tuple(map(demonstrate, take(stream, request.demonstrations, f"demonstrations, {settings}"))),
+            pairs=tuple(map(build, take(stream, request.pairs, f"pairs beside the demonstrations, {settings}"))),
             validation=self._validation(request, settings, frozenset()),
             notes=(f"Questions generated with {settings} seed={request.seed}; none is in a test split.",),
         )
@@ -79,9 +75,7 @@ class Arithmetic:
     def posterior_prompt(self, example: Example) -> str:
         """`"Question: 6 - 0 - 4 = ? The answer is 2. Answer:"`: ends like X, so a rationale goes on alike."""
         if example.answer is None:
-            raise UsageError(
-                f"question {example.question!r}: its answer is needed to sample from q(Z | X, Y)"
-            )
+            raise UsageError(f"question {example.question!r}: its answer is needed to sample from q(Z | X, Y)")
         return f"Question: {example.question} = ? The answer is {example.answer}. Answer:"
 
     def candidates(self, example: Example) -> Mapping[str, str] | None:
@@ -106,9 +100,7 @@ class Arithmetic:
         value = integer(answer)
         return value is not None and value == integer(example.answer)
 
-    def _validation(
-        self, request: DataRequest, settings: Settings, exclude: frozenset[str]
-    ) -> tuple[Example, ...]:
+    def _validation(self, request: DataRequest, settings: Settings, exclude: frozenset[str]) -> tuple[Example, ...]:
         stream = questions(settings, "validation", request.seed, exclude)
         return tuple(map(build, take(stream, request.validation, f"validation, {settings}")))
 
@@ -140,9 +132,7 @@ class Arithmetic:
                 "generated test split; they have to be dropped there."
             )
         everything = frozenset(e.question for e in rows)
-        return TaskData(
-            used_demonstrations, used_pairs, self._validation(request, settings, everything), tuple(notes)
-        )
+        return TaskData(used_demonstrations, used_pairs, self._validation(request, settings, everything), tuple(notes))
 
 
 def _distinct(examples: Iterable[Example]) -> list[Example]:

@@ -73,8 +73,8 @@ def rollout(
                 result = tool(request)
                 written = tokenizer(result, add_special_tokens=False)["input_ids"]
                 if len(written) > longest_result:
-                    written = []
-                    raise ToolError("too long")
+                    length, written = len(written), []
+                    raise ToolError(f"the result has {length} tokens, more than {longest_result}")
                 calls.append(ToolCall(tool.name, position, request, result, n_tokens=len(written)))
             except ToolError as error:
                 calls.append(ToolCall(tool.name, position, request, None, error=str(error)))
@@ -87,6 +87,4 @@ def rollout(
         complete = bool(written) or (step_delimiter is not None and text.endswith(step_delimiter))
         states[-1] = picked >= min_tokens and (granularity == "token" or complete)
     states[-1] = True
-    return Rationale(
-        tuple(tokens), tuple(chosen), tuple(states), str(tokenizer.decode(tokens)), cut, tuple(calls)
-    )
+    return Rationale(tuple(tokens), tuple(chosen), tuple(states), str(tokenizer.decode(tokens)), cut, tuple(calls))

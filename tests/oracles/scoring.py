@@ -16,7 +16,9 @@ def last_logits(model: nn.Module, ids: Sequence[int]) -> torch.Tensor:
     return logits[0, -1].double()
 
 
-def action_log_probs(logits: torch.Tensor, actions: Sequence[int], stop: int, may_stop: bool) -> dict[int, torch.Tensor]:
+def action_log_probs(
+    logits: torch.Tensor, actions: Sequence[int], stop: int, may_stop: bool
+) -> dict[int, torch.Tensor]:
     """log softmax over the allowed tokens, and the stop where it is allowed."""
     allowed = [a for a in actions if a != stop or may_stop]
     normaliser = torch.logsumexp(torch.stack([logits[a] for a in allowed]), 0)

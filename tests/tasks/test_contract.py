@@ -61,14 +61,10 @@ def test_texts_join_without_stray_spaces(task: Task, data: TaskData) -> None:
 
 def test_demonstrations_are_made_of_the_allowed_characters(task: Task, data: TaskData) -> None:
     if task.allowed_characters is not None:
-        assert set("".join(example.z or "" for example in data.demonstrations)) <= set(
-            task.allowed_characters
-        )
+        assert set("".join(example.z or "" for example in data.demonstrations)) <= set(task.allowed_characters)
 
 
-def test_gold_answer_passes_its_own_grader(
-    task: Task, data: TaskData, splits: dict[str, list[Example]]
-) -> None:
+def test_gold_answer_passes_its_own_grader(task: Task, data: TaskData, splits: dict[str, list[Example]]) -> None:
     for example in (*everything(data), *(e for split in splits.values() for e in split)):
         assert example.answer is not None
         assert task.grade(example, example.answer)

@@ -68,9 +68,7 @@ def test_unknown_name() -> None:
 
 
 def test_instance_in_a_file(tmp_path: Path) -> None:
-    task = tasks.load(
-        write(tmp_path, f"class Mine:{MEMBERS}\nclass Other(Mine):\n    name = 'other'\nTASK = Other()")
-    )
+    task = tasks.load(write(tmp_path, f"class Mine:{MEMBERS}\nclass Other(Mine):\n    name = 'other'\nTASK = Other()"))
     assert task.name == "other"
 
 

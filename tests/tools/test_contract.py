@@ -76,7 +76,5 @@ def test_is_pure(name: str) -> None:
 
 def test_no_trigger_ends_another() -> None:
     triggers = [tools.load(name).trigger for name in tools.names()]
-    clashes = [
-        (a, b) for i, a in enumerate(triggers) for j, b in enumerate(triggers) if i != j and a.endswith(b)
-    ]
+    clashes = [(a, b) for i, a in enumerate(triggers) for j, b in enumerate(triggers) if i != j and a.endswith(b)]
     assert not clashes

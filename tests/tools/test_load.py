@@ -104,9 +104,7 @@ def test_relative_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_instance_called_tool(write: Write) -> None:
     path = write(
-        "from latent_cot.tools.calculator import Calculator\n"
-        + ECHO
-        + "\nTOOL = Calculator(max_operands=3)\n"
+        "from latent_cot.tools.calculator import Calculator\n" + ECHO + "\nTOOL = Calculator(max_operands=3)\n"
     )
     assert tools.load(path)("9 - 3 + 8") == " 14"
     assert tools.load(f"{path}:Echo").name == "echo"
@@ -152,14 +150,10 @@ def test_missing_file(tmp_path: Path) -> None:
         ),
         pytest.param("TOOL = 3\n", "TOOL is no tool: it lacks name, description", id="TOOL is no tool"),
         pytest.param("TOOL = print\n", "TOOL is no tool: it lacks name", id="TOOL is a function"),
-        pytest.param(
-            ECHO.replace('"!"', '""'), "trigger must be a string that is not empty", id="no trigger"
-        ),
+        pytest.param(ECHO.replace('"!"', '""'), "trigger must be a string that is not empty", id="no trigger"),
         pytest.param(ECHO.replace('"echo"', "3"), "name must be a string", id="name is no string"),
         pytest.param(
-            ECHO.replace(
-                'def request(self, text: str) -> str:\n        return text.removesuffix("!")', "request = 3"
-            ),
+            ECHO.replace('def request(self, text: str) -> str:\n        return text.removesuffix("!")', "request = 3"),
             "request must be a method",
             id="request is no method",
         ),
@@ -174,9 +168,7 @@ def test_missing_file(tmp_path: Path) -> None:
             id="class takes arguments",
         ),
         pytest.param("x = 1\ny = (\n", r"mine\.py:2: .*SyntaxError", id="syntax error"),
-        pytest.param(
-            "x = 1\n\nimport absent_module_q\n", r"mine\.py:3: .*ModuleNotFoundError", id="import error"
-        ),
+        pytest.param("x = 1\n\nimport absent_module_q\n", r"mine\.py:3: .*ModuleNotFoundError", id="import error"),
         pytest.param("def f():\n    1 / 0\nf()\n", r"mine\.py:2: .*ZeroDivisionError", id="raises"),
         pytest.param("import sys\nsys.exit(0)\n", r"mine\.py:2: .*SystemExit", id="exits"),
     ],

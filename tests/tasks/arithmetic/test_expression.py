@@ -136,9 +136,7 @@ def test_own_rationale_replays(question: Expression, written: bool) -> None:
     assert replay(text, question) == steps
 
 
-@pytest.mark.parametrize(
-    "text", ["6-0=,6-4=", " 6 - 0 = 6, 6 - 4 = 2.", "6 - 4 =, 2 - 0 =", " 0 + 4 =, 6 - 4 ="]
-)
+@pytest.mark.parametrize("text", ["6-0=,6-4=", " 6 - 0 = 6, 6 - 4 = 2.", "6 - 4 =, 2 - 0 =", " 0 + 4 =, 6 - 4 ="])
 def test_replay_accepts_other_orders_and_spacing(text: str) -> None:
     assert replay(text, parse("6 - 0 - 4"))[-1].result == 2
 

@@ -160,9 +160,7 @@ def test_training_file_is_kept_out_of_validation(tmp_path: Path) -> None:
 
 
 def test_training_file_warns_of_test_questions(tmp_path: Path) -> None:
-    content = "\n".join(
-        row(question=e.question, answer=int(e.answer or "")) for e in TASK.split("3-operands", 5)
-    )
+    content = "\n".join(row(question=e.question, answer=int(e.answer or "")) for e in TASK.split("3-operands", 5))
     data = TASK.load(DataRequest(train_file=write(tmp_path, content)))
     assert any(note.startswith("5 of the 5 training questions could also be drawn") for note in data.notes)
 
@@ -179,9 +177,7 @@ def test_training_file_names(tmp_path: Path) -> None:
 
 def test_published_forms_are_the_same_demonstrations(published: Path) -> None:
     name = "1digit_34_op+-_train_50.json"
-    written, tool = (
-        TASK.read(str(published / form / name)) for form in ("arithmetic", "arithmetic_with_tool")
-    )
+    written, tool = (TASK.read(str(published / form / name)) for form in ("arithmetic", "arithmetic_with_tool"))
     assert {e.question: e.z for e in written} == {e.question: e.z for e in tool}
     assert all(e.z == rationale(parse(e.question).steps()) for e in tool)
     assert len(tool) == 50

@@ -45,9 +45,7 @@ def test_what_a_user_types(text: str) -> None:
 
 
 def test_what_a_user_types_wrongly() -> None:
-    with pytest.raises(
-        UsageError, match=r"question 'six': expected an integer at 'six'; write it like '6 - 0 - 4'"
-    ):
+    with pytest.raises(UsageError, match=r"question 'six': expected an integer at 'six'; write it like '6 - 0 - 4'"):
         TASK.example("six")
     with pytest.raises(UsageError, match=r"'6 - 0 - 4': the answer is 2, not '3'"):
         TASK.example("6 - 0 - 4", "3")
@@ -185,8 +183,7 @@ def test_splits_are_pinned() -> None:
     """Results on these splits are compared across versions: a change here needs a line in the changelog."""
     text = "\n".join(e.question for name in TASK.default_splits for e in TASK.split(name))
     assert (
-        hashlib.sha256(text.encode()).hexdigest()
-        == "de1ea15322c518b9ed3fb3aca91b3214ae72e5623265a01a42afb24c8494e031"
+        hashlib.sha256(text.encode()).hexdigest() == "de1ea15322c518b9ed3fb3aca91b3214ae72e5623265a01a42afb24c8494e031"
     )
 
 

@@ -1,0 +1,176 @@
+"""`latent-cot verify`: does the E-step learn the true posterior?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from latent_cot.verify.run import Case, Result
+    from latent_cot.verify.train import Settings
+
+Names = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Check that the E-step learns the true posterior, in worlds small enough to list every rationale.
+
+    Tiny models are trained by the code that `latent-cot em` trains with, and compared with sums over all
+    rationales; then again with a mistake put in on purpose, which the comparison must notice. The exit
+    status is 1 if anything is not as it should be. What this shows and what not: docs/exactness.md.
+    """
+
+    world: Names = ()
+    """A world: `plain`, `tool`, `steps`, `constrained` or `xy`. Repeatable. Default: all of them."""
+    objective: Names = ()
+    """An objective, as for `em`. Repeatable. Default: all of them."""
+    quick: Switch = False
+    """Two worlds, both forms of SubTB, no deliberate mistakes: less than a minute."""
+    break_: Annotated[Literal["no-s0", "tool-tokens-in-q", "shifted-reward"] | None, tyro.conf.arg(name="break")] = None
+    """Make this mistake and report it as if it were none, with exit status 1. Default: --world and
+    --objective where it must show."""
+    json: Switch = False
+    """Print the figures as JSON to standard output, and progress to standard error."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns 0 if all is well, else 1."""
+    options = parse(VerifyOptions, argv, "verify")
+    import torch
+
+    from latent_cot.verify.train import Settings
+
+    # The models are so small that a second thread costs more than it gains.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _verify(_cases(options), Settings(), options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cases(options: VerifyOptions) -> list[Case]:
+    from latent_cot.objectives import OBJECTIVES
+    from latent_cot.verify import run as verify
+    from latent_cot.verify.faults import FAULTS
+    from latent_cot.verify.worlds import WORLDS
+
+    for flag, names, known in (
+        ("--world", options.world, list(WORLDS)),
+        ("--objective", options.objective, list(OBJECTIVES)),
+    ):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
+    if options.break_ is not None:
+        fault = FAULTS[options.break_]
+        worlds, objectives = options.world or (fault.world,), options.objective or (fault.objective,)
+        return [verify.Case(world, objective, options.break_) for world in worlds for objective in objectives]
+    if options.quick:
+        return verify.all_cases(options.world or verify.QUICK_WORLDS, options.objective or verify.QUICK_OBJECTIVES)
+    cases = verify.all_cases(options.world or tuple(WORLDS), options.objective or tuple(OBJECTIVES))
+    return cases if options.world or options.objective else cases + verify.faulty_cases()
+
+
+def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:
+    from latent_cot.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT
+
+    console = progress_console(to_stderr=options.json)
+    started = time.perf_counter()
+    results = _run(cases, settings, console)
+    seconds = time.perf_counter() - started
+    # With --break a mistake is treated like sound code, to see it fail.
+    passed = all(result.learned if options.break_ is not None else result.ok for result in results)
+
+    sound = [result for result in results if result.case.fault is None or options.break_ is not None]
+    console.print(_table(sound))
+    for result in results:
+        if result not in sound:
+            console.print(_fault_line(result), soft_wrap=True)
+    verdict = "q is the posterior everywhere" if passed else "FAILED"
+    limits = f"limits: KL {KL_LIMIT} nats, TV {TV_LIMIT}, |error of log Z| {LOG_Z_LIMIT} nats"
+    console.print(Text(f"{verdict} ({limits}; {seconds:.0f} s)"), soft_wrap=True)
+    if options.json:
+        print_json(
+            {
+                "passed": passed,
+                "seconds": seconds,
+                "limits": {"kl": KL_LIMIT, "total_variation": TV_LIMIT, "log_z_error": LOG_Z_LIMIT},
+                "settings": vars(settings),
+                "results": [result.to_json() for result in results],
+            }
+        )
+    return 0 if passed else 1
+
+
+def _run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Result]:
+    """All cases; on a terminal with a bar, elsewhere with a line each."""
+    from latent_cot.verify.run import run_case
+
+    results: list[Result] = []
+    started = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task("", total=len(cases) * settings.steps)
+        for case in cases:
+            bar.update(task, description=_name(case))
+            results.append(run_case(case, settings, lambda: bar.advance(task)))
+            if not console.is_terminal:
+                left = (time.perf_counter() - started) / len(results) * (len(cases) - len(results))
+                line = (
+                    f"{len(results)}/{len(cases)}  {_name(case)}  KL {results[-1].worst('kl'):.4f}  {left:.0f} s left"
+                )
+                console.print(Text(line), soft_wrap=True)
+    return results
+
+
+def _name(case: Case) -> str:
+    name = f"{case.world} × {case.objective}"
+    return name if case.fault is None else f"{name}, broken by {case.fault}"
+
+
+def _table(results: Sequence[Result]) -> Table:
+    table = Table(caption="largest value over the questions; KL and log Z in nats, exact sums over all rationales")
+    table.add_column("world")
+    table.add_column("objective")
+    for heading in ("rationales", "KL before", "KL", "TV", "|Δ log Z|", "steps", "s"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for result in results:
+        table.add_row(
+            result.case.world,
+            result.case.objective,
+            str(result.rationales),
+            f"{result.worst('kl_before'):.2f}",
+            f"{result.worst('kl'):.4f}",
+            f"{result.worst('total_variation'):.4f}",
+            f"{result.worst('log_z_error'):.4f}",
+            str(result.steps),
+            f"{result.seconds:.0f}",
+            Text("pass", style="green") if result.learned else Text("FAIL", style="bold red"),
+        )
+    return table
+
+
+def _fault_line(result: Result) -> Text:
+    from latent_cot.verify.faults import FAULTS
+
+    assert result.case.fault is not None
+    found = Text("detected", style="green") if result.ok else Text("NOT DETECTED", style="bold red")
+    figures = f"KL {result.worst('kl'):.2g}, TV {result.worst('total_variation'):.2g}"
+    where = f"{result.case.world} × {result.case.objective}"
+    description = FAULTS[result.case.fault].description
+    return Text.assemble(f"broken: {description} ({where}) -> ", found, f" ({figures})")

@@ -1,0 +1,91 @@
+"""The E-step in a small world: `collect` and `update` as `latent-cot em` calls them, other numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from latent_cot.buffer import ReplayBuffer
+from latent_cot.e_step import Behaviour, collect, update
+from latent_cot.objectives import LEARNS_LOG_Z
+from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.verify.worlds import World
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How q is trained; the same in all worlds. Without reward floor, and at reward temperature 1: both
+    would change what q converges to."""
+
+    steps: int = 300
+    samples: int = 64
+    """Rationales sampled for each question of each step."""
+    learning_rate: float = 5e-3
+    warmup: int = 10
+    clip: float = 0.3
+    huber: float = 3.0
+    log_z_learning_rate: float = 0.1
+    on_policy: float = 0.4
+    """Share of questions whose rationales come from q, ..."""
+    tempered: float = 0.3
+    """... from q at a temperature of 1 to `temperature_high`, and, what is left, from the replay buffer."""
+    temperature_high: float = 2.0
+    max_batch_tokens: int = 1 << 16
+    seed: int = 0
+
+
+def train(
+    world: World, objective: str, settings: Settings, on_step: Callable[[], None] = lambda: None
+) -> list[float] | None:
+    """Train q. Returns the log Z(X) of each question, if the objective learns it as a parameter."""
+    c = settings
+    rng = random.Random(c.seed)
+    generator = torch.Generator().manual_seed(c.seed)
+    buffer = ReplayBuffer(capacity=1000, tolerance=0.0)
+    log_z = torch.nn.Parameter(torch.zeros(len(world.queries))) if objective in LEARNS_LOG_Z else None
+    optimiser = AdapterOptimiser(
+        world.lm.parameters("q"),
+        Schedule(c.learning_rate, c.steps, c.warmup, "cosine"),
+        c.clip,
+        log_z=log_z,
+        log_z_rate=c.log_z_learning_rate,
+    )
+    for step in range(c.steps):
+        batches = collect(
+            world.lm,
+            world.queries,
+            [_behaviour(rng, c) for _ in world.queries],
+            world.rules,
+            buffer,
+            samples=c.samples,
+            tool_tokens=False,
+            max_tokens=c.max_batch_tokens,
+            generator=generator,
+        )
+        update(
+            world.lm,
+            batches,
+            world.rules,
+            optimiser,
+            step,
+            objective=objective,
+            reward_temperature=1.0,
+            reward_floor=None,
+            huber=c.huber,
+            max_tokens=c.max_batch_tokens,
+            log_z=None if log_z is None else list(log_z),
+        )
+        on_step()
+    return None if log_z is None else log_z.tolist()
+
+
+def _behaviour(rng: random.Random, c: Settings) -> Behaviour:
+    kind = rng.random()
+    if kind < c.on_policy:
+        return Behaviour()
+    if kind < c.on_policy + c.tempered:
+        return Behaviour(rng.uniform(1.0, c.temperature_high))
+    return Behaviour(replay=True)

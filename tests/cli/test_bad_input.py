@@ -1,0 +1,219 @@
+"""Whatever the user gets wrong: status 2, an error that names it and says what to do, no traceback."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SMOKE, Called, Cli
+from tests.tiny import build_tiny_model
+
+
+def assert_refused(called: Called, *parts: str) -> None:
+    """Status 2, nothing on standard output, one error line with all of `parts`."""
+    assert called.status == 2, called
+    assert not called.out
+    assert "Traceback" not in called.err
+    assert called.err.startswith("error: "), called.err
+    assert called.err.count("\n") == 1, called.err
+    for part in parts:
+        assert part in called.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["tols"], ["'tols'", "Did you mean 'tools'?"]),
+        (["--helpp"], ["unknown option '--helpp'"]),
+        (["em", "--preset", "papr"], ["--preset papr", "Did you mean 'paper'?"]),
+        (["em", "--config", "absent.yaml"], ["--config absent.yaml", "no such file"]),
+        (["em", "--e-step.on-policy=-1"], ["--e-step.on-policy is -1"]),
+        (["em", "--rounds", "-1"], ["--rounds is -1"]),
+        (["em", "--resume", "--output-dir", "absent"], ["absent", "no run folder", "--output-dir"]),
+        (["em", "--output-dir", "/dev/null/run"], ["--output-dir /dev/null/run", "another folder"]),
+        (["eval", "absent-model"], ["absent-model", "no folder"]),
+        (["eval", "smollm2-135"], ["smollm2-135", "Did you mean 'smollm2-135m'?"]),
+        (["eval", ".", "--votes", "0"], ["--votes is 0"]),
+        (["eval", ".", "--votes", "3", "--temperature", "0"], ["--votes 3", "raise it"]),
+        (["eval", ".", "--temperature", "nan"], ["--temperature is nan"]),
+        (["eval", "."], ["neither a run (no config.yaml) nor a model (no config.json)"]),
+        (["sample", ".", "--question", "1 + 1", "-n", "0"], ["-n is 0"]),
+    ],
+)
+def test_bad_arguments(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], parts: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(cli(*argv), *parts)
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["em", "--e-step.learnin-rate", "1"], ["--e-step.learnin-rate", "--e-step.learning-rate"]),
+        (["em", "--e-step.learning-rate", "fast"], ["--e-step.learning-rate", "fast"]),
+        (["em", "--e-step.decay", "cosin"], ["--e-step.decay", "cosine"]),
+        (["em", "--seed"], ["--seed"]),
+        (["eval"], ["required"]),
+        (["sample", "x"], ["--question"]),
+        (["tasks", "--jsn"], ["--jsn", "--json"]),
+    ],
+)
+def test_bad_flags(cli: Cli, argv: list[str], parts: list[str]) -> None:
+    """Found by the parser of the flags, which has a form of its own for errors."""
+    called = cli(*argv)
+    assert called.status == 2
+    assert not called.out
+    assert "Traceback" not in called.err
+    for part in parts:
+        assert part in called.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--task", "arithmetik"], ["'arithmetik'", "Did you mean 'arithmetic'?"]),
+        (["--task", "absent.py"], ["absent.py: no such file"]),
+        (["--model", "absent-model"], ["--model absent-model"]),
+        (["--model", "./absent"], ["--model ./absent", "no such folder"]),
+        (["--evaluation.splits", "3-operandz"], ["'3-operandz'", "Did you mean '3-operands'?"]),
+        (["--data.options", "operandz", "3"], ["'operandz'", "Did you mean 'operands'?"]),
+        (["--data.pairs", "2000000"], ["2000000 questions"]),
+        (["--rollout.tools", "calculater"], ["'calculater'", "Did you mean 'calculator'?"]),
+        (["--e-step.objective", "sub-tb"], ["--e-step.objective sub-tb", "Did you mean 'subtb'?"]),
+        (["--lora.target-modules", "q_prj"], ["--lora.target-modules q_prj"]),
+        (["--rollout.max-tokens", "5"], ["--rollout.max-tokens"]),
+    ],
+)
+def test_bad_settings_leave_no_folder(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, flags: list[str], parts: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    model = [] if "--model" in flags else ["--model", tiny_model_dir]
+    assert_refused(cli(*SMOKE, *model, "--output-dir", folder, *flags), *parts)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ["no examples"]),
+        ('{"question": "1 + 1", "answer": 3}\n', [":1", "answer is 3", "1 + 1 = 2"]),
+        ('{"question": "1 + 1", "answer": 2}\n{"question": \n', [":2", "not valid JSON"]),
+        ('{"question": "1 + 1"}\n', [":1", "'answer' is missing"]),
+        ('{"question": "__import__(1)", "answer": 2}\n', [":1", "write it like"]),
+    ],
+)
+def test_bad_data(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path, content: str, parts: list[str]
+) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(content)
+    train = cli(*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "run", "--data.train-file", file)
+    assert_refused(train, str(file), *parts)
+    assert_refused(cli("eval", finished, "--data", file), str(file), *parts)
+
+
+def test_a_run_is_not_overwritten(cli: Cli, tiny_model_dir: Path, finished: Path) -> None:
+    before = (finished / "results.json").read_bytes()
+    called = cli(*SMOKE, "--model", tiny_model_dir, "--output-dir", finished)
+    assert_refused(called, f"--output-dir {finished}", "--resume")
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--e-step.steps", 3], ["--e-step.steps", "leave it out"]),
+        (["--e_step.steps=3"], ["--e-step.steps", "leave it out"]),
+        (["--seed", 1], ["--seed 1", "has seed 0"]),
+        (["--model", "smollm2-135m"], ["--model smollm2-135m", "has model"]),
+        (["--task", "other"], ["--task other", "has task arithmetic"]),
+    ],
+)
+def test_resuming_with_other_settings(cli: Cli, finished: Path, flags: list[object], parts: list[str]) -> None:
+    assert_refused(cli("em", "--output-dir", finished, "--resume", *flags), *parts)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["eval", "--split", "3-operandz"], ["'3-operandz'"]),
+        (["eval", "--task", "other"], ["--task other", "leave it out"]),
+        (["sample", "--question", "six minus one"], ["'six minus one'", "write it like"]),
+        (["sample", "--question", "1 + 1", "--answer", "3"], ["the answer is 2"]),
+    ],
+)
+def test_bad_questions_to_a_run(cli: Cli, finished: Path, argv: list[str], parts: list[str]) -> None:
+    assert_refused(cli(argv[0], finished, *argv[1:]), *parts)
+
+
+def test_an_untrained_model_has_no_sampler(cli: Cli, tiny_model_dir: Path) -> None:
+    assert_refused(cli("eval", tiny_model_dir, "--reasoner", "q"), "--reasoner q", "p only")
+
+
+def _cut_short(folder: Path, _: Path) -> None:
+    file = folder / "p" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _of_another_model(folder: Path, scratch: Path) -> None:
+    """The base model is replaced by one of another architecture."""
+    other = build_tiny_model(scratch / "gpt2", variant="gpt2")
+    config = folder / "config.yaml"
+    lines = [f"model: {other}" if line.startswith("model:") else line for line in config.read_text().splitlines()]
+    config.write_text("\n".join(lines))
+
+
+def _broken_config(folder: Path, _: Path) -> None:
+    (folder / "config.yaml").write_text("rounds: [")
+
+
+def _unknown_setting(folder: Path, _: Path) -> None:
+    with (folder / "config.yaml").open("a") as file:
+        file.write("colour: red\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (_cut_short, "adapter_model.safetensors"),
+        (_of_another_model, "adapter of another model"),
+        (_broken_config, "config.yaml"),
+        (_unknown_setting, "unknown setting 'colour'"),
+    ],
+)
+def test_a_damaged_run(
+    cli: Cli, finished: Path, tmp_path: Path, damage: Callable[[Path, Path], None], part: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    damage(folder, tmp_path)
+    called = cli("eval", folder, "--split", "3-operands", "--size", 2)
+    assert called.status == 2
+    assert not called.out
+    assert "Traceback" not in called.err
+    assert part in called.err
+
+
+def test_a_checkpoint_cut_short(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (file,) = folder.glob("checkpoints/*/p/adapter_model.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    called = cli("em", "--output-dir", folder, "--resume")
+    assert called.status == 2
+    assert "Traceback" not in called.err
+    for part in ("adapter_model.safetensors has 1000 bytes", "another --output-dir"):
+        assert part in called.err
+
+
+def test_a_hostile_name_cannot_steer_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    called = cli("eval", "\x1b]0;owned\x07[bold]x[/bold]\r")
+    assert called.status == 2
+    assert "\x1b" not in called.err and "\r" not in called.err and "\x07" not in called.err
+    assert "\\x1b]0;owned\\x07[bold]x[/bold]\\r" in called.err

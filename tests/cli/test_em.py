@@ -1,0 +1,142 @@
+"""`latent-cot em`: a run from end to end, stopped and resumed, and where its settings come from."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from latent_cot.display import Display
+from latent_cot.em import EM, Phase
+from latent_cot.settings import from_dict
+from tests.cli.conftest import SMOKE, Cli, spawn
+
+
+def units(folder: Path) -> Counter[tuple[int, str, int]]:
+    """How often each unit of work is in the event log."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return Counter((e["round"], e["kind"], e["unit"]) for e in events if e["kind"] != "note")
+
+
+def adapters(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name / "adapter_model.safetensors").read_bytes() for name in "pq"}
+
+
+def test_a_run_from_end_to_end(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results["accuracy"]) == {"0", "1"}
+    assert set(results["accuracy"]["1"]) == {"p", "q"}
+    assert set(results["accuracy"]["1"]["q"]) == {"3-operands", "4-operands"}
+    assert results["accuracy"]["1"]["q"]["3-operands"]["n"] == 8
+    assert json.loads((finished / "run.json").read_text())["status"] == "finished"
+    assert all(n == 1 for n in units(finished).values())
+    config = from_dict(yaml.safe_load((finished / "config.yaml").read_text()), "x")
+    assert config.rounds == 1  # the preset's
+    assert Path(config.model).is_absolute()
+
+
+def test_json_leaves_standard_output_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
+    folder = tmp_path / "run"
+    process = spawn(*SMOKE, "--rounds", 0, "--model", tiny_model_dir, "--output-dir", folder, "--json")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["run"] == str(folder)
+    assert json.loads(out)["accuracy"].keys() == {"0"}
+    assert "init 2/2" in err  # plain lines where there is no terminal
+    assert "\x1b" not in err
+    assert "Traceback" not in err
+
+
+def test_a_signal_saves_and_a_resumed_run_is_the_same_run(
+    cli: Cli,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    show = Display.on_unit
+
+    def interrupt(self: Display, em: EM, phase: Phase, info: Mapping[str, Any]) -> None:
+        show(self, em, phase, info)
+        if (phase.name, em.state.unit) == ("e_step", 1):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "on_unit", interrupt)
+        stopped = cli(*SMOKE, "--model", tiny_model_dir, "--output-dir", folder)
+    assert stopped.status == 130
+    assert f"latent-cot em --output-dir {folder} --resume" in stopped.out
+    assert not (folder / "results.json").exists()
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+
+    resumed = cli("em", "--output-dir", folder, "--resume", "--task", "arithmetic", "--seed", 0, "--json")
+    assert resumed.status == 0, resumed.err
+    assert units(folder) == units(finished)
+    assert resumed.json["accuracy"] == json.loads((finished / "results.json").read_text())["accuracy"]
+    assert adapters(folder) == adapters(finished)
+
+
+def test_a_second_signal_aborts_at_once(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_twice(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Display, "on_unit", interrupt_twice)
+    called = cli(*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "run")
+    assert called.status == 130
+    assert "error: interrupted" in called.err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_to_a_process(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
+    folder = tmp_path / "run"
+    more = ["--model", tiny_model_dir, "--output-dir", folder, "--init-step.steps", 60, "--rounds", 0]
+    process = spawn(*SMOKE, *more)
+    deadline = time.monotonic() + 60
+    while not (folder / "events.jsonl").exists() or '"init"' not in (folder / "events.jsonl").read_text():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "--resume" in out
+    assert "Traceback" not in err
+    done = sum(units(folder).values())
+    assert 0 < done < 60
+
+    assert cli("em", "--output-dir", folder, "--resume").status == 0
+    assert all(n == 1 for n in units(folder).values())
+    assert max(unit for _, kind, unit in units(folder) if kind == "init") == 60
+
+
+def test_flags_override_the_file_and_the_file_the_preset(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("{rounds: 5, seed: 6, e_step: {steps: 7, huber: 1.5}}")
+    flags = ["--seed", 8, "--e-step.huber", "None", "--data.options", "digits", 2]
+    printed = cli("em", "--preset=smoke", "--config", file, "--print-config", *flags)
+    assert printed.status == 0
+    config = from_dict(yaml.safe_load(printed.out), "x")
+    assert (config.rounds, config.seed, config.e_step.steps) == (5, 8, 7)
+    assert config.e_step.huber is None
+    assert config.data.options == {"digits": "2"}
+    assert config.e_step.questions == 4  # the preset's
+    assert config.output_dir == "runs/arithmetic-smollm2-135m-seed8"
+
+
+def test_the_printed_configuration_is_a_configuration(cli: Cli, tmp_path: Path) -> None:
+    printed = cli("em", "--preset", "paper", "--print-config").out
+    file = tmp_path / "printed.yaml"
+    file.write_text(printed)
+    assert cli("em", "--config", file, "--print-config").out == printed

@@ -1,0 +1,63 @@
+"""Help and lists come at once, and a mistyped name is answered."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import latent_cot
+from latent_cot import tasks, tools
+from latent_cot.cli import COMMANDS
+from tests.cli.conftest import Cli, environment
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["em", "--help"], ["em", "--print-config"], ["eval", "--help"], ["tasks"], ["tools"]]
+)
+def test_it_does_not_wait_for_torch(argv: list[str]) -> None:
+    code = (
+        f"import sys; from latent_cot.cli import main; status = main({argv}); "
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'sympy'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    called = cli("--help")
+    assert called.status == 0
+    assert all(f"  {name}" in called.out for name in COMMANDS)
+    assert cli().status == 2  # without a command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(cli: Cli, command: str) -> None:
+    called = cli(command, "--help")
+    assert called.status == 0
+    assert f"usage: latent-cot {command}" in called.out
+    assert not called.err
+
+
+def test_every_setting_is_explained(cli: Cli) -> None:
+    out = cli("em", "--help").out
+    for flag in ("--task", "--e-step.learning-rate", "--evaluation.splits", "--resume", "--config"):
+        assert flag in out
+    assert "AdamW's peak learning rate." in out
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out == f"latent-cot {latent_cot.__version__}\n"
+
+
+@pytest.mark.parametrize(("command", "names"), [("tasks", tasks.names()), ("tools", tools.names())])
+def test_lists(cli: Cli, command: str, names: list[str]) -> None:
+    called = cli(command, "--json")
+    assert [entry["name"] for entry in json.loads(called.out)] == names
+    text = cli(command).out
+    assert all(f"{name}: " in text for name in names)
+    assert "README.md" in text

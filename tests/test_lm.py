@@ -1,0 +1,224 @@
+"""Adapters: made, copied, merged, saved; and what the model can do, found by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from latent_cot.errors import UsageError
+from latent_cot.lm import Abilities, LanguageModel
+from latent_cot.tree import TokenTree
+from latent_cot.weights import load_model_and_tokenizer
+from tests.worlds import language_model, shake
+
+IDS = [5, 6, 7, 8, 9]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def folder(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Path:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def lm(folder: Path) -> LanguageModel:
+    return language_model(folder)
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=torch.tensor([IDS])).logits[0]
+    return found
+
+
+def base_logits(folder: Path) -> torch.Tensor:
+    return logits(load_model_and_tokenizer(folder, dtype=torch.float32)[0])
+
+
+def test_fresh_adapters_are_the_base_model(folder: Path) -> None:
+    lm = language_model(folder, perturb=False)
+    for adapter in ("p", "q"):
+        torch.testing.assert_close(logits(lm.dense(adapter)), base_logits(folder))
+        assert all(bool(w.any()) for name, w in lm.parameters(adapter).items() if "lora_A" in name)
+
+
+def test_fresh_adapters_depend_on_the_seed_only(lm: LanguageModel) -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        lm.reset_adapter("p", seed)
+        drawn.append(torch.cat([w.detach().clone().flatten() for w in lm.parameters("p").values()]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_merged_is_unmerged(lm: LanguageModel, folder: Path) -> None:
+    found = {}
+    for adapter in ("p", "q"):
+        with lm.trainable(adapter) as model:
+            found[adapter] = logits(model)
+        torch.testing.assert_close(logits(lm.dense(adapter)), found[adapter], atol=1e-4, rtol=1e-4)
+    base = base_logits(folder)
+    for a, b in ((found["p"], found["q"]), (found["p"], base), (found["q"], base)):
+        assert float((a - b).abs().max()) > 0.1
+
+
+def test_the_merged_copy_follows_the_adapter(lm: LanguageModel) -> None:
+    """After a training step, a copy and a reset; the other adapter's copy is not touched."""
+    other = logits(lm.dense("p"))
+    with lm.trainable("q") as model:
+        loss = model(input_ids=torch.tensor([IDS]), labels=torch.tensor([IDS])).loss
+        loss.backward()
+        with torch.no_grad():
+            for weight in lm.parameters("q").values():
+                assert weight.grad is not None
+                weight -= 0.5 * weight.grad
+                weight.grad = None
+        trained = logits(model)
+    torch.testing.assert_close(logits(lm.dense("q")), trained, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(lm.dense("p")), other)
+    lm.copy_adapter("p", "q")
+    torch.testing.assert_close(logits(lm.dense("q")), other)
+    lm.reset_adapter("q", 0)
+    assert not torch.allclose(logits(lm.dense("q")), other)
+    torch.testing.assert_close(logits(lm.dense("p")), other)
+
+
+def test_merging_many_times_does_not_drift(lm: LanguageModel) -> None:
+    before = logits(lm.dense("q"))
+    for _ in range(20):
+        lm.copy_adapter("q", "q")
+        lm.dense("q")
+    assert torch.equal(logits(lm.dense("q")), before)
+
+
+@pytest.mark.parametrize("adapter", ["p", "q"])
+def test_only_the_trained_adapter_gets_gradients(lm: LanguageModel, adapter: Literal["p", "q"]) -> None:
+    with lm.trainable(adapter) as model:
+        model(input_ids=torch.tensor([IDS])).logits.sum().backward()
+    own = {id(weight) for weight in lm.parameters(adapter).values()}
+    for name, weight in lm.peft.named_parameters():
+        assert (weight.grad is not None) == (id(weight) in own), name
+        assert weight.requires_grad == (id(weight) in own), name
+
+
+def test_parameters_are_disjoint_and_matched(lm: LanguageModel) -> None:
+    p, q = lm.parameters("p"), lm.parameters("q")
+    assert len(p) == len(q) > 0
+    assert not {id(w) for w in p.values()} & {id(w) for w in q.values()}
+
+
+def test_the_frozen_weights_are_held_once(lm: LanguageModel) -> None:
+    frozen = {w.data_ptr() for w in lm.peft.get_base_model().parameters()}
+    own = [sum(w.data_ptr() not in frozen for w in lm.dense(adapter).parameters()) for adapter in ("p", "q")]
+    adapted = sum("lora_A" in name for name in lm.parameters("p"))
+    assert own == [adapted, adapted]
+
+
+# -- saving --------------------------------------------------------------------------------------------
+
+
+def test_a_saved_adapter_is_the_same_in_another_model(lm: LanguageModel, folder: Path, tmp_path: Path) -> None:
+    expected = logits(lm.dense("q"))
+    lm.save_adapter("q", tmp_path / "saved")
+    other = language_model(folder)
+    shake(other, 0)
+    other.dense("p")
+    other.load_adapter("p", tmp_path / "saved")
+    assert torch.equal(logits(other.dense("p")), expected)
+    for mine, theirs in zip(lm.parameters("q").values(), other.parameters("p").values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_peft_loads_a_saved_adapter(lm: LanguageModel, folder: Path, tmp_path: Path) -> None:
+    lm.save_adapter("q", tmp_path / "saved")
+    base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "saved")).eval()
+    torch.testing.assert_close(logits(loaded), logits(lm.dense("q")), atol=1e-4, rtol=1e-4)
+
+
+def damage_truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_shapes(file: Path) -> None:
+    save_file({name: weight[:1].clone() for name, weight in load_file(file).items()}, file)
+
+
+def damage_names(file: Path) -> None:
+    save_file({f"other.{name}": weight for name, weight in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_shapes, damage_names, Path.unlink])
+def test_a_damaged_adapter_is_refused(lm: LanguageModel, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+    file = tmp_path / "saved" / "adapter_model.safetensors"
+    lm.save_adapter("q", tmp_path / "saved")
+    before = logits(lm.dense("q"))
+    damage(file)
+    with pytest.raises(UsageError, match=r"adapter_model\.safetensors"):
+        lm.load_adapter("q", tmp_path / "saved")
+    assert torch.equal(logits(lm.dense("q")), before)
+
+
+# -- abilities -----------------------------------------------------------------------------------------
+
+
+def test_what_the_tiny_models_can_do(lm: LanguageModel) -> None:
+    assert lm.abilities.takes_trees
+    assert lm.abilities.linear_head
+
+
+def test_a_capped_head_is_found_out(folder: Path) -> None:
+    """Logits that are squashed after the head are no linear map of the hidden state."""
+    base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
+    forward = base.forward
+
+    def capped(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = 2 * torch.tanh(output.logits / 2)
+        return output
+
+    base.forward = capped  # type: ignore[method-assign]
+    assert not Abilities.of(base).linear_head
+
+
+def test_a_model_that_ignores_its_mask_takes_no_trees(folder: Path) -> None:
+    base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
+    forward = base.forward
+
+    def plain(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    base.forward = plain  # type: ignore[method-assign]
+    assert not Abilities.of(base).takes_trees
+
+
+def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
+    """Whichever way they are computed."""
+    trees = []
+    for size in (2, 5, 3):
+        tree = TokenTree()
+        root = tree.extend(-1, IDS[:size])
+        tree.extend(root[0], [20, 21])
+        tree.extend(root[-1], [22])
+        trees.append(tree)
+    model = lm.dense("q")
+    expected = torch.cat(
+        [
+            model(input_ids=torch.tensor([[tree.tokens[n] for n in tree.path(node)]])).logits[0, -1:]
+            for tree in trees
+            for node in range(len(tree))
+        ]
+    )
+    with torch.no_grad():
+        by_tree = lm.logits(lm.hidden(model, trees))
+        by_path = lm.logits(lm._features_by_path(model, trees))
+        some = lm.logits(lm.hidden(model, trees), torch.tensor([3, 50]))
+    torch.testing.assert_close(by_tree, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(by_path, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(some, expected[:, [3, 50]], atol=1e-4, rtol=1e-4)

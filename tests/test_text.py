@@ -1,0 +1,98 @@
+"""Between text and ids, for several tokenizers, and the alphabet of a rationale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from latent_cot.errors import UsageError
+from latent_cot.text import TextCodec
+from tests.tiny import CHARACTERS, END, VARIANTS
+from tests.worlds import ALPHABET
+
+text = st.text(alphabet=CHARACTERS, max_size=30)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def tokenizer(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> PreTrainedTokenizerBase:
+    loaded = AutoTokenizer.from_pretrained(tiny_model(request.param))
+    assert isinstance(loaded, PreTrainedTokenizerBase)
+    return loaded
+
+
+@given(text)
+def test_a_continuation_survives_the_round_trip(tokenizer: PreTrainedTokenizerBase, piece: str) -> None:
+    codec = TextCodec(tokenizer)
+    assert codec.decode(codec.encode(piece)) == piece
+    assert codec.decode(codec.encode_prompt(piece)) == piece or not piece
+
+
+@given(text, text)
+def test_decoding_a_chain_is_decoding_its_pieces(tokenizer: PreTrainedTokenizerBase, left: str, right: str) -> None:
+    codec = TextCodec(tokenizer)
+    assert codec.decode([*codec.encode(left), *codec.encode(right)]) == left + right
+
+
+def test_the_pieces_are_the_tokens_texts(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer)
+    assert len(codec.pieces) == codec.vocab_size == len(tokenizer)
+    for token in codec.encode(" 12, 3 = 4"):
+        assert codec.pieces[token] == codec.decode([token])
+    assert "".join(codec.pieces[token] for token in codec.encode(" 12 = 4")) == " 12 = 4"
+
+
+def test_a_prompt_is_never_empty(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert len(TextCodec(tokenizer).encode_prompt("")) == 1
+
+
+def test_special_tokens_in_a_text_are_its_characters(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A user's text cannot end a rationale."""
+    codec = TextCodec(tokenizer)
+    for ids in (codec.encode(f"a{END}b"), codec.encode_prompt(f"a{END}b")):
+        assert codec.stop_id not in ids
+        assert codec.decode(ids) == f"a{END}b"
+
+
+def test_actions_are_the_allowed_tokens_and_the_stop(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer, allowed_characters=ALPHABET)
+    actions = codec.actions.tolist()
+    assert actions == sorted(actions)
+    for token, piece in enumerate(codec.pieces):
+        allowed = piece != "" and set(piece) <= set(ALPHABET)
+        assert (token in actions) == (allowed or token == codec.stop_id)
+        assert int(codec.action_index[token]) == (actions.index(token) if token in actions else -1)
+    assert actions[codec.stop_index] == codec.stop_id
+
+
+def test_without_a_limit_every_token_is_an_action(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer)
+    assert codec.actions.tolist() == list(range(len(tokenizer)))
+
+
+def test_the_stop_may_be_a_token_of_ones_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer, stop="\n", allowed_characters="ab")
+    assert codec.pieces[codec.stop_id] == "\n"
+    assert sorted(codec.pieces[a] for a in codec.actions.tolist()) == ["\n", "a", "b"]
+
+
+def test_a_stop_of_several_tokens_falls_back_on_end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert TextCodec(tokenizer, stop="the end").stop_id == tokenizer.eos_token_id
+
+
+def test_an_alphabet_no_token_has_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="--model"):
+        _ = TextCodec(tokenizer, allowed_characters="ß").actions
+
+
+@pytest.mark.parametrize("suffix", ["=", " =", "12", "abc"])
+def test_tokens_that_can_complete_a_suffix(tokenizer: PreTrainedTokenizerBase, suffix: str) -> None:
+    codec = TextCodec(tokenizer)
+    found = codec.ending_with(suffix)
+    for before in ("", "a", "1", "7 ", " "):
+        assert codec.encode(before + suffix)[-1] in found
+    assert all(codec.pieces[token].endswith(suffix[-1]) for token in found)

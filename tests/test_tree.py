@@ -1,0 +1,84 @@
+"""Token trees: shared prefixes, ancestors, packing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latent_cot.tree import TokenTree, ancestor_mask, linear_paths, micro_batches, pack
+
+paths = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+def grow(sequences: Sequence[Sequence[int]]) -> tuple[TokenTree, list[list[int]]]:
+    tree = TokenTree()
+    root = tree.extend(-1, [9])[0]
+    return tree, [tree.extend(root, sequence) for sequence in sequences]
+
+
+@given(paths)
+def test_each_distinct_prefix_is_one_node(sequences: list[list[int]]) -> None:
+    tree, nodes = grow(sequences)
+    prefixes = {tuple(s[: i + 1]) for s in sequences for i in range(len(s))}
+    assert len(tree) == len(prefixes) + 1
+    for sequence, path in zip(sequences, nodes, strict=True):
+        assert tree.path(path[-1]) == [0, *path]
+        assert [tree.tokens[node] for node in path] == sequence
+        assert [tree.depths[node] for node in path] == list(range(1, len(sequence) + 1))
+    assert all(parent < node for node, parent in enumerate(tree.parents))
+
+
+@given(paths)
+def test_branches_keep_equal_tokens_apart(sequences: list[list[int]]) -> None:
+    tree, nodes = grow(sequences)
+    size = len(tree)
+    branch = tree.extend(0, sequences[0], branch="answer")
+    assert len(tree) == size + len(sequences[0])
+    assert not set(branch) & {node for path in nodes for node in path}
+    assert tree.extend(0, sequences[0], branch="answer") == branch
+
+
+@given(paths)
+def test_a_node_sees_its_ancestors_and_itself(sequences: list[list[int]]) -> None:
+    tree, _ = grow(sequences)
+    mask = ancestor_mask(tree)
+    for node in range(len(tree)):
+        assert mask[node].nonzero()[0].tolist() == sorted(tree.path(node))
+
+
+@given(st.lists(paths, min_size=1, max_size=3))
+def test_packing(forest: list[list[list[int]]]) -> None:
+    trees = [grow(sequences)[0] for sequences in forest]
+    batch = pack(trees)
+    rows, length = batch.input_ids.shape
+    assert rows == len(trees)
+    assert length == max(map(len, trees))
+    assert batch.input_ids.flatten()[batch.rows].tolist() == [token for tree in trees for token in tree.tokens]
+    assert batch.position_ids.flatten()[batch.rows].tolist() == [depth for tree in trees for depth in tree.depths]
+    for r, tree in enumerate(trees):
+        size = len(tree)
+        assert torch.equal(batch.attention[r, 0, :size, :size], torch.from_numpy(ancestor_mask(tree)))
+        assert not batch.attention[r, 0, :size, size:].any()
+        assert torch.equal(batch.attention[r, 0, size:, size:], torch.eye(length - size, dtype=torch.bool))
+        assert not batch.attention[r, 0, size:, :size].any()
+
+
+@given(paths)
+def test_linear_paths_cover_every_node(sequences: list[list[int]]) -> None:
+    tree, _ = grow(sequences)
+    found = linear_paths([tree])
+    assert {node for _, path in found for node in path} == set(range(len(tree)))
+    maximal = {tuple(s) for s in sequences if not any(o[: len(s)] == s and len(o) > len(s) for o in sequences)}
+    assert len(found) == len(maximal)
+
+
+@given(st.lists(paths, min_size=1, max_size=8), st.integers(1, 60))
+def test_micro_batches_partition_and_stay_within_the_limit(forest: list[list[list[int]]], max_tokens: int) -> None:
+    trees = [grow(sequences)[0] for sequences in forest]
+    batches = micro_batches(trees, max_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(trees)))
+    for batch in batches:
+        assert len(batch) == 1 or max(len(trees[i]) for i in batch) * len(batch) <= max_tokens
