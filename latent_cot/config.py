@@ -80,11 +80,12 @@ class EStepConfig:
     """Of the log Z(X) that `tb` learns for each question, in nats a step."""
     huber: float | None = 3.0
     """Deviations beyond this many nats count linearly. None: squared error."""
-    reward_floor: float | None = 20.0
-    """Raise log-rewards that are lower than this many nats below the best of their question. None: no floor."""
+    reward_floor: float | None = 10.0
+    """Of a log-reward that is lower than this many nats below the best of its question, the loss only uses that
+    it is at most that (see `objectives.below_floor`). None: no floor."""
     reward_temperature: float = 1.0
     """log R is divided by this at the first step ..."""
-    final_reward_temperature: float = 0.7
+    final_reward_temperature: float = 1.0
     """... and by this from the step `reward_horizon` on, linearly in between."""
     reward_horizon: int = 40
     """Steps of that schedule."""

@@ -15,7 +15,7 @@ import torch
 from latent_cot.chain import ChainRules
 from latent_cot.e_step import Query
 from latent_cot.lm import LanguageModel
-from latent_cot.objectives import log_flow, temper
+from latent_cot.objectives import below_floor, log_flow, pooled_subtb, temper
 from latent_cot.reward import prefix_log_rewards
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group, score_in_batches
@@ -112,10 +112,9 @@ def _figures(
     """Of B distinct rationales of one question and how often each was sampled."""
     n = float(count.sum())
     group = torch.zeros(len(rationales), dtype=torch.long)
-    a = log_flow(log_pf, log_pterm, temper(log_reward, states, group, temperature=temperature, floor=floor), states)
-    weight = count[:, None] * states
-    mean = (a * weight).sum() / weight.sum()
-    variance = ((a - mean) ** 2 * weight).sum() / weight.sum()
+    tempered = temper(log_reward, states, group, temperature=temperature, floor=floor)
+    a = log_flow(log_pf, log_pterm, tempered, states)
+    _, balance = pooled_subtb(a, states, group, count, censored=below_floor(log_reward, states, group, floor))
 
     last = torch.tensor([len(rationale) for rationale in rationales])[:, None]
     log_q = log_pf.sum(1) + log_pterm.gather(1, last)[:, 0]
@@ -124,10 +123,10 @@ def _figures(
     log_square_sum = torch.logsumexp(2 * log_w + count.log(), 0)
     failed = [any(call.error is not None for call in rationale.calls) for rationale in rationales]
     return PosteriorFigures(
-        variance=float(variance),
+        variance=float(balance.variance),
         bound=float(log_sum) - math.log(n),
         ess=float((2 * log_sum - log_square_sum).exp()) / n,
-        log_z=float(mean),
+        log_z=float(balance.log_z),
         distinct=float(len(rationales)),
         mass=float(log_q.exp().sum()),
         cut=float((count * torch.tensor([r.cut for r in rationales])).sum()) / n,

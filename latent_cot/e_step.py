@@ -11,7 +11,7 @@ import torch
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules
 from latent_cot.lm import LanguageModel
-from latent_cot.objectives import OBJECTIVES, log_flow, temper
+from latent_cot.objectives import OBJECTIVES, below_floor, log_flow, temper
 from latent_cot.optimise import AdapterOptimiser
 from latent_cot.reward import prefix_log_rewards
 from latent_cot.rollout import count_distinct, rollout
@@ -151,17 +151,17 @@ def update(
                 torch.nn.functional.pad(batches[g].log_reward, (0, width - batches[g].log_reward.shape[1]))
                 for g in members
             ]
-            log_reward = temper(
-                torch.cat(padded).to(scores.states.device),
-                scores.states,
-                scores.group,
-                temperature=reward_temperature,
-                floor=reward_floor,
+            log_reward = torch.cat(padded).to(scores.states.device)
+            censored = below_floor(log_reward, scores.states, scores.group, reward_floor)
+            tempered = temper(
+                log_reward, scores.states, scores.group, temperature=reward_temperature, floor=reward_floor
             )
             weight = torch.cat([torch.tensor(batches[g].counts, dtype=torch.float32) for g in members])
-            a = log_flow(scores.log_pf, scores.log_pterm, log_reward, scores.states)
+            a = log_flow(scores.log_pf, scores.log_pterm, tempered, scores.states)
             z = None if log_z is None else torch.stack([log_z[g] for g in members]).to(a.device)
-            losses, info = loss_of(a, scores.states, scores.group, weight.to(a.device), huber=huber, log_z=z)
+            losses, info = loss_of(
+                a, scores.states, scores.group, weight.to(a.device), huber=huber, log_z=z, censored=censored
+            )
             lm.accelerator.backward(losses.sum() / len(batches))
             loss_sum += float(losses.detach().sum())
             variance_sum += float(info.variance.sum())

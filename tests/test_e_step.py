@@ -20,7 +20,7 @@ from latent_cot.text import TextCodec
 from latent_cot.types import Example, Rationale
 from tests.oracles import scoring
 from tests.oracles import subtb as oracle
-from tests.worlds import ALPHABET, FakeTool, language_model
+from tests.worlds import FakeTool, language_model
 
 
 @pytest.fixture(scope="module")

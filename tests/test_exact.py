@@ -59,14 +59,13 @@ def log_posterior(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["pooled-subtb", "subtb", "vargrad", "tb"])
-@pytest.mark.parametrize("world", ["token", "tool", "step"])
+@pytest.mark.parametrize(("objective", "world"), [("pooled-subtb", "tool"), ("subtb", "token")])
 def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: str, world: str) -> None:
     lm = language_model(tiny_model("llama"), rank=16)
     lm.reset_adapter("q", seed=0)
     tools = [] if world == "token" else [CountTool()]
     codec = TextCodec(lm.tokenizer, allowed_characters="abc" if world == "token" else "ab=")
-    rules = ChainRules(codec, tools, "step" if world == "step" else "token", max_tokens=3)
+    rules = ChainRules(codec, tools, max_tokens=3)
     queries = [
         Query(Example(x, question=x), codec.encode_prompt(f"{x} {y}"), codec.encode_prompt(x), codec.encode(y))
         for x, y in (("one?", ". 1"), ("and two?", ". It is 2"))
@@ -84,11 +83,8 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
         return found
 
     before = divergences()
-    steps = 250
-    log_z = torch.nn.Parameter(torch.zeros(2)) if objective == "tb" else None
-    optimiser = AdapterOptimiser(
-        lm.parameters("q"), Schedule(5e-3, steps, 10, "cosine"), 1.0, log_z=log_z, log_z_rate=0.2
-    )
+    steps = 150
+    optimiser = AdapterOptimiser(lm.parameters("q"), Schedule(5e-3, steps, 5, "cosine"), 1.0)
     buffer = ReplayBuffer(tolerance=0)
     for step in range(steps):
         batches = collect(
@@ -97,12 +93,12 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
             [Behaviour(temperature=2.0 if step % 2 else 1.0)] * 2,
             rules,
             buffer,
-            samples=24,
+            samples=16,
             tool_tokens=False,
             max_tokens=5000,
             generator=torch.Generator().manual_seed(step),
         )
-        info = update(
+        update(
             lm,
             batches,
             rules,
@@ -113,9 +109,9 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
             reward_floor=None,
             huber=3.0,
             max_tokens=5000,
-            log_z=None if log_z is None else list(log_z),
         )
     after = divergences()
-    print(objective, world, len(rationales), before, after, info)
-    assert min(before) > 0.3
-    assert max(after) < 0.03
+    assert len(rationales) == 40
+    assert min(before) > 0.4
+    assert max(after) < 0.1
+    assert sum(after) < sum(before) / 20

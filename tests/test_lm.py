@@ -77,7 +77,7 @@ def test_the_merged_copy_follows_the_adapter(lm: LanguageModel) -> None:
         with torch.no_grad():
             for weight in lm.parameters("q").values():
                 assert weight.grad is not None
-                weight -= 0.5 * weight.grad
+                weight.sub_(0.5 * weight.grad)
                 weight.grad = None
         trained = logits(model)
     torch.testing.assert_close(logits(lm.dense("q")), trained, atol=1e-4, rtol=1e-4)
@@ -183,7 +183,7 @@ def test_a_capped_head_is_found_out(folder: Path) -> None:
         output.logits = 2 * torch.tanh(output.logits / 2)
         return output
 
-    base.forward = capped  # type: ignore[method-assign]
+    base.forward = capped
     assert not Abilities.of(base).linear_head
 
 
@@ -194,7 +194,7 @@ def test_a_model_that_ignores_its_mask_takes_no_trees(folder: Path) -> None:
     def plain(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
-    base.forward = plain  # type: ignore[method-assign]
+    base.forward = plain
     assert not Abilities.of(base).takes_trees
 
 

@@ -258,8 +258,8 @@ def test_the_order_of_trajectories_changes_nothing(name: str, huber: float | Non
 def test_a_weight_is_the_number_of_times_listed(name: str, huber: float | None, seed: int) -> None:
     case = make_case(seed)
     a, counts = case.flow(), case.weight.long()
-    listed = [t.repeat_interleave(counts, 0) for t in (a, case.states, case.group)]
-    loss, info = OBJECTIVES[name](*listed, torch.ones(int(counts.sum())).double(), huber=huber)
+    listed, states, group = (t.repeat_interleave(counts, 0) for t in (a, case.states, case.group))
+    loss, info = OBJECTIVES[name](listed, states, group, torch.ones(int(counts.sum())).double(), huber=huber)
     weighted, weighted_info = OBJECTIVES[name](a, case.states, case.group, case.weight, huber=huber)
     torch.testing.assert_close(weighted, loss)
     torch.testing.assert_close(weighted_info, info)

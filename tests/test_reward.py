@@ -17,7 +17,7 @@ from latent_cot.scoring import Group
 from latent_cot.text import TextCodec
 from tests.oracles import scoring as oracle
 from tests.test_scoring import NATS, codec_of, random_groups
-from tests.worlds import ALPHABET, language_model, masked_rationale
+from tests.worlds import ALPHABET, NO_SHRINKING, language_model, masked_rationale
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
     return language_model(tiny_model("llama"))
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, phases=NO_SHRINKING)
 @given(seed=st.integers(0, 2**32), tool_tokens=st.booleans(), constrained=st.booleans(), max_tokens=st.integers(1, 300))
 def test_rewards_are_the_oracles(
     lm: LanguageModel, seed: int, tool_tokens: bool, constrained: bool, max_tokens: int

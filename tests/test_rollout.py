@@ -20,7 +20,7 @@ from latent_cot.text import TextCodec
 from latent_cot.types import Rationale
 from tests.oracles import rollout as oracle
 from tests.oracles import scoring
-from tests.worlds import ALPHABET, FakeTool, language_model
+from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "logits only"])
@@ -68,7 +68,7 @@ def favour_trigger(noise: torch.Tensor, rules: ChainRules) -> torch.Tensor:
     return noise
 
 
-@settings(max_examples=6)
+@settings(max_examples=6, phases=NO_SHRINKING)
 @given(
     seed=st.integers(0, 2**32),
     constrained=st.booleans(),
@@ -86,7 +86,7 @@ def test_greedy_chains_are_the_oracles(
         assert rationales == [expected(lm, prompt, rules)] * 2
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, phases=NO_SHRINKING)
 @given(
     seed=st.integers(0, 2**32),
     granularity=st.sampled_from(["token", "step"]),

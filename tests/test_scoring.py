@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.chain import ChainRules
-from latent_cot.lm import LanguageModel
+from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.scoring import Group, Scores, score, score_in_batches
 from latent_cot.text import TextCodec
 from latent_cot.types import Rationale
 from tests.oracles import scoring as oracle
-from tests.worlds import ALPHABET, FakeTool, language_model, masked_rationale, random_chain
+from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model, masked_rationale, random_chain
 
 NATS = 1e-4
 
@@ -102,7 +102,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("variant", "abilities"), VARIANTS, ids=str)
 @pytest.mark.parametrize("constrained", [True, False], ids=["constrained", "unconstrained"])
-@settings(max_examples=4)
+@settings(max_examples=4, phases=NO_SHRINKING)
 @given(
     seed=st.integers(0, 2**32),
     answers_at=st.sampled_from(["none", "states", "end"]),
@@ -117,19 +117,18 @@ def test_scores_are_the_oracles(
     seed: int,
     answers_at: str,
     tool_tokens: bool,
-    adapter: str,
+    adapter: Adapter,
 ) -> None:
     lm = load(variant, **abilities)
     codec = codec_of(lm, constrained=constrained)
     groups = random_groups(codec, random.Random(seed))
-    name = "p" if adapter == "p" else "q"
     with torch.no_grad():
-        scores = score(lm, lm.dense(name), groups, codec, answers_at=answers_at, tool_tokens=tool_tokens)
-    with lm.trainable(name) as unmerged:
+        scores = score(lm, lm.dense(adapter), groups, codec, answers_at=answers_at, tool_tokens=tool_tokens)
+    with lm.trainable(adapter) as unmerged:
         assert_scores(scores, unmerged, groups, codec, answers_at, tool_tokens)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, phases=NO_SHRINKING)
 @given(seed=st.integers(0, 2**32))
 def test_masks_of_any_kind(load: Loader, seed: int) -> None:
     """Masks that no chain has, so that nothing is right by accident."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "rationales for one question, with their log-probability and log-reward",
     "tasks": "list the tasks, and how to add one",
     "tools": "list the tools a chain can call, and how to add one",
+    "verify": "show that the E-step learns the true posterior, in worlds small enough to list every rationale",
 }
 """Command -> what it does. Each is a module of this package with a function `run(argv) -> status`."""
 

@@ -80,10 +80,8 @@ def load(source: Source, data: TaskData, console: Console) -> EM:
     if source.folder is not None:
         load_reasoners(session, source.folder)
     s = session
-    em = EM(s.config, s.lm, s.task, data, {}, s.rules, s.test_rules, state=State())
-    if source.folder is not None:
-        em.state.phase = _phases_done(source.folder, len(em.phases))
-    return em
+    trained = source.folder is not None and _is_model_trained(source.folder)
+    return EM(s.config, s.lm, s.task, data, {}, s.rules, s.test_rules, state=State(model_trained=trained))
 
 
 def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
@@ -91,8 +89,7 @@ def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
     return [] if source.folder is None else [*data.demonstrations, *data.pairs]
 
 
-def _phases_done(folder: RunFolder, total: int) -> int:
-    if (folder.path / "results.json").exists():
-        return total
+def _is_model_trained(folder: RunFolder) -> bool:
+    """Has an M-step changed p? If all checkpoints were deleted, the run is taken to be complete."""
     checkpoint = folder.latest()
-    return 0 if checkpoint is None else int(checkpoint.state["em"]["phase"])
+    return True if checkpoint is None else bool(checkpoint.state["em"]["model_trained"])

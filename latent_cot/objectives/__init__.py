@@ -1,12 +1,21 @@
 """The E-step's objectives: pure functions of tensors, no model and no configuration."""
 
-from latent_cot.objectives.balance import log_flow, pooled_subtb, subtb, temper, trajectory_balance, vargrad
+from latent_cot.objectives.balance import (
+    below_floor,
+    log_flow,
+    pooled_subtb,
+    subtb,
+    temper,
+    trajectory_balance,
+    vargrad,
+)
 from latent_cot.objectives.registry import LEARNS_LOG_Z, OBJECTIVES, Objective
 
 __all__ = [
     "LEARNS_LOG_Z",
     "OBJECTIVES",
     "Objective",
+    "below_floor",
     "log_flow",
     "pooled_subtb",
     "subtb",

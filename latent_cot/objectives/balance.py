@@ -32,7 +32,7 @@ class BalanceInfo(NamedTuple):
     """Diagnostics of a loss, detached."""
 
     variance: torch.Tensor
-    """(G,) variance of a over the states of each question, nats²; 0 at the optimum."""
+    """(G,) mean squared deviation of a over the states of each question, nats²; 0 at the optimum."""
     log_z: torch.Tensor
     """(G,) mean of a over the states of each question: an estimate of log Z(X), in nats."""
 
@@ -52,21 +52,38 @@ def temper(
         states: (B, S) bool.
         group: (B,) long, the question of each trajectory.
         temperature: T in log R / T.
-        floor: rewards lower than this many nats below the best of their question are raised to it.
-            Early prefixes with −80 nats would otherwise dominate a squared loss, though their share
-            of the posterior's mass is nil either way. None: `IMPOSSIBLE`, so that an impossible rationale
-            (−inf) leaves the loss finite.
+        floor: rewards lower than this many nats below the best of their question are raised to it (and are
+            to be `censored` in the loss). None: `IMPOSSIBLE`, so that an impossible rationale (−inf) leaves
+            the loss finite.
 
     Returns (B, S), finite at states, 0 elsewhere.
     """
+    raised = torch.maximum(log_reward, _least(log_reward, states, group, floor)[group, None])
+    return raised.masked_fill(~states, 0.0) / temperature
+
+
+def below_floor(
+    log_reward: torch.Tensor, states: torch.Tensor, group: torch.Tensor, floor: float | None
+) -> torch.Tensor:
+    """(B, S) bool: the states whose reward `temper` raises to the floor.
+
+    Early prefixes, which cannot explain Y, have rewards of −40 to −80 nats. In a squared loss they would
+    outweigh everything else, though their share of the posterior is nil either way. All that matters of
+    them is that q's share be small too. So of such a state we use only that log R is *at most* the floor: it
+    is penalised if q gives it more than that, and not at all if q gives it less. Raising the reward without
+    this (a plain clamp) asks q for e^-floor on each of countless worthless chains, and q learns to babble.
+    The posterior stays the optimum.
+    """
+    return states & (log_reward < _least(log_reward, states, group, floor)[group, None])
+
+
+def _least(log_reward: torch.Tensor, states: torch.Tensor, group: torch.Tensor, floor: float | None) -> torch.Tensor:
+    """(G,) the lowest reward that is taken at its word."""
     masked = log_reward.masked_fill(~states, -torch.inf)
     n_groups = int(group.max()) + 1
     best = masked.new_full((n_groups,), -torch.inf).scatter_reduce(0, group, masked.amax(1), "amax")
-    least = best - (IMPOSSIBLE if floor is None else floor)
     # A question none of whose rationales is possible has nothing to tell: all its rewards are equal.
-    least = torch.where(best.isfinite(), least, torch.zeros_like(least))
-    raised = torch.maximum(masked, least[group, None])
-    return raised.masked_fill(~states, 0.0) / temperature
+    return torch.where(best.isfinite(), best - (IMPOSSIBLE if floor is None else floor), torch.zeros_like(best))
 
 
 def log_flow(
@@ -94,6 +111,7 @@ def pooled_subtb(
     *,
     huber: float | None = None,
     log_z: torch.Tensor | None = None,
+    censored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, BalanceInfo]:
     """The spread of a over all the states of all the trajectories of a question, at once.
 
@@ -108,13 +126,14 @@ def pooled_subtb(
         huber: beyond this many nats from its question's mean a deviation counts linearly (2δ|d| − δ²).
             None: squared.
         log_z: not used here; see `trajectory_balance`.
+        censored: (B, S) bool, states of whose reward only an upper bound is known: see `below_floor`.
 
     Returns each question's loss, (G,), and its diagnostics.
     """
     w = weight[:, None] * states
-    mean = _group_mean(a, w, group)
+    mean = _group_mean(a, w if censored is None else w * ~censored, group)
     # The gradient of Σ w (a − mean)² through the mean is zero; detached, it is zero for Huber too.
-    deviation = a - mean.detach()[group, None]
+    deviation = _one_sided(a - mean.detach()[group, None], censored)
     loss = _group_mean(_penalty(deviation, huber), w, group)
     variance = _group_mean(deviation.detach() ** 2, w, group)
     return loss, BalanceInfo(variance, mean.detach())
@@ -128,30 +147,33 @@ def subtb(
     *,
     huber: float | None = None,
     log_z: torch.Tensor | None = None,
+    censored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, BalanceInfo]:
     """Eq. 3, normalised: per trajectory the mean over its sub-trajectories (pairs i < j) of (a_i − a_j)².
 
-    Arguments as for `pooled_subtb`; with `huber` the pairs are formed one by one, O(S²). A trajectory with
+    Arguments as for `pooled_subtb`; with `huber` or `censored` the pairs are formed one by one, O(S²). A trajectory with
     a single state has no pair and adds nothing. Returns for each question the weighted mean over its
     trajectories, (G,), and its diagnostics.
     """
     n = states.sum(1)
     pairs = (n * (n - 1) / 2).to(a.dtype)
-    if huber is None:
+    if huber is None and censored is None:
         # Centred first: nΣa² − (Σa)² of large, nearly equal values would cancel in float32.
         centre = (a.sum(1) / n.clamp(min=1)).detach()
         centred = torch.where(states, a - centre[:, None], 0.0)
         total = n * (centred**2).sum(1) - centred.sum(1) ** 2
     else:
         both = (states[:, :, None] & states[:, None, :]).triu(1)
-        total = (_penalty(a[:, :, None] - a[:, None, :], huber) * both).sum((1, 2))
+        residual = a[:, :, None] - a[:, None, :]
+        if censored is not None:  # a of a censored state is an upper bound: it can only be too low
+            residual = _one_sided(residual, censored[:, :, None])
+            residual = -_one_sided(-residual, censored[:, None, :])
+        total = (_penalty(residual, huber) * both).sum((1, 2))
     w = (weight * (pairs > 0))[:, None]
     loss = _group_mean((total / pairs.clamp(min=1))[:, None], w, group)
     with torch.no_grad():
-        cells = weight[:, None] * states
-        mean = _group_mean(a, cells, group)
-        variance = _group_mean((a - mean[group, None]) ** 2, cells, group)
-    return loss, BalanceInfo(variance, mean)
+        _, info = pooled_subtb(a, states, group, weight, censored=censored)
+    return loss, info
 
 
 def vargrad(
@@ -162,6 +184,7 @@ def vargrad(
     *,
     huber: float | None = None,
     log_z: torch.Tensor | None = None,
+    censored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, BalanceInfo]:
     """Trajectory balance with log Z(X) estimated by the mean over the question's trajectories.
 
@@ -169,7 +192,7 @@ def vargrad(
     Only complete trajectories count: the a of each one's last state. Arguments and result as for
     `pooled_subtb`.
     """
-    return pooled_subtb(a, _last_state(states), group, weight, huber=huber)
+    return pooled_subtb(a, _last_state(states), group, weight, huber=huber, censored=censored)
 
 
 def trajectory_balance(
@@ -180,6 +203,7 @@ def trajectory_balance(
     *,
     huber: float | None = None,
     log_z: torch.Tensor | None = None,
+    censored: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, BalanceInfo]:
     """(log Z(X) + log q(Z) − log R(Z))², Malkin et al., "Trajectory balance" (2022), with a learned log Z(X).
 
@@ -187,9 +211,9 @@ def trajectory_balance(
     """
     assert log_z is not None
     w = weight[:, None] * _last_state(states)
-    loss = _group_mean(_penalty(a - log_z[group, None], huber), w, group)
+    loss = _group_mean(_penalty(_one_sided(a - log_z[group, None], censored), huber), w, group)
     with torch.no_grad():
-        _, info = pooled_subtb(a, states, group, weight)
+        _, info = pooled_subtb(a, states, group, weight, censored=censored)
     return loss, BalanceInfo(info.variance, log_z.detach())
 
 
@@ -197,6 +221,11 @@ def _last_state(states: torch.Tensor) -> torch.Tensor:
     """(B, S) bool: only the last state of each trajectory."""
     later = states.flip(1).cumsum(1).flip(1)
     return states & (later == 1)
+
+
+def _one_sided(deviation: torch.Tensor, censored: torch.Tensor | None) -> torch.Tensor:
+    """Where a is an upper bound, being above its target is no error."""
+    return deviation if censored is None else torch.where(censored, deviation.clamp(max=0.0), deviation)
 
 
 def _penalty(deviation: torch.Tensor, huber: float | None) -> torch.Tensor:

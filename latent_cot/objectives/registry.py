@@ -22,6 +22,7 @@ class Objective(Protocol):
         *,
         huber: float | None = None,
         log_z: torch.Tensor | None = None,
+        censored: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, BalanceInfo]: ...
 
 

@@ -21,7 +21,7 @@ class Settings:
     would change what q converges to."""
 
     steps: int = 300
-    samples: int = 64
+    samples: int = 96
     """Rationales sampled for each question of each step."""
     learning_rate: float = 5e-3
     warmup: int = 10

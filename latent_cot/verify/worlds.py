@@ -22,12 +22,11 @@ from latent_cot.lm import LanguageModel
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, Tool
 
-SCALE = 0.2
 END = "<end>"
-CHARACTERS = "ab12=,.?"
+CHARACTERS = "ab12=,."
 """With END, the vocabulary: one token a character."""
 
-QUESTIONS = (Example(x="ab?", y=".a", question="ab?"), Example(x="ba1?", y=".b2", question="ba1?"))
+QUESTIONS = (Example(x="ab", y=".a", question="ab"), Example(x="b1a", y=".b2", question="b1a"))
 
 
 class CountingTool:
@@ -54,6 +53,9 @@ class WorldSpec:
     """What a world is made from."""
 
     description: str
+    seed: int
+    """Of the model's weights. Chosen among the first twenty so that the posterior is spread
+    over many rationales, s_0 and the tool's among them, and is far from where q starts."""
     rules: Mapping[str, Any]
     """Arguments of `ChainRules`, the codec aside."""
     stop: str | None = None
@@ -64,20 +66,30 @@ class WorldSpec:
 
 
 WORLDS: Mapping[str, WorldSpec] = {
-    "plain": WorldSpec("any token, stop anywhere", {"max_tokens": 3}),
+    "plain": WorldSpec("any token; stop anywhere", seed=0, rules={"max_tokens": 3}),
     "tool": WorldSpec(
         "a tool writes 0 to 3 tokens, or refuses",
-        {"max_tokens": 4},
+        seed=7,
+        rules={"max_tokens": 4},
         allowed_characters="ab=",
         tools=(CountingTool(),),
     ),
     "steps": WorldSpec(
         "stop only where a step is complete",
-        {"max_tokens": 5, "granularity": "step", "step_delimiter": ","},
+        seed=16,
+        rules={"max_tokens": 5, "granularity": "step", "step_delimiter": ","},
         allowed_characters="ab,",
     ),
-    "constrained": WorldSpec("three letters; the stop is the answer's first token", {"max_tokens": 5}, ".", "ab1"),
-    "xy": WorldSpec("q sees Y, p does not", {"max_tokens": 4}, None, "ab1", True),
+    "constrained": WorldSpec(
+        "three letters; the stop is the answer's first token",
+        seed=10,
+        rules={"max_tokens": 5},
+        stop=".",
+        allowed_characters="ab1",
+    ),
+    "xy": WorldSpec(
+        "q reads X and Y, p reads X", seed=0, rules={"max_tokens": 4}, allowed_characters="ab1", sees_answer=True
+    ),
 }
 """Name -> world."""
 
@@ -91,11 +103,10 @@ class World:
     queries: tuple[Query, ...]
 
 
-def build(spec: WorldSpec, *, seed: int = 0, rank: int = 32) -> World:
+def build(spec: WorldSpec, *, rank: int = 32) -> World:
     """A new model with its adapters p and q, q equal to p as at the start of an E-step.
 
     Args:
-        seed: of the weights.
         rank: of the adapters; the model's width by default, so that capacity is no excuse.
     """
     tokenizer = _tokenizer()
@@ -110,7 +121,7 @@ def build(spec: WorldSpec, *, seed: int = 0, rank: int = 32) -> World:
         )
         for example in QUESTIONS
     )
-    return World(_language_model(tokenizer, seed, rank), rules, queries)
+    return World(_language_model(tokenizer, spec.seed, rank), rules, queries)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -131,7 +142,7 @@ def _language_model(tokenizer: PreTrainedTokenizerFast, seed: int, rank: int) ->
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        initializer_range=SCALE,  # large, so that the next token depends visibly on all tokens before it
+        initializer_range=0.25,  # large, so that the next token depends visibly on all tokens before it
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
