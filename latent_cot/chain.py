@@ -74,10 +74,10 @@ class Chain:
         self._append(token, chosen=True)
         self.n_chosen += 1
         result = self._call_tools(token)
-        for injected in result:
+        for injected in result or ():
             self._append(injected, chosen=False)
-        self.states[-1] = self._ends_at_state(after_result=bool(result))
-        return result
+        self.states[-1] = self._ends_at_state(after_result=result is not None)
+        return result or []
 
     def finish(self) -> Rationale:
         """The rationale, ended here: by the stop, or by force if this prefix is no state or it is full."""
@@ -103,7 +103,8 @@ class Chain:
         delimiter = self.rules.step_delimiter
         return after_result or (delimiter is not None and self.rules.codec.decode(self.tokens).endswith(delimiter))
 
-    def _call_tools(self, token: int) -> list[int]:
+    def _call_tools(self, token: int) -> list[int] | None:
+        """The tokens of the result; None if no tool was called, or the call failed."""
         codec = self.rules.codec
         for tool in self.rules.tools:
             if not self.rules.asks(tool, token):
@@ -119,10 +120,10 @@ class Chain:
                     raise ToolError(f"the result has {len(ids)} tokens, more than {MAX_RESULT_TOKENS}")
             except ToolError as error:
                 self.calls.append(ToolCall(tool.name, position, request, None, error=str(error)))
-                return []
+                return None
             self.calls.append(ToolCall(tool.name, position, request, result, n_tokens=len(ids)))
             return ids
-        return []
+        return None
 
 
 def encode_rationale(text: str, rules: ChainRules) -> Rationale:

@@ -123,11 +123,11 @@ class EStepConfig:
 class MStepConfig:
     """Fine-tuning the model p on rationales."""
 
-    steps: int = 60
+    steps: int = 40
     """Optimiser steps."""
     batch_size: int = 16
     """Rationales a step."""
-    samples: int = 2
+    samples: int = 1
     """Rationales drawn from q for each training question."""
     temperature: float = 1.0
     """The temperature they are drawn at; 1 is q itself."""

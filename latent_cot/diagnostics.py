@@ -30,7 +30,8 @@ class PosteriorFigures:
     """Variance of a = log R / T − log q(s_i ⊤) over the states of all samples, nats². 0 once q is the
     (tempered) posterior."""
     bound: float
-    """Importance-weighted lower bound on log p(Y | X), nats, untempered: log of the mean of p(Z Y | X) / q(Z)."""
+    """Importance-weighted lower bound on log Z(X) = log Σ_Z p(Z Y | X), nats, untempered: log of the mean of
+    p(Z Y | X) / q(Z). That is log p(Y | X), with Z as the sampler forms it and its stop not scored."""
     ess: float
     """Effective sample size of those weights as a share of n: 1 once q is the untempered posterior, 1 / n at
     the worst."""

@@ -1,7 +1,8 @@
 """THE LOOP.
 
     round 0     p ← the base model, or the base model fine-tuned on the demonstrations
-    round r     prepare  q ← p; compare q with the posterior                      (diagnostics.py)
+    round 1     imitate  where q sees Y: q ← p, fine-tuned on the demonstrations as q sees them
+    round r     prepare  where q sees X only: q ← p; compare q with the posterior (diagnostics.py)
                 E-step   train q(Z | X[, Y]) towards p(X Z Y)                      (e_step.py)
                 diagnose compare q with the posterior
                 draw     rationales Z ~ q for the training questions
@@ -117,6 +118,8 @@ class EM:
         self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
         self.questions = [*data.demonstrations, *data.pairs]
         self.phases = [Phase(0, "init"), Phase(0, "evaluate")]
+        if config.condition == "xy" and config.rounds:
+            self.phases.append(Phase(1, "imitate"))
         for number in range(1, config.rounds + 1):
             self.phases += [Phase(number, name) for name in ROUND]
         if state is None:
@@ -130,6 +133,7 @@ class EM:
         caller may save, or stop for good: what it has then is the state after that unit."""
         work = {
             "init": self.init,
+            "imitate": self.imitate,
             "prepare": self.prepare,
             "e_step": self.e_step,
             "diagnose": self.diagnose,
@@ -151,6 +155,8 @@ class EM:
         c = self.config
         if phase.name == "init":
             return c.init_step.steps if c.init == "demonstrations" and self.demonstrations else 0
+        if phase.name == "imitate":
+            return c.init_step.steps if self.demonstrations else 0
         if phase.name in ("prepare", "diagnose"):
             return len(self._diagnostic_units)
         if phase.name == "e_step":
@@ -158,7 +164,8 @@ class EM:
         if phase.name == "draw":
             return len(_slices(len(self.questions), self._questions_per_draw))
         if phase.name == "m_step":
-            return c.m_step.steps
+            present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase
+            return 1 if present and not self.state.drawn else c.m_step.steps
         return len(self._evaluation_units(phase))
 
     # -- the phases ----------------------------------------------------------------------------------
@@ -166,12 +173,19 @@ class EM:
     def init(self, phase: Phase) -> Iterator[Info]:
         """p before the first round: fine-tuned on the demonstrations' own rationales, if so configured."""
         if self.config.init == "demonstrations" and self.demonstrations:
-            given = list(enumerate(self.demonstrations))
-            yield from self._fit_model(given, self.config.init_step)
+            yield from self._fit("p", list(enumerate(self.demonstrations)), self.config.init_step)
+
+    def imitate(self, phase: Phase) -> Iterator[Info]:
+        """A start for a q that sees Y: its prompt is one that p has never read."""
+        if self.state.unit == 0:
+            self.lm.copy_adapter("p", "q")
+        if self.demonstrations:
+            yield from self._fit("q", list(enumerate(self.demonstrations)), self.config.init_step)
 
     def prepare(self, phase: Phase) -> Iterator[Info]:
-        """q ← p. How far that is from the posterior is what the E-step starts from."""
-        if self.state.unit == 0 and (phase.round == 1 or self.config.e_step.start == "p"):
+        """q ← p, if q reads what p reads. How far q is from the posterior is what the E-step starts from."""
+        c = self.config
+        if self.state.unit == 0 and c.condition == "x" and (phase.round == 1 or c.e_step.start == "p"):
             self.lm.copy_adapter("p", "q")
         yield from self.diagnose(phase)
 
@@ -182,13 +196,15 @@ class EM:
             self._fill_buffer()
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         if self.state.unit == 0:
-            self.log_z.data.zero_()
+            before = self.state.posterior.get(str(phase.round), {}).get("before")
+            self.log_z.data.fill_(mean_figures(before)["log_z"] if before else 0.0)
         log_z = self.log_z if c.objective in LEARNS_LOG_Z else None
         optimiser = self._new_optimiser("q", schedule, c.clip, log_z=log_z, log_z_rate=c.log_z_learning_rate)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             generator = torch.Generator().manual_seed(rng.getrandbits(60))
+            torch.manual_seed(rng.getrandbits(60))  # for LoRA's dropout
             chosen = _draw_distinct(weights, c.questions, rng)
             batches = collect(
                 self.lm,
@@ -264,7 +280,11 @@ class EM:
 
     def m_step(self, phase: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales drawn from q."""
-        yield from self._fit_model(self.state.drawn, self.config.m_step)
+        if self.state.drawn:
+            yield from self._fit("p", self.state.drawn, self.config.m_step)
+            self.state.model_trained = self.state.model_trained or self.config.m_step.steps > 0
+        elif self.state.unit == 0:
+            yield {"note": "no rationale arrives at its answer: p stays as it is"}
 
     def evaluate(self, phase: Phase) -> Iterator[Info]:
         """The accuracy of each reasoner on each test split."""
@@ -345,22 +365,22 @@ class EM:
         }
         return {"accuracy": accuracy, "posterior": posterior}
 
-    def _fit_model(self, records: Sequence[tuple[int, Rationale]], c: MStepConfig) -> Iterator[Info]:
-        if not records:
-            yield {"note": "no rationale arrives at its answer: p stays as it is"}
-            return
+    def _fit(self, adapter: Adapter, records: Sequence[tuple[int, Rationale]], c: MStepConfig) -> Iterator[Info]:
+        """Raise the likelihood of (training question, rationale) under an adapter, each step one unit."""
         codec = self.rules.codec
-        optimiser = self._new_optimiser("p", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
         order_seed = f"{self.config.seed}/{self.state.phase}"
         for step in range(self.state.unit, c.steps):
+            torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
             groups = []
             for k in m_step.epoch_batch(len(records), c.batch_size, step, order_seed):
                 question, rationale = records[k]
-                example = self.questions[question]
-                groups.append(Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or "")))
-            info = m_step.update(self.lm, "p", groups, self.rules, optimiser, step, max_tokens=c.max_batch_tokens)
-            self.state.model_trained = True
-            yield vars(info)
+                query = self.query(self.questions[question])
+                prompt = query.policy_prompt if adapter == "q" else codec.encode_prompt(self.questions[question].x)
+                groups.append(Group(prompt, [rationale], query.answer))
+            yield vars(
+                m_step.update(self.lm, adapter, groups, self.rules, optimiser, step, max_tokens=c.max_batch_tokens)
+            )
 
     def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
         self.optimiser = AdapterOptimiser(self.lm.parameters(adapter), schedule, clip, **log_z)

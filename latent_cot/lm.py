@@ -62,6 +62,8 @@ class LanguageModel:
             self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")
             self.peft.add_adapter("q", copy.deepcopy(lora))
         self.peft.eval()
+        if isinstance(cast("PreTrainedModel", self.peft.get_base_model()).get_output_embeddings(), LoraLayer):
+            raise ValueError("the output layer cannot be adapted; leave it out")
         self._share_frozen_weights()
 
     @property
@@ -146,9 +148,11 @@ class LanguageModel:
             for weight in self.parameters(other).values():
                 weight.requires_grad_(other == adapter)
         self._fresh.discard(adapter)
+        self._switch_dropout(True)
         try:
             yield cast("PreTrainedModel", self.peft.get_base_model())
         finally:
+            self._switch_dropout(False)
             self._fresh.discard(adapter)
 
     @torch.no_grad()
@@ -171,6 +175,11 @@ class LanguageModel:
         for name, module in self.peft.get_base_model().named_modules():
             if isinstance(module, LoraLayer):
                 yield name, module
+
+    def _switch_dropout(self, on: bool) -> None:
+        """LoRA's own dropout only: the base model stays as it is when it is evaluated."""
+        for _, layer in self._adapted_layers():
+            layer.lora_dropout.train(on)
 
     def _share_frozen_weights(self) -> None:
         """Let the copies hold only the adapted weights themselves; all others are the base model's own."""

@@ -80,10 +80,10 @@ class TextCodec:
     @cached_property
     def actions(self) -> torch.Tensor:
         """(A,) ascending ids of what the policy may choose: the allowed tokens and the stop."""
-        if self._allowed_characters is None:
-            return torch.arange(self.vocab_size)
-        allowed = set(self._allowed_characters)
         special = set(self.tokenizer.all_special_ids)
+        if self._allowed_characters is None:
+            return torch.tensor([i for i in range(self.vocab_size) if i not in special or i == self.stop_id])
+        allowed = set(self._allowed_characters)
         ids = {i for i, piece in enumerate(self.pieces) if piece and set(piece) <= allowed and i not in special}
         if not ids - {self.stop_id}:
             raise UsageError(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from latent_cot.objectives import (
     LEARNS_LOG_Z,
     OBJECTIVES,
+    below_floor,
     log_flow,
     pooled_subtb,
     subtb,
@@ -365,3 +366,81 @@ def test_a_question_without_a_possible_rationale_has_equal_rewards() -> None:
     reward = torch.tensor([[-math.inf, -math.inf], [-3.0, -4.0]])
     tempered = temper(reward, torch.ones(2, 2, dtype=torch.bool), torch.tensor([0, 1]), floor=20.0)
     torch.testing.assert_close(tempered, torch.tensor([[0.0, 0.0], [-3.0, -4.0]]))
+
+
+# -- censoring: of a reward below the floor only an upper bound is used --------------------------------
+
+
+def test_what_is_below_the_floor() -> None:
+    reward = torch.tensor([[-1.0, -90.0, -21.0], [-80.0, -math.inf, -math.inf], [-math.inf, -math.inf, -math.inf]])
+    states = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    censored = below_floor(reward, states, torch.tensor([0, 1, 2]), 20.0)
+    assert censored.tolist() == [[False, True, False], [False, True, False], [True, True, True]]
+    assert below_floor(reward, states, torch.tensor([0, 1, 2]), None)[0].tolist() == [False] * 3
+
+
+def censor(case: Case, seed: int) -> torch.Tensor:
+    """Some states' rewards become upper bounds; each trajectory keeps one that is exact: its last."""
+    censored = torch.rand(case.states.shape, generator=torch.Generator().manual_seed(seed)) < 0.4
+    for b, n in enumerate(case.lengths):
+        censored[b, n] = False
+    return censored & case.states
+
+
+@given(seeds)
+@settings(max_examples=30)
+def test_censored_subtb_is_the_double_loop(seed: int) -> None:
+    """A pair counts unless its flows differ in the direction that the bound allows."""
+    case = make_case(seed, groups=1, rows=1)
+    censored = censor(case, seed)
+    a, total = case.flow()[0], 0.0
+    places = case.states[0].nonzero()[:, 0].tolist()
+    for i in places:
+        for j in places:
+            if i < j:
+                residual = float(a[i] - a[j])
+                allowed = (bool(censored[0, i]) and residual > 0) or (bool(censored[0, j]) and residual < 0)
+                total += 0.0 if allowed else residual**2
+    terms = max(1, oracle.sub_trajectories(case.row(0)[3]))
+    loss = subtb(case.flow(), case.states, case.group, case.weight, censored=censored)[0]
+    assert float(loss) == pytest.approx(total / terms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("huber", [None, 2.0])
+@settings(max_examples=20)
+@given(seed=seeds)
+def test_nothing_censored_is_the_plain_loss(name: str, huber: float | None, seed: int) -> None:
+    case = make_case(seed)
+    nothing = torch.zeros_like(case.states)
+    torch.testing.assert_close(case.loss(name, huber=huber, censored=nothing), case.loss(name, huber=huber))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=20)
+@given(seed=seeds)
+def test_the_posterior_stays_the_optimum_under_a_floor(name: str, seed: int) -> None:
+    """Where a bound is above the reward, a is above log Z: no loss and no gradient."""
+    case = make_case(seed)
+    censored = censor(case, seed)
+    zero_reward = log_flow(case.log_pf, case.log_pterm, torch.zeros_like(case.log_reward), case.states)
+    case.log_reward = torch.where(case.states, -7.0 - zero_reward + 5.0 * censored, 0.0)
+    case.log_pf.requires_grad_()
+    loss = case.loss(name, censored=censored)
+    loss.sum().backward()
+    assert float(loss.detach().abs().max()) < 1e-20
+    assert case.log_pf.grad is not None
+    assert float(case.log_pf.grad.abs().max()) < 1e-12
+    # Were q's share larger than the bound allows, there would be a loss.
+    case.log_reward = torch.where(case.states, -7.0 - zero_reward - 5.0 * censored, 0.0)
+    counted = bool(censored.any()) and name != "vargrad"
+    assert (float(case.loss(name, censored=censored).detach().sum()) > 1e-6) == counted
+
+
+def test_vargrad_where_no_complete_trajectory_is_above_the_floor() -> None:
+    """There is no mean to be compared with, so there is nothing to learn: the mean is not 0."""
+    a = torch.tensor([[-22.0, -25.0], [-22.0, -30.0]], requires_grad=True)
+    states = torch.ones(2, 2, dtype=torch.bool)
+    censored = torch.tensor([[False, True], [False, True]])
+    loss, _ = vargrad(a, states, torch.tensor([0, 0]), torch.ones(2), censored=censored)
+    assert float(loss.detach()) == 0

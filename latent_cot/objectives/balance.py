@@ -131,9 +131,12 @@ def pooled_subtb(
     Returns each question's loss, (G,), and its diagnostics.
     """
     w = weight[:, None] * states
-    mean = _group_mean(a, w if censored is None else w * ~censored, group)
+    known = w if censored is None else w * ~censored
+    mean = _group_mean(a, known, group)
     # The gradient of Σ w (a − mean)² through the mean is zero; detached, it is zero for Huber too.
     deviation = _one_sided(a - mean.detach()[group, None], censored)
+    # Where all that is known of a question are upper bounds, there is nothing to compare them with.
+    w = w * (_group_mean(torch.ones_like(a), known, group) > 0)[group, None]
     loss = _group_mean(_penalty(deviation, huber), w, group)
     variance = _group_mean(deviation.detach() ** 2, w, group)
     return loss, BalanceInfo(variance, mean.detach())
@@ -151,13 +154,13 @@ def subtb(
 ) -> tuple[torch.Tensor, BalanceInfo]:
     """Eq. 3, normalised: per trajectory the mean over its sub-trajectories (pairs i < j) of (a_i − a_j)².
 
-    Arguments as for `pooled_subtb`; with `huber` or `censored` the pairs are formed one by one, O(S²). A trajectory with
-    a single state has no pair and adds nothing. Returns for each question the weighted mean over its
+    Arguments as for `pooled_subtb`; with `huber` or `censored` the pairs are formed one by one, O(S²). A
+    trajectory with a single state has no pair and adds nothing. Returns for each question the weighted mean over its
     trajectories, (G,), and its diagnostics.
     """
     n = states.sum(1)
     pairs = (n * (n - 1) / 2).to(a.dtype)
-    if huber is None and censored is None:
+    if huber is None and (censored is None or not bool(censored.any())):
         # Centred first: nΣa² − (Σa)² of large, nearly equal values would cancel in float32.
         centre = (a.sum(1) / n.clamp(min=1)).detach()
         centred = torch.where(states, a - centre[:, None], 0.0)

@@ -83,10 +83,12 @@ def _shifted_reward(temper: Callable[..., torch.Tensor]) -> Callable[..., torch.
 
 
 FAULTS: Mapping[str, Fault] = {
-    "no-s0": Fault("s_0 left out of the states", "steps", "subtb", "OBJECTIVES", _without_s0),
+    "no-s0": Fault("s_0 left out of the states", "xy", "subtb", "OBJECTIVES", _without_s0),
     "tool-tokens-in-q": Fault(
         "a tool's tokens counted in log q", "tool", "pooled-subtb", "score_in_batches", _tool_tokens_in_q
     ),
-    "shifted-reward": Fault("the reward of the prefix before", "plain", "pooled-subtb", "temper", _shifted_reward),
+    "shifted-reward": Fault(
+        "each state given the reward of the one before", "xy", "pooled-subtb", "temper", _shifted_reward
+    ),
 }
 """Name -> fault."""

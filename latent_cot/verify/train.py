@@ -20,14 +20,13 @@ class Settings:
     """How q is trained; the same in all worlds. Without reward floor, and at reward temperature 1: both
     would change what q converges to."""
 
-    steps: int = 300
     samples: int = 96
     """Rationales sampled for each question of each step."""
     learning_rate: float = 5e-3
     warmup: int = 10
     clip: float = 0.3
     huber: float = 3.0
-    log_z_learning_rate: float = 0.1
+    log_z_learning_rate: float = 0.2
     on_policy: float = 0.4
     """Share of questions whose rationales come from q, ..."""
     tempered: float = 0.3
@@ -38,9 +37,12 @@ class Settings:
 
 
 def train(
-    world: World, objective: str, settings: Settings, on_step: Callable[[], None] = lambda: None
+    world: World, objective: str, steps: int, settings: Settings, on_step: Callable[[], None] = lambda: None
 ) -> list[float] | None:
-    """Train q. Returns the log Z(X) of each question, if the objective learns it as a parameter."""
+    """Train q for so many optimiser steps.
+
+    Returns the log Z(X) of each question, if the objective learns it as a parameter.
+    """
     c = settings
     rng = random.Random(c.seed)
     generator = torch.Generator().manual_seed(c.seed)
@@ -48,12 +50,12 @@ def train(
     log_z = torch.nn.Parameter(torch.zeros(len(world.queries))) if objective in LEARNS_LOG_Z else None
     optimiser = AdapterOptimiser(
         world.lm.parameters("q"),
-        Schedule(c.learning_rate, c.steps, c.warmup, "cosine"),
+        Schedule(c.learning_rate, steps, c.warmup, "cosine"),
         c.clip,
         log_z=log_z,
         log_z_rate=c.log_z_learning_rate,
     )
-    for step in range(c.steps):
+    for step in range(steps):
         batches = collect(
             world.lm,
             world.queries,

@@ -56,6 +56,8 @@ class WorldSpec:
     seed: int
     """Of the model's weights. Chosen among the first twenty so that the posterior is spread
     over many rationales, s_0 and the tool's among them, and is far from where q starts."""
+    steps: int
+    """Of training: what a world of its size needs."""
     rules: Mapping[str, Any]
     """Arguments of `ChainRules`, the codec aside."""
     stop: str | None = None
@@ -66,29 +68,37 @@ class WorldSpec:
 
 
 WORLDS: Mapping[str, WorldSpec] = {
-    "plain": WorldSpec("any token; stop anywhere", seed=0, rules={"max_tokens": 3}),
+    "plain": WorldSpec("any token; stop anywhere", seed=0, steps=450, rules={"max_tokens": 3}),
     "tool": WorldSpec(
         "a tool writes 0 to 3 tokens, or refuses",
         seed=7,
+        steps=250,
         rules={"max_tokens": 4},
         allowed_characters="ab=",
         tools=(CountingTool(),),
     ),
     "steps": WorldSpec(
         "stop only where a step is complete",
-        seed=16,
+        seed=13,
+        steps=400,
         rules={"max_tokens": 5, "granularity": "step", "step_delimiter": ","},
         allowed_characters="ab,",
     ),
     "constrained": WorldSpec(
         "three letters; the stop is the answer's first token",
         seed=10,
+        steps=350,
         rules={"max_tokens": 5},
         stop=".",
         allowed_characters="ab1",
     ),
     "xy": WorldSpec(
-        "q reads X and Y, p reads X", seed=0, rules={"max_tokens": 4}, allowed_characters="ab1", sees_answer=True
+        "q reads X and Y, p reads X",
+        seed=0,
+        steps=250,
+        rules={"max_tokens": 4},
+        allowed_characters="ab1",
+        sees_answer=True,
     ),
 }
 """Name -> world."""

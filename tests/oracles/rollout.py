@@ -67,6 +67,7 @@ def rollout(
         text = tokenizer.decode(tokens)
         assert isinstance(text, str)
         written: list[int] = []
+        answered = False
         if tool is not None and text.endswith(tool.trigger):
             position, request = len(tokens), tool.request(text)
             try:
@@ -75,6 +76,7 @@ def rollout(
                 if len(written) > longest_result:
                     length, written = len(written), []
                     raise ToolError(f"the result has {length} tokens, more than {longest_result}")
+                answered = True
                 calls.append(ToolCall(tool.name, position, request, result, n_tokens=len(written)))
             except ToolError as error:
                 calls.append(ToolCall(tool.name, position, request, None, error=str(error)))
@@ -84,7 +86,7 @@ def rollout(
             states.append(False)
         text = tokenizer.decode(tokens)
         assert isinstance(text, str)
-        complete = bool(written) or (step_delimiter is not None and text.endswith(step_delimiter))
+        complete = answered or (step_delimiter is not None and text.endswith(step_delimiter))
         states[-1] = picked >= min_tokens and (granularity == "token" or complete)
     states[-1] = True
     return Rationale(tuple(tokens), tuple(chosen), tuple(states), str(tokenizer.decode(tokens)), cut, tuple(calls))
