@@ -92,11 +92,12 @@ class EStepConfig:
     score_tool_tokens: bool = False
     """Whether log p of a tool's tokens counts in the reward (as in the paper's code)."""
     on_policy: float = 0.5
-    """Share of questions whose rationales are sampled from q itself, ..."""
+    """Share of rationales that are sampled from q itself, ..."""
     tempered: float = 0.5
-    """... from q at a random temperature, ..."""
+    """... from q at a temperature drawn at random for each question, ..."""
     replay: float = 0.0
-    """... and taken from the replay buffer. The three are normalised to add up to 1."""
+    """... and that are taken from the replay buffer, for whole questions. The three are normalised to add up to
+    1."""
     temperature_low: float = 0.7
     """Lower end of the random temperature."""
     temperature_high: float = 1.5

@@ -37,7 +37,9 @@ class Behaviour:
     """How the rationales of one question are come by."""
 
     temperature: float = 1.0
-    """Of the rollout."""
+    """Of the rollout ..."""
+    share: float = 1.0
+    """... of this share of the rationales; the others are sampled at 1."""
     replay: bool = False
     """From the buffer, if it has any for this question."""
 
@@ -91,7 +93,7 @@ def collect(
             [queries[i].policy_prompt for i in fresh],
             rules,
             n=samples,
-            temperature=[behaviours[i].temperature for i in fresh],
+            temperature=[_temperatures(behaviours[i], samples) for i in fresh],
             generator=generator,
         )
         distinct = [count_distinct(rationales) for rationales in sampled]
@@ -107,6 +109,11 @@ def collect(
             for rationale, row in zip(counts, reward.tolist(), strict=True):
                 buffer.add(queries[i].example.question, rationale, row)
     return [batches[i] for i in range(len(queries))]
+
+
+def _temperatures(behaviour: Behaviour, samples: int) -> list[float]:
+    tempered = round(behaviour.share * samples)
+    return [behaviour.temperature] * tempered + [1.0] * (samples - tempered)
 
 
 @dataclass(frozen=True)

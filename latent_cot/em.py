@@ -411,11 +411,14 @@ class EM:
             self.buffer.add(query.example.question, rationale, reward[0].tolist())
 
     def _behaviour(self, rng: random.Random) -> Behaviour:
+        """On-policy and tempered rationales are mixed within a question: the on-policy ones tell how good its
+        rationales can be, without which a batch of hot, worthless chains would be compared among itself."""
         c = self.config.e_step
-        kind = rng.choices(["on_policy", "tempered", "replay"], [c.on_policy, c.tempered, c.replay])[0]
+        sampled = c.on_policy + c.tempered
+        # Where the buffer has nothing yet for this question, a replay falls back on sampling.
+        replay = rng.random() < c.replay / (sampled + c.replay)
         heat = rng.uniform(c.temperature_low, c.temperature_high)
-        # Where the buffer has nothing yet for this question, a replay falls back on the policy itself.
-        return Behaviour(heat if kind == "tempered" else 1.0, replay=kind == "replay")
+        return Behaviour(heat, share=c.tempered / sampled if sampled else 0.0, replay=replay)
 
     def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
         c = self.config.evaluation

@@ -48,7 +48,7 @@ def rollout(
     rules: ChainRules,
     *,
     n: int = 1,
-    temperature: float | Sequence[float] = 1.0,
+    temperature: float | Sequence[Sequence[float]] = 1.0,
     generator: torch.Generator | None = None,
 ) -> list[list[Rationale]]:
     """Sample `n` rationales for each prompt.
@@ -56,7 +56,7 @@ def rollout(
     Args:
         model: the weights to sample from, e.g. `lm.dense("q")`.
         prompts: token ids, of any lengths; each is run once and shared by its n rationales.
-        temperature: of each prompt, or of all; 0 is greedy.
+        temperature: of all rationales, or of each of the n of each prompt; 0 is greedy.
         generator: on the CPU. The same generator state gives the same rationales.
 
     Returns one list of `n` rationales a prompt.
@@ -64,7 +64,6 @@ def rollout(
     device = lm.device
     codec = rules.codec
     actions = codec.actions.to(device)
-    temperatures = [temperature] * len(prompts) if isinstance(temperature, int | float) else list(temperature)
 
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -81,7 +80,7 @@ def rollout(
     hidden = hidden.repeat_interleave(n, 0)
     mask = mask.repeat_interleave(n, 0).to(device)
     position = (positions[:, -1:] + 1).repeat_interleave(n, 0).to(device)
-    heat = torch.tensor(temperatures, dtype=torch.float32).repeat_interleave(n)
+    heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n).flatten()
 
     rows = [_Row(i, Chain(rules), []) for i in range(len(prompts) * n)]
     finished: dict[int, Rationale] = {}

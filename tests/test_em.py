@@ -210,7 +210,7 @@ def test_demonstrations_in_the_prompt_until_p_is_trained(lm: LanguageModel) -> N
     assert codec.decode(query.model_prompt) == shown + "c?"
     assert codec.decode(query.policy_prompt) == "c?"
     for _ in em.run():
-        trained = any(phase.name == "m_step" for phase in em.phases[: em.state.phase + 1])
+        trained = any(phase.name == "m_step" for phase in em.phases[: em.state.phase])
         assert em.model_prefix == ("" if trained else shown)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -37,7 +38,7 @@ class VerifyOptions:
     objective: Names = ()
     """An objective, as for `em`. Repeatable. Default: all of them."""
     quick: Switch = False
-    """Two worlds, both forms of SubTB, no deliberate mistakes: less than a minute."""
+    """Two worlds, both forms of SubTB, no deliberate mistakes: half a minute."""
     break_: Annotated[Literal["no-s0", "tool-tokens-in-q", "shifted-reward"] | None, tyro.conf.arg(name="break")] = None
     """Make this mistake and report it as if it were none, with exit status 1. Default: --world and
     --objective where it must show."""
@@ -145,12 +146,15 @@ def _name(case: Case) -> str:
 
 
 def _table(results: Sequence[Result]) -> Table:
-    table = Table(caption="largest value over the questions; KL and log Z in nats, exact sums over all rationales")
-    table.add_column("world")
-    table.add_column("objective")
-    for heading in ("rationales", "KL before", "KL", "TV", "|Δ log Z|", "steps", "s"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    caption = "largest values over the questions; KL, TV: exact sums over all rationales; KL, log Z in nats"
+    if any(not result.learned and not result.case.required for result in results):
+        caption += "; above: not within the limits, and not required to be"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table.add_column("world", no_wrap=True)
+    table.add_column("objective", no_wrap=True)
+    for heading in ("number\nof Z", "KL\nbefore", "KL", "TV", "error of\nlog Z", "steps", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for result in results:
         table.add_row(
             result.case.world,
@@ -170,7 +174,7 @@ def _table(results: Sequence[Result]) -> Table:
 def _verdict(result: Result) -> Text:
     if result.learned:
         return Text("pass", style="green")
-    return Text("FAIL", style="bold red") if result.case.required else Text("above (not required)", style="yellow")
+    return Text("FAIL", style="bold red") if result.case.required else Text("above", style="yellow")
 
 
 def _fault_line(result: Result) -> Text:
