@@ -78,8 +78,9 @@ class EStepConfig:
     `tb` (trajectory balance)."""
     log_z_learning_rate: float = 0.1
     """Of the log Z(X) that `tb` learns for each question, in nats a step."""
-    huber: float | None = 3.0
-    """Deviations beyond this many nats count linearly. None: squared error."""
+    huber: float | None = 10.0
+    """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
+    (see `docs/log.md`)."""
     reward_floor: float | None = 10.0
     """Of a log-reward that is lower than this many nats below the best of its question, the loss only uses that
     it is at most that (see `objectives.below_floor`). None: no floor."""
@@ -108,14 +109,14 @@ class EStepConfig:
     """Of two rationales a and b nearer than this times (|a| + |b|) edits, only the better one is kept."""
     seed_buffer: bool = True
     """Put the demonstrations' own rationales into the buffer."""
-    learning_rate: float = 1.5e-4
+    learning_rate: float = 1e-4
     """AdamW's peak learning rate."""
-    warmup: int = 4
+    warmup: int = 8
     """Steps of linear warm-up."""
     decay: Literal["cosine", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
+    clip: float = 100.0
+    """Largest norm of the gradient. Usual ones are 5 to 60: this is for accidents only."""
     max_batch_tokens: int = 3072
     """Padded tokens of one forward or backward pass: bounds memory, changes nothing else."""
 

@@ -1,0 +1,59 @@
+"""Every command that the documentation shows is run, on the tiny model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SMOKE, Cli
+from tests.conftest import ROOT
+
+
+def documented() -> list[str]:
+    """The latent-cot commands of all shell blocks, comments cut off."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("t*/README.md"))]
+    commands = []
+    for page in pages:
+        for block in re.findall(r"^```(?:sh)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+            for line in block.splitlines():
+                command = line.split("  #")[0].strip()
+                if command.startswith("latent-cot "):
+                    commands.append(command)
+    return list(dict.fromkeys(commands))
+
+
+def test_there_are_commands() -> None:
+    assert len(documented()) >= 10
+
+
+@pytest.mark.parametrize("command", documented())
+def test_a_documented_command_works(
+    command: str,
+    cli: Cli,
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("questions.jsonl").write_text('{"question": "12 + 7 - 5", "answer": 14}\n')
+    Path("mine.yaml").write_text("rounds: 1\n")
+    command, _, target = command.partition(" > ")
+    arguments = [str(tiny_model_dir) if word == "smollm2-135m" else word for word in shlex.split(command)[1:]]
+    if arguments[0] == "verify":
+        pytest.skip("its quick form is run by tests/test_verify.py; in full it takes minutes")
+    if arguments[0] == "eval":
+        arguments += ["--size", "3", "--max-tokens", "8"]
+    starts_a_run = arguments[0] == "em" and not {"--resume", "--print-config"} & set(arguments)
+    if starts_a_run:
+        arguments = [*SMOKE, "--model", str(tiny_model_dir), *arguments[1:]]
+    else:
+        shutil.copytree(finished, "runs/mine")
+    called = cli(*arguments)
+    assert called.status == 0, called.err
+    if target:
+        assert called.out == (cli(*arguments).out), "not the same twice"
