@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from latent_cot.em import EM, Phase
+    from latent_cot.em import EM
+    from latent_cot.state import Phase
 
 NAMES = {"e_step": "E-step", "m_step": "M-step"}
 """Phase -> what it is called, where that is not its name."""
@@ -187,11 +188,11 @@ class Display:
     def _show_outcome(self, em: EM, phase: Phase) -> None:
         """What a phase that is done has found."""
         if phase.name == "evaluate":
-            columns = round_columns(em.results()["accuracy"], phase.round)
+            columns = round_columns(em.state.results()["accuracy"], phase.round)
             self.console.print(f"After round {phase.round}:")
             self.console.print(accuracy_table(columns))
         elif phase.name == "diagnose":
-            found = em.results()["posterior"].get(str(phase.round), {})
+            found = em.state.results()["posterior"].get(str(phase.round), {})
             for when, figures in found.items():
                 text = f"  q {when} the E-step, on {figures['n']} validation questions: {_shown(figures, _POSTERIOR)}"
                 self.console.print(Text(text), soft_wrap=True)

@@ -20,13 +20,12 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from latent_cot import m_step
-from latent_cot.buffer import ReplayBuffer, rationale_from_json, rationale_to_json
+from latent_cot.buffer import ReplayBuffer, rationale_to_json
 from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import EMConfig, MStepConfig
 from latent_cot.diagnostics import diagnose, mean_figures
@@ -38,47 +37,13 @@ from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.reward import prefix_log_rewards
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group
+from latent_cot.state import Phase, State
 from latent_cot.types import Example, Rationale, Task, TaskData
 
 Info = dict[str, Any]
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step", "evaluate")
 """The phases of a round, in order."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of the loop."""
-
-    round: int
-    name: str
-
-
-@dataclass
-class State:
-    """Where a run is and what it has found; with the adapters, the optimiser and the buffer, all of it."""
-
-    phase: int = 0
-    """Index into `EM.phases`."""
-    unit: int = 0
-    """Units of that phase that are done."""
-    model_trained: bool = False
-    """Whether an M-step has changed p."""
-    drawn: list[tuple[int, Rationale]] = field(default_factory=list)
-    """(training question, rationale drawn from q), for the M-step."""
-    tally: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
-    """round -> reasoner -> split -> [right, questions]."""
-    posterior: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
-    """round -> "before" or "after" its E-step -> figures of each validation question."""
-
-    def to_json(self) -> Info:
-        drawn = [[question, rationale_to_json(rationale)] for question, rationale in self.drawn]
-        return {**vars(self), "drawn": drawn}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> State:
-        drawn = [(question, rationale_from_json(rationale)) for question, rationale in record["drawn"]]
-        return cls(**{**record, "drawn": drawn})
 
 
 class EM:
@@ -348,22 +313,6 @@ class EM:
         c = self.config.e_step
         share = min(1.0, step / max(1, c.reward_horizon))
         return c.reward_temperature + (c.final_reward_temperature - c.reward_temperature) * share
-
-    def results(self) -> Info:
-        """What was found so far: accuracies (round -> reasoner -> split), and how near q came to the
-        posterior (round -> before and after its E-step; means over the validation questions)."""
-        posterior = {
-            number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
-            for number, of_round in self.state.posterior.items()
-        }
-        accuracy = {
-            number: {
-                reasoner: {split: Accuracy(*tally).to_json() for split, tally in splits.items()}
-                for reasoner, splits in reasoners.items()
-            }
-            for number, reasoners in self.state.tally.items()
-        }
-        return {"accuracy": accuracy, "posterior": posterior}
 
     def _fit(self, adapter: Adapter, records: Sequence[tuple[int, Rationale]], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of (training question, rationale) under an adapter, each step one unit."""

@@ -20,11 +20,12 @@ from rich.console import Console
 from latent_cot import tasks, tools, weights
 from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import EMConfig, EvaluationConfig, LoraSettings
-from latent_cot.em import EM, Phase, State
+from latent_cot.em import EM
 from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel
 from latent_cot.optimizer_state import load_optimizer, save_optimizer
 from latent_cot.run import Checkpoint, RunFolder
+from latent_cot.state import Phase, State
 from latent_cot.tasks.common import drop_seen
 from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest, Example, Task, TaskData
@@ -163,7 +164,7 @@ def run_em(
     save()
     for adapter in ADAPTERS:
         session.lm.save_adapter(adapter, folder.path / adapter)
-    results = {**_describe(session), **em.results(), "resources": cost()}
+    results = {**_describe(session), **em.state.results(), "resources": cost()}
     folder.write_json("results.json", results)
     folder.mark("finished")
     return results

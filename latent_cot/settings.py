@@ -262,6 +262,17 @@ def check(config: EMConfig) -> None:
         )
 
 
+def refuse_code(config: EMConfig, file: str | Path, *, trusted: bool) -> None:
+    """A run folder may come from somebody else: the code that its configuration names runs only on the user's word.
+
+    Raises UsageError, naming the code, unless `trusted`.
+    """
+    named = [name for name in (config.task, *(config.rollout.tools or ())) if ".py" in name]
+    named += ["the model's own code (trust_remote_code)"] if config.trust_remote_code else []
+    if named and not trusted:
+        raise UsageError(f"{file}: names code to run: {', '.join(named)}. If you trust it, add --trust-code")
+
+
 def _numbers(section: Any, path: str) -> list[tuple[str, float]]:
     """(path, value) of every number of a configuration."""
     found: list[tuple[str, float]] = []

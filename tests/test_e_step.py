@@ -13,7 +13,7 @@ import torch
 
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules
-from latent_cot.e_step import Batch, Behaviour, Query, collect, describe, update
+from latent_cot.e_step import Batch, Behaviour, Query, _temperatures, collect, describe, update
 from latent_cot.lm import LanguageModel
 from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
 from latent_cot.text import TextCodec
@@ -251,3 +251,8 @@ def test_figures_of_a_step(lm: LanguageModel, rules: ChainRules) -> None:
     assert 0 < sum(failed) < 18
     assert figures["failed_calls"] == pytest.approx(sum(failed) / 18)
     assert describe([], right) == {}
+
+
+def test_on_policy_and_tempered_rationales_are_mixed_within_a_question() -> None:
+    assert _temperatures(Behaviour(1.3, share=0.25), 8) == [1.3] * 2 + [1.0] * 6
+    assert _temperatures(Behaviour(), 3) == [1.0] * 3

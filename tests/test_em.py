@@ -15,9 +15,10 @@ import torch
 
 from latent_cot.chain import ChainRules
 from latent_cot.config import EMConfig, EStepConfig, EvaluationConfig, MStepConfig, RolloutConfig
-from latent_cot.em import EM, ROUND, State, _draw_distinct, _slices
+from latent_cot.em import EM, ROUND, _draw_distinct, _slices
 from latent_cot.lm import ADAPTERS, LanguageModel
 from latent_cot.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.state import State
 from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest, Example, Rationale
 from tests.worlds import CountTool, PlainTask, ToyTask, language_model
@@ -153,10 +154,10 @@ def test_the_phases_and_their_units(lm: LanguageModel) -> None:
     # 3 test questions, 4 // 2 a batch: two units for each reasoner; before the first round only p is tested
     assert em.units(em.phases[1]) == 2
     assert em.units(em.phases[-1]) == 4
-    assert set(em.results()["accuracy"]["0"]) == {"p"}
-    assert set(em.results()["accuracy"]["2"]) == {"p", "q"}
-    assert all(figures["test"]["n"] == 3 for figures in em.results()["accuracy"]["2"].values())
-    assert em.results()["posterior"]["2"]["after"]["n"] == 2
+    assert set(em.state.results()["accuracy"]["0"]) == {"p"}
+    assert set(em.state.results()["accuracy"]["2"]) == {"p", "q"}
+    assert all(figures["test"]["n"] == 3 for figures in em.state.results()["accuracy"]["2"].values())
+    assert em.state.results()["posterior"]["2"]["after"]["n"] == 2
 
 
 def test_each_phase_trains_what_it_should(lm: LanguageModel) -> None:
@@ -230,7 +231,7 @@ def test_a_task_without_tools_and_demonstrations(lm: LanguageModel, condition: A
     assert "init" not in dict(infos)
     assert "prepare" not in dict(infos), "there are no validation questions to look at"
     assert all(torch.isfinite(torch.tensor(info["loss"])) for name, info in infos if "loss" in info)
-    assert em.results()["accuracy"]["1"]["p"]["test"]["n"] == 3
+    assert em.state.results()["accuracy"]["1"]["p"]["test"]["n"] == 3
     assert not any(rationale.calls for _, rationale in em.state.drawn)
 
 

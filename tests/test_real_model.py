@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from latent_cot.session import Session, open_session
 pytestmark = pytest.mark.real_model
 
 
-def load(precision: str) -> Session:
+def load(precision: Literal["fp32", "bf16"]) -> Session:
     config = dataclasses.replace(EMConfig(), precision=precision)
     return open_session(config)
 
@@ -38,7 +39,7 @@ def scores(session: Session, groups: list[Group], *, takes_trees: bool) -> Score
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 1.0)])
-def test_a_token_tree_scores_as_its_paths_do(precision: str, tolerance: float) -> None:
+def test_a_token_tree_scores_as_its_paths_do(precision: Literal["fp32", "bf16"], tolerance: float) -> None:
     """In nats, of sums over a whole answer or rationale; bf16 has three digits in each of 30 layers."""
     session = load(precision)
     assert session.lm.abilities.linear_head and session.lm.abilities.takes_trees

@@ -106,7 +106,7 @@ def test_batched_sampling_is_the_oracles(
     generator = torch.Generator().manual_seed(seed)
     shape = (len(prompts) * n, rules.max_tokens + 1, len(rules.codec.actions))
     noise = favour_trigger(-torch.log(torch.empty(shape).exponential_(generator=generator)), rules)
-    heats = [0.5, 1.0, 2.0]
+    heats = [[0.5, 1.0], [1.0, 2.0], [2.0, 0.5]]
 
     def sample(logits: torch.Tensor, rows: Sequence[Any], temperature: torch.Tensor, stop: int, _: object) -> list[int]:
         logits[[not row.chain.may_stop for row in rows], stop] = -torch.inf
@@ -120,7 +120,7 @@ def test_batched_sampling_is_the_oracles(
     for i, prompt in enumerate(prompts):
         for k in range(n):
             own = noise[i * n + k]
-            assert sampled[i][k] == expected(lm, prompt, rules, temperature=heats[i], noise=own.__getitem__)
+            assert sampled[i][k] == expected(lm, prompt, rules, temperature=heats[i][k], noise=own.__getitem__)
 
 
 def test_a_long_result_beside_short_ones(lm: LanguageModel) -> None:
@@ -197,7 +197,7 @@ def test_a_mixture_of_greedy_and_sampled_prompts(lm: LanguageModel) -> None:
         [[5, 6], [5, 6]],
         rules,
         n=8,
-        temperature=[0.0, 1.5],
+        temperature=[[0.0] * 8, [1.5] * 8],
         generator=torch.Generator().manual_seed(0),
     )
     assert set(greedy) == {expected(lm, [5, 6], rules)}

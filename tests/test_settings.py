@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from latent_cot.config import EMConfig
 from latent_cot.errors import UsageError
-from latent_cot.settings import check, flag, from_dict, load_config, parse_yaml, presets, to_dict, to_yaml
+from latent_cot.settings import (
+    check,
+    flag,
+    from_dict,
+    load_config,
+    parse_yaml,
+    presets,
+    refuse_code,
+    to_dict,
+    to_yaml,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 
@@ -216,3 +226,19 @@ def test_a_flag_is_spelt_with_dashes() -> None:
 
 def test_the_printed_form_is_plain_yaml() -> None:
     assert yaml.safe_load(to_yaml(EMConfig())) == to_dict(EMConfig())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"task": "their.py"},
+        {"rollout": {"tools": ["calculator", "their.py:Tool"]}},
+        {"trust_remote_code": True},
+    ],
+)
+def test_code_that_a_run_names_is_not_run_unasked(overrides: dict[str, Any]) -> None:
+    config = from_dict(overrides, "config.yaml")
+    with pytest.raises(UsageError, match="--trust-code"):
+        refuse_code(config, "run/config.yaml", trusted=False)
+    refuse_code(config, "run/config.yaml", trusted=True)
+    refuse_code(from_dict({}, "config.yaml"), "run/config.yaml", trusted=False)

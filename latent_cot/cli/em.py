@@ -21,10 +21,10 @@ from latent_cot.config import EMConfig
 from latent_cot.display import Display, printable
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
-from latent_cot.settings import check, from_dict, load_config, to_dict, to_yaml
+from latent_cot.settings import check, from_dict, load_config, refuse_code, to_dict, to_yaml
 
 # With --resume the settings are the run's own; these only say which run, and how to report.
-_WITH_RESUME = {"--resume", "--json", "--output-dir", "--task", "--model", "--seed", "--preset"}
+_WITH_RESUME = {"--resume", "--json", "--output-dir", "--task", "--model", "--seed", "--preset", "--trust-code"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class EMOptions:
     """Print the configuration as YAML and stop."""
     resume: Switch = False
     """Go on with the run in --output-dir, with its own settings."""
+    trust_code: Switch = False
+    """With --resume: run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
     """Print the results as JSON to standard output, and progress to standard error."""
     config: Annotated[EMConfig, tyro.conf.arg(name="")] = field(default_factory=EMConfig)
@@ -56,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
     config = replace(options.config, output_dir=str(path))
     if options.resume:
         config = _resumed(config, path, given(argv))
+        refuse_code(config, path / "config.yaml", trusted=options.trust_code)
     check(config)
     if options.print_config:
         print(to_yaml(config), end="")
@@ -134,9 +137,18 @@ def _with_absolute_paths(config: EMConfig) -> EMConfig:
     if files is not None:
         whole = Path(files).expanduser().is_file()  # a comma may be part of a file's name
         files = absolute(files) if whole else ",".join(absolute(file.strip()) for file in files.split(","))
+    tools = config.rollout.tools
+    if tools is not None:  # FILE.py or FILE.py:NAME
+        tools = tuple(absolute(head + dot) + tail for head, dot, tail in (tool.partition(".py") for tool in tools))
     task = absolute(config.task) if config.task.endswith(".py") else config.task
     model = absolute(config.model) if (Path(config.model).expanduser() / "config.json").is_file() else config.model
-    return replace(config, task=task, model=model, data=replace(config.data, train_file=files))
+    return replace(
+        config,
+        task=task,
+        model=model,
+        data=replace(config.data, train_file=files),
+        rollout=replace(config.rollout, tools=tools),
+    )
 
 
 def _refuse_unwritable(path: Path) -> None:

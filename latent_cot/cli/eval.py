@@ -51,6 +51,8 @@ class EvalOptions:
     """Only the first questions of each split. Default: all of them."""
     seed: int = 0
     """Seeds the sampling."""
+    trust_code: Switch = False
+    """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
     """Print the figures as JSON to standard output, and progress to standard error."""
 
@@ -76,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(EvalOptions, argv, "eval")
     _check(options)
-    source = reasoners.find(options.target, options.task)
+    source = reasoners.find(options.target, options.task, trusted=options.trust_code)
     if options.reasoner is not None:
         source.require(options.reasoner)
     if options.max_tokens is not None:

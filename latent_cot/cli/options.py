@@ -44,7 +44,10 @@ def value_of(option: str, argv: Sequence[str]) -> str | None:
 
 def progress_console(*, to_stderr: bool) -> Console:
     """Where progress and tables go: standard error if standard output is kept for JSON."""
-    return Console(stderr=to_stderr, highlight=False)
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 110)  # a file has no edge: tables need not fold
+    return console
 
 
 def print_json(value: Any) -> None:

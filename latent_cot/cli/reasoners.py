@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from latent_cot.config import EMConfig
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
-from latent_cot.settings import check, from_dict
+from latent_cot.settings import check, from_dict, refuse_code
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,13 +48,15 @@ class Source:
         )
 
 
-def find(target: str, task: str | None) -> Source:
-    """A run folder if `target` has a config.yaml, else a base model. Raises UsageError for neither."""
+def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
+    """A run folder if `target` has a config.yaml, else a base model. Raises UsageError for neither, and for a run
+    whose configuration names code unless it is `trusted`."""
     path = Path(target).expanduser()
     if (path / "config.yaml").exists():
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
+        refuse_code(config, path / "config.yaml", trusted=trusted)
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(config, folder)
@@ -73,8 +75,9 @@ def load(source: Source, data: TaskData, console: Console) -> EM:
     Args:
         data: the training examples, which p's prompt may show (`init: prompt`).
     """
-    from latent_cot.em import EM, State
+    from latent_cot.em import EM
     from latent_cot.session import load_reasoners, open_session
+    from latent_cot.state import State
 
     session = open_session(source.config, console=console, load_data=False)
     if source.folder is not None:

@@ -43,6 +43,8 @@ class SampleOptions:
     """Sampling temperature; 0 is greedy. The log-probability shown is that at temperature 1."""
     seed: int = 0
     """Seeds the sampling."""
+    trust_code: Switch = False
+    """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
     """Print JSON to standard output."""
 
@@ -85,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"-n is {options.n}; it must be at least 1")
     if not 0 <= options.temperature < float("inf"):
         raise UsageError(f"--temperature is {options.temperature}; it must be a finite number, not negative")
-    source = reasoners.find(options.target, options.task)
+    source = reasoners.find(options.target, options.task, trusted=options.trust_code)
     if options.reasoner == "q" and source.folder is None:
         source.require("q")  # unlike a test, a sample may come from a q that sees the answer
     reasoner: Adapter = options.reasoner or source.reasoners[0]

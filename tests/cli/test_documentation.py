@@ -18,7 +18,7 @@ def documented() -> list[str]:
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("t*/README.md"))]
     commands = []
     for page in pages:
-        for block in re.findall(r"^```(?:sh)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+        for block in re.findall(r"^```(?:sh)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
             for line in block.splitlines():
                 command = line.split("  #")[0].strip()
                 if command.startswith("latent-cot "):

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from latent_cot.display import Display
-from latent_cot.em import EM, Phase
+from latent_cot.em import EM
 from latent_cot.settings import from_dict
+from latent_cot.state import Phase
 from tests.cli.conftest import SMOKE, Cli, spawn
 
 
