@@ -62,7 +62,7 @@ class EStepConfig:
 
     steps: int = 40
     """Optimiser steps a round."""
-    start: Literal["p", "q"] = "p"
+    start: Literal["p", "q"] = "q"
     """What q is at the start of the second and later rounds: the present p, or the q of the round before. (In
     the first round there is only p.)"""
     questions: int = 8
@@ -135,7 +135,7 @@ class MStepConfig:
     """The temperature they are drawn at; 1 is q itself."""
     keep: Literal["correct", "all"] = "correct"
     """Train on the drawn rationales that arrive at Y, or on all of them."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     """AdamW's peak learning rate."""
     warmup: int = 4
     """Steps of linear warm-up."""
@@ -201,7 +201,7 @@ class EMConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     e_step: EStepConfig = field(default_factory=EStepConfig)
-    init_step: MStepConfig = field(default_factory=lambda: MStepConfig(steps=60, batch_size=8))
+    init_step: MStepConfig = field(default_factory=lambda: MStepConfig(steps=60, batch_size=8, learning_rate=3e-4))
     """Round 0 with `init: demonstrations`: an M-step on the given rationales."""
     m_step: MStepConfig = field(default_factory=MStepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

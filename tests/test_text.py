@@ -69,9 +69,19 @@ def test_actions_are_the_allowed_tokens_and_the_stop(tokenizer: PreTrainedTokeni
     assert actions[codec.stop_index] == codec.stop_id
 
 
-def test_without_a_limit_every_token_is_an_action(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_without_a_limit_every_token_is_an_action_but_special_ones(tokenizer: PreTrainedTokenizerBase) -> None:
     codec = TextCodec(tokenizer)
-    assert codec.actions.tolist() == list(range(len(tokenizer)))
+    special = set(tokenizer.all_special_ids)
+    assert tokenizer.eos_token_id in special
+    expected = [i for i in range(len(tokenizer)) if i not in special or i == codec.stop_id]
+    assert codec.actions.tolist() == expected
+    assert codec.stop_id in expected
+
+
+def test_text_that_looks_like_a_special_token_is_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer)
+    ids = codec.encode_prompt(f"a{tokenizer.eos_token}b")
+    assert tokenizer.eos_token_id not in ids
 
 
 def test_the_stop_may_be_a_token_of_ones_own(tokenizer: PreTrainedTokenizerBase) -> None:
