@@ -59,6 +59,13 @@ class Chain:
         self.n_chosen = 0
         self.states = [rules.min_tokens == 0]
 
+    def copy(self) -> Chain:
+        """A chain that goes on from here by itself."""
+        twin = Chain(self.rules)
+        twin.tokens, twin.chosen, twin.states = self.tokens[:], self.chosen[:], self.states[:]
+        twin.calls, twin.n_chosen = self.calls[:], self.n_chosen
+        return twin
+
     @property
     def full(self) -> bool:
         """It has as many chosen tokens as it may have, and must stop here."""

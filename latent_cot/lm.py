@@ -19,12 +19,17 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_cot import attention
+from latent_cot import lora as lora_layer
 from latent_cot.errors import UsageError
-from latent_cot.tree import PackedTrees, TokenTree, linear_paths, pack
+from latent_cot.kv_cache import KVCache
+from latent_cot.packed import PackedLinear, packable
+from latent_cot.tree import TokenTree, flatten, linear_paths, pack
 
 Adapter = Literal["p", "q"]
 ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
@@ -64,7 +69,10 @@ class LanguageModel:
         self.peft.eval()
         if isinstance(cast("PreTrainedModel", self.peft.get_base_model()).get_output_embeddings(), LoraLayer):
             raise ValueError("the output layer cannot be adapted; leave it out")
-        self._share_frozen_weights()
+        self._prepare_copies()
+        for _, layer in self._adapted_layers():
+            if isinstance(layer, LoraLinear):
+                lora_layer.fuse(layer)
 
     @property
     def device(self) -> torch.device:
@@ -165,9 +173,12 @@ class LanguageModel:
         model = self._copies[adapter]
         if adapter not in self._fresh:
             for name, layer in self._adapted_layers():
-                delta = layer.get_delta_weight(adapter)
-                weight: torch.Tensor = model.get_parameter(f"{name}.weight")
-                weight.copy_(layer.get_base_layer().weight.to(delta.dtype) + delta)
+                weight = lora_layer.merged_weight(layer, adapter)
+                target: Any = model.get_submodule(name)
+                if isinstance(target, PackedLinear):
+                    target.pack(weight)
+                else:
+                    target.weight.copy_(weight)
             self._fresh.add(adapter)
         return model
 
@@ -181,13 +192,17 @@ class LanguageModel:
         for _, layer in self._adapted_layers():
             layer.lora_dropout.train(on)
 
-    def _share_frozen_weights(self) -> None:
+    def _prepare_copies(self) -> None:
         """Let the copies hold only the adapted weights themselves; all others are the base model's own."""
-        adapted = {f"{name}.weight" for name, _ in self._adapted_layers()}
+        adapted = {name for name, _ in self._adapted_layers()}
         frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
         for model in self._copies.values():
+            for name in adapted:
+                layer = model.get_submodule(name)
+                if packable(layer):
+                    model.set_submodule(name, PackedLinear(cast("nn.Linear", layer)))
             for name, weight in model.named_parameters():
-                if name not in adapted:
+                if name.removesuffix(".weight") not in adapted:
                     weight.data = frozen[name].data
 
     # -- forward passes ------------------------------------------------------------------------------
@@ -197,10 +212,15 @@ class LanguageModel:
 
         For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
         """
+        linear_head = self.abilities.linear_head
         with self.accelerator.autocast():
-            if self.abilities.takes_trees:
-                return self._features(model, pack(trees))
-            return self._features_by_path(model, trees)
+            match self.abilities.trees:
+                case "flat":
+                    return run_flat(model, trees, linear_head=linear_head)
+                case "padded":
+                    return run_padded(model, trees, linear_head=linear_head)
+                case "paths":
+                    return run_paths(model, trees, linear_head=linear_head)
 
     def logits(self, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """(n, V), or (n, len(ids)), float32 logits at n hidden states: of all tokens, or of `ids` only."""
@@ -217,7 +237,7 @@ class LanguageModel:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
-        cache: DynamicCache,
+        cache: KVCache,
     ) -> torch.Tensor:
         """(B, H) hidden state (see `hidden`) after the last of `input_ids` (B, n); extends `cache`.
 
@@ -237,32 +257,38 @@ class LanguageModel:
                 features = model(**arguments).logits
         return features[:, -1]
 
-    def new_cache(self, model: PreTrainedModel) -> DynamicCache:
-        return DynamicCache(config=model.config)
-
-    def _features(self, model: PreTrainedModel, batch: PackedTrees) -> torch.Tensor:
-        features = run_trees(model, batch, linear_head=self.abilities.linear_head)
-        return features.flatten(0, 1)[batch.rows.to(features.device)]
-
-    def _features_by_path(self, model: PreTrainedModel, trees: Sequence[TokenTree]) -> torch.Tensor:
-        return run_paths(model, trees, linear_head=self.abilities.linear_head)
+    def new_cache(self, model: PreTrainedModel) -> KVCache:
+        return KVCache(model.config)
 
 
-def run_trees(model: PreTrainedModel, batch: PackedTrees, *, linear_head: bool) -> torch.Tensor:
-    """(R, L, H) hidden states, or logits, of padded trees under their ancestor mask."""
+def run_flat(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
+    """(nodes, H) hidden states, or logits, at the nodes of `trees`, run one behind the other."""
     device = model.device
-    dtype = model.dtype
+    batch = flatten(trees)
+    features = _features(
+        model,
+        linear_head,
+        input_ids=batch.input_ids[None].to(device),
+        position_ids=batch.position_ids[None].to(device),
+        attention_mask=attention.lay_out(batch, model),
+    )
+    return features[0].index_select(0, batch.rows.to(device))
+
+
+def run_padded(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
+    """(nodes, H) hidden states, or logits, at the nodes of `trees`, each a row under its ancestor mask."""
+    device, dtype = model.device, model.dtype
+    batch = pack(trees)
     mask = torch.zeros(batch.attention.shape, dtype=dtype, device=device)
     mask.masked_fill_(~batch.attention.to(device), torch.finfo(dtype).min)
-    arguments = {
-        "input_ids": batch.input_ids.to(device),
-        "position_ids": batch.position_ids.to(device),
-        "attention_mask": mask,
-        "use_cache": False,
-    }
-    output = model.base_model(**arguments) if linear_head else model(**arguments)
-    features: torch.Tensor = output.last_hidden_state if linear_head else output.logits
-    return features
+    features = _features(
+        model,
+        linear_head,
+        input_ids=batch.input_ids.to(device),
+        position_ids=batch.position_ids.to(device),
+        attention_mask=mask,
+    )
+    return features.flatten(0, 1).index_select(0, batch.rows.to(device))
 
 
 def run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
@@ -281,11 +307,15 @@ def run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head
         mask[row, : len(path)] = 1
         for column, node in enumerate(path):
             where.setdefault(offsets[t] + node, row * longest + column)
-    arguments = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
-    output = model.base_model(**arguments) if linear_head else model(**arguments)
-    features: torch.Tensor = output.last_hidden_state if linear_head else output.logits
+    features = _features(model, linear_head, input_ids=input_ids.to(device), attention_mask=mask.to(device))
     index = torch.tensor([where[node] for node in range(offsets[-1])], device=features.device)
     return features.flatten(0, 1)[index]
+
+
+def _features(model: PreTrainedModel, linear_head: bool, **arguments: torch.Tensor) -> torch.Tensor:
+    output = model.base_model(use_cache=False, **arguments) if linear_head else model(use_cache=False, **arguments)
+    features: torch.Tensor = output.last_hidden_state if linear_head else output.logits
+    return features
 
 
 @dataclass(frozen=True)
@@ -295,9 +325,10 @@ class Abilities:
     linear_head: bool
     """Its logits are its output embedding times its last hidden state (no soft-capping, no scaling), so
     that logits can be computed for some rows and some tokens only."""
-    takes_trees: bool
-    """It honours a four-dimensional attention mask and position ids, so that a token tree can be run in
-    one pass. Otherwise each path of a tree is run by itself: slower, the same numbers."""
+    trees: Literal["flat", "padded", "paths"]
+    """How token trees are run. `flat`: one behind the other, without padding, by an attention function of our
+    own (attention.py). `padded`: side by side, where the model honours a four-dimensional attention mask and
+    position ids. `paths`: each path of a tree by itself: slower, the same numbers."""
     cache_argument: str
     """The name its forward pass gives the key-value cache."""
 
@@ -320,13 +351,23 @@ class Abilities:
                 linear_head = _close(head(hidden), expected)
             except (AttributeError, TypeError, RuntimeError):
                 linear_head = False
-        try:
-            batch = pack([tree])
-            takes_trees = _close(run_trees(model, batch, linear_head=False)[0][batch.rows], expected)
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-            takes_trees = False
+        second = TokenTree()
+        second.extend(-1, tokens[5:8])
+        trees: Literal["flat", "padded", "paths"] = "paths"
+        expected = torch.cat([expected, run_paths(model, [second], linear_head=False)])
+        for kind, run in (("padded", run_padded), ("flat", run_flat)):
+            if kind == "flat" and not attention.install(model):
+                continue
+            try:
+                if _close(run(model, [tree, second], linear_head=False), expected):
+                    trees = cast("Literal['flat', 'padded']", kind)
+                    continue
+            except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+                pass
+            if kind == "flat":
+                attention.uninstall(model)
         parameters = inspect.signature(model.base_model.forward).parameters
-        return cls(linear_head, takes_trees, "cache" if "cache" in parameters else "past_key_values")
+        return cls(linear_head, trees, "cache" if "cache" in parameters else "past_key_values")
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

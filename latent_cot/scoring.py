@@ -69,7 +69,31 @@ def score(
         answers_at: after which prefixes to score Y: "none", "states" (all of them) or "end".
         tool_tokens: whether to fill `log_tool`.
     """
+    return _score(lm, model, [_Layout(group, answers_at) for group in groups], codec, tool_tokens=tool_tokens)
+
+
+def score_in_batches(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    codec: TextCodec,
+    *,
+    max_tokens: int,
+    answers_at: str = "none",
+    tool_tokens: bool = False,
+) -> Iterator[tuple[list[int], Scores]]:
+    """`score`, in micro-batches of whole groups that pad to at most `max_tokens` tokens.
+
+    Yields the indices of the groups of each micro-batch and their scores.
+    """
     layouts = [_Layout(group, answers_at) for group in groups]
+    for batch in micro_batches([layout.tree for layout in layouts], max_tokens):
+        yield batch, _score(lm, model, [layouts[g] for g in batch], codec, tool_tokens=tool_tokens)
+
+
+def _score(
+    lm: LanguageModel, model: PreTrainedModel, layouts: Sequence[_Layout], codec: TextCodec, *, tool_tokens: bool
+) -> Scores:
     hidden = lm.hidden(model, [layout.tree for layout in layouts])
     actions = codec.actions.to(hidden.device)
     index_of = codec.action_index
@@ -137,26 +161,6 @@ def score(
         states=states.to(device),
         group=torch.tensor(group_of, device=device),
     )
-
-
-def score_in_batches(
-    lm: LanguageModel,
-    model: PreTrainedModel,
-    groups: Sequence[Group],
-    codec: TextCodec,
-    *,
-    max_tokens: int,
-    answers_at: str = "none",
-    tool_tokens: bool = False,
-) -> Iterator[tuple[list[int], Scores]]:
-    """`score`, in micro-batches of whole groups that pad to at most `max_tokens` tokens.
-
-    Yields the indices of the groups of each micro-batch and their scores.
-    """
-    trees = [_Layout(group, answers_at).tree for group in groups]
-    for batch in micro_batches(trees, max_tokens):
-        chunk = [groups[g] for g in batch]
-        yield batch, score(lm, model, chunk, codec, answers_at=answers_at, tool_tokens=tool_tokens)
 
 
 class _Layout:

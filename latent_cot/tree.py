@@ -74,6 +74,97 @@ def ancestor_mask(tree: TokenTree) -> np.ndarray:
     return mask
 
 
+# Softmax on a CPU is up to five times as fast on rows of whole vectors.
+_KEY_MULTIPLE = 32
+# Trees of one batch that begin alike are run with that beginning in common, if it has this many tokens: the
+# demonstrations of a prompt, say.
+_SHORTEST_PREFIX = 16
+
+
+@dataclass(frozen=True)
+class Block:
+    """Trees side by side, as attention needs them: R rows of up to Q nodes, which see up to K nodes."""
+
+    queries: torch.Tensor
+    """(R, Q) long: nodes; padded with any."""
+    keys: torch.Tensor
+    """(R, K) long: nodes that the row's nodes may see; padded with any."""
+    attention: torch.Tensor
+    """(R, Q, K) bool: which of them each does see; a padded node sees one."""
+    own_keys: bool
+    """Keys are the same nodes as queries: no node is a key of two rows."""
+
+
+@dataclass(frozen=True)
+class FlatTrees:
+    """Several trees as one row without padding. Nodes are counted in the order of that row."""
+
+    input_ids: torch.Tensor
+    """(N,) long."""
+    position_ids: torch.Tensor
+    """(N,) long: depth in the tree."""
+    blocks: Sequence[Block]
+    cell_of: torch.Tensor
+    """(N,) long: the place of each node among the blocks' queries, flattened, block after block."""
+    rows: torch.Tensor
+    """(nodes,) long: the row's node that each tree's nodes are, tree after tree. The trees' common beginning
+    is in the row only once."""
+
+
+def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
+    """Lay trees one behind the other."""
+    shared = _shared_trunk(trees)
+    tokens, depths = trees[0].tokens[:shared], trees[0].depths[:shared]
+    rows: list[np.ndarray] = []
+    starts = []
+    for tree in trees:
+        starts.append(len(tokens))
+        rows.append(np.concatenate([np.arange(shared), len(tokens) + np.arange(len(tree) - shared)]))
+        tokens = tokens + tree.tokens[shared:]
+        depths = depths + tree.depths[shared:]
+
+    trunk = np.arange(shared)
+    blocks = []
+    if shared:
+        causal = np.tril(np.ones((shared, shared), dtype=bool))
+        blocks.append(Block(*map(torch.from_numpy, (trunk[None], trunk[None], causal[None])), own_keys=True))
+    longest = max(len(tree) for tree in trees)
+    width = -(-longest // _KEY_MULTIPLE) * _KEY_MULTIPLE - shared
+    queries = np.repeat(np.array(starts)[:, None], width, 1)
+    attention = np.zeros((len(trees), width, shared + width), dtype=bool)
+    attention[:, :, 0] = True
+    for r, tree in enumerate(trees):
+        size = len(tree) - shared
+        queries[r, :size] += np.arange(size)
+        attention[r, :size, : len(tree)] = ancestor_mask(tree)[shared:]
+    keys = np.concatenate([np.repeat(trunk[None], len(trees), 0), queries], 1)
+    blocks.append(Block(*map(torch.from_numpy, (queries, keys, attention)), own_keys=not shared))
+
+    cells = [np.arange(shared)]
+    cells += [shared + r * width + np.arange(len(tree) - shared) for r, tree in enumerate(trees)]
+    return FlatTrees(
+        torch.tensor(tokens),
+        torch.tensor(depths),
+        blocks,
+        torch.from_numpy(np.concatenate(cells)),
+        torch.from_numpy(np.concatenate(rows)),
+    )
+
+
+def _shared_trunk(trees: Sequence[TokenTree]) -> int:
+    """Nodes with which all trees begin, in a line; 0 if too few. Each tree keeps at least one of its own."""
+    if len(trees) < 2:
+        return 0
+    limit = min(map(len, trees)) - 1
+    shared = 0
+    first = trees[0].tokens
+    while shared < limit and all(
+        tree.parents[shared] == shared - 1 and tree.tokens[shared] == first[shared] for tree in trees
+    ):
+        shared += 1
+    return shared if shared >= _SHORTEST_PREFIX else 0
+
+
 @dataclass(frozen=True)
 class PackedTrees:
     """Several trees as one padded batch for a transformer."""
@@ -111,7 +202,7 @@ def pack(trees: Sequence[TokenTree]) -> PackedTrees:
 
 
 def micro_batches(trees: Sequence[TokenTree], max_tokens: int) -> list[list[int]]:
-    """Indices of trees in groups of similar size, each padding to at most `max_tokens` (or one tree)."""
+    """Indices of trees in groups of similar size, each of at most `max_tokens` if padded (or one tree)."""
     order = sorted(range(len(trees)), key=lambda i: (len(trees[i]), i))
     batches: list[list[int]] = []
     for i in order:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latent_cot.errors import UsageError
-from latent_cot.lm import Abilities, LanguageModel
+from latent_cot.lm import Abilities, LanguageModel, run_paths
 from latent_cot.tree import TokenTree
 from latent_cot.weights import load_model_and_tokenizer
 from tests.worlds import language_model, shake
@@ -169,7 +169,7 @@ def test_a_damaged_adapter_is_refused(lm: LanguageModel, tmp_path: Path, damage:
 
 
 def test_what_the_tiny_models_can_do(lm: LanguageModel) -> None:
-    assert lm.abilities.takes_trees
+    assert lm.abilities.trees == "flat"
     assert lm.abilities.linear_head
 
 
@@ -189,13 +189,21 @@ def test_a_capped_head_is_found_out(folder: Path) -> None:
 
 def test_a_model_that_ignores_its_mask_takes_no_trees(folder: Path) -> None:
     base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
+    base.set_attn_implementation("eager")
     forward = base.forward
 
     def plain(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
     base.forward = plain
-    assert not Abilities.of(base).takes_trees
+    assert Abilities.of(base).trees == "paths"
+
+
+def test_a_model_with_an_attention_of_its_own_gets_padded_trees(folder: Path) -> None:
+    base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
+    base.set_attn_implementation("eager")
+    assert Abilities.of(base).trees == "padded"
+    assert base.config._attn_implementation == "eager"
 
 
 def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
@@ -217,7 +225,7 @@ def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
     )
     with torch.no_grad():
         by_tree = lm.logits(lm.hidden(model, trees))
-        by_path = lm.logits(lm._features_by_path(model, trees))
+        by_path = lm.logits(run_paths(model, trees, linear_head=lm.abilities.linear_head))
         some = lm.logits(lm.hidden(model, trees), torch.tensor([3, 50]))
     torch.testing.assert_close(by_tree, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(by_path, expected, atol=1e-4, rtol=1e-4)

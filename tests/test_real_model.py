@@ -12,7 +12,7 @@ import torch
 
 from latent_cot.chain import encode_rationale
 from latent_cot.cli import main
-from latent_cot.config import EMConfig
+from latent_cot.config import RunConfig
 from latent_cot.scoring import Group, Scores, score
 from latent_cot.session import Session, open_session
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.real_model
 
 
 def load(precision: Literal["fp32", "bf16"]) -> Session:
-    config = dataclasses.replace(EMConfig(), precision=precision)
+    config = dataclasses.replace(RunConfig(), precision=precision)
     return open_session(config)
 
 
@@ -32,8 +32,8 @@ def demonstrations(session: Session) -> list[Group]:
     ]
 
 
-def scores(session: Session, groups: list[Group], *, takes_trees: bool) -> Scores:
-    session.lm.abilities = dataclasses.replace(session.lm.abilities, takes_trees=takes_trees)
+def scores(session: Session, groups: list[Group], *, trees: str) -> Scores:
+    session.lm.abilities = dataclasses.replace(session.lm.abilities, trees=trees)
     with torch.no_grad():
         return score(session.lm, session.lm.dense("p"), groups, session.rules.codec, answers_at="states")
 
@@ -42,10 +42,10 @@ def scores(session: Session, groups: list[Group], *, takes_trees: bool) -> Score
 def test_a_token_tree_scores_as_its_paths_do(precision: Literal["fp32", "bf16"], tolerance: float) -> None:
     """In nats, of sums over a whole answer or rationale; bf16 has three digits in each of 30 layers."""
     session = load(precision)
-    assert session.lm.abilities.linear_head and session.lm.abilities.takes_trees
+    assert session.lm.abilities.linear_head and session.lm.abilities.trees == "flat"
     groups = demonstrations(session)
-    tree = scores(session, groups, takes_trees=True)
-    paths = scores(session, groups, takes_trees=False)
+    tree = scores(session, groups, trees="flat")
+    paths = scores(session, groups, trees="paths")
     assert (tree.log_pf.sum(1) - paths.log_pf.sum(1)).abs().max() < tolerance
     assert (tree.log_y - paths.log_y).abs().max() < tolerance
 

@@ -86,41 +86,86 @@ def test_greedy_chains_are_the_oracles(
         assert rationales == [expected(lm, prompt, rules)] * 2
 
 
-@settings(max_examples=8, phases=NO_SHRINKING)
+@settings(max_examples=12, phases=NO_SHRINKING)
 @given(
     seed=st.integers(0, 2**32),
     granularity=st.sampled_from(["token", "step"]),
     min_tokens=st.integers(0, 3),
     step_delimiter=st.sampled_from([None, ","]),
+    batch_size=st.sampled_from([None, 1, 4]),
+    shared=st.sampled_from([0, 20]),
 )
 def test_batched_sampling_is_the_oracles(
-    lm: LanguageModel, seed: int, granularity: str, min_tokens: int, step_delimiter: str | None
+    lm: LanguageModel,
+    seed: int,
+    granularity: str,
+    min_tokens: int,
+    step_delimiter: str | None,
+    batch_size: int | None,
+    shared: int,
 ) -> None:
-    """Given the same noise: rows finish, drop out and wait for tools of all lengths at different times.
+    """Given the same noise: rows branch, finish, drop out, let others in and wait for tools of all lengths at
+    different times, behind a beginning that all prompts share or not.
 
     A position that ignores the left-padding, or the length of a tool's result, changes the chain.
     """
     rules = rules_of(lm, granularity=granularity, min_tokens=min_tokens, max_tokens=10, step_delimiter=step_delimiter)
-    prompts = random_prompts(rules.codec, random.Random(seed), 3)
+    rng = random.Random(seed)
+    beginning = [rng.randrange(rules.codec.vocab_size) for _ in range(shared)]
+    prompts = [beginning + prompt for prompt in random_prompts(rules.codec, rng, 5)]
     n = 2
     generator = torch.Generator().manual_seed(seed)
     shape = (len(prompts) * n, rules.max_tokens + 1, len(rules.codec.actions))
     noise = favour_trigger(-torch.log(torch.empty(shape).exponential_(generator=generator)), rules)
-    heats = [[0.5, 1.0], [1.0, 2.0], [2.0, 0.5]]
+    heats = [[0.5, 1.0], [1.0, 2.0], [2.0, 0.5], [1.0, 1.0], [0.2, 0.1]]
 
-    def sample(logits: torch.Tensor, rows: Sequence[Any], temperature: torch.Tensor, stop: int, _: object) -> list[int]:
-        logits[[not row.chain.may_stop for row in rows], stop] = -torch.inf
-        own = torch.stack([noise[row.index, min(row.chain.n_chosen, rules.max_tokens)] for row in rows])
-        chosen: list[int] = (logits / temperature[:, None] + own).argmax(-1).tolist()
+    def sample(
+        logits: torch.Tensor, draws: Sequence[fast.Draw], temperature: torch.Tensor, stop: int, _: object
+    ) -> list[int]:
+        if not draws:
+            return []
+        logits[[not draw.chain.may_stop for draw in draws], stop] = -torch.inf
+        own = torch.stack([noise[draw.index, draw.chain.n_chosen] for draw in draws])
+        heat = temperature[[draw.index for draw in draws]]
+        chosen: list[int] = (logits / heat[:, None] + own).argmax(-1).tolist()
         return chosen
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "_sample", sample)
-        sampled = fast.rollout(lm, lm.dense("q"), prompts, rules, n=n, temperature=heats)
+        patch.setattr(fast, "_DEAD_COLUMNS", 2)
+        sampled = fast.rollout(lm, lm.dense("q"), prompts, rules, n=n, temperature=heats, batch_size=batch_size)
     for i, prompt in enumerate(prompts):
         for k in range(n):
             own = noise[i * n + k]
             assert sampled[i][k] == expected(lm, prompt, rules, temperature=heats[i][k], noise=own.__getitem__)
+
+
+def test_what_samples_share_is_run_once(lm: LanguageModel) -> None:
+    """Greedy samples of one prompt are one row; the tokens the model reads are those of distinct prefixes."""
+    rules = rules_of(lm, max_tokens=8)
+    prompts = [[5, 6, 7], [8, 9]]
+    fed: list[int] = []
+    step = LanguageModel.decode_step
+
+    def count(self: LanguageModel, model: Any, input_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        fed.append(input_ids.numel())
+        return step(self, model, input_ids, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "decode_step", count)
+        fast.rollout(lm, lm.dense("q"), prompts, rules, n=16, temperature=0.0)
+        assert max(fed[1:]) <= 2
+        fed.clear()
+        generator = torch.Generator().manual_seed(0)
+        sampled = fast.rollout(lm, lm.dense("q"), prompts, rules, n=16, temperature=1.0, generator=generator)
+    # The last token of a chain that was cut is never fed; all other prefixes are, once.
+    distinct = {
+        (i, rationale.tokens[: length + 1])
+        for i, group in enumerate(sampled)
+        for rationale in group
+        for length in range(len(rationale))
+    }
+    assert len(distinct) >= sum(fed[1:]) > len(distinct) / 2
 
 
 def test_a_long_result_beside_short_ones(lm: LanguageModel) -> None:

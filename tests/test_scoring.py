@@ -92,10 +92,10 @@ def assert_scores(
 
 VARIANTS = [
     ("llama", {}),
-    ("llama", {"takes_trees": False}),
+    ("llama", {"trees": "paths"}),
     ("llama", {"linear_head": False}),
     ("gpt2", {}),
-    ("gpt2", {"takes_trees": False, "linear_head": False}),
+    ("gpt2", {"trees": "paths", "linear_head": False}),
     ("multi_digit", {}),
 ]
 
@@ -166,10 +166,10 @@ def test_a_cut_chain_and_its_uncut_twin_share_a_tree(load: Loader) -> None:
     assert_scores(scores, lm.dense("q"), groups, codec, "none", False)
 
 
-@pytest.mark.parametrize("takes_trees", [True, False])
-def test_batching_changes_nothing(load: Loader, takes_trees: bool) -> None:
+@pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
+def test_batching_changes_nothing(load: Loader, trees: str) -> None:
     """Neither the order of the questions, nor the size of a micro-batch, nor what a question is padded to."""
-    lm = load("llama", takes_trees=takes_trees)
+    lm = load("llama", trees=trees)
     codec = codec_of(lm)
     groups = random_groups(codec, random.Random(1), size=7)
     with torch.no_grad():

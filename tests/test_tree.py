@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.tree import TokenTree, ancestor_mask, linear_paths, micro_batches, pack
+from latent_cot.tree import TokenTree, ancestor_mask, flatten, linear_paths, micro_batches, pack
 
 paths = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6)
 
@@ -82,3 +82,40 @@ def test_micro_batches_partition_and_stay_within_the_limit(forest: list[list[lis
     assert sorted(i for batch in batches for i in batch) == list(range(len(trees)))
     for batch in batches:
         assert len(batch) == 1 or max(len(trees[i]) for i in batch) * len(batch) <= max_tokens
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(1, 2), max_size=22), paths), min_size=1, max_size=4),
+    st.sampled_from([0, 15, 16, 17]),
+)
+def test_flat_trees_see_what_they_saw(forest: list[tuple[list[int], list[list[int]]]], common: int) -> None:
+    """Each node sees the tokens of its own path, in their order, whatever the trees have in common."""
+    trees = []
+    for trunk, sequences in forest:
+        tree = TokenTree()
+        root = tree.extend(-1, [9] * (common + 1) + trunk)[-1]
+        for sequence in sequences:
+            tree.extend(root, sequence)
+        trees.append(tree)
+    flat = flatten(trees)
+    cells = torch.cat([block.queries.flatten() for block in flat.blocks])
+    assert cells[flat.cell_of].tolist() == list(range(len(flat.input_ids)))
+    seen = [
+        (block.keys[r, block.attention[r, i]]).tolist()
+        for block in flat.blocks
+        for r in range(block.queries.shape[0])
+        for i in range(block.queries.shape[1])
+    ]
+    assert all(seen)
+    nodes = [(tree, node) for tree in trees for node in range(len(tree))]
+    for (tree, node), row in zip(nodes, flat.rows.tolist(), strict=True):
+        path = tree.path(node)
+        visible = seen[flat.cell_of[row]]
+        assert sorted(flat.position_ids[visible].tolist()) == list(range(len(path)))
+        by_depth = sorted(visible, key=lambda k: int(flat.position_ids[k]))
+        assert flat.input_ids[by_depth].tolist() == [tree.tokens[n] for n in path]
+        assert flat.position_ids[row] == tree.depths[node]
+    shared = sum(map(len, trees)) - len(flat.input_ids)
+    assert shared % max(1, len(trees) - 1) == 0
+    if len(trees) > 1 and common >= 16:
+        assert shared >= 16 * (len(trees) - 1)

@@ -27,7 +27,7 @@ def language_model(
     folder: Path,
     *,
     perturb: bool = True,
-    takes_trees: bool | None = None,
+    trees: str | None = None,
     linear_head: bool | None = None,
     rank: int = 4,
 ) -> LanguageModel:
@@ -39,8 +39,8 @@ def language_model(
         lm.reset_adapter(adapter, seed)
         if perturb:
             shake(lm, seed)
-    if takes_trees is not None:
-        lm.abilities = dataclasses.replace(lm.abilities, takes_trees=takes_trees)
+    if trees is not None:
+        lm.abilities = dataclasses.replace(lm.abilities, trees=trees)
     if linear_head is not None:
         lm.abilities = dataclasses.replace(lm.abilities, linear_head=linear_head)
     return lm

@@ -1,0 +1,164 @@
+"""Attention for token trees that lie one behind the other, without padding, in one row.
+
+All layers but attention treat tokens one by one, so a batch of trees of different sizes can run as a single
+row of exactly as many tokens as there are nodes. In attention a node sees its ancestors, which are in its own
+tree or in the beginning that all trees share; only there are the trees laid out side by side and padded.
+
+transformers lets an attention function be registered by name; a model switches to it with
+`set_attn_implementation`. For any other batch ours is transformers' "sdpa".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from latent_cot.tree import FlatTrees
+
+NAME = "latent-cot-trees"
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A `tree.Block` on the device."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor
+    """(R, 1, Q, K), added to the scores."""
+    own_keys: bool
+    """No key belongs to two rows, so that gradients need not be added up."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    blocks: Sequence[_Cells]
+    cell_of: torch.Tensor
+    """(N,) where each node is among the blocks' queries, block after block."""
+
+
+# The layout of the last forward pass over trees, and of the backward pass that follows it (gradient
+# checkpointing runs the forward pass again). A module-level variable, since an attention function is handed
+# nothing of ours that every architecture passes through, and the backward pass may run in another thread.
+_layout: _Layout | None = None
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Let a model that uses transformers' "sdpa" use ours. Returns whether it does."""
+    AttentionInterface.register(NAME, tree_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if model.config._attn_implementation != "sdpa":
+        return False
+    model.set_attn_implementation(NAME)
+    return bool(model.config._attn_implementation == NAME)
+
+
+def uninstall(model: PreTrainedModel) -> None:
+    model.set_attn_implementation("sdpa")
+
+
+def lay_out(trees: FlatTrees, model: PreTrainedModel) -> torch.Tensor:
+    """Prepare a pass of `model` over `trees`. Returns the attention mask to call it with, (1, 1, 1, N).
+
+    A mask of four dimensions is handed on to the attention function as it is. One of a single row for N > 1
+    queries makes no sense to any other: it is the sign that the pass is over trees.
+    """
+    global _layout
+    device, dtype = model.device, model.dtype
+    blocks = []
+    for block in trees.blocks:
+        mask = torch.zeros(block.attention.shape, dtype=dtype)
+        mask.masked_fill_(~block.attention, torch.finfo(dtype).min)
+        queries, keys = block.queries.to(device), block.keys.to(device)
+        blocks.append(_Cells(queries, keys, mask[:, None].to(device), own_keys=block.own_keys))
+    _layout = _Layout(blocks, trees.cell_of.to(device))
+    return torch.zeros(1, 1, 1, len(trees.input_ids), dtype=dtype, device=device)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of query (1, H, N, D), key and value (1, H or fewer, N, D); returns (1, N, H, D)."""
+    nodes = query.shape[2]
+    if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
+        output: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
+        return output, None
+    if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("attention with a soft cap, a position bias or sinks")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
+    outputs = []
+    start = 0
+    for block in _layout.blocks:
+        rows, width = block.queries.shape
+        cell_of = _layout.cell_of - start
+        inverse = cell_of if len(_layout.blocks) == 1 else None
+        own = inverse if block.own_keys else None
+        o = attend(
+            _take(q, block.queries, inverse).transpose(1, 2),
+            _take(k, block.keys, own).transpose(1, 2),
+            _take(v, block.keys, own).transpose(1, 2),
+            block.mask,
+            scale,
+        )
+        outputs.append(o.transpose(1, 2).flatten(0, 1))
+        start += rows * width
+    cells = torch.cat(outputs)
+    return cells.index_select(0, _layout.cell_of)[None], None
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Softmax attention of query (R, H, Q, D) over key and value (R, G, K, D), G dividing H, under `mask`.
+
+    On a CPU torch's fused kernel is slow for short sequences and slower still in its backward pass (measured at
+    sixty tokens: five times the time of the matrix products written out), so they are written out there.
+    """
+    rows, heads, width, size = query.shape
+    groups = key.shape[1]
+    if query.device.type != "cpu":
+        key, value = (x.repeat_interleave(heads // groups, 1) for x in (key, value))
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    folded = query.reshape(rows, groups, heads // groups * width, size) * scale
+    scores = torch.matmul(folded, key.transpose(2, 3)).view(rows, groups, heads // groups, width, key.shape[2])
+    weights = (scores + mask[:, :, None]).softmax(-1).view(rows, groups, -1, key.shape[2])
+    return torch.matmul(weights.to(value.dtype), value).view(rows, heads, width, size)
+
+
+def _take(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor | None) -> torch.Tensor:
+    """x[index] for x (N, ...) and index (R, L)."""
+    if inverse is None or not (x.requires_grad and torch.is_grad_enabled()):
+        return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+    return cast("torch.Tensor", _Gather.apply(x, index, inverse))
+
+
+class _Gather(torch.autograd.Function):
+    """x[index], where each row of x is wanted once and otherwise only as padding that gets no gradient: then
+    the gradient is a gather too, and not an addition of scattered rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradients[0].flatten(0, 1).index_select(0, inverse), None, None
