@@ -94,21 +94,25 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of query (1, H, N, D), key and value (1, H or fewer, N, D); returns (1, N, H, D)."""
     nodes = query.shape[2]
+    plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if nodes == 1 and query.device.type == "cpu" and plain and attention_mask is not None and not dropout:
+        if attention_mask.dtype == torch.bool:
+            lowest = torch.finfo(query.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, lowest)
+        return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
         output: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )[0]
         return output, None
-    if kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None or kwargs.get("s_aux") is not None:
+    if not plain:
         raise ValueError("attention with a soft cap, a position bias or sinks")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
     outputs = []
-    start = 0
     for block in _layout.blocks:
-        rows, width = block.queries.shape
-        cell_of = _layout.cell_of - start
-        inverse = cell_of if len(_layout.blocks) == 1 else None
+        # With a single block its queries, and perhaps its keys, are all nodes, each once.
+        inverse = _layout.cell_of if len(_layout.blocks) == 1 else None
         own = inverse if block.own_keys else None
         o = attend(
             _take(q, block.queries, inverse).transpose(1, 2),
@@ -118,7 +122,6 @@ def tree_attention(
             scale,
         )
         outputs.append(o.transpose(1, 2).flatten(0, 1))
-        start += rows * width
     cells = torch.cat(outputs)
     return cells.index_select(0, _layout.cell_of)[None], None
 
@@ -138,7 +141,9 @@ def attend(
         return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     folded = query.reshape(rows, groups, heads // groups * width, size) * scale
     scores = torch.matmul(folded, key.transpose(2, 3)).view(rows, groups, heads // groups, width, key.shape[2])
-    weights = (scores + mask[:, :, None]).softmax(-1).view(rows, groups, -1, key.shape[2])
+    # Rows of whole vectors are fast in bf16 too; others are not.
+    kind = None if key.shape[2] % 32 == 0 else torch.float32
+    weights = (scores + mask[:, :, None]).softmax(-1, dtype=kind).view(rows, groups, -1, key.shape[2])
     return torch.matmul(weights.to(value.dtype), value).view(rows, heads, width, size)
 
 

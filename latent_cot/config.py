@@ -73,9 +73,9 @@ class EStepConfig:
     """How often a demonstration's question is drawn, relative to 1."""
     pair_weight: float = 1.0
     """How often a question without rationale is drawn, relative to 1."""
-    objective: Literal["subtb", "pooled-subtb", "vargrad", "tb"] = "pooled-subtb"
+    objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "rooted"] = "pooled-subtb"
     """The loss: `subtb` (the paper's Eq. 3), `pooled-subtb` (over all trajectories of a question), `vargrad` or
-    `tb` (trajectory balance)."""
+    `tb` (trajectory balance), or `rooted` (VarGrad, and each prefix against the empty one)."""
     log_z_learning_rate: float = 0.1
     """Of the log Z(X) that `tb` learns for each question, in nats a step."""
     huber: float | None = 10.0
@@ -153,6 +153,8 @@ class EvaluationConfig:
 
     splits: tuple[str, ...] | None = None
     """Test splits; None: the task's default ones."""
+    every_round: bool = True
+    """Test after each round, round 0 included; or after the last one only."""
     size: int = 100
     """Questions of each split; each test split has at least 500."""
     max_tokens: int = 120
@@ -171,7 +173,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class EMConfig:
-    """One run of the EM loop."""
+    """What all methods have in common, and EM's own settings."""
 
     task: str = "arithmetic"
     """A task's name (`latent-cot tasks`), or a Python file that defines one."""
@@ -205,3 +207,138 @@ class EMConfig:
     """Round 0 with `init: demonstrations`: an M-step on the given rationales."""
     m_step: MStepConfig = field(default_factory=MStepConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+MethodName = Literal["few-shot", "sft", "ppo", "grpo", "rejection", "forward-kl", "gflownet", "em", "em-xy"]
+"""Those of `baselines.METHODS`."""
+
+
+@dataclass(frozen=True)
+class FewShotConfig:
+    """`few-shot`: prompting."""
+
+    k: int = 5
+    """Demonstrations before each question, with the tools' results written out."""
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """`sft`: fine-tuning p on the demonstrations, on from `init_step`, until validation gets no better."""
+
+    steps: int = 160
+    """Optimiser steps at most, beside those of `init_step`: as many as EM takes with its defaults."""
+    check_every: int = 20
+    """Steps between two checks on the validation questions."""
+    patience: int = 3
+    """Checks without a new best after which it stops. The best p is kept."""
+    questions: int = 100
+    """Validation questions of a check; at most `data.validation`."""
+    batch_size: int = 8
+    """Demonstrations a step."""
+    learning_rate: float = 3e-4
+    """AdamW's learning rate, constant after the warm-up: nobody knows beforehand when it will stop."""
+    warmup: int = 4
+    """Steps of linear warm-up."""
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig:
+    """`ppo` and `grpo`: training q(Z | X) to a high reward, by policy gradient."""
+
+    steps: int = 112
+    """Batches of rollouts; with the defaults they come to as many trajectories as EM samples."""
+    questions: int = 8
+    """Questions a batch."""
+    samples: int = 8
+    """Rationales sampled from q for each question; the baseline is formed from them."""
+    epochs: int = 1
+    """Gradient steps on a batch."""
+    reward: Literal["log-reward", "correct"] = "log-reward"
+    """log p(Z Y | X) of the complete rationale, as in the E-step, in nats; or 1 for one that arrives at Y, else 0."""
+    reward_floor: float | None = 10.0
+    """Log-rewards lower than this many nats below the best of their question are raised to it, as in the E-step.
+    None: no floor."""
+    advantage: Literal["leave-one-out", "normalised"] = "leave-one-out"
+    """Of a rationale: its reward less the mean of its question's others (RLOO), or less the mean of all of them and
+    divided by their standard deviation (GRPO)."""
+    deviation_floor: float = 0.1
+    """Added to what advantages are divided by (GRPO: that standard deviation; PPO: their root mean square over the
+    batch), so that differences far below it, in units of the reward, are not blown up."""
+    clip_range: float = 0.2
+    """The ratio of new to old probability counts between 1 minus and 1 plus this."""
+    kl: float = 0.05
+    """Weight of KL(q || p), p being the initial model; in nats of reward a nat."""
+    learning_rate: float = 1e-4
+    """AdamW's peak learning rate."""
+    warmup: int = 8
+    """Batches of linear warm-up."""
+    decay: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+
+
+@dataclass(frozen=True)
+class RejectionConfig:
+    """`rejection`: STaR / ReST-EM. Sample chains from p, keep those that reach Y, fine-tune the initial p on them.
+
+    The settings of the fine-tuning, but for its steps, are those of the M-step.
+    """
+
+    rounds: int = 2
+    """How often."""
+    trajectories: int = 3610
+    """Chains sampled a round, over all training questions in turn; with the defaults as many as EM samples."""
+    temperature: float = 1.0
+    """The temperature they are sampled at."""
+    per_question: int = 4
+    """Distinct right chains kept for a question, at most (ReST-EM's guard against easy questions)."""
+    steps: int = 80
+    """Optimiser steps a round: as many as EM's E-step and M-step together."""
+    start: Literal["initial", "base", "last"] = "initial"
+    """What is fine-tuned in each round: the initial p, the base model (as in ReST-EM), or the p of the round before."""
+    demonstrations: bool = True
+    """Fine-tune on the demonstrations' own rationales too."""
+
+
+@dataclass(frozen=True)
+class ForwardKLConfig:
+    """`forward-kl`: a posterior q learned by forward KL, and an importance-weighted M-step.
+
+    The settings of the M-step, but for what it draws, are those of EM's.
+    """
+
+    rounds: int = 2
+    """How often."""
+    steps: int = 40
+    """Optimiser steps of q a round."""
+    questions: int = 8
+    """Questions a step."""
+    samples: int = 8
+    """Rationales sampled from q for each question."""
+    learning_rate: float = 1e-4
+    """AdamW's peak learning rate."""
+    warmup: int = 8
+    """Steps of linear warm-up."""
+    decay: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    model_questions: int = 262
+    """Training questions, drawn at random, on which p learns in a round; ..."""
+    model_samples: int = 4
+    """... and rationales sampled for each of them, which compete for its weight."""
+
+
+@dataclass(frozen=True)
+class RunConfig(EMConfig):
+    """One run of any method: the settings that all have in common, EM's, and a section for each of the others."""
+
+    method: MethodName = "em"
+    """The method (`latent-cot methods`)."""
+    fewshot: FewShotConfig = field(default_factory=FewShotConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    ppo: PolicyGradientConfig = field(default_factory=lambda: PolicyGradientConfig(epochs=2, kl=0.2))
+    grpo: PolicyGradientConfig = field(default_factory=lambda: PolicyGradientConfig(advantage="normalised", kl=0.04))
+    rejection: RejectionConfig = field(default_factory=RejectionConfig)
+    forward_kl: ForwardKLConfig = field(default_factory=ForwardKLConfig)

@@ -15,7 +15,7 @@ import torch
 from latent_cot.chain import ChainRules
 from latent_cot.e_step import Query
 from latent_cot.lm import LanguageModel
-from latent_cot.objectives import below_floor, log_flow, pooled_subtb, temper
+from latent_cot.objectives import Balance, below_floor, log_flow, pooled_subtb, temper
 from latent_cot.reward import prefix_log_rewards
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group, score_in_batches
@@ -115,7 +115,7 @@ def _figures(
     group = torch.zeros(len(rationales), dtype=torch.long)
     tempered = temper(log_reward, states, group, temperature=temperature, floor=floor)
     a = log_flow(log_pf, log_pterm, tempered, states)
-    _, balance = pooled_subtb(a, states, group, count, censored=below_floor(log_reward, states, group, floor))
+    _, balance = pooled_subtb(Balance(a, states, group, count, censored=below_floor(log_reward, states, group, floor)))
 
     last = torch.tensor([len(rationale) for rationale in rationales])[:, None]
     log_q = log_pf.sum(1) + log_pterm.gather(1, last)[:, 0]

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from latent_cot.em import EM
+    from latent_cot.loop import Loop
     from latent_cot.state import Phase
 
 NAMES = {"e_step": "E-step", "m_step": "M-step"}
@@ -32,7 +32,11 @@ FIGURES: Mapping[str, Mapping[str, str]] = {
     "prepare": _POSTERIOR,
     "e_step": {"loss": "loss {:.3g}", "variance": "Var {:.3g}", "log_reward": "log R {:.1f}", **_SAMPLED},
     "diagnose": _POSTERIOR,
-    "draw": {"kept": "kept {}", **_SAMPLED},
+    "policy": {"loss": "loss {:.3g}", "kl": "KL {:.2f}", "log_reward": "log R {:.1f}", **_SAMPLED},
+    "posterior": {"loss": "loss {:.3g}", "ess": "ESS {:.0%}", "bound": "bound {:.2f}", "distinct": "distinct {:.0%}"},
+    "fit": {"loss": "loss {:.3g}", "validation": "validation {:.0%}", "best": "best {:.0%}"},
+    "sample": {"kept": "kept {}", **_SAMPLED},
+    "draw": {"kept": "kept {}", "ess": "ESS {:.0%}", **_SAMPLED},
     "m_step": {"loss": "loss {:.3g}"},
     "evaluate": {"accuracy": "right {:.0%}"},
 }
@@ -43,11 +47,16 @@ RATIONALE_HEADING = "rationale (‹tool's result›, ‹✗› failed call)"
 LINE_SECONDS = 10.0
 """Without a terminal: how often a line is printed, at most."""
 SAMPLES_EVERY = 10
-"""E-step units between two tables of sampled rationales."""
+"""Units with samples between two tables of sampled rationales."""
 
 # Rough cost of a unit of each kind of phase, relative to an optimiser step of the M-step (1): only for phases
 # of which no unit has been measured yet.
-_COST = {"init": 0.7, "imitate": 0.7, "prepare": 4.0, "e_step": 3.0, "diagnose": 4.0, "draw": 4.0, "evaluate": 6.0}
+_COST = {"init": 0.7, "imitate": 0.7, "prepare": 4.0, "e_step": 3.0, "diagnose": 4.0, "draw": 4.0, "evaluate": 6.0} | {
+    "policy": 4.0,
+    "posterior": 3.0,
+    "fit": 20.0,
+    "sample": 4.0,
+}
 
 
 def printable(text: str, *, keep_newlines: bool = False) -> str:
@@ -149,7 +158,7 @@ class Clock:
 
 
 class Display:
-    """Shows a run; `on_unit` is what `run_em` calls. Use it as a context manager."""
+    """Shows a run; `on_unit` is what `run_loop` calls. Use it as a context manager."""
 
     def __init__(self, console: Console, *, time_of: Callable[[], float] = time.monotonic) -> None:
         self.console = console
@@ -157,7 +166,7 @@ class Display:
         self._clock = Clock()
         self._last_unit = self._last_line = time_of()
         self._phase: Phase | None = None
-        self._e_steps = 0
+        self._sampled = 0
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> Display:
@@ -170,43 +179,43 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def on_unit(self, em: EM, phase: Phase, info: Mapping[str, Any]) -> None:
+    def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
         """Take note of a unit of work, just finished."""
         now = self._time_of()
         self._clock.measured(phase.name, now - self._last_unit)
         self._last_unit = now
 
-        self._show_progress(em, phase, info, now)
-        if phase.name == "e_step":
-            self._e_steps += 1
-            if info.get("samples") and self._e_steps % SAMPLES_EVERY == 1:
-                self.console.print(f"Sampled in round {phase.round}, step {em.state.unit}:")
-                self.console.print(samples_table(info["samples"], em.rules.codec.decode))
-        if em.state.unit == em.units(phase):
-            self._show_outcome(em, phase)
+        self._show_progress(loop, phase, info, now)
+        if info.get("samples"):
+            self._sampled += 1
+            if self._sampled % SAMPLES_EVERY == 1:
+                self.console.print(f"Sampled in round {phase.round}, step {loop.state.unit}:")
+                self.console.print(samples_table(info["samples"], loop.rules.codec.decode))
+        if loop.state.unit == loop.units(phase):
+            self._show_outcome(loop, phase)
 
-    def _show_outcome(self, em: EM, phase: Phase) -> None:
+    def _show_outcome(self, loop: Loop, phase: Phase) -> None:
         """What a phase that is done has found."""
         if phase.name == "evaluate":
-            columns = round_columns(em.state.results()["accuracy"], phase.round)
+            columns = round_columns(loop.state.results()["accuracy"], phase.round)
             self.console.print(f"After round {phase.round}:")
             self.console.print(accuracy_table(columns))
         elif phase.name == "diagnose":
-            found = em.state.results()["posterior"].get(str(phase.round), {})
+            found = loop.state.results()["posterior"].get(str(phase.round), {})
             for when, figures in found.items():
-                text = f"  q {when} the E-step, on {figures['n']} validation questions: {_shown(figures, _POSTERIOR)}"
+                text = f"  q {when} its training, on {figures['n']} validation questions: {_shown(figures, _POSTERIOR)}"
                 self.console.print(Text(text), soft_wrap=True)
 
-    def _show_progress(self, em: EM, phase: Phase, info: Mapping[str, Any], now: float) -> None:
-        counts = [em.units(one) for one in em.phases]
-        place = em.state.phase
-        done, total = sum(counts[:place]) + em.state.unit, sum(counts)
+    def _show_progress(self, loop: Loop, phase: Phase, info: Mapping[str, Any], now: float) -> None:
+        counts = [loop.units(one) for one in loop.phases]
+        place = loop.state.phase
+        done, total = sum(counts[:place]) + loop.state.unit, sum(counts)
         to_do: dict[str, int] = {}
-        for one, n in zip(em.phases[place:], [counts[place] - em.state.unit, *counts[place + 1 :]], strict=True):
+        for one, n in zip(loop.phases[place:], [counts[place] - loop.state.unit, *counts[place + 1 :]], strict=True):
             to_do[one.name] = to_do.get(one.name, 0) + max(0, n)
         name = NAMES.get(phase.name, phase.name)
         heading = (
-            f"round {phase.round}/{em.config.rounds}  {name} {em.state.unit}/{counts[place]}  "
+            f"round {phase.round}/{loop.phases[-1].round}  {name} {loop.state.unit}/{counts[place]}  "
             f"{done / max(1, total):.0%}  {_left(self._clock.left(to_do))}"
         )
         figures = _figures(phase.name, info)
@@ -214,7 +223,7 @@ class Display:
             bar = ProgressBar(total=max(1, total), completed=done)
             line = Text(f"{heading}  {figures}", no_wrap=True, overflow="ellipsis")
             self._live.update(Group(line, bar), refresh=True)
-        elif phase != self._phase or em.state.unit == counts[place] or now - self._last_line >= LINE_SECONDS:
+        elif phase != self._phase or loop.state.unit == counts[place] or now - self._last_line >= LINE_SECONDS:
             self.console.print(Text(f"{heading}  {figures}"), soft_wrap=True)
             self._last_line = now
         self._phase = phase

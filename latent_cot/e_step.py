@@ -11,7 +11,7 @@ import torch
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules
 from latent_cot.lm import LanguageModel
-from latent_cot.objectives import OBJECTIVES, below_floor, log_flow, temper
+from latent_cot.objectives import OBJECTIVES, Balance, below_floor, log_flow, temper
 from latent_cot.optimise import AdapterOptimiser
 from latent_cot.reward import prefix_log_rewards
 from latent_cot.rollout import count_distinct, rollout
@@ -167,7 +167,7 @@ def update(
             a = log_flow(scores.log_pf, scores.log_pterm, tempered, scores.states)
             z = None if log_z is None else torch.stack([log_z[g] for g in members]).to(a.device)
             losses, info = loss_of(
-                a, scores.states, scores.group, weight.to(a.device), huber=huber, log_z=z, censored=censored
+                Balance(a, scores.states, scores.group, weight.to(a.device), scores.log_pterm, z, censored, huber)
             )
             lm.accelerator.backward(losses.sum() / len(batches))
             loss_sum += float(losses.detach().sum())

@@ -1,10 +1,11 @@
-"""Decode, grade, vote, and give the accuracy with its interval."""
+"""Decode, grade, vote, give the accuracy with its interval, and say what the wrong chains did wrong."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from scipy.stats import binomtest
@@ -13,7 +14,15 @@ from latent_cot.chain import ChainRules
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group, score_in_batches
-from latent_cot.types import Example, Rationale, Task
+from latent_cot.types import DiagnosingTask, Example, Rationale, Task
+
+MISTAKES: Mapping[str, str] = {
+    "token limit": "the chain was cut at the largest number of tokens",
+    "failed call": "a tool refused one of the chain's requests",
+    "no answer": "the chain stopped and arrives at no answer",
+    "wrong answer": "none of these: the chain arrives at a wrong answer",
+}
+"""Category of a wrong chain -> what it means: for all tasks, by the first that applies."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class Accuracy:
         }
 
 
+# Questions take the places of those that are answered, until so many batches are done: the last chains of a
+# batch would leave most of it empty.
+_BATCHES_AT_ONCE = 4
+
+
 def majority(answers: Sequence[str | None]) -> str | None:
     """The most frequent answer, the earliest of equally frequent ones; chains without an answer do not vote."""
     votes = Counter(answer for answer in answers if answer is not None)
@@ -75,7 +89,7 @@ def answer_questions(
     batch_size: int = 128,
     generator: torch.Generator | None = None,
 ) -> Iterator[Outcome]:
-    """Let a reasoner, which sees X only, answer each question; in batches of about `batch_size` chains.
+    """Let a reasoner, which sees X only, answer each question, with about `batch_size` chains in progress.
 
     Args:
         adapter: the reasoner, "p" or "q".
@@ -85,11 +99,20 @@ def answer_questions(
     """
     codec = rules.codec
     model = lm.dense(adapter)
-    per_batch = max(1, batch_size // votes)
-    for start in range(0, len(examples), per_batch):
-        batch = examples[start : start + per_batch]
+    size = _BATCHES_AT_ONCE * max(1, batch_size // votes)
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
         prompts = [codec.encode_prompt(prefix + example.x) for example in batch]
-        sampled = rollout(lm, model, prompts, rules, n=votes, temperature=temperature, generator=generator)
+        sampled = rollout(
+            lm,
+            model,
+            prompts,
+            rules,
+            n=votes,
+            temperature=temperature,
+            generator=generator,
+            batch_size=max(batch_size, votes),
+        )
         for example, prompt, rationales in zip(batch, prompts, sampled, strict=True):
             answers = _answers(lm, adapter, task, example, prompt, rationales, rules)
             answer = majority(answers)
@@ -119,3 +142,66 @@ def _answers(
                 log_y[k] = scores.log_y.sum(1).cpu()
     names = list(candidates)
     return [names[k] for k in log_y.argmax(0).tolist()]
+
+
+@dataclass
+class Mistakes:
+    """What the wrong ones of a reasoner's answers did wrong, each counted in one category."""
+
+    task: Task
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, tuple[Outcome, Rationale]] = field(default_factory=dict)
+    """Category -> the first question with this mistake, and its chain."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a wrong answer. A vote is judged by the first chain that arrives at the answer given."""
+        chain = next(
+            z for z, answer in zip(outcome.rationales, outcome.answers, strict=True) if answer == outcome.answer
+        )
+        category = mistake(self.task, outcome.example, chain, outcome.answer)
+        self.counts[category] += 1
+        self.first.setdefault(category, (outcome, chain))
+
+    def merge(self, other: Mistakes) -> None:
+        """Add those of another split."""
+        self.counts += other.counts
+        self.first = other.first | self.first
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """Category -> what it means, in the order in which they are shown."""
+        own = self.task.mistakes if isinstance(self.task, DiagnosingTask) else {}
+        return {**own, **{name: meaning for name, meaning in MISTAKES.items() if name not in own}}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The categories that occur, the most frequent first, each with its share of the wrong answers."""
+        order = {name: place for place, name in enumerate(self.meanings)}
+        ranked = sorted(self.counts, key=lambda name: (-self.counts[name], order.get(name, len(order))))
+        return [
+            {
+                "category": name,
+                "meaning": self.meanings.get(name, ""),
+                "count": self.counts[name],
+                "share": self.counts[name] / self.counts.total(),
+                "example": {
+                    "question": self.first[name][0].example.question,
+                    "right": self.first[name][0].example.answer,
+                    "answer": self.first[name][0].answer,
+                    "chain": self.first[name][1].text,
+                },
+            }
+            for name in ranked
+        ]
+
+
+def mistake(task: Task, example: Example, rationale: Rationale, answer: str | None) -> str:
+    """The one category of a chain that does not arrive at the right answer: the task's, else one of `MISTAKES`."""
+    if isinstance(task, DiagnosingTask):
+        category = task.mistake(example, rationale)
+        if category is not None:
+            return category
+    if rationale.cut:
+        return "token limit"
+    if any(call.error is not None for call in rationale.calls):
+        return "failed call"
+    return "no answer" if answer is None else "wrong answer"

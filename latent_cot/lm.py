@@ -23,6 +23,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from latent_cot import attention
 from latent_cot import lora as lora_layer
@@ -43,6 +44,8 @@ class LanguageModel:
         tokenizer: its tokenizer.
         lora: rank, targets and so on of both adapters. Freshly made, both equal the base model.
         accelerator: owns device and precision.
+        gradient_checkpointing: keep only each layer's input for the backward pass and run the layer again there:
+            less memory, a third more time.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class LanguageModel:
         tokenizer: PreTrainedTokenizerBase,
         lora: LoraConfig,
         accelerator: Accelerator | None = None,
+        *,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.accelerator = accelerator or Accelerator(cpu=True)
         self.tokenizer = tokenizer
@@ -69,8 +74,19 @@ class LanguageModel:
         self.peft.eval()
         if isinstance(cast("PreTrainedModel", self.peft.get_base_model()).get_output_embeddings(), LoraLayer):
             raise ValueError("the output layer cannot be adapted; leave it out")
+        # Found once: going through all modules takes longer than the optimiser's step.
+        modules = self.peft.get_base_model().named_modules()
+        self._adapted: list[tuple[str, Any]] = [(name, m) for name, m in modules if isinstance(m, LoraLayer)]
+        weights = [(name, weight) for name, weight in self.peft.named_parameters() if "lora_" in name]
+        self._weights = {
+            adapter: {name: weight for name, weight in weights if f".{adapter}." in name} for adapter in ADAPTERS
+        }
+        self._active: Adapter | None = None
+        self._checkpointed: list[nn.Module] = []
+        if gradient_checkpointing:
+            self._checkpointed = _checkpoint_layers(cast("PreTrainedModel", self.peft.get_base_model()))
         self._prepare_copies()
-        for _, layer in self._adapted_layers():
+        for _, layer in self._adapted:
             if isinstance(layer, LoraLinear):
                 lora_layer.fuse(layer)
 
@@ -83,8 +99,7 @@ class LanguageModel:
 
     def parameters(self, adapter: Adapter) -> dict[str, nn.Parameter]:
         """The adapter's own weights by name."""
-        marker = f".{adapter}."
-        return {name: weight for name, weight in self.peft.named_parameters() if marker in name and "lora_" in name}
+        return dict(self._weights[adapter])
 
     @torch.no_grad()
     def copy_adapter(self, source: Adapter, target: Adapter) -> None:
@@ -151,16 +166,18 @@ class LanguageModel:
     @contextmanager
     def trainable(self, adapter: Adapter) -> Iterator[PreTrainedModel]:
         """The base model with `adapter` switched on and its weights requiring gradients."""
-        self.peft.set_adapter(adapter)
-        for other in ADAPTERS:
-            for weight in self.parameters(other).values():
-                weight.requires_grad_(other == adapter)
+        if self._active != adapter:
+            self.peft.set_adapter(adapter)
+            for other in ADAPTERS:
+                for weight in self._weights[other].values():
+                    weight.requires_grad_(other == adapter)
+            self._active = adapter
         self._fresh.discard(adapter)
-        self._switch_dropout(True)
+        self._switch_training(True)
         try:
             yield cast("PreTrainedModel", self.peft.get_base_model())
         finally:
-            self._switch_dropout(False)
+            self._switch_training(False)
             self._fresh.discard(adapter)
 
     @torch.no_grad()
@@ -172,7 +189,7 @@ class LanguageModel:
         """
         model = self._copies[adapter]
         if adapter not in self._fresh:
-            for name, layer in self._adapted_layers():
+            for name, layer in self._adapted:
                 weight = lora_layer.merged_weight(layer, adapter)
                 target: Any = model.get_submodule(name)
                 if isinstance(target, PackedLinear):
@@ -182,19 +199,16 @@ class LanguageModel:
             self._fresh.add(adapter)
         return model
 
-    def _adapted_layers(self) -> Iterator[tuple[str, Any]]:
-        for name, module in self.peft.get_base_model().named_modules():
-            if isinstance(module, LoraLayer):
-                yield name, module
-
-    def _switch_dropout(self, on: bool) -> None:
-        """LoRA's own dropout only: the base model stays as it is when it is evaluated."""
-        for _, layer in self._adapted_layers():
+    def _switch_training(self, on: bool) -> None:
+        """LoRA's own dropout, and gradient checkpointing: the base model's own dropout stays off."""
+        for _, layer in self._adapted:
             layer.lora_dropout.train(on)
+        for layer in self._checkpointed:
+            layer.training = on  # of the layer itself, not of what is in it
 
     def _prepare_copies(self) -> None:
         """Let the copies hold only the adapted weights themselves; all others are the base model's own."""
-        adapted = {name for name, _ in self._adapted_layers()}
+        adapted = {name for name, _ in self._adapted}
         frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
         for model in self._copies.values():
             for name in adapted:
@@ -259,6 +273,15 @@ class LanguageModel:
 
     def new_cache(self, model: PreTrainedModel) -> KVCache:
         return KVCache(model.config)
+
+
+def _checkpoint_layers(base: PreTrainedModel) -> list[nn.Module]:
+    """Switch on gradient checkpointing; returns the layers, which do it when they are in training mode.
+
+    Raises ValueError if the architecture does not support it.
+    """
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def run_flat(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:

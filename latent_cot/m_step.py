@@ -18,7 +18,7 @@ class LikelihoodInfo:
     """What an update saw."""
 
     loss: float
-    """Mean negative log-likelihood of a token, in nats."""
+    """(Weighted) mean negative log-likelihood of a token, in nats."""
     gradient_norm: float
     seconds: float
 
@@ -32,17 +32,28 @@ def update(
     step: int,
     *,
     max_tokens: int,
+    weights: Sequence[Sequence[float]] | None = None,
 ) -> LikelihoodInfo:
     """One gradient step on the likelihood of each group's rationales and of Y behind each.
 
-    The tokens a tool wrote are attended to but not learned.
+    The tokens a tool wrote are attended to but not learned. `weights` holds, for each group, the weight of each of
+    its rationales' log-likelihoods; None: 1.
     """
     started = time.perf_counter()
-    tokens = sum(sum(r.chosen) + len(group.answer) for group in groups for r in group.rationales)
+    if weights is None:
+        weights = [[1.0] * len(group.rationales) for group in groups]
+    tokens = sum(
+        weight * (sum(rationale.chosen) + len(group.answer))
+        for group, of_group in zip(groups, weights, strict=True)
+        for rationale, weight in zip(group.rationales, of_group, strict=True)
+    )
     total = 0.0
     with lm.trainable(adapter) as model:
-        for _, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"):
-            loss = -(scores.log_pf.sum() + scores.log_y.sum()) / tokens
+        for members, scores in score_in_batches(
+            lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"
+        ):
+            log_likelihood = scores.log_pf.sum(1) + scores.log_y.sum(1)  # (B,)
+            loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / tokens
             lm.accelerator.backward(loss)
             total += float(loss.detach())
         norm = optimiser.step(step)

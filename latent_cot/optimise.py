@@ -57,7 +57,7 @@ class AdapterOptimiser:
         groups = [{"params": self.weights, "lr": schedule.peak, "weight_decay": 0.01}]
         if log_z is not None:
             groups.append({"params": [log_z], "lr": log_z_rate, "weight_decay": 0.0})
-        self.adam = torch.optim.AdamW(groups)
+        self.adam = torch.optim.AdamW(groups, fused=True)
 
     def step(self, number: int) -> float:
         """Update with the accumulated gradients and clear them; returns their norm before clipping."""

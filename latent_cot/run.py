@@ -307,6 +307,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once. Raises UsageError if it cannot be written."""
+    with _writing(path):
+        _replace(path, text.encode("utf-8"))
+
+
 def finite(value: Any) -> Any:
     """`value` with NaN and infinities, which JSON cannot express, replaced by None; tuples become lists."""
     if isinstance(value, float):

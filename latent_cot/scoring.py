@@ -20,8 +20,8 @@ from latent_cot.text import TextCodec
 from latent_cot.tree import TokenTree, micro_batches
 from latent_cot.types import Rationale
 
-# Rows of full-vocabulary logits computed at once: bounds memory at 512 x V x 4 bytes (100 MB at V = 49,152).
-_VOCABULARY_ROWS = 512
+# Rows of full-vocabulary logits computed at once: bounds memory at 64 x V x 4 bytes, and stays in the cache.
+_VOCABULARY_ROWS = 64
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a configuration to a run: load what is needed, go through the loop, save, resume."""
+"""From a configuration to a run of its method: load what is needed, go through the loop, save, resume."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from peft import LoraConfig
 from rich.console import Console
 
 from latent_cot import tasks, tools, weights
+from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules, encode_rationale
-from latent_cot.config import EMConfig, EvaluationConfig, LoraSettings
-from latent_cot.em import EM
+from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.loop import Loop
 from latent_cot.optimizer_state import load_optimizer, save_optimizer
 from latent_cot.run import Checkpoint, RunFolder
 from latent_cot.state import Phase, State
@@ -31,12 +32,23 @@ from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest, Example, Task, TaskData
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model with its two adapters."""
+
+    lm: LanguageModel
+    source: Mapping[str, str]
+    """Where it came from."""
+    note: str
+    """A sentence on device and precision."""
+
+
 @dataclass
 class Session:
     """Everything a command needs, built from a configuration."""
 
-    config: EMConfig
-    lm: LanguageModel
+    config: RunConfig
+    model: LoadedModel
     task: Task
     data: TaskData
     tests: dict[str, list[Example]]
@@ -46,18 +58,31 @@ class Session:
     """For tests: chains may be longer."""
     notes: list[str]
     """Sentences the user should see."""
-    source: Mapping[str, str]
-    """Where the base model came from."""
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.model.lm
+
+    def loop(self, data: TaskData | None = None, **arguments: Any) -> Loop:
+        """The method's loop. `data`: other training examples than the session's own."""
+        method = METHODS[self.config.method].load()
+        data = self.data if data is None else data
+        return method(self.config, self.lm, self.task, data, self.tests, self.rules, self.test_rules, **arguments)
 
 
 class Stopped(Exception):
     """The run was asked to stop; everything is saved."""
 
 
-def open_session(config: EMConfig, *, console: Console | None = None, load_data: bool = True) -> Session:
+def open_session(
+    config: RunConfig, *, console: Console | None = None, load_data: bool = True, loaded: Session | None = None
+) -> Session:
     """Load the task, its tools and data, and the base model with two fresh adapters.
 
-    With `load_data=False` there are no training examples and no tests (to answer a user's own questions).
+    With `load_data=False` there are no training examples and no tests (to answer a user's own questions). If `loaded`
+    has the same base model with adapters of the same kind, that model is used again: a loop makes its own
+    adapters afresh.
+
     Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
     """
     task = tasks.load(config.task)
@@ -72,22 +97,11 @@ def open_session(config: EMConfig, *, console: Console | None = None, load_data:
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped
 
-    folder = weights.resolve(config.model, console=console)
-    precision, reason = choose_precision(config.precision)
-    AcceleratorState._reset_state()  # a second session of this process may want another precision
-    accelerator = Accelerator(mixed_precision="bf16" if precision is torch.bfloat16 else "no")
-    if accelerator.num_processes > 1:
-        raise UsageError("a run uses one process at present: start it without `accelerate launch`")
-    notes.append(f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}: {reason}.")
+    model = loaded.model if loaded is not None and _same_model(loaded.config, config) else _load_model(config, console)
+    lm = model.lm
     set_seed(config.seed)
-    model, tokenizer = weights.load_model_and_tokenizer(
-        folder, dtype=precision, trust_remote_code=config.trust_remote_code
-    )
-    try:
-        lm = LanguageModel(model, tokenizer, lora_config(config.lora), accelerator)
-    except ValueError as error:  # PEFT: a target module the model does not have
-        raise UsageError(f"--lora.target-modules {config.lora.target_modules}: {error}") from error
-    codec = TextCodec(tokenizer, stop=task.stop, allowed_characters=task.allowed_characters)
+    notes.append(model.note)
+    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=task.allowed_characters)
     rules = ChainRules(
         codec,
         chain_tools,
@@ -99,15 +113,15 @@ def open_session(config: EMConfig, *, console: Console | None = None, load_data:
     for demonstration in data.demonstrations:
         _check_demonstration(demonstration, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
-    return Session(config, lm, task, data, tests, rules, test_rules, notes, weights.provenance(folder))
+    return Session(config, model, task, data, tests, rules, test_rules, notes)
 
 
-def run_em(
+def run_loop(
     session: Session,
     folder: RunFolder,
     *,
     resume: bool = False,
-    on_unit: Callable[[EM, Phase, Mapping[str, Any]], None] = lambda em, phase, info: None,
+    on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Go through the loop, saving now and then, and write the adapters and `results.json`.
@@ -123,48 +137,46 @@ def run_em(
     """
     checkpoint = folder.latest() if resume else None
     warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
-    em = _make_em(session, checkpoint)
-    spent = float(checkpoint.state["seconds"]) if checkpoint else 0.0
-    peak = int(checkpoint.state["peak_memory_bytes"]) if checkpoint else 0
-    started = saved = time.monotonic()
+    loop = _make_loop(session, checkpoint)
+    none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
+    spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
+    seconds: dict[str, float] = dict(spent["phases"])
+    started = saved = lap = time.monotonic()
     folder.mark("running")
     for note in [*session.notes, *warnings]:
         folder.log("note", text=note)
 
     def cost() -> dict[str, Any]:
         return {
-            "seconds": spent + time.monotonic() - started,
-            "peak_memory_bytes": max(peak, peak_memory_bytes()),
+            "seconds": spent["seconds"] + time.monotonic() - started,
+            "phases": seconds,
+            "peak_memory_bytes": max(spent["peak_memory_bytes"], peak_memory_bytes()),
         }
 
     def save() -> None:
-        state = {
-            "em": em.state.to_json(),
-            "buffer": em.buffer.state_dict(),
-            "log_z": em.log_z.tolist(),
-            **cost(),
-        }
-        folder.save(state, lambda target: _write_state(em, target))
+        folder.save({**loop.state_dict(), "resources": cost()}, lambda target: _write_state(loop, target))
 
-    for phase, info in em.run():
+    for phase, info in loop.run():
+        seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - lap
+        lap = time.monotonic()
         figures = {key: value for key, value in info.items() if key != "samples"}
-        folder.log(phase.name, round=phase.round, unit=em.state.unit, **figures)
+        folder.log(phase.name, round=phase.round, unit=loop.state.unit, **figures)
         folder.append_rationales(
-            {"round": phase.round, "phase": phase.name, "unit": em.state.unit, **sample}
+            {"round": phase.round, "phase": phase.name, "unit": loop.state.unit, **sample}
             for sample in info.get("samples", ())
         )
-        on_unit(em, phase, info)
+        on_unit(loop, phase, info)
         if should_stop():
             save()
             folder.mark("stopped")
             raise Stopped
         if time.monotonic() - saved >= session.config.checkpoint_seconds:
             save()
-            saved = time.monotonic()
+            saved = lap = time.monotonic()
     save()
     for adapter in ADAPTERS:
         session.lm.save_adapter(adapter, folder.path / adapter)
-    results = {**_describe(session), **em.state.results(), "resources": cost()}
+    results = {**_describe(session), **loop.state.results(), "resources": cost()}
     folder.write_json("results.json", results)
     folder.mark("finished")
     return results
@@ -183,7 +195,7 @@ def load_reasoners(session: Session, folder: RunFolder) -> None:
         session.lm.load_adapter(adapter, source / adapter)
 
 
-def data_request(config: EMConfig) -> DataRequest:
+def data_request(config: RunConfig) -> DataRequest:
     """What a configuration asks of its task."""
     d = config.data
     return DataRequest(d.demonstrations, d.pairs, d.validation, config.seed, d.train_file, d.options)
@@ -233,6 +245,28 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
+    folder = weights.resolve(config.model, console=console)
+    precision, reason = choose_precision(config.precision)
+    AcceleratorState._reset_state()  # a second session of this process may want another precision
+    accelerator = Accelerator(mixed_precision="bf16" if precision is torch.bfloat16 else "no")
+    if accelerator.num_processes > 1:
+        raise UsageError("a run uses one process at present: start it without `accelerate launch`")
+    note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}: {reason}."
+    model, tokenizer = weights.load_model_and_tokenizer(
+        folder, dtype=precision, trust_remote_code=config.trust_remote_code
+    )
+    try:
+        lm = LanguageModel(model, tokenizer, lora_config(config.lora), accelerator)
+    except ValueError as error:  # PEFT: a target module the model does not have
+        raise UsageError(f"--lora.target-modules {config.lora.target_modules}: {error}") from error
+    return LoadedModel(lm, weights.provenance(folder), note)
+
+
+def _same_model(a: RunConfig, b: RunConfig) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in ("model", "precision", "trust_remote_code", "lora"))
+
+
 def _check_demonstration(example: Example, rules: ChainRules) -> None:
     """Raises UsageError, naming where it comes from, if q could not write this rationale."""
     try:
@@ -242,39 +276,34 @@ def _check_demonstration(example: Example, rules: ChainRules) -> None:
         raise UsageError(f"{source}: {error}" if source else str(error)) from error
 
 
-def _make_em(session: Session, checkpoint: Checkpoint | None) -> EM:
-    def build(**arguments: Any) -> EM:
-        s = session
-        return EM(s.config, s.lm, s.task, s.data, s.tests, s.rules, s.test_rules, **arguments)
-
+def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     if checkpoint is None:
-        return build()
-    em = build(
-        state=State.from_json(checkpoint.state["em"]),
+        return session.loop()
+    loop = session.loop(
+        state=State.from_json(checkpoint.state["loop"]),
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
     )
-    em.buffer.load_state_dict(checkpoint.state["buffer"])
-    with torch.no_grad():
-        em.log_z.copy_(torch.tensor(checkpoint.state["log_z"]))
+    loop.load_state_dict(checkpoint.state)
     for adapter in ADAPTERS:
         session.lm.load_adapter(adapter, checkpoint.path / adapter)
-    return em
+    return loop
 
 
-def _write_state(em: EM, target: Path) -> None:
+def _write_state(loop: Loop, target: Path) -> None:
     for adapter in ADAPTERS:
-        em.lm.save_adapter(adapter, target / adapter)
-    if em.optimiser is not None:
-        save_optimizer(em.optimiser.adam, target)
+        loop.lm.save_adapter(adapter, target / adapter)
+    if loop.optimiser is not None:
+        save_optimizer(loop.optimiser.adam, target)
 
 
 def _describe(session: Session) -> dict[str, Any]:
     """What the figures are figures of."""
     c = session.config
     return {
+        "method": c.method,
         "task": c.task,
         "model": c.model,
-        "model_source": dict(session.source),
+        "model_source": dict(session.model.source),
         "seed": c.seed,
         "condition": c.condition,
         "decoding": {

@@ -1,6 +1,6 @@
-"""Where a run's configuration comes from: defaults < preset < YAML file < flags.
+"""Where a run's configuration comes from: defaults < preset < the method's own settings < YAML file < flags.
 
-The first three are read here; the flags are put on top by the command line (`cli/em.py`). Reading is
+The flags are put on top by the command line (`cli/fit.py`), the rest is read here. Reading is
 strict: an unknown key, a value of another type or out of range is a UsageError that names file and key.
 Importing this loads no torch.
 """
@@ -19,7 +19,8 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import yaml
 
-from latent_cot.config import EMConfig
+from latent_cot.baselines import METHODS
+from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError, did_you_mean
 
 DEFAULT_PRESET = "cpu"
@@ -33,8 +34,9 @@ def presets() -> list[str]:
     return sorted(entry.name[:-5] for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_config(preset: str | None = None, file: str | Path | None = None) -> EMConfig:
-    """The dataclasses' defaults, with the values of `preset` (None: the default one) and then of `file`.
+def load_config(preset: str | None = None, file: str | Path | None = None, method: str | None = None) -> RunConfig:
+    """The dataclasses' defaults, with the values of `preset` (None: the default one), those that the method implies,
+    and then those of `file`. `method` None: the one that the file or the preset names.
 
     Values are checked one by one, not against each other: flags may still change them. See `check`.
     Raises UsageError.
@@ -44,17 +46,24 @@ def load_config(preset: str | None = None, file: str | Path | None = None) -> EM
         raise UsageError(f"--preset {name}: there is no such preset.{did_you_mean(name, presets())}")
     text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     config = from_dict(parse_yaml(text, f"preset {name}"), f"preset {name}")
-    if file is not None:
-        config = from_dict(parse_yaml(_read(Path(file).expanduser()), str(file)), str(file), config)
-    return config
+    record, where = ({}, "") if file is None else (parse_yaml(_read(Path(file).expanduser()), str(file)), str(file))
+    config = with_method(config, method or from_dict(record, where, config).method)
+    return replace(from_dict(record, where, config), method=config.method)
 
 
-def to_dict(config: EMConfig) -> dict[str, Any]:
+def with_method(config: RunConfig, method: str) -> RunConfig:
+    """A configuration for another method, with the settings that this method implies. Raises UsageError."""
+    if method not in METHODS:
+        raise UsageError(f"--method {method}: there is no such method.{did_you_mean(method, METHODS)}")
+    return from_dict({"method": method, **METHODS[method].settings}, f"method {method}", config)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """As YAML and JSON can hold it: nested dictionaries, tuples as lists."""
     return cast("dict[str, Any]", _plain(asdict(config)))
 
 
-def from_dict(record: Any, where: str, base: EMConfig | None = None) -> EMConfig:
+def from_dict(record: Any, where: str, base: RunConfig | None = None) -> RunConfig:
     """`base` (None: the defaults) with the values of `record`, which need not name all.
 
     Args:
@@ -63,10 +72,10 @@ def from_dict(record: Any, where: str, base: EMConfig | None = None) -> EMConfig
 
     Raises UsageError for an unknown key or a value of the wrong type.
     """
-    return cast("EMConfig", _overlay(EMConfig() if base is None else base, record, where, ""))
+    return cast("RunConfig", _overlay(RunConfig() if base is None else base, record, where, ""))
 
 
-def to_yaml(config: EMConfig) -> str:
+def to_yaml(config: RunConfig) -> str:
     """A file that `load_config` reads back as the same configuration."""
     # ASCII, with escapes: with allow_unicode PyYAML writes U+0085 so that it reads back as a space.
     return yaml.safe_dump(to_dict(config), sort_keys=False)
@@ -220,11 +229,20 @@ _POSITIVE = (
         for name in ("learning_rate", "clip", "max_batch_tokens")
     ),
     *(f"{step}.{name}" for step in ("init_step", "m_step") for name in ("batch_size", "samples")),
+    *(f"sft.{name}" for name in ("check_every", "patience", "questions", "batch_size", "learning_rate")),
+    *(
+        f"{method}.{name}"
+        for method in ("ppo", "grpo", "forward_kl")
+        for name in ("questions", "samples", "learning_rate", "clip")
+    ),
+    *(f"{method}.{name}" for method in ("ppo", "grpo") for name in ("epochs", "reward_floor", "clip_range")),
+    *(f"rejection.{name}" for name in ("rounds", "trajectories", "per_question")),
+    *(f"forward_kl.{name}" for name in ("rounds", "model_questions", "model_samples")),
 )
 """Settings that must be above 0; every other number must not be negative."""
 
 
-def check(config: EMConfig) -> None:
+def check(config: RunConfig) -> None:
     """Raises UsageError, naming the flag, for a number out of range or settings that contradict each other."""
     for path, value in _numbers(config, ""):
         if not math.isfinite(value):
@@ -255,6 +273,7 @@ def check(config: EMConfig) -> None:
         raise UsageError(
             f"--e-step.temperature-low is {e.temperature_low}, above --e-step.temperature-high ({e.temperature_high})"
         )
+    _check_method(config)
     if config.evaluation.votes > 1 and config.evaluation.temperature == 0:
         raise UsageError(
             f"--evaluation.votes is {config.evaluation.votes}, but at --evaluation.temperature 0 all chains "
@@ -262,7 +281,31 @@ def check(config: EMConfig) -> None:
         )
 
 
-def refuse_code(config: EMConfig, file: str | Path, *, trusted: bool) -> None:
+def _check_method(config: RunConfig) -> None:
+    """What a method asks of settings that are not its own."""
+    method, demonstrations = config.method, config.data.demonstrations
+    condition = {"ppo": "x", "grpo": "x", "gflownet": "x", "em-xy": "xy"}.get(method, config.condition)
+    if config.condition != condition:
+        raise UsageError(
+            f"--condition {config.condition}: q sees {'X only' if condition == 'x' else 'X and Y'} with --method "
+            f"{method}; give --condition {condition}"
+        )
+    if method == "few-shot" and config.fewshot.k > demonstrations:
+        raise UsageError(
+            f"--fewshot.k is {config.fewshot.k}, more than the {demonstrations} --data.demonstrations; give fewer"
+        )
+    if method == "sft" and not (demonstrations and config.data.validation):
+        raise UsageError(
+            "--method sft learns --data.demonstrations and is stopped by --data.validation; neither can be 0"
+        )
+    for name, section in (("ppo", config.ppo), ("grpo", config.grpo)):
+        if section.samples < 2:
+            raise UsageError(f"--{name}.samples is {section.samples}; it must be at least 2, to compare them")
+        if section.clip_range >= 1:
+            raise UsageError(f"--{name}.clip-range is {section.clip_range}; it must be below 1")
+
+
+def refuse_code(config: RunConfig, file: str | Path, *, trusted: bool) -> None:
     """A run folder may come from somebody else: the code that its configuration names runs only on the user's word.
 
     Raises UsageError, naming the code, unless `trusted`.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 from latent_cot.buffer import rationale_from_json, rationale_to_json
 from latent_cot.diagnostics import mean_figures
@@ -20,35 +20,66 @@ class Phase:
     name: str
 
 
+class Drawn(NamedTuple):
+    """A rationale to fine-tune on."""
+
+    question: int
+    """Index of its training question."""
+    rationale: Rationale
+    weight: float = 1.0
+    """Of its log-likelihood."""
+
+
+@dataclass
+class Budget:
+    """What training has cost. Evaluation and diagnostics are not counted."""
+
+    trajectories: int = 0
+    """Rationales sampled."""
+    tokens: int = 0
+    """Their tokens, the tools' included."""
+    gradient_steps: int = 0
+    """Optimiser steps of either adapter, those on the demonstrations included."""
+
+    def sampled(self, rationales: Sequence[Rationale], counts: Sequence[int] | None = None) -> None:
+        """Count these rationales, each as often as it was sampled (None: once)."""
+        for rationale, count in zip(rationales, counts or [1] * len(rationales), strict=True):
+            self.trajectories += count
+            self.tokens += count * len(rationale)
+
+
 @dataclass
 class State:
     """Where a run is and what it has found; with the adapters, the optimiser and the buffer, all of it."""
 
     phase: int = 0
-    """Index into `EM.phases`."""
+    """Index into `Loop.phases`."""
     unit: int = 0
     """Units of that phase that are done."""
     model_trained: bool = False
     """Whether an M-step has changed p."""
-    drawn: list[tuple[int, Rationale]] = field(default_factory=list)
-    """(training question, rationale drawn from q), for the M-step."""
+    drawn: list[Drawn] = field(default_factory=list)
+    """Rationales for the M-step."""
+    budget: Budget = field(default_factory=Budget)
+    checks: list[int] = field(default_factory=list)
+    """Right answers to the validation questions at each check of a method that stops early."""
     tally: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
     """round -> reasoner -> split -> [right, questions]."""
     posterior: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
-    """round -> "before" or "after" its E-step -> figures of each validation question."""
+    """round -> "before" or "after" q's training -> figures of each validation question."""
 
     def to_json(self) -> dict[str, Any]:
-        drawn = [[question, rationale_to_json(rationale)] for question, rationale in self.drawn]
-        return {**vars(self), "drawn": drawn}
+        drawn = [[d.question, rationale_to_json(d.rationale), d.weight] for d in self.drawn]
+        return {**vars(self), "drawn": drawn, "budget": asdict(self.budget)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> State:
-        drawn = [(question, rationale_from_json(rationale)) for question, rationale in record["drawn"]]
-        return cls(**{**record, "drawn": drawn})
+        drawn = [Drawn(question, rationale_from_json(one), weight) for question, one, weight in record["drawn"]]
+        return cls(**{**record, "drawn": drawn, "budget": Budget(**record["budget"])})
 
     def results(self) -> dict[str, Any]:
-        """Accuracies (round -> reasoner -> split), and how near q came to the posterior (round -> before and
-        after its E-step; means over the validation questions)."""
+        """Accuracies (round -> reasoner -> split), how near q came to the posterior (round -> before and
+        after its training; means over the validation questions), and what it cost."""
         posterior = {
             number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
             for number, of_round in self.posterior.items()
@@ -60,4 +91,4 @@ class State:
             }
             for number, reasoners in self.tally.items()
         }
-        return {"accuracy": accuracy, "posterior": posterior}
+        return {"accuracy": accuracy, "posterior": posterior, "budget": asdict(self.budget)}

@@ -9,7 +9,7 @@ its depth, and what it attends to is what it would have attended to in its own s
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,11 +79,13 @@ _KEY_MULTIPLE = 32
 # Trees of one batch that begin alike are run with that beginning in common, if it has this many tokens: the
 # demonstrations of a prompt, say.
 _SHORTEST_PREFIX = 16
+# In larger trees most pairs of nodes have nothing to do with each other: they are attended to path by path.
+_LARGEST_SQUARE = 256
 
 
 @dataclass(frozen=True)
 class Block:
-    """Trees side by side, as attention needs them: R rows of up to Q nodes, which see up to K nodes."""
+    """Parts of trees side by side, as attention needs them: R rows of up to Q nodes, which see up to K nodes."""
 
     queries: torch.Tensor
     """(R, Q) long: nodes; padded with any."""
@@ -104,6 +106,7 @@ class FlatTrees:
     position_ids: torch.Tensor
     """(N,) long: depth in the tree."""
     blocks: Sequence[Block]
+    """Each node is a query of one row of one block."""
     cell_of: torch.Tensor
     """(N,) long: the place of each node among the blocks' queries, flattened, block after block."""
     rows: torch.Tensor
@@ -114,41 +117,90 @@ class FlatTrees:
 def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
     """Lay trees one behind the other."""
     shared = _shared_trunk(trees)
+    trunk = np.arange(shared)
     tokens, depths = trees[0].tokens[:shared], trees[0].depths[:shared]
-    rows: list[np.ndarray] = []
-    starts = []
+    nodes_of: list[np.ndarray] = []
+    squares: list[_Row] = []
+    paths: dict[tuple[int, int], list[_Row]] = {}
     for tree in trees:
-        starts.append(len(tokens))
-        rows.append(np.concatenate([np.arange(shared), len(tokens) + np.arange(len(tree) - shared)]))
+        nodes = np.concatenate([trunk, len(tokens) + np.arange(len(tree) - shared)])
+        nodes_of.append(nodes)
         tokens = tokens + tree.tokens[shared:]
         depths = depths + tree.depths[shared:]
+        if len(tree) - shared <= _LARGEST_SQUARE:
+            squares.append(_Row(nodes[shared:], nodes, ancestor_mask(tree)[shared:]))
+        else:
+            for row in _paths(tree, nodes, shared):
+                q, k = row.mask.shape
+                paths.setdefault((q.bit_length(), -(-k // _KEY_MULTIPLE)), []).append(row)
+    blocks = [_block([_Row(trunk, trunk, np.tri(shared, dtype=bool))])] if shared else []
+    if squares:
+        blocks.append(_block(squares, own_keys=not shared))
+    blocks += [_block(rows) for rows in paths.values()]
 
-    trunk = np.arange(shared)
-    blocks = []
-    if shared:
-        causal = np.tril(np.ones((shared, shared), dtype=bool))
-        blocks.append(Block(*map(torch.from_numpy, (trunk[None], trunk[None], causal[None])), own_keys=True))
-    longest = max(len(tree) for tree in trees)
-    width = -(-longest // _KEY_MULTIPLE) * _KEY_MULTIPLE - shared
-    queries = np.repeat(np.array(starts)[:, None], width, 1)
-    attention = np.zeros((len(trees), width, shared + width), dtype=bool)
-    attention[:, :, 0] = True
-    for r, tree in enumerate(trees):
-        size = len(tree) - shared
-        queries[r, :size] += np.arange(size)
-        attention[r, :size, : len(tree)] = ancestor_mask(tree)[shared:]
-    keys = np.concatenate([np.repeat(trunk[None], len(trees), 0), queries], 1)
-    blocks.append(Block(*map(torch.from_numpy, (queries, keys, attention)), own_keys=not shared))
-
-    cells = [np.arange(shared)]
-    cells += [shared + r * width + np.arange(len(tree) - shared) for r, tree in enumerate(trees)]
+    cell_of = np.empty(len(tokens), dtype=np.int64)
+    start = 0
+    for block, real in blocks:
+        cells = block.queries.numpy().ravel()
+        cell_of[cells[real]] = start + np.flatnonzero(real)
+        start += cells.size
     return FlatTrees(
         torch.tensor(tokens),
         torch.tensor(depths),
-        blocks,
-        torch.from_numpy(np.concatenate(cells)),
-        torch.from_numpy(np.concatenate(rows)),
+        [block for block, _ in blocks],
+        torch.from_numpy(cell_of),
+        torch.from_numpy(np.concatenate(nodes_of)),
     )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Nodes (Q,), what they may see (K,), and which of it each does see (Q, K)."""
+
+    queries: np.ndarray
+    keys: np.ndarray
+    mask: np.ndarray
+
+
+def _paths(tree: TokenTree, nodes: np.ndarray, shared: int) -> Iterator[_Row]:
+    """Cut a tree into paths, each as long as it will go: a node's first child goes on with its path, every
+    other child begins one of its own. A path sees itself and the way that leads to it."""
+    path_of: dict[int, list[int]] = {}
+    continued: set[int] = set()
+    for node in range(shared, len(tree)):
+        parent = tree.parents[node]
+        if parent in path_of and parent not in continued:
+            continued.add(parent)
+            path_of[node] = path_of[parent]
+        else:
+            path_of[node] = []
+        path_of[node].append(node)
+    for path in {id(path): path for path in path_of.values()}.values():
+        before = tree.path(tree.parents[path[0]])
+        mask = np.ones((len(path), len(before) + len(path)), dtype=bool)
+        mask[:, len(before) :] = np.tri(len(path), dtype=bool)
+        yield _Row(nodes[path], nodes[before + path], mask)
+
+
+def _block(rows: Sequence[_Row], *, own_keys: bool = False) -> tuple[Block, np.ndarray]:
+    """Rows side by side, and which of the queries, flattened, are no padding."""
+    most = max(len(row.queries) for row in rows)
+    wide = -(-max(len(row.keys) for row in rows) // _KEY_MULTIPLE) * _KEY_MULTIPLE
+    if own_keys:
+        most = wide
+    queries = np.empty((len(rows), most), dtype=np.int64)
+    keys = np.empty((len(rows), wide), dtype=np.int64)
+    attention = np.zeros((len(rows), most, wide), dtype=bool)
+    attention[:, :, 0] = True
+    real = np.zeros((len(rows), most), dtype=bool)
+    for r, row in enumerate(rows):
+        q, k = row.mask.shape
+        queries[r], keys[r] = row.queries[0], row.keys[0]
+        queries[r, :q], keys[r, :k] = row.queries, row.keys
+        attention[r, :q, :k] = row.mask
+        real[r, :q] = True
+    block = Block(torch.from_numpy(queries), torch.from_numpy(keys), torch.from_numpy(attention), own_keys)
+    return block, real.ravel()
 
 
 def _shared_trunk(trees: Sequence[TokenTree]) -> int:

@@ -160,6 +160,42 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Test splits that differ in one or more numbers, such as that of operands: the points of a curve."""
+
+    pattern: str
+    """What the user wrote, e.g. `"operands=3..10"`."""
+    axes: tuple[str, ...]
+    """The numbers that vary, e.g. `("operands",)`; empty if the pattern names a single split. Each is a key
+    of the questions' `Example.meta`, so that the values trained on can be told from the others."""
+    points: Mapping[str, Mapping[str, int]]
+    """Split's name -> number -> value, of those that vary and of those that do not."""
+
+
+@runtime_checkable
+class SweepableTask(Protocol):
+    """What a task may have besides: test splits that are named by numbers."""
+
+    def sweep(self, pattern: str) -> Sweep:
+        """The splits that a pattern stands for, a single one or many; `Task.split` knows each by its name.
+        Raises UsageError for a pattern that cannot be."""
+        ...
+
+
+@runtime_checkable
+class DiagnosingTask(Protocol):
+    """What a task may have besides: it can tell what a wrong chain did wrong."""
+
+    mistakes: Mapping[str, str]
+    """Category -> what it means, one line; in the order in which they are shown."""
+
+    def mistake(self, example: Example, rationale: Rationale) -> str | None:
+        """The one category of a chain that does not arrive at the right answer; None: let the rule for all
+        tasks decide. A pure function of text that a model wrote: bounded, and it never evaluates it."""
+        ...
+
+
 @runtime_checkable
 class Tool(Protocol):
     """Something a chain can call while it is generated.

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from latent_cot.chain import ChainRules
-from latent_cot.evaluate import Accuracy, answer_questions, majority
+from latent_cot.evaluate import MISTAKES, Accuracy, Mistakes, Outcome, answer_questions, majority, mistake
 from latent_cot.lm import LanguageModel
 from latent_cot.text import TextCodec
-from latent_cot.types import Example, Rationale
+from latent_cot.types import Example, Rationale, ToolCall
 from tests.oracles import scoring
 from tests.worlds import CountTool, PlainTask, ToyTask, language_model
 
@@ -135,3 +135,66 @@ def test_candidates_are_picked_by_their_likelihood_after_the_rationale(lm: Langu
             assert answer == max(score, key=lambda name: score[name])
             seen.append(rationale)
     assert len(set(seen)) > 3
+
+
+# -- what the wrong ones did wrong -----------------------------------------------------------------
+
+
+def chain(text: str, *, cut: bool = False, failed: bool = False) -> Rationale:
+    n = len(text)
+    calls = (ToolCall("count", n, text, None, "refused"),) if failed else ()
+    return Rationale(tuple(map(ord, text)), (True,) * n, (True,) * (n + 1), text, cut, calls)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "answer", "category"),
+    [
+        (chain("a"), "3", "wrong answer"),
+        (chain("a"), None, "no answer"),
+        (chain("a", failed=True), None, "failed call"),
+        (chain("a", failed=True), "3", "failed call"),
+        (chain("a", failed=True, cut=True), None, "token limit"),
+    ],
+)
+def test_the_rule_for_all_tasks(rationale: Rationale, answer: str | None, category: str) -> None:
+    assert mistake(ToyTask(), Example("a?", answer="4"), rationale, answer) == category
+    assert category in MISTAKES
+
+
+class OpinionatedTask(ToyTask):
+    """Knows one mistake, and leaves the others to the rule for all tasks."""
+
+    mistakes = {"shouting": "in capitals", "no answer": "its own words"}  # noqa: RUF012
+
+    def mistake(self, example: Example, rationale: Rationale) -> str | None:
+        return "shouting" if rationale.text.isupper() else None
+
+
+def outcome(question: str, *chains: tuple[str, str | None]) -> Outcome:
+    answers = [answer for _, answer in chains]
+    example = Example(f"{question}?", answer="4", question=question)
+    return Outcome(example, [chain(text) for text, _ in chains], answers, majority(answers), False)
+
+
+def test_mistakes_are_counted_once_with_their_first_example() -> None:
+    found = Mistakes(OpinionatedTask())
+    found.add(outcome("u", ("b", None)))
+    found.add(outcome("v", ("c", "3"), ("C", "5"), ("D", "5")))  # the vote is for 5: the first with it is C
+    found.add(outcome("w", ("E", "3")))
+    other = Mistakes(found.task)
+    other.add(outcome("x", ("d", "3")))
+    other.add(outcome("y", ("F", "3")))
+    found.merge(other)
+    rows = found.to_json()
+    assert [(row["category"], row["count"], row["share"]) for row in rows] == [
+        ("shouting", 3, 0.6),
+        ("no answer", 1, 0.2),
+        ("wrong answer", 1, 0.2),
+    ]
+    assert [row["meaning"] for row in rows] == ["in capitals", "its own words", MISTAKES["wrong answer"]]
+    assert rows[0]["example"] == {"question": "v", "right": "4", "answer": "5", "chain": "C"}
+    assert rows[2]["example"] == {"question": "x", "right": "4", "answer": "3", "chain": "d"}
+
+
+def test_no_mistakes() -> None:
+    assert Mistakes(ToyTask()).to_json() == []

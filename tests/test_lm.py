@@ -12,8 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from latent_cot import tree as tree_module
 from latent_cot.errors import UsageError
-from latent_cot.lm import Abilities, LanguageModel, run_paths
+from latent_cot.lm import Abilities, LanguageModel, run_flat, run_padded, run_paths
 from latent_cot.tree import TokenTree
 from latent_cot.weights import load_model_and_tokenizer
 from tests.worlds import language_model, shake
@@ -204,6 +205,61 @@ def test_a_model_with_an_attention_of_its_own_gets_padded_trees(folder: Path) ->
     base.set_attn_implementation("eager")
     assert Abilities.of(base).trees == "padded"
     assert base.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("largest_square", [0, 256])
+@pytest.mark.parametrize("shared", [0, 20])
+def test_gradients_through_trees_are_those_through_paths(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, largest_square: int, shared: int
+) -> None:
+    """Small trees and large ones, with a beginning in common or not."""
+    monkeypatch.setattr(tree_module, "_LARGEST_SQUARE", largest_square)
+    trees = []
+    for size in (2, 5, 3):
+        tree = TokenTree()
+        root = tree.extend(-1, [*range(30, 30 + shared), *IDS[:size]])
+        tree.extend(root[-1], [20, 21, 24])
+        tree.extend(tree.extend(root[-1], [22])[0], [23])
+        trees.append(tree)
+    found = []
+    for run in (run_flat, run_padded, run_paths):
+        with lm.trainable("q") as model:
+            lm.logits(run(model, trees, linear_head=True)).log_softmax(-1)[:, 3].sum().backward()
+        gradients = {name: weight.grad for name, weight in lm.parameters("q").items()}
+        assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
+        found.append(gradients)
+        for weight in lm.parameters("q").values():
+            weight.grad = None
+    for name, gradient in found[2].items():
+        torch.testing.assert_close(found[0][name], gradient, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
+    """Each layer runs twice in an update, and once without gradients."""
+    tree = TokenTree()
+    tree.extend(tree.extend(-1, IDS)[-1], [20, 21])
+    gradients, runs = [], []
+    for checkpointing in (False, True):
+        lm = language_model(folder, gradient_checkpointing=checkpointing)
+        calls = 0
+
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        layer = next(module for _, module in lm._adapted)
+        layer.register_forward_hook(count)
+        with lm.trainable("q") as model:
+            lm.logits(lm.hidden(model, [tree])).log_softmax(-1)[:, 3].sum().backward()
+        gradients.append({name: weight.grad for name, weight in lm.parameters("q").items()})
+        runs.append(calls)
+        with torch.no_grad():
+            lm.hidden(lm.peft.get_base_model(), [tree])  # type: ignore[arg-type]
+        assert calls == runs[-1] + 1
+    assert runs == [1, 2]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:

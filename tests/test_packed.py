@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_a_fused_layer_is_pefts(lm: LanguageModel) -> None:
     fused = a_layer(lm)
     plain = copy.deepcopy(fused)
     plain.forward = LoraLinear.forward.__get__(plain)  # type: ignore[method-assign]
-    x = torch.randn(2, 7, fused.in_features, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 7, int(fused.in_features or 0), generator=torch.Generator().manual_seed(0))
     with lm.trainable("q"):
         plain.set_adapter("q")
         outputs, gradients = [], []
@@ -85,7 +86,7 @@ def test_the_fused_gradient_is_the_numerical_one() -> None:
 def test_dropout_takes_the_long_way(lm: LanguageModel) -> None:
     layer = a_layer(lm)
     layer.lora_dropout["q"] = nn.Dropout(0.5)
-    x = torch.randn(4, layer.in_features)
+    x = torch.randn(4, int(layer.in_features or 0))
     with lm.trainable("q"):
         torch.manual_seed(0)
         first = layer(x)
@@ -97,7 +98,7 @@ def test_weights_merged_in_bf16_are_those_merged_in_fp32(lm: LanguageModel) -> N
     layer = a_layer(lm)
     exact = lora.merged_weight(layer, "q")
     layer.get_base_layer().to(torch.bfloat16)
-    base = layer.get_base_layer().weight
+    base = cast("torch.Tensor", layer.get_base_layer().weight)
     merged = lora.merged_weight(layer, "q")
     assert merged.dtype == torch.bfloat16
     assert not torch.equal(merged, base)

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from latent_cot.config import EMConfig
+from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.settings import (
     check,
@@ -28,11 +28,11 @@ from latent_cot.settings import (
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
-def _configs() -> st.SearchStrategy[EMConfig]:
+def _configs() -> st.SearchStrategy[RunConfig]:
     """Configurations with any values of the right types."""
 
     @st.composite
-    def config(draw: st.DrawFn) -> EMConfig:
+    def config(draw: st.DrawFn) -> RunConfig:
         def vary(section: Any) -> Any:
             values: dict[str, Any] = {}
             for item in fields(section):
@@ -53,8 +53,8 @@ def _configs() -> st.SearchStrategy[EMConfig]:
                     values[item.name] = draw(TEXT)
             return replace(section, **values)
 
-        varied = vary(EMConfig())
-        assert isinstance(varied, EMConfig)
+        varied = vary(RunConfig())
+        assert isinstance(varied, RunConfig)
         return varied
 
     return config()
@@ -62,8 +62,8 @@ def _configs() -> st.SearchStrategy[EMConfig]:
 
 @settings(max_examples=25)
 @given(_configs())
-@example(replace(EMConfig(), output_dir="a\x85b \u2028ü 🎉", seed=2**70))
-def test_a_configuration_survives_yaml(config: EMConfig) -> None:
+@example(replace(RunConfig(), output_dir="a\x85b \u2028ü 🎉", seed=2**70))
+def test_a_configuration_survives_yaml(config: RunConfig) -> None:
     assert from_dict(to_dict(config), "x") == config
     assert from_dict(parse_yaml(to_yaml(config), "x"), "x") == config
 
@@ -75,12 +75,12 @@ def test_the_layers_override_in_order(tmp_path: Path) -> None:
     assert config.rounds == 7  # the file, over the preset's 1
     assert config.e_step.steps == 11
     assert config.e_step.questions == 32  # the preset, over the default
-    assert config.m_step.clip == EMConfig().m_step.clip  # the default
+    assert config.m_step.clip == RunConfig().m_step.clip  # the default
 
 
 def test_a_partial_section_keeps_what_it_does_not_name() -> None:
     config = from_dict({"init_step": {"steps": 5}}, "x")
-    assert config.init_step == replace(EMConfig().init_step, steps=5)
+    assert config.init_step == replace(RunConfig().init_step, steps=5)
     assert config.init_step.batch_size != config.m_step.batch_size
 
 
@@ -166,7 +166,7 @@ def test_each_preset_is_valid(name: str) -> None:
 
 def test_the_default_preset_is_the_defaults() -> None:
     assert "cpu" in presets()
-    assert load_config() == load_config("cpu") == EMConfig()
+    assert load_config() == load_config("cpu") == RunConfig()
 
 
 def test_the_papers_share_of_demonstrations() -> None:
@@ -225,7 +225,7 @@ def test_a_flag_is_spelt_with_dashes() -> None:
 
 
 def test_the_printed_form_is_plain_yaml() -> None:
-    assert yaml.safe_load(to_yaml(EMConfig())) == to_dict(EMConfig())
+    assert yaml.safe_load(to_yaml(RunConfig())) == to_dict(RunConfig())
 
 
 @pytest.mark.parametrize(

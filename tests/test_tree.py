@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latent_cot import tree as tree_module
 from latent_cot.tree import TokenTree, ancestor_mask, flatten, linear_paths, micro_batches, pack
 
 paths = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6)
@@ -87,9 +89,13 @@ def test_micro_batches_partition_and_stay_within_the_limit(forest: list[list[lis
 @given(
     st.lists(st.tuples(st.lists(st.integers(1, 2), max_size=22), paths), min_size=1, max_size=4),
     st.sampled_from([0, 15, 16, 17]),
+    st.sampled_from([0, 20, 1000]),
 )
-def test_flat_trees_see_what_they_saw(forest: list[tuple[list[int], list[list[int]]]], common: int) -> None:
-    """Each node sees the tokens of its own path, in their order, whatever the trees have in common."""
+def test_flat_trees_see_what_they_saw(
+    forest: list[tuple[list[int], list[list[int]]]], common: int, largest_square: int
+) -> None:
+    """Each node sees the tokens of its own path, in their order, whatever the trees have in common and however
+    large they are."""
     trees = []
     for trunk, sequences in forest:
         tree = TokenTree()
@@ -97,7 +103,9 @@ def test_flat_trees_see_what_they_saw(forest: list[tuple[list[int], list[list[in
         for sequence in sequences:
             tree.extend(root, sequence)
         trees.append(tree)
-    flat = flatten(trees)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_module, "_LARGEST_SQUARE", largest_square)
+        flat = flatten(trees)
     cells = torch.cat([block.queries.flatten() for block in flat.blocks])
     assert cells[flat.cell_of].tolist() == list(range(len(flat.input_ids)))
     seen = [

@@ -30,11 +30,12 @@ def language_model(
     trees: str | None = None,
     linear_head: bool | None = None,
     rank: int = 4,
+    gradient_checkpointing: bool = False,
 ) -> LanguageModel:
     """A tiny model with adapters; `perturb` makes p, q and the base model three different models."""
     base, tokenizer = load_model_and_tokenizer(folder, dtype=torch.float32)
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=is_gpt2(base))
-    lm = LanguageModel(base, tokenizer, lora)
+    lm = LanguageModel(base, tokenizer, lora, gradient_checkpointing=gradient_checkpointing)
     for seed, adapter in enumerate(ADAPTERS):
         lm.reset_adapter(adapter, seed)
         if perturb:

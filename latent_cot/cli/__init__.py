@@ -15,8 +15,11 @@ from latent_cot.errors import UsageError, did_you_mean
 
 COMMANDS = {
     "em": "train: alternate E-step and M-step, evaluate after each round",
+    "fit": "train by any method: EM or one of the baselines",
+    "compare": "train and evaluate several methods within the same budget, over seeds, as one table",
     "eval": "accuracy of a run, or of an untrained model, on test splits or a file",
     "sample": "rationales for one question, with their log-probability and log-reward",
+    "methods": "list the methods of fit and compare",
     "tasks": "list the tasks, and how to add one",
     "tools": "list the tools a chain can call, and how to add one",
     "verify": "show that the E-step learns the true posterior, in worlds small enough to list every rationale",

@@ -1,193 +1,47 @@
-"""`latent-cot em`: one run of the EM loop, from its configuration to its results."""
+"""`latent-cot em`: one run of the EM loop. `latent-cot fit` with the settings of EM only, and its own help."""
 
 from __future__ import annotations
 
-import os
-import shlex
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import FrameType
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.text import Text
+import yaml
 
-from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, value_of
-from latent_cot.config import EMConfig
-from latent_cot.display import Display, printable
+from latent_cot.cli.fit import RunOptions, fit
+from latent_cot.cli.options import parse, value_of
+from latent_cot.config import EMConfig, RunConfig
 from latent_cot.errors import UsageError
-from latent_cot.run import RunFolder
-from latent_cot.settings import check, from_dict, load_config, refuse_code, to_dict, to_yaml
-
-# With --resume the settings are the run's own; these only say which run, and how to report.
-_WITH_RESUME = {"--resume", "--json", "--output-dir", "--task", "--model", "--seed", "--preset", "--trust-code"}
+from latent_cot.settings import load_config, to_dict
 
 
 @dataclass(frozen=True)
-class EMOptions:
+class EMOptions(RunOptions):
     """Train a model to reason: alternate E-step and M-step, evaluate after each round.
 
     Settings come from the preset, then from the file of --config, then from the flags below; each
-    overrides the one before. --print-config shows the outcome.
+    overrides the one before. --print-config shows the outcome. Other methods: `latent-cot fit`.
     """
 
-    preset: str | None = None
-    """A set of defaults: `cpu` (used if none is given), `paper` or `smoke`."""
-    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
-    """A YAML file with settings, in the form that --print-config prints."""
-    print_config: Switch = False
-    """Print the configuration as YAML and stop."""
-    resume: Switch = False
-    """Go on with the run in --output-dir, with its own settings."""
-    trust_code: Switch = False
-    """With --resume: run the Python files that the run's configuration names (a task, a tool, a model's)."""
-    json: Switch = False
-    """Print the results as JSON to standard output, and progress to standard error."""
     config: Annotated[EMConfig, tyro.conf.arg(name="")] = field(default_factory=EMConfig)
 
 
 def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     base = load_config(value_of("--preset", argv), value_of("--config", argv))
-    options = parse(EMOptions, argv, "em", EMOptions(config=base))
-    path = Path(options.config.output_dir or default_folder(options.config)).expanduser()
-    config = replace(options.config, output_dir=str(path))
-    if options.resume:
-        config = _resumed(config, path, given(argv))
-        refuse_code(config, path / "config.yaml", trusted=options.trust_code)
-    check(config)
-    if options.print_config:
-        print(to_yaml(config), end="")
-        return 0
-    if not options.resume:
-        config = _with_absolute_paths(config)
-        _refuse_unwritable(path)
-    return _train(config, path, options)
+    if base.method != "em":
+        raise UsageError(f"--config: its method is {base.method}; use latent-cot fit")
+    options = parse(EMOptions, argv, "em", EMOptions(config=EMConfig(**_own(base))))
+    return fit(replace(base, **_own(options.config)), options, argv, _to_yaml)
 
 
-def default_folder(config: EMConfig) -> str:
-    """runs/TASK-MODEL-seedSEED."""
-    model = Path(config.model).expanduser()
-    name = (model.resolve() if model.is_dir() else model).name or "model"
-    return f"runs/{Path(config.task).stem}-{name}-seed{config.seed}"
+def _own(config: EMConfig) -> dict[str, Any]:
+    """The settings of EM."""
+    return {item.name: getattr(config, item.name) for item in fields(EMConfig)}
 
 
-def _train(config: EMConfig, path: Path, options: EMOptions) -> int:
-    from latent_cot.session import Stopped, open_session, run_em
-
-    console = progress_console(to_stderr=options.json)
-    session = open_session(config, console=Console(stderr=True))
-    # Only now: a mistyped model, or demonstrations that do not fit, leave no folder behind.
-    folder = RunFolder.open(path) if options.resume else RunFolder.create(path, to_dict(config))
-    for note in session.notes:
-        _say(console, note, style="dim")
-    with folder.lock(), Display(console) as display, _stop_signals() as stopped_by:
-        try:
-            results = run_em(
-                session,
-                folder,
-                resume=options.resume,
-                on_unit=display.on_unit,
-                should_stop=lambda: stopped_by() is not None,
-            )
-        except Stopped:
-            number = stopped_by()
-            _say(console, f"Stopped; saved in {path}. Go on with:")
-            _say(console, f"  latent-cot em --output-dir {_quoted(path)} --resume")
-            return 128 + (number or signal.SIGINT)
-    _say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {path}. See also:")
-    _say(console, f"  latent-cot eval {_quoted(path)}")
-    if options.json:
-        print_json({"run": str(path), **results})
-    return 0
-
-
-def _resumed(asked: EMConfig, path: Path, flags: Sequence[str]) -> EMConfig:
-    """The configuration of the run in `path`, if nothing that was asked contradicts it."""
-    for name in flags:
-        if name not in _WITH_RESUME:
-            raise UsageError(
-                f"{name}: with --resume a run goes on with its own settings ({path / 'config.yaml'}); leave it "
-                "out, or start a new run in another --output-dir"
-            )
-    folder = RunFolder.open(path)
-    own = from_dict(folder.config, str(path / "config.yaml"))
-    wanted = _with_absolute_paths(asked)
-    for name in ("task", "model", "seed"):
-        if f"--{name}" in flags and getattr(own, name) != getattr(wanted, name):
-            raise UsageError(
-                f"--{name} {getattr(wanted, name)}: the run in {path} has {name} {getattr(own, name)}; leave "
-                "it out, or start a new run in another --output-dir"
-            )
-    return replace(own, output_dir=str(path))
-
-
-def _with_absolute_paths(config: EMConfig) -> EMConfig:
-    """Files and folders in full, so that a run can be resumed and evaluated from anywhere."""
-
-    def absolute(text: str) -> str:
-        path = Path(text).expanduser()
-        return str(path.absolute()) if path.exists() else text
-
-    files = config.data.train_file
-    if files is not None:
-        whole = Path(files).expanduser().is_file()  # a comma may be part of a file's name
-        files = absolute(files) if whole else ",".join(absolute(file.strip()) for file in files.split(","))
-    tools = config.rollout.tools
-    if tools is not None:  # FILE.py or FILE.py:NAME
-        tools = tuple(absolute(head + dot) + tail for head, dot, tail in (tool.partition(".py") for tool in tools))
-    task = absolute(config.task) if config.task.endswith(".py") else config.task
-    model = absolute(config.model) if (Path(config.model).expanduser() / "config.json").is_file() else config.model
-    return replace(
-        config,
-        task=task,
-        model=model,
-        data=replace(config.data, train_file=files),
-        rollout=replace(config.rollout, tools=tools),
-    )
-
-
-def _refuse_unwritable(path: Path) -> None:
-    """Before the model is loaded; `RunFolder.create` has the last word."""
-    if (path / "config.yaml").exists():
-        raise UsageError(f"--output-dir {path}: holds a run; go on with it by --resume, or give another one")
-    existing = path.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UsageError(f"--output-dir {path}: cannot write to {existing}; give another folder")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], int | None]]:
-    """The first SIGINT or SIGTERM is remembered, a second one aborts at once (KeyboardInterrupt).
-
-    Yields a function that gives the signal's number, or None if none has come.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        # Not by print or rich: the signal may have come while they were writing.
-        os.write(2, b"\nStopping when this unit of work is done. Ctrl-C again: at once, without saving.\n")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(printable(text), style=style), soft_wrap=True)
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
+def _to_yaml(config: RunConfig) -> str:
+    """Without the sections of other methods."""
+    own = {name: value for name, value in to_dict(config).items() if name in _own(config)}
+    return yaml.safe_dump(own, sort_keys=False)

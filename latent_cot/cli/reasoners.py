@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_cot.config import EMConfig
+from latent_cot.baselines import METHODS
+from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
 from latent_cot.settings import check, from_dict, refuse_code
@@ -15,8 +16,8 @@ from latent_cot.settings import check, from_dict, refuse_code
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from latent_cot.em import EM
     from latent_cot.lm import Adapter
+    from latent_cot.loop import Loop
     from latent_cot.types import Example, TaskData
 
 
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 class Source:
     """What the user named: a run folder, or a base model."""
 
-    config: EMConfig
+    config: RunConfig
     folder: RunFolder | None
     """None: a base model, whose only reasoner is p, the model itself."""
 
     @property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Those that answer a question whose answer is not known."""
-        return ("q", "p") if self.folder is not None and self.config.condition == "x" else ("p",)
+        return ("p",) if self.folder is None else METHODS[self.config.method].reasoners(self.config)
 
     def describe(self) -> dict[str, str | None]:
         run = str(self.folder.path) if self.folder else None
@@ -43,9 +44,11 @@ class Source:
             return
         if self.folder is None:
             raise UsageError(f"--reasoner {reasoner}: an untrained model has the reasoner p only")
-        raise UsageError(
-            f"--reasoner {reasoner}: in this run q sees the answer (condition xy), so that it cannot be tested; use p"
-        )
+        other = self.reasoners[0]
+        why = f"a run of {self.config.method} answers with {other}"
+        if reasoner == "q" and self.config.condition == "xy":
+            why = "in this run q sees the answer (condition xy), so that it cannot be tested"
+        raise UsageError(f"--reasoner {reasoner}: {why}; use {other}")
 
 
 def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
@@ -65,26 +68,24 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
             f"{target}: neither a run (no config.yaml) nor a model (no config.json); give the --output-dir of "
             "a run, or a model"
         )
-    config = EMConfig(model=target, lora=replace(EMConfig().lora, rank=1))
+    config = RunConfig(model=target, lora=replace(RunConfig().lora, rank=1))
     return Source(config if task is None else replace(config, task=task), None)
 
 
-def load(source: Source, data: TaskData, console: Console) -> EM:
+def load(source: Source, data: TaskData, console: Console) -> Loop:
     """The reasoners in memory, within the loop they come from: it knows the prompts that they read.
 
     Args:
         data: the training examples, which p's prompt may show (`init: prompt`).
     """
-    from latent_cot.em import EM
     from latent_cot.session import load_reasoners, open_session
     from latent_cot.state import State
 
     session = open_session(source.config, console=console, load_data=False)
     if source.folder is not None:
         load_reasoners(session, source.folder)
-    s = session
     trained = source.folder is not None and _is_model_trained(source.folder)
-    return EM(s.config, s.lm, s.task, data, {}, s.rules, s.test_rules, state=State(model_trained=trained))
+    return session.loop(data, state=State(model_trained=trained))
 
 
 def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
@@ -95,4 +96,4 @@ def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
 def _is_model_trained(folder: RunFolder) -> bool:
     """Has an M-step changed p? If all checkpoints were deleted, the run is taken to be complete."""
     checkpoint = folder.latest()
-    return True if checkpoint is None else bool(checkpoint.state["em"]["model_trained"])
+    return True if checkpoint is None else bool(checkpoint.state["loop"]["model_trained"])

@@ -1,4 +1,4 @@
-"""`latent-cot sample`: rationales for one question, and what the reasoner and the reward make of them."""
+"""`latent-cot sample`: rationales for one question, and what the reasoner and the reward make of thloop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from latent_cot.errors import UsageError
 from latent_cot.types import Example, Rationale, TaskData
 
 if TYPE_CHECKING:
-    from latent_cot.em import EM
     from latent_cot.lm import Adapter
+    from latent_cot.loop import Loop
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def run(argv: Sequence[str]) -> int:
 
     task = tasks.load(source.config.task)
     example = task.example(options.question, options.answer)
-    em = reasoners.load(source, _shown_data(source), Console(stderr=True))
-    samples = _sample(em, reasoner, example, options)
+    loop = reasoners.load(source, _shown_data(source), Console(stderr=True))
+    samples = _sample(loop, reasoner, example, options)
 
     if options.json:
         head = {**source.describe(), "reasoner": reasoner, "question": example.question}
@@ -105,7 +105,7 @@ def run(argv: Sequence[str]) -> int:
     console = progress_console(to_stderr=False)
     heading = f"{example.question}: {options.n} from {reasoner}, {len(samples)} of them distinct, the best first"
     console.print(Text(printable(heading)), soft_wrap=True)
-    console.print(_table(samples, reasoner, em))
+    console.print(_table(samples, reasoner, loop))
     note = f"log {reasoner} = log {reasoner}(Z | X), log R = log p(Z Y | X), in nats"
     console.print(Text(note, style="dim"), soft_wrap=True)
     return 0
@@ -115,27 +115,27 @@ def _shown_data(source: reasoners.Source) -> TaskData:
     """The demonstrations, if p's prompt may show them; loading them is a waste otherwise."""
     from latent_cot.session import data_request
 
-    if source.folder is None or source.config.init != "prompt":
+    if source.folder is None or (source.config.init != "prompt" and source.config.method != "few-shot"):
         return TaskData((), (), ())
     return tasks.load(source.config.task).load(data_request(source.config))
 
 
-def _sample(em: EM, reasoner: Adapter, example: Example, options: SampleOptions) -> list[Sample]:
+def _sample(loop: Loop, reasoner: Adapter, example: Example, options: SampleOptions) -> list[Sample]:
     import torch
 
     from latent_cot.reward import prefix_log_rewards
     from latent_cot.rollout import count_distinct, rollout
     from latent_cot.scoring import Group, score
 
-    codec = em.test_rules.codec
-    query = em.query(example)
+    codec = loop.test_rules.codec
+    query = loop.query(example)
     prompt = query.policy_prompt if reasoner == "q" else query.model_prompt
-    model = em.lm.dense(reasoner)
+    model = loop.lm.dense(reasoner)
     (sampled,) = rollout(
-        em.lm,
+        loop.lm,
         model,
         [prompt],
-        em.test_rules,
+        loop.test_rules,
         n=options.n,
         temperature=options.temperature,
         generator=torch.Generator().manual_seed(options.seed),
@@ -143,17 +143,17 @@ def _sample(em: EM, reasoner: Adapter, example: Example, options: SampleOptions)
     counts = count_distinct(sampled)
     distinct = list(counts)
     with torch.no_grad():
-        scores = score(em.lm, model, [Group(prompt, distinct)], codec)
+        scores = score(loop.lm, model, [Group(prompt, distinct)], codec)
     ends = torch.tensor([len(rationale) for rationale in distinct], device=scores.log_pterm.device)
     log_probs = (scores.log_pf.sum(1) + scores.log_pterm.gather(1, ends[:, None])[:, 0]).tolist()
     rewards: list[float | None] = [None] * len(distinct)
     if example.y is not None:
         (table,) = prefix_log_rewards(
-            em.lm,
-            em.lm.dense("p"),
+            loop.lm,
+            loop.lm.dense("p"),
             [Group(query.model_prompt, distinct, query.answer)],
             codec,
-            tool_tokens=em.config.e_step.score_tool_tokens,
+            tool_tokens=loop.config.e_step.score_tool_tokens,
         )
         rewards = table.gather(1, ends.cpu()[:, None])[:, 0].tolist()
 
@@ -163,15 +163,15 @@ def _sample(em: EM, reasoner: Adapter, example: Example, options: SampleOptions)
             counts[rationale],
             log_prob,
             reward,
-            answer := em.task.answer(rationale),
-            None if example.answer is None else em.task.grade(example, answer),
+            answer := loop.task.answer(rationale),
+            None if example.answer is None else loop.task.grade(example, answer),
         )
         for rationale, log_prob, reward in zip(distinct, log_probs, rewards, strict=True)
     ]
     return sorted(samples, key=lambda s: (s.log_reward or 0.0, s.log_prob), reverse=True)
 
 
-def _table(samples: Sequence[Sample], reasoner: str, em: EM) -> Table:
+def _table(samples: Sequence[Sample], reasoner: str, loop: Loop) -> Table:
     table = Table()
     table.add_column(RATIONALE_HEADING, overflow="fold")
     table.add_column("answer", overflow="fold")
@@ -181,7 +181,7 @@ def _table(samples: Sequence[Sample], reasoner: str, em: EM) -> Table:
     table.add_column("log R", justify="right")
     for sample in samples:
         table.add_row(
-            marked(asdict(sample.rationale), em.test_rules.codec.decode),
+            marked(asdict(sample.rationale), loop.test_rules.codec.decode),
             Text("-" if sample.answer is None else printable(sample.answer)),
             {True: "yes", False: "no", None: "?"}[sample.correct],
             str(sample.count),

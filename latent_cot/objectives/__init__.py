@@ -1,9 +1,12 @@
 """The E-step's objectives: pure functions of tensors, no model and no configuration."""
 
 from latent_cot.objectives.balance import (
+    Balance,
+    BalanceInfo,
     below_floor,
     log_flow,
     pooled_subtb,
+    rooted,
     subtb,
     temper,
     trajectory_balance,
@@ -14,10 +17,13 @@ from latent_cot.objectives.registry import LEARNS_LOG_Z, OBJECTIVES, Objective
 __all__ = [
     "LEARNS_LOG_Z",
     "OBJECTIVES",
+    "Balance",
+    "BalanceInfo",
     "Objective",
     "below_floor",
     "log_flow",
     "pooled_subtb",
+    "rooted",
     "subtb",
     "temper",
     "trajectory_balance",

@@ -16,6 +16,7 @@ At the optimum every a_i of a question equals its log Z(X). The objectives diffe
     pooled_subtb   those of all trajectories of a question to their mean
     vargrad        the last ones of all trajectories of a question to their mean
     trajectory_balance   the last one of each trajectory to a learned log Z(X)
+    rooted         the last ones to their mean, and the others of a trajectory to its first
 """
 
 from __future__ import annotations
@@ -26,6 +27,31 @@ import torch
 
 IMPOSSIBLE = 1e4
 """Nats below the best of its question at which an impossible rationale is put where there is no floor."""
+
+
+ROOTED_WEIGHT = 0.25
+"""η of `rooted`: as in the experiments of its authors."""
+
+
+class Balance(NamedTuple):
+    """What an objective is a function of: B trajectories of G questions, padded to S prefixes."""
+
+    a: torch.Tensor
+    """(B, S) from `log_flow`, nats."""
+    states: torch.Tensor
+    """(B, S) bool."""
+    group: torch.Tensor
+    """(B,) long, the question of each trajectory, 0 to G − 1."""
+    weight: torch.Tensor
+    """(B,) how often each distinct trajectory was sampled."""
+    log_pterm: torch.Tensor | None = None
+    """(B, S) log q(⊤ | s_i), the part of a whose gradient `rooted` stops; others do without."""
+    log_z: torch.Tensor | None = None
+    """(G,) the parameter of each question, for an objective in `LEARNS_LOG_Z`."""
+    censored: torch.Tensor | None = None
+    """(B, S) bool, states of whose reward only an upper bound is known: see `below_floor`."""
+    huber: float | None = None
+    """Beyond this many nats a deviation counts linearly (2δ|d| − δ²). None: squared."""
 
 
 class BalanceInfo(NamedTuple):
@@ -103,64 +129,36 @@ def log_flow(
     return torch.where(states, log_reward - log_pterm - prefix, 0.0)
 
 
-def pooled_subtb(
-    a: torch.Tensor,
-    states: torch.Tensor,
-    group: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    huber: float | None = None,
-    log_z: torch.Tensor | None = None,
-    censored: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, BalanceInfo]:
+def pooled_subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """The spread of a over all the states of all the trajectories of a question, at once.
 
     Half the mean of (a_i − a_j)² over all pairs of states of a question is their variance. Trajectories
     of one question are so tied to each other even where they share no prefix but s_0.
 
-    Args:
-        a: (B, S) from `log_flow`.
-        states: (B, S) bool.
-        group: (B,) long, the question of each trajectory, 0 to G − 1.
-        weight: (B,) how often each distinct trajectory was sampled.
-        huber: beyond this many nats from its question's mean a deviation counts linearly (2δ|d| − δ²).
-            None: squared.
-        log_z: not used here; see `trajectory_balance`.
-        censored: (B, S) bool, states of whose reward only an upper bound is known: see `below_floor`.
-
-    Returns each question's loss, (G,), and its diagnostics.
+    With `huber` a deviation is that from the question's mean. Returns each question's loss, (G,), and its diagnostics.
     """
-    w = weight[:, None] * states
-    known = w if censored is None else w * ~censored
-    mean = _group_mean(a, known, group)
+    w = b.weight[:, None] * b.states
+    known = w if b.censored is None else w * ~b.censored
+    mean = _group_mean(b.a, known, b.group)
     # The gradient of Σ w (a − mean)² through the mean is zero; detached, it is zero for Huber too.
-    deviation = _one_sided(a - mean.detach()[group, None], censored)
+    deviation = _one_sided(b.a - mean.detach()[b.group, None], b.censored)
     # Where all that is known of a question are upper bounds, there is nothing to compare them with.
-    w = w * (_group_mean(torch.ones_like(a), known, group) > 0)[group, None]
-    loss = _group_mean(_penalty(deviation, huber), w, group)
-    variance = _group_mean(deviation.detach() ** 2, w, group)
+    w = w * (_group_mean(torch.ones_like(b.a), known, b.group) > 0)[b.group, None]
+    loss = _group_mean(_penalty(deviation, b.huber), w, b.group)
+    variance = _group_mean(deviation.detach() ** 2, w, b.group)
     return loss, BalanceInfo(variance, mean.detach())
 
 
-def subtb(
-    a: torch.Tensor,
-    states: torch.Tensor,
-    group: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    huber: float | None = None,
-    log_z: torch.Tensor | None = None,
-    censored: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, BalanceInfo]:
+def subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """Eq. 3, normalised: per trajectory the mean over its sub-trajectories (pairs i < j) of (a_i − a_j)².
 
-    Arguments as for `pooled_subtb`; with `huber` or `censored` the pairs are formed one by one, O(S²). A
-    trajectory with a single state has no pair and adds nothing. Returns for each question the weighted mean over its
-    trajectories, (G,), and its diagnostics.
+    With `huber` or `censored` the pairs are formed one by one, O(S²). A trajectory with a single state has no pair
+    and adds nothing. Returns for each question the weighted mean over its trajectories, (G,), and its diagnostics.
     """
+    a, states = b.a, b.states
     n = states.sum(1)
     pairs = (n * (n - 1) / 2).to(a.dtype)
-    if huber is None and (censored is None or not bool(censored.any())):
+    if b.huber is None and (b.censored is None or not bool(b.censored.any())):
         # Centred first: nΣa² − (Σa)² of large, nearly equal values would cancel in float32.
         centre = (a.sum(1) / n.clamp(min=1)).detach()
         centred = torch.where(states, a - centre[:, None], 0.0)
@@ -168,56 +166,65 @@ def subtb(
     else:
         both = (states[:, :, None] & states[:, None, :]).triu(1)
         residual = a[:, :, None] - a[:, None, :]
-        if censored is not None:  # a of a censored state is an upper bound: it can only be too low
-            residual = _one_sided(residual, censored[:, :, None])
-            residual = -_one_sided(-residual, censored[:, None, :])
-        total = (_penalty(residual, huber) * both).sum((1, 2))
-    w = (weight * (pairs > 0))[:, None]
-    loss = _group_mean((total / pairs.clamp(min=1))[:, None], w, group)
-    with torch.no_grad():
-        _, info = pooled_subtb(a, states, group, weight, censored=censored)
-    return loss, info
+        if b.censored is not None:
+            residual = _two_sided(residual, b.censored[:, :, None], b.censored[:, None, :])
+        total = (_penalty(residual, b.huber) * both).sum((1, 2))
+    w = (b.weight * (pairs > 0))[:, None]
+    loss = _group_mean((total / pairs.clamp(min=1))[:, None], w, b.group)
+    return loss, _info(b)
 
 
-def vargrad(
-    a: torch.Tensor,
-    states: torch.Tensor,
-    group: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    huber: float | None = None,
-    log_z: torch.Tensor | None = None,
-    censored: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, BalanceInfo]:
+def vargrad(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """Trajectory balance with log Z(X) estimated by the mean over the question's trajectories.
 
     Richter et al., "VarGrad" (2020); for GFlowNets, Zhang et al., "Robust scheduling with GFlowNets" (2023).
-    Only complete trajectories count: the a of each one's last state. Arguments and result as for
-    `pooled_subtb`.
+    Only complete trajectories count: the a of each one's last state. Result as for `pooled_subtb`.
     """
-    return pooled_subtb(a, _last_state(states), group, weight, huber=huber, censored=censored)
+    return pooled_subtb(b._replace(states=_last_state(b.states)))
 
 
-def trajectory_balance(
-    a: torch.Tensor,
-    states: torch.Tensor,
-    group: torch.Tensor,
-    weight: torch.Tensor,
-    *,
-    huber: float | None = None,
-    log_z: torch.Tensor | None = None,
-    censored: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, BalanceInfo]:
+def trajectory_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """(log Z(X) + log q(Z) − log R(Z))², Malkin et al., "Trajectory balance" (2022), with a learned log Z(X).
 
-    Arguments and result as for `pooled_subtb`, and log_z: (G,) the parameter of each question.
+    Result as for `pooled_subtb`.
     """
-    assert log_z is not None
-    w = weight[:, None] * _last_state(states)
-    loss = _group_mean(_penalty(_one_sided(a - log_z[group, None], censored), huber), w, group)
+    assert b.log_z is not None
+    w = b.weight[:, None] * _last_state(b.states)
+    residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
+    return _group_mean(_penalty(residual, b.huber), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
+
+
+def rooted(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
+    """VarGrad, and η times the mean over a trajectory's states of (a_i − a_0)²: O(S) terms instead of SubTB's O(S²).
+
+    After Wang et al., "Rooted absorbed prefix trajectory balance" (RapTB, 2026). They find that q can satisfy many
+    of SubTB's windows at once by moving the probability of stopping up or down everywhere, so that its lengths
+    drift. Hence each state is compared with the first only, and no gradient goes through log q(⊤ | s_i) there:
+    stopping is learnt from complete trajectories alone.
+
+    What is not RapTB's: log Z(X) is the mean over the trajectories, not a parameter. And RapTB's absorbed targets,
+    which stand in for the reward of a prefix that earns none of its own, are left out. Here every prefix has a
+    likelihood of Y, and the targets would move the optimum away from the posterior, which is kept as it is.
+
+    A trajectory with a single state has no second term. Result as for `pooled_subtb`.
+    """
+    assert b.log_pterm is not None
+    anchor, _ = vargrad(b)
+    a = torch.where(b.states, b.a + b.log_pterm - b.log_pterm.detach(), 0.0)  # a, without its gradient
+    first = b.states & (b.states.cumsum(1) == 1)
+    residual = a - (a * first).sum(1, keepdim=True)
+    if b.censored is not None:
+        residual = _two_sided(residual, b.censored, (b.censored & first).any(1, keepdim=True))
+    others = b.states & ~first
+    n = others.sum(1)
+    spread = (_penalty(residual, b.huber) * others).sum(1) / n.clamp(min=1)
+    return anchor + ROOTED_WEIGHT * _group_mean(spread[:, None], b.weight[:, None], b.group), _info(b)
+
+
+def _info(b: Balance) -> BalanceInfo:
+    """The diagnostics that all objectives share: over all states, squared."""
     with torch.no_grad():
-        _, info = pooled_subtb(a, states, group, weight, censored=censored)
-    return loss, BalanceInfo(info.variance, log_z.detach())
+        return pooled_subtb(b._replace(huber=None))[1]
 
 
 def _last_state(states: torch.Tensor) -> torch.Tensor:
@@ -229,6 +236,11 @@ def _last_state(states: torch.Tensor) -> torch.Tensor:
 def _one_sided(deviation: torch.Tensor, censored: torch.Tensor | None) -> torch.Tensor:
     """Where a is an upper bound, being above its target is no error."""
     return deviation if censored is None else torch.where(censored, deviation.clamp(max=0.0), deviation)
+
+
+def _two_sided(difference: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Likewise for the difference of two a, of which the first, the second or both may be upper bounds."""
+    return -_one_sided(-_one_sided(difference, first), second)
 
 
 def _penalty(deviation: torch.Tensor, huber: float | None) -> torch.Tensor:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from latent_cot import e_step
-from latent_cot.objectives import Objective
-from latent_cot.objectives.balance import BalanceInfo
+from latent_cot.objectives import Balance, BalanceInfo, Objective
 from latent_cot.scoring import Scores
 
 
@@ -47,12 +46,10 @@ def _without_s0(objectives: Mapping[str, Objective]) -> Mapping[str, Objective]:
     """The losses over all states but the empty rationale."""
 
     def without_s0(loss: Objective) -> Objective:
-        def masked(
-            a: torch.Tensor, states: torch.Tensor, group: torch.Tensor, weight: torch.Tensor, **settings: Any
-        ) -> tuple[torch.Tensor, BalanceInfo]:
-            states = states.clone()
+        def masked(balance: Balance) -> tuple[torch.Tensor, BalanceInfo]:
+            states = balance.states.clone()
             states[:, 0] = False
-            return loss(torch.where(states, a, 0.0), states, group, weight, **settings)
+            return loss(balance._replace(a=torch.where(states, balance.a, 0.0), states=states))
 
         return masked
 

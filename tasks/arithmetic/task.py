@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, product
 from pathlib import Path
 
 from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks.arithmetic import examples
-from latent_cot.tasks.arithmetic.examples import build, demonstrate
+from latent_cot.tasks.arithmetic.examples import build, demonstrate, parse_question
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
+from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
 from latent_cot.tasks.common import drop_seen, share_of
-from latent_cot.types import DataRequest, Example, Rationale, TaskData
+from latent_cot.types import DataRequest, Example, Rationale, Sweep, TaskData
 
 SPLIT_SIZE = 500
+MAX_POINTS = 100
+"""Of one sweep: each is a test split of its own."""
 _SPLIT_SEED = "test splits, version 1"
 _SPLIT_DEFAULTS = Settings(operands=(3,), digits=(1,), operators="+-")
 
@@ -33,6 +37,7 @@ class Arithmetic:
         *(f"{n}-operands" for n in (3, 4, 5, 6, 8)),
         *(f"{n}-digits" for n in (2, 3, 4, 6)),
     )
+    mistakes: Mapping[str, str] = MISTAKES
 
     def load(self, request: DataRequest) -> TaskData:
         """Generated examples, or those of `request.train_file` (comma-separated files) as far as they go.
@@ -54,15 +59,28 @@ class Arithmetic:
         )
 
     def split(self, name: str, size: int | None = None) -> list[Example]:
-        """`"5-operands"` (one digit each), `"3-digits"` (three operands), or `"operands=5,digits=2"`.
+        """`"5-operands"` (one digit each), `"3-digits"` (three operands), `"5-operands-2-digits"`, or by options,
+        `"operands=5,digits=2"`.
 
         500 questions by default, all there are if there are fewer. A longer split begins with the shorter.
         """
-        settings = _split_settings(name)
-        stream = questions(settings, "test", _SPLIT_SEED)
+        points = list(self._points(name))
+        if len(points) > 1:
+            raise UsageError(
+                f"{name!r} names {len(points)} test splits, from {_name(points[0])} to {_name(points[-1])}; name one "
+                "of them here"
+            )
+        stream = questions(points[0], "test", _SPLIT_SEED)
         if size is None:
             return [build(question) for question in islice(stream, SPLIT_SIZE)]
         return [build(question) for question in take(stream, size, f"test split {name!r}")]
+
+    def sweep(self, pattern: str) -> Sweep:
+        """The splits of `"operands=3..10"`, of `"operands=3,5,8,digits=2"`, of a single split's name."""
+        points = self._points(pattern)
+        values = {_name(point): {"operands": point.operands[0], "digits": point.digits[0]} for point in points}
+        varying = (axis for axis in ("operands", "digits") if len({value[axis] for value in values.values()}) > 1)
+        return Sweep(pattern, tuple(varying), values)
 
     def read(self, path: str) -> list[Example]:
         """Examples from JSONL (`question`, `answer`, optional `rationale`) or from a published JSON file."""
@@ -99,6 +117,23 @@ class Arithmetic:
             return False
         value = integer(answer)
         return value is not None and value == integer(example.answer)
+
+    def mistake(self, example: Example, rationale: Rationale) -> str:
+        """What a wrong chain did wrong first: see `mistakes.classify`."""
+        return classify(parse_question(example.question), rationale)
+
+    def _points(self, pattern: str) -> list[Settings]:
+        """The settings of each split that a pattern names, by operands, then by digits."""
+        settings = _split_settings(pattern)
+        if len(settings.operands) * len(settings.digits) > MAX_POINTS:
+            raise UsageError(
+                f"{pattern!r} names {len(settings.operands) * len(settings.digits)} test splits; at most {MAX_POINTS} "
+                "can be named at once: leave some out, e.g. operands=4,8,16"
+            )
+        return [
+            replace(settings, operands=(n,), digits=(digits,))
+            for n, digits in product(settings.operands, settings.digits)
+        ]
 
     def _validation(self, request: DataRequest, settings: Settings, exclude: frozenset[str]) -> tuple[Example, ...]:
         stream = questions(settings, "validation", request.seed, exclude)
@@ -153,14 +188,25 @@ def _paths(text: str) -> list[str]:
     return paths
 
 
+def _name(split: Settings) -> str:
+    """What a split of one operand count and one digit count is called: `"5-operands-2-digits"`; a count that is
+    as in the plainest split, 3 operands of one digit, is left out."""
+    (n,), (digits,) = split.operands, split.digits
+    if split.operators != _SPLIT_DEFAULTS.operators:
+        return f"operands={n},digits={digits},operators={split.operators}"
+    parts = [f"{n}-operands"] if (n,) != _SPLIT_DEFAULTS.operands or digits == 1 else []
+    return "-".join([*parts, f"{digits}-digits"] if digits != 1 else parts)
+
+
 def _split_settings(name: str) -> Settings:
-    """The settings that a split's name stands for."""
-    if match := re.fullmatch(r"([0-9]{1,3})-(operand|digit)s?", name):
-        return Settings.parse({f"{match[2]}s": match[1]}, _SPLIT_DEFAULTS)
+    """The settings that a split's name, or a pattern of several, stands for."""
+    if match := re.fullmatch(r"([0-9]{1,3})-operands?(?:-([0-9]{1,3})-digits?)?|([0-9]{1,3})-digits?", name):
+        counts = {"operands": match[1], "digits": match[2] or match[3]}
+        return Settings.parse({axis: count for axis, count in counts.items() if count}, _SPLIT_DEFAULTS)
     if "=" not in name:
         raise UsageError(
             f"arithmetic has no test split {name!r}.{did_you_mean(name, Arithmetic.default_splits)} "
-            "Any other is named like operands=10 or operands=5,digits=2"
+            "Any other is named like 10-operands, 5-operands-2-digits or operands=5,digits=2"
         )
     options: dict[str, str] = {}
     last = ""

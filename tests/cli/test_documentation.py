@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -42,15 +43,24 @@ def test_a_documented_command_works(
     monkeypatch.chdir(tmp_path)
     Path("questions.jsonl").write_text('{"question": "12 + 7 - 5", "answer": 14}\n')
     Path("mine.yaml").write_text("rounds: 1\n")
+    Path("variants.yaml").write_text("short: {method: em, overrides: {rounds: 1}}\nlong: {method: em}\n")
+    for name, first in {"test.json": "60", "train.json": "70", "hw.json": "80"}.items():  # in the published form
+        rows = [{"str_query": f"Question: {n} - 0 - 4 = ? Answer:", "num_sol": int(n) - 4} for n in (first, "90")]
+        Path(name).write_text(json.dumps(rows[: 2 if name == "test.json" else 1]))
     command, _, target = command.partition(" > ")
     arguments = [str(tiny_model_dir) if word == "smollm2-135m" else word for word in shlex.split(command)[1:]]
     if arguments[0] == "verify":
         pytest.skip("its quick form is run by tests/test_verify.py; in full it takes minutes")
     if arguments[0] == "eval":
         arguments += ["--size", "3", "--max-tokens", "8"]
-    starts_a_run = arguments[0] == "em" and not {"--resume", "--print-config"} & set(arguments)
+    if arguments[0] == "compare":
+        # In full where it is meant to be quick; else what it would do is shown.
+        quick = ["--set", "precision=fp32"] if "smoke" in arguments else ["--dry-run"]
+        arguments += ["--model", str(tiny_model_dir), *quick]
+    starts_a_run = arguments[0] in ("em", "fit") and not {"--resume", "--print-config"} & set(arguments)
     if starts_a_run:
-        arguments = [*SMOKE, "--model", str(tiny_model_dir), *arguments[1:]]
+        smoke = [arguments[0], *SMOKE[1:]]
+        arguments = [*smoke, "--model", str(tiny_model_dir), *arguments[1:]]
     else:
         shutil.copytree(finished, "runs/mine")
     called = cli(*arguments)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from latent_cot.display import Display
-from latent_cot.em import EM
+from latent_cot.loop import Loop
 from latent_cot.settings import from_dict
 from latent_cot.state import Phase
 from tests.cli.conftest import SMOKE, Cli, spawn
@@ -65,9 +65,9 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_run(
     folder = tmp_path / "run"
     show = Display.on_unit
 
-    def interrupt(self: Display, em: EM, phase: Phase, info: Mapping[str, Any]) -> None:
-        show(self, em, phase, info)
-        if (phase.name, em.state.unit) == ("e_step", 1):
+    def interrupt(self: Display, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+        show(self, loop, phase, info)
+        if (phase.name, loop.state.unit) == ("e_step", 1):
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:

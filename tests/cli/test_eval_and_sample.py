@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from latent_cot import tasks
 from latent_cot.session import data_request
 from latent_cot.settings import load_config
+from latent_cot.tasks.arithmetic.mistakes import MISTAKES
 from tests.cli.conftest import SMOKE, Cli
 
 QUESTION = "6 - 0 - 4 - 8"
@@ -22,12 +24,14 @@ def test_eval_of_both_reasoners(cli: Cli, finished: Path) -> None:
     found = called.json
     assert found["run"] == str(finished)
     assert found["decoding"] == {"max_tokens": 40, "votes": 1, "temperature": 0.0}
-    assert found["dropped"] == {"3-operands": 0, "operands=4,digits=2": 0}
+    assert found["dropped"] == {"3-operands": 0, "4-operands-2-digits": 0}
+    assert found["curves"] == []
+    assert "errors" not in found
     assert set(found["results"]) == {"q", "p"}
     for splits in found["results"].values():
         assert {name: figures["n"] for name, figures in splits.items()} == found["dropped"] | {
             "3-operands": 6,
-            "operands=4,digits=2": 6,
+            "4-operands-2-digits": 6,
         }
         low, high = splits["3-operands"]["interval_95"]
         assert low <= splits["3-operands"]["accuracy"] <= high
@@ -62,6 +66,102 @@ def test_eval_drops_what_was_trained_on(cli: Cli, finished: Path, tmp_path: Path
     assert called.json["results"]["q"][str(file)]["n"] == 2
     assert "3 questions seen in training were dropped; 1 repeat" in called.err.replace("\n", " ")
     assert "p" not in called.json["results"]
+
+
+def test_eval_along_a_number(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "curve.svg"
+    options = ["eval", finished, "--split", "operands=3..5", "--split", "8-operands", "--size", 4, "--plot", plot]
+    found = cli(*options, "--json").json
+    assert found["curves"] == [
+        {
+            "axes": ["operands"],
+            "points": [
+                {"split": f"{n}-operands", "operands": n, "trained": trained}
+                for n, trained in ((3, True), (4, True), (5, False))
+            ],
+        }
+    ]
+    splits = [f"{n}-operands" for n in (3, 4, 5, 8)]
+    assert all(list(of_reasoner) == splits for of_reasoner in found["results"].values())
+    drawn = plot.read_bytes()
+    assert b"<svg" in drawn
+    shown = cli(*options)
+    assert shown.status == 0, shown.err
+    assert re.search(r"\b3\*.*\n.*\b4\*.*\n.*\b5 ", shown.out)
+    assert "8-operands" in shown.out
+    assert "3-operands" not in shown.out  # it is on the curve
+    assert plot.read_bytes() == drawn
+
+
+def test_errors(cli: Cli, finished: Path) -> None:
+    options = ["eval", finished, "--split", "operands=3,4", "--size", 6, "--reasoner", "p", "--errors"]
+    found = cli(*options, "--json").json
+    for split, figures in found["results"]["p"].items():
+        rows = found["errors"]["p"][split]
+        assert sum(row["count"] for row in rows) == figures["n"] - figures["correct"] > 0
+        assert sum(row["share"] for row in rows) == pytest.approx(1)
+        for row in rows:
+            assert row["category"] in MISTAKES
+            assert row["meaning"] == MISTAKES[row["category"]]
+            assert row["example"]["right"] != row["example"]["answer"]
+    shown = cli(*options)
+    assert shown.status == 0, shown.err
+    assert "of 12 answers are wrong" in shown.out
+    assert all(row["category"] in shown.out for rows in found["errors"]["p"].values() for row in rows)
+
+
+def published(folder: Path, name: str, *questions: str) -> Path:
+    """A file in the form of those published with the paper."""
+    examples = [tasks.load("arithmetic").example(question) for question in questions]
+    rows = [{"str_query": example.x, "num_sol": int(example.answer or "")} for example in examples]
+    path = folder / name
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_excluded_questions_are_dropped(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    test = published(tmp_path, "1digit_3_op+-_test.json", "60 - 0 - 40", "70 - 3 + 1", "70 - 3 + 1", "80 - 3 + 1")
+    train = published(tmp_path, "train.json", "60 - 0 - 40", "1 + 1")
+    other = published(tmp_path, "hw.json", "80 - 3 + 1")
+    options = ["eval", finished, "--data", test, "--exclude", train, "--exclude", other, "--json"]
+    called = cli(*options, "--size", 1)
+    assert called.json["dropped"] == {str(test): 2}
+    assert {splits[str(test)]["n"] for splits in called.json["results"].values()} == {1}
+    called = cli(*options)
+    assert {splits[str(test)]["n"] for splits in called.json["results"].values()} == {2}
+    assert "2 questions seen in training or excluded were dropped; 1 repeat" in called.err.replace("\n", " ")
+    refused = cli("eval", finished, "--data", train, "--exclude", train)
+    assert refused.status == 2
+    assert "nothing is left" in refused.err
+
+
+def test_the_published_test_files(cli: Cli, tiny_model_dir: Path, shared_data: Path) -> None:
+    """Their rows that are in the published training files are dropped, and counted."""
+    folder = shared_data / "arithmetic" / "arithmetic_with_tool"
+    tests = [folder / f"1digit_{n}_op+-_test.json" for n in (3, 4, 5)]
+    options = ["eval", tiny_model_dir, "--max-tokens", 2, "--size", 1, "--json"]
+    options += [word for path in tests for word in ("--data", path)]
+    assert list(cli(*options).json["dropped"].values()) == [0, 0, 0]
+    for name in ("1digit_34_op+-_train_50.json", "1digit_34_op+-_hw.json"):
+        options += ["--exclude", folder / name]
+    assert list(cli(*options).json["dropped"].values()) == [115, 56, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--plot", "a.svg"], ["--plot a.svg", "nothing to draw"]),
+        (["--plot", "a.gif", "--split", "operands=3..5"], ["must end with .svg, .pdf, .png"]),
+        (["--plot", "absent/a.svg", "--split", "operands=3..5"], ["its folder does not exist"]),
+        (["--split", "operands=3..x"], ["'3..x' is no number"]),
+        (["--split", "operands=2..64,digits=1,2"], ["at most 100"]),
+        (["--exclude", "absent.json"], ["absent.json", "no such file"]),
+    ],
+)
+def test_bad_options(cli: Cli, finished: Path, options: list[str], parts: list[str]) -> None:
+    called = cli("eval", finished, *options)
+    assert called.status == 2
+    assert all(part in called.err.replace("\n", " ") for part in parts), called.err
 
 
 def test_sample_of_a_run(cli: Cli, finished: Path) -> None:

@@ -15,7 +15,11 @@ from tests.cli.conftest import Cli, environment
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["em", "--help"], ["em", "--print-config"], ["eval", "--help"], ["tasks"], ["tools"]]
+    "argv",
+    [
+        *(["--help"], ["em", "--help"], ["em", "--print-config"], ["eval", "--help"], ["tasks"], ["tools"]),
+        *(["fit", "--help"], ["compare", "--help"], ["compare", "--dry-run"], ["methods"]),
+    ],
 )
 def test_it_does_not_wait_for_torch(argv: list[str]) -> None:
     code = (

@@ -70,3 +70,11 @@ def flow(
                 value = value - log_pf[k].double()
             values.append(value)
     return torch.stack(values)
+
+
+def rooted(flow: torch.Tensor) -> torch.Tensor:
+    """The mean of (a_i − a_0)² over the states of one trajectory behind its first; 0 without any."""
+    total = torch.zeros((), dtype=torch.float64)
+    for a in flow[1:]:
+        total = total + (a - flow[0]) ** 2
+    return total / max(1, len(flow) - 1)

@@ -6,7 +6,7 @@ import pytest
 
 from latent_cot.errors import UsageError
 from latent_cot.tasks.common import drop_seen, repeats
-from latent_cot.types import DataRequest, Example, Task, TaskData
+from latent_cot.types import DataRequest, DiagnosingTask, Example, Rationale, SweepableTask, Task, TaskData
 
 SMALL = DataRequest(demonstrations=10, pairs=40, validation=20, seed=3)
 GENERATED = {"arithmetic", "parity"}
@@ -138,3 +138,25 @@ def test_unknown_split_names_the_known(task: Task) -> None:
 def test_absent_file_is_named(task: Task) -> None:
     with pytest.raises(UsageError, match=r"no-such-file\.jsonl"):
         task.read("no-such-file.jsonl")
+
+
+def test_sweeps_name_splits(task: Task) -> None:
+    if not isinstance(task, SweepableTask):
+        pytest.skip("its splits are named one by one")
+    for name in task.default_splits:
+        sweep = task.sweep(name)
+        assert sweep.axes == ()
+        assert list(sweep.points) == [name]
+        numbers = sweep.points[name]
+        assert all({axis: e.meta[axis] for axis in numbers} == numbers for e in task.split(name, 5))
+    with pytest.raises(UsageError):
+        task.sweep(task.default_splits[0] + "x")
+
+
+def test_mistakes_are_among_those_declared(task: Task, splits: dict[str, list[Example]]) -> None:
+    if not isinstance(task, DiagnosingTask):
+        pytest.skip("it leaves them to the rule for all tasks")
+    assert all(task.mistakes.values())
+    empty = Rationale((), (), (True,), "")
+    for split in splits.values():
+        assert task.mistake(split[0], empty) in {*task.mistakes, None}

@@ -5,15 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from latent_cot import tasks
 from latent_cot.errors import UsageError
+from latent_cot.tasks.arithmetic import TASK
 from latent_cot.tasks.common import share_of
 from latent_cot.types import DataRequest, Example, Rationale, ToolCall
-
-TASK = tasks.load("arithmetic")
 
 
 def test_the_papers_example() -> None:
@@ -205,7 +203,7 @@ def test_names_of_one_split() -> None:
         ("5-operands", "5-operand", "operands=5", "operands=5,digits=1", " digits = 1, operands = 5"),
         ("3-digits", "3-digit", "digits=3", "operands=3,digits=3"),
         ("10-operands", "operands=10"),
-        ("operands=3,4", "operands=3..4,operators=+-"),
+        ("5-operands-2-digits", "operands=5,digits=2", "5-operand-2-digit", "digits=2,operands=5"),
         ("operators=+-*", "operators=×,+,-"),
     ):
         splits = [TASK.split(name, 20) for name in names]
@@ -233,11 +231,62 @@ def test_split_sizes() -> None:
         ("operands=5,operands=6", "operands is named twice"),
         ("5,operands=6", "write it like operands=5,digits=2"),
         ("operands=", "'' is no number"),
+        ("-2-digits", "no test split"),
+        ("5-operands-", "no test split"),
+        ("2-digits-5-operands", "no test split"),
+        ("operands=3..5", "names 3 test splits, from 3-operands to 5-operands; name one"),
     ],
 )
 def test_bad_splits(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         TASK.split(name)
+
+
+# Sweeps
+
+
+@pytest.mark.parametrize(
+    ("pattern", "axes", "names"),
+    [
+        ("operands=3..6", ("operands",), ["3-operands", "4-operands", "5-operands", "6-operands"]),
+        ("operands=3,4,5,6,8,10", ("operands",), [f"{n}-operands" for n in (3, 4, 5, 6, 8, 10)]),
+        ("digits=1..3", ("digits",), ["3-operands", "2-digits", "3-digits"]),
+        ("operands=5,digits=2..4", ("digits",), [f"5-operands-{n}-digits" for n in (2, 3, 4)]),
+        (
+            "digits=1,2,operands=3,5",
+            ("operands", "digits"),
+            ["3-operands", "2-digits", "5-operands", "5-operands-2-digits"],
+        ),
+        ("5-operands-2-digits", (), ["5-operands-2-digits"]),
+        ("operands=4,operators=+-*", (), ["operands=4,digits=1,operators=+-*"]),
+    ],
+)
+def test_sweep(pattern: str, axes: tuple[str, ...], names: list[str]) -> None:
+    sweep = TASK.sweep(pattern)
+    assert (sweep.pattern, sweep.axes, list(sweep.points)) == (pattern, axes, names)
+    for name, numbers in sweep.points.items():
+        for example in TASK.split(name, 20):
+            assert {axis: example.meta[axis] for axis in numbers} == numbers
+            assert share_of(example.question) == "test"
+
+
+@given(st.integers(2, 12), st.integers(1, 6), st.sampled_from(["+-", "+-*", "*"]))
+def test_each_point_is_a_split_of_that_name(n: int, digits: int, operators: str) -> None:
+    assume("*" not in operators or (n - 1) * digits <= 12)
+    pattern = f"operands={n},digits={digits},operators={operators}"
+    (name,) = TASK.sweep(pattern).points
+    assert TASK.split(name, 5) == TASK.split(pattern, 5)
+    assert list(TASK.sweep(name).points) == [name]
+
+
+def test_points_have_500_questions() -> None:
+    for name in (*TASK.sweep("operands=3..10").points, *TASK.sweep("digits=1..6").points):
+        assert len(TASK.split(name)) == 500
+
+
+def test_too_many_points() -> None:
+    with pytest.raises(UsageError, match="names 126 test splits; at most 100"):
+        TASK.sweep("operands=2..64,digits=1,2")
 
 
 def test_readme_names_every_split() -> None:

@@ -1,0 +1,309 @@
+"""How fast an E-step is: `python -m benchmarks.estep [--json]`.
+
+One run measures, on the machine at hand:
+
+* `default`: the E-step of `latent-cot em --task arithmetic` with its defaults, from the p that it starts with
+  (fine-tuned on the demonstrations first, which takes a minute or two and is not timed);
+* `untrained`: the same from the untouched base model, whose chains are long and all different: what an E-step costs
+  when nothing is shared;
+* `paper`: the work of the paper's code: one question, 16 trajectories of 5 to 18 tokens, a state at every token from
+  the fifth on, a reward prompt with three demonstrations; and beside it, on the same questions, `plain.py`, which
+  goes about it as that code does;
+* with `--grpo-tokens N`: TRL's GRPOTrainer on the same model with the same batch, sampling and update only;
+* the machine's own rates, and how near each part comes to them.
+
+Times are wall-clock; ratios are of one run, the contestants taking turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import plain
+from benchmarks.machine import Machine, measure
+from benchmarks.meter import Meter
+from latent_cot import e_step, weights
+from latent_cot.buffer import ReplayBuffer
+from latent_cot.config import RunConfig
+from latent_cot.loop import Loop
+from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.session import Session, lora_config, open_session, peak_memory_bytes
+from latent_cot.settings import load_config
+
+WORKLOADS = ("default", "untrained", "paper")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one run of the benchmark."""
+
+    model: str
+    workloads: Sequence[str]
+    steps: int
+    """Steps of ours that are timed, after one that is not."""
+    plain_questions: int
+    """Questions that `plain` is timed on."""
+    paper_tokens: int
+    """Longest rationale of the paper's workload; the tiny model needs more tokens for the same text."""
+    grpo_tokens: int
+    """Tokens of a completion of TRL's GRPOTrainer; 0: leave it out."""
+    seed: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.estep", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="smollm2-135m", help="hub name, folder, or `tiny`")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="repeatable; default: all")
+    parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
+    parser.add_argument("--plain-questions", type=int, default=1, help="questions for the plain re-implementation")
+    parser.add_argument(
+        "--grpo-tokens",
+        type=int,
+        default=0,
+        help="measure TRL's GRPOTrainer too (needs trl), with completions this long",
+    )
+    parser.add_argument("--threads", type=int, help="torch's threads; default: as many as torch takes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    workloads = arguments.workload or WORKLOADS
+    with tempfile.TemporaryDirectory() as scratch:
+        options = Options(
+            resolve_model(arguments.model, Path(scratch)),
+            workloads,
+            arguments.steps,
+            arguments.plain_questions,
+            40 if arguments.model == "tiny" else 18,
+            arguments.grpo_tokens,
+            arguments.seed,
+        )
+        report = run(options)
+    report["model"] = arguments.model
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report, Console())
+    return 0
+
+
+def resolve_model(name: str, scratch: Path) -> str:
+    """A model's name, or the folder of the tests' tiny one, built in `scratch`."""
+    if name != "tiny":
+        return name
+    from tests.tiny import build_tiny_model
+
+    return str(build_tiny_model(scratch / "tiny"))
+
+
+def configuration(workload: str, options: Options) -> RunConfig:
+    """What is run: the defaults, or the paper's settings."""
+    config = replace(load_config(), task="arithmetic", model=options.model, seed=options.seed)
+    if workload == "default":
+        return config
+    if workload == "untrained":
+        return replace(config, init="base")
+    return replace(
+        config,
+        init="prompt",
+        shots=3,
+        data=replace(config.data, options={"operands": "3"}),  # longer chains would not fit
+        rollout=replace(config.rollout, granularity="token", min_tokens=5, max_tokens=options.paper_tokens),
+        e_step=replace(config.e_step, questions=1, samples=16, objective="subtb", on_policy=1.0, tempered=0.0),
+    )
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure everything; returns the report."""
+    report: dict[str, Any] = {"command": " ".join(["python", "-m", "benchmarks.estep", *sys.argv[1:]])}
+    for workload in options.workloads:
+        session = open_session(configuration(workload, options))
+        dtype = cast("torch.dtype", session.lm.peft.get_base_model().dtype)
+        machine = measure(dtype, session.lm.device)
+        report.setdefault("machine", machine.to_json())
+        report[workload] = run_workload(session, machine, options, workload)
+    report["peak_memory_bytes"] = peak_memory_bytes()
+    return report
+
+
+def run_workload(session: Session, machine: Machine, options: Options, workload: str) -> dict[str, Any]:
+    """Ours, and in the paper's workload the plain way, and GRPO if asked for."""
+    loop = session.loop()
+    for phase, _ in loop.run():
+        if phase.name != "init" or loop.state.unit >= loop.units(phase):
+            break
+    loop.lm.copy_adapter("p", "q")
+    c = loop.config.e_step
+    optimiser = AdapterOptimiser(loop.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), c.clip)
+    meter = Meter(loop.lm, machine)
+    buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
+    one_step(loop, buffer, optimiser, 0)
+    seconds: list[float] = []
+    taken: list[e_step.Batch] = []
+    plain_seconds = plain.Seconds()
+    for step in range(1, options.steps + 1):
+        with meter.on():
+            started = time.perf_counter()
+            batches = one_step(loop, buffer, optimiser, step)
+            seconds.append(time.perf_counter() - started)
+        taken += batches
+        if workload == "paper" and step <= options.plain_questions:
+            result = plain.e_step(
+                loop.lm,
+                [batch.query for batch in batches],
+                loop.rules,
+                samples=c.samples,
+                demonstrations=len(loop.rules.codec.encode_prompt(loop.model_prefix)),
+                generator=torch.Generator().manual_seed(step),
+            )
+            for part in ("sampling", "reward", "backward"):
+                setattr(plain_seconds, part, getattr(plain_seconds, part) + getattr(result.seconds, part))
+            for weight in loop.lm.parameters("q").values():
+                weight.grad = None
+    trajectories = c.questions * c.samples * options.steps
+    tokens = sum(n * len(z) for batch in taken for z, n in zip(batch.rationales, batch.counts, strict=True))
+    report: dict[str, Any] = {
+        "questions": c.questions,
+        "samples": c.samples,
+        "steps": options.steps,
+        "trajectories_per_second": trajectories / sum(seconds),
+        "seconds_per_step": {"mean": statistics.mean(seconds), "median": statistics.median(seconds)},
+        "distinct_per_step": sum(len(batch.rationales) for batch in taken) / options.steps,
+        "tokens_per_trajectory": tokens / trajectories,
+        "parts": {name: part.to_json() for name, part in meter.parts.items()},
+    }
+    # What decoding would need at least if no two trajectories were alike: each its own tokens.
+    delivered = 2 * meter.weights * tokens / machine.matmul_flops
+    report["rollout_limit_without_sharing"] = delivered / meter.parts["rollout"].seconds
+    if plain_seconds.total:
+        rate = c.samples * options.plain_questions / plain_seconds.total
+        report["plain"] = {"trajectories_per_second": rate, "seconds": vars(plain_seconds)}
+        report["times_plain"] = report["trajectories_per_second"] / rate
+    if options.grpo_tokens and workload != "paper":
+
+        def take_step(step: int) -> float:
+            own = Meter(loop.lm, machine)
+            with own.on():
+                one_step(loop, buffer, optimiser, options.steps + step)
+            return sum(own.parts[part].seconds for part in ("merge", "rollout", "update"))
+
+        report["grpo"] = compare_with_grpo(loop, take_step, options)
+    return report
+
+
+def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step: int) -> Any:
+    """Collect and update, as the E-step does, on questions of the step's own."""
+    c = loop.config.e_step
+    first = (step * c.questions) % max(1, len(loop.questions) - c.questions + 1)
+    queries = [loop.query(example) for example in loop.questions[first : first + c.questions]]
+    heat = (c.temperature_low + c.temperature_high) / 2
+    share = c.tempered / (c.on_policy + c.tempered)
+    batches = e_step.collect(
+        loop.lm,
+        queries,
+        [e_step.Behaviour(heat, share=share) for _ in queries],
+        loop.rules,
+        buffer,
+        samples=c.samples,
+        tool_tokens=c.score_tool_tokens,
+        max_tokens=c.max_batch_tokens,
+        generator=torch.Generator().manual_seed(step),
+    )
+    e_step.update(
+        loop.lm,
+        batches,
+        loop.rules,
+        optimiser,
+        step,
+        objective=c.objective,
+        reward_temperature=c.reward_temperature,
+        reward_floor=c.reward_floor,
+        huber=c.huber,
+        max_tokens=c.max_batch_tokens,
+    )
+    return batches
+
+
+def compare_with_grpo(loop: Loop, take_step: Callable[[int], float], options: Options) -> Any:
+    """TRL's GRPOTrainer on the same model, batch, group size and lengths, its steps and ours taking turns.
+
+    `take_step` runs one of our steps and returns the seconds of its sampling and update, merging the weights included.
+    """
+    from benchmarks.grpo import grpo_step_seconds
+
+    c = loop.config.e_step
+    own: list[float] = []
+    figures = grpo_step_seconds(
+        weights.resolve(options.model),
+        [example.x for example in loop.questions],
+        lora_config(loop.config.lora),
+        completion_tokens=options.grpo_tokens,
+        dtype=cast("torch.dtype", loop.lm.peft.get_base_model().dtype),
+        samples=c.samples,
+        questions=c.questions,
+        steps=max(2, options.steps // 2),
+        between=lambda step: own.append(take_step(step)),
+    )
+    figures["ours_seconds"] = own
+    figures["times_grpo"] = figures["seconds_per_step"] / statistics.median(own)
+    return figures
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """The report as tables."""
+    machine = report["machine"]
+    words = ", ".join(f"{key} {value}" for key, value in machine["description"].items())
+    console.print(
+        f"{words}: {machine['matmul_flops'] / 1e9:.0f} GFLOP/s, reading {machine['read_bytes'] / 1e9:.1f} GB/s"
+    )
+    for workload in WORKLOADS:
+        if workload not in report:
+            continue
+        figures = report[workload]
+        table = Table(
+            title=f"{workload}: {figures['trajectories_per_second']:.2f} trajectories a second", title_justify="left"
+        )
+        for heading in ("part", "s a step", "tokens a step", "limit, s", "of the limit", "binds"):
+            table.add_column(heading, justify="left" if heading in ("part", "binds") else "right")
+        for name, part in figures["parts"].items():
+            n = figures["steps"]
+            row = [name, f"{part['seconds'] / n:.3f}"]
+            if part["tokens"]:
+                row += [f"{part['tokens'] / n:.0f}", f"{part['limit_seconds'] / n:.3f}"]
+                row += [f"{part['share_of_limit']:.0%}", part["binds"]]
+            table.add_row(*row)
+        console.print(table)
+        console.print(
+            f"{figures['questions']} x {figures['samples']} trajectories a step, "
+            f"{figures['distinct_per_step']:.1f} of them distinct, {figures['tokens_per_trajectory']:.1f} tokens each; "
+            f"rollout: {figures['rollout_limit_without_sharing']:.0%} of the limit if nothing were shared"
+        )
+        if "plain" in figures:
+            rate = figures["plain"]["trajectories_per_second"]
+            console.print(
+                f"plain: {rate:.3f} trajectories a second; ours is {figures['times_plain']:.1f} times as fast"
+            )
+        if "grpo" in figures:
+            console.print(
+                f"TRL's GRPOTrainer, sampling and update: ours is {figures['grpo']['times_grpo']:.1f} times as fast"
+            )
+    console.print(f"peak memory {report['peak_memory_bytes'] / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

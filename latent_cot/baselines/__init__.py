@@ -1,0 +1,208 @@
+"""The methods that can be compared, by name: EM and the baselines. Each is a `Loop` in a file of its own.
+
+All start from the same initial p, see the same examples under the same rules, and are decoded and graded by
+the same code. Importing this loads no torch: a method's class is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from latent_cot.config import RunConfig
+from latent_cot.errors import UsageError
+
+if TYPE_CHECKING:
+    from latent_cot.loop import Loop
+
+
+class Spend(NamedTuple):
+    """What training may cost, or is going to cost. Round 0 (`init_step`), which all methods share, is left out."""
+
+    trajectories: int
+    """Rationales sampled."""
+    gradient_steps: int
+    """Optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry."""
+
+    description: str
+    """One line for `latent-cot methods`."""
+    target: str
+    """`module:class` of its loop."""
+    planned: Callable[[RunConfig], Spend]
+    """What a configuration costs. Replayed rationales and early stopping make it less."""
+    within: Callable[[RunConfig, Spend], RunConfig]
+    """The configuration with its numbers of steps such that it costs at most so much, and hardly less."""
+    reasoners: Callable[[RunConfig], tuple[Literal["p", "q"], ...]] = lambda _: ("p",)
+    """Which adapters answer questions in the end."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of its own, between those of the preset and of the user."""
+
+    def load(self) -> type[Loop]:
+        module, _, name = self.target.partition(":")
+        loop: type[Loop] = getattr(importlib.import_module(module), name)
+        return loop
+
+
+def _questions(config: RunConfig) -> int:
+    return config.data.demonstrations + config.data.pairs
+
+
+def _em_planned(config: RunConfig) -> Spend:
+    e, m = config.e_step, config.m_step
+    trajectories = e.steps * e.questions * e.samples + _questions(config) * m.samples
+    return Spend(config.rounds * trajectories, config.rounds * (e.steps + m.steps))
+
+
+def _em_within(config: RunConfig, spend: Spend) -> RunConfig:
+    e = config.e_step
+    drawn = _questions(config) * config.m_step.samples
+    of_round = spend.trajectories // max(1, config.rounds)
+    steps = _steps(of_round - drawn, e.questions * e.samples, drawn, config.rounds)
+    return replace(config, e_step=replace(e, steps=steps))
+
+
+def _gflownet_planned(config: RunConfig) -> Spend:
+    e = config.e_step
+    return Spend(e.steps * e.questions * e.samples, e.steps)
+
+
+def _gflownet_within(config: RunConfig, spend: Spend) -> RunConfig:
+    e = config.e_step
+    return replace(config, e_step=replace(e, steps=_steps(spend.trajectories, e.questions * e.samples)))
+
+
+def _sft_within(config: RunConfig, spend: Spend) -> RunConfig:
+    return replace(config, sft=replace(config.sft, steps=spend.gradient_steps))
+
+
+def _ppo_planned(config: RunConfig) -> Spend:
+    c = config.ppo
+    return Spend(c.steps * c.questions * c.samples, c.steps * c.epochs)
+
+
+def _ppo_within(config: RunConfig, spend: Spend) -> RunConfig:
+    c = config.ppo
+    return replace(config, ppo=replace(c, steps=_steps(spend.trajectories, c.questions * c.samples)))
+
+
+def _grpo_planned(config: RunConfig) -> Spend:
+    c = config.grpo
+    return Spend(c.steps * c.questions * c.samples, c.steps * c.epochs)
+
+
+def _grpo_within(config: RunConfig, spend: Spend) -> RunConfig:
+    c = config.grpo
+    return replace(config, grpo=replace(c, steps=_steps(spend.trajectories, c.questions * c.samples)))
+
+
+def _rejection_planned(config: RunConfig) -> Spend:
+    c = config.rejection
+    return Spend(c.rounds * c.trajectories, c.rounds * c.steps)
+
+
+def _rejection_within(config: RunConfig, spend: Spend) -> RunConfig:
+    c = config.rejection
+    trajectories = _steps(spend.trajectories, max(1, c.rounds))
+    steps = spend.gradient_steps // max(1, c.rounds)
+    return replace(config, rejection=replace(c, trajectories=trajectories, steps=steps))
+
+
+def _forward_kl_planned(config: RunConfig) -> Spend:
+    c = config.forward_kl
+    trajectories = c.steps * c.questions * c.samples + _drawn_by_forward_kl(config)
+    return Spend(c.rounds * trajectories, c.rounds * (c.steps + config.m_step.steps))
+
+
+def _forward_kl_within(config: RunConfig, spend: Spend) -> RunConfig:
+    c, drawn = config.forward_kl, _drawn_by_forward_kl(config)
+    of_round = spend.trajectories // max(1, c.rounds)
+    steps = _steps(of_round - drawn, c.questions * c.samples, drawn, c.rounds)
+    return replace(config, forward_kl=replace(c, steps=steps))
+
+
+def _drawn_by_forward_kl(config: RunConfig) -> int:
+    return min(_questions(config), config.forward_kl.model_questions) * config.forward_kl.model_samples
+
+
+def _steps(trajectories: int, of_step: int, drawn: int = 0, rounds: int = 1) -> int:
+    """How many steps of `of_step` trajectories there can be. Raises UsageError if there is none."""
+    if trajectories < of_step:
+        least = rounds * (of_step + drawn)
+        raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
+    return trajectories // of_step
+
+
+METHODS: Mapping[str, Method] = {
+    "few-shot": Method(
+        "prompting: k demonstrations before the question, nothing is trained",
+        "latent_cot.baselines.few_shot:FewShot",
+        planned=lambda _: Spend(0, 0),
+        within=lambda config, _: config,
+    ),
+    "sft": Method(
+        "supervised fine-tuning on the demonstrations, stopped early by validation",
+        "latent_cot.baselines.sft:SFT",
+        planned=lambda config: Spend(0, config.sft.steps),
+        within=_sft_within,
+    ),
+    "ppo": Method(
+        "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
+        "latent_cot.baselines.ppo:PPO",
+        planned=_ppo_planned,
+        within=_ppo_within,
+        reasoners=lambda _: ("q",),
+        settings={"condition": "x"},
+    ),
+    "grpo": Method(
+        "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
+        "latent_cot.baselines.grpo:GRPO",
+        planned=_grpo_planned,
+        within=_grpo_within,
+        reasoners=lambda _: ("q",),
+        settings={"condition": "x"},
+    ),
+    "rejection": Method(
+        "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
+        "latent_cot.baselines.rejection:Rejection",
+        planned=_rejection_planned,
+        within=_rejection_within,
+    ),
+    "forward-kl": Method(
+        "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
+        "latent_cot.baselines.forward_kl:ForwardKL",
+        planned=_forward_kl_planned,
+        within=_forward_kl_within,
+        reasoners=lambda config: ("q", "p") if config.condition == "x" else ("p",),
+        settings={"condition": "xy"},
+    ),
+    "gflownet": Method(
+        "the E-step alone: a GFlowNet sampler q(Z | X)",
+        "latent_cot.baselines.gflownet:GFlowNet",
+        planned=_gflownet_planned,
+        within=_gflownet_within,
+        reasoners=lambda _: ("q",),
+        settings={"condition": "x"},
+    ),
+    "em": Method(
+        "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --condition xy, and an M-step on p",
+        "latent_cot.em:EM",
+        planned=_em_planned,
+        within=_em_within,
+        reasoners=lambda config: ("q", "p") if config.condition == "x" else ("p",),
+    ),
+    "em-xy": Method(
+        "EM with the sampler q(Z | X, Y), which sees the answer",
+        "latent_cot.em:EM",
+        planned=_em_planned,
+        within=_em_within,
+        settings={"condition": "xy"},
+    ),
+}
+"""Method's name -> what it is."""

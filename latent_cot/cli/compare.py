@@ -1,0 +1,238 @@
+"""`latent-cot compare`: several methods, or variants of one, over seeds and within the same budget, as one table."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from latent_cot import comparison
+from latent_cot.baselines import METHODS, Spend
+from latent_cot.cli.fit import say, stop_signals, with_absolute_paths
+from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.comparison import Row, Run, Variant
+from latent_cot.display import Display, printable
+from latent_cot.errors import UsageError
+from latent_cot.run import RunFolder, write_text
+from latent_cot.settings import check, from_dict, load_config, to_dict
+
+if TYPE_CHECKING:
+    from latent_cot.session import Session
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Train and evaluate methods over seeds; print one table and write it as JSON, Markdown and a plot.
+
+    Each run has a folder, DIR/VARIANT/seedN. Those that were stopped are gone on with, those that are finished are not
+    done again. The same budget means that every method that samples may sample as many trajectories
+    as EM does, and supervised fine-tuning may take as many gradient steps: see docs/comparing.md.
+    """
+
+    methods: str | None = None
+    """Methods, comma-separated (`latent-cot methods` lists them). Default: all of them, unless --variants is given."""
+    variants: str | None = None
+    """A YAML file of named variants, `name: {method: em, overrides: {...}}`, or a shipped one: `ablations`,
+    `data-efficiency`, `few-shot`."""
+    seeds: str = "0"
+    """Seeds, comma-separated."""
+    budget: str | None = None
+    """`trajectories=5120` (and `gradient-steps=160`) for each run; `none`: each as it is configured. Default: what EM
+    spends as configured."""
+    preset: str | None = None
+    """A set of defaults: `cpu` (used if none is given), `paper` or `smoke`."""
+    config: str | None = None
+    """A YAML file with settings for all runs."""
+    task: str | None = None
+    """A task's name or file. Default: that of the preset."""
+    model: str | None = None
+    """A Hugging Face causal LM: hub name or local folder. Default: that of the preset."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A setting for all runs, `flag=value`, or for one method or variant, `ppo:ppo.kl=0.1`. Repeatable."""
+    output_dir: Path | None = None
+    """The comparison's folder. Default: runs/compare-TASK."""
+    dry_run: Switch = False
+    """Show the runs with their budgets and commands, and stop."""
+    json: Switch = False
+    """Print the comparison as JSON to standard output, and progress to standard error."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
+    options = parse(CompareOptions, argv, "compare")
+    runs, budget, path = _plan(options)
+    finished = [comparison.is_finished(one) for one in runs]
+    console = progress_console(to_stderr=options.json)
+    if options.dry_run:
+        for one, done in zip(runs, finished, strict=True):
+            planned = METHODS[one.config.method].planned(one.config)
+            state = "finished" if done else "to do"
+            cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
+            say(console, f"{one.folder}: {state}; {cost}")
+            say(console, f"  {comparison.command_of(one.config, options.preset)}")
+        return 0
+    status = _carry_out(options, runs, finished, console)
+    if status:
+        return status
+    found = _write(options, runs, budget, path, console)
+    rows = comparison.summarise(found["runs"])
+    if options.json:
+        print_json(found)
+    else:
+        console.print(_table(rows))
+    say(console, f"Saved in {path}: comparison.json, comparison.md, comparison.svg")
+    return 0
+
+
+def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
+    """The runs, in the order in which they are done, their budget, and the comparison's folder."""
+    variants = _variants(options)
+    names = [variant.name for variant in variants]
+    common: dict[str, Any] = {"evaluation": {"every_round": False}}
+    common |= {key: value for key in ("task", "model") if (value := getattr(options, key)) is not None}
+    own: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
+    for text in options.set:
+        name, record = comparison.parse_setting(text, names)
+        if name is None:
+            common = _merged(common, record)
+        else:
+            own[name].append(record)
+    base = from_dict(common, "--set", load_config(options.preset, options.config, "em"))
+    spend = METHODS["em"].planned(base)
+    budget = spend if options.budget is None else comparison.parse_budget(options.budget, spend)
+    path = Path(options.output_dir or f"runs/compare-{Path(base.task).stem}").expanduser()
+    runs = []
+    # Seed after seed: if it is stopped halfway, every method has been run with the first seeds.
+    for seed in _seeds(options.seeds):
+        for variant in variants:
+            config = comparison.configure(
+                variant, seed, common, own[variant.name], budget, preset=options.preset, file=options.config
+            )
+            folder = path / variant.name / f"seed{seed}"
+            config = with_absolute_paths(replace(config, output_dir=str(folder)))
+            try:
+                check(config)
+            except UsageError as error:
+                raise UsageError(f"{variant.name}: {error}") from error
+            runs.append(Run(variant.name, config))
+    return runs, budget, path
+
+
+def _variants(options: CompareOptions) -> list[Variant]:
+    named = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
+    if not named and options.variants is None:
+        named = list(METHODS)
+    variants = comparison.methods(named)
+    if options.variants is not None:
+        variants += comparison.read_variants(options.variants)
+    for variant in variants:
+        if [other.name for other in variants].count(variant.name) > 1:
+            raise UsageError(f"{variant.name}: is compared twice; name it once")
+    return variants
+
+
+def _seeds(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise UsageError(f"--seeds {text}: write them as 0,1,2, each once")
+    return [int(part) for part in parts]
+
+
+def _merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(a)
+    for key, value in b.items():
+        before = merged.get(key)
+        merged[key] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _carry_out(options: CompareOptions, runs: Sequence[Run], finished: Sequence[bool], console: Console) -> int:
+    """Do what is left to do. Returns 0, or the status of a signal."""
+    from latent_cot.session import Stopped, open_session, run_loop
+
+    session: Session | None = None
+    with stop_signals() as stopped_by:
+        for number, (one, done) in enumerate(zip(runs, finished, strict=True), 1):
+            title = f"{one.variant}, seed {one.config.seed} ({number} of {len(runs)})"
+            if done:
+                say(console, f"{title}: finished already", style="dim")
+                continue
+            there = (one.folder / "config.yaml").exists()
+            say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
+            session = open_session(one.config, console=Console(stderr=True), loaded=session)
+            folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
+            for note in session.notes:
+                say(console, note, style="dim")
+            try:
+                with folder.lock(), Display(console) as display:
+                    run_loop(
+                        session,
+                        folder,
+                        resume=there,
+                        on_unit=display.on_unit,
+                        should_stop=lambda: stopped_by() is not None,
+                    )
+            except Stopped:
+                say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
+                return 128 + (stopped_by() or signal.SIGINT)
+    return 0
+
+
+def _write(
+    options: CompareOptions, runs: Sequence[Run], budget: Spend | None, path: Path, console: Console
+) -> dict[str, Any]:
+    """comparison.json, .md and .svg; returns the content of the first."""
+    records = [comparison.record_of(one, options.preset) for one in runs]
+    rows = comparison.summarise(records)
+    first = runs[0].config
+    found = {
+        "command": _command(options),
+        "task": first.task,
+        "model": first.model,
+        "budget": None if budget is None else budget._asdict(),
+        "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
+        "rows": comparison.to_json(rows),
+        "runs": records,
+    }
+    title = f"{Path(first.task).stem}, {Path(first.model).name}"
+    commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in records}
+    RunFolder(path, {}).write_json("comparison.json", found)
+    write_text(path / "comparison.md", comparison.to_markdown(rows, title, commands))
+    try:
+        comparison.save_plot(rows, path / "comparison.svg", title)
+    except ImportError:
+        say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
+    return found
+
+
+def _command(options: CompareOptions) -> str:
+    """What the user asked for, without what only says where and how to report."""
+    words = ["latent-cot", "compare"]
+    for name in ("preset", "config", "task", "model", "methods", "variants", "seeds", "budget"):
+        value = getattr(options, name)
+        words += [f"--{name}", value] if value is not None else []
+    for setting in options.set:
+        words += ["--set", setting]
+    return shlex.join(words)
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(caption=Text(comparison.heading(rows)), caption_justify="left")
+    table.add_column("method, reasoner")
+    splits = comparison.splits_of(rows)
+    for split in splits:
+        table.add_column(Text(printable(split)), justify="right")
+    for name in comparison.COST_COLUMNS:
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = [comparison.cell_text(row.cells.get(split)) for split in splits]
+        table.add_row(Text(row.name), *cells, *comparison.cost_cells(row))
+    return table

@@ -1,0 +1,352 @@
+"""What the runs of all methods have in common: EM (`em.py`) and the baselines (`baselines/`) are each a `Loop`.
+
+A loop goes through phases. A phase is a generator that does one unit of work (an optimiser step, a batch of
+questions) between two `yield`s; between units the run can be saved, stopped and resumed. All randomness of
+a unit is seeded by its place in the loop, so there is no random state to save, and a resumed run is the run
+that was never stopped.
+
+A method says what its phases are (`plan`) and what each of them does (`jobs`). Here are those that several
+methods share: the fine-tuning on demonstrations that all of them start from, the comparison of q with the
+posterior, drawing rationales, the M-step, and the evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from latent_cot import m_step
+from latent_cot.baselines import METHODS
+from latent_cot.chain import ChainRules, encode_rationale
+from latent_cot.config import MStepConfig, RunConfig
+from latent_cot.diagnostics import diagnose, mean_figures
+from latent_cot.e_step import Query
+from latent_cot.evaluate import Accuracy, answer_questions
+from latent_cot.lm import Adapter, LanguageModel
+from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.rollout import rollout
+from latent_cot.scoring import Group
+from latent_cot.state import Drawn, Phase, State
+from latent_cot.types import Example, Rationale, Task, TaskData
+
+Info = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """What a kind of phase does."""
+
+    work: Callable[[Phase], Iterator[Info]]
+    """Does the units from `state.unit` on, and yields the figures of each."""
+    units: Callable[[Phase], int]
+    """How many there are, for a progress display."""
+
+
+class Loop(ABC):
+    """One run of a method.
+
+    Args:
+        config: all settings.
+        lm: the model with its adapters p and q.
+        task, data: what to learn, and from which examples.
+        tests: the test questions of each split.
+        rules: what a rationale may look like in training ...
+        test_rules: ... and in tests.
+        state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
+        restore: on resuming, puts the saved optimiser state into an optimiser.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        lm: LanguageModel,
+        task: Task,
+        data: TaskData,
+        tests: Mapping[str, Sequence[Example]],
+        rules: ChainRules,
+        test_rules: ChainRules,
+        *,
+        state: State | None = None,
+        restore: Callable[[torch.optim.Optimizer], None] | None = None,
+    ) -> None:
+        self.config, self.lm, self.task, self.data = config, lm, task, data
+        self.tests, self.rules, self.test_rules = tests, rules, test_rules
+        self.state = state or State()
+        self.optimiser: AdapterOptimiser | None = None
+        self._restore = restore
+        self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
+        self.questions = [*data.demonstrations, *data.pairs]
+        self.phases = self.plan()
+        if state is None:
+            for adapter in ("p", "q"):
+                lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
+
+    @abstractmethod
+    def plan(self) -> list[Phase]:
+        """The phases in order."""
+
+    def jobs(self) -> Mapping[str, Job]:
+        """Phase's name -> what it does. A method adds its own."""
+        c = self.config
+        return {
+            "init": Job(self.init, lambda _: c.init_step.steps if self._learns_demonstrations else 0),
+            "imitate": Job(self.imitate, lambda _: c.init_step.steps if self.demonstrations else 0),
+            "prepare": Job(self.prepare, lambda _: len(self._diagnostic_units)),
+            "diagnose": Job(self.diagnose, lambda _: len(self._diagnostic_units)),
+            "m_step": Job(self.m_step, self._m_step_units),
+            "evaluate": Job(self.evaluate, lambda phase: len(self._evaluation_units(phase))),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has to be saved beside the adapters and the optimiser, as JSON. A method adds its own."""
+        return {"loop": self.state.to_json()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take over what a method has added to `state_dict`: nothing, unless it says otherwise."""
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[tuple[Phase, Info]]:
+        """Go through the phases from where `state` is. After each unit its figures are yielded, and the
+        caller may save, or stop for good: what it has then is the state after that unit."""
+        jobs = self.jobs()
+        while self.state.phase < len(self.phases):
+            phase = self.phases[self.state.phase]
+            for info in jobs[phase.name].work(phase):
+                self.state.unit += 1
+                yield phase, info
+            self.state.phase += 1
+            self.state.unit = 0
+            self.optimiser = None
+
+    def units(self, phase: Phase) -> int:
+        """The number of units of a phase, for a progress display."""
+        return self.jobs()[phase.name].units(phase)
+
+    # -- phases that methods share -------------------------------------------------------------------
+
+    def round(self, number: int, *names: str, last: bool = False) -> list[Phase]:
+        """A round of such phases, evaluated at its end if it is the `last` one or all are to be.
+
+        Round 0 is "init", the initial p, and the same for all methods that train."""
+        evaluated = last or self.config.evaluation.every_round
+        return [Phase(number, name) for name in (*names, *(["evaluate"] if evaluated else []))]
+
+    def init(self, phase: Phase) -> Iterator[Info]:
+        """p before the first round: fine-tuned on the demonstrations' own rationales, if so configured."""
+        if self._learns_demonstrations:
+            yield from self._fit("p", self._demonstrated, self.config.init_step)
+
+    def imitate(self, phase: Phase) -> Iterator[Info]:
+        """A start for a q that sees Y: its prompt is one that p has never read."""
+        if self.state.unit == 0:
+            self.lm.copy_adapter("p", "q")
+        if self.demonstrations:
+            yield from self._fit("q", self._demonstrated, self.config.init_step)
+
+    def prepare(self, phase: Phase) -> Iterator[Info]:
+        """q ← p, if q reads what p reads. How far q is from the posterior is what its training starts from."""
+        c = self.config
+        if self.state.unit == 0 and c.condition == "x" and (phase.round == 1 or c.e_step.start == "p"):
+            self.lm.copy_adapter("p", "q")
+        yield from self.diagnose(phase)
+
+    def diagnose(self, phase: Phase) -> Iterator[Info]:
+        """Compare q with the posterior on validation questions."""
+        c, e = self.config.evaluation, self.config.e_step
+        units = self._diagnostic_units
+        for unit in range(self.state.unit, len(units)):
+            figures = diagnose(
+                self.lm,
+                [self.query(self.data.validation[i]) for i in units[unit]],
+                self.rules,
+                n=c.diagnostic_samples,
+                reward_temperature=self.final_reward_temperature,
+                reward_floor=e.reward_floor,
+                tool_tokens=e.score_tool_tokens,
+                max_tokens=e.max_batch_tokens,
+                generator=torch.Generator().manual_seed(self._unit_seed(unit)),
+            )
+            when = "before" if phase.name == "prepare" else "after"
+            found = self.state.posterior.setdefault(str(phase.round), {}).setdefault(when, [])
+            found.extend(vars(f) for f in figures)
+            yield mean_figures(found)
+
+    def m_step(self, phase: Phase) -> Iterator[Info]:
+        """Fine-tune p on the rationales that were drawn."""
+        if self.state.drawn:
+            yield from self._fit("p", self.state.drawn, self.model_step)
+            self.state.model_trained = self.state.model_trained or self.model_step.steps > 0
+        elif self.state.unit == 0:
+            yield {"note": "no rationale arrives at its answer: p stays as it is"}
+
+    def evaluate(self, phase: Phase) -> Iterator[Info]:
+        """The accuracy of each reasoner on each test split."""
+        units = self._evaluation_units(phase)
+        for unit in range(self.state.unit, len(units)):
+            reasoner, split, members = units[unit]
+            right = self._count_right(reasoner, [self.tests[split][i] for i in members], unit)
+            of_round = self.state.tally.setdefault(str(phase.round), {})
+            tally = of_round.setdefault(reasoner, {}).setdefault(split, [0, 0])
+            tally[0] += right
+            tally[1] += len(members)
+            yield {"reasoner": reasoner, "split": split, **Accuracy(*tally).to_json()}
+
+    # -- what the phases share -----------------------------------------------------------------------
+
+    @property
+    def reasoners(self) -> tuple[Adapter, ...]:
+        """Which adapters can answer a question whose answer is not known, once the method has trained them."""
+        return METHODS[self.config.method].reasoners(self.config)
+
+    @property
+    def shown(self) -> int:
+        """Demonstrations before p's questions: with `init: prompt`, as long as p is the base model."""
+        return self.config.shots if self.config.init == "prompt" and not self.state.model_trained else 0
+
+    @property
+    def model_prefix(self) -> str:
+        """Those demonstrations as text, the tools' results written out."""
+        shown = zip(self.data.demonstrations[: self.shown], self.demonstrations, strict=False)
+        return "".join(f"{example.x}{rationale.text}{example.y}\n" for example, rationale in shown)
+
+    @property
+    def model_step(self) -> MStepConfig:
+        """How p is fine-tuned on drawn rationales."""
+        return self.config.m_step
+
+    @property
+    def final_reward_temperature(self) -> float:
+        """T of the log R / T that q is trained towards in the end."""
+        return 1.0
+
+    def query(self, example: Example) -> Query:
+        """A training question as q and p read it."""
+        codec = self.rules.codec
+        seen = example.x if self.config.condition == "x" else self.task.posterior_prompt(example)
+        return Query(
+            example,
+            policy_prompt=codec.encode_prompt(seen),
+            model_prompt=codec.encode_prompt(self.model_prefix + example.x),
+            answer=codec.encode(example.y or ""),
+        )
+
+    def is_correct(self, example: Example, rationale: Rationale) -> bool:
+        """Does a rationale arrive at the example's answer? With candidates, which only p can tell, True."""
+        if self.task.candidates(example) is not None:
+            return True
+        return self.task.grade(example, self.task.answer(rationale))
+
+    def _sample(self, adapter: Adapter, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
+        """Rationales for these training questions, on the budget. `sampling`: n and temperature of `rollout`."""
+        queries = [self.query(self.questions[i]) for i in members]
+        sampled = rollout(
+            self.lm,
+            self.lm.dense(adapter),
+            [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries],
+            self.rules,
+            generator=torch.Generator().manual_seed(seed),
+            **sampling,
+        )
+        for rationales in sampled:
+            self.state.budget.sampled(rationales)
+        return sampled
+
+    def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
+        """Raise the likelihood of the records' rationales under an adapter, each step one unit."""
+        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        for step in range(self.state.unit, c.steps):
+            yield self._likelihood_step(adapter, records, c, optimiser, step)
+
+    def _likelihood_step(
+        self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig, optimiser: AdapterOptimiser, step: int
+    ) -> Info:
+        codec = self.rules.codec
+        torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
+        groups, weights = [], []
+        for k in m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}"):
+            question, rationale, weight = records[k]
+            query = self.query(self.questions[question])
+            prompt = query.policy_prompt if adapter == "q" else codec.encode_prompt(self.questions[question].x)
+            groups.append(Group(prompt, [rationale], query.answer))
+            weights.append([weight])
+        info = m_step.update(
+            self.lm, adapter, groups, self.rules, optimiser, step, max_tokens=c.max_batch_tokens, weights=weights
+        )
+        self.state.budget.gradient_steps += 1
+        return vars(info)
+
+    def _count_right(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> int:
+        c = self.config.evaluation
+        outcomes = answer_questions(
+            self.lm,
+            reasoner,
+            self.task,
+            examples,
+            self.test_rules,
+            prefix=self.model_prefix if reasoner == "p" else "",
+            votes=c.votes,
+            temperature=c.temperature,
+            batch_size=c.batch_size,
+            generator=torch.Generator().manual_seed(self._unit_seed(unit)),
+        )
+        return sum(outcome.correct for outcome in outcomes)
+
+    def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
+        self.optimiser = AdapterOptimiser(self.lm.parameters(adapter), schedule, clip, **log_z)
+        if self.state.unit and self._restore is not None:
+            self._restore(self.optimiser.adam)
+        self._restore = None
+        return self.optimiser
+
+    @property
+    def _learns_demonstrations(self) -> bool:
+        return self.config.init == "demonstrations" and bool(self.demonstrations)
+
+    @property
+    def _demonstrated(self) -> list[Drawn]:
+        return [Drawn(i, rationale) for i, rationale in enumerate(self.demonstrations)]
+
+    def _m_step_units(self, phase: Phase) -> int:
+        present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase
+        return 1 if present and not self.state.drawn else self.model_step.steps
+
+    def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
+        c = self.config.evaluation
+        reasoners: tuple[Adapter, ...] = self.reasoners if phase.round else ("p",)
+        return [
+            (reasoner, split, members)
+            for reasoner in reasoners
+            for split, questions in self.tests.items()
+            for members in slices(len(questions), max(1, c.batch_size // c.votes))
+        ]
+
+    @property
+    def _diagnostic_units(self) -> list[range]:
+        c = self.config.evaluation
+        questions = min(c.diagnostics, len(self.data.validation))
+        return slices(questions, max(1, self.config.rollout.batch_size // c.diagnostic_samples))
+
+    def _unit_seed(self, unit: int) -> int:
+        return seed_of(self.config.seed, self.state.phase, unit)
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all of `parts`, the same on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+def slices(n: int, size: int) -> list[range]:
+    """0, ..., n − 1 in consecutive ranges of at most `size`."""
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def draw_distinct(weights: Sequence[float], k: int, rng: random.Random) -> list[int]:
+    """k different indices, drawn one after the other with probability ∝ weight (Efraimidis & Spirakis, 2006)."""
+    keys = [(rng.random() ** (1 / weight), i) for i, weight in enumerate(weights) if weight > 0]
+    return [i for _, i in sorted(keys, reverse=True)[:k]]

@@ -1,0 +1,66 @@
+"""Self-normalised importance weights, and the weighted likelihood that a forward KL divergence comes to.
+
+With K samples Z_k ~ q(Z) of a question and w_k = p(Z_k Y | X) / q(Z_k), the normalised weights w̃_k = w_k / Σ w make
+of the samples an approximation of the posterior p(Z | X, Y). Two gradients are expectations under it:
+
+    −∇ KL(p(Z | X, Y) || q)          = E[∇ log q(Z)]        ≈ Σ w̃_k ∇ log q(Z_k)
+    ∇ log p(Y | X)                   = E[∇ log p(Z Y | X)]  ≈ Σ w̃_k ∇ log p(Z_k Y | X)
+
+The first is the wake-phase update of q, the second that of p, which is the gradient of the importance-weighted bound
+log 1/K Σ w_k: Bornschein & Bengio, "Reweighted wake-sleep" (2015); Burda et al., "Importance weighted
+autoencoders" (2016); for rationales Zhou et al., "Variational reasoning for language models" (ICLR 2026).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class ImportanceInfo(NamedTuple):
+    """Diagnostics of the weights of each question."""
+
+    ess: torch.Tensor
+    """(G,) effective sample size 1 / Σ w̃², as a share of the number of samples: 1 if all weigh the same."""
+    bound: torch.Tensor
+    """(G,) log 1/K Σ w_k: in expectation a lower bound on log p(Y | X), nats; −inf if no sample reaches Y."""
+
+
+def importance_weights(
+    log_target: torch.Tensor, log_proposal: torch.Tensor, count: torch.Tensor, group: torch.Tensor
+) -> tuple[torch.Tensor, ImportanceInfo]:
+    """Normalised weights of B distinct samples, each times how often it was drawn.
+
+    Args:
+        log_target: (B,) log p(Z Y | X) in nats; −inf for an impossible one.
+        log_proposal: (B,) log q(Z), finite.
+        count: (B,) how often each was drawn.
+        group: (B,) long, the question of each, 0 to G − 1.
+
+    Returns (B,), which adds up to 1 for each question, or to 0 where all its samples are impossible.
+    """
+    log_w = log_target - log_proposal
+    zeros = log_w.new_zeros(int(group.max()) + 1)
+    best = (zeros - torch.inf).scatter_reduce(0, group, log_w, "amax")
+    shift = torch.where(best.isfinite(), best, 0.0)
+    each = (log_w - shift[group]).exp()
+    n = zeros.index_add(0, group, count)
+    total = zeros.index_add(0, group, count * each)
+    least = torch.finfo(total.dtype).tiny
+    weight = count * each / total.clamp(min=least)[group]
+    squares = zeros.index_add(0, group, count * (each / total.clamp(min=least)[group]) ** 2)
+    ess = torch.where(squares > 0, 1 / squares.clamp(min=least), 0.0) / n
+    return weight, ImportanceInfo(ess, shift + (total / n).log())
+
+
+def weighted_likelihood(log_prob: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """(G,) −Σ w̃ log q(Z) of each question: its gradient is that of the forward KL. The weights are constants.
+
+    Args:
+        log_prob: (B,) log q(Z).
+        weight: (B,) from `importance_weights`.
+        group: (B,) long.
+    """
+    zeros = log_prob.new_zeros(int(group.max()) + 1)
+    return zeros.index_add(0, group, -weight.detach() * log_prob)

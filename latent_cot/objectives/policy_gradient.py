@@ -1,0 +1,115 @@
+"""Policy-gradient kernels: advantages, the clipped surrogate and a KL penalty, as pure functions of tensors.
+
+A batch holds B distinct trajectories, each with the number of times it was sampled (`weight`), of G questions
+(`group`). An action is a token that the policy chose, or the stop; `mask` (B, S) says where there is one.
+
+    leave_one_out   RLOO, Ahmadian et al., "Back to Basics" (2024); Kool et al., "Buy 4 REINFORCE samples" (2019)
+    normalised      GRPO, Shao et al., "DeepSeekMath" (2024), Eq. 3 and section 4.1.2
+    surrogate       PPO, Schulman et al., "Proximal policy optimization algorithms" (2017), Eq. 7
+    kl_penalty      Schulman, "Approximating KL divergence" (2020), k3: what GRPO adds to its loss
+
+Left out: the 1 / length of GRPO's loss, which favours long wrong chains (Liu et al., "Understanding R1-Zero-like
+training", 2025). A trajectory's loss is the sum over its actions, as in the policy gradient itself.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class SurrogateInfo(NamedTuple):
+    """Diagnostics of the surrogate, detached."""
+
+    clipped: torch.Tensor
+    """(B,) number of actions whose gradient the clipping has cut off."""
+    kl: torch.Tensor
+    """(B,) estimate of KL(old || new), summed over the actions, in nats."""
+
+
+def leave_one_out(reward: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Each trajectory's reward less the mean reward of its question's other samples.
+
+    Args:
+        reward: (B,) finite.
+        weight: (B,) how often each was sampled.
+        group: (B,) long, its question, 0 to G − 1.
+
+    Returns (B,); 0 where the question has a single sample.
+    """
+    count, total = _sums(reward, weight, group)
+    others = (total[group] - reward) / (count[group] - 1).clamp(min=1)
+    return torch.where(count[group] > 1, reward - others, 0.0)
+
+
+def normalised(reward: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, *, floor: float = 1e-4) -> torch.Tensor:
+    """Each trajectory's reward less its question's mean, in standard deviations of that question.
+
+    `floor`, in units of the reward, is added to the (unbiased) standard deviation. Other arguments and result as for
+    `leave_one_out`.
+    """
+    count, total = _sums(reward, weight, group)
+    centred = reward - (total / count)[group]
+    _, squares = _sums(centred**2, weight, group)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
+    return centred / (deviation[group] + floor)
+
+
+def returns_to_go(
+    reward: torch.Tensor, log_prob: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor, *, kl: float
+) -> torch.Tensor:
+    """What each action can still earn: the reward at the end, less the KL penalties from this action on.
+
+    The penalty of an action is kl · (log_prob − reference), as in Ziegler et al., "Fine-tuning language models from
+    human preferences" (2019): its expectation under the policy is kl times the KL divergence.
+
+    Args:
+        reward: (B,) of the complete trajectories.
+        log_prob, reference: (B, S) log-probability of each action under the policy that sampled it, and under
+            the reference; nats.
+        mask: (B, S) bool, the actions.
+
+    Returns (B, S); 0 where there is no action.
+    """
+    penalty = torch.where(mask, kl * (log_prob - reference), 0.0)
+    to_go = penalty.flip(1).cumsum(1).flip(1)
+    return torch.where(mask, reward[:, None] - to_go, 0.0)
+
+
+def clipped_surrogate(
+    log_prob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, mask: torch.Tensor, *, clip_range: float
+) -> tuple[torch.Tensor, SurrogateInfo]:
+    """PPO's loss: −min(r A, clip(r, 1 − ε, 1 + ε) A) with r = exp(log_prob − old), summed over the actions.
+
+    Args:
+        log_prob: (B, S) under the policy that is being trained.
+        old: (B, S) under the one that sampled.
+        advantage: (B, S).
+        mask: (B, S) bool, the actions.
+        clip_range: ε.
+
+    Returns (B,) and diagnostics.
+    """
+    difference = torch.where(mask, log_prob - old, 0.0)
+    ratio = difference.exp()
+    bounded = ratio.clamp(1 - clip_range, 1 + clip_range)
+    gain = torch.minimum(ratio * advantage, bounded * advantage)
+    loss = -torch.where(mask, gain, 0.0).sum(1)
+    with torch.no_grad():
+        cut = mask & (ratio != bounded) & (bounded * advantage < ratio * advantage)
+        info = SurrogateInfo(cut.sum(1), (ratio - 1 - difference).sum(1))
+    return loss, info
+
+
+def kl_penalty(log_prob: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """exp(d) − d − 1 with d = reference − log_prob, summed over the actions: (B,), an unbiased estimate of
+    KL(policy || reference) for actions that the policy has sampled, and never negative."""
+    d = torch.where(mask, reference - log_prob, 0.0)
+    return (d.exp() - d - 1).sum(1)
+
+
+def _sums(values: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(G,) number of samples of each question, and (G,) the sum of their values."""
+    zeros = values.new_zeros(int(group.max()) + 1)
+    return zeros.index_add(0, group, weight), zeros.index_add(0, group, weight * values)

@@ -1,0 +1,150 @@
+"""Accuracy along a number, such as that of operands: as a table with bars, and as a figure in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from latent_cot.errors import UsageError
+from latent_cot.types import Example, Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = ("svg", "pdf", "png")
+BAR_WIDTH = 20
+"""Characters of a bar at 100 %."""
+
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Reasoner -> split -> `Accuracy.to_json()`."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One test split of a curve."""
+
+    split: str
+    values: tuple[int, ...]
+    """Of the curve's axes."""
+    trained: bool
+    """Was there a training question with the same numbers?"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test splits along one number or more."""
+
+    axes: tuple[str, ...]
+    points: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, sweep: Sweep, training: Iterable[Example]) -> Curve:
+        """A sweep's points in its order; a question's numbers are read off its `meta`."""
+        names = tuple(dict.fromkeys(name for numbers in sweep.points.values() for name in numbers))
+        seen = {tuple(example.meta.get(name) for name in names) for example in training}
+        return cls(
+            sweep.axes,
+            tuple(
+                Point(split, tuple(numbers[axis] for axis in sweep.axes), tuple(map(numbers.get, names)) in seen)
+                for split, numbers in sweep.points.items()
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The points as rows: split, the axes' values, and whether there were such questions in training."""
+        rows = (
+            {"split": point.split, **dict(zip(self.axes, point.values, strict=True)), "trained": point.trained}
+            for point in self.points
+        )
+        return {"axes": list(self.axes), "points": list(rows)}
+
+    def lines(self) -> Iterator[tuple[str, Sequence[Point]]]:
+        """What is drawn as one line: all points, or, where a second number varies, those that share its value."""
+        for rest in dict.fromkeys(point.values[1:] for point in self.points):
+            label = ", ".join(f"{value} {axis}" for axis, value in zip(self.axes[1:], rest, strict=True))
+            yield label, [point for point in self.points if point.values[1:] == rest]
+
+
+def curve_table(curve: Curve, results: Results, *, ascii_only: bool = False) -> Table:
+    """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar."""
+    caption = "% right (95 % interval)" + ("; * as in training" if any(point.trained for point in curve.points) else "")
+    table = Table(caption=caption, caption_justify="left")
+    for axis in curve.axes:
+        table.add_column(Text(axis), justify="right")
+    for reasoner in results:
+        table.add_column(Text(reasoner), no_wrap=True)
+    for point in curve.points:
+        numbers = [str(value) for value in point.values]
+        numbers[-1] += "*" if point.trained else " "
+        bars = (_bar(splits[point.split], "#" if ascii_only else "\N{FULL BLOCK}") for splits in results.values())
+        table.add_row(*numbers, *bars)
+    return table
+
+
+def _bar(accuracy: Mapping[str, Any], character: str) -> Text:
+    low, high = accuracy["interval_95"]
+    bar = (character * round(BAR_WIDTH * accuracy["accuracy"])).ljust(BAR_WIDTH)
+    return Text(f"{bar} {100 * accuracy['accuracy']:5.1f} ({100 * low:.0f}-{100 * high:.0f})")
+
+
+def check_plot(path: Path) -> None:
+    """Raises UsageError if no figure can be written there: better before a long evaluation than after it."""
+    if path.suffix.removeprefix(".") not in FORMATS:
+        raise UsageError(f"--plot {path}: the name must end with .{', .'.join(FORMATS)}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"--plot {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("--plot needs matplotlib: pip install 'latent-cot[plot]', or leave --plot out") from None
+
+
+def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
+    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
+
+    The same figures give the same file. Raises UsageError if it cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Not pyplot: it keeps global state and looks for a display.
+    with matplotlib.rc_context({"svg.hashsalt": "latent-cot", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(5.2 * len(curves), 3.8), layout="constrained")
+        for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+            _draw(axes, curve, results)
+        figure.suptitle(_plain(title), fontsize="medium", wrap=True)
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
+        try:
+            figure.savefig(path, metadata=metadata)
+        except OSError as error:
+            raise UsageError(f"--plot {path}: cannot be written: {error}") from None
+
+
+def _draw(axes: Axes, curve: Curve, results: Results) -> None:
+    for reasoner, splits in results.items():
+        for label, points in curve.lines():
+            where = [point.values[0] for point in points]
+            figures = [splits[point.split] for point in points]
+            right = [100 * figure["accuracy"] for figure in figures]
+            low, high = ([100 * figure["interval_95"][end] for figure in figures] for end in (0, 1))
+            name = f"{reasoner}, {label}" if label else reasoner
+            (line,) = axes.plot(where, right, marker="o", markersize=4, label=_plain(name))
+            axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    for number, value in enumerate(sorted({point.values[0] for point in curve.points if point.trained})):
+        # matplotlib leaves what begins with an underscore out of the legend
+        label = "_again" if number else "as in training"
+        axes.axvspan(value - 0.5, value + 0.5, color="0.92", zorder=0, linewidth=0, label=label)
+    axes.set(xlabel=_plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
+    axes.set_xticks(sorted({point.values[0] for point in curve.points}))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def _plain(text: str) -> str:
+    """`$` would begin a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,190 @@
+"""`latent-cot compare` on the tiny model: all methods, stopped, resumed, done already, repeated by its own commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from latent_cot import session
+from latent_cot.baselines import METHODS
+from latent_cot.cli import main
+from latent_cot.display import Display
+from latent_cot.loop import Loop
+from latent_cot.state import Phase
+from tests.cli.conftest import Cli
+
+SMOKE = ["compare", "--preset", "smoke", "--set", "precision=fp32"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """All methods, one seed. Do not write into it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("compared") / "all"
+    assert main([*SMOKE, "--model", str(tiny_model_dir), "--output-dir", str(folder)]) == 0
+    return folder
+
+
+def adapters(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name / "adapter_model.safetensors").read_bytes() for name in "pq"}
+
+
+def refuse_to_load(*_: Any, **__: Any) -> None:
+    raise AssertionError("a model is loaded though nothing is left to do")
+
+
+def test_every_method_has_a_row_and_a_run(compared: Path) -> None:
+    found = json.loads((compared / "comparison.json").read_text())
+    assert [run["variant"] for run in found["runs"]] == list(METHODS)
+    assert {(row["variant"], row["reasoner"]) for row in found["rows"]} >= {("em", "q"), ("em", "p"), ("sft", "p")}
+    for row in found["rows"]:
+        assert list(row["cells"]) == ["3-operands", "4-operands"]
+        assert all(cell["n"] == 8 for cell in row["cells"].values())
+    for run in found["runs"]:
+        spent, most = run["budget"], found["budget"]
+        assert spent["planned"]["trajectories"] <= most["trajectories"]
+        assert spent["trajectories"] <= spent["planned"]["trajectories"]
+        assert run["config"]["method"] == run["method"]
+        assert {"torch", "transformers", "latent_cot"} <= run["versions"].keys()
+        assert run["command"].startswith("latent-cot fit --method ")
+    text = (compared / "comparison.md").read_text()
+    assert all(f"| {name}, " in text for name in METHODS)
+
+
+def test_what_is_done_is_not_done_again(
+    cli: Cli, compared: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "all"
+    shutil.copytree(compared, folder)
+    monkeypatch.setattr(session, "open_session", refuse_to_load)
+    again = [*SMOKE, "--model", tiny_model_dir, "--output-dir", folder]
+    called = cli(*again, "--json")
+    assert called.status == 0, called.err
+    before = json.loads((compared / "comparison.json").read_text())
+    assert called.json["rows"] == before["rows"]
+    assert called.err.count("finished already") == len(METHODS)
+
+    changed = cli(*again, "--set", "sft:sft.learning_rate=0.5")
+    assert changed.status == 2
+    assert "sft/seed0: holds a run with other settings (--sft.learning-rate 0.0003 there, 0.5 here)" in changed.err
+
+
+@pytest.mark.parametrize("method", ["rejection", "em"])
+def test_a_run_again_by_its_recorded_command(
+    cli: Cli, compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """On a model of its own: that the comparison's runs share one has changed nothing."""
+    monkeypatch.chdir(tmp_path)
+    runs = json.loads((compared / "comparison.json").read_text())["runs"]
+    (run,) = [run for run in runs if run["variant"] == method]
+    called = cli(*shlex.split(run["command"])[1:], "--output-dir", "again")
+    assert called.status == 0, called.err
+    assert adapters(Path("again")) == adapters(compared / method / "seed0")
+
+
+def test_stopped_and_gone_on_with(
+    cli: Cli, compared: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "all", "--methods", "few-shot,grpo,sft"]
+    show = Display.on_unit
+
+    def interrupt(self: Display, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+        show(self, loop, phase, info)
+        if (phase.name, loop.state.unit) == ("policy", 1):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "on_unit", interrupt)
+        stopped = cli(*command)
+    assert stopped.status == 130
+    assert "Stopped in grpo, seed 0 (2 of 3)" in stopped.out
+    assert not (tmp_path / "all" / "comparison.json").exists()
+
+    resumed = cli(*command)
+    assert resumed.status == 0, resumed.err
+    assert "few-shot, seed 0 (1 of 3): finished already" in resumed.out
+    assert "grpo, seed 0 (2 of 3): going on" in resumed.out
+    for method in ("grpo", "sft"):
+        assert adapters(tmp_path / "all" / method / "seed0") == adapters(compared / method / "seed0")
+
+
+def test_variants_and_a_dry_run(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("short: {method: em, overrides: {rounds: 1}}\nlong: {method: em, overrides: {rounds: 3}}\n")
+    folder = tmp_path / "all"
+    called = cli(
+        "compare", "--variants", file, "--methods", "sft", "--seeds", "0,4", "--dry-run", "--output-dir", folder
+    )
+    assert called.status == 0, called.err
+    assert "sft/seed0: to do; 0 trajectories, 160 gradient steps" in called.out
+    assert "short/seed4: to do; 7194 trajectories, 136 gradient steps" in called.out
+    assert "latent-cot fit --method em --seed 4 --rounds 1 --e-step.steps 96" in called.out
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("source", ["ablations", "data-efficiency", "few-shot"])
+def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
+    called = cli("compare", "--variants", source, "--dry-run", "--output-dir", tmp_path / "all")
+    assert called.status == 0, called.err
+    assert called.out.count("latent-cot fit") >= 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--methods", "sfd"], ["--methods sfd", "Did you mean 'sft'?"]),
+        (["--methods", "sft,sft"], ["sft: is compared twice"]),
+        (["--seeds", "0,x"], ["--seeds 0,x", "0,1,2"]),
+        (["--seeds", "1,1"], ["--seeds 1,1"]),
+        (["--budget", "10"], ["--budget 10", "trajectories="]),
+        (["--budget", "trajectories=10"], ["--budget: too few"]),
+        (["--variants", "nowhere.yaml"], ["--variants nowhere.yaml", "no such file"]),
+        (["--set", "grppo:grpo.kl=1"], ["--set grppo:grpo.kl=1", "Did you mean 'grpo'?"]),
+        (["--set", "e_step.stepz=3"], ["unknown setting 'e_step.stepz'"]),
+        (["--set", "evaluation.size=0"], ["--evaluation.size is 0"]),
+        (["--preset", "tpu"], ["--preset tpu"]),
+    ],
+)
+def test_bad_input(cli: Cli, argv: list[str], parts: list[str]) -> None:
+    called = cli("compare", *argv)
+    assert called.status == 2, called
+    assert not called.out
+    assert called.err.startswith("error: ") and "Traceback" not in called.err
+    for part in parts:
+        assert part in called.err
+
+
+def test_methods_are_listed(cli: Cli) -> None:
+    assert [entry["name"] for entry in cli("methods", "--json").json] == list(METHODS)
+    assert all(f"{name}: " in cli("methods").out for name in METHODS)
+
+
+def test_em_is_for_em(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: sft\n")
+    called = cli("em", "--config", file)
+    assert called.status == 2
+    assert "latent-cot fit" in called.err
+    assert "--ppo." not in cli("em", "--help").out
+    assert "--ppo.clip-range" in cli("fit", "--help").out
+
+
+def test_fit_of_a_method_leaves_a_run_for_eval_and_sample(cli: Cli, compared: Path) -> None:
+    for method, reasoner, other in [("ppo", "q", "p"), ("few-shot", "p", "q")]:
+        folder = compared / method / "seed0"
+        recorded = json.loads((folder / "results.json").read_text())["accuracy"]
+        last = recorded[max(recorded, key=int)][reasoner]["3-operands"]
+        found = cli("eval", folder, "--split", "3-operands", "--size", 8, "--json").json["results"]
+        assert found == {reasoner: {"3-operands": last}}
+        refused = cli("eval", folder, "--reasoner", other)
+        assert f"a run of {method} answers with {reasoner}" in refused.err
+        sampled = cli("sample", folder, "--question", "6 - 0 - 4", "-n", 2, "--json")
+        assert sampled.json["reasoner"] == reasoner

@@ -1,0 +1,97 @@
+"""Runs of any method in the toy world, and a way to stop and resume them as the session does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from latent_cot.baselines import METHODS
+from latent_cot.chain import ChainRules
+from latent_cot.config import EStepConfig, EvaluationConfig, MStepConfig, RolloutConfig, RunConfig
+from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.loop import Loop
+from latent_cot.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.state import State
+from latent_cot.text import TextCodec
+from latent_cot.types import DataRequest
+from tests.worlds import CountTool, ToyTask
+
+FIT = MStepConfig(steps=3, batch_size=2, samples=2, keep="all", learning_rate=1e-2, warmup=1)
+CONFIG = RunConfig(
+    rounds=2,
+    rollout=RolloutConfig(granularity="step", max_tokens=6, batch_size=6),
+    e_step=EStepConfig(
+        steps=4,
+        questions=2,
+        samples=3,
+        on_policy=0.4,
+        tempered=0.3,
+        replay=0.3,
+        learning_rate=1e-2,
+        warmup=1,
+        reward_horizon=3,
+    ),
+    init_step=FIT,
+    m_step=FIT,
+    evaluation=EvaluationConfig(
+        max_tokens=8, batch_size=4, votes=2, temperature=1.0, diagnostics=2, diagnostic_samples=4
+    ),
+)
+
+
+def make(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **arguments: Any) -> Loop:
+    task = task or ToyTask()
+    codec = TextCodec(lm.tokenizer, allowed_characters=task.allowed_characters)
+    tools = [CountTool()] if task.tools else []
+    rules = ChainRules(codec, tools, config.rollout.granularity, max_tokens=config.rollout.max_tokens)
+    test_rules = dataclasses.replace(rules, max_tokens=config.evaluation.max_tokens)
+    data, tests = task.load(DataRequest()), {"test": task.split("test")}
+    return METHODS[config.method].load()(config, lm, task, data, tests, rules, test_rules, **arguments)
+
+
+def outcome(loop: Loop) -> dict[str, Any]:
+    """Everything a run leaves, exactly."""
+    return {
+        **json.loads(json.dumps(loop.state_dict())),
+        **{adapter: [w.tolist() for w in loop.lm.parameters(adapter).values()] for adapter in ADAPTERS},
+    }
+
+
+def save(loop: Loop, folder: Path) -> str:
+    """As the session does it."""
+    for adapter in ADAPTERS:
+        loop.lm.save_adapter(adapter, folder / adapter)
+    if loop.optimiser is not None:
+        save_optimizer(loop.optimiser.adam, folder)
+    return json.dumps(loop.state_dict())
+
+
+def resume(lm: LanguageModel, config: RunConfig, folder: Path, saved: str, task: ToyTask | None = None) -> Loop:
+    """In a process that knows nothing: its adapters hold something else."""
+    record = json.loads(saved)
+    for adapter in ADAPTERS:
+        lm.reset_adapter(adapter, seed=99)
+        lm.dense(adapter)
+    loop = make(
+        lm, config, task, state=State.from_json(record["loop"]), restore=lambda adam: load_optimizer(adam, folder)
+    )
+    loop.load_state_dict(record)
+    for adapter in ADAPTERS:
+        lm.load_adapter(adapter, folder / adapter)
+    return loop
+
+
+def run_in_parts(lm: LanguageModel, config: RunConfig, folder: Path, k: int, task: ToyTask | None = None) -> Loop:
+    """A run that is stopped after each `k` units and resumed from what was saved."""
+    loop, parts = make(lm, config, task), 0
+    while True:
+        for unit, _ in enumerate(loop.run(), 1):
+            if unit == k:
+                break
+        else:
+            return loop
+        part = folder / f"{k}-{parts}"
+        parts += 1
+        loop = resume(lm, config, part, save(loop, part), task)

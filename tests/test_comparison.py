@@ -1,0 +1,199 @@
+"""Variants, budgets and what runs add up to: everything of a comparison that needs no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_cot import comparison
+from latent_cot.baselines import METHODS, Spend
+from latent_cot.comparison import Run, Variant, command_of, configure, differences, parse_budget, parse_setting
+from latent_cot.config import RunConfig
+from latent_cot.errors import UsageError
+from latent_cot.run import RunFolder
+from latent_cot.settings import check, load_config, parse_yaml, to_dict, with_method
+
+OWN = METHODS["em"].planned(RunConfig())
+
+
+def test_em_spends_what_it_says() -> None:
+    assert Spend(2 * (40 * 8 * 8 + 1050), 2 * (40 + 40)) == OWN
+
+
+@pytest.mark.parametrize("source", comparison.shipped())
+@pytest.mark.parametrize("budget", [OWN, None])
+def test_shipped_variants_are_configurations(source: str, budget: Spend | None) -> None:
+    for variant in comparison.read_variants(source):
+        config = configure(variant, 3, {}, [], budget)
+        check(config)
+        assert (config.method, config.seed) == (variant.method, 3)
+        planned = METHODS[config.method].planned(config)
+        if budget is not None and planned.trajectories:
+            assert 0.95 * budget.trajectories < planned.trajectories <= budget.trajectories
+
+
+def test_what_is_shipped() -> None:
+    assert {"ablations", "data-efficiency", "few-shot"} <= set(comparison.shipped())
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["must be a mapping"]),
+        ("a: 1", ["a: write it as"]),
+        ("a: {method: sfd}", ["no method 'sfd'", "Did you mean 'sft'"]),
+        ("a: {method: em, override: {}}", ["a: write it as"]),
+        ("../a: {method: em}", ["../a: a variant's name"]),
+        ("a: [", ["not valid YAML"]),
+    ],
+)
+def test_bad_variants(tmp_path: Path, text: str, parts: list[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        comparison.read_variants(str(file))
+    assert all(part in str(refused.value) for part in [str(file), *parts])
+
+
+def test_no_such_variants() -> None:
+    with pytest.raises(UsageError, match=r"--variants ablation: no such file.* Did you mean 'ablations'\?"):
+        comparison.read_variants("ablation")
+
+
+def test_settings() -> None:
+    names = ["em", "ppo"]
+    assert parse_setting("ppo:ppo.kl=0.1", names) == ("ppo", {"ppo": {"kl": 0.1}})
+    assert parse_setting("--e-step.huber=None", names) == (None, {"e_step": {"huber": None}})
+    assert parse_setting("evaluation.splits=[3-operands, a]", names)[1] == {
+        "evaluation": {"splits": ["3-operands", "a"]}
+    }
+    for text in ("ppo.kl", "=3", "grpo:grpo.kl=1"):
+        with pytest.raises(UsageError, match="--set"):
+            parse_setting(text, names)
+
+
+def test_budgets() -> None:
+    assert parse_budget("none", OWN) is None
+    assert parse_budget("trajectories=100", OWN) == Spend(100, OWN.gradient_steps)
+    assert parse_budget("trajectories=100,gradient-steps=7", OWN) == Spend(100, 7)
+    for text in ("100", "trajectories=-1", "trajectories=x", "tokens=3", ""):
+        with pytest.raises(UsageError, match=r"--budget.*write it as"):
+            parse_budget(text, OWN)
+
+
+def test_a_setting_that_the_budget_contradicts() -> None:
+    variant = Variant("mine", "ppo", {"ppo": {"steps": 5}})
+    with pytest.raises(UsageError, match=r"mine: --ppo.steps is 5, but the budget makes it 112.*--budget none"):
+        configure(variant, 0, {}, [], OWN)
+    assert configure(variant, 0, {}, [], None).ppo.steps == 5
+
+
+def test_the_layers_of_a_runs_settings() -> None:
+    """Common settings, then the variant's, then those of --set for it alone."""
+    variant = Variant("mine", "ppo", {"ppo": {"kl": 0.2, "epochs": 3}})
+    config = configure(variant, 7, {"ppo": {"kl": 0.1, "warmup": 5}}, [{"ppo": {"epochs": 4}}], OWN)
+    assert (config.ppo.kl, config.ppo.epochs, config.ppo.warmup, config.seed) == (0.2, 4, 5, 7)
+
+
+def other_config(method: str) -> RunConfig:
+    """Settings of all types that differ from the defaults."""
+    config = with_method(RunConfig(), method)
+    return dataclasses.replace(
+        config,
+        seed=5,
+        model="some where/else",
+        data=dataclasses.replace(config.data, options={"digits": "1,2", "operators": "+-"}),
+        e_step=dataclasses.replace(config.e_step, huber=None, learning_rate=3e-5, seed_buffer=False),
+        evaluation=dataclasses.replace(
+            config.evaluation, splits=("3-operands", "operands=4,digits=2"), every_round=False
+        ),
+        ppo=dataclasses.replace(config.ppo, kl=1e-7),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", [None, "smoke"])
+def test_the_command_of_a_run_gives_its_configuration(
+    method: str, preset: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latent_cot.cli.fit import run
+
+    config = other_config(method)
+    words = shlex.split(command_of(config, preset))
+    assert words[:2] == ["latent-cot", "fit"]
+    assert run([*words[2:], "--print-config", "--output-dir", "x"]) == 0
+    printed = parse_yaml(capsys.readouterr().out, "x")
+    assert printed == to_dict(dataclasses.replace(config, output_dir="x"))
+
+
+def test_differences() -> None:
+    a = RunConfig()
+    b = dataclasses.replace(a, rounds=3, ppo=dataclasses.replace(a.ppo, kl=0.5))
+    assert list(differences(a, a)) == []
+    assert list(differences(a, b)) == [("rounds", 2, 3), ("ppo.kl", 0.2, 0.5)]
+
+
+def test_a_run_that_is_there(tmp_path: Path) -> None:
+    config = dataclasses.replace(load_config("smoke"), output_dir=str(tmp_path / "run"))
+    run = Run("em", config)
+    assert not comparison.is_finished(run)
+    folder = RunFolder.create(run.folder, to_dict(dataclasses.replace(config, output_dir="elsewhere")))
+    assert not comparison.is_finished(run)
+    folder.write_json("results.json", {})
+    assert comparison.is_finished(run)
+    other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, clip=2.0))
+    with pytest.raises(UsageError, match=r"other settings \(--m-step.clip 1.0 there, 2.0 here\).*--output-dir"):
+        comparison.is_finished(Run("em", other))
+
+
+def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:
+    """A run with one reasoner; split -> (right, n)."""
+    splits = {name: {"accuracy": a / n, "correct": a, "n": n} for name, (a, n) in right.items()}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "accuracy": {"p": splits},
+        "budget": {"trajectories": 100 * (seed + 1), "gradient_steps": 10},
+        "resources": {"phases": {"init": 1.0, "m_step": 2.0, "evaluate": 50.0, "prepare": 9.0}},
+    }
+
+
+RECORDS = [
+    record("sft", 0, near=(9, 10), far=(2, 10)),
+    record("sft", 1, near=(7, 10), far=(0, 10)),
+    record("em", 0, near=(10, 10)),
+]
+
+
+def test_rows() -> None:
+    sft, em = comparison.summarise(RECORDS)
+    near = sft.cells["near"]
+    assert (near.mean, near.correct, near.n) == (0.8, 16, 20)
+    assert near.deviation == pytest.approx(statistics.stdev([0.9, 0.7]))
+    low, high = near.interval_95  # Wilson's for 16 of 20, by its formula
+    z, p, n = 1.959964, 0.8, 20
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert [low, high] == pytest.approx([centre - half, centre + half], abs=1e-6)
+    assert em.cells["near"].deviation is None
+    assert (sft.trajectories, sft.gradient_steps, sft.seconds, sft.seeds) == (150, 10, 3.0, (0, 1))
+
+
+def test_the_written_tables(tmp_path: Path) -> None:
+    rows = comparison.summarise(RECORDS)
+    text = comparison.to_markdown(rows, "toy", {"sft seed 0": "latent-cot fit --method sft"})
+    assert "| sft, p | 80.0 ± 14.1 (58-92) | 10.0 ± 14.1 (3-30) | 150 | 10 | 0.1 |" in text
+    assert "| em, p | 100.0 (72-100) | - | 100 | 10 | 0.1 |" in text
+    assert "over 2 seeds" in text and "n = 10 to 20" in text
+    assert "- sft seed 0: `latent-cot fit --method sft`" in text
+    pytest.importorskip("matplotlib")
+    comparison.save_plot(rows, tmp_path / "a.svg", "toy")
+    comparison.save_plot(rows, tmp_path / "b.svg", "toy")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "sft, p" in (tmp_path / "a.svg").read_text()

@@ -1,0 +1,71 @@
+"""Importance weights against brute force, and the two gradients that they estimate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latent_cot.objectives.importance import importance_weights, weighted_likelihood
+
+LOG = st.floats(-60, 0, width=32)
+
+
+@given(st.lists(st.lists(st.tuples(LOG, LOG, st.integers(1, 4)), min_size=1, max_size=4), min_size=1, max_size=3))
+def test_weights_are_the_ratios(batch: list[list[tuple[float, float, int]]]) -> None:
+    rows = [(p, q, float(n), g) for g, question in enumerate(batch) for p, q, n in question]
+    p, q, n, group = map(torch.tensor, zip(*rows, strict=True))
+    weight, info = importance_weights(p.double(), q.double(), n.double(), group)
+    place = 0
+    for g, question in enumerate(batch):
+        ratios = [math.exp(a - b) for a, b, _ in question]
+        total = sum(n * r for r, (_, _, n) in zip(ratios, question, strict=True))
+        size = sum(n for _, _, n in question)
+        expected = [n * r / total for r, (_, _, n) in zip(ratios, question, strict=True)]
+        assert weight[place : place + len(question)].tolist() == pytest.approx(expected, rel=1e-6)
+        assert float(info.bound[g]) == pytest.approx(math.log(total / size), abs=1e-6)
+        # One sample at a time, the repeated ones too.
+        single = [r / total for r, (_, _, n) in zip(ratios, question, strict=True) for _ in range(n)]
+        assert float(info.ess[g]) == pytest.approx(1 / sum(w * w for w in single) / size, rel=1e-6)
+        place += len(question)
+
+
+def test_impossible_samples() -> None:
+    target = torch.tensor([-math.inf, -2.0, -math.inf])
+    weight, info = importance_weights(target, torch.full((3,), -1.0), torch.ones(3), torch.tensor([0, 0, 1]))
+    assert weight.tolist() == [0.0, 1.0, 0.0]
+    assert info.ess.tolist() == [0.5, 0.0]
+    assert info.bound[1] == -math.inf
+
+
+def test_the_gradients_are_those_of_the_forward_kl_and_of_the_evidence() -> None:
+    """With every rationale once, and q uniform, the weighted sums are the exact expectations under the posterior."""
+    torch.manual_seed(0)
+    logits, joint = torch.randn(6).double().requires_grad_(), torch.randn(6).double().requires_grad_()
+    log_q, log_p = logits.log_softmax(0), joint.log_softmax(0)
+    posterior = log_p.detach().exp() / log_p.detach().exp().sum()
+    group, once = torch.zeros(6, dtype=torch.long), torch.ones(6).double()
+    uniform = torch.full((6,), -math.log(6)).double()
+    weight, info = importance_weights(log_p.detach(), uniform, once, group)
+
+    kl = (posterior * (posterior.log() - log_q)).sum()
+    (exact,) = torch.autograd.grad(kl, logits)
+    (found,) = torch.autograd.grad(weighted_likelihood(logits.log_softmax(0), weight, group).sum(), logits)
+    assert torch.allclose(found, exact)
+
+    unnormalised = joint[:4].logsumexp(0)  # log Σ_Z p(Z, Y): four of six rationales reach Y
+    (exact,) = torch.autograd.grad(unnormalised, joint)
+    weight, info = importance_weights(joint[:4].detach(), uniform[:4] * 0, once[:4], group[:4])
+    (found,) = torch.autograd.grad((weight * joint[:4]).sum(), joint)
+    assert torch.allclose(found, exact)
+    assert float(info.bound[0]) == pytest.approx(float(unnormalised.detach()) - math.log(4))
+
+
+def test_the_weights_have_no_gradient() -> None:
+    log_q = torch.tensor([-1.0, -2.0], requires_grad=True)
+    weight, _ = importance_weights(torch.tensor([-1.0, -1.0]), log_q, torch.ones(2), torch.zeros(2, dtype=torch.long))
+    (found,) = torch.autograd.grad(weighted_likelihood(log_q, weight, torch.zeros(2, dtype=torch.long)).sum(), log_q)
+    assert torch.allclose(found, -weight.detach())
