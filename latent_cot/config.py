@@ -195,6 +195,8 @@ class EMConfig:
     """Demonstrations in the prompt with `init: prompt`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
+    gradient_checkpointing: bool = False
+    """Run each layer again in the backward pass instead of keeping what is in it: less memory, more time."""
     checkpoint_seconds: float = 60.0
     """Save the state of the run when the last save is older than this."""
     trust_remote_code: bool = False

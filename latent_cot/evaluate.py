@@ -67,7 +67,7 @@ class Accuracy:
 
 # Questions take the places of those that are answered, until so many batches are done: the last chains of a
 # batch would leave most of it empty.
-_BATCHES_AT_ONCE = 4
+BATCHES_AT_ONCE = 4
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
@@ -99,7 +99,7 @@ def answer_questions(
     """
     codec = rules.codec
     model = lm.dense(adapter)
-    size = _BATCHES_AT_ONCE * max(1, batch_size // votes)
+    size = BATCHES_AT_ONCE * max(1, batch_size // votes)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]
         prompts = [codec.encode_prompt(prefix + example.x) for example in batch]

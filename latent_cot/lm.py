@@ -34,6 +34,7 @@ from latent_cot.tree import TokenTree, flatten, linear_paths, pack
 
 Adapter = Literal["p", "q"]
 ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
+Trees = Literal["flat", "padded", "paths"]
 
 
 class LanguageModel:
@@ -348,7 +349,7 @@ class Abilities:
     linear_head: bool
     """Its logits are its output embedding times its last hidden state (no soft-capping, no scaling), so
     that logits can be computed for some rows and some tokens only."""
-    trees: Literal["flat", "padded", "paths"]
+    trees: Trees
     """How token trees are run. `flat`: one behind the other, without padding, by an attention function of our
     own (attention.py). `padded`: side by side, where the model honours a four-dimensional attention mask and
     position ids. `paths`: each path of a tree by itself: slower, the same numbers."""
@@ -376,14 +377,14 @@ class Abilities:
                 linear_head = False
         second = TokenTree()
         second.extend(-1, tokens[5:8])
-        trees: Literal["flat", "padded", "paths"] = "paths"
+        trees: Trees = "paths"
         expected = torch.cat([expected, run_paths(model, [second], linear_head=False)])
         for kind, run in (("padded", run_padded), ("flat", run_flat)):
             if kind == "flat" and not attention.install(model):
                 continue
             try:
                 if _close(run(model, [tree, second], linear_head=False), expected):
-                    trees = cast("Literal['flat', 'padded']", kind)
+                    trees = cast("Trees", kind)
                     continue
             except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
                 pass

@@ -26,7 +26,7 @@ from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import MStepConfig, RunConfig
 from latent_cot.diagnostics import diagnose, mean_figures
 from latent_cot.e_step import Query
-from latent_cot.evaluate import Accuracy, answer_questions
+from latent_cot.evaluate import BATCHES_AT_ONCE, Accuracy, answer_questions
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.rollout import rollout
@@ -322,7 +322,7 @@ class Loop(ABC):
             (reasoner, split, members)
             for reasoner in reasoners
             for split, questions in self.tests.items()
-            for members in slices(len(questions), max(1, c.batch_size // c.votes))
+            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, c.batch_size // c.votes))
         ]
 
     @property

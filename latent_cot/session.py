@@ -257,14 +257,23 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
         folder, dtype=precision, trust_remote_code=config.trust_remote_code
     )
     try:
-        lm = LanguageModel(model, tokenizer, lora_config(config.lora), accelerator)
+        lm = LanguageModel(
+            model,
+            tokenizer,
+            lora_config(config.lora),
+            accelerator,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
     except ValueError as error:  # PEFT: a target module the model does not have
+        if "checkpointing" in str(error):
+            raise UsageError(f"--gradient-checkpointing: {error}") from error
         raise UsageError(f"--lora.target-modules {config.lora.target_modules}: {error}") from error
     return LoadedModel(lm, weights.provenance(folder), note)
 
 
 def _same_model(a: RunConfig, b: RunConfig) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in ("model", "precision", "trust_remote_code", "lora"))
+    names = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _check_demonstration(example: Example, rules: ChainRules) -> None:

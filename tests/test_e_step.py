@@ -14,7 +14,7 @@ import torch
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules
 from latent_cot.e_step import Batch, Behaviour, Query, _temperatures, collect, describe, update
-from latent_cot.lm import LanguageModel
+from latent_cot.lm import LanguageModel, Trees
 from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, Rationale
@@ -133,7 +133,7 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
 @pytest.mark.parametrize("objective", ["subtb", "pooled-subtb"])
 @pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
 def test_loss_and_gradient_are_the_oracles(
-    tiny_model: Callable[[str], Path], objective: str, trees: str
+    tiny_model: Callable[[str], Path], objective: str, trees: Trees
 ) -> None:
     """Through the model: also a tool's tokens, whose log q is no part of the loss, move no gradient."""
     lm = language_model(tiny_model("llama"), trees=trees)

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 import torch
 
+from latent_cot.lm import Trees
 from latent_cot.chain import encode_rationale
 from latent_cot.cli import main
 from latent_cot.config import RunConfig
@@ -32,7 +33,7 @@ def demonstrations(session: Session) -> list[Group]:
     ]
 
 
-def scores(session: Session, groups: list[Group], *, trees: str) -> Scores:
+def scores(session: Session, groups: list[Group], *, trees: Trees) -> Scores:
     session.lm.abilities = dataclasses.replace(session.lm.abilities, trees=trees)
     with torch.no_grad():
         return score(session.lm, session.lm.dense("p"), groups, session.rules.codec, answers_at="states")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.chain import ChainRules
-from latent_cot.lm import Adapter, LanguageModel
+from latent_cot.lm import Adapter, LanguageModel, Trees
 from latent_cot.scoring import Group, Scores, score, score_in_batches
 from latent_cot.text import TextCodec
 from latent_cot.types import Rationale
@@ -167,7 +167,7 @@ def test_a_cut_chain_and_its_uncut_twin_share_a_tree(load: Loader) -> None:
 
 
 @pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
-def test_batching_changes_nothing(load: Loader, trees: str) -> None:
+def test_batching_changes_nothing(load: Loader, trees: Trees) -> None:
     """Neither the order of the questions, nor the size of a micro-batch, nor what a question is padded to."""
     lm = load("llama", trees=trees)
     codec = codec_of(lm)

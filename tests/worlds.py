@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from latent_cot.chain import Chain, ChainRules
 from latent_cot.errors import ToolError, UsageError
-from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.lm import ADAPTERS, LanguageModel, Trees
 from latent_cot.types import DataRequest, Example, Rationale, TaskData
 from latent_cot.weights import load_model_and_tokenizer
 
@@ -27,7 +27,7 @@ def language_model(
     folder: Path,
     *,
     perturb: bool = True,
-    trees: str | None = None,
+    trees: Trees | None = None,
     linear_head: bool | None = None,
     rank: int = 4,
     gradient_checkpointing: bool = False,

@@ -1,0 +1,216 @@
+"""What `scaling.py` times: the parts of an E-step, and the replay buffer, at sizes of one's choice."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from latent_cot import e_step, tools
+from latent_cot.buffer import ReplayBuffer
+from latent_cot.chain import ChainRules
+from latent_cot.errors import ToolError
+from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.reward import prefix_log_rewards
+from latent_cot.rollout import rollout
+from latent_cot.scoring import Group
+from latent_cot.session import open_session
+from latent_cot.settings import load_config
+from latent_cot.text import TextCodec
+from latent_cot.types import Rationale, Tool
+
+SAMPLES = 8
+"""Rationales a question."""
+BUFFER_TOKENS = 24
+"""Of a rationale in the buffer, each one of 16."""
+
+
+class EStepWork:
+    """The parts of an E-step on a model, at sizes of one's choice; each method runs one and returns its seconds."""
+
+    def __init__(self, model: str, seed: int) -> None:
+        config = load_config()
+        data = replace(config.data, demonstrations=0, validation=0, pairs=64)
+        evaluation = replace(config.evaluation, splits=())
+        self.session = open_session(
+            replace(config, task="arithmetic", model=model, seed=seed, init="base", data=data, evaluation=evaluation)
+        )
+        self.lm, self.codec = self.session.lm, self.session.rules.codec
+        self.queries = [
+            e_step.Query(pair, self.codec.encode_prompt(pair.x), self.codec.encode_prompt(pair.x), self._answer(pair.y))
+            for pair in self.session.data.pairs
+        ]
+        # A learning rate of 0: each run finds the same q.
+        self.optimiser = AdapterOptimiser(self.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), 100.0)
+        self.max_tokens = config.e_step.max_batch_tokens
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def step(self, questions: int, tokens: int) -> float:
+        """Collect and update with SAMPLES rationales of `tokens` tokens for each of so many questions."""
+        rules = ChainRules(self.codec, min_tokens=max(0, tokens - 3), max_tokens=tokens)
+        queries = list(itertools.islice(itertools.cycle(self.queries), questions))
+        c = self.session.config.e_step
+        started = time.perf_counter()
+        batches = e_step.collect(
+            self.lm,
+            queries,
+            [e_step.Behaviour() for _ in queries],
+            rules,
+            ReplayBuffer(),
+            samples=SAMPLES,
+            tool_tokens=False,
+            max_tokens=self.max_tokens,
+            generator=self.generator,
+        )
+        e_step.update(
+            self.lm,
+            batches,
+            rules,
+            self.optimiser,
+            0,
+            objective=c.objective,
+            reward_temperature=1.0,
+            reward_floor=None,
+            huber=c.huber,
+            max_tokens=self.max_tokens,
+        )
+        return time.perf_counter() - started
+
+    def reward(self, prefixes: int, tokens: int) -> float:
+        """Score 8 random rationales of `tokens` tokens, of two questions, with so many states each."""
+        groups = [
+            Group(query.model_prompt, [self.rationale(prefixes, tokens) for _ in range(4)], query.answer)
+            for query in self.queries[:2]
+        ]
+        model = self.lm.dense("p")
+        started = time.perf_counter()
+        prefix_log_rewards(self.lm, model, groups, self.codec, max_tokens=self.max_tokens)
+        return time.perf_counter() - started
+
+    def chains(self, calls: int, tokens: int) -> float:
+        """`sample_chains`; returns seconds a token."""
+        self.lm.dense("q")  # merged before the clock starts
+        started = time.perf_counter()
+        sampled = self.sample_chains(calls, tokens)
+        return (time.perf_counter() - started) / sum(map(len, sampled))
+
+    def sample_chains(self, calls: int, tokens: int) -> list[Rationale]:
+        """16 chains of `tokens` + 1 tokens, for different questions, with so many tool calls each.
+
+        `calls` is even and divides `tokens`. The tokens are that many if the tokenizer has one for each `=` and `0`.
+        """
+        codec = TextCodec(self.lm.tokenizer, stop=self.session.task.stop, allowed_characters="=")
+        called: list[Tool] = [Staggered(calls, tokens // calls - 1)] if calls else []
+        chosen = (calls or tokens) + 1  # after the last result one more, so that all of it has to be read
+        rules = ChainRules(codec, called, min_tokens=chosen, max_tokens=chosen)
+        prompts = [query.policy_prompt for query in self.queries[:16]]
+        sampled = rollout(self.lm, self.lm.dense("q"), prompts, rules, generator=self.generator)
+        return [rationale for [rationale] in sampled]
+
+    def _answer(self, y: str | None) -> list[int]:
+        return self.codec.encode(y or "")
+
+    def rationale(self, prefixes: int, tokens: int) -> Rationale:
+        """Random tokens, with so many states at equal distances, the last one at the end."""
+        actions = [action for action in self.codec.actions.tolist() if action != self.codec.stop_id]
+        states = {tokens - k * tokens // prefixes for k in range(prefixes)}
+        return Rationale(
+            tuple(self.rng.choices(actions, k=tokens)),
+            (True,) * tokens,
+            tuple(i in states for i in range(tokens + 1)),
+            text="",
+            cut=True,
+        )
+
+
+class Staggered:
+    """A tool that makes chains of equal length in which no two rows get results at the same time.
+
+    It is called after every token, since `=` is all that the chains may choose. The first result of a chain has 1 to
+    2 · `length` − 1 characters, whatever the turn gives; the second as many fewer than 2 · `length`, and so on. After
+    `calls` results it refuses. Each call computes something with the calculator first, for the sake of its time.
+    """
+
+    name = "staggered"
+    description = "for measuring"
+    trigger = "="
+
+    def __init__(self, calls: int, length: int) -> None:
+        self.calls, self.length = calls, length
+        self.first = itertools.cycle(range(1, 2 * length))
+        self.calculator = tools.load("calculator")
+
+    def request(self, text: str) -> str:
+        return text
+
+    def __call__(self, request: str) -> str:
+        results = re.findall("0+", request)
+        if len(results) == self.calls:
+            raise ToolError("no more")
+        self.calculator(f"{len(request)} + 7")
+        return "0" * (2 * self.length - len(results[-1]) if len(results) % 2 else next(self.first))
+
+
+class BufferWork:
+    """Full replay buffers of several sizes, in which every further rationale is taken and the lowest leaves.
+
+    Args:
+        of_question: rationales of each question; None: all are of one question.
+    """
+
+    def __init__(self, sizes: Sequence[int], of_question: int | None, probes: int, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.probes = probes
+        self.buffers = {size: ReplayBuffer(min(of_question or size, size)) for size in sizes}
+        self.questions = {
+            size: [f"question {i}" for i in range(size // b.capacity)] for size, b in self.buffers.items()
+        }
+        self.best = -1.0
+        self.means: dict[str, dict[int, list[float]]] = {"fill": {}, "add": {}, "draw": {}}
+        """Seconds of an operation on average, the garbage collector's included: operation -> size -> means."""
+        for size in sizes:
+            self._fill(size)
+
+    def add(self, size: int) -> float:
+        """The median seconds of adding a rationale."""
+        names = self.questions[size]
+        return self._time("add", size, self.buffers[size].add, list(self._offers(names, self.probes, better=True)))
+
+    def draw(self, size: int) -> float:
+        """The median seconds of drawing 8 rationales of a question."""
+        names = self.rng.choices(self.questions[size], k=self.probes)
+        return self._time("draw", size, self.buffers[size].sample, [(name, 8, self.generator) for name in names])
+
+    def _fill(self, size: int) -> None:
+        offered = size + size // 20  # some are nearly alike
+        for first in range(0, offered, 10_000):
+            offers = list(self._offers(self.questions[size], min(10_000, offered - first), better=False))
+            self._time("fill", size, self.buffers[size].add, offers)
+
+    def _time(self, name: str, size: int, operation: Callable[..., object], arguments: Sequence[Any]) -> float:
+        seconds = []
+        for each in arguments:
+            started = time.perf_counter()
+            operation(*each)
+            seconds.append(time.perf_counter() - started)
+        self.means[name].setdefault(size, []).append(statistics.mean(seconds))
+        return statistics.median(seconds)
+
+    def _offers(self, names: Sequence[str], n: int, *, better: bool) -> Iterator[tuple[str, Rationale, list[float]]]:
+        """Random rationales, of rewards that span hundreds of nats, or each better than all before."""
+        chosen, states = (True,) * BUFFER_TOKENS, (True,) * (BUFFER_TOKENS + 1)
+        for k in range(n):
+            rationale = Rationale(tuple(self.rng.choices(range(16), k=BUFFER_TOKENS)), chosen, states, text="")
+            self.best *= 1 - 1e-9 if better else 1
+            reward = self.best if better else -1 - self.rng.expovariate(0.02)
+            yield names[k % len(names)], rationale, [-math.inf] * BUFFER_TOKENS + [reward]
