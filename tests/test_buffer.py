@@ -154,8 +154,8 @@ def test_draws_have_the_oracles_probabilities() -> None:
     generator, n = torch.Generator().manual_seed(0), 20_000
     drawn = Counter(item.rationale.tokens for _ in range(n // 10) for item in buffer.sample("x", 10, generator))
     assert drawn.keys() <= expected.keys()
-    for tokens, share in expected.items():
-        assert abs(drawn[tokens] - n * share) < 4 * math.sqrt(n * share * (1 - share)) + 1
+    for key, share in expected.items():
+        assert abs(drawn[key] - n * share) < 4 * math.sqrt(n * share * (1 - share)) + 1
 
 
 def test_a_reward_that_is_no_number_is_refused() -> None:
@@ -221,10 +221,10 @@ def test_comparisons_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the size, also among sequences that all look the same to the index."""
     compared = 0
 
-    def distance(a: str, b: str, **options: int) -> int:
+    def distance(a: str, b: str, *, score_cutoff: int | None = None) -> int:
         nonlocal compared
         compared += 1
-        return Levenshtein.distance(a, b, **options)
+        return Levenshtein.distance(a, b, score_cutoff=score_cutoff)
 
     monkeypatch.setattr("latent_cot.buffer.Levenshtein", SimpleNamespace(distance=distance))
     buffer = ReplayBuffer(10_000, 0.001)

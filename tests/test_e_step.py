@@ -132,9 +132,7 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
 
 @pytest.mark.parametrize("objective", ["subtb", "pooled-subtb"])
 @pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
-def test_loss_and_gradient_are_the_oracles(
-    tiny_model: Callable[[str], Path], objective: str, trees: Trees
-) -> None:
+def test_loss_and_gradient_are_the_oracles(tiny_model: Callable[[str], Path], objective: str, trees: Trees) -> None:
     """Through the model: also a tool's tokens, whose log q is no part of the loss, move no gradient."""
     lm = language_model(tiny_model("llama"), trees=trees)
     rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=4)

@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ Loader = Callable[..., LanguageModel]
 @pytest.fixture(scope="module")
 def load(tiny_model: Callable[[str], Path]) -> Loader:
     @functools.cache
-    def cached(variant: str, **abilities: bool) -> LanguageModel:
+    def cached(variant: str, **abilities: Any) -> LanguageModel:
         return language_model(tiny_model(variant), **abilities)
 
     return cached

@@ -72,7 +72,7 @@ WORLDS: Mapping[str, WorldSpec] = {
     "tool": WorldSpec(
         "a tool writes 0 to 3 tokens, or refuses",
         seed=7,
-        steps=250,
+        steps=450,
         rules={"max_tokens": 4},
         allowed_characters="ab=",
         tools=(CountingTool(),),

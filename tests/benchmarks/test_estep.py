@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_the_report_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_arithmetic_is_counted(tiny_model: Callable[[str], Path]) -> None:
     """Against a count by hand, for a decoding step of two rows behind three cached tokens."""
     lm = language_model(tiny_model("llama"))
-    config = lm.peft.get_base_model().config
+    config: Any = lm.peft.get_base_model().config
     meter = Meter(lm, Machine(matmul_flops=1e9, read_bytes=1e6, description={}))
     width, inner = config.hidden_size, config.intermediate_size
     keys = config.num_key_value_heads * (width // config.num_attention_heads)

@@ -112,6 +112,7 @@ def test_the_report_is_json_with_finite_figures(tiny_model_dir: Path) -> None:
     assert all(isinstance(row["met"], bool) for row in report["targets"])
 
 
+@pytest.mark.slow  # new processes import torch
 def test_memory_is_that_of_one_process_for_each_size() -> None:
     peaks = scaling.memory_growth("unused", SMALL, ["tools", "buffer"], seed=0)
     assert list(peaks) == ["buffer"]
