@@ -7,8 +7,8 @@ included (each of those costs us a decoding step too). This favours TRL: none of
 
 What GRPO does not have to do: a reward (here a trivial function), a reference model (`beta` 0).
 
-The settings are those with which TRL is fastest here; its documentation ("Speeding up training", "Reducing memory
-usage") and that of transformers ("CPU") recommend, for this case:
+The settings are what TRL's documentation ("Speeding up training", its `GRPOConfig`) and that of transformers ("CPU")
+recommend for this case; none that was tried besides is faster:
 
 * `use_cpu`, and `bf16` where the hardware has it: both on, and the base weights in bf16 too.
 * `gradient_checkpointing` off: TRL's default is on, which saves memory and costs a second forward pass.
@@ -17,8 +17,10 @@ usage") and that of transformers ("CPU") recommend, for this case:
 * transformers' key-value cache, and its `sdpa` attention.
 * not vLLM and Liger kernels, which are for GPUs.
 
-Tried, and slower: no bf16 autocast, weights in fp32, a static cache, passes of 8 or 32 completions, transformers'
-continuous batching (many times slower on a CPU).
+Tried on a CPU with one thread (SmolLM2-135M, 64 completions of 26 tokens). Passes of 8, 16, 32 and 64 completions,
+taking turns in one process: no difference beyond the noise. In single runs, which on a busy machine differ by a fifth
+and more: a static cache and no bf16 autocast, no gain; weights in fp32, slower. Transformers' continuous batching, on
+the tests' tiny model: many times slower.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from transformers import (
 from latent_cot.weights import quiet_transformers
 
 _PASS_SIZE = 16
-"""Completions of a forward and backward pass: of 8, 16, 32 and 64 the fastest on a CPU (SmolLM2-135M, bf16)."""
+"""Completions of a forward and backward pass: the speed hardly depends on it, and a small one saves memory."""
 
 
 def grpo_step_seconds(
@@ -80,7 +82,7 @@ def grpo_step_seconds(
         dtype: of the base model's weights; bfloat16 also turns on bf16 autocast.
         samples: completions a prompt, GRPO's group size.
         questions: prompts a step.
-        pass_size: completions of one forward and backward pass; None: the fastest.
+        pass_size: completions of one forward and backward pass; None: up to 16.
         learning_rate: constant.
         between: called before each counted step, outside the time taken, with the number of the step: room for
             another contestant, so that both meet the same machine.

@@ -10,7 +10,8 @@ What is varied, each over a factor of 8 or more, all else the same:
 
 The rationales of the first three have a given length, or are up to three tokens shorter, whatever the model would
 write: they may stop in their last three tokens only. Memory is the peak resident size of a process that does nothing
-else. Times are wall-clock.
+else: once the micro-batches are full, only what is kept of each trajectory may add to it. Times are wall-clock unless
+they say otherwise.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from benchmarks.estep import resolve_model
 from benchmarks.growth import Growth, measure
 from benchmarks.machine import describe
 from benchmarks.workloads import SAMPLES, BufferWork, EStepWork
+from latent_cot.cli.options import progress_console
 from latent_cot.errors import UsageError
 from latent_cot.plots import check_plot
 from latent_cot.session import peak_memory_bytes
@@ -47,7 +49,7 @@ MAX_EXPONENT = 1.1
 MAX_TOOL_OVERHEAD = 0.1
 """Of the time of a token in chains with tool calls, as a share of that in chains without."""
 MAX_BUFFER_SECONDS = 100e-6
-"""For adding a rationale, and for drawing 8; median and mean."""
+"""For adding a rationale, and for drawing 8: the median, and the mean of the CPU's time."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(report, indent=1, allow_nan=False))
     else:
-        show(report, Console())
+        show(report, progress_console(to_stderr=False))
     return 0
 
 
@@ -215,9 +217,9 @@ def buffer_growth(plan: Plan, seed: int, rng: random.Random) -> list[Growth]:
     growths = []
     for layout, of_question in (("one question", None), ("50 a question", 50)):
         work = BufferWork(plan.buffer, of_question, plan.probes, seed)
-        for name, operation in (("add", work.add), ("draw 8", work.draw)):
+        for name, operation in (("add", work.add), ("draw", work.draw)):
             growths.append(Growth(f"{name}, {layout}", "buffer", measure(plan.buffer, operation, plan.repeats, rng)))
-        growths += [Growth(f"{name}, {layout}, mean", "buffer", means) for name, means in work.means.items()]
+        growths += [Growth(f"{name}, {layout}, CPU mean", "buffer", means) for name, means in work.means.items()]
         del work
         gc.collect()
     return growths
@@ -230,12 +232,12 @@ def memory_growth(model: str, plan: Plan, sections: Sequence[str], seed: int) ->
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as processes:
         for section in sections:
             if section != "tools":
-                sizes = getattr(plan, section)
+                sizes = sorted(getattr(plan, section))
                 peaks[section] = {
                     str(size): processes.submit(
                         peak_bytes, model, plan, section, size, seed, torch.get_num_threads()
                     ).result()
-                    for size in dict.fromkeys((min(sizes), max(sizes)))
+                    for size in dict.fromkeys((sizes[0], sizes[len(sizes) // 2], sizes[-1]))
                 }
     return peaks
 
@@ -286,13 +288,12 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(table)
     if report["memory"]:
         table = Table(title="Peak memory of a process", title_justify="left")
-        for heading in ("in", "smallest", "largest", "for each more"):
+        for heading in ("in", "smallest", "middle", "largest", "for each more at last"):
             table.add_column(heading, justify="left" if heading == "in" else "right")
         for section, peaks in report["memory"].items():
-            (low, first), (high, last) = (list(peaks.items())[end] for end in (0, -1))
-            each = (last - first) / max(1, int(high) - int(low))
-            cells = [f"{int(size):,}: {peak / 1e6:,.0f} MB" for size, peak in ((low, first), (high, last))]
-            table.add_row(section, *cells, f"{each / 1e3:,.1f} kB")
+            cells = [f"{int(size):,}: {peak / 1e6:,.0f} MB" for size, peak in peaks.items()]
+            (low, first), (high, last) = list(peaks.items())[-2:]
+            table.add_row(section, *cells, f"{(last - first) / (int(high) - int(low)) / 1e3:,.1f} kB")
         console.print(table)
     table = Table(title="Targets", title_justify="left")
     for heading in ("figure", "value", "at most", "met"):
@@ -324,7 +325,7 @@ def save_plot(path: Path, report: dict[str, Any]) -> None:
         figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for growth in report["growth"]:
-                if growth["size"] == panel and not growth["name"].endswith("mean"):
+                if growth["size"] == panel and not growth["name"].endswith("CPU mean"):
                     sizes = [int(size) for size in growth["medians"]]
                     label = f"{growth['name']}: exponent {growth['exponent']:.2f}"
                     (line,) = axes.plot(sizes, list(growth["medians"].values()), label=label)

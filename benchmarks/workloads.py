@@ -177,7 +177,8 @@ class BufferWork:
         }
         self.best = -1.0
         self.means: dict[str, dict[int, list[float]]] = {"fill": {}, "add": {}, "draw": {}}
-        """Seconds of an operation on average, the garbage collector's included: operation -> size -> means."""
+        """Operation -> size -> means of the seconds of an operation, the garbage collector's included. Of the CPU's
+        time: in a mean, one pause for another process would weigh more than all operations."""
         for size in sizes:
             self._fill(size)
 
@@ -198,12 +199,12 @@ class BufferWork:
             self._time("fill", size, self.buffers[size].add, offers)
 
     def _time(self, name: str, size: int, operation: Callable[..., object], arguments: Sequence[Any]) -> float:
-        seconds = []
+        seconds, before = [], time.process_time()
         for each in arguments:
             started = time.perf_counter()
             operation(*each)
             seconds.append(time.perf_counter() - started)
-        self.means[name].setdefault(size, []).append(statistics.mean(seconds))
+        self.means[name].setdefault(size, []).append((time.process_time() - before) / len(arguments))
         return statistics.median(seconds)
 
     def _offers(self, names: Sequence[str], n: int, *, better: bool) -> Iterator[tuple[str, Rationale, list[float]]]:

@@ -34,6 +34,12 @@ VARIANTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def several_units_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one batch each: there are few test questions here, and a run has to be resumed between units."""
+    monkeypatch.setattr("latent_cot.loop.BATCHES_AT_ONCE", 1)
+
+
 @pytest.fixture(scope="module")
 def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
     return language_model(tiny_model("llama"), perturb=False)

@@ -123,7 +123,7 @@ def test_the_command(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(scaling.PLANS, "real", SMALL)
-    monkeypatch.setattr(scaling, "memory_growth", lambda *_: {"buffer": {"10": 10**8, "1000": 2 * 10**8}})
+    monkeypatch.setattr(scaling, "memory_growth", lambda *_: {"buffer": {"10": 10**8, "100": 10**8, "1000": 2 * 10**8}})
     command = ["--model", str(tiny_model_dir), "--section", "prefixes", "--section", "tools"]
     assert scaling.main([*command, "--json", "--plot", str(tmp_path / "growth.svg")]) == 0
     report = json.loads(capsys.readouterr().out)
