@@ -77,8 +77,9 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
         low_a, low_b = a.to(x.dtype), b.to(x.dtype)
-        low = flat @ low_a.T
-        y = nn.functional.linear(flat, weight, bias).addmm_(low, low_b.T, alpha=scaling)
+        with torch.autocast(x.device.type, enabled=False):  # all is of the weight's type already
+            low = flat @ low_a.T
+            y = nn.functional.linear(flat, weight, bias).addmm_(low, low_b.T, alpha=scaling)
         ctx.save_for_backward(flat, low, weight, low_a, low_b)
         ctx.scaling, ctx.dtypes = scaling, (a.dtype, b.dtype)
         return y.view(*x.shape[:-1], -1)

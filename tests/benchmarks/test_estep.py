@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from benchmarks import estep
 from benchmarks.machine import Machine
 from benchmarks.meter import Meter, linear_weights
 from latent_cot.kv_cache import KVCache
 from tests.worlds import language_model
+
+
+@pytest.fixture(autouse=True)
+def own_precision() -> Iterator[None]:
+    """accelerate keeps the precision of the last session for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_it_measures_each_part(capsys: pytest.CaptureFixture[str]) -> None:
