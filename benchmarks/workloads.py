@@ -31,12 +31,17 @@ SAMPLES = 8
 """Rationales a question."""
 BUFFER_TOKENS = 24
 """Of a rationale in the buffer, each one of 16."""
+_FILL_BATCH = 10_000  # rationales that are made before they are added, and timed
 
 
 class EStepWork:
-    """The parts of an E-step on a model, at sizes of one's choice; each method runs one and returns its seconds."""
+    """The parts of an E-step on a model, at sizes of one's choice; each method runs one and returns its seconds.
 
-    def __init__(self, model: str, seed: int) -> None:
+    Args:
+        max_tokens: of a micro-batch; None: the default configuration's.
+    """
+
+    def __init__(self, model: str, seed: int, max_tokens: int | None = None) -> None:
         config = load_config()
         data = replace(config.data, demonstrations=0, validation=0, pairs=64)
         evaluation = replace(config.evaluation, splits=())
@@ -50,7 +55,7 @@ class EStepWork:
         ]
         # A learning rate of 0: each run finds the same q.
         self.optimiser = AdapterOptimiser(self.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), 100.0)
-        self.max_tokens = config.e_step.max_batch_tokens
+        self.max_tokens = max_tokens or config.e_step.max_batch_tokens
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -176,6 +181,7 @@ class BufferWork:
             size: [f"question {i}" for i in range(size // b.capacity)] for size, b in self.buffers.items()
         }
         self.best = -1.0
+        self.turn = itertools.count()
         self.means: dict[str, dict[int, list[float]]] = {"fill": {}, "add": {}, "draw": {}}
         """Operation -> size -> means of the seconds of an operation, the garbage collector's included. Of the CPU's
         time: in a mean, one pause for another process would weigh more than all operations."""
@@ -194,8 +200,8 @@ class BufferWork:
 
     def _fill(self, size: int) -> None:
         offered = size + size // 20  # some are nearly alike
-        for first in range(0, offered, 10_000):
-            offers = list(self._offers(self.questions[size], min(10_000, offered - first), better=False))
+        for first in range(0, offered, _FILL_BATCH):
+            offers = list(self._offers(self.questions[size], min(_FILL_BATCH, offered - first), better=False))
             self._time("fill", size, self.buffers[size].add, offers)
 
     def _time(self, name: str, size: int, operation: Callable[..., object], arguments: Sequence[Any]) -> float:
@@ -210,8 +216,8 @@ class BufferWork:
     def _offers(self, names: Sequence[str], n: int, *, better: bool) -> Iterator[tuple[str, Rationale, list[float]]]:
         """Random rationales, of rewards that span hundreds of nats, or each better than all before."""
         chosen, states = (True,) * BUFFER_TOKENS, (True,) * (BUFFER_TOKENS + 1)
-        for k in range(n):
+        for _ in range(n):
             rationale = Rationale(tuple(self.rng.choices(range(16), k=BUFFER_TOKENS)), chosen, states, text="")
             self.best *= 1 - 1e-9 if better else 1
             reward = self.best if better else -1 - self.rng.expovariate(0.02)
-            yield names[k % len(names)], rationale, [-math.inf] * BUFFER_TOKENS + [reward]
+            yield names[next(self.turn) % len(names)], rationale, [-math.inf] * BUFFER_TOKENS + [reward]

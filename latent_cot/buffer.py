@@ -46,7 +46,8 @@ class ReplayBuffer:
     Adding and drawing take O(log n) and at most 64 comparisons, for any number n of rationales stored for a
     question. In a store of up to `COMPARE_ALL` all of this is exact. In a larger one, equal rationales, the order,
     what leaves and the draws are still exact, but a new rationale is compared only with the candidates of an index
-    (`near_index.py`), which finds the nearest ones most of the time and misses more of those that are barely near.
+    (`near_index.py`). That finds what differs in a token or two nearly always, and misses more of what is barely near:
+    `tests/test_near_index.py` has shares.
 
     Args:
         capacity: rationales kept for each question.
@@ -119,9 +120,8 @@ class _Store:
         self.tolerance = tolerance
         self._entries: dict[str, _Entry] = {}  # by key, the oldest first
         self._by_slot: dict[int, _Entry] = {}
-        self._keys: list[
-            str
-        ] = []  # by slot, those of free slots out of date: less memory is touched than by way of entries
+        # Keys by slot, those of free slots out of date: comparing by way of the entries would touch more memory.
+        self._keys: list[str] = []
         self._free: list[int] = []  # a heap: the slots 0, 1, ... that are not in use but have been
         self._lowest: list[tuple[float, int, _Entry]] = []  # a heap: the worst, and of equal ones the newest, first
         self._arrivals = 0
