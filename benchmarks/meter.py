@@ -26,7 +26,7 @@ from latent_cot import e_step
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.kv_cache import KVCache, SlotLayer
 from latent_cot.lm import LanguageModel
-from latent_cot.tree import TokenTree, flatten
+from latent_cot.tree import TokenTree, n_distinct
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Meter:
     # -- counting --------------------------------------------------------------------------------------
 
     def _hidden(self, _: LanguageModel, model: nn.Module, trees: Sequence[TokenTree]) -> None:
-        tokens = len(flatten(trees).input_ids)
+        tokens = n_distinct(trees)
         if self._part == "update":
             self._add(tokens, tokens * (4 * self.weights + 6 * self.lora_weights))
         else:

@@ -39,7 +39,7 @@ from benchmarks.machine import describe
 from benchmarks.workloads import SAMPLES, BufferWork, EStepWork
 from latent_cot.cli.options import progress_console
 from latent_cot.errors import UsageError
-from latent_cot.plots import check_plot
+from latent_cot.plots import check_plot, figure_in
 from latent_cot.session import peak_memory_bytes
 
 SECTIONS = ("trajectories", "length", "prefixes", "tools", "buffer")
@@ -320,13 +320,9 @@ def save_plot(path: Path, report: dict[str, Any]) -> None:
 
     Raises UsageError if the file cannot be written.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     panels = list(dict.fromkeys(growth["size"] for growth in report["growth"]))
     panels += ["tool calls"] if "tools" in report else []
-    with matplotlib.rc_context({"svg.hashsalt": "latent-cot", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    with figure_in(path, 4.2 * len(panels), 3.6) as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for growth in report["growth"]:
                 if growth["size"] == panel and not growth["name"].endswith("CPU mean"):
@@ -344,10 +340,6 @@ def save_plot(path: Path, report: dict[str, Any]) -> None:
             axes.set_xlabel(panel)
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small")
-        try:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
-        except OSError as error:
-            raise UsageError(f"--plot {path}: cannot be written: {error}") from None
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask
 
 from latent_cot.tree import FlatTrees
 
@@ -53,7 +53,7 @@ _layout: _Layout | None = None
 def install(model: PreTrainedModel) -> bool:
     """Let a model that uses transformers' "sdpa" use ours. Returns whether it does."""
     AttentionInterface.register(NAME, tree_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, eager_mask)  # made once a pass, to be added in every layer
     if model.config._attn_implementation != "sdpa":
         return False
     model.set_attn_implementation(NAME)
@@ -74,10 +74,8 @@ def lay_out(trees: FlatTrees, model: PreTrainedModel) -> torch.Tensor:
     device, dtype = model.device, model.dtype
     blocks = []
     for block in trees.blocks:
-        mask = torch.zeros(block.attention.shape, dtype=dtype)
-        mask.masked_fill_(~block.attention, torch.finfo(dtype).min)
-        queries, keys = block.queries.to(device), block.keys.to(device)
-        blocks.append(_Cells(queries, keys, mask[:, None].to(device), own_keys=block.own_keys))
+        mask = additive(block.attention[:, None].to(device), dtype)
+        blocks.append(_Cells(block.queries.to(device), block.keys.to(device), mask, own_keys=block.own_keys))
     _layout = _Layout(blocks, trees.cell_of.to(device))
     return torch.zeros(1, 1, 1, len(trees.input_ids), dtype=dtype, device=device)
 
@@ -97,9 +95,6 @@ def tree_attention(
     plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if nodes == 1 and query.device.type == "cpu" and plain and attention_mask is not None and not dropout:
-        if attention_mask.dtype == torch.bool:
-            lowest = torch.finfo(query.dtype).min
-            attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill_(~attention_mask, lowest)
         return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
         output: torch.Tensor = sdpa_attention_forward(
@@ -124,6 +119,11 @@ def tree_attention(
         outputs.append(o.transpose(1, 2).flatten(0, 1))
     cells = torch.cat(outputs)
     return cells.index_select(0, _layout.cell_of)[None], None
+
+
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask that is added to scores: 0 where `seen` is True, else the lowest number there is."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def attend(

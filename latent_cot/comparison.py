@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from latent_cot import tasks
+from latent_cot import plots, tasks
 from latent_cot.baselines import METHODS, Spend
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError, did_you_mean
@@ -376,14 +376,9 @@ def to_markdown(rows: Sequence[Row], title: str, commands: Mapping[str, str]) ->
 
 
 def save_plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """A group of bars a split, a bar a row, with the pooled intervals. Raises ImportError without matplotlib."""
-    import matplotlib
-    from matplotlib.figure import Figure  # not pyplot: it keeps global state and looks for a display
-
+    """A group of bars a split, a bar a row, with the pooled intervals. Raises as `plots.figure_in` does."""
     splits = splits_of(rows)
-    # Reproducible: neither a date nor random ids.
-    with matplotlib.rc_context({"svg.hashsalt": "latent-cot", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(max(6.0, 0.22 * (len(rows) + 1) * len(splits) + 2), 4), layout="constrained")
+    with plots.figure_in(path, max(6.0, 0.22 * (len(rows) + 1) * len(splits) + 2), 4) as figure:
         axes = figure.add_subplot()
         width = 0.85 / max(1, len(rows))
         for place, row in enumerate(rows):
@@ -392,8 +387,8 @@ def save_plot(rows: Sequence[Row], path: Path, title: str) -> None:
             height = [100 * cell.mean for _, cell in known]
             low = [max(0.0, 100 * (cell.mean - cell.interval_95[0])) for _, cell in known]
             high = [max(0.0, 100 * (cell.interval_95[1] - cell.mean)) for _, cell in known]
-            axes.bar(where, height, width, yerr=[low, high], error_kw={"elinewidth": 0.8}, label=row.name)
-        axes.set_xticks(range(len(splits)), splits, rotation=20)
-        axes.set(ylabel="right answers (%)", ylim=(0, 105), title=title)
+            label = plots.plain(row.name)
+            axes.bar(where, height, width, yerr=[low, high], error_kw={"elinewidth": 0.8}, label=label)
+        axes.set_xticks(range(len(splits)), [plots.plain(split) for split in splits], rotation=20)
+        axes.set(ylabel="right answers (%)", ylim=(0, 105), title=plots.plain(title))
         axes.legend(fontsize="small", ncols=2)
-        figure.savefig(path, format="svg", metadata={"Date": None})

@@ -29,7 +29,7 @@ from latent_cot import attention
 from latent_cot import lora as lora_layer
 from latent_cot.errors import UsageError
 from latent_cot.kv_cache import KVCache
-from latent_cot.packed import PackedLinear, packable
+from latent_cot.packed import PackedLinear, pack_linear
 from latent_cot.tree import TokenTree, flatten, linear_paths, pack
 
 Adapter = Literal["p", "q"]
@@ -213,9 +213,9 @@ class LanguageModel:
         frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
         for model in self._copies.values():
             for name in adapted:
-                layer = model.get_submodule(name)
-                if packable(layer):
-                    model.set_submodule(name, PackedLinear(cast("nn.Linear", layer)))
+                packed = pack_linear(model.get_submodule(name))
+                if packed is not None:
+                    model.set_submodule(name, packed)
             for name, weight in model.named_parameters():
                 if name.removesuffix(".weight") not in adapted:
                     weight.data = frozen[name].data
@@ -301,16 +301,14 @@ def run_flat(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head:
 
 def run_padded(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
     """(nodes, H) hidden states, or logits, at the nodes of `trees`, each a row under its ancestor mask."""
-    device, dtype = model.device, model.dtype
+    device = model.device
     batch = pack(trees)
-    mask = torch.zeros(batch.attention.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~batch.attention.to(device), torch.finfo(dtype).min)
     features = _features(
         model,
         linear_head,
         input_ids=batch.input_ids.to(device),
         position_ids=batch.position_ids.to(device),
-        attention_mask=mask,
+        attention_mask=attention.additive(batch.attention.to(device), model.dtype),
     )
     return features.flatten(0, 1).index_select(0, batch.rows.to(device))
 

@@ -30,14 +30,15 @@ class PackedLinear(nn.Module):
         return output
 
 
-def packable(layer: nn.Module) -> bool:
-    """Whether `PackedLinear` can stand in for it, found by trying."""
+def pack_linear(layer: nn.Module) -> PackedLinear | None:
+    """The packed form of a plain linear layer on a CPU in bf16, if this torch has it and its numbers are right."""
     if type(layer) is not nn.Linear or layer.weight.device.type != "cpu" or layer.weight.dtype != torch.bfloat16:
-        return False
+        return None
+    x = torch.ones(2, 1, layer.in_features, dtype=layer.weight.dtype)
     try:
-        x = torch.ones(2, 1, layer.in_features, dtype=layer.weight.dtype)
         with torch.no_grad():
-            expected = layer(x)
-            return bool((PackedLinear(layer)(x) - expected).abs().max() <= 0.02 * expected.abs().max())
+            packed, expected = PackedLinear(layer), layer(x)
+            right = bool((packed(x) - expected).abs().max() <= 0.02 * expected.abs().max())
     except (AttributeError, NotImplementedError, RuntimeError):  # operators that are not of torch's public interface
-        return False
+        return None
+    return packed if right else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from latent_cot.types import Example, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
 BAR_WIDTH = 20
@@ -104,25 +106,34 @@ def check_plot(path: Path) -> None:
         raise UsageError("--plot needs matplotlib: pip install 'latent-cot[plot]', or leave --plot out") from None
 
 
-def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
-    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
+@contextmanager
+def figure_in(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches to draw on, which is then written to `path`: the same figure gives the same file.
 
-    The same figures give the same file. Raises UsageError if it cannot be written.
+    Raises ImportError without matplotlib, and UsageError if the file cannot be written.
     """
     import matplotlib
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # not pyplot: it keeps global state and looks for a display
 
-    # Not pyplot: it keeps global state and looks for a display.
     with matplotlib.rc_context({"svg.hashsalt": "latent-cot", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(5.2 * len(curves), 3.8), layout="constrained")
-        for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-            _draw(axes, curve, results)
-        figure.suptitle(_plain(title), fontsize="medium", wrap=True)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
         try:
             figure.savefig(path, metadata=metadata)
         except OSError as error:
-            raise UsageError(f"--plot {path}: cannot be written: {error}") from None
+            raise UsageError(f"{path}: the figure cannot be written: {error}") from None
+
+
+def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
+    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
+
+    Raises UsageError if it cannot be written.
+    """
+    with figure_in(path, 5.2 * len(curves), 3.8) as figure:
+        for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+            _draw(axes, curve, results)
+        figure.suptitle(plain(title), fontsize="medium", wrap=True)
 
 
 def _draw(axes: Axes, curve: Curve, results: Results) -> None:
@@ -133,18 +144,18 @@ def _draw(axes: Axes, curve: Curve, results: Results) -> None:
             right = [100 * figure["accuracy"] for figure in figures]
             low, high = ([100 * figure["interval_95"][end] for figure in figures] for end in (0, 1))
             name = f"{reasoner}, {label}" if label else reasoner
-            (line,) = axes.plot(where, right, marker="o", markersize=4, label=_plain(name))
+            (line,) = axes.plot(where, right, marker="o", markersize=4, label=plain(name))
             axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for number, value in enumerate(sorted({point.values[0] for point in curve.points if point.trained})):
         # matplotlib leaves what begins with an underscore out of the legend
         label = "_again" if number else "as in training"
         axes.axvspan(value - 0.5, value + 0.5, color="0.92", zorder=0, linewidth=0, label=label)
-    axes.set(xlabel=_plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
+    axes.set(xlabel=plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
     axes.set_xticks(sorted({point.values[0] for point in curve.points}))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """`$` would begin a formula."""
     return text.replace("$", r"\$")

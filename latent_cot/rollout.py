@@ -22,10 +22,9 @@ from transformers import PreTrainedModel
 from latent_cot.chain import Chain, ChainRules
 from latent_cot.kv_cache import KVCache
 from latent_cot.lm import LanguageModel
+from latent_cot.tree import shared_prefix
 from latent_cot.types import Rationale
 
-# A shared beginning of all prompts shorter than this is not worth a pass of its own.
-_SHORTEST_PREFIX = 16
 # Prompts are let in when this share of the places is free: a pass for each one would be slow.
 _LET_IN_AT = 0.25
 # Columns that no row uses any more are dropped when there are this many: it costs a copy of the cache.
@@ -91,14 +90,15 @@ def rollout(
     Returns one list of `n` rationales a prompt.
     """
     heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n).flatten()
+    actions = rules.codec.actions.to(lm.device)
     batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
         draws = batch.draws()
-        logits = lm.logits(batch.hidden, rules.codec.actions.to(lm.device)).float().cpu()
-        actions = _sample(
+        logits = lm.logits(batch.hidden, actions).cpu()
+        chosen = _sample(
             logits[[row for row, _ in draws]], [draw for _, draw in draws], heat, rules.codec.stop_index, generator
         )
-        batch.advance({draw.index: action for (_, draw), action in zip(draws, actions, strict=True)})
+        batch.advance({draw.index: action for (_, draw), action in zip(draws, chosen, strict=True)})
     return [[batch.finished[i * n + k] for k in range(n)] for i in range(len(prompts))]
 
 
@@ -145,7 +145,7 @@ class _Batch:
         self.columns = 0
         """Of the cache, behind the prefix."""
         self.prefix_cache: KVCache | None = None
-        self.prefix = _shared_prefix(prompts) if self.cache.joinable else 0
+        self.prefix = shared_prefix(prompts) if self.cache.joinable else 0
         if self.prefix:
             self.prefix_cache = lm.new_cache(model)
             ids = torch.tensor([prompts[0][: self.prefix]], device=lm.device)
@@ -284,15 +284,3 @@ def _keep_in_place(going: Sequence[tuple[int, _Row, int]]) -> tuple[list[int], l
     placed.update(zip(gaps, others, strict=True))
     arranged = [placed[place] for place in range(len(going))]
     return [e[0] for e in arranged], [e[1] for e in arranged], [e[2] for e in arranged]
-
-
-def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, such as demonstrations; 0 if too few. Each keeps one of its own."""
-    if len(prompts) < 2:
-        return 0
-    limit = min(map(len, prompts)) - 1
-    first = prompts[0]
-    shared = 0
-    while shared < limit and all(prompt[shared] == first[shared] for prompt in prompts):
-        shared += 1
-    return shared if shared >= _SHORTEST_PREFIX else 0

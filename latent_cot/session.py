@@ -289,7 +289,7 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     if checkpoint is None:
         return session.loop()
     loop = session.loop(
-        state=State.from_json(checkpoint.state["loop"]),
+        state=State.saved_in(checkpoint),
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
     )
     loop.load_state_dict(checkpoint.state)

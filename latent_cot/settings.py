@@ -55,7 +55,7 @@ def with_method(config: RunConfig, method: str) -> RunConfig:
     """A configuration for another method, with the settings that this method implies. Raises UsageError."""
     if method not in METHODS:
         raise UsageError(f"--method {method}: there is no such method.{did_you_mean(method, METHODS)}")
-    return from_dict({"method": method, **METHODS[method].settings}, f"method {method}", config)
+    return from_dict({"method": method, **METHODS[method].implied}, f"method {method}", config)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -284,8 +284,8 @@ def check(config: RunConfig) -> None:
 def _check_method(config: RunConfig) -> None:
     """What a method asks of settings that are not its own."""
     method, demonstrations = config.method, config.data.demonstrations
-    condition = {"ppo": "x", "grpo": "x", "gflownet": "x", "em-xy": "xy"}.get(method, config.condition)
-    if config.condition != condition:
+    condition = METHODS[method].condition
+    if condition is not None and config.condition != condition:
         raise UsageError(
             f"--condition {config.condition}: q sees {'X only' if condition == 'x' else 'X and Y'} with --method "
             f"{method}; give --condition {condition}"

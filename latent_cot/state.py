@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from latent_cot.buffer import rationale_from_json, rationale_to_json
 from latent_cot.diagnostics import mean_figures
+from latent_cot.errors import UsageError
 from latent_cot.evaluate import Accuracy
+from latent_cot.run import Checkpoint
 from latent_cot.types import Rationale
 
 
@@ -76,6 +78,17 @@ class State:
     def from_json(cls, record: Mapping[str, Any]) -> State:
         drawn = [Drawn(question, rationale_from_json(one), weight) for question, one, weight in record["drawn"]]
         return cls(**{**record, "drawn": drawn, "budget": Budget(**record["budget"])})
+
+    @classmethod
+    def saved_in(cls, checkpoint: Checkpoint) -> State:
+        """The state in a checkpoint. Raises UsageError for one of a version that saved something else."""
+        try:
+            return cls.from_json(checkpoint.state["loop"])
+        except KeyError as error:
+            raise UsageError(
+                f"{checkpoint.path}: saved by an earlier version of latent-cot ({error} is missing); use that version "
+                "for this run, or start again in another --output-dir"
+            ) from error
 
     def results(self) -> dict[str, Any]:
         """Accuracies (round -> reasoner -> split), how near q came to the posterior (round -> before and

@@ -76,8 +76,7 @@ def ancestor_mask(tree: TokenTree) -> np.ndarray:
 
 # Softmax on a CPU is up to five times as fast on rows of whole vectors.
 _KEY_MULTIPLE = 32
-# Trees of one batch that begin alike are run with that beginning in common, if it has this many tokens: the
-# demonstrations of a prompt, say.
+# A common beginning of fewer tokens is not worth a pass, or a block, of its own.
 _SHORTEST_PREFIX = 16
 # In larger trees most pairs of nodes have nothing to do with each other: they are attended to path by path.
 _LARGEST_SQUARE = 256
@@ -116,7 +115,7 @@ class FlatTrees:
 
 def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
     """Lay trees one behind the other."""
-    shared = _shared_trunk(trees)
+    shared = shared_prefix([_trunk(tree) for tree in trees])
     trunk = np.arange(shared)
     tokens, depths = trees[0].tokens[:shared], trees[0].depths[:shared]
     nodes_of: list[np.ndarray] = []
@@ -203,18 +202,29 @@ def _block(rows: Sequence[_Row], *, own_keys: bool = False) -> tuple[Block, np.n
     return block, real.ravel()
 
 
-def _shared_trunk(trees: Sequence[TokenTree]) -> int:
-    """Nodes with which all trees begin, in a line; 0 if too few. Each tree keeps at least one of its own."""
-    if len(trees) < 2:
+def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with, such as those of demonstrations; 0 if too few. Each keeps at least one
+    of its own."""
+    if len(sequences) < 2:
         return 0
-    limit = min(map(len, trees)) - 1
     shared = 0
-    first = trees[0].tokens
-    while shared < limit and all(
-        tree.parents[shared] == shared - 1 and tree.tokens[shared] == first[shared] for tree in trees
-    ):
+    for tokens in zip(*(sequence[:-1] for sequence in sequences), strict=False):
+        if len(set(tokens)) > 1:
+            break
         shared += 1
     return shared if shared >= _SHORTEST_PREFIX else 0
+
+
+def n_distinct(trees: Sequence[TokenTree]) -> int:
+    """The tokens that `flatten` gives."""
+    shared = shared_prefix([_trunk(tree) for tree in trees])
+    return sum(map(len, trees)) - shared * (len(trees) - 1)
+
+
+def _trunk(tree: TokenTree) -> list[int]:
+    """The tokens of a tree up to the node behind which it branches."""
+    line = next((node for node, parent in enumerate(tree.parents) if parent != node - 1), len(tree))
+    return tree.tokens[:line]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,13 @@ class Method:
     """Which adapters answer questions in the end."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of its own, between those of the preset and of the user."""
+    condition: Literal["x", "xy"] | None = None
+    """What q must see; None: what the user likes."""
+
+    @property
+    def implied(self) -> Mapping[str, Any]:
+        """`settings`, and the condition."""
+        return self.settings if self.condition is None else {**self.settings, "condition": self.condition}
 
     def load(self) -> type[Loop]:
         module, _, name = self.target.partition(":")
@@ -68,38 +75,27 @@ def _em_within(config: RunConfig, spend: Spend) -> RunConfig:
     return replace(config, e_step=replace(e, steps=steps))
 
 
-def _gflownet_planned(config: RunConfig) -> Spend:
-    e = config.e_step
-    return Spend(e.steps * e.questions * e.samples, e.steps)
+def _planned_by(section: str) -> Callable[[RunConfig], Spend]:
+    """Of a method that samples `questions` x `samples` rationales a step, as this section says."""
+
+    def planned(config: RunConfig) -> Spend:
+        c = getattr(config, section)
+        return Spend(c.steps * c.questions * c.samples, c.steps * getattr(c, "epochs", 1))
+
+    return planned
 
 
-def _gflownet_within(config: RunConfig, spend: Spend) -> RunConfig:
-    e = config.e_step
-    return replace(config, e_step=replace(e, steps=_steps(spend.trajectories, e.questions * e.samples)))
+def _within_by(section: str) -> Callable[[RunConfig, Spend], RunConfig]:
+    def within(config: RunConfig, spend: Spend) -> RunConfig:
+        c = getattr(config, section)
+        scaled: Any = {section: replace(c, steps=_steps(spend.trajectories, c.questions * c.samples))}
+        return replace(config, **scaled)
+
+    return within
 
 
 def _sft_within(config: RunConfig, spend: Spend) -> RunConfig:
     return replace(config, sft=replace(config.sft, steps=spend.gradient_steps))
-
-
-def _ppo_planned(config: RunConfig) -> Spend:
-    c = config.ppo
-    return Spend(c.steps * c.questions * c.samples, c.steps * c.epochs)
-
-
-def _ppo_within(config: RunConfig, spend: Spend) -> RunConfig:
-    c = config.ppo
-    return replace(config, ppo=replace(c, steps=_steps(spend.trajectories, c.questions * c.samples)))
-
-
-def _grpo_planned(config: RunConfig) -> Spend:
-    c = config.grpo
-    return Spend(c.steps * c.questions * c.samples, c.steps * c.epochs)
-
-
-def _grpo_within(config: RunConfig, spend: Spend) -> RunConfig:
-    c = config.grpo
-    return replace(config, grpo=replace(c, steps=_steps(spend.trajectories, c.questions * c.samples)))
 
 
 def _rejection_planned(config: RunConfig) -> Spend:
@@ -155,18 +151,18 @@ METHODS: Mapping[str, Method] = {
     "ppo": Method(
         "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
         "latent_cot.baselines.ppo:PPO",
-        planned=_ppo_planned,
-        within=_ppo_within,
+        planned=_planned_by("ppo"),
+        within=_within_by("ppo"),
         reasoners=lambda _: ("q",),
-        settings={"condition": "x"},
+        condition="x",
     ),
     "grpo": Method(
         "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
         "latent_cot.baselines.grpo:GRPO",
-        planned=_grpo_planned,
-        within=_grpo_within,
+        planned=_planned_by("grpo"),
+        within=_within_by("grpo"),
         reasoners=lambda _: ("q",),
-        settings={"condition": "x"},
+        condition="x",
     ),
     "rejection": Method(
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
@@ -185,10 +181,10 @@ METHODS: Mapping[str, Method] = {
     "gflownet": Method(
         "the E-step alone: a GFlowNet sampler q(Z | X)",
         "latent_cot.baselines.gflownet:GFlowNet",
-        planned=_gflownet_planned,
-        within=_gflownet_within,
+        planned=_planned_by("e_step"),
+        within=_within_by("e_step"),
         reasoners=lambda _: ("q",),
-        settings={"condition": "x"},
+        condition="x",
     ),
     "em": Method(
         "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --condition xy, and an M-step on p",
@@ -202,7 +198,7 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.em:EM",
         planned=_em_planned,
         within=_em_within,
-        settings={"condition": "xy"},
+        condition="xy",
     ),
 }
 """Method's name -> what it is."""

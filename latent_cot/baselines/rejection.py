@@ -45,10 +45,9 @@ class Rejection(Loop):
                 self._set_start()
             self.state.drawn = self._demonstrated if c.demonstrations else []
         for unit in range(self.state.unit, len(self._batches)):
-            members = [
-                epoch_batch(len(self.questions), 1, k, f"{self.config.seed}/{self.state.phase}")[0]
-                for k in self._batches[unit]
-            ]
+            order_seed = f"{self.config.seed}/{self.state.phase}"
+            batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
+            members = batch[: len(self._batches[unit])]
             sampled = self._sample("p", members, self._unit_seed(unit), temperature=c.temperature)
             right = 0
             kept = Counter(d.question for d in self.state.drawn)

@@ -37,10 +37,7 @@ class SFT(Loop):
             for step in range(max(0, unit - 1) * c.check_every, min(unit * c.check_every, c.steps)):
                 figures = self._likelihood_step("p", self._demonstrated, step_config, optimiser, step)
                 self.state.model_trained = True
-            right = sum(
-                self._count_right("p", questions[start : start + self._batch], unit)
-                for start in range(0, len(questions), self._batch)
-            )
+            right = self._count_right("p", questions, unit)
             if right > max(self.state.checks, default=-1):
                 self.lm.copy_adapter("p", "q")
             self.state.checks.append(right)
@@ -53,10 +50,6 @@ class SFT(Loop):
         most = 1 + -(-c.steps // c.check_every)
         since_best = len(checks) - 1 - checks.index(max(checks)) if checks else 0
         return len(checks) if since_best >= c.patience else most
-
-    @property
-    def _batch(self) -> int:
-        return max(1, self.config.evaluation.batch_size // self.config.evaluation.votes)
 
     @property
     def _step_config(self) -> MStepConfig:

@@ -95,5 +95,7 @@ def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
 
 def _is_model_trained(folder: RunFolder) -> bool:
     """Has an M-step changed p? If all checkpoints were deleted, the run is taken to be complete."""
+    from latent_cot.state import State
+
     checkpoint = folder.latest()
-    return True if checkpoint is None else bool(checkpoint.state["loop"]["model_trained"])
+    return True if checkpoint is None else State.saved_in(checkpoint).model_trained

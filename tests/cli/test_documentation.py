@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -27,8 +28,25 @@ def documented() -> list[str]:
     return list(dict.fromkeys(commands))
 
 
+def documented_benchmarks() -> list[str]:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    return [line.split("  #")[0].strip() for line in re.findall(r"^python -m benchmarks\..*$", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("command", documented_benchmarks())
+def test_a_documented_benchmark_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In small, on the tiny model."""
+    module, *arguments = shlex.split(command)[2:]
+    if "--grpo-tokens" in arguments:
+        pytest.importorskip("trl", reason="the extra `bench` is not installed")
+    small = {"benchmarks.estep": ["--steps", "1"], "benchmarks.scaling": ["--repeats", "1", "--buffer-size", "1000"]}
+    assert importlib.import_module(module).main([*arguments, "--model", "tiny", "--json", *small[module]]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
 def test_there_are_commands() -> None:
     assert len(documented()) >= 10
+    assert len(documented_benchmarks()) >= 3
 
 
 @pytest.mark.parametrize("command", documented())
