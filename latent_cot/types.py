@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +193,83 @@ class DiagnosingTask(Protocol):
     def mistake(self, example: Example, rationale: Rationale) -> str | None:
         """The one category of a chain that does not arrive at the right answer; None: let the rule for all
         tasks decide. A pure function of text that a model wrote: bounded, and it never evaluates it."""
+        ...
+
+
+@runtime_checkable
+class RewardingTask(Protocol):
+    """What a task may have besides: a reward of its own, instead of p(X Z Y)."""
+
+    def log_reward(self, example: Example, text: str) -> float:
+        """log R of a rationale that is `text`, in nats, up to a constant of the question; −inf if it is worth
+        nothing. A pure function of text that a model wrote: bounded, and it never evaluates it.
+
+        Of the token sequences that spell one text only the tokenizer's own has this reward, the others have
+        none: else a text would count as often as there are ways to cut it into tokens.
+        """
+        ...
+
+
+@runtime_checkable
+class SeedingTask(Protocol):
+    """What a task may have besides: prompts after which p itself writes rationales worth a place in the buffer."""
+
+    def seed_prompt(self, example: Example) -> str:
+        """A prompt that knows the answer, such as a wishful `"... objective because it is"`; what p writes
+        behind it is taken for a rationale of the example. No trailing space."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A rationale of a test question, with what the base model, without any adapter, thinks of it."""
+
+    rationale: Rationale
+    log_z: float | None = None
+    """log p(Z | X), nats, over the whole vocabulary; None where the task does not ask for it."""
+    log_y: float | None = None
+    """log p(Y | X Z), nats, likewise; None where Y is not known either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A test question and the rationales that a reasoner gave for it."""
+
+    example: Example
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure of rationales."""
+
+    description: str
+    """One line: what it is, its unit."""
+    better: Literal["higher", "lower", "neither"] = "higher"
+    format: str = "{:.3g}"
+    """How a table shows it."""
+
+
+@runtime_checkable
+class MeasuredTask(Protocol):
+    """What a task has instead of right answers: figures of the rationales that are sampled for its test questions.
+
+    Such a task's `answer` gives None, and no accuracy of it is shown.
+    """
+
+    metrics: Mapping[str, Metric]
+    """Metric's name -> what it is, in the order in which they are shown."""
+    samples: int
+    """Rationales sampled for each test question where the user does not say."""
+    scored: bool
+    """Whether `measure` needs `Sample.log_z` and `Sample.log_y`: they cost a pass of the base model."""
+    answer_given: bool
+    """Whether Y is part of the question in tests too, as between the beginning and the ending of a story: then
+    reasoners read `posterior_prompt`, and q(Z | X, Y) is the one to test."""
+
+    def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
+        """Metric's name -> a number of all questions together, or one of each question (whose mean and interval
+        are shown). Raises UsageError if a package that it needs is not installed, naming the extra."""
         ...
 
 
