@@ -219,9 +219,8 @@ def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step
         [e_step.Behaviour(heat, share=share) for _ in queries],
         loop.rules,
         buffer,
+        loop.reward,
         samples=c.samples,
-        tool_tokens=c.score_tool_tokens,
-        max_tokens=c.max_batch_tokens,
         generator=torch.Generator().manual_seed(step),
     )
     e_step.update(

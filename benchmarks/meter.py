@@ -26,6 +26,7 @@ from latent_cot import e_step
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.kv_cache import KVCache, SlotLayer
 from latent_cot.lm import LanguageModel
+from latent_cot.reward import Reward
 from latent_cot.tree import TokenTree, n_distinct
 
 
@@ -71,7 +72,7 @@ class Meter:
         with ExitStack() as stack:
             for owner, name, part in (
                 (e_step, "rollout", "rollout"),
-                (e_step, "prefix_log_rewards", "reward"),
+                (Reward, "of_prefixes", "reward"),
                 (e_step, "update", "update"),
                 (ReplayBuffer, "add", "buffer"),
                 (ReplayBuffer, "sample", "buffer"),

@@ -19,7 +19,7 @@ from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules
 from latent_cot.errors import ToolError
 from latent_cot.optimise import AdapterOptimiser, Schedule
-from latent_cot.reward import prefix_log_rewards
+from latent_cot.reward import Reward, prefix_log_rewards
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group
 from latent_cot.session import open_session
@@ -71,9 +71,8 @@ class EStepWork:
             [e_step.Behaviour() for _ in queries],
             rules,
             ReplayBuffer(),
+            Reward(self.lm, self.codec, max_tokens=self.max_tokens),
             samples=SAMPLES,
-            tool_tokens=False,
-            max_tokens=self.max_tokens,
             generator=self.generator,
         )
         e_step.update(

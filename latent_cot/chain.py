@@ -133,8 +133,11 @@ class Chain:
         return None
 
 
-def encode_rationale(text: str, rules: ChainRules) -> Rationale:
+def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> Rationale:
     """A demonstrated rationale (without the tools' results) as the trajectory that would sample it.
+
+    Args:
+        written: the text may hold the tools' results, as `Rationale.text` does; they are not taken for the model's.
 
     Raises UsageError if the policy could not have written it: a token outside the allowed alphabet, a
     tool call that fails, too many tokens, or an end that is no state.
@@ -147,7 +150,7 @@ def encode_rationale(text: str, rules: ChainRules) -> Rationale:
         # sampler would see it: with the result before it.
         cuts = [rest.find(tool.trigger) + len(tool.trigger) for tool in rules.tools if tool.trigger in rest]
         segment = rest[: min(cuts)] if cuts else rest
-        rest = rest[len(segment) :]
+        rest, called = rest[len(segment) :], len(chain.calls)
         for token in codec.encode(segment):
             if codec.action_index[token] < 0 or token == codec.stop_id:
                 raise UsageError(
@@ -158,6 +161,8 @@ def encode_rationale(text: str, rules: ChainRules) -> Rationale:
                     f"demonstration {text!r} has more than {rules.max_tokens} tokens: raise --rollout.max-tokens"
                 )
             chain.push(token)
+        if written and len(chain.calls) > called:
+            rest = rest.removeprefix(chain.calls[-1].result or "")
     for call in chain.calls:
         if call.error:
             raise UsageError(f"demonstration {text!r}: the call {call.request!r} fails: {call.error}")

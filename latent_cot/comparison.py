@@ -5,6 +5,7 @@ A *variant* is a method with some settings of its own; a run is a variant with a
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.run import RunFolder
 from latent_cot.settings import DEFAULT_PRESET, flag, from_dict, load_config, parse_yaml, to_dict
+from latent_cot.types import Metric, is_answer_given
 
 _SHIPPED = resources.files("latent_cot") / "presets" / "variants"
 
@@ -153,7 +155,9 @@ def configure(
 
     Raises UsageError for a bad setting, and for one that contradicts the budget.
     """
-    config = from_dict(common, "--set", load_config(preset, file, variant.method))
+    named = [record["task"] for record in (common, variant.overrides, *overrides) if "task" in record]
+    base = load_config(preset, file, variant.method, named[-1] if named else None)
+    config = from_dict(common, "--set", base)
     config = from_dict(variant.overrides, f"variant {variant.name}", config)
     for record in overrides:
         config = from_dict(record, f"--set {variant.name}", config)
@@ -203,7 +207,8 @@ def command_of(config: RunConfig, preset: str | None) -> str:
     """The command that does the run again, in its default folder: everything that the preset does not say."""
     words = ["latent-cot", "fit", "--method", config.method]
     words += ["--preset", preset] if preset not in (None, DEFAULT_PRESET) else []
-    base = load_config(preset, method=config.method)
+    base = load_config(preset, method=config.method, task=config.task)
+    words += ["--task", config.task] if config.task != load_config(preset).task else []
     for path, _, value in differences(base, config):
         if path not in IGNORED:
             words += _flag_words(path, value)
@@ -239,15 +244,18 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
     """
     folder = RunFolder.open(run.folder)
     results, about = folder.read_json("results.json"), folder.read_json("run.json")
-    last = results["accuracy"][max(results["accuracy"], key=int)]
-    splits = run.config.evaluation.splits or tasks.load(run.config.task).default_splits
-    reasoners = METHODS[run.config.method].reasoners(run.config)
+    task = tasks.load(run.config.task)
+    splits = run.config.evaluation.splits or task.default_splits
+    reasoners = METHODS[run.config.method].reasoners(run.config, is_answer_given(task))
     planned = METHODS[run.config.method].planned(run.config)
     return {
         "variant": run.variant,
         "method": run.config.method,
         "seed": run.config.seed,
-        "accuracy": {name: {split: last[name][split] for split in splits} for name in reasoners},
+        **{
+            kind: {name: {split: last[name][split] for split in splits} for name in reasoners if name in last}
+            for kind, last in (("accuracy", _last(results["accuracy"])), ("metrics", _last(results.get("metrics", {}))))
+        },
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": planned._asdict()},
         "resources": results["resources"],
@@ -258,6 +266,12 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
         "platform": about["platform"],
         "torch_threads": about["torch_threads"],
     }
+
+
+def _last(rounds: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the last round has; nothing if there is none."""
+    found: Mapping[str, Any] = rounds[max(rounds, key=int)] if rounds else {}
+    return found
 
 
 @dataclass(frozen=True)
@@ -275,6 +289,26 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """A metric of a reasoner on a split over the seeds."""
+
+    mean: float
+    """NaN where no seed has a value."""
+    deviation: float | None
+    """Standard deviation over the seeds (n − 1); None with one seed."""
+    n: int
+    """Questions, of all seeds together."""
+
+    @classmethod
+    def of(cls, figures: Sequence[Mapping[str, Any]]) -> Measurement:
+        """From `measure.Figure.to_json()` of each seed."""
+        values = [figure["value"] for figure in figures if figure["value"] is not None]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        mean = statistics.fmean(values) if values else math.nan
+        return cls(mean, deviation, sum(figure["n"] for figure in figures))
+
+
+@dataclass(frozen=True)
 class Row:
     """A variant's reasoner."""
 
@@ -282,7 +316,9 @@ class Row:
     reasoner: str
     seeds: tuple[int, ...]
     cells: Mapping[str, Cell]
-    """By split."""
+    """By split; none for a task without right answers."""
+    metrics: Mapping[str, Mapping[str, Measurement]]
+    """By split and metric; none for a task with right answers."""
     trajectories: float
     gradient_steps: float
     seconds: float
@@ -303,9 +339,15 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     rows = []
     for variant in dict.fromkeys(record["variant"] for record in records):
         runs = [record for record in records if record["variant"] == variant]
-        for reasoner in runs[0]["accuracy"]:
+        for reasoner in runs[0]["accuracy"] or runs[0]["metrics"]:
+            metrics = {
+                split: {
+                    name: Measurement.of([run["metrics"][reasoner][split][name] for run in runs]) for name in figures
+                }
+                for split, figures in runs[0]["metrics"].get(reasoner, {}).items()
+            }
             cells = {}
-            for split in runs[0]["accuracy"][reasoner]:
+            for split in runs[0]["accuracy"].get(reasoner, {}):
                 found = [run["accuracy"][reasoner][split] for run in runs]
                 values = [one["accuracy"] for one in found]
                 pooled = Accuracy(sum(one["correct"] for one in found), sum(one["n"] for one in found))
@@ -317,6 +359,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
                     reasoner,
                     tuple(run["seed"] for run in runs),
                     cells,
+                    metrics,
                     statistics.fmean(run["budget"]["trajectories"] for run in runs),
                     statistics.fmean(run["budget"]["gradient_steps"] for run in runs),
                     statistics.fmean(_training_seconds(run["resources"]["phases"]) for run in runs),
@@ -342,12 +385,42 @@ def cell_text(cell: Cell | None) -> str:
     return f"{100 * cell.mean:.1f}{spread} ({100 * low:.0f}-{100 * high:.0f})"
 
 
+def measurement_text(measurement: Measurement | None, metric: Metric) -> str:
+    """`0.71 ± 0.02`, in the metric's own format."""
+    if measurement is None or math.isnan(measurement.mean):
+        return "-"
+    spread = "" if measurement.deviation is None else f" ± {metric.format.format(measurement.deviation)}"
+    return metric.format.format(measurement.mean) + spread
+
+
 def heading(rows: Sequence[Row]) -> str:
     """What the cells are."""
-    sizes = sorted({cell.n for row in rows for cell in row.cells.values()})
-    n = f"n = {sizes[0]}" if len(sizes) == 1 else f"n = {sizes[0]} to {sizes[-1]}" if sizes else "no questions"
+    sizes = {cell.n for row in rows for cell in row.cells.values()}
+    sizes |= {one.n for row in rows for figures in row.metrics.values() for one in figures.values()}
+    least, most = min(sizes, default=0), max(sizes, default=0)
+    n = f"n = {least}" if least == most else f"n = {least} to {most}"
     seeds = max((len(row.seeds) for row in rows), default=0)
-    return f"% right: mean ± standard deviation over {seeds} seeds (95 % interval of the pooled answers), {n}"
+    over = f"mean ± standard deviation over {seeds} seeds"
+    if any(row.metrics for row in rows):
+        return f"{over}, {n} questions"
+    return f"% right: {over} (95 % interval of the pooled answers), {n}"
+
+
+Columns = Mapping[str, Sequence[str]]
+"""Heading -> the cells of all rows."""
+
+
+def columns_of(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Columns:
+    """The splits' accuracies, or their metrics in the task's order."""
+    columns = {split: [cell_text(row.cells.get(split)) for row in rows] for split in splits_of(rows)}
+    measured = list(dict.fromkeys(split for row in rows for split in row.metrics))
+    for split in measured:
+        for name, metric in metrics.items():
+            found = [row.metrics.get(split, {}).get(name) for row in rows]
+            if any(found):
+                title = name if len(measured) == 1 else f"{split}: {name}"
+                columns[title] = [measurement_text(one, metric) for one in found]
+    return columns
 
 
 COST_COLUMNS = ("trajectories", "gradient steps", "minutes")
@@ -361,22 +434,33 @@ def splits_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(split for row in rows for split in row.cells))
 
 
-def to_markdown(rows: Sequence[Row], title: str, commands: Mapping[str, str]) -> str:
-    """The table, and a command for each run, by `VARIANT seed N`."""
-    splits = splits_of(rows)
-    columns = ["", *splits, *COST_COLUMNS]
+def to_markdown(
+    rows: Sequence[Row], title: str, commands: Mapping[str, str], metrics: Mapping[str, Metric] | None = None
+) -> str:
+    """The table, and a command for each run, by `VARIANT seed N`. `metrics`: what the metrics are."""
+    found = columns_of(rows, metrics or {})
+    columns = ["", *found, *COST_COLUMNS]
     lines = [f"# {title}", "", f"{heading(rows)}.", ""]
     lines += [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    for row in rows:
-        cells = [row.name, *(cell_text(row.cells.get(split)) for split in splits), *cost_cells(row)]
+    for place, row in enumerate(rows):
+        cells = [row.name, *(cells[place] for cells in found.values()), *cost_cells(row)]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\n{name}: {metric.description}." for name, metric in (metrics or {}).items()]
     lines += ["", "Each run again:", ""]
     lines += [f"- {name}: `{command}`" for name, command in commands.items()]
     return "\n".join(lines) + "\n"
 
 
-def save_plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """A group of bars a split, a bar a row, with the pooled intervals. Raises as `plots.figure_in` does."""
+def save_plot(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[str, Metric] | None = None) -> None:
+    """Accuracies, or one metric against another, as a figure. Raises as `plots.figure_in` does."""
+    if any(row.metrics for row in rows):
+        _plot_metrics(rows, path, title, metrics or {})
+    else:
+        _plot_accuracies(rows, path, title)
+
+
+def _plot_accuracies(rows: Sequence[Row], path: Path, title: str) -> None:
+    """A group of bars a split, a bar a row, with the pooled intervals."""
     splits = splits_of(rows)
     with plots.figure_in(path, max(6.0, 0.22 * (len(rows) + 1) * len(splits) + 2), 4) as figure:
         axes = figure.add_subplot()
@@ -392,3 +476,37 @@ def save_plot(rows: Sequence[Row], path: Path, title: str) -> None:
         axes.set_xticks(range(len(splits)), [plots.plain(split) for split in splits], rotation=20)
         axes.set(ylabel="right answers (%)", ylim=(0, 105), title=plots.plain(title))
         axes.legend(fontsize="small", ncols=2)
+
+
+def _plot_metrics(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[str, Metric]) -> None:
+    """For each split the metric of the y axis over that of the x axis, a point a row; or, where the task names no such
+    pair, a bar a row for each metric. Error bars are deviations over the seeds."""
+    splits = dict.fromkeys(split for row in rows for split in row.metrics)
+    on = {metric.axis: name for name, metric in metrics.items() if metric.axis is not None}
+    if len(on) == 2:
+        panels = [(split, on["x"], on["y"]) for split in splits]
+    else:
+        panels = [(split, name, "") for split in splits for name in metrics]
+    with plots.figure_in(path, 4.6 * len(panels) + 2.0, max(4.0, 0.25 * len(rows) + 1)) as figure:
+        for axes, (split, x, y) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for place, row in enumerate(rows):
+                found = row.metrics.get(split, {})
+                if x not in found or (y and y not in found):
+                    continue
+                label, color = plots.plain(row.name), f"C{place % 10}"
+                spread = found[x].deviation or 0.0
+                if not y:
+                    axes.barh([place], [found[x].mean], xerr=[spread], color=color, label=label)
+                    continue
+                up = found[y].deviation or 0.0
+                marker = "osD^vP"[place // 10 % 6]
+                at = [found[x].mean], [found[y].mean]
+                axes.errorbar(*at, xerr=[spread], yerr=[up], marker=marker, color=color, linestyle="none", label=label)
+            axes.set(xlabel=plots.plain(x), ylabel=plots.plain(y), title=plots.plain(split))
+            axes.grid(alpha=0.3)
+            if not y:
+                axes.set_yticks([])
+                axes.invert_yaxis()
+        figure.suptitle(plots.plain(title))
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", fontsize="small")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from latent_cot.types import DataRequest
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -73,11 +75,12 @@ class EStepConfig:
     """How often a demonstration's question is drawn, relative to 1."""
     pair_weight: float = 1.0
     """How often a question without rationale is drawn, relative to 1."""
-    objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "rooted"] = "pooled-subtb"
+    objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb", "rooted"] = "pooled-subtb"
     """The loss: `subtb` (the paper's Eq. 3), `pooled-subtb` (over all trajectories of a question), `vargrad` or
-    `tb` (trajectory balance), or `rooted` (VarGrad, and each prefix against the empty one)."""
+    `tb` (trajectory balance), `prefix-tb` (the same of every prefix; for rewards that are nothing almost everywhere), or
+    `rooted` (VarGrad, and each prefix against the empty one)."""
     log_z_learning_rate: float = 0.1
-    """Of the log Z(X) that `tb` learns for each question, in nats a step."""
+    """Of the log Z(X) that `tb` and `prefix-tb` learn for each question, in nats a step."""
     huber: float | None = 10.0
     """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
     (see `docs/log.md`)."""
@@ -90,6 +93,11 @@ class EStepConfig:
     """... and by this from the step `reward_horizon` on, linearly in between."""
     reward_horizon: int = 40
     """Steps of that schedule."""
+    answer_reward: Literal["joint", "normalised"] = "joint"
+    """What Y adds to log R: log p(Y | X Z); or, where Y is one of a few candidates, that divided by the sum of all of
+    them, which leaves out how likely p finds it that any of them comes now."""
+    wrong_candidate_penalty: float = 0.0
+    """Nats that a rationale loses after which p prefers another candidate to Y (50 in the paper's code)."""
     score_tool_tokens: bool = False
     """Whether log p of a tool's tokens counts in the reward (as in the paper's code)."""
     on_policy: float = 0.5
@@ -108,7 +116,10 @@ class EStepConfig:
     buffer_tolerance: float = 0.25
     """Of two rationales a and b nearer than this times (|a| + |b|) edits, only the better one is kept."""
     seed_buffer: bool = True
-    """Put the demonstrations' own rationales into the buffer."""
+    """Put the demonstrations' own rationales into the buffer, and those of `seed_samples`."""
+    seed_samples: int = 20
+    """Rationales sampled from p for each training question of a task that has prompts for it, such as one that gives
+    the answer away ("wishful" ones, in the paper). They count as trajectories, but not in a planned budget."""
     learning_rate: float = 1e-4
     """AdamW's peak learning rate."""
     warmup: int = 8
@@ -133,6 +144,9 @@ class MStepConfig:
     """Rationales drawn from q for each training question."""
     temperature: float = 1.0
     """The temperature they are drawn at; 1 is q itself."""
+    target: Literal["joint", "answer", "candidates"] = "joint"
+    """What p learns: Z and Y, log p(Z Y | X); only Y after Z, log p(Y | X Z); or only to tell Y from the other
+    candidates after Z. In the last two, p decides answers after the rationales of q, and writes none itself."""
     keep: Literal["correct", "all"] = "correct"
     """Train on the drawn rationales that arrive at Y, or on all of them."""
     learning_rate: float = 1e-4
@@ -145,6 +159,20 @@ class MStepConfig:
     """Largest norm of the gradient."""
     max_batch_tokens: int = 3072
     """Padded tokens of one forward or backward pass: bounds memory, changes nothing else."""
+
+
+@dataclass(frozen=True)
+class LessonConfig:
+    """How rationales are varied when a model is fine-tuned on them, in any method: what helps on longer chains than those
+    of training (see `docs/log.md`). Rollouts and tests are as they are."""
+
+    history_dropout: float = 0.0
+    """Share of rationales whose steps before a random one are dropped: what follows is learned behind the question and
+    the last step only."""
+    gap_share: float = 0.0
+    """Share of rationales in whose text positions are left out at random, before words and before steps."""
+    largest_gap: int = 10
+    """Positions left out at one place, at most."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +197,9 @@ class EvaluationConfig:
     """Chains a question: above 1 the majority decides."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
+    samples: int | None = None
+    """Rationales sampled for each question of a task that has figures of them instead of right answers. None: as
+    many as the task likes."""
 
 
 @dataclass(frozen=True)
@@ -208,10 +239,11 @@ class EMConfig:
     init_step: MStepConfig = field(default_factory=lambda: MStepConfig(steps=60, batch_size=8, learning_rate=3e-4))
     """Round 0 with `init: demonstrations`: an M-step on the given rationales."""
     m_step: MStepConfig = field(default_factory=MStepConfig)
+    lessons: LessonConfig = field(default_factory=LessonConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-MethodName = Literal["few-shot", "sft", "ppo", "grpo", "rejection", "forward-kl", "gflownet", "em", "em-xy"]
+MethodName = Literal["few-shot", "decode", "sft", "ppo", "grpo", "rejection", "forward-kl", "gflownet", "em", "em-xy"]
 """Those of `baselines.METHODS`."""
 
 
@@ -333,6 +365,21 @@ class ForwardKLConfig:
 
 
 @dataclass(frozen=True)
+class DecodeConfig:
+    """`decode`: the initial p, decoded in the usual ways. Sampling is at `evaluation.temperature`, 0 being greedy."""
+
+    strategy: Literal["sample", "nucleus", "beam", "diverse-beam"] = "sample"
+    """Sampling, sampling from the likeliest tokens only, beam search, or beam search in groups that avoid each other."""
+    top_p: float = 0.95
+    """`nucleus`: the probability that these tokens come to."""
+    diversity_penalty: float = 1.0
+    """`diverse-beam`: nats a token is less likely for each group that has chosen it at this step. There are as many groups
+    as rationales are asked for, and each gives its likeliest one."""
+    multiple: int = 1
+    """Chains for each rationale that is asked for: beams, or samples of which the likeliest are kept."""
+
+
+@dataclass(frozen=True)
 class RunConfig(EMConfig):
     """One run of any method: the settings that all have in common, EM's, and a section for each of the others."""
 
@@ -344,3 +391,10 @@ class RunConfig(EMConfig):
     grpo: PolicyGradientConfig = field(default_factory=lambda: PolicyGradientConfig(advantage="normalised", kl=0.04))
     rejection: RejectionConfig = field(default_factory=RejectionConfig)
     forward_kl: ForwardKLConfig = field(default_factory=ForwardKLConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+def data_request(config: RunConfig) -> DataRequest:
+    """What a configuration asks of its task."""
+    d = config.data
+    return DataRequest(d.demonstrations, d.pairs, d.validation, config.seed, d.train_file, d.options)

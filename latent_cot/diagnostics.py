@@ -6,7 +6,6 @@ How to read them is in `docs/reading-a-run.md`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,8 @@ from latent_cot.chain import ChainRules
 from latent_cot.e_step import Query
 from latent_cot.lm import LanguageModel
 from latent_cot.objectives import Balance, below_floor, log_flow, pooled_subtb, temper
-from latent_cot.reward import prefix_log_rewards
+from latent_cot.objectives.importance import importance_weights
+from latent_cot.reward import Reward
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group, score_in_batches
 from latent_cot.types import Rationale
@@ -30,11 +30,11 @@ class PosteriorFigures:
     """Variance of a = log R / T − log q(s_i ⊤) over the states of all samples, nats². 0 once q is the
     (tempered) posterior."""
     bound: float
-    """Importance-weighted lower bound on log Z(X) = log Σ_Z p(Z Y | X), nats, untempered: log of the mean of
-    p(Z Y | X) / q(Z). That is log p(Y | X), with Z as the sampler forms it and its stop not scored."""
+    """Importance-weighted lower bound on log Z(X) = log Σ_Z R(Z), nats, untempered: log of the mean of R(Z) / q(Z).
+    With R(Z) = p(Z Y | X) that is log p(Y | X), with Z as the sampler forms it and its stop not scored."""
     ess: float
     """Effective sample size of those weights as a share of n: 1 once q is the untempered posterior, 1 / n at
-    the worst."""
+    the worst; 0 if none of the samples is worth anything."""
     log_z: float
     """Mean of a over the states: the estimate of log Z(X) that the loss works with, nats, tempered."""
     distinct: float
@@ -57,11 +57,11 @@ def diagnose(
     lm: LanguageModel,
     queries: Sequence[Query],
     rules: ChainRules,
+    reward: Reward,
     *,
     n: int,
     reward_temperature: float,
     reward_floor: float | None,
-    tool_tokens: bool,
     max_tokens: int,
     generator: torch.Generator,
 ) -> list[PosteriorFigures]:
@@ -69,16 +69,13 @@ def diagnose(
 
     Args:
         reward_temperature, reward_floor: as in the loss; they apply to `variance` and `log_z` only.
-        tool_tokens: whether p of a tool's tokens counts in the reward.
         max_tokens: padded size of a forward pass; bounds memory.
     """
     prompts = [query.policy_prompt for query in queries]
     sampled = rollout(lm, lm.dense("q"), prompts, rules, n=n, generator=generator)
     counts = [count_distinct(rationales) for rationales in sampled]
     p_groups = [Group(query.model_prompt, list(c), query.answer) for query, c in zip(queries, counts, strict=True)]
-    rewards = prefix_log_rewards(
-        lm, lm.dense("p"), p_groups, rules.codec, tool_tokens=tool_tokens, max_tokens=max_tokens
-    )
+    rewards = reward.of_prefixes([query.example for query in queries], p_groups)
     q_groups = [Group(query.policy_prompt, list(c)) for query, c in zip(queries, counts, strict=True)]
     figures: dict[int, PosteriorFigures] = {}
     for members, scores in score_in_batches(lm, lm.dense("q"), q_groups, rules.codec, max_tokens=max_tokens):
@@ -119,14 +116,12 @@ def _figures(
 
     last = torch.tensor([len(rationale) for rationale in rationales])[:, None]
     log_q = log_pf.sum(1) + log_pterm.gather(1, last)[:, 0]
-    log_w = log_reward.gather(1, last)[:, 0] - log_q
-    log_sum = torch.logsumexp(log_w + count.log(), 0)
-    log_square_sum = torch.logsumexp(2 * log_w + count.log(), 0)
+    _, importance = importance_weights(log_reward.gather(1, last)[:, 0], log_q, count, group)
     failed = [any(call.error is not None for call in rationale.calls) for rationale in rationales]
     return PosteriorFigures(
         variance=float(balance.variance),
-        bound=float(log_sum) - math.log(n),
-        ess=float((2 * log_sum - log_square_sum).exp()) / n,
+        bound=float(importance.bound),
+        ess=float(importance.ess),
         log_z=float(balance.log_z),
         distinct=float(len(rationales)),
         mass=float(log_q.exp().sum()),

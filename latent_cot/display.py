@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -16,6 +17,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from latent_cot.types import MeasuredTask, Metric
 
 if TYPE_CHECKING:
     from latent_cot.loop import Loop
@@ -34,11 +37,17 @@ FIGURES: Mapping[str, Mapping[str, str]] = {
     "diagnose": _POSTERIOR,
     "policy": {"loss": "loss {:.3g}", "kl": "KL {:.2f}", "log_reward": "log R {:.1f}", **_SAMPLED},
     "posterior": {"loss": "loss {:.3g}", "ess": "ESS {:.0%}", "bound": "bound {:.2f}", "distinct": "distinct {:.0%}"},
-    "fit": {"loss": "loss {:.3g}", "validation": "validation {:.0%}", "best": "best {:.0%}"},
+    "fit": {
+        "loss": "loss {:.3g}",
+        "validation": "validation {:.0%}",
+        "best": "best {:.0%}",
+        "validation_loss": "validation loss {:.3g}",
+        "best_loss": "best {:.3g}",
+    },
     "sample": {"kept": "kept {}", **_SAMPLED},
     "draw": {"kept": "kept {}", "ess": "ESS {:.0%}", **_SAMPLED},
     "m_step": {"loss": "loss {:.3g}"},
-    "evaluate": {"accuracy": "right {:.0%}"},
+    "evaluate": {"accuracy": "right {:.0%}", "questions": "{} questions"},
 }
 """Phase -> figure of a unit -> how it is shown."""
 
@@ -118,6 +127,40 @@ def _cell(accuracy: Mapping[str, Any] | None) -> str:
     return f"{100 * accuracy['accuracy']:.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
+def metrics_table(
+    columns: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], metrics: Mapping[str, Metric]
+) -> Table:
+    """A row a split and metric, each cell the metric's value and its interval.
+
+    Args:
+        columns: heading -> split -> metric -> `measure.Figure.to_json()`.
+        metrics: what they are, in the order in which they are shown.
+    """
+    table = Table()
+    table.add_column("split")
+    table.add_column("metric (95 % interval)")
+    for heading in columns:
+        table.add_column(Text(heading), justify="right")
+    for split in dict.fromkeys(split for column in columns.values() for split in column):
+        for name, metric in metrics.items():
+            found = [column.get(split, {}).get(name) for column in columns.values()]
+            if any(figure is not None for figure in found):
+                cells = [metric_text(figure, metric) for figure in found]
+                table.add_row(Text(printable(split)), Text(printable(name)), *cells)
+    return table
+
+
+def metric_text(figure: Mapping[str, Any] | None, metric: Metric) -> str:
+    """`0.71 (0.69 to 0.73)`, in the metric's own format."""
+    if figure is None or figure["value"] is None:
+        return "-"
+    text = metric.format.format(figure["value"])
+    if figure["interval_95"] is None:
+        return text
+    low, high = (metric.format.format(bound) for bound in figure["interval_95"])
+    return f"{text} ({low} to {high})"
+
+
 def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequence[int]], str]) -> Table:
     """A few sampled rationales, as a step's `samples` has them: question, chain, log-reward."""
     table = Table()
@@ -155,6 +198,43 @@ class Clock:
         if name in self._units:
             return self._seconds[name] / self._units[name]
         return _COST.get(name, 1.0) * unit_cost
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a loop has got, in units of work."""
+
+    unit: int
+    """Units that are done of the present phase, ..."""
+    units: int
+    """... and how many it has."""
+    done: int
+    """Units that are done of all phases, ..."""
+    total: int
+    """... and how many there are; at least 1."""
+    rounds: int
+    """Number of the last round."""
+    to_do: Mapping[str, int]
+    """Kind of phase -> units left."""
+
+    @classmethod
+    def of(cls, loop: Loop) -> Progress:
+        counts = [loop.units(one) for one in loop.phases]
+        place, unit = loop.state.phase, loop.state.unit
+        to_do: dict[str, int] = {}
+        for one, n in zip(loop.phases[place:], [counts[place] - unit, *counts[place + 1 :]], strict=True):
+            to_do[one.name] = to_do.get(one.name, 0) + max(0, n)
+        done = sum(counts[:place]) + unit
+        return cls(unit, counts[place], done, max(1, sum(counts)), loop.phases[-1].round, to_do)
+
+
+def progress_line(phase: Phase, info: Mapping[str, Any], progress: Progress, clock: Clock) -> str:
+    """Where a run is, how long the rest takes, and the figures of the unit that was just done."""
+    name = NAMES.get(phase.name, phase.name)
+    return (
+        f"round {phase.round}/{progress.rounds}  {name} {progress.unit}/{progress.units}  "
+        f"{progress.done / progress.total:.0%}  {_left(clock.left(progress.to_do))}  {_figures(phase.name, info)}"
+    )
 
 
 class Display:
@@ -197,9 +277,12 @@ class Display:
     def _show_outcome(self, loop: Loop, phase: Phase) -> None:
         """What a phase that is done has found."""
         if phase.name == "evaluate":
-            columns = round_columns(loop.state.results()["accuracy"], phase.round)
             self.console.print(f"After round {phase.round}:")
-            self.console.print(accuracy_table(columns))
+            if isinstance(loop.task, MeasuredTask):
+                columns = round_columns(loop.state.metrics, phase.round)
+                self.console.print(metrics_table(columns, loop.task.metrics))
+            else:
+                self.console.print(accuracy_table(round_columns(loop.state.results()["accuracy"], phase.round)))
         elif phase.name == "diagnose":
             found = loop.state.results()["posterior"].get(str(phase.round), {})
             for when, figures in found.items():
@@ -207,30 +290,19 @@ class Display:
                 self.console.print(Text(text), soft_wrap=True)
 
     def _show_progress(self, loop: Loop, phase: Phase, info: Mapping[str, Any], now: float) -> None:
-        counts = [loop.units(one) for one in loop.phases]
-        place = loop.state.phase
-        done, total = sum(counts[:place]) + loop.state.unit, sum(counts)
-        to_do: dict[str, int] = {}
-        for one, n in zip(loop.phases[place:], [counts[place] - loop.state.unit, *counts[place + 1 :]], strict=True):
-            to_do[one.name] = to_do.get(one.name, 0) + max(0, n)
-        name = NAMES.get(phase.name, phase.name)
-        heading = (
-            f"round {phase.round}/{loop.phases[-1].round}  {name} {loop.state.unit}/{counts[place]}  "
-            f"{done / max(1, total):.0%}  {_left(self._clock.left(to_do))}"
-        )
-        figures = _figures(phase.name, info)
+        progress = Progress.of(loop)
+        line = progress_line(phase, info, progress, self._clock)
         if self._live:
-            bar = ProgressBar(total=max(1, total), completed=done)
-            line = Text(f"{heading}  {figures}", no_wrap=True, overflow="ellipsis")
-            self._live.update(Group(line, bar), refresh=True)
-        elif phase != self._phase or loop.state.unit == counts[place] or now - self._last_line >= LINE_SECONDS:
-            self.console.print(Text(f"{heading}  {figures}"), soft_wrap=True)
+            bar = ProgressBar(total=progress.total, completed=progress.done)
+            self._live.update(Group(Text(line, no_wrap=True, overflow="ellipsis"), bar), refresh=True)
+        elif phase != self._phase or progress.unit == progress.units or now - self._last_line >= LINE_SECONDS:
+            self.console.print(Text(line), soft_wrap=True)
             self._last_line = now
         self._phase = phase
 
 
 def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The columns for `accuracy_table`: a round's reasoners, and those of the round before."""
+    """The columns for `accuracy_table` or `metrics_table`: a round's reasoners, and those of the round before."""
     columns = dict(results.get(str(number), {}))
     for reasoner, splits in results.get(str(number - 1), {}).items():
         columns[f"{reasoner}, round {number - 1}"] = splits

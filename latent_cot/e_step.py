@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from latent_cot.chain import ChainRules
 from latent_cot.lm import LanguageModel
 from latent_cot.objectives import OBJECTIVES, Balance, below_floor, log_flow, temper
 from latent_cot.optimise import AdapterOptimiser
-from latent_cot.reward import prefix_log_rewards
+from latent_cot.reward import Reward
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group, score_in_batches
 from latent_cot.types import Example, Rationale
@@ -64,13 +65,12 @@ def collect(
     behaviours: Sequence[Behaviour],
     rules: ChainRules,
     buffer: ReplayBuffer,
+    reward: Reward,
     *,
     samples: int,
-    tool_tokens: bool,
-    max_tokens: int,
     generator: torch.Generator,
 ) -> list[Batch]:
-    """Sample `samples` rationales a query, or replay them, and score them under p."""
+    """Sample `samples` rationales a query, or replay them, with the log-reward of every prefix."""
     replayed = {
         i: buffer.sample(query.example.question, samples, generator)
         for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True))
@@ -101,12 +101,10 @@ def collect(
             Group(queries[i].model_prompt, list(counts), queries[i].answer)
             for i, counts in zip(fresh, distinct, strict=True)
         ]
-        rewards_of = prefix_log_rewards(
-            lm, lm.dense("p"), groups, rules.codec, tool_tokens=tool_tokens, max_tokens=max_tokens
-        )
-        for i, counts, reward in zip(fresh, distinct, rewards_of, strict=True):
-            batches[i] = Batch(queries[i], list(counts), list(counts.values()), reward, fresh=True)
-            for rationale, row in zip(counts, reward.tolist(), strict=True):
+        rewards_of = reward.of_prefixes([queries[i].example for i in fresh], groups)
+        for i, counts, log_reward in zip(fresh, distinct, rewards_of, strict=True):
+            batches[i] = Batch(queries[i], list(counts), list(counts.values()), log_reward, fresh=True)
+            for rationale, row in zip(counts, log_reward.tolist(), strict=True):
                 buffer.add(queries[i].example.question, rationale, row)
     return [batches[i] for i in range(len(queries))]
 
@@ -178,9 +176,10 @@ def update(
     return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm, time.perf_counter() - started)
 
 
-def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale], bool]) -> dict[str, float]:
-    """Figures of the freshly sampled rationales of a step; empty if all were replayed."""
-    total = distinct = cut = failed = correct = 0
+def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale], bool] | None) -> dict[str, float]:
+    """Figures of the freshly sampled rationales of a step; empty if all were replayed. The mean log-reward is that of
+    those that are worth anything, if any are. `is_correct` None: there is no right and wrong, and no accuracy."""
+    total = distinct = cut = failed = correct = possible = 0
     reward = 0.0
     for batch in batches:
         if not batch.fresh:
@@ -190,13 +189,15 @@ def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale]
             total += count
             cut += count * rationale.cut
             failed += count * any(call.error is not None for call in rationale.calls)
-            correct += count * is_correct(batch.query.example, rationale)
-            reward += count * float(row[len(rationale)])
+            correct += count * (is_correct is not None and is_correct(batch.query.example, rationale))
+            if (log_reward := float(row[len(rationale)])) > -math.inf:
+                possible += count
+                reward += count * log_reward
     if not total:
         return {}
     return {
-        "log_reward": reward / total,
-        "accuracy": correct / total,
+        **({"log_reward": reward / possible} if possible else {}),
+        **({} if is_correct is None else {"accuracy": correct / total}),
         "distinct": distinct / total,
         "cut": cut / total,
         "failed_calls": failed / total,

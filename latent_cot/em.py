@@ -14,8 +14,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +24,14 @@ import torch
 from latent_cot.buffer import ReplayBuffer, rationale_to_json
 from latent_cot.diagnostics import mean_figures
 from latent_cot.e_step import Batch, Behaviour, collect, describe, update
-from latent_cot.loop import Info, Job, Loop, draw_distinct, slices
+from latent_cot.lm import Adapter
+from latent_cot.loop import Info, Job, Loop, draw_distinct, seed_of, slices
 from latent_cot.objectives import LEARNS_LOG_Z
 from latent_cot.optimise import Schedule
-from latent_cot.reward import prefix_log_rewards
+from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group
 from latent_cot.state import Drawn, Phase
+from latent_cot.types import Example, Rationale, SeedingTask
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""
@@ -68,6 +71,11 @@ class EM(Loop):
         with torch.no_grad():
             self.log_z.copy_(torch.tensor(saved["log_z"]))
 
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
+        decides_only = self.state.model_trained and self.config.m_step.target != "joint"
+        return "q" if decides_only and self.config.condition == "x" else reasoner
+
     # -- the phases ----------------------------------------------------------------------------------
 
     def e_step(self, phase: Phase) -> Iterator[Info]:
@@ -78,7 +86,8 @@ class EM(Loop):
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         if self.state.unit == 0:
             before = self.state.posterior.get(str(phase.round), {}).get("before")
-            self.log_z.data.fill_(mean_figures(before)["log_z"] if before else 0.0)
+            bound = mean_figures(before)["bound"] if before else 0.0
+            self.log_z.data.fill_(bound if math.isfinite(bound) else 0.0)
         log_z = self.log_z if c.objective in LEARNS_LOG_Z else None
         optimiser = self._new_optimiser("q", schedule, c.clip, log_z=log_z, log_z_rate=c.log_z_learning_rate)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
@@ -93,9 +102,8 @@ class EM(Loop):
                 [self._behaviour(rng) for _ in chosen],
                 self.rules,
                 self.buffer,
+                self.reward,
                 samples=c.samples,
-                tool_tokens=c.score_tool_tokens,
-                max_tokens=c.max_batch_tokens,
                 generator=generator,
             )
             for batch in batches:
@@ -116,7 +124,7 @@ class EM(Loop):
                 log_z=None if log_z is None else [log_z[i] for i in chosen],
             )
             self.state.budget.gradient_steps += 1
-            figures = describe(batches, self.is_correct)
+            figures = describe(batches, self.is_correct if self.tells_right else None)
             yield {**vars(info), **figures, "reward_temperature": temperature, "samples": _samples(batches)}
 
     def draw(self, phase: Phase) -> Iterator[Info]:
@@ -131,7 +139,8 @@ class EM(Loop):
             right = [self.is_correct(self.questions[d.question], d.rationale) for d in drawn]
             kept = [d for d, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
             self.state.drawn.extend(kept)
-            yield {"drawn": len(drawn), "kept": len(kept), "accuracy": sum(right) / len(right)}
+            share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
+            yield {"drawn": len(drawn), "kept": len(kept), **share}
 
     # -- what they need ------------------------------------------------------------------------------
 
@@ -146,25 +155,35 @@ class EM(Loop):
         return self.reward_temperature(self.config.e_step.steps)
 
     def _fill_buffer(self) -> None:
+        """Begin with the demonstrations' rationales, and with what p writes after the task's own prompts."""
         self.buffer.clear()
         c = self.config.e_step
-        if not (c.seed_buffer and c.replay and self.demonstrations):
+        if not (c.seed_buffer and c.replay):
             return
-        queries = [self.query(example) for example in self.data.demonstrations]
-        groups = [
-            Group(query.model_prompt, [rationale], query.answer)
-            for query, rationale in zip(queries, self.demonstrations, strict=True)
-        ]
-        rewards = prefix_log_rewards(
-            self.lm,
-            self.lm.dense("p"),
-            groups,
-            self.rules.codec,
-            tool_tokens=c.score_tool_tokens,
-            max_tokens=c.max_batch_tokens,
-        )
-        for query, rationale, reward in zip(queries, self.demonstrations, rewards, strict=True):
-            self.buffer.add(query.example.question, rationale, reward[0].tolist())
+        seeds = {
+            example.question: [z] for example, z in zip(self.data.demonstrations, self.demonstrations, strict=True)
+        }
+        for example, rationales in self._sample_seeds():
+            known = seeds.setdefault(example.question, [])
+            known.extend(z for z in rationales if z not in known)
+        examples = [example for example in self.questions if seeds.get(example.question)]
+        queries = [self.query(example) for example in examples]
+        groups = [Group(query.model_prompt, seeds[query.example.question], query.answer) for query in queries]
+        for group, example, rewards in zip(groups, examples, self.reward.of_prefixes(examples, groups), strict=True):
+            for rationale, reward in zip(group.rationales, rewards.tolist(), strict=True):
+                self.buffer.add(example.question, rationale, reward)
+
+    def _sample_seeds(self) -> Iterator[tuple[Example, Iterable[Rationale]]]:
+        """Distinct rationales of p for each question, after a prompt that makes good ones likely."""
+        n = self.config.e_step.seed_samples
+        if not (isinstance(self.task, SeedingTask) and n):
+            return
+        prompts = [self.rules.codec.encode_prompt(self.task.seed_prompt(example)) for example in self.questions]
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, self.state.phase, "seeds"))
+        sampled = rollout(self.lm, self.lm.dense("p"), prompts, self.rules, n=n, generator=generator)
+        for example, rationales in zip(self.questions, sampled, strict=True):
+            self.state.budget.sampled(rationales)
+            yield example, count_distinct(rationales)
 
     def _behaviour(self, rng: random.Random) -> Behaviour:
         """On-policy and tempered rationales are mixed within a question: the on-policy ones tell how good its

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from scipy.stats import binomtest
@@ -15,6 +16,9 @@ from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group, score_in_batches
 from latent_cot.types import DiagnosingTask, Example, Rationale, Task
+
+Judge = Literal["p", "q", "base"]
+"""Who picks the answer among candidates: an adapter, or the base model as it is without any."""
 
 MISTAKES: Mapping[str, str] = {
     "token limit": "the chain was cut at the largest number of tokens",
@@ -65,6 +69,9 @@ class Accuracy:
         }
 
 
+NO_RATIONALE = Rationale((), (), (True,), "")
+"""The empty chain, before an answer that is given at once."""
+
 # Questions take the places of those that are answered, until so many batches are done: the last chains of a
 # batch would leave most of it empty.
 BATCHES_AT_ONCE = 4
@@ -78,11 +85,12 @@ def majority(answers: Sequence[str | None]) -> str | None:
 
 def answer_questions(
     lm: LanguageModel,
-    adapter: Adapter,
+    sampler: Adapter | None,
     task: Task,
     examples: Sequence[Example],
     rules: ChainRules,
     *,
+    judge: Judge | None = None,
     prefix: str = "",
     votes: int = 1,
     temperature: float = 0.0,
@@ -92,56 +100,69 @@ def answer_questions(
     """Let a reasoner, which sees X only, answer each question, with about `batch_size` chains in progress.
 
     Args:
-        adapter: the reasoner, "p" or "q".
+        sampler: who writes the rationales, "p" or "q"; None: nobody, the answer comes right after the question.
+        judge: who picks the answer after them, where it is one of a few candidates; None: the sampler itself.
         prefix: text before each question, such as demonstrations.
         votes: rationales a question; the majority of their answers is given.
         temperature: 0 is greedy (then one vote is as good as many).
     """
     codec = rules.codec
-    model = lm.dense(adapter)
     size = BATCHES_AT_ONCE * max(1, batch_size // votes)
     for start in range(0, len(examples), size):
         batch = examples[start : start + size]
         prompts = [codec.encode_prompt(prefix + example.x) for example in batch]
-        sampled = rollout(
-            lm,
-            model,
-            prompts,
-            rules,
-            n=votes,
-            temperature=temperature,
-            generator=generator,
-            batch_size=max(batch_size, votes),
-        )
-        for example, prompt, rationales in zip(batch, prompts, sampled, strict=True):
-            answers = _answers(lm, adapter, task, example, prompt, rationales, rules)
+        sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
+        if sampler is not None:
+            sampled = rollout(
+                lm,
+                lm.dense(sampler),
+                prompts,
+                rules,
+                n=votes,
+                temperature=temperature,
+                generator=generator,
+                batch_size=max(batch_size, votes),
+            )
+        decided = read_answers(lm, judge or sampler or "p", task, batch, prompts, sampled, rules)
+        for example, rationales, answers in zip(batch, sampled, decided, strict=True):
             answer = majority(answers)
             yield Outcome(example, rationales, answers, answer, task.grade(example, answer))
 
 
-def _answers(
+@torch.no_grad()
+def read_answers(
     lm: LanguageModel,
-    adapter: Adapter,
+    judge: Judge,
     task: Task,
-    example: Example,
-    prompt: Sequence[int],
-    rationales: Sequence[Rationale],
+    examples: Sequence[Example],
+    prompts: Sequence[Sequence[int]],
+    rationales: Sequence[Sequence[Rationale]],
     rules: ChainRules,
-) -> list[str | None]:
-    """Read each rationale's answer off it, or pick the likeliest of the task's candidates after it."""
-    candidates = task.candidates(example)
-    if candidates is None:
-        return [task.answer(rationale) for rationale in rationales]
-    log_y = torch.empty(len(candidates), len(rationales))
-    for k, text in enumerate(candidates.values()):
-        group = Group(prompt, rationales, rules.codec.encode(text))
-        with torch.no_grad():
-            for _, scores in score_in_batches(
-                lm, lm.dense(adapter), [group], rules.codec, max_tokens=4096, answers_at="end"
-            ):
-                log_y[k] = scores.log_y.sum(1).cpu()
-    names = list(candidates)
-    return [names[k] for k in log_y.argmax(0).tolist()]
+) -> list[list[str | None]]:
+    """Read the answer of each question's rationales off them, or let the judge pick the likeliest of the task's
+    candidates after each."""
+    found: list[list[str | None]] = []
+    groups: list[Group] = []
+    names: list[list[str]] = []
+    for example, prompt, of_one in zip(examples, prompts, rationales, strict=True):
+        candidates = task.candidates(example)
+        found.append([task.answer(rationale) for rationale in of_one] if candidates is None else [])
+        first, *others = map(rules.codec.encode, (candidates or {"": ""}).values())
+        names.append(list(candidates or ()))
+        groups.append(Group(prompt, of_one, first, others))
+    picked = [g for g, of_one in enumerate(names) if of_one]
+    if not picked:
+        return found
+    with lm.without_adapters() if judge == "base" else nullcontext(lm.dense(judge)) as model:
+        for members, scores in score_in_batches(
+            lm, model, [groups[g] for g in picked], rules.codec, max_tokens=4096, answers_at="end"
+        ):
+            # Y was scored at the ends only: elsewhere there are zeros, and -inf for a candidate that is not there.
+            log_y = torch.cat([scores.log_y[..., None], scores.log_others], -1).sum(1)  # (B, candidates)
+            for k, m in enumerate(members):
+                best = log_y[scores.group == k].argmax(-1).tolist()
+                found[picked[m]] = [names[picked[m]][place] for place in best]
+    return found
 
 
 @dataclass

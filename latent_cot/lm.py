@@ -181,6 +181,13 @@ class LanguageModel:
             self._switch_training(False)
             self._fresh.discard(adapter)
 
+    @contextmanager
+    def without_adapters(self) -> Iterator[PreTrainedModel]:
+        """The base model as it was before any training, for scoring."""
+        with self.peft.disable_adapter():
+            yield cast("PreTrainedModel", self.peft.get_base_model())
+        self._active = None  # PEFT has switched on the gradients of an adapter again
+
     @torch.no_grad()
     def dense(self, adapter: Adapter) -> PreTrainedModel:
         """A copy of the base model with `adapter` merged into its weights, for sampling and scoring.
@@ -319,17 +326,21 @@ def run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head
     paths = linear_paths(trees)
     longest = max(len(path) for _, path in paths)
     input_ids = torch.zeros(len(paths), longest, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
+    mask, position_ids = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
     offsets = [0]
     for tree in trees:
         offsets.append(offsets[-1] + len(tree))
     where: dict[int, int] = {}
     for row, (t, path) in enumerate(paths):
         input_ids[row, : len(path)] = torch.tensor([trees[t].tokens[node] for node in path])
+        position_ids[row, : len(path)] = torch.tensor([trees[t].positions[node] for node in path])
         mask[row, : len(path)] = 1
         for column, node in enumerate(path):
             where.setdefault(offsets[t] + node, row * longest + column)
-    features = _features(model, linear_head, input_ids=input_ids.to(device), attention_mask=mask.to(device))
+    arguments = {"input_ids": input_ids, "attention_mask": mask}
+    if not all(tree.gapless for tree in trees):
+        arguments["position_ids"] = position_ids  # only then: not every architecture takes them
+    features = _features(model, linear_head, **{name: value.to(device) for name, value in arguments.items()})
     index = torch.tensor([where[node] for node in range(offsets[-1])], device=features.device)
     return features.flatten(0, 1)[index]
 

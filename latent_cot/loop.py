@@ -13,9 +13,11 @@ posterior, drawing rationales, the M-step, and the evaluation.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +28,27 @@ from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import MStepConfig, RunConfig
 from latent_cot.diagnostics import diagnose, mean_figures
 from latent_cot.e_step import Query
-from latent_cot.evaluate import BATCHES_AT_ONCE, Accuracy, answer_questions
+from latent_cot.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questions
+from latent_cot.lessons import vary
 from latent_cot.lm import Adapter, LanguageModel
+from latent_cot.measure import Counts, draw, figures, judge, log_probs_of_texts
 from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.reward import Comparison, Reward, other_answers
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group
 from latent_cot.state import Drawn, Phase, State
-from latent_cot.types import Example, Rationale, Task, TaskData
+from latent_cot.types import (
+    Example,
+    ListingTask,
+    Measured,
+    MeasuredTask,
+    Rationale,
+    RewardingTask,
+    Sample,
+    Task,
+    TaskData,
+    is_answer_given,
+)
 
 Info = dict[str, Any]
 
@@ -75,6 +91,17 @@ class Loop(ABC):
     ) -> None:
         self.config, self.lm, self.task, self.data = config, lm, task, data
         self.tests, self.rules, self.test_rules = tests, rules, test_rules
+        own_reward = task if isinstance(task, RewardingTask) else None
+        e = config.e_step
+        compared = e.answer_reward == "normalised" or e.wrong_candidate_penalty > 0
+        self.reward = Reward(
+            lm,
+            rules.codec,
+            own_reward,
+            e.score_tool_tokens,
+            e.max_batch_tokens,
+            Comparison(task, e.answer_reward == "normalised", e.wrong_candidate_penalty) if compared else None,
+        )
         self.state = state or State()
         self.optimiser: AdapterOptimiser | None = None
         self._restore = restore
@@ -164,10 +191,10 @@ class Loop(ABC):
                 self.lm,
                 [self.query(self.data.validation[i]) for i in units[unit]],
                 self.rules,
+                self.reward,
                 n=c.diagnostic_samples,
                 reward_temperature=self.final_reward_temperature,
                 reward_floor=e.reward_floor,
-                tool_tokens=e.score_tool_tokens,
                 max_tokens=e.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
             )
@@ -185,23 +212,64 @@ class Loop(ABC):
             yield {"note": "no rationale arrives at its answer: p stays as it is"}
 
     def evaluate(self, phase: Phase) -> Iterator[Info]:
-        """The accuracy of each reasoner on each test split."""
+        """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
+        yield from self._measure(phase, self.task) if isinstance(self.task, MeasuredTask) else self._grade(phase)
+
+    def _grade(self, phase: Phase) -> Iterator[Info]:
         units = self._evaluation_units(phase)
         for unit in range(self.state.unit, len(units)):
             reasoner, split, members = units[unit]
-            right = self._count_right(reasoner, [self.tests[split][i] for i in members], unit)
+            # Reasoners with the same sampler decide after the same rationales.
+            alike = [
+                (self.sampler_of(one), *where) == (self.sampler_of(reasoner), split, members) for one, *where in units
+            ]
+            right = self._count_right(reasoner, [self.tests[split][i] for i in members], alike.index(True))
             of_round = self.state.tally.setdefault(str(phase.round), {})
             tally = of_round.setdefault(reasoner, {}).setdefault(split, [0, 0])
             tally[0] += right
             tally[1] += len(members)
             yield {"reasoner": reasoner, "split": split, **Accuracy(*tally).to_json()}
 
+    def _measure(self, phase: Phase, task: MeasuredTask) -> Iterator[Info]:
+        """The samples of a split are kept in the state until it is complete: its figures need all of them."""
+        units = self._evaluation_units(phase)
+        for unit in range(self.state.unit, len(units)):
+            reasoner, split, members = units[unit]
+            if members.start == 0:
+                self.state.sampled = []
+            examples = [self.tests[split][i] for i in members]
+            seed = self._unit_seed(unit)
+            self.state.sampled += [list(one.samples) for one in self.sample_tests(reasoner, examples, seed=seed)]
+            if members.stop < len(self.tests[split]):
+                yield {"reasoner": reasoner, "split": split, "questions": members.stop}
+                continue
+            questions = self._measured(reasoner, self.tests[split], self.state.sampled)
+            found = {name: figure.to_json() for name, figure in figures(task, questions).items()}
+            of_round = self.state.metrics.setdefault(str(phase.round), {})
+            of_round.setdefault(reasoner, {})[split] = found
+            self.state.sampled = []
+            yield {"reasoner": reasoner, "split": split, "questions": members.stop, "metrics": found}
+
     # -- what the phases share -----------------------------------------------------------------------
 
     @property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Which adapters can answer a question whose answer is not known, once the method has trained them."""
-        return METHODS[self.config.method].reasoners(self.config)
+        return METHODS[self.config.method].reasoners(self.config, self.answer_given)
+
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        """Who writes a reasoner's rationales in tests. None: nobody, it answers at once."""
+        return reasoner
+
+    def judge_of(self, reasoner: Adapter) -> Judge:
+        """Who decides among candidates after them: p itself; for q, which learns to write rationales only, the base
+        model."""
+        return "p" if reasoner == "p" else "base"
+
+    @property
+    def answer_given(self) -> bool:
+        """Whether the answer is part of a test question."""
+        return is_answer_given(self.task)
 
     @property
     def shown(self) -> int:
@@ -227,19 +295,115 @@ class Loop(ABC):
     def query(self, example: Example) -> Query:
         """A training question as q and p read it."""
         codec = self.rules.codec
-        seen = example.x if self.config.condition == "x" else self.task.posterior_prompt(example)
         return Query(
             example,
-            policy_prompt=codec.encode_prompt(seen),
+            policy_prompt=codec.encode_prompt(self._seen_by_sampler(example)),
             model_prompt=codec.encode_prompt(self.model_prefix + example.x),
             answer=codec.encode(example.y or ""),
         )
 
+    def _seen_by_sampler(self, example: Example) -> str:
+        return example.x if self.config.condition == "x" else self.task.posterior_prompt(example)
+
+    @property
+    def tells_right(self) -> bool:
+        """Whether `is_correct` can tell."""
+        if isinstance(self.task, RewardingTask):
+            return True
+        return not (isinstance(self.task, MeasuredTask) or any(map(self.task.candidates, self.questions)))
+
     def is_correct(self, example: Example, rationale: Rationale) -> bool:
-        """Does a rationale arrive at the example's answer? With candidates, which only p can tell, True."""
-        if self.task.candidates(example) is not None:
+        """Does a rationale arrive at the example's answer, or is it worth anything by the task's own reward? True where
+        nobody can tell: with candidates, which only p can pick, and where there is no right answer."""
+        if isinstance(self.task, RewardingTask):
+            return self.task.log_reward(example, rationale.text) > -math.inf
+        if isinstance(self.task, MeasuredTask) or self.task.candidates(example) is not None:
             return True
         return self.task.grade(example, self.task.answer(rationale))
+
+    def test_prompt(self, reasoner: Adapter, example: Example) -> list[int]:
+        """What a reasoner reads of a test question, demonstrations before it included."""
+        return self.rules.codec.encode_prompt(self.test_text(reasoner, example))
+
+    def test_text(self, reasoner: Adapter, example: Example) -> str:
+        """The same as text."""
+        if reasoner == "q":
+            return self._seen_by_sampler(example)
+        if not self.answer_given:
+            return self.model_prefix + example.x
+        shown = zip(self.data.demonstrations, self.demonstrations[: self.shown], strict=False)
+        stop = self.task.stop or ""
+        prefix = "".join(f"{self.task.posterior_prompt(one)}{rationale.text}{stop}\n" for one, rationale in shown)
+        return prefix + self.task.posterior_prompt(example)
+
+    def sample_tests(
+        self,
+        reasoner: Adapter,
+        examples: Sequence[Example],
+        *,
+        seed: int,
+        n: int | None = None,
+        temperature: float | None = None,
+    ) -> list[Measured]:
+        """Rationales for test questions of a task that has figures of them, with the base model's opinion.
+
+        Args:
+            n, temperature: other than those of the configuration.
+        """
+        task, c = self.task, self.config.evaluation
+        assert isinstance(task, MeasuredTask)
+        counts = self.draw_tests(
+            reasoner,
+            [self.test_prompt(reasoner, example) for example in examples],
+            n=n or c.samples or task.samples,
+            temperature=c.temperature if temperature is None else temperature,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        codec = self.rules.codec
+        groups = [
+            Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
+            for example, of_one in zip(examples, counts, strict=True)
+        ]
+        samples = judge(self.lm, task, groups, counts, max_tokens=self.config.e_step.max_batch_tokens)
+        return self._measured(reasoner, examples, samples)
+
+    def _measured(
+        self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
+    ) -> list[Measured]:
+        listed: list[Sequence[float] | None] = [None] * len(examples)
+        if isinstance(self.task, ListingTask):
+            listed = [
+                log_probs_of_texts(
+                    self.lm,
+                    self.lm.dense(reasoner),
+                    self.test_prompt(reasoner, example),
+                    self.task.texts(example),
+                    self.test_rules,
+                )
+                for example in examples
+            ]
+        return [Measured(*one) for one in zip(examples, samples, listed, strict=True)]
+
+    def draw_tests(
+        self,
+        reasoner: Adapter,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[Counts]:
+        """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way."""
+        return draw(
+            self.lm,
+            self.lm.dense(reasoner),
+            prompts,
+            self.test_rules,
+            n=n,
+            temperature=temperature,
+            batch_size=self.config.evaluation.batch_size,
+            generator=generator,
+        )
 
     def _sample(self, adapter: Adapter, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
         """Rationales for these training questions, on the budget. `sampling`: n and temperature of `rollout`."""
@@ -259,36 +423,63 @@ class Loop(ABC):
     def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit."""
         optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        sees_answer = adapter == "q" and self.config.condition == "xy"
         for step in range(self.state.unit, c.steps):
-            yield self._likelihood_step(adapter, records, c, optimiser, step)
+            yield self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
 
     def _likelihood_step(
-        self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig, optimiser: AdapterOptimiser, step: int
+        self,
+        adapter: Adapter,
+        records: Sequence[Drawn],
+        c: MStepConfig,
+        optimiser: AdapterOptimiser,
+        step: int,
+        *,
+        sees_answer: bool,
     ) -> Info:
-        codec = self.rules.codec
         torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
+        rng = random.Random(self._unit_seed(step))
         groups, weights = [], []
         for k in m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}"):
             question, rationale, weight = records[k]
-            query = self.query(self.questions[question])
-            prompt = query.policy_prompt if adapter == "q" else codec.encode_prompt(self.questions[question].x)
-            groups.append(Group(prompt, [rationale], query.answer))
+            lesson = self._lesson(self.questions[question], rationale, sees_answer=sees_answer)
+            lesson = vary(lesson, self.rules.codec, rng, **vars(self.config.lessons))
+            if c.target == "candidates":
+                lesson = replace(lesson, others=other_answers(self.task, self.questions[question], self.rules.codec))
+            groups.append(lesson)
             weights.append([weight])
         info = m_step.update(
-            self.lm, adapter, groups, self.rules, optimiser, step, max_tokens=c.max_batch_tokens, weights=weights
+            self.lm,
+            adapter,
+            groups,
+            self.rules,
+            optimiser,
+            step,
+            max_tokens=c.max_batch_tokens,
+            weights=weights,
+            target=c.target,
         )
         self.state.budget.gradient_steps += 1
         return vars(info)
+
+    def _lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
+        """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to write it
+        and stop."""
+        codec = self.rules.codec
+        if sees_answer:
+            return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale], [codec.stop_id])
+        return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
 
     def _count_right(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> int:
         c = self.config.evaluation
         outcomes = answer_questions(
             self.lm,
-            reasoner,
+            self.sampler_of(reasoner),
             self.task,
             examples,
             self.test_rules,
-            prefix=self.model_prefix if reasoner == "p" else "",
+            judge=self.judge_of(reasoner),
+            prefix=self.model_prefix if self.sampler_of(reasoner) != "q" else "",
             votes=c.votes,
             temperature=c.temperature,
             batch_size=c.batch_size,
@@ -317,12 +508,13 @@ class Loop(ABC):
 
     def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
         c = self.config.evaluation
+        chains = (c.samples or self.task.samples) if isinstance(self.task, MeasuredTask) else c.votes
         reasoners: tuple[Adapter, ...] = self.reasoners if phase.round else ("p",)
         return [
             (reasoner, split, members)
             for reasoner in reasoners
             for split, questions in self.tests.items()
-            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, c.batch_size // c.votes))
+            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, c.batch_size // chains))
         ]
 
     @property

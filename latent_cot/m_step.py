@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
 
 from latent_cot.chain import ChainRules
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.optimise import AdapterOptimiser
+from latent_cot.reward import normalised_log_y
 from latent_cot.scoring import Group, score_in_batches
+
+Target = Literal["joint", "answer", "candidates"]
+"""Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class LikelihoodInfo:
     """What an update saw."""
 
     loss: float
-    """(Weighted) mean negative log-likelihood of a token, in nats."""
+    """(Weighted) mean negative log-likelihood of a token, in nats; of an answer, if it is one among candidates."""
     gradient_norm: float
     seconds: float
 
@@ -33,31 +41,68 @@ def update(
     *,
     max_tokens: int,
     weights: Sequence[Sequence[float]] | None = None,
+    target: Target = "joint",
 ) -> LikelihoodInfo:
     """One gradient step on the likelihood of each group's rationales and of Y behind each.
 
-    The tokens a tool wrote are attended to but not learned. `weights` holds, for each group, the weight of each of
+    The tokens a tool wrote are attended to but not learned. Y's first token is where p ends a rationale; in a group
+    without an answer the stop is learned in its place. `weights` holds, for each group, the weight of each of
     its rationales' log-likelihoods; None: 1.
     """
     started = time.perf_counter()
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]
     tokens = sum(
-        weight * (sum(rationale.chosen) + len(group.answer))
+        weight * n
         for group, of_group in zip(groups, weights, strict=True)
-        for rationale, weight in zip(group.rationales, of_group, strict=True)
+        for n, weight in zip(_tokens(group, target), of_group, strict=True)
     )
     total = 0.0
     with lm.trainable(adapter) as model:
-        for members, scores in score_in_batches(
-            lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"
-        ):
-            log_likelihood = scores.log_pf.sum(1) + scores.log_y.sum(1)  # (B,)
+        for members, log_likelihood in _log_likelihoods(lm, model, groups, rules, max_tokens, target):
             loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / tokens
             lm.accelerator.backward(loss)
             total += float(loss.detach())
         norm = optimiser.step(step)
     return LikelihoodInfo(total, norm, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def held_out_loss(
+    lm: LanguageModel, adapter: Adapter, groups: Sequence[Group], rules: ChainRules, *, max_tokens: int
+) -> float:
+    """What `update` would call the loss of these rationales, in nats, without learning them."""
+    scored = _log_likelihoods(lm, lm.dense(adapter), groups, rules, max_tokens)
+    total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
+    return -total / sum(n for group in groups for n in _tokens(group))
+
+
+def _log_likelihoods(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    rules: ChainRules,
+    max_tokens: int,
+    target: Target = "joint",
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """The groups of each micro-batch, and (B,) log-likelihoods of their rationales."""
+    for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"):
+        ends = torch.tensor([len(rationale) for g in members for rationale in groups[g].rationales])
+        if target != "joint":
+            log_y = scores.log_y if target == "answer" else normalised_log_y(scores)
+            yield members, log_y.gather(1, ends[:, None].to(log_y.device))[:, 0]
+            continue
+        ends_by_stop = torch.tensor([not groups[g].answer for g in members])[scores.group.cpu()]
+        stop = scores.log_pterm.gather(1, ends[:, None].to(scores.group.device))[:, 0]
+        yield members, scores.log_pf.sum(1) + scores.log_y.sum(1) + stop * ends_by_stop.to(stop.device)
+
+
+def _tokens(group: Group, target: Target = "joint") -> list[int]:
+    """How many tokens of each rationale, and behind it, are learned; the stop counts as one, a forced one is none; a
+    choice among candidates counts as one."""
+    if target != "joint":
+        return [len(group.answer) if target == "answer" else 1] * len(group.rationales)
+    return [sum(z.chosen) + (len(group.answer) or int(not z.cut)) for z in group.rationales]
 
 
 def epoch_batch(n: int, size: int, step: int, seed: str) -> list[int]:

@@ -1,15 +1,124 @@
-"""The E-step's reward: log p(z_{1:i} Y | X) at every prefix where stopping is allowed."""
+"""The reward of rationales: log p(z_{1:i} Y | X) at every prefix where stopping is allowed, or the task's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from latent_cot.lm import LanguageModel
-from latent_cot.scoring import Group, score_in_batches
+from latent_cot.scoring import Group, Scores, score_in_batches
 from latent_cot.text import TextCodec
+from latent_cot.types import Example, Rationale, RewardingTask, Task
+
+
+def other_answers(task: Task, example: Example, codec: TextCodec) -> list[list[int]]:
+    """Token ids of the candidates for an example's answer that are not its own; none where there are no candidates."""
+    candidates = task.candidates(example) or {}
+    return [codec.encode(text) for answer, text in candidates.items() if answer != example.answer]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What Y adds to log R where it is one of a few candidates, compared with the others."""
+
+    task: Task
+    normalised: bool = False
+    """log p(Y | X Z) divided by the sum of that of all candidates, instead of log p(Y | X Z)."""
+    penalty: float = 0.0
+    """Nats that a rationale loses after which another candidate is likelier than Y."""
+
+    def against(self, examples: Sequence[Example], groups: Sequence[Group], codec: TextCodec) -> list[Group]:
+        """The groups with the other candidates, so that these are scored too."""
+        return [
+            replace(group, others=other_answers(self.task, example, codec))
+            for example, group in zip(examples, groups, strict=True)
+        ]
+
+    def __call__(self, scores: Scores) -> torch.Tensor:
+        """(B, N + 1), in nats."""
+        if not scores.log_others.shape[-1]:
+            return scores.log_y
+        log_y = normalised_log_y(scores) if self.normalised else scores.log_y
+        return log_y - self.penalty * (scores.log_others.amax(-1) > scores.log_y)
+
+
+def normalised_log_y(scores: Scores) -> torch.Tensor:
+    """(B, N + 1) log-probability of Y among the candidates after each scored prefix, in nats."""
+    return scores.log_y - torch.cat([scores.log_y[..., None], scores.log_others], -1).logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """log R, untempered, in nats: what the methods that sample rationales learn from."""
+
+    lm: LanguageModel
+    codec: TextCodec
+    task: RewardingTask | None = None
+    """The task, if its reward is one of its own. None: the reward is p(X Z Y)."""
+    tool_tokens: bool = False
+    """Whether log p of a tool's tokens counts: see `prefix_log_rewards`."""
+    max_tokens: int = 4096
+    """Padded size of a forward pass; bounds memory."""
+    comparison: Comparison | None = None
+    """How Y counts, if not by log p(Y | X Z)."""
+
+    def of_prefixes(self, examples: Sequence[Example], groups: Sequence[Group]) -> list[torch.Tensor]:
+        """log R(z_{1:i} ⊤) of every prefix of the rationales of each question, which p reads as in its group.
+
+        Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state.
+        """
+        if self.task is None:
+            return prefix_log_rewards(
+                self.lm,
+                self.lm.dense("p"),
+                groups if self.comparison is None else self.comparison.against(examples, groups, self.codec),
+                self.codec,
+                tool_tokens=self.tool_tokens,
+                max_tokens=self.max_tokens,
+                comparison=self.comparison,
+            )
+        return [
+            own_log_rewards(self.task, example, group.rationales, self.codec)
+            for example, group in zip(examples, groups, strict=True)
+        ]
+
+    @torch.no_grad()
+    def of_complete(
+        self, examples: Sequence[Example], groups: Sequence[Group]
+    ) -> Iterator[tuple[list[int], Scores, torch.Tensor]]:
+        """log R of the complete rationales only, and what p makes of them, in one pass of p.
+
+        Yields the indices of the groups of each micro-batch, their scores under p and, (B,) on the CPU, their
+        log-rewards.
+        """
+        if self.comparison is not None:
+            groups = self.comparison.against(examples, groups, self.codec)
+        scored = score_in_batches(
+            self.lm,
+            self.lm.dense("p"),
+            groups,
+            self.codec,
+            max_tokens=self.max_tokens,
+            answers_at="end" if self.task is None else "none",
+            tool_tokens=self.tool_tokens,
+        )
+        for members, scores in scored:
+            if self.task is None:
+                # Y was scored at the ends only: what a comparison makes of the other prefixes means nothing.
+                log_y = scores.log_y if self.comparison is None else self.comparison(scores)
+                log_reward = scores.log_pf.sum(1) + scores.log_tool.sum(1) + _at_ends(log_y, groups, members)
+            else:
+                rewards = [
+                    own_log_reward(self.task, examples[g], rationale, len(rationale), self.codec)
+                    for g in members
+                    for rationale in groups[g].rationales
+                ]
+                log_reward = torch.tensor(rewards)
+            yield members, scores, log_reward.cpu()
 
 
 @torch.no_grad()
@@ -21,6 +130,7 @@ def prefix_log_rewards(
     *,
     tool_tokens: bool = False,
     max_tokens: int = 4096,
+    comparison: Comparison | None = None,
 ) -> list[torch.Tensor]:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} Y) − log p(X), untempered, in nats, for every state.
 
@@ -30,12 +140,13 @@ def prefix_log_rewards(
       where it is allowed), as p itself would have sampled it;
     * a tool's tokens: not at all, since the tool writes them whatever p thinks; or, with `tool_tokens`,
       log p over the whole vocabulary, as the paper's code does;
-    * each token of Y, over the whole vocabulary. Y's first token is where p ends the rationale;
+    * each token of Y, over the whole vocabulary. Y's first token is where p ends the rationale. With a `comparison`
+      it is this that says what Y adds;
     * the stop itself: not at all (Y's opening, such as ". The answer is", plays its part), as in the paper.
 
     Args:
         model: the frozen p, `lm.dense("p")`.
-        groups: with their answers.
+        groups: with their answers, and with the other candidates for a `comparison`.
         max_tokens: padded size of a forward pass; bounds memory.
 
     Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state.
@@ -47,8 +158,47 @@ def prefix_log_rewards(
     for batch, scores in scored:
         tokens = (scores.log_pf + scores.log_tool).cumsum(1)
         prefix = torch.nn.functional.pad(tokens, (1, 0))
-        reward = torch.where(scores.states, prefix + scores.log_y, -torch.inf).cpu()
+        log_y = scores.log_y if comparison is None else comparison(scores)
+        reward = torch.where(scores.states, prefix + log_y, -torch.inf).cpu()
         for k, g in enumerate(batch):
             longest = max(len(rationale) for rationale in groups[g].rationales)
             rewards[g] = reward[scores.group.cpu() == k][:, : longest + 1]
     return rewards  # type: ignore[return-value]
+
+
+def _at_ends(table: torch.Tensor, groups: Sequence[Group], members: Sequence[int]) -> torch.Tensor:
+    """(B,) what `table` (B, N + 1) has at the end of each rationale of these groups."""
+    ends = torch.tensor([len(rationale) for g in members for rationale in groups[g].rationales], device=table.device)
+    return table.gather(1, ends[:, None])[:, 0]
+
+
+def own_log_rewards(
+    task: RewardingTask, example: Example, rationales: Sequence[Rationale], codec: TextCodec
+) -> torch.Tensor:
+    """The task's own log R of every prefix of a question's B rationales: (B, N + 1), −inf where it is no state."""
+    rewards = torch.full((len(rationales), max(map(len, rationales)) + 1), -torch.inf)
+    known: dict[tuple[int, ...], float] = {}  # most rationales begin alike
+    for row, rationale in enumerate(rationales):
+        for n, is_state in enumerate(rationale.states):
+            prefix = rationale.tokens[:n]
+            if is_state and prefix not in known:
+                known[prefix] = own_log_reward(task, example, rationale, n, codec)
+            if is_state:
+                rewards[row, n] = known[prefix]
+    return rewards
+
+
+def own_log_reward(task: RewardingTask, example: Example, rationale: Rationale, n: int, codec: TextCodec) -> float:
+    """The task's own log R of the first n tokens of a rationale; −inf if the tokenizer would cut their text into
+    others: else a text would count as often as it can be spelled."""
+    value = task.log_reward(example, codec.decode(rationale.tokens[:n]))
+    return value if value > -math.inf and _is_canonical(rationale, n, codec) else -math.inf
+
+
+def _is_canonical(rationale: Rationale, n: int, codec: TextCodec) -> bool:
+    """Are the first n tokens those of the tokenizer? As in `encode_rationale`, what stands between two tool calls is
+    encoded by itself; the tools' results are none of the policy's."""
+    starts = [0, *(call.position + call.n_tokens for call in rationale.calls)]
+    ends = [*(call.position for call in rationale.calls), n]
+    pieces = [rationale.tokens[start : min(end, n)] for start, end in zip(starts, ends, strict=True) if start < n]
+    return all(codec.encode(codec.decode(piece)) == list(piece) for piece in pieces)

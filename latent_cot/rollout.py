@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
+from transformers.generation import TopPLogitsWarper
 
 from latent_cot.chain import Chain, ChainRules
 from latent_cot.kv_cache import KVCache
@@ -75,6 +76,7 @@ def rollout(
     *,
     n: int = 1,
     temperature: float | Sequence[Sequence[float]] = 1.0,
+    top_p: float = 1.0,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> list[list[Rationale]]:
@@ -84,6 +86,8 @@ def rollout(
         model: the weights to sample from, e.g. `lm.dense("q")`.
         prompts: token ids, of any lengths; each is run once and shared by its n rationales.
         temperature: of all rationales, or of each of the n of each prompt; 0 is greedy.
+        top_p: below 1, nucleus sampling: only the likeliest tokens are drawn whose probabilities, at this temperature,
+            come to that much.
         generator: on the CPU. The same generator state gives the same rationales.
         batch_size: samples in progress at once, if there are more; None: all.
 
@@ -96,7 +100,12 @@ def rollout(
         draws = batch.draws()
         logits = lm.logits(batch.hidden, actions).cpu()
         chosen = _sample(
-            logits[[row for row, _ in draws]], [draw for _, draw in draws], heat, rules.codec.stop_index, generator
+            logits[[row for row, _ in draws]],
+            [draw for _, draw in draws],
+            heat,
+            rules.codec.stop_index,
+            top_p,
+            generator,
         )
         batch.advance({draw.index: action for (_, draw), action in zip(draws, chosen, strict=True)})
     return [[batch.finished[i * n + k] for k in range(n)] for i in range(len(prompts))]
@@ -107,6 +116,7 @@ def _sample(
     draws: Sequence[Draw],
     temperature: torch.Tensor,
     stop_index: int,
+    top_p: float,
     generator: torch.Generator | None,
 ) -> list[int]:
     """The action of each draw. `logits` (draws, A); `temperature` of every sample there is."""
@@ -117,6 +127,9 @@ def _sample(
     if not draws or bool((heat == 0).all()):
         return greedy.tolist()
     scaled = logits / heat.clamp(min=1e-6)[:, None]
+    if top_p < 1:
+        # The warper wants token ids, and does not look at them.
+        scaled = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), scaled)  # type: ignore[arg-type]
     drawn = torch.multinomial(scaled.softmax(-1), 1, generator=generator)[:, 0]
     return torch.where(heat == 0, greedy, drawn).tolist()
 

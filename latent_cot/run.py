@@ -7,6 +7,7 @@
     checkpoints/NNNNNN/  state.json, the caller's files, and manifest.json with their sizes and hashes
     p/, q/             the final adapters in PEFT's format, written by the caller
     results.json       the evaluation
+    report-samples.json  rationales that `latent-cot report` has sampled
     .lock, .lock.pid   held by the one process that may write
 
 Every file but the two logs appears at once, by renaming, or not at all. Importing this loads no torch.
@@ -157,7 +158,14 @@ class RunFolder:
 
         Raises UsageError for any other line that is no JSON object.
         """
-        file = self.path / EVENTS
+        return self._records(EVENTS)
+
+    def rationales(self) -> Iterator[dict[str, Any]]:
+        """All complete records of rationales.jsonl, likewise."""
+        return self._records(RATIONALES)
+
+    def _records(self, name: str) -> Iterator[dict[str, Any]]:
+        file = self.path / name
         if not file.exists():
             return
         with file.open("rb") as lines:
@@ -209,6 +217,18 @@ class RunFolder:
             raise UsageError(f"{file}: cannot be read ({error}); the file is damaged") from error
 
     # -- checkpoints ---------------------------------------------------------------------------------
+
+    def adapters(self) -> Path:
+        """Where the adapters `p/` and `q/` are: in the run's folder once it is finished, else in its newest checkpoint.
+
+        Raises UsageError if nothing was saved yet.
+        """
+        if all((self.path / adapter / "adapter_model.safetensors").is_file() for adapter in ("p", "q")):
+            return self.path
+        checkpoint = self.latest()
+        if checkpoint is None:
+            raise UsageError(f"{self.path}: nothing was saved in this run yet; go on with --resume")
+        return checkpoint.path
 
     def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
         """Save a checkpoint and drop all but the newest two; returns its folder.

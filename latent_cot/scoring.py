@@ -33,6 +33,11 @@ class Group:
     rationales: Sequence[Rationale]
     answer: Sequence[int] = ()
     """Token ids of Y; empty where Y is not scored."""
+    others: Sequence[Sequence[int]] = ()
+    """Token ids of the answers that Y is compared with, where it is one of a few candidates; scored where Y is."""
+    gaps: Sequence[int] = ()
+    """How many positions to leave out before each token of the prompt and of the rationale, of which there is but one;
+    empty: none."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Scores:
     """(B, N + 1) of stopping at each prefix that is a state; 0 at the end of a rationale that was cut."""
     log_y: torch.Tensor
     """(B, N + 1) of the whole answer Y after each scored prefix; 0 where not asked for."""
+    log_others: torch.Tensor
+    """(B, N + 1, C) of each of up to C other answers, likewise; −inf where a group has fewer."""
     log_tool: torch.Tensor
     """(B, N) of each of a tool's tokens under the whole vocabulary; 0 elsewhere or where not asked for."""
     states: torch.Tensor
@@ -103,7 +110,7 @@ def _score(
     chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
     stop_cells: list[tuple[int, int, int]] = []  # (b, i, prefix entry)
     tool_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
-    answer_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
+    answer_cells: list[tuple[int, int, int, int, int]] = []  # (b, i, answer, hidden row, token)
     group_of: list[int] = []
     rationales: list[Rationale] = []
     offset = 0
@@ -129,8 +136,10 @@ def _score(
                         chosen_cells.append((b, i, entry_of[key], int(index_of[token])))
                     elif tool_tokens:
                         tool_cells.append((b, i, offset + node, token))
-            for i, branch in layout.answers_of(rationale, prefixes):
-                answer_cells.extend((b, i, offset + parent, token) for parent, token in branch)
+            for i, branches in layout.answers_of(rationale, prefixes):
+                answer_cells.extend(
+                    (b, i, k, offset + parent, token) for k, branch in enumerate(branches) for parent, token in branch
+                )
         offset += len(layout.tree)
 
     size, longest = len(rationales), max((len(r) for r in rationales), default=0)
@@ -153,10 +162,15 @@ def _score(
     states = torch.zeros(size, longest + 1, dtype=torch.bool)
     for row, rationale in enumerate(rationales):
         states[row, : len(rationale) + 1] = torch.tensor(rationale.states)
+    most = max((len(layout.group.others) for layout in layouts), default=0)
+    log_answers = _sum_into((size, longest + 1, 1 + most), answer_cells, lm, hidden)
+    others_of = torch.tensor([len(layouts[g].group.others) for g in group_of], device=device)
+    fewer = torch.arange(most, device=device) >= others_of[:, None]  # (B, C)
     return Scores(
         log_pf=log_pf,
         log_pterm=log_pterm,
-        log_y=_sum_into((size, longest + 1), answer_cells, lm, hidden),
+        log_y=log_answers[..., 0],
+        log_others=log_answers[..., 1:].masked_fill(fewer[:, None], -torch.inf),
         log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
         states=states.to(device),
         group=torch.tensor(group_of, device=device),
@@ -170,24 +184,39 @@ class _Layout:
         self.group = group
         self.answers_at = answers_at
         self.tree = TokenTree()
-        root = self.tree.extend(-1, group.prompt)[-1]
-        self.prefixes = [[root, *self.tree.extend(root, rationale.tokens)] for rationale in group.rationales]
-        self._branches: dict[int, list[tuple[int, int]]] = {}
+        if group.gaps and len(group.rationales) > 1:
+            raise ValueError("gaps are those of a single rationale")
+        n = len(group.prompt)
+        root = self.tree.extend(-1, group.prompt, gaps=group.gaps[:n])[-1]
+        self.prefixes = [
+            [root, *self.tree.extend(root, rationale.tokens, gaps=group.gaps[n:])] for rationale in group.rationales
+        ]
+        self._branches: dict[int, list[list[tuple[int, int]]]] = {}
         for rationale, prefixes in zip(group.rationales, self.prefixes, strict=True):
             for _ in self.answers_of(rationale, prefixes):
                 pass
 
-    def answers_of(self, rationale: Rationale, prefixes: Sequence[int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """(i, [(parent node, token) of each of Y's tokens]) for each prefix after which Y is scored."""
+    def answers_of(
+        self, rationale: Rationale, prefixes: Sequence[int]
+    ) -> Iterator[tuple[int, list[list[tuple[int, int]]]]]:
+        """(i, [[(parent node, token) of each token] of Y and of each other answer]) for each prefix after which they
+        are scored. Answers that begin alike share these nodes."""
         if self.answers_at == "none" or not self.group.answer:
             return
         for i, node in enumerate(prefixes):
             if i == len(rationale) or (self.answers_at == "states" and rationale.states[i]):
                 if node not in self._branches:
-                    # The last token of Y predicts nothing that is scored: it needs no node.
-                    path = self.tree.extend(node, self.group.answer[:-1], branch="answer")
-                    self._branches[node] = list(zip([node, *path], self.group.answer, strict=True))
+                    self._branches[node] = [self._branch(node, answer) for answer in self._answers]
                 yield i, self._branches[node]
+
+    @property
+    def _answers(self) -> list[Sequence[int]]:
+        return [self.group.answer, *self.group.others]
+
+    def _branch(self, node: int, answer: Sequence[int]) -> list[tuple[int, int]]:
+        # The last token of an answer predicts nothing that is scored: it needs no node.
+        path = self.tree.extend(node, answer[:-1], branch="answer")
+        return list(zip([node, *path], answer, strict=True))
 
 
 def _columns(cells: Sequence[tuple[int, ...]], device: torch.device) -> Sequence[torch.Tensor]:
@@ -195,16 +224,17 @@ def _columns(cells: Sequence[tuple[int, ...]], device: torch.device) -> Sequence
 
 
 def _sum_into(
-    shape: tuple[int, int],
-    cells: Sequence[tuple[int, int, int, int]],
+    shape: tuple[int, ...],
+    cells: Sequence[tuple[int, ...]],
     lm: LanguageModel,
     hidden: torch.Tensor,
 ) -> torch.Tensor:
-    """Add log softmax(logits[row])[token], over the whole vocabulary, into cell (b, i) of a zero matrix."""
+    """For each (*place, row, token) add log softmax(logits[row])[token], over the whole vocabulary, to that place of a
+    zero tensor of this shape."""
     total = torch.zeros(shape, device=hidden.device)
     if not cells:
         return total
-    distinct = sorted({(row, token) for _, _, row, token in cells})
+    distinct = sorted({(row, token) for *_, row, token in cells})
     place = {key: k for k, key in enumerate(distinct)}
     rows, tokens = _columns(distinct, hidden.device)
     values = torch.cat(
@@ -213,6 +243,6 @@ def _sum_into(
             for r, t in zip(rows.split(_VOCABULARY_ROWS), tokens.split(_VOCABULARY_ROWS), strict=True)
         ]
     )
-    b, i, _, _ = _columns(cells, hidden.device)
-    which = torch.tensor([place[row, token] for _, _, row, token in cells], device=hidden.device)
-    return total.index_put((b, i), values[which], accumulate=True)
+    *where, _, _ = _columns(cells, hidden.device)
+    which = torch.tensor([place[row, token] for *_, row, token in cells], device=hidden.device)
+    return total.index_put(tuple(where), values[which], accumulate=True)

@@ -20,7 +20,7 @@ from rich.console import Console
 from latent_cot import tasks, tools, weights
 from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules, encode_rationale
-from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig
+from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig, data_request
 from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel
 from latent_cot.loop import Loop
@@ -29,7 +29,7 @@ from latent_cot.run import Checkpoint, RunFolder
 from latent_cot.state import Phase, State
 from latent_cot.tasks.common import drop_seen
 from latent_cot.text import TextCodec
-from latent_cot.types import DataRequest, Example, Task, TaskData
+from latent_cot.types import AlphabetTask, Example, Task, TaskData, is_answer_given
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ def open_session(
     Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
     """
     task = tasks.load(config.task)
+    if not METHODS[config.method].reasoners(config, is_answer_given(task)):
+        raise UsageError(
+            f"--condition {config.condition}: the tests of {task.name} do not give the answer, which q would have to "
+            f"read, and with --method {config.method} there is nobody else to test; give --condition x"
+        )
     names = task.tools if config.rollout.tools is None else config.rollout.tools
     chain_tools = [tools.load(name) for name in names]
     data = TaskData((), (), ())
@@ -101,7 +106,12 @@ def open_session(
     lm = model.lm
     set_seed(config.seed)
     notes.append(model.note)
-    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=task.allowed_characters)
+    codec = TextCodec(
+        lm.tokenizer,
+        stop=task.stop,
+        allowed_characters=task.allowed_characters,
+        allows=task.allows if isinstance(task, AlphabetTask) else None,
+    )
     rules = ChainRules(
         codec,
         chain_tools,
@@ -184,21 +194,9 @@ def run_loop(
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
-    if all((folder.path / adapter / "adapter_model.safetensors").is_file() for adapter in ADAPTERS):
-        source = folder.path
-    else:
-        checkpoint = folder.latest()
-        if checkpoint is None:
-            raise UsageError(f"{folder.path}: nothing was saved in this run yet; go on with --resume")
-        source = checkpoint.path
+    source = folder.adapters()
     for adapter in ADAPTERS:
         session.lm.load_adapter(adapter, source / adapter)
-
-
-def data_request(config: RunConfig) -> DataRequest:
-    """What a configuration asks of its task."""
-    d = config.data
-    return DataRequest(d.demonstrations, d.pairs, d.validation, config.seed, d.train_file, d.options)
 
 
 def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:

@@ -1,4 +1,5 @@
-"""Where a run's configuration comes from: defaults < preset < the method's own settings < YAML file < flags.
+"""Where a run's configuration comes from: defaults < preset < the task's preset of that name < the method's own settings
+< YAML file < flags.
 
 The flags are put on top by the command line (`cli/fit.py`), the rest is read here. Reading is
 strict: an unknown key, a value of another type or out of range is a UsageError that names file and key.
@@ -27,6 +28,7 @@ DEFAULT_PRESET = "cpu"
 MAX_CONFIG_BYTES = 2**20
 
 _PRESETS = resources.files("latent_cot") / "presets"
+_TASKS = resources.files("latent_cot") / "tasks"
 
 
 def presets() -> list[str]:
@@ -34,9 +36,12 @@ def presets() -> list[str]:
     return sorted(entry.name[:-5] for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_config(preset: str | None = None, file: str | Path | None = None, method: str | None = None) -> RunConfig:
-    """The dataclasses' defaults, with the values of `preset` (None: the default one), those that the method implies,
-    and then those of `file`. `method` None: the one that the file or the preset names.
+def load_config(
+    preset: str | None = None, file: str | Path | None = None, method: str | None = None, task: str | None = None
+) -> RunConfig:
+    """The dataclasses' defaults, with the values of `preset` (None: the default one), those of the task's own preset of
+    that name, those that the method implies, and then those of `file`. `method` and `task` None: what the file or the
+    preset names.
 
     Values are checked one by one, not against each other: flags may still change them. See `check`.
     Raises UsageError.
@@ -47,8 +52,18 @@ def load_config(preset: str | None = None, file: str | Path | None = None, metho
     text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     config = from_dict(parse_yaml(text, f"preset {name}"), f"preset {name}")
     record, where = ({}, "") if file is None else (parse_yaml(_read(Path(file).expanduser()), str(file)), str(file))
+    config = replace(config, task=task or from_dict(record, where, config).task)
+    config = from_dict(task_preset(config.task, name), f"preset {name} of {config.task}", config)
     config = with_method(config, method or from_dict(record, where, config).method)
-    return replace(from_dict(record, where, config), method=config.method)
+    return replace(from_dict(record, where, config), method=config.method, task=config.task)
+
+
+def task_preset(task: str, preset: str) -> Any:
+    """What a task's folder has in `presets/PRESET.yaml`; {} if it has no such file, or is a file of the user's."""
+    if not task.isidentifier():
+        return {}
+    file = _TASKS / task / "presets" / f"{preset}.yaml"
+    return parse_yaml(file.read_text(encoding="utf-8"), f"preset {preset} of {task}") if file.is_file() else {}
 
 
 def with_method(config: RunConfig, method: str) -> RunConfig:
@@ -222,6 +237,7 @@ _POSITIVE = (
     *("e_step.reward_temperature", "e_step.final_reward_temperature"),
     *("e_step.temperature_low", "e_step.temperature_high"),
     *("evaluation.size", "evaluation.max_tokens", "evaluation.batch_size", "evaluation.votes"),
+    "evaluation.samples",
     "evaluation.diagnostic_samples",
     *(
         f"{step}.{name}"
@@ -236,6 +252,8 @@ _POSITIVE = (
         for name in ("questions", "samples", "learning_rate", "clip")
     ),
     *(f"{method}.{name}" for method in ("ppo", "grpo") for name in ("epochs", "reward_floor", "clip_range")),
+    *(f"decode.{name}" for name in ("top_p", "multiple")),
+    "lessons.largest_gap",
     *(f"rejection.{name}" for name in ("rounds", "trajectories", "per_question")),
     *(f"forward_kl.{name}" for name in ("rounds", "model_questions", "model_samples")),
 )
@@ -273,6 +291,15 @@ def check(config: RunConfig) -> None:
         raise UsageError(
             f"--e-step.temperature-low is {e.temperature_low}, above --e-step.temperature-high ({e.temperature_high})"
         )
+    for name in ("history_dropout", "gap_share"):
+        share = getattr(config.lessons, name)
+        if share > 1:
+            raise UsageError(f"--lessons.{name.replace('_', '-')} is {share}; it is a share, at most 1")
+    if config.lessons.history_dropout and config.rollout.granularity == "token":
+        raise UsageError(
+            f"--lessons.history-dropout is {config.lessons.history_dropout}: it drops complete steps, and with "
+            "--rollout.granularity token there are none; give `step`, or 0"
+        )
     _check_method(config)
     if config.evaluation.votes > 1 and config.evaluation.temperature == 0:
         raise UsageError(
@@ -290,14 +317,14 @@ def _check_method(config: RunConfig) -> None:
             f"--condition {config.condition}: q sees {'X only' if condition == 'x' else 'X and Y'} with --method "
             f"{method}; give --condition {condition}"
         )
-    if method == "few-shot" and config.fewshot.k > demonstrations:
-        raise UsageError(
-            f"--fewshot.k is {config.fewshot.k}, more than the {demonstrations} --data.demonstrations; give fewer"
-        )
-    if method == "sft" and not (demonstrations and config.data.validation):
-        raise UsageError(
-            "--method sft learns --data.demonstrations and is stopped by --data.validation; neither can be 0"
-        )
+    shown = demonstrations or config.data.pairs
+    if method == "few-shot" and config.fewshot.k > shown:
+        what = "demonstrations" if demonstrations else "pairs"
+        raise UsageError(f"--fewshot.k is {config.fewshot.k}, more than the {shown} --data.{what}; give fewer")
+    if method == "sft" and demonstrations and not config.data.validation:
+        raise UsageError("--method sft learns --data.demonstrations and is stopped by --data.validation; give some")
+    if config.decode.top_p > 1:
+        raise UsageError(f"--decode.top-p is {config.decode.top_p}; it is a probability")
     for name, section in (("ppo", config.ppo), ("grpo", config.grpo)):
         if section.samples < 2:
             raise UsageError(f"--{name}.samples is {section.samples}; it must be at least 2, to compare them")

@@ -11,7 +11,7 @@ from latent_cot.diagnostics import mean_figures
 from latent_cot.errors import UsageError
 from latent_cot.evaluate import Accuracy
 from latent_cot.run import Checkpoint
-from latent_cot.types import Rationale
+from latent_cot.types import Rationale, Sample
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,26 @@ class State:
     """Right answers to the validation questions at each check of a method that stops early."""
     tally: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
     """round -> reasoner -> split -> [right, questions]."""
+    metrics: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+    """round -> reasoner -> split -> metric -> `measure.Figure.to_json()`."""
+    sampled: list[list[Sample]] = field(default_factory=list)
+    """The samples of each question so far of the split that is being measured."""
     posterior: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
     """round -> "before" or "after" q's training -> figures of each validation question."""
 
     def to_json(self) -> dict[str, Any]:
         drawn = [[d.question, rationale_to_json(d.rationale), d.weight] for d in self.drawn]
-        return {**vars(self), "drawn": drawn, "budget": asdict(self.budget)}
+        sampled = [
+            [[rationale_to_json(s.rationale), s.log_z, s.log_y, s.count] for s in of_one] for of_one in self.sampled
+        ]
+        return {**vars(self), "drawn": drawn, "sampled": sampled, "budget": asdict(self.budget)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> State:
         drawn = [Drawn(question, rationale_from_json(one), weight) for question, one, weight in record["drawn"]]
-        return cls(**{**record, "drawn": drawn, "budget": Budget(**record["budget"])})
+        kept = record.get("sampled", [])
+        sampled = [[Sample(rationale_from_json(z), *rest) for z, *rest in of_one] for of_one in kept]
+        return cls(**{**record, "drawn": drawn, "sampled": sampled, "budget": Budget(**record["budget"])})
 
     @classmethod
     def saved_in(cls, checkpoint: Checkpoint) -> State:
@@ -91,7 +100,7 @@ class State:
             ) from error
 
     def results(self) -> dict[str, Any]:
-        """Accuracies (round -> reasoner -> split), how near q came to the posterior (round -> before and
+        """Accuracies and metrics (round -> reasoner -> split), how near q came to the posterior (round -> before and
         after its training; means over the validation questions), and what it cost."""
         posterior = {
             number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
@@ -104,4 +113,9 @@ class State:
             }
             for number, reasoners in self.tally.items()
         }
-        return {"accuracy": accuracy, "posterior": posterior, "budget": asdict(self.budget)}
+        return {
+            "accuracy": accuracy,
+            "metrics": self.metrics,
+            "posterior": posterior,
+            "budget": asdict(self.budget),
+        }

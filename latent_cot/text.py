@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -23,6 +23,7 @@ class TextCodec:
         stop: the text whose single token ends a rationale; None for the end-of-sequence token. A text
             that this tokenizer splits into several tokens falls back on end-of-sequence.
         allowed_characters: a rationale's tokens consist of these characters only; None for no limit.
+        allows: a further condition on a token's text; None for none.
     """
 
     # Sentencepiece tokenizers put a space before the first piece and strip it when they decode. With
@@ -35,6 +36,7 @@ class TextCodec:
         *,
         stop: str | None = None,
         allowed_characters: str | None = None,
+        allows: Callable[[str], bool] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
@@ -42,6 +44,7 @@ class TextCodec:
         self._anchor_text = self._raw_decode(self._anchor)
         self.stop_id = self._stop_id(stop)
         self._allowed_characters = allowed_characters
+        self._allows = allows
 
     # -- text to ids ---------------------------------------------------------------------------------
 
@@ -81,13 +84,12 @@ class TextCodec:
     def actions(self) -> torch.Tensor:
         """(A,) ascending ids of what the policy may choose: the allowed tokens and the stop."""
         special = set(self.tokenizer.all_special_ids)
-        if self._allowed_characters is None:
+        if self._allowed_characters is None and self._allows is None:
             return torch.tensor([i for i in range(self.vocab_size) if i not in special or i == self.stop_id])
-        allowed = set(self._allowed_characters)
-        ids = {i for i, piece in enumerate(self.pieces) if piece and set(piece) <= allowed and i not in special}
+        ids = {i for i, piece in enumerate(self.pieces) if i not in special and self._is_allowed(piece)}
         if not ids - {self.stop_id}:
             raise UsageError(
-                f"no token of this model's vocabulary consists of {self._allowed_characters!r} only: "
+                f"no token of this model's vocabulary is allowed (characters: {self._allowed_characters!r}): "
                 "the task's rationales cannot be written with it; take another --model"
             )
         return torch.tensor(sorted(ids | {self.stop_id}))
@@ -109,6 +111,11 @@ class TextCodec:
         return frozenset(
             i for i, piece in enumerate(self.pieces) if piece and (piece.endswith(suffix) or suffix.endswith(piece))
         )
+
+    def _is_allowed(self, piece: str) -> bool:
+        if self._allowed_characters is not None and not (piece and set(piece) <= set(self._allowed_characters)):
+            return False
+        return self._allows is None or self._allows(piece)
 
     # -- helpers -------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -23,20 +24,24 @@ class TokenTree:
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     """-1 for the root."""
-    depths: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """What the model is told of where a token stands: its depth, and what `extend` was told to leave out before it."""
     _children: dict[tuple[int, int, Hashable], int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def extend(self, node: int, tokens: Sequence[int], branch: Hashable = None) -> list[int]:
+    def extend(
+        self, node: int, tokens: Sequence[int], branch: Hashable = None, gaps: Sequence[int] = ()
+    ) -> list[int]:
         """Walk from `node` (-1: before the root) along `tokens`, adding what is not there yet.
 
-        Paths of the same `branch` share nodes; others are kept apart even where their tokens agree.
+        Paths of the same `branch` share nodes; others are kept apart even where their tokens agree. `gaps` says how many
+        positions to leave out before each token (of the walks that share a node, the first one's count); none if empty.
         Returns the node of each token.
         """
         path = []
-        for token in tokens:
+        for token, gap in zip(tokens, gaps or repeat(0), strict=False):
             key = (node, token, branch)
             child = self._children.get(key)
             if child is None:
@@ -44,10 +49,16 @@ class TokenTree:
                 self._children[key] = child
                 self.tokens.append(token)
                 self.parents.append(node)
-                self.depths.append(self.depths[node] + 1 if node >= 0 else 0)
+                self.positions.append(gap + (self.positions[node] + 1 if node >= 0 else 0))
             path.append(child)
             node = child
         return path
+
+    @property
+    def gapless(self) -> bool:
+        """Whether every token's position is its depth."""
+        before = (self.positions[parent] if parent >= 0 else -1 for parent in self.parents)
+        return all(place == last + 1 for place, last in zip(self.positions, before, strict=True))
 
     def path(self, node: int) -> list[int]:
         """The nodes from the root to `node`."""
@@ -103,7 +114,7 @@ class FlatTrees:
     input_ids: torch.Tensor
     """(N,) long."""
     position_ids: torch.Tensor
-    """(N,) long: depth in the tree."""
+    """(N,) long."""
     blocks: Sequence[Block]
     """Each node is a query of one row of one block."""
     cell_of: torch.Tensor
@@ -117,7 +128,7 @@ def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
     """Lay trees one behind the other."""
     shared = shared_prefix([_trunk(tree) for tree in trees])
     trunk = np.arange(shared)
-    tokens, depths = trees[0].tokens[:shared], trees[0].depths[:shared]
+    tokens, positions = trees[0].tokens[:shared], trees[0].positions[:shared]
     nodes_of: list[np.ndarray] = []
     squares: list[_Row] = []
     paths: dict[tuple[int, int], list[_Row]] = {}
@@ -125,7 +136,7 @@ def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
         nodes = np.concatenate([trunk, len(tokens) + np.arange(len(tree) - shared)])
         nodes_of.append(nodes)
         tokens = tokens + tree.tokens[shared:]
-        depths = depths + tree.depths[shared:]
+        positions = positions + tree.positions[shared:]
         if len(tree) - shared <= _LARGEST_SQUARE:
             squares.append(_Row(nodes[shared:], nodes, ancestor_mask(tree)[shared:]))
         else:
@@ -145,7 +156,7 @@ def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
         start += cells.size
     return FlatTrees(
         torch.tensor(tokens),
-        torch.tensor(depths),
+        torch.tensor(positions),
         [block for block, _ in blocks],
         torch.from_numpy(cell_of),
         torch.from_numpy(np.concatenate(nodes_of)),
@@ -202,7 +213,7 @@ def _block(rows: Sequence[_Row], *, own_keys: bool = False) -> tuple[Block, np.n
     return block, real.ravel()
 
 
-def shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def shared_prefix(sequences: Sequence[Sequence[Hashable]]) -> int:
     """How many tokens all sequences begin with, such as those of demonstrations; 0 if too few. Each keeps at least one
     of its own."""
     if len(sequences) < 2:
@@ -221,10 +232,10 @@ def n_distinct(trees: Sequence[TokenTree]) -> int:
     return sum(map(len, trees)) - shared * (len(trees) - 1)
 
 
-def _trunk(tree: TokenTree) -> list[int]:
-    """The tokens of a tree up to the node behind which it branches."""
+def _trunk(tree: TokenTree) -> list[tuple[int, int]]:
+    """(token, position) of a tree up to the node behind which it branches."""
     line = next((node for node, parent in enumerate(tree.parents) if parent != node - 1), len(tree))
-    return tree.tokens[:line]
+    return list(zip(tree.tokens[:line], tree.positions[:line], strict=True))
 
 
 @dataclass(frozen=True)
@@ -234,7 +245,7 @@ class PackedTrees:
     input_ids: torch.Tensor
     """(R, L) long; 0 where padded."""
     position_ids: torch.Tensor
-    """(R, L) long: depth in the tree."""
+    """(R, L) long."""
     attention: torch.Tensor
     """(R, 1, L, L) bool; a padded position sees only itself."""
     rows: torch.Tensor
@@ -252,7 +263,7 @@ def pack(trees: Sequence[TokenTree]) -> PackedTrees:
     for r, tree in enumerate(trees):
         size = len(tree)
         input_ids[r, :size] = tree.tokens
-        position_ids[r, :size] = tree.depths
+        position_ids[r, :size] = tree.positions
         attention[r, :size, :size] = ancestor_mask(tree)
         rows.append(r * longest + np.arange(size))
     return PackedTrees(

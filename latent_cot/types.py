@@ -18,7 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +200,19 @@ class DiagnosingTask(Protocol):
 
 
 @runtime_checkable
+class AlphabetTask(Protocol):
+    """What a task may have besides: a say in each token, where `allowed_characters` says too little."""
+
+    def allows(self, piece: str) -> bool:
+        """May a token that adds this text be part of a rationale? It is asked of those that `allowed_characters` allows,
+        but not of the stop."""
+        ...
+
+
+@runtime_checkable
 class RewardingTask(Protocol):
-    """What a task may have besides: a reward of its own, instead of p(X Z Y)."""
+    """What a task may have besides: a reward of its own, instead of p(X Z Y). Its examples need no Y; where they have
+    none, a model that is fine-tuned on a rationale learns the stop behind it."""
 
     def log_reward(self, example: Example, text: str) -> float:
         """log R of a rationale that is `text`, in nats, up to a constant of the question; −inf if it is worth
@@ -222,13 +236,16 @@ class SeedingTask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A rationale of a test question, with what the base model, without any adapter, thinks of it."""
+    """A distinct rationale of a test question, with what the base model, without any adapter, thinks of it."""
 
     rationale: Rationale
     log_z: float | None = None
-    """log p(Z | X), nats, over the whole vocabulary; None where the task does not ask for it."""
+    """log p(Z | X), nats, over the whole vocabulary, a tool's tokens included; None where the task does not ask for
+    it."""
     log_y: float | None = None
     """log p(Y | X Z), nats, likewise; None where Y is not known either."""
+    count: int = 1
+    """How often it was sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +254,15 @@ class Measured:
 
     example: Example
     samples: Sequence[Sample]
+    """The distinct ones, in order of first occurrence: a figure of all samples weighs each by its `count`."""
+    listed: Sequence[float] | None = None
+    """log-probability under the reasoner of each of `ListingTask.texts`, the stop included, at temperature 1, nats; None
+    where the task lists none."""
+
+    @property
+    def n(self) -> int:
+        """How many rationales were sampled."""
+        return sum(sample.count for sample in self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +274,8 @@ class Metric:
     better: Literal["higher", "lower", "neither"] = "higher"
     format: str = "{:.3g}"
     """How a table shows it."""
+    axis: Literal["x", "y"] | None = None
+    """Where the metric is in the plot of a comparison, which draws one metric against another; None: nowhere."""
 
 
 @runtime_checkable
@@ -269,8 +297,35 @@ class MeasuredTask(Protocol):
 
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         """Metric's name -> a number of all questions together, or one of each question (whose mean and interval
-        are shown). Raises UsageError if a package that it needs is not installed, naming the extra."""
+        are shown; NaN: undefined for that question, which is then left out). The names are among those of
+        `metrics`; one that does not apply may be missing. Called once a split, with all of its questions.
+
+        Raises UsageError if a package that it needs is not installed, naming the extra."""
         ...
+
+
+@runtime_checkable
+class ListingTask(Protocol):
+    """What a measured task may have besides: its rationales that are worth anything can be listed, so that figures of
+    them can be exact."""
+
+    def texts(self, example: Example) -> Sequence[str]:
+        """The different texts of these rationales, without the tools' results, at most some thousands."""
+        ...
+
+
+@runtime_checkable
+class DrawingTask(Protocol):
+    """What a measured task may have besides: a picture of the rationales."""
+
+    def draw(self, figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
+        """Draw the test questions' rationales, by reasoner, on an empty matplotlib figure."""
+        ...
+
+
+def is_answer_given(task: Task) -> bool:
+    """Whether the answer is part of this task's test questions."""
+    return isinstance(task, MeasuredTask) and task.answer_given
 
 
 @runtime_checkable
@@ -295,6 +350,20 @@ class Tool(Protocol):
         """The text to inject after the trigger, its leading space included. Pure, bounded in time and
         size. Raises ToolError for anything it cannot or may not answer; nothing else."""
         ...
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """What a task or a tool may have besides: a form that works without this package, for exported models."""
+
+    portable: str
+    """Python source that needs the standard library only.
+
+    A tool's defines a function with the tool's name (`-` as `_`): `(text: str) -> str | None`, from the chain's text up
+    to and including the trigger to the text that is injected; None where the tool refuses. A task's defines
+    `answer(text: str, result: str | None) -> str | None`, from a complete chain, and what a tool wrote if the chain
+    ends with that, to the answer it arrives at.
+    """
 
 
 Answers = Sequence[str | None]

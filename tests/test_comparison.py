@@ -18,6 +18,7 @@ from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
 from latent_cot.settings import check, load_config, parse_yaml, to_dict, with_method
+from latent_cot.types import Metric
 
 OWN = METHODS["em"].planned(RunConfig())
 
@@ -159,6 +160,7 @@ def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:
         "variant": variant,
         "seed": seed,
         "accuracy": {"p": splits},
+        "metrics": {},
         "budget": {"trajectories": 100 * (seed + 1), "gradient_steps": 10},
         "resources": {"phases": {"init": 1.0, "m_step": 2.0, "evaluate": 50.0, "prepare": 9.0}},
     }
@@ -197,3 +199,49 @@ def test_the_written_tables(tmp_path: Path) -> None:
     comparison.save_plot(rows, tmp_path / "b.svg", "toy")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "sft, p" in (tmp_path / "a.svg").read_text()
+
+
+# -- metrics instead of right answers ------------------------------------------------------------------------
+
+METRICS = {
+    "likelihood": Metric("mean log p, nats", axis="y", format="{:.1f}"),
+    "diversity": Metric("1 − mean cosine", axis="x"),
+    "unused": Metric("nobody has it"),
+}
+
+
+def measured(variant: str, seed: int, likelihood: float | None, diversity: float) -> dict[str, Any]:
+    figures = {
+        "likelihood": {"value": likelihood, "n": 5, "interval_95": [0.0, 1.0]},
+        "diversity": {"value": diversity, "n": 5, "interval_95": None},
+    }
+    return record(variant, seed) | {"accuracy": {}, "metrics": {"q": {"test": figures}}}
+
+
+MEASURED = [measured("sft", 0, None, 0.25), measured("em", 0, -10.0, 0.5), measured("em", 1, -13.0, 0.75)]
+
+
+def test_metrics_over_seeds() -> None:
+    sft, em = comparison.summarise(MEASURED)
+    assert (em.variant, em.reasoner, em.seeds, em.cells) == ("em", "q", (0, 1), {})
+    found = em.metrics["test"]
+    assert (found["likelihood"].mean, found["likelihood"].n) == (-11.5, 10)
+    assert found["likelihood"].deviation == pytest.approx(statistics.stdev([-10.0, -13.0]))
+    assert math.isnan(sft.metrics["test"]["likelihood"].mean)
+    assert sft.metrics["test"]["diversity"].deviation is None
+
+
+def test_the_table_and_the_plot_of_metrics(tmp_path: Path) -> None:
+    rows = comparison.summarise(MEASURED)
+    assert comparison.columns_of(rows, METRICS) == {
+        "likelihood": ["-", "-11.5 ± 2.1"],
+        "diversity": ["0.25", "0.625 ± 0.177"],
+    }
+    text = comparison.to_markdown(rows, "t", {}, METRICS)
+    assert "|  | likelihood | diversity | trajectories |" in text
+    assert "mean ± standard deviation over 2 seeds, n = 5 to 10 questions" in text
+    assert "likelihood: mean log p, nats." in text
+    for metrics in (METRICS, {name: Metric("no axis") for name in METRICS}):
+        plot = tmp_path / "plot.svg"
+        comparison.save_plot(rows, plot, "t", metrics)
+        assert b"em, q" in plot.read_bytes()

@@ -16,6 +16,7 @@ from latent_cot.chain import ChainRules
 from latent_cot.e_step import Batch, Behaviour, Query, _temperatures, collect, describe, update
 from latent_cot.lm import LanguageModel, Trees
 from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.reward import Reward
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, Rationale
 from tests.oracles import scoring
@@ -64,9 +65,8 @@ def gather(
         [Behaviour(temperature=1.5, replay=replay)] * n,
         rules,
         buffer,
+        Reward(lm, rules.codec, tool_tokens=tool_tokens, max_tokens=500),
         samples=samples,
-        tool_tokens=tool_tokens,
-        max_tokens=500,
         generator=torch.Generator().manual_seed(seed),
     )
 

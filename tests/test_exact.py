@@ -13,6 +13,7 @@ from latent_cot.chain import Chain, ChainRules
 from latent_cot.e_step import Behaviour, Query, collect, update
 from latent_cot.lm import LanguageModel
 from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.reward import Reward
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, Rationale
 from tests.oracles import scoring
@@ -85,7 +86,7 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
     before = divergences()
     steps = 150
     optimiser = AdapterOptimiser(lm.parameters("q"), Schedule(5e-3, steps, 5, "cosine"), 1.0)
-    buffer = ReplayBuffer(tolerance=0)
+    buffer, reward = ReplayBuffer(tolerance=0), Reward(lm, codec)
     for step in range(steps):
         batches = collect(
             lm,
@@ -93,9 +94,8 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
             [Behaviour(temperature=2.0 if step % 2 else 1.0)] * 2,
             rules,
             buffer,
+            reward,
             samples=16,
-            tool_tokens=False,
-            max_tokens=5000,
             generator=torch.Generator().manual_seed(step),
         )
         update(

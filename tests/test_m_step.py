@@ -32,7 +32,8 @@ class NoStep(AdapterOptimiser):
 
 @pytest.mark.parametrize("max_tokens", [1, 10_000])
 def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_tokens: int) -> None:
-    """Mean over the chosen tokens and Y's; a tool's tokens are attended to and not learned."""
+    """Mean over the chosen tokens and Y's, or the stop where there is no Y; a tool's tokens are attended to and not
+    learned."""
     lm: LanguageModel = language_model(tiny_model("llama"))
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
     rules = ChainRules(codec, [FakeTool()], max_tokens=6)
@@ -41,6 +42,10 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
         Group([rng.randrange(90) for _ in range(rng.randint(1, 6))], [random_chain(rules, rng, 6)], [4, 5, 6])
         for _ in range(4)
     ]
+    cut = random_chain(rules, rng, 6)
+    ended = random_chain(rules, rng, 2)
+    assert cut.cut and not ended.cut
+    groups.append(Group([7, 8], [cut, ended]))
     assert any(not all(r.chosen) for group in groups for r in group.rationales)
     optimiser = NoStep(lm.parameters("p"), Schedule(0.1, 1, 0, "constant"), 1.0)
     info = m_step.update(lm, "p", groups, rules, optimiser, 0, max_tokens=max_tokens)
@@ -49,9 +54,14 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
     with lm.trainable("p") as model:
         for group in groups:
             for rationale in group.rationales:
-                log_pf, _ = scoring.log_policy(model, group.prompt, rationale, codec.actions.tolist(), codec.stop_id)
+                log_pf, log_pterm = scoring.log_policy(
+                    model, group.prompt, rationale, codec.actions.tolist(), codec.stop_id
+                )
                 total = total - log_pf.sum() - scoring.log_text(model, [*group.prompt, *rationale.tokens], group.answer)
                 tokens += sum(rationale.chosen) + len(group.answer)
+                if not group.answer and not rationale.cut:
+                    total = total - log_pterm[-1]
+                    tokens += 1
         expected = torch.autograd.grad(total / tokens, optimiser.weights)
     assert info.loss == pytest.approx(float(total.detach()) / tokens, abs=1e-4)
     flat = torch.cat([g.flatten() for g in expected])

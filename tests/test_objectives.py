@@ -18,6 +18,7 @@ from latent_cot.objectives import (
     below_floor,
     log_flow,
     pooled_subtb,
+    prefix_balance,
     rooted,
     subtb,
     temper,
@@ -325,6 +326,33 @@ def test_trajectory_balance_is_its_formula(seed: int) -> None:
             slope += float(case.weight[b]) * 2 * residual / mass
         assert float(loss[question].detach()) == pytest.approx(expected)
         assert float(log_z.grad[question]) == pytest.approx(slope)
+
+
+@given(seeds, st.booleans())
+def test_prefix_balance_is_its_formula(seed: int, censor: bool) -> None:
+    """Every prefix is a complete trajectory; one whose reward is an upper bound counts if q gives it more."""
+    case = make_case(seed, longest=4)
+    log_z = torch.tensor([-3.0, 2.0], dtype=torch.float64, requires_grad=True)
+    censored = case.states & (torch.arange(case.states.shape[1]) % 2 == 0) if censor else None
+    loss, info = prefix_balance(case.balance(log_z=log_z, censored=censored))
+    loss.sum().backward()
+    assert log_z.grad is not None
+    torch.testing.assert_close(info.log_z, log_z.detach())
+    for question in range(2):
+        total = mass = slope = 0.0
+        known = False
+        for b in (case.group == question).nonzero()[:, 0].tolist():
+            for i in case.states[b].nonzero()[:, 0].tolist():
+                weight = float(case.weight[b])
+                log_q = float(case.log_pf[b, :i].sum() + case.log_pterm[b, i])
+                residual = float(log_z[question].detach()) + log_q - float(case.log_reward[b, i])
+                bound = censored is not None and bool(censored[b, i])
+                known = known or not bound
+                total += weight * (max(residual, 0.0) if bound else residual) ** 2
+                slope += weight * 2 * (max(residual, 0.0) if bound else residual)
+                mass += weight
+        assert float(loss[question].detach()) == pytest.approx(total / mass if known else 0.0)
+        assert float(log_z.grad[question]) == pytest.approx(slope / mass if known else 0.0)
 
 
 # -- rooted --------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_batched_sampling_is_the_oracles(
     heats = [[0.5, 1.0], [1.0, 2.0], [2.0, 0.5], [1.0, 1.0], [0.2, 0.1]]
 
     def sample(
-        logits: torch.Tensor, draws: Sequence[fast.Draw], temperature: torch.Tensor, stop: int, _: object
+        logits: torch.Tensor, draws: Sequence[fast.Draw], temperature: torch.Tensor, stop: int, *_: object
     ) -> list[int]:
         if not draws:
             return []
@@ -247,3 +247,26 @@ def test_a_mixture_of_greedy_and_sampled_prompts(lm: LanguageModel) -> None:
     )
     assert set(greedy) == {expected(lm, [5, 6], rules)}
     assert len(set(sampled)) > 1
+
+
+def test_nucleus_sampling_draws_the_likeliest_tokens_only(tiny_model: Callable[[str], Path]) -> None:
+    lm = language_model(tiny_model("llama"))
+    rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="abcdefgh"), min_tokens=1, max_tokens=1)
+    prompt, n, heat = rules.codec.encode_prompt("Say"), 4000, 1.5
+    codec = rules.codec
+    with torch.no_grad():
+        logits = lm.dense("p")(torch.tensor([prompt])).logits[0, -1, codec.actions].float()
+    logits[codec.stop_index] = -torch.inf
+    share = (logits / heat).softmax(-1)
+    order = share.argsort(descending=True).tolist()
+    kept: list[int] = []
+    while sum(float(share[k]) for k in kept) < 0.6:
+        kept.append(order[len(kept)])
+    settings = {"n": n, "temperature": heat, "generator": torch.Generator().manual_seed(0)}
+    (sampled,) = fast.rollout(lm, lm.dense("p"), [prompt], rules, top_p=0.6, **settings)
+    counts = Counter(rationale.tokens[0] for rationale in sampled)
+    assert counts.keys() == {int(codec.actions[k]) for k in kept}
+    total = float(share[kept].sum())
+    for k in kept:
+        expected = float(share[k]) / total
+        assert counts[int(codec.actions[k])] / n == pytest.approx(expected, abs=5 * (expected / n) ** 0.5)

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from latent_cot import tasks
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.settings import (
@@ -21,6 +22,7 @@ from latent_cot.settings import (
     parse_yaml,
     presets,
     refuse_code,
+    task_preset,
     to_dict,
     to_yaml,
 )
@@ -47,6 +49,8 @@ def _configs() -> st.SearchStrategy[RunConfig]:
                     values[item.name] = draw(st.floats(allow_nan=False))
                 elif isinstance(value, dict):
                     values[item.name] = draw(st.dictionaries(TEXT, TEXT, max_size=2))
+                elif item.name == "samples":
+                    values[item.name] = draw(st.none() | st.integers(0, 2**60))
                 elif item.name in ("splits", "tools"):
                     values[item.name] = draw(st.none() | st.lists(TEXT, max_size=2).map(tuple))
                 elif value is None or item.name in ("model", "task"):
@@ -162,6 +166,26 @@ def test_an_unknown_preset() -> None:
 @pytest.mark.parametrize("name", presets())
 def test_each_preset_is_valid(name: str) -> None:
     check(load_config(name))
+
+
+def test_a_tasks_own_preset_is_over_the_general_one(tmp_path: Path) -> None:
+    general = ("cpu", "paper", "smoke")
+    assert set(presets()) == set(general)
+    for task in tasks.names():
+        for name in general:
+            config = load_config(name, task=task)
+            check(config)
+            assert config.task == task
+    assert load_config("paper", task="arithmetic").rollout.min_tokens == 5
+    assert load_config("paper", task="arithmetic").lora.rank == 64
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: arithmetic\nrollout: {min_tokens: 3}\n")
+    assert load_config("paper", file).rollout.min_tokens == 3
+    file.write_text("task: someones.py\n")
+    other = load_config("paper", file)
+    assert (other.task, other.rollout.min_tokens, other.lora.rank) == ("someones.py", 0, 64)
+    assert load_config("paper", file, task="arithmetic") == load_config("paper")
+    assert task_preset("no_such_task", "paper") == task_preset("../arithmetic", "paper") == {}
 
 
 def test_the_default_preset_is_the_defaults() -> None:

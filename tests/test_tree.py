@@ -29,7 +29,7 @@ def test_each_distinct_prefix_is_one_node(sequences: list[list[int]]) -> None:
     for sequence, path in zip(sequences, nodes, strict=True):
         assert tree.path(path[-1]) == [0, *path]
         assert [tree.tokens[node] for node in path] == sequence
-        assert [tree.depths[node] for node in path] == list(range(1, len(sequence) + 1))
+        assert [tree.positions[node] for node in path] == list(range(1, len(sequence) + 1))
     assert all(parent < node for node, parent in enumerate(tree.parents))
 
 
@@ -59,7 +59,7 @@ def test_packing(forest: list[list[list[int]]]) -> None:
     assert rows == len(trees)
     assert length == max(map(len, trees))
     assert batch.input_ids.flatten()[batch.rows].tolist() == [token for tree in trees for token in tree.tokens]
-    assert batch.position_ids.flatten()[batch.rows].tolist() == [depth for tree in trees for depth in tree.depths]
+    assert batch.position_ids.flatten()[batch.rows].tolist() == [depth for tree in trees for depth in tree.positions]
     for r, tree in enumerate(trees):
         size = len(tree)
         assert torch.equal(batch.attention[r, 0, :size, :size], torch.from_numpy(ancestor_mask(tree)))
@@ -122,7 +122,7 @@ def test_flat_trees_see_what_they_saw(
         assert sorted(flat.position_ids[visible].tolist()) == list(range(len(path)))
         by_depth = sorted(visible, key=lambda k: int(flat.position_ids[k]))
         assert flat.input_ids[by_depth].tolist() == [tree.tokens[n] for n in path]
-        assert flat.position_ids[row] == tree.depths[node]
+        assert flat.position_ids[row] == tree.positions[node]
     shared = sum(map(len, trees)) - len(flat.input_ids)
     assert shared % max(1, len(trees) - 1) == 0
     if len(trees) > 1 and common >= 16:

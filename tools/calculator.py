@@ -10,6 +10,7 @@ separators, and `x` for times (`0x10` and `2x` mean other things).
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latent_cot.errors import ToolError
@@ -55,6 +56,11 @@ class Calculator:
         if max_operands < 2:
             raise ValueError(f"max_operands must be at least 2, not {max_operands}")
         self.max_operands = max_operands
+
+    @property
+    def portable(self) -> str:
+        """See `_portable_calculator.py`; of the default two operands a call, and without parentheses."""
+        return Path(__file__).with_name("_portable_calculator.py").read_text(encoding="utf-8")
 
     def request(self, text: str) -> str:
         """The last expression of a chain: `"2 - 8"` of `" 6 - 0 = 6, 6 - 4 = 2, 2 - 8 ="`."""

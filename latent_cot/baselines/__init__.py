@@ -39,8 +39,9 @@ class Method:
     """What a configuration costs. Replayed rationales and early stopping make it less."""
     within: Callable[[RunConfig, Spend], RunConfig]
     """The configuration with its numbers of steps such that it costs at most so much, and hardly less."""
-    reasoners: Callable[[RunConfig], tuple[Literal["p", "q"], ...]] = lambda _: ("p",)
-    """Which adapters answer questions in the end."""
+    reasoners: Callable[[RunConfig, bool], tuple[Literal["p", "q"], ...]] = lambda config, answer_given: ("p",)
+    """Which adapters answer questions in the end, given whether the answer is part of a test question. None: there is
+    nothing that can be tested."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of its own, between those of the preset and of the user."""
     condition: Literal["x", "xy"] | None = None
@@ -65,6 +66,13 @@ def _em_planned(config: RunConfig) -> Spend:
     e, m = config.e_step, config.m_step
     trajectories = e.steps * e.questions * e.samples + _questions(config) * m.samples
     return Spend(config.rounds * trajectories, config.rounds * (e.steps + m.steps))
+
+
+def _em_reasoners(config: RunConfig, answer_given: bool) -> tuple[Literal["p", "q"], ...]:
+    """A q that sees Y can be tested only where tests give it; p has learned to write Y, not to read it."""
+    if config.condition == "x":
+        return ("q", "p")
+    return ("q",) if answer_given else ("p",)
 
 
 def _em_within(config: RunConfig, spend: Spend) -> RunConfig:
@@ -142,6 +150,12 @@ METHODS: Mapping[str, Method] = {
         planned=lambda _: Spend(0, 0),
         within=lambda config, _: config,
     ),
+    "decode": Method(
+        "decoding the initial p: by sampling, nucleus, beam or diverse beam; nothing else is trained",
+        "latent_cot.baselines.decoding:Decoding",
+        planned=lambda _: Spend(0, 0),
+        within=lambda config, _: config,
+    ),
     "sft": Method(
         "supervised fine-tuning on the demonstrations, stopped early by validation",
         "latent_cot.baselines.sft:SFT",
@@ -153,7 +167,7 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.baselines.ppo:PPO",
         planned=_planned_by("ppo"),
         within=_within_by("ppo"),
-        reasoners=lambda _: ("q",),
+        reasoners=lambda config, answer_given: ("q",),
         condition="x",
     ),
     "grpo": Method(
@@ -161,7 +175,7 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.baselines.grpo:GRPO",
         planned=_planned_by("grpo"),
         within=_within_by("grpo"),
-        reasoners=lambda _: ("q",),
+        reasoners=lambda config, answer_given: ("q",),
         condition="x",
     ),
     "rejection": Method(
@@ -175,29 +189,29 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.baselines.forward_kl:ForwardKL",
         planned=_forward_kl_planned,
         within=_forward_kl_within,
-        reasoners=lambda config: ("q", "p") if config.condition == "x" else ("p",),
+        reasoners=_em_reasoners,
         settings={"condition": "xy"},
     ),
     "gflownet": Method(
-        "the E-step alone: a GFlowNet sampler q(Z | X)",
+        "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
         "latent_cot.baselines.gflownet:GFlowNet",
         planned=_planned_by("e_step"),
         within=_within_by("e_step"),
-        reasoners=lambda _: ("q",),
-        condition="x",
+        reasoners=lambda config, answer_given: ("q",) if config.condition == "x" or answer_given else (),
     ),
     "em": Method(
         "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --condition xy, and an M-step on p",
         "latent_cot.em:EM",
         planned=_em_planned,
         within=_em_within,
-        reasoners=lambda config: ("q", "p") if config.condition == "x" else ("p",),
+        reasoners=_em_reasoners,
     ),
     "em-xy": Method(
         "EM with the sampler q(Z | X, Y), which sees the answer",
         "latent_cot.em:EM",
         planned=_em_planned,
         within=_em_within,
+        reasoners=_em_reasoners,
         condition="xy",
     ),
 }

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from latent_cot.e_step import Query
 from latent_cot.lm import LanguageModel
+from latent_cot.reward import Reward
 from latent_cot.rollout import count_distinct
 from latent_cot.scoring import Group, Scores, score_in_batches
 from latent_cot.text import TextCodec
@@ -35,34 +36,27 @@ class Experience:
     reference: torch.Tensor
     """(B, S) log-probability of each action under p, in nats."""
     log_reward: torch.Tensor
-    """(B,) log p(Z Y | X), as `reward.prefix_log_rewards` has it for the complete rationale: without the stop."""
+    """(B,) of the complete rationales, untempered, in nats: without the stop; −inf for one that is worth nothing."""
 
 
 @torch.no_grad()
 def gather(
-    lm: LanguageModel,
     queries: Sequence[Query],
     sampled: Sequence[Sequence[Rationale]],
-    codec: TextCodec,
-    *,
-    tool_tokens: bool,
-    max_tokens: int,
+    reward: Reward,
 ) -> Experience:
-    """Score the distinct rationales among those sampled for each query under the frozen p."""
+    """Score the distinct rationales among those sampled for each query under the frozen p, and reward them."""
     counts = [count_distinct(rationales) for rationales in sampled]
     rationales = [rationale for of_query in counts for rationale in of_query]
     width = max(map(len, rationales)) + 1
     reference = torch.zeros(len(rationales), width)
     log_reward = torch.zeros(len(rationales))
     model_groups = [Group(query.model_prompt, list(c), query.answer) for query, c in zip(queries, counts, strict=True)]
-    scored = score_in_batches(
-        lm, lm.dense("p"), model_groups, codec, max_tokens=max_tokens, answers_at="end", tool_tokens=tool_tokens
-    )
     policy_groups = [Group(query.policy_prompt, list(c)) for query, c in zip(queries, counts, strict=True)]
-    for members, scores in scored:
+    for members, scores, of_rows in reward.of_complete([query.example for query in queries], model_groups):
         rows = rows_of(policy_groups, members)
         reference[rows, : scores.states.shape[1]] = action_log_probs(scores, [rationales[b] for b in rows]).cpu()
-        log_reward[rows] = (scores.log_pf.sum(1) + scores.log_tool.sum(1) + scores.log_y.sum(1)).cpu()
+        log_reward[rows] = of_rows
     return Experience(
         policy_groups,
         rationales,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from latent_cot.lm import Adapter
 from latent_cot.loop import Loop
 from latent_cot.state import Phase
 
 
 class FewShot(Loop):
-    """Nothing is trained."""
+    """Nothing is trained. Where no rationale is demonstrated, questions are shown with their answers, and answered at
+    once."""
 
     def plan(self) -> list[Phase]:
         return [Phase(0, "evaluate")]
@@ -15,3 +17,12 @@ class FewShot(Loop):
     @property
     def shown(self) -> int:
         return self.config.fewshot.k
+
+    @property
+    def model_prefix(self) -> str:
+        if self.data.demonstrations:
+            return super().model_prefix
+        return "".join(f"{example.x}{example.y}\n" for example in self.data.pairs[: self.shown])
+
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        return super().sampler_of(reasoner) if self.data.demonstrations else None

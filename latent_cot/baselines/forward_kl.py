@@ -79,15 +79,8 @@ class ForwardKL(Loop):
             yield {"drawn": int(experience.count.sum()), "kept": len(kept), "ess": float(info.ess.mean())}
 
     def _experience(self, members: list[int], seed: int, n: int) -> Experience:
-        e = self.config.e_step
-        return gather(
-            self.lm,
-            [self.query(self.questions[i]) for i in members],
-            self._sample("q", members, seed, n=n),
-            self.rules.codec,
-            tool_tokens=e.score_tool_tokens,
-            max_tokens=e.max_batch_tokens,
-        )
+        queries = [self.query(self.questions[i]) for i in members]
+        return gather(queries, self._sample("q", members, seed, n=n), self.reward)
 
     @property
     def _n_drawn(self) -> int:

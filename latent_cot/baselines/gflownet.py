@@ -1,4 +1,7 @@
-"""GFlowNet fine-tuning, as in the paper's tables: one E-step on q(Z | X), and no M-step."""
+"""GFlowNet fine-tuning, as in the paper's tables: one E-step, and no M-step.
+
+The sampler is q(Z | X); or q(Z | X, Y), first fine-tuned on the demonstrations as it sees them, where tests give Y.
+"""
 
 from __future__ import annotations
 
@@ -10,4 +13,5 @@ class GFlowNet(EM):
     """The sampler is the reasoner; p stays the initial model, whose posterior q learns."""
 
     def plan(self) -> list[Phase]:
-        return [*self.round(0, "init"), *self.round(1, "prepare", "e_step", "diagnose", last=True)]
+        start = ["imitate"] if self.config.condition == "xy" else []
+        return [*self.round(0, "init"), *self.round(1, *start, "prepare", "e_step", "diagnose", last=True)]

@@ -58,14 +58,7 @@ class PolicyGradient(Loop):
             sampled = self._sample("q", chosen, rng.getrandbits(60), n=c.samples)
             torch.manual_seed(rng.getrandbits(60))  # for LoRA's dropout
             queries = [self.query(self.questions[i]) for i in chosen]
-            experience = gather(
-                self.lm,
-                queries,
-                sampled,
-                self.rules.codec,
-                tool_tokens=e.score_tool_tokens,
-                max_tokens=e.max_batch_tokens,
-            )
+            experience = gather(queries, sampled, self.reward)
             right = torch.tensor(
                 [
                     float(self.is_correct(queries[g].example, rationale))
@@ -88,7 +81,7 @@ class PolicyGradient(Loop):
                 max_tokens=e.max_batch_tokens,
             )
             self.state.budget.gradient_steps += c.epochs
-            yield {**vars(info), **describe(experience, right), "samples": self._shown_samples(chosen, experience)}
+            yield {**vars(info), **describe(experience, right if self.tells_right else None), "samples": self._shown_samples(chosen, experience)}
 
     def _shown_samples(self, chosen: list[int], experience: Experience, n: int = 2) -> list[Info]:
         """The first rationale of the first questions, for people to read."""
@@ -182,14 +175,17 @@ def update(
     )
 
 
-def describe(experience: Experience, right: torch.Tensor) -> dict[str, float]:
-    """Figures of the sampled rationales."""
+def describe(experience: Experience, right: torch.Tensor | None) -> dict[str, float]:
+    """Figures of the sampled rationales. The mean log-reward is that of those that are worth anything, if any are; the
+    accuracy needs (B,) `right`, 1 for a rationale that is."""
     count, n = experience.count, float(experience.count.sum())
     failed = torch.tensor([any(call.error is not None for call in r.calls) for r in experience.rationales])
     cut = torch.tensor([rationale.cut for rationale in experience.rationales])
+    possible = experience.log_reward > -torch.inf
+    log_reward = (count * experience.log_reward)[possible].sum() / count[possible].sum()
     return {
-        "log_reward": float((count * experience.log_reward).sum()) / n,
-        "accuracy": float((count * right).sum()) / n,
+        **({"log_reward": float(log_reward)} if bool(possible.any()) else {}),
+        **({} if right is None else {"accuracy": float((count * right).sum()) / n}),
         "distinct": len(experience.rationales) / n,
         "cut": float((count * cut).sum()) / n,
         "failed_calls": float((count * failed).sum()) / n,

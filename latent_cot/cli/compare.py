@@ -6,6 +6,7 @@ import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +15,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latent_cot import comparison
+from latent_cot import comparison, tasks, tracking
 from latent_cot.baselines import METHODS, Spend
-from latent_cot.cli.fit import say, stop_signals, with_absolute_paths
+from latent_cot.cli.fit import say
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.comparison import Row, Run, Variant
 from latent_cot.display import Display, printable
 from latent_cot.errors import UsageError
+from latent_cot.interrupts import stop_signals
+from latent_cot.paths import with_absolute_paths
 from latent_cot.run import RunFolder, write_text
 from latent_cot.settings import check, from_dict, load_config, to_dict
+from latent_cot.types import MeasuredTask, Metric
 
 if TYPE_CHECKING:
     from latent_cot.session import Session
@@ -59,6 +63,9 @@ class CompareOptions:
     """A setting for all runs, `flag=value`, or for one method or variant, `ppo:ppo.kl=0.1`. Repeatable."""
     output_dir: Path | None = None
     """The comparison's folder. Default: runs/compare-TASK."""
+    track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Send each run's figures to a tracker, such as `tensorboard`, `wandb` or `mlflow`; see docs/tracking.md.
+    Repeatable."""
     dry_run: Switch = False
     """Show the runs with their budgets and commands, and stop."""
     json: Switch = False
@@ -87,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print_json(found)
     else:
-        console.print(_table(rows))
+        console.print(_table(rows, _metrics(found["task"])))
     say(console, f"Saved in {path}: comparison.json, comparison.md, comparison.svg")
     return 0
 
@@ -105,7 +112,7 @@ def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
             common = _merged(common, record)
         else:
             own[name].append(record)
-    base = from_dict(common, "--set", load_config(options.preset, options.config, "em"))
+    base = from_dict(common, "--set", load_config(options.preset, options.config, "em", common.get("task")))
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else comparison.parse_budget(options.budget, spend)
     path = Path(options.output_dir or f"runs/compare-{Path(base.task).stem}").expanduser()
@@ -158,6 +165,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], finished: Sequence[
     """Do what is left to do. Returns 0, or the status of a signal."""
     from latent_cot.session import Stopped, open_session, run_loop
 
+    tracking.check(options.track)
     session: Session | None = None
     with stop_signals() as stopped_by:
         for number, (one, done) in enumerate(zip(runs, finished, strict=True), 1):
@@ -172,12 +180,13 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], finished: Sequence[
             for note in session.notes:
                 say(console, note, style="dim")
             try:
-                with folder.lock(), Display(console) as display:
+                tracker = tracking.Tracking(options.track, folder, to_dict(one.config), warn=partial(say, console))
+                with folder.lock(), Display(console) as display, tracker:
                     run_loop(
                         session,
                         folder,
                         resume=there,
-                        on_unit=display.on_unit,
+                        on_unit=tracking.both(display.on_unit, tracker.on_unit),
                         should_stop=lambda: stopped_by() is not None,
                     )
             except Stopped:
@@ -205,9 +214,10 @@ def _write(
     title = f"{Path(first.task).stem}, {Path(first.model).name}"
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in records}
     RunFolder(path, {}).write_json("comparison.json", found)
-    write_text(path / "comparison.md", comparison.to_markdown(rows, title, commands))
+    metrics = _metrics(first.task)
+    write_text(path / "comparison.md", comparison.to_markdown(rows, title, commands, metrics))
     try:
-        comparison.save_plot(rows, path / "comparison.svg", title)
+        comparison.save_plot(rows, path / "comparison.svg", title, metrics)
     except ImportError:
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     return found
@@ -224,15 +234,21 @@ def _command(options: CompareOptions) -> str:
     return shlex.join(words)
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _metrics(task: str) -> Mapping[str, Metric]:
+    """What a task has instead of right answers; nothing for one that has these."""
+    found = tasks.load(task)
+    return found.metrics if isinstance(found, MeasuredTask) else {}
+
+
+def _table(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Table:
     table = Table(caption=Text(comparison.heading(rows)), caption_justify="left")
     table.add_column("method, reasoner")
-    splits = comparison.splits_of(rows)
-    for split in splits:
-        table.add_column(Text(printable(split)), justify="right")
+    columns = comparison.columns_of(rows, metrics)
+    for title in columns:
+        table.add_column(Text(printable(title)), justify="right")
     for name in comparison.COST_COLUMNS:
         table.add_column(name, justify="right")
-    for row in rows:
-        cells = [comparison.cell_text(row.cells.get(split)) for split in splits]
+    for place, row in enumerate(rows):
+        cells = [cells[place] for cells in columns.values()]
         table.add_row(Text(row.name), *cells, *comparison.cost_cells(row))
     return table

@@ -29,7 +29,7 @@ class EMOptions(RunOptions):
 
 def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
-    base = load_config(value_of("--preset", argv), value_of("--config", argv))
+    base = load_config(value_of("--preset", argv), value_of("--config", argv), task=value_of("--task", argv))
     if base.method != "em":
         raise UsageError(f"--config: its method is {base.method}; use latent-cot fit")
     options = parse(EMOptions, argv, "em", EMOptions(config=EMConfig(**_own(base))))

@@ -1,8 +1,9 @@
-"""`latent-cot eval`: how often a reasoner is right, how far that carries, and what it does wrong."""
+"""`latent-cot eval`: how often a reasoner is right, how far that carries, and what it does wrong; or the figures of its
+rationales, for a task that has no right answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,15 +14,15 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from latent_cot import plots, tasks
-from latent_cot.cli import reasoners
+from latent_cot import plots, reasoners, tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.display import RATIONALE_HEADING, accuracy_table, marked, printable
+from latent_cot.display import RATIONALE_HEADING, accuracy_table, marked, metrics_table, printable
 from latent_cot.errors import UsageError
-from latent_cot.tasks.common import drop_seen, repeats
-from latent_cot.types import Example, Sweep, SweepableTask, Task, TaskData
+from latent_cot.splits import Split, splits_of, sweep_of
+from latent_cot.types import MeasuredTask, Task
 
 if TYPE_CHECKING:
+    from latent_cot.config import EvaluationConfig
     from latent_cot.evaluate import Mistakes
     from latent_cot.lm import Adapter
     from latent_cot.loop import Loop
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """The share of right answers of a run's reasoners, or of an untrained model, with its 95 % interval.
+    """The share of right answers of a run's reasoners, or of an untrained model, with its 95 % interval. A task without
+    right answers has figures of the rationales instead: `latent-cot tasks` lists them.
 
     Questions that the run was trained on are dropped, and counted. A split that names several values, such as
     operands=3..10, is shown as a curve.
@@ -51,7 +53,11 @@ class EvalOptions:
     votes: int = 1
     """Chains a question; above 1 the majority of their answers decides."""
     temperature: float | None = None
-    """Sampling temperature; 0 is greedy. Default: 0, or 0.5 with several votes."""
+    """Sampling temperature; 0 is greedy. Default: 0, or 0.5 with several votes; for figures of rationales, that of the
+    run."""
+    samples: int | None = None
+    """Rationales a question, for a task that has figures of them instead of right answers. Default: the run's, or as
+    many as the task likes."""
     max_tokens: int | None = None
     """Tokens a chain may choose. Default: the run's `evaluation.max_tokens`."""
     size: int | None = None
@@ -69,20 +75,11 @@ class EvalOptions:
 
 
 @dataclass
-class _Split:
-    examples: Sequence[Example]
-    dropped: int
-    """Questions left out because the run was trained on them."""
-    repeated: int
-    """Questions kept that repeat an earlier one."""
-
-
-@dataclass
 class _Report:
-    splits: dict[str, _Split]
+    splits: dict[str, Split]
     decoding: dict[str, Any]
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Reasoner -> split -> `Accuracy.to_json()`."""
+    """Reasoner -> split -> `Accuracy.to_json()`, or metric -> `Figure.to_json()`."""
     mistakes: dict[str, dict[str, Mistakes]] = field(default_factory=dict)
     """Reasoner -> split -> those of its wrong answers; empty unless asked for."""
 
@@ -101,7 +98,8 @@ def run(argv: Sequence[str]) -> int:
 
     # The questions first: a mistyped split need not wait for the model.
     task = tasks.load(source.config.task)
-    sweeps = [_sweep(task, pattern) for pattern in options.split]
+    _check_for_task(options, task)
+    sweeps = [sweep_of(task, pattern) for pattern in options.split]
     if options.plot is not None:
         if not any(sweep.axes for sweep in sweeps):
             raise UsageError(
@@ -109,20 +107,13 @@ def run(argv: Sequence[str]) -> int:
                 "--split operands=3..10 for arithmetic (the task's README says what it has)"
             )
         plots.check_plot(options.plot)
-    data = _training_data(source, task)
+    data = reasoners.training_data(source, task)
     training = reasoners.training_questions(source, data)
-    splits = _splits(options, task, sweeps, training)
+    splits = splits_of(task, sweeps, files=options.data, exclude=options.exclude, size=options.size, training=training)
     curves = [plots.Curve.of(sweep, training) for sweep in sweeps if sweep.axes]
     loop = reasoners.load(source, data, Console(stderr=True))
 
-    temperature = options.temperature
-    if temperature is None:
-        temperature = 0.0 if options.votes == 1 else 0.5
-    decoding = {
-        "max_tokens": source.config.evaluation.max_tokens,
-        "votes": options.votes,
-        "temperature": temperature,
-    }
+    decoding = _decoding(options, source.config.evaluation, task)
     report = _Report(splits, decoding)
     names = [options.reasoner] if options.reasoner else source.reasoners
     _evaluate(loop, report, names, options, console)
@@ -133,8 +124,9 @@ def run(argv: Sequence[str]) -> int:
             note += "were dropped"
             note += f"; {split.repeated} repeat an earlier one and were kept" if split.repeated else ""
             console.print(Text(printable(note), style="dim"), soft_wrap=True)
-    heading = f"{options.target}: at most {decoding['max_tokens']} tokens, votes {options.votes}, "
-    heading += f"temperature {temperature:g}, seed {options.seed}"
+    chains = f"samples {decoding['samples']}" if "samples" in decoding else f"votes {options.votes}"
+    heading = f"{options.target}: at most {decoding['max_tokens']} tokens, {chains}, "
+    heading += f"temperature {decoding['temperature']:g}, seed {options.seed}"
     if options.json:
         print_json(
             {
@@ -149,7 +141,10 @@ def run(argv: Sequence[str]) -> int:
         )
     else:
         console.print(Text(printable(heading)), soft_wrap=True)
-        _print_accuracies(console, curves, report)
+        if isinstance(task, MeasuredTask):
+            console.print(metrics_table(report.results, task.metrics))
+        else:
+            _print_accuracies(console, curves, report)
         if options.errors:
             _print_errors(console, loop, report)
     if options.plot is not None:
@@ -210,7 +205,7 @@ def _errors_json(report: _Report) -> dict[str, dict[str, Any]]:
 
 
 def _check(options: EvalOptions) -> None:
-    for name in ("votes", "size", "max_tokens"):
+    for name in ("votes", "size", "max_tokens", "samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -220,32 +215,24 @@ def _check(options: EvalOptions) -> None:
         raise UsageError(f"--votes {options.votes}: at --temperature 0 all chains of a question are the same; raise it")
 
 
-def _training_data(source: reasoners.Source, task: Task) -> TaskData:
-    from latent_cot.session import data_request
+def _check_for_task(options: EvalOptions, task: Task) -> None:
+    if not isinstance(task, MeasuredTask):
+        if options.samples is not None:
+            raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
+        return
+    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", options.plot is not None)):
+        if given:
+            raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
 
-    return TaskData((), (), ()) if source.folder is None else task.load(data_request(source.config))
 
-
-def _sweep(task: Task, pattern: str) -> Sweep:
-    """The splits that the user means; a task without numbers of its own knows single ones only."""
-    return task.sweep(pattern) if isinstance(task, SweepableTask) else Sweep(pattern, (), {pattern: {}})
-
-
-def _splits(
-    options: EvalOptions, task: Task, sweeps: Sequence[Sweep], training: Sequence[Example]
-) -> dict[str, _Split]:
-    named = [name for sweep in sweeps for name in sweep.points] or ([] if options.data else task.default_splits)
-    found = {name: task.split(name, options.size) for name in named}
-    found |= {path: task.read(path) for path in options.data}
-    seen = [*training, *(example for path in options.exclude for example in task.read(path))]
-    splits = {}
-    for name, examples in found.items():
-        kept, dropped = drop_seen(examples, seen)
-        if not kept:
-            raise UsageError(f"{name}: all of its {dropped} questions were seen in training; nothing is left")
-        kept = kept[: options.size]
-        splits[name] = _Split(kept, dropped, repeats(kept))
-    return splits
+def _decoding(options: EvalOptions, configured: EvaluationConfig, task: Task) -> dict[str, Any]:
+    if isinstance(task, MeasuredTask):
+        temperature = configured.temperature if options.temperature is None else options.temperature
+        samples = options.samples or configured.samples or task.samples
+        return {"max_tokens": configured.max_tokens, "samples": samples, "temperature": temperature}
+    usual = 0.0 if options.votes == 1 else 0.5
+    temperature = usual if options.temperature is None else options.temperature
+    return {"max_tokens": configured.max_tokens, "votes": options.votes, "temperature": temperature}
 
 
 def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: EvalOptions, console: Console) -> None:
@@ -259,14 +246,19 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
         for name in names:
             of_reasoner = report.results.setdefault(name, {})
             for split_name, split in report.splits.items():
+                if isinstance(loop.task, MeasuredTask):
+                    of_reasoner[split_name] = _figures(loop, loop.task, name, split, report.decoding, options.seed)
+                    progress.advance(bar, len(split.examples))
+                    continue
                 right, mistakes = 0, Mistakes(loop.task)
                 for outcome in answer_questions(
                     loop.lm,
-                    name,
+                    loop.sampler_of(name),
                     loop.task,
                     split.examples,
                     loop.test_rules,
-                    prefix=loop.model_prefix if name == "p" else "",
+                    judge=loop.judge_of(name),
+                    prefix=loop.model_prefix if loop.sampler_of(name) != "q" else "",
                     votes=report.decoding["votes"],
                     temperature=report.decoding["temperature"],
                     batch_size=loop.config.evaluation.batch_size,
@@ -279,3 +271,14 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
                 of_reasoner[split_name] = Accuracy(right, len(split.examples)).to_json()
                 if options.errors:
                     report.mistakes.setdefault(name, {})[split_name] = mistakes
+
+
+def _figures(
+    loop: Loop, task: MeasuredTask, reasoner: Adapter, split: Split, decoding: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """Metric -> its figure."""
+    from latent_cot.measure import figures
+
+    n, temperature = decoding["samples"], decoding["temperature"]
+    questions = loop.sample_tests(reasoner, split.examples, seed=seed, n=n, temperature=temperature)
+    return {metric: figure.to_json() for metric, figure in figures(task, questions).items()}

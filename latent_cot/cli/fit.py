@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.text import Text
 
+from latent_cot import tracking
 from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, value_of
 from latent_cot.config import RunConfig
 from latent_cot.display import Display, printable
 from latent_cot.errors import UsageError
+from latent_cot.interrupts import stop_signals
+from latent_cot.paths import default_folder, with_absolute_paths
 from latent_cot.run import RunFolder
 from latent_cot.settings import check, from_dict, load_config, refuse_code, to_dict, to_yaml
 
 # With --resume the settings are the run's own; these only say which run, and how to report.
 _WITH_RESUME = {
     *("--resume", "--json", "--output-dir", "--task", "--model", "--seed", "--preset", "--trust-code", "--method"),
+    "--track",
 }
 
 
@@ -43,6 +46,8 @@ class RunOptions:
     """Go on with the run in --output-dir, with its own settings."""
     trust_code: Switch = False
     """With --resume: run the Python files that the run's configuration names (a task, a tool, a model's)."""
+    track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Send the figures to a tracker, such as `tensorboard`, `wandb` or `mlflow`; see docs/tracking.md. Repeatable."""
     json: Switch = False
     """Print the results as JSON to standard output, and progress to standard error."""
 
@@ -61,7 +66,7 @@ class FitOptions(RunOptions):
 
 def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
-    base = load_config(value_of("--preset", argv), value_of("--config", argv), value_of("--method", argv))
+    base = load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
     options = parse(FitOptions, argv, "fit", FitOptions(config=base))
     return fit(options.config, options, argv, to_yaml)
 
@@ -88,36 +93,31 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
     return _train(config, path, options)
 
 
-def default_folder(config: RunConfig) -> str:
-    """runs/TASK-MODEL-seedSEED, or runs/TASK-METHOD-MODEL-seedSEED if the method is not EM."""
-    model = Path(config.model).expanduser()
-    name = (model.resolve() if model.is_dir() else model).name or "model"
-    method = "" if config.method == "em" else f"-{config.method}"
-    return f"runs/{Path(config.task).stem}{method}-{name}-seed{config.seed}"
-
-
 def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
     from latent_cot.session import Stopped, open_session, run_loop
 
+    tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
     session = open_session(config, console=Console(stderr=True))
     # Only now: a mistyped model, or demonstrations that do not fit, leave no folder behind.
     folder = RunFolder.open(path) if options.resume else RunFolder.create(path, to_dict(config))
     for note in session.notes:
         say(console, note, style="dim")
-    with folder.lock(), Display(console) as display, stop_signals() as stopped_by:
+    tracker = tracking.Tracking(options.track, folder, to_dict(config), warn=partial(say, console))
+    with folder.lock(), Display(console) as display, tracker, stop_signals() as stopped_by:
         try:
             results = run_loop(
                 session,
                 folder,
                 resume=options.resume,
-                on_unit=display.on_unit,
+                on_unit=tracking.both(display.on_unit, tracker.on_unit),
                 should_stop=lambda: stopped_by() is not None,
             )
         except Stopped:
             number = stopped_by()
             say(console, f"Stopped; saved in {path}. Go on with:")
-            say(console, f"  latent-cot {_command(config)} --output-dir {quoted(path)} --resume")
+            tracked = "".join(f" --track {name}" for name in options.track)
+            say(console, f"  latent-cot {_command(config)} --output-dir {quoted(path)} --resume{tracked}")
             return 128 + (number or signal.SIGINT)
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {path}. See also:")
     say(console, f"  latent-cot eval {quoted(path)}")
@@ -146,31 +146,6 @@ def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
     return replace(own, output_dir=str(path))
 
 
-def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Files and folders in full, so that a run can be resumed and evaluated from anywhere."""
-
-    def absolute(text: str) -> str:
-        path = Path(text).expanduser()
-        return str(path.absolute()) if path.exists() else text
-
-    files = config.data.train_file
-    if files is not None:
-        whole = Path(files).expanduser().is_file()  # a comma may be part of a file's name
-        files = absolute(files) if whole else ",".join(absolute(file.strip()) for file in files.split(","))
-    tools = config.rollout.tools
-    if tools is not None:  # FILE.py or FILE.py:NAME
-        tools = tuple(absolute(head + dot) + tail for head, dot, tail in (tool.partition(".py") for tool in tools))
-    task = absolute(config.task) if config.task.endswith(".py") else config.task
-    model = absolute(config.model) if (Path(config.model).expanduser() / "config.json").is_file() else config.model
-    return replace(
-        config,
-        task=task,
-        model=model,
-        data=replace(config.data, train_file=files),
-        rollout=replace(config.rollout, tools=tools),
-    )
-
-
 def _refuse_unwritable(path: Path) -> None:
     """Before the model is loaded; `RunFolder.create` has the last word."""
     if (path / "config.yaml").exists():
@@ -184,29 +159,6 @@ def _refuse_unwritable(path: Path) -> None:
 
 def _command(config: RunConfig) -> str:
     return "em" if config.method == "em" else "fit"
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """The first SIGINT or SIGTERM is remembered, a second one aborts at once (KeyboardInterrupt).
-
-    Yields a function that gives the signal's number, or None if none has come.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
-        # Not by print or rich: the signal may have come while they were writing.
-        os.write(2, b"\nStopping when this unit of work is done. Ctrl-C again: at once, without saving.\n")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def say(console: Console, text: str, style: str = "") -> None:

@@ -16,6 +16,7 @@ At the optimum every a_i of a question equals its log Z(X). The objectives diffe
     pooled_subtb   those of all trajectories of a question to their mean
     vargrad        the last ones of all trajectories of a question to their mean
     trajectory_balance   the last one of each trajectory to a learned log Z(X)
+    prefix_balance       those of all trajectories to a learned log Z(X)
     rooted         the last ones to their mean, and the others of a trajectory to its first
 """
 
@@ -190,6 +191,27 @@ def trajectory_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """
     assert b.log_z is not None
     w = b.weight[:, None] * _last_state(b.states)
+    residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
+    return _group_mean(_penalty(residual, b.huber), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
+
+
+def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
+    """Trajectory balance of every prefix: each may stop, so each is a complete trajectory. With a learned log Z(X).
+
+    For rewards that are nothing almost everywhere, such as 0 or 1. Of what is worth nothing only an upper bound is known
+    (`below_floor`), and `pooled_subtb` compares the few other states with their own mean: it pushes down what is not
+    valid, draws nothing up, and q comes to nothing. log Z(X), which begins at 0, draws them up.
+
+    Result as for `pooled_subtb`.
+    """
+    assert b.log_z is not None
+    known = b.states if b.censored is None else b.states & ~b.censored
+    # Where all that is known of a question are upper bounds, log Z(X) would only drift.
+    w = (
+        b.weight[:, None]
+        * b.states
+        * (_group_mean(torch.ones_like(b.a), b.weight[:, None] * known, b.group) > 0)[b.group, None]
+    )
     residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
     return _group_mean(_penalty(residual, b.huber), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
 

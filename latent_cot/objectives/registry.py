@@ -10,6 +10,7 @@ from latent_cot.objectives.balance import (
     Balance,
     BalanceInfo,
     pooled_subtb,
+    prefix_balance,
     rooted,
     subtb,
     trajectory_balance,
@@ -24,8 +25,9 @@ OBJECTIVES: Mapping[str, Objective] = {
     "pooled-subtb": pooled_subtb,
     "vargrad": vargrad,
     "tb": trajectory_balance,
+    "prefix-tb": prefix_balance,
     "rooted": rooted,
 }
 
-LEARNS_LOG_Z = frozenset({"tb"})
+LEARNS_LOG_Z = frozenset({"tb", "prefix-tb"})
 """Objectives that have a parameter log Z(X) for each question."""

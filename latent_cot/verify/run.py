@@ -12,6 +12,7 @@ import torch
 
 from latent_cot.diagnostics import diagnose
 from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.reward import Reward
 from latent_cot.verify import exact
 from latent_cot.verify.faults import FAULTS, injected
 from latent_cot.verify.train import Settings, train
@@ -46,7 +47,7 @@ class Case:
 
     @property
     def required(self) -> bool:
-        """Must it come within the limits? An objective that learns log Z(X), `tb`, has to find that first, and gets
+        """Must it come within the limits? An objective that learns log Z(X), such as `tb`, has to find that first, and gets
         no more steps than the others: its figures are reported only."""
         return self.objective not in LEARNS_LOG_Z
 
@@ -191,10 +192,10 @@ def _estimated_log_z(world: World, settings: Settings) -> list[float]:
         world.lm,
         world.queries,
         world.rules,
+        Reward(world.lm, world.rules.codec, max_tokens=settings.max_batch_tokens),
         n=_DIAGNOSTIC_SAMPLES,
         reward_temperature=1.0,
         reward_floor=None,
-        tool_tokens=False,
         max_tokens=settings.max_batch_tokens,
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )

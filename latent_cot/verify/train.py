@@ -12,6 +12,7 @@ from latent_cot.buffer import ReplayBuffer
 from latent_cot.e_step import Behaviour, collect, update
 from latent_cot.objectives import LEARNS_LOG_Z
 from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.reward import Reward
 from latent_cot.verify.worlds import World
 
 
@@ -47,6 +48,7 @@ def train(
     rng = random.Random(c.seed)
     generator = torch.Generator().manual_seed(c.seed)
     buffer = ReplayBuffer(capacity=1000, tolerance=0.0)
+    reward = Reward(world.lm, world.rules.codec, max_tokens=c.max_batch_tokens)
     log_z = torch.nn.Parameter(torch.zeros(len(world.queries))) if objective in LEARNS_LOG_Z else None
     optimiser = AdapterOptimiser(
         world.lm.parameters("q"),
@@ -62,9 +64,8 @@ def train(
             [_behaviour(rng, c) for _ in world.queries],
             world.rules,
             buffer,
+            reward,
             samples=c.samples,
-            tool_tokens=False,
-            max_tokens=c.max_batch_tokens,
             generator=generator,
         )
         update(

@@ -38,6 +38,10 @@ class Arithmetic:
         *(f"{n}-digits" for n in (2, 3, 4, 6)),
     )
     mistakes: Mapping[str, str] = MISTAKES
+    portable = """\
+def answer(text: str, result: str | None) -> str | None:
+    return None if result is None else result.strip()
+"""
 
     def load(self, request: DataRequest) -> TaskData:
         """Generated examples, or those of `request.train_file` (comma-separated files) as far as they go.

@@ -245,7 +245,7 @@ def test_settings_that_make_no_sense(method: str, changes: dict[str, Any], parts
     assert all(part in str(refused.value) for part in parts)
 
 
-@pytest.mark.parametrize(("method", "condition"), [("em-xy", "x"), ("gflownet", "xy"), ("ppo", "xy")])
+@pytest.mark.parametrize(("method", "condition"), [("em-xy", "x"), ("ppo", "xy")])
 def test_a_condition_that_contradicts_the_method(method: str, condition: Any) -> None:
     with pytest.raises(UsageError, match=f"--condition {condition}"):
         check(dataclasses.replace(with_method(WORLD, method), condition=condition))

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from latent_cot.errors import UsageError
+from latent_cot.measure import figures
 from latent_cot.tasks.common import drop_seen, repeats
-from latent_cot.types import DataRequest, DiagnosingTask, Example, Rationale, SweepableTask, Task, TaskData
+from latent_cot.types import (
+    DataRequest,
+    DiagnosingTask,
+    Example,
+    Measured,
+    MeasuredTask,
+    Rationale,
+    Sample,
+    SweepableTask,
+    Task,
+    TaskData,
+)
 
 SMALL = DataRequest(demonstrations=10, pairs=40, validation=20, seed=3)
+FEW = {"infilling": DataRequest(demonstrations=4, pairs=8, validation=3, seed=3)}
+"""For tasks that have only so many examples without a file of the user's."""
 GENERATED = {"arithmetic", "parity"}
 """Tasks that make their questions themselves: they need no files, and have as many as they like."""
 
 
 @pytest.fixture(scope="module")
-def data(task: Task) -> TaskData:
+def small(task: Task) -> DataRequest:
+    return FEW.get(task.name, SMALL)
+
+
+@pytest.fixture(scope="module")
+def data(task: Task, small: DataRequest) -> TaskData:
     try:
-        return task.load(SMALL)
+        return task.load(small)
     except UsageError as error:
         if task.name in GENERATED:
             raise
@@ -41,10 +62,10 @@ def test_describes_itself(task: Task) -> None:
     assert all(isinstance(name, str) for name in (*task.tools, *task.default_splits))
 
 
-def test_gives_what_is_asked_for(data: TaskData) -> None:
-    assert len(data.pairs) == SMALL.pairs
-    assert len(data.validation) == SMALL.validation
-    assert len(data.demonstrations) in (0, SMALL.demonstrations)  # 0: a task without rationales
+def test_gives_what_is_asked_for(data: TaskData, small: DataRequest) -> None:
+    assert len(data.pairs) == small.pairs
+    assert len(data.validation) == small.validation
+    assert len(data.demonstrations) in (0, small.demonstrations)  # 0: a task without rationales
     assert all(example.z is not None for example in data.demonstrations)
     assert all(example.z is None for example in data.pairs)
 
@@ -65,6 +86,8 @@ def test_demonstrations_are_made_of_the_allowed_characters(task: Task, data: Tas
 
 
 def test_gold_answer_passes_its_own_grader(task: Task, data: TaskData, splits: dict[str, list[Example]]) -> None:
+    if isinstance(task, MeasuredTask):
+        pytest.skip("it has no right answers")
     for example in (*everything(data), *(e for split in splits.values() for e in split)):
         assert example.answer is not None
         assert task.grade(example, example.answer)
@@ -75,6 +98,8 @@ def test_no_answer_is_never_right(task: Task, data: TaskData) -> None:
 
 
 def test_grader_tells_answers_apart(task: Task, data: TaskData) -> None:
+    if isinstance(task, MeasuredTask):
+        pytest.skip("it has no right answers")
     answers = {example.answer for example in data.pairs}
     assert len(answers) > 1
     for example in data.pairs:
@@ -107,9 +132,9 @@ def test_example_refuses_what_is_no_question(task: Task) -> None:
             task.example(text)
 
 
-def test_load_depends_on_the_seed_alone(task: Task, data: TaskData) -> None:
-    assert task.load(SMALL) == data
-    other = task.load(DataRequest(demonstrations=10, pairs=40, validation=20, seed=4))
+def test_load_depends_on_the_seed_alone(task: Task, small: DataRequest, data: TaskData) -> None:
+    assert task.load(small) == data
+    other = task.load(replace(small, seed=4))
     assert [e.question for e in other.pairs] != [e.question for e in data.pairs]
 
 
@@ -160,3 +185,25 @@ def test_mistakes_are_among_those_declared(task: Task, splits: dict[str, list[Ex
     empty = Rationale((), (), (True,), "")
     for split in splits.values():
         assert task.mistake(split[0], empty) in {*task.mistakes, None}
+
+
+def test_a_task_of_figures_measures_what_it_names(task: Task, splits: dict[str, list[Example]]) -> None:
+    if not isinstance(task, MeasuredTask):
+        pytest.skip("it has right answers")
+    assert task.samples >= 1
+    assert task.metrics
+    for metric in task.metrics.values():
+        assert metric.description and "\n" not in metric.description
+        assert metric.format.format(0.5)
+    assert task.answer(Rationale((), (), (True,), "")) is None
+    score = -3.0 if task.scored else None
+    texts = (" It rained all day", " 17", "")
+    samples = [Sample(Rationale((), (), (True,), text), score, score, count) for count, text in enumerate(texts, 1)]
+    for split in splits.values():
+        questions = [Measured(example, samples[k % 2 :]) for k, example in enumerate(split[:3])]
+        try:
+            found = figures(task, questions)
+        except UsageError as error:
+            pytest.skip(f"a package is not here: {error}")
+        assert found.keys() <= task.metrics.keys()
+        assert found

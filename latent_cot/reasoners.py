@@ -1,4 +1,4 @@
-"""What `eval` and `sample` work with: the reasoners of a run, or a base model as it is."""
+"""What can be sampled and tested: the reasoners of a run, or a base model as it is."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latent_cot import tasks
 from latent_cot.baselines import METHODS
-from latent_cot.config import RunConfig
+from latent_cot.config import RunConfig, data_request
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
-from latent_cot.settings import check, from_dict, refuse_code
+from latent_cot.settings import check, from_dict, load_config, refuse_code
+from latent_cot.types import Example, Task, TaskData, is_answer_given
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from latent_cot.lm import Adapter
     from latent_cot.loop import Loop
-    from latent_cot.types import Example, TaskData
+    from latent_cot.session import Session
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Source:
     @property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Those that answer a question whose answer is not known."""
-        return ("p",) if self.folder is None else METHODS[self.config.method].reasoners(self.config)
+        if self.folder is None:
+            return ("p",)
+        return METHODS[self.config.method].reasoners(self.config, is_answer_given(tasks.load(self.config.task)))
 
     def describe(self) -> dict[str, str | None]:
         run = str(self.folder.path) if self.folder else None
@@ -68,8 +72,12 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
             f"{target}: neither a run (no config.yaml) nor a model (no config.json); give the --output-dir of "
             "a run, or a model"
         )
-    config = RunConfig(model=target, lora=replace(RunConfig().lora, rank=1))
-    return Source(config if task is None else replace(config, task=task), None)
+    config = load_config(task=task)
+    config = replace(config, model=target, lora=replace(config.lora, rank=1))
+    loaded = tasks.load(config.task)
+    if not loaded.tools and loaded.step_delimiter is None:  # there are no steps
+        config = replace(config, rollout=replace(config.rollout, granularity="token"))
+    return Source(config, None)
 
 
 def load(source: Source, data: TaskData, console: Console) -> Loop:
@@ -79,13 +87,31 @@ def load(source: Source, data: TaskData, console: Console) -> Loop:
         data: the training examples, which p's prompt may show (`init: prompt`).
     """
     from latent_cot.session import load_reasoners, open_session
-    from latent_cot.state import State
 
     session = open_session(source.config, console=console, load_data=False)
     if source.folder is not None:
         load_reasoners(session, source.folder)
+    return loop_of(session, source, data)
+
+
+def loop_of(session: Session, source: Source, data: TaskData) -> Loop:
+    """The loop of a source whose adapters are in the session's model already."""
+    from latent_cot.state import State
+
     trained = source.folder is not None and _is_model_trained(source.folder)
     return session.loop(data, state=State(model_trained=trained))
+
+
+def training_data(source: Source, task: Task) -> TaskData:
+    """The examples that a run learned from; none for a base model."""
+    return TaskData((), (), ()) if source.folder is None else task.load(data_request(source.config))
+
+
+def shown_data(source: Source, task: Task) -> TaskData:
+    """Those that p's prompt may show: none, unless it is one of `init: prompt` or few-shot prompting. Loading them is a
+    waste otherwise."""
+    shows = source.config.init == "prompt" or source.config.method == "few-shot"
+    return training_data(source, task) if shows else TaskData((), (), ())
 
 
 def training_questions(source: Source, data: TaskData) -> Sequence[Example]:

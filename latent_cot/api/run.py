@@ -1,0 +1,309 @@
+"""A run, or a base model as it is: look at what it left, sample from it, score with it, test it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_cot import reasoners, tasks
+from latent_cot.api import show
+from latent_cot.api.frames import data_frame
+from latent_cot.api.results import Evaluation, Results
+from latent_cot.config import RunConfig
+from latent_cot.errors import UsageError
+from latent_cot.plots import Curve
+from latent_cot.splits import splits_of, sweep_of
+from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from latent_cot.api.rationales import LoggedRationales, Rationales
+    from latent_cot.api.training import Callback
+    from latent_cot.lm import Adapter
+    from latent_cot.loop import Loop
+    from latent_cot.session import Session
+
+
+def load(target: str | Path, *, task: str | None = None, trust_code: bool = False) -> Run:
+    """A run by its folder, or a base model (a hub name or a folder) as it is.
+
+    Reads a few small files; the model is loaded when it is first needed.
+
+    Args:
+        task: of a base model: a task's name, or a Python file that defines one. None: arithmetic. A run has its own.
+        trust_code: the configuration of a run may name Python files (a task, a tool, a model's own code). They are run
+            only if you say so: a folder that somebody else gave you may name anything.
+
+    Raises UsageError.
+    """
+    source = reasoners.find(str(target), task, trusted=trust_code)
+    if source.folder is not None:
+        source = replace(source, config=replace(source.config, output_dir=str(source.folder.path)))
+    return Run(source)
+
+
+class Run:
+    """What `load` and `train` return."""
+
+    def __init__(self, source: reasoners.Source) -> None:
+        self._source = source
+        self._loop: Loop | None = None
+        self.task: Task = tasks.load(source.config.task)
+        """The task: `run.task.split("5-operands", 10)` gives test questions."""
+
+    # -- what it left --------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> RunConfig:
+        """All settings."""
+        return self._source.config
+
+    @property
+    def path(self) -> Path | None:
+        """The run's folder; None for a base model."""
+        return self._source.folder.path if self._source.folder else None
+
+    @property
+    def reasoners(self) -> tuple[Adapter, ...]:
+        """Those that can be tested: of "q", the sampler, and "p", the model."""
+        return self._source.reasoners
+
+    @property
+    def status(self) -> str:
+        """One of "finished", "stopped", "running" (or killed), and "untrained" for a base model."""
+        if self._source.folder is None:
+            return "untrained"
+        return str(self._source.folder.read_json("run.json")["status"])
+
+    @property
+    def results(self) -> Results:
+        """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
+        record = self._folder("results").read_json("results.json")
+        return Results(record, self._metrics, self.config.evaluation.splits or self.task.default_splits)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """The event log so far, a row an event: `kind` (the phase), round, unit, and the figures of that kind."""
+        frame = data_frame(self._folder("events").events())
+        if "time" in frame:
+            import pandas as pd
+
+            frame["time"] = pd.to_datetime(frame["time"], format="ISO8601")
+        return frame
+
+    def rationales(self) -> LoggedRationales:
+        """The rationales that were logged while it trained, a few of each step."""
+        from latent_cot.api.rationales import LoggedRationales
+
+        return LoggedRationales(self._folder("logged rationales"))
+
+    # -- ask it --------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        question: str | Example,
+        n: int = 8,
+        *,
+        reasoner: Adapter | None = None,
+        answer: str | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> Rationales:
+        """Sample `n` rationales for a question and score the distinct ones under q and p.
+
+        Args:
+            question: what a user types, or an example of the task.
+            reasoner: who samples; None: q if it has one that sees the question only, else p.
+            answer: the question's answer, where the task cannot work it out: for the log-reward, the weights, and for
+                right or wrong.
+            temperature: of the sampling; 0 is greedy. All log-probabilities are those of temperature 1.
+            seed: the same seed gives the same rationales.
+
+        Raises UsageError if it is no question of this task.
+        """
+        from latent_cot.scored import sample_rationales
+
+        _check_at_least_1(n=n)
+        _check_temperature(temperature)
+        asked = reasoner or self.reasoners[0]
+        if asked not in self._adapters:
+            self._source.require(asked)
+        example = self._example(question, answer)
+        counts = sample_rationales(self._in_memory(), example, asked, n=n, temperature=temperature, seed=seed)
+        return self._scored(example, counts, asked, weighed=temperature == 1)
+
+    def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:
+        """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token.
+
+        A rationale begins with its leading space. A tool's result is put in where it is not written.
+
+        Raises UsageError for a rationale that the model could not have written: a token that is not allowed, a call
+        that fails, an end where a chain may not stop.
+        """
+        from latent_cot.chain import encode_rationale
+
+        _check_at_least_1(rationales=len(rationales))
+        given: tuple[object, ...] = rationales
+        if not all(isinstance(text, str) for text in given):  # e.g. the `z` of an example without one
+            raise TypeError(f"rationales are texts: {given!r}")
+        loop, example = self._in_memory(), self._example(question, answer)
+        encoded = [encode_rationale(text, loop.test_rules, written=True) for text in rationales]
+        return self._scored(example, dict.fromkeys(encoded, 1), None, weighed=False)
+
+    def evaluate(
+        self,
+        split: str | Sequence[str] = (),
+        *,
+        files: Sequence[str] = (),
+        reasoner: Adapter | None = None,
+        size: int | None = None,
+        votes: int = 1,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Evaluation:
+        """Ask test questions that the run was not trained on, and grade the answers.
+
+        Args:
+            split: a test split, such as `"5-operands"`, several along a number, `"operands=3..8"`, or a list of these.
+                None given: the task's own.
+            files: files of questions, in the task's format.
+            reasoner: "q" or "p"; None: all that it has.
+            size: the first questions of each split only; None: all of them.
+            votes: chains a question; above 1 the majority of their answers decides.
+            temperature: 0 is greedy; None: 0, or 0.5 with several votes; of a task with metrics, the run's own.
+            max_tokens: tokens a chain may choose; None: the run's `evaluation.max_tokens`.
+            exclude: files whose questions are left out.
+            seed: of the sampling.
+            progress: show how far it has got.
+
+        Raises UsageError for an unknown split, a bad file, or a reasoner that cannot answer.
+        """
+        from latent_cot.api.evaluation import evaluate
+
+        _check_at_least_1(votes=votes, size=size, max_tokens=max_tokens)
+        if temperature is None and not self._metrics:
+            temperature = 0.0 if votes == 1 else 0.5
+        _check_temperature(temperature)
+        if votes > 1 and temperature == 0:
+            raise UsageError(f"votes is {votes}: at temperature 0 all chains of a question are the same; raise it")
+        if reasoner is not None:
+            self._source.require(reasoner)
+        patterns = [split] if isinstance(split, str) else split
+        sweeps = [sweep_of(self.task, pattern) for pattern in patterns]
+        training = reasoners.training_questions(self._source, reasoners.training_data(self._source, self.task))
+        splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
+        return evaluate(
+            self._in_memory(),
+            [reasoner] if reasoner else self.reasoners,
+            {name: found.examples for name, found in splits.items()},
+            points=_points(sweeps, training),
+            votes=votes,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            progress=progress,
+        )
+
+    def resume(self, *, callbacks: Iterable[Callback] = (), progress: bool = True) -> Run:
+        """Go on with a run that was stopped, or killed, with its own settings; returns it. See `train`."""
+        from latent_cot.api.training import go_on
+
+        return go_on(self, callbacks, progress)
+
+    # -- how it looks --------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<{self._title}>"
+
+    def _repr_html_(self) -> str:
+        parts = [f"<div><b>{show.escaped(self._title)}</b></div>"]
+        if self._source.folder is not None and (self._source.folder.path / "results.json").exists():
+            parts.append(self.results.html())
+        return show.page(*parts)
+
+    @property
+    def _title(self) -> str:
+        c = self.config
+        model = Path(c.model).name if Path(c.model).is_dir() else c.model
+        if self._source.folder is None:
+            return f"{model} as it is, on {self.task.name}"
+        return f"{self.path}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {self.status}"
+
+    # -- what these need -----------------------------------------------------------------------------
+
+    @property
+    def _metrics(self) -> Mapping[str, Metric]:
+        return self.task.metrics if isinstance(self.task, MeasuredTask) else {}
+
+    @property
+    def _adapters(self) -> tuple[Adapter, ...]:
+        """Those that were trained: a q that sees the answer can be sampled from and scored with, though not tested."""
+        has_q = self._source.folder is not None and ("q" in self.reasoners or self.config.condition == "xy")
+        return ("q", "p") if has_q else ("p",)
+
+    def _in_memory(self) -> Loop:
+        """The model with its adapters, loaded once."""
+        if self._loop is None:
+            from rich.console import Console
+
+            shown = reasoners.shown_data(self._source, self.task)
+            self._loop = reasoners.load(self._source, shown, Console(stderr=True))
+        return self._loop
+
+    def keep(self, session: Session) -> None:
+        """Take over the model of a session that has just trained this run, instead of loading it again."""
+        self._loop = reasoners.loop_of(session, self._source, reasoners.shown_data(self._source, self.task))
+
+    def _example(self, question: str | Example, answer: str | None) -> Example:
+        return question if isinstance(question, Example) else self.task.example(question, answer)
+
+    def _scored(
+        self, example: Example, counts: Mapping[Any, int], sampler: Adapter | None, *, weighed: bool
+    ) -> Rationales:
+        from latent_cot.api.rationales import Rationales
+        from latent_cot.scored import score_rationales
+
+        found = score_rationales(
+            self._in_memory(),
+            example,
+            counts,
+            with_q="q" in self._adapters,
+            proposal=sampler if weighed else None,
+        )
+        items = list(found.rationales)
+        if sampler is not None:
+            items.sort(key=lambda item: (item.weight or 0.0, item.log_reward or 0.0, item.log_p), reverse=True)
+        colour = sampler or self._adapters[0]
+        return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour)
+
+    def _folder(self, what: str) -> Any:
+        if self._source.folder is None:
+            raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
+        return self._source.folder
+
+
+def _points(sweeps: Sequence[Sweep], training: Sequence[Example]) -> dict[str, dict[str, Any]]:
+    """Split -> its numbers, and whether there were such questions in training."""
+    found: dict[str, dict[str, Any]] = {}
+    for sweep in sweeps:
+        for point in Curve.of(sweep, training).points:
+            if sweep.points[point.split]:
+                found[point.split] = {**sweep.points[point.split], "trained": point.trained}
+    return found
+
+
+def _check_at_least_1(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1")
+
+
+def _check_temperature(value: float | None) -> None:
+    if value is not None and not 0 <= value < float("inf"):
+        raise UsageError(f"temperature is {value}; it must be a finite number, not negative")

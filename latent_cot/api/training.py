@@ -1,0 +1,185 @@
+"""Configure a run, train it, and follow or stop it from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_cot.api.run import Run, load
+from latent_cot.config import RunConfig
+from latent_cot.errors import UsageError
+from latent_cot.paths import default_folder, with_absolute_paths
+from latent_cot.run import RunFolder
+from latent_cot.settings import check, from_dict, load_config, to_dict
+
+if TYPE_CHECKING:
+    from latent_cot.loop import Loop
+    from latent_cot.session import Session
+    from latent_cot.state import Phase
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of a run's work that has just been done: an optimiser step, a batch of questions."""
+
+    round: int
+    phase: str
+    """"init", "prepare", "e_step", "diagnose", "draw", "m_step", "evaluate", or what else the method has."""
+    number: int
+    """Of this unit within the phase, from 1, ..."""
+    of: int
+    """... and how many it has."""
+    share: float
+    """How much of the whole run is done, in units: 1 at the end."""
+    figures: Mapping[str, Any]
+    """What was measured, such as `loss`, `variance`, `log_reward`: `docs/reading-a-run.md` explains them."""
+    samples: tuple[Mapping[str, Any], ...]
+    """A few rationales that were sampled in it, as JSON."""
+
+
+Callback = Callable[[Unit], bool | None]
+"""Called after each unit. If it returns True, the run is saved and stopped."""
+
+
+def configure(
+    preset: str | None = None,
+    *,
+    file: str | Path | None = None,
+    method: str | None = None,
+    task: str | Path | None = None,
+    **settings: Any,
+) -> RunConfig:
+    """A configuration: the defaults, then those of `preset`, of the task, of the method, of `file`, then `settings`.
+
+    `lc.configure("paper", rounds=1, e_step={"steps": 100})`: the names are those of the YAML file and of the flags
+    (`latent-cot em --help`); a section's settings are a mapping.
+
+    Raises UsageError for an unknown name, a value of the wrong type or out of range.
+    """
+    config = _with(load_config(preset, file, method, None if task is None else str(task)), settings)
+    check(config)
+    return config
+
+
+def train(
+    config: RunConfig | None = None,
+    *,
+    callbacks: Iterable[Callback] = (),
+    resume: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Train by any method, evaluate, and return the run, its model in memory.
+
+    `lc.train(task="arithmetic", rounds=1)`. A run that was stopped, by a callback, by Ctrl-C or by a notebook's
+    stop button, is saved and returned as it is: `run.status` is then "stopped", and `run.resume()` goes on.
+
+    Args:
+        config: from `configure`; None: what `configure` makes of the `settings`.
+        callbacks: each is called after each unit of work, and stops the run by returning True.
+        resume: go on with the run in `output_dir`, if there is one and its settings are these; a run that is finished
+            is returned at once. Without, a folder that holds a run is refused.
+        progress: show how far it has got.
+        settings: on top of `config`. Without one, all that `configure` takes.
+
+    Raises UsageError for whatever you can put right.
+    """
+    config = configure(**settings) if config is None else _with(config, settings)
+    path = Path(config.output_dir or default_folder(config)).expanduser()
+    config = replace(config, output_dir=str(path))
+    check(config)
+    config = with_absolute_paths(config)
+    if resume and (path / "config.yaml").exists():
+        _refuse_difference(config, path)
+        run = load(path, trust_code=True)  # code that the caller has just named
+        return run if run.status == "finished" else go_on(run, callbacks, progress)
+    from latent_cot.session import open_session
+
+    session = open_session(config)
+    folder = RunFolder.create(path, to_dict(config))  # only now: a mistyped model leaves no folder behind
+    return _run(session, folder, callbacks, progress, resume=False)
+
+
+def go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
+    """See `Run.resume`."""
+    from latent_cot.session import open_session
+
+    if run.path is None:
+        raise UsageError(f"{run.config.model}: a base model is no run; start one by train()")
+    return _run(open_session(run.config), RunFolder.open(run.path), callbacks, progress, resume=True)
+
+
+def _run(session: Session, folder: RunFolder, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
+    from latent_cot.api.progress import training
+    from latent_cot.interrupts import stop_signals
+    from latent_cot.session import Stopped, run_loop
+
+    followers, stop = list(callbacks), False
+    with folder.lock(), training(shown=shown) as show, stop_signals() as stopped_by:
+
+        def on_unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+            nonlocal stop
+            show(loop, phase, info)
+            unit = _unit(loop, phase, info)
+            stop = True in [follower(unit) for follower in followers]  # each is called
+
+        with suppress(Stopped):
+            run_loop(
+                session,
+                folder,
+                resume=resume,
+                on_unit=on_unit,
+                should_stop=lambda: stop or stopped_by() is not None,
+            )
+    run = load(folder.path, trust_code=True)
+    run.keep(session)
+    return run
+
+
+def _unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> Unit:
+    from latent_cot.display import Progress
+
+    progress = Progress.of(loop)
+    figures = {key: value for key, value in info.items() if key != "samples"}
+    share = progress.done / progress.total
+    samples = tuple(info.get("samples", ()))
+    return Unit(phase.round, phase.name, progress.unit, progress.units, share, figures, samples)
+
+
+def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    return from_dict(_plain(settings), "settings", config)
+
+
+def _plain(value: Any) -> Any:
+    """As YAML would give it: tuples as lists, paths as text."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _refuse_difference(config: RunConfig, path: Path) -> None:
+    """Raises UsageError if the run in `path` has other settings."""
+    own = _flat(to_dict(from_dict(RunFolder.open(path).config, str(path / "config.yaml"))))
+    wanted = _flat(to_dict(config))
+    for name in [*wanted, *own]:
+        if name != "output_dir" and own.get(name) != wanted.get(name):
+            raise UsageError(
+                f"{path}: holds a run with {name} {own.get(name)!r}, not {wanted.get(name)!r}; go on with it by "
+                "load(...).resume(), or give another output_dir"
+            )
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"e_step": {"steps": 4}}` as `{"e_step.steps": 4}`."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,91 @@
+"""`latent-cot export`: a run's reasoner as an adapter or a model that plain transformers loads, with a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+from latent_cot import reasoners, tasks
+from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.config import data_request
+from latent_cot.display import printable
+from latent_cot.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's reasoner into a folder that works without this package: weights, tokenizer, settings, model card.
+
+    The weights are a PEFT adapter, or with --merge a whole model. The model card has a program that writes chains,
+    calls the tools and gives the answers; see docs/exporting.md.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """A run folder, finished or not."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """The folder to write: a new or an empty one."""
+    reasoner: Literal["q", "p"] | None = None
+    """The sampler q or the model p. Default: q, where it answers questions."""
+    merge: Switch = False
+    """The base model's weights with the adapter's in them, instead of the adapter alone."""
+    force: Switch = False
+    """Replace what an earlier export has left in the folder."""
+    push: str | None = None
+    """Upload it to the Hugging Face hub too, as the model `owner/name`; private unless --public is given."""
+    public: Switch = False
+    """With --push: for everybody to see."""
+    trust_code: Switch = False
+    """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
+    json: Switch = False
+    """Print what was written as JSON to standard output."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns 0."""
+    options = parse(ExportOptions, argv, "export")
+    source = reasoners.find(str(options.run), None, trusted=options.trust_code)
+    if source.folder is None:
+        raise UsageError(f"{options.run}: a base model; there is nothing to export before it is trained")
+    if options.public and options.push is None:
+        raise UsageError("--public: says who sees what --push uploads; give --push owner/name, or leave it out")
+    reasoner = options.reasoner or source.reasoners[0]
+    source.require(reasoner)
+    target = options.target.expanduser()
+    console = progress_console(to_stderr=options.json)
+
+    from latent_cot.export import folder, hub
+    from latent_cot.export.description import describe
+
+    folder.refuse_unless_free(target, source.folder.path, force=options.force)
+    base = folder.Base.of(source.config.model)
+    if options.push is not None:
+        hub.check_name(options.push)
+        if not options.merge and not base.on_hub:
+            raise UsageError(
+                f"--push {options.push}: the base model is a folder of this machine ({base.folder}), which nobody else "
+                "could put the adapter on; add --merge"
+            )
+    task = tasks.load(source.config.task)
+    loop = reasoners.load(source, task.load(data_request(source.config)), Console(stderr=True))
+    examples = task.split((source.config.evaluation.splits or task.default_splits)[0])
+    description = describe(loop, reasoner, source.folder, examples)
+    folder.build(loop, reasoner, base, description, target, merge=options.merge, hub_name=options.push)
+    written = {"folder": str(target), "reasoner": reasoner, "merged": options.merge, "base_model": base.name}
+    _say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")
+    _say(console, f"How to use it, and what it can do: {target / 'README.md'}")
+    if options.push is not None:
+        written["url"] = hub.upload(target, options.push, public=options.public)
+        _say(console, f"Uploaded: {written['url']} ({'public' if options.public else 'private'})")
+    if options.json:
+        print_json(written)
+    return 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(printable(text)), soft_wrap=True)

@@ -1,0 +1,175 @@
+"""`latent-cot report`: what runs did and what their chains look like, as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from latent_cot import __version__, reasoners, tasks
+from latent_cot.cli.options import Switch, parse, progress_console
+from latent_cot.display import printable
+from latent_cot.errors import UsageError
+from latent_cot.report import FORMAT, cache, logs, page
+from latent_cot.run import RunFolder
+from latent_cot.splits import splits_of, sweep_of
+from latent_cot.types import Example, Task
+
+if TYPE_CHECKING:
+    from latent_cot.lm import Adapter
+
+VALIDATION = "validation"
+"""Name of the questions kept out of training for tuning, among the splits."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """One HTML file that shows what runs did: settings, curves, accuracies, and their rationales, token by token.
+
+    It needs nothing but a browser. The rationales are sampled from the run's model, scored, and kept in its folder, so
+    that the next report comes at once.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders; several are shown side by side."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The file. Default: `report.html` in the first run's folder."""
+    questions: int = 6
+    """Questions of each split whose rationales are sampled."""
+    samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16
+    """Rationales a question."""
+    split: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Test splits to take questions from, or `validation`. Repeatable. Default: validation, and the run's."""
+    reasoner: Literal["q", "p"] | None = None
+    """Who writes the rationales: the sampler q or the model p. Default: q if the run has one that sees the question
+    only."""
+    temperature: float = 1.0
+    """Sampling temperature. Log-probabilities are those at temperature 1."""
+    seed: int = 0
+    """Seeds the sampling."""
+    no_model: Switch = False
+    """Leave the rationales out: what the run has logged is all that is shown, and no model is loaded."""
+    trust_code: Switch = False
+    """Run the Python files that a run's configuration names (a task, a tool, a model's)."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that was asked for."""
+
+    source: reasoners.Source
+    folder: RunFolder
+    task: Task
+    reasoner: Adapter
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns 0."""
+    options = parse(ReportOptions, argv, "report")
+    _check(options)
+    # First all that is quick to find out: a mistyped folder need not wait for another run's model.
+    runs = [_open(target, options) for target in options.runs]
+    path = _output(options, runs[0].folder)
+    console = progress_console(to_stderr=False)
+    shown = []
+    for one in runs:
+        data = reasoners.training_data(one.source, one.task)
+        training = reasoners.training_questions(one.source, data)
+        found = logs.collect(one.source, one.folder, one.task, training)
+        questions = {} if options.no_model else _questions(one, options, data.validation, training)
+        shown.append({**found, "samples": _samples(one, options, questions, console) if questions else None})
+    title = ", ".join(record["name"] for record in shown)
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    page.write({"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}, path)
+    console.print(Text(f"written: {printable(str(path))} ({path.stat().st_size / 1e6:.1f} MB)"), soft_wrap=True)
+    return 0
+
+
+def _check(options: ReportOptions) -> None:
+    if not options.runs:
+        raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
+    for name in ("questions", "samples"):
+        value = getattr(options, name)
+        if value < 1:
+            raise UsageError(f"--{name} is {value}; it must be at least 1")
+    if not 0 <= options.temperature < float("inf"):
+        raise UsageError(f"--temperature is {options.temperature}; it must be a finite number, not negative")
+
+
+def _open(target: str, options: ReportOptions) -> _Run:
+    source = reasoners.find(target, None, trusted=options.trust_code)
+    if source.folder is None:
+        raise UsageError(f"{target}: no run folder (it has no config.yaml); give the --output-dir of a run")
+    reasoner: Adapter = options.reasoner or source.reasoners[0]
+    if (
+        reasoner == "q" and source.config.condition != "xy"
+    ):  # one that sees the answer may be looked at, though not tested
+        source.require("q")
+    return _Run(source, source.folder, tasks.load(source.config.task), reasoner)
+
+
+def _output(options: ReportOptions, first: RunFolder) -> Path:
+    path = first.path / "report.html" if options.output is None else options.output.expanduser()
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(
+            f"--output {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file"
+        )
+    return path
+
+
+def _questions(
+    one: _Run, options: ReportOptions, validation: Sequence[Example], training: Sequence[Example]
+) -> dict[str, Sequence[Example]]:
+    """The first questions of each split."""
+    evaluated = one.source.config.evaluation.splits or one.task.default_splits
+    names = options.split or (VALIDATION, *evaluated)
+    found: dict[str, Sequence[Example]] = {}
+    for name in names:
+        if name == VALIDATION:
+            found[name] = validation[: options.questions]
+        else:
+            splits = splits_of(one.task, [sweep_of(one.task, name)], size=options.questions, training=training)
+            found |= {split: of_split.examples for split, of_split in splits.items()}
+    return {name: examples for name, examples in found.items() if examples}
+
+
+def _samples(
+    one: _Run, options: ReportOptions, questions: Mapping[str, Sequence[Example]], console: Console
+) -> dict[str, Any]:
+    """From the run's folder if they are there, else from its model."""
+    settings = {
+        "reasoner": one.reasoner,
+        "samples": options.samples,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "questions": {split: [example.question for example in examples] for split, examples in questions.items()},
+    }
+    wanted = cache.key(one.folder, settings)
+    kept = cache.load(one.folder, wanted)
+    if kept is not None:
+        return kept
+
+    from latent_cot.report.samples import Settings, sample
+
+    loop = reasoners.load(one.source, reasoners.shown_data(one.source, one.task), console)
+    total = sum(map(len, questions.values()))
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(f"{one.folder.path.name}: questions", total=total)
+        made = sample(
+            loop,
+            questions,
+            Settings(one.reasoner, options.samples, options.temperature, options.seed),
+            lambda done: progress.advance(bar, done),
+        )
+    try:
+        cache.store(one.folder, wanted, made)
+    except UsageError as error:  # e.g. a run that belongs to somebody else: the report needs no cache
+        console.print(Text(f"not kept for the next report: {printable(str(error))}", style="dim"), soft_wrap=True)
+    return made

@@ -1,0 +1,37 @@
+"""Stopping a run by Ctrl-C (or a notebook's stop button) or SIGTERM, between two units of its work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int | None]]:
+    """The first SIGINT or SIGTERM is remembered, a second one aborts at once (KeyboardInterrupt).
+
+    Yields a function that gives the signal's number, or None if none has come. Only the main thread is told of signals:
+    in another one nothing is remembered.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        # Not by print or rich: the signal may have come while they were writing.
+        os.write(2, b"\nStopping when this unit of work is done. Ctrl-C again: at once, without saving.\n")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

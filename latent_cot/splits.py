@@ -1,0 +1,57 @@
+"""The test questions that a user names: splits, patterns such as `operands=3..10`, files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latent_cot.errors import UsageError
+from latent_cot.tasks.common import drop_seen, repeats
+from latent_cot.types import Example, Sweep, SweepableTask, Task
+
+
+@dataclass(frozen=True)
+class Split:
+    """Test questions, less those that were seen in training."""
+
+    examples: Sequence[Example]
+    dropped: int
+    """Questions left out because the run was trained on them, or because the user excludes them."""
+    repeated: int
+    """Questions kept that repeat an earlier one."""
+
+
+def sweep_of(task: Task, pattern: str) -> Sweep:
+    """The splits that a pattern stands for; a task without numbers of its own knows single ones only."""
+    return task.sweep(pattern) if isinstance(task, SweepableTask) else Sweep(pattern, (), {pattern: {}})
+
+
+def splits_of(
+    task: Task,
+    sweeps: Sequence[Sweep],
+    *,
+    files: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    size: int | None = None,
+    training: Sequence[Example] = (),
+) -> dict[str, Split]:
+    """Split's name, or file, -> its questions. With neither sweeps nor files: the task's default splits.
+
+    Args:
+        exclude: files whose questions are dropped, as those of `training` are.
+        size: the first questions of each split only; None: all of them.
+
+    Raises UsageError for an unknown split, a bad file, and where nothing is left.
+    """
+    named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
+    found = {name: task.split(name, size) for name in named}
+    found |= {path: task.read(path) for path in files}
+    seen = [*training, *(example for path in exclude for example in task.read(path))]
+    splits = {}
+    for name, examples in found.items():
+        kept, dropped = drop_seen(examples, seen)
+        if not kept:
+            raise UsageError(f"{name}: all of its {dropped} questions were seen in training; nothing is left")
+        kept = kept[:size]
+        splits[name] = Split(kept, dropped, repeats(kept))
+    return splits

@@ -1,0 +1,74 @@
+"""How likely and how diverse the continuations of a prompt are.
+
+A continuation is scored with its full stop: log p(Z . | X), under the base model for every method. A model wrote the texts:
+of each at most `MAX_CHARACTERS` are looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from latent_cot.tasks.embeddings import diversities
+from latent_cot.types import Measured, Metric, Sample
+
+MAX_CHARACTERS = 1_000
+
+METRICS: Mapping[str, Metric] = {
+    "max-likelihood": Metric(
+        "log p(Z . | X) of a prompt's likeliest continuation, under the base model, nats", format="{:.2f}", axis="y"
+    ),
+    "mean-likelihood": Metric("mean log p(Z . | X) of a prompt's continuations, likewise", format="{:.2f}"),
+    "diversity": Metric(
+        "1 - mean cosine of the sentence embeddings of a prompt's continuations, over all pairs",
+        format="{:.3f}",
+        axis="x",
+    ),
+    "distinct": Metric("different continuations of a prompt, as a share of all", format="{:.3f}"),
+    "distinct-2": Metric("different pairs of neighbouring words of a prompt's continuations, likewise", format="{:.3f}"),
+    "words": Metric("words of a continuation", "neither", "{:.1f}"),
+    "cut": Metric("share of continuations that reached the largest number of tokens", "lower", "{:.3f}"),
+}
+"""Metric's name -> what it is. Each is a mean over prompts."""
+
+
+def measure(questions: Sequence[Measured]) -> dict[str, Sequence[float]]:
+    """The figures of `METRICS`, one of each prompt; NaN where a prompt has too few continuations for it.
+
+    Raises UsageError if the embedding model is not installed.
+    """
+    return {
+        "max-likelihood": [max((_likelihood(s) for s in q.samples), default=math.nan) for q in questions],
+        "mean-likelihood": [_mean(q, [_likelihood(s) for s in q.samples]) for q in questions],
+        "diversity": diversities([[(f"{_text(s)}.", s.count) for s in q.samples] for q in questions]),
+        "distinct": [len({_text(s) for s in q.samples}) / q.n if q.n else math.nan for q in questions],
+        "distinct-2": [_distinct(q, 2) for q in questions],
+        "words": [_mean(q, [len(_text(s).split()) for s in q.samples]) for q in questions],
+        "cut": [_mean(q, [s.rationale.cut for s in q.samples]) for q in questions],
+    }
+
+
+def _text(sample: Sample) -> str:
+    return sample.rationale.text[:MAX_CHARACTERS].strip()
+
+
+def _likelihood(sample: Sample) -> float:
+    """log p(Z . | X), nats."""
+    return math.nan if sample.log_z is None or sample.log_y is None else sample.log_z + sample.log_y
+
+
+def _mean(question: Measured, values: Sequence[float]) -> float:
+    """Over all continuations of a prompt, given the value of each distinct one."""
+    total = sum(sample.count * value for sample, value in zip(question.samples, values, strict=True))
+    return total / question.n if question.n else math.nan
+
+
+def _distinct(question: Measured, n: int) -> float:
+    """Different n-grams of words over all of them; NaN where all continuations are shorter."""
+    grams: Counter[tuple[str, ...]] = Counter()
+    for sample in question.samples:
+        words = _text(sample).lower().split()
+        for start in range(len(words) - n + 1):
+            grams[tuple(words[start : start + n])] += sample.count
+    return len(grams) / grams.total() if grams else math.nan

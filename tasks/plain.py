@@ -1,0 +1,45 @@
+"""What a task is unless it says otherwise: a base class for those who want one. None of the toolkit asks for it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from latent_cot.tasks.files import field, read_rows
+from latent_cot.types import Example
+
+
+class PlainTask:
+    """A task whose answer is read off the rationale and is right if it is the gold answer to the letter.
+
+    What is left to write: `name`, `description`, `default_splits`, `example`, `load`, `split` and `answer`
+    (`latent_cot.types.Task` says what each of them is).
+    """
+
+    tools: tuple[str, ...] = ()
+    stop: str | None = None
+    allowed_characters: str | None = None
+    step_delimiter: str | None = None
+
+    @abstractmethod
+    def example(self, question: str, answer: str | None = None) -> Example:
+        """An example from what a user types."""
+
+    def read(self, path: str) -> list[Example]:
+        """From rows with a `question` and, if `example` wants one, an `answer`."""
+        found = []
+        for row in read_rows(path):
+            answer = field(row, "answer", str) if "answer" in row[1] else None
+            found.append(self.example(field(row, "question", str), answer))
+        return found
+
+    def posterior_prompt(self, example: Example) -> str:
+        """The answer in plain words, then X."""
+        return f"The answer is {example.answer}. {example.x}"
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        """None: the answer is read off the rationale."""
+        return None
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return answer is not None and answer == example.answer

@@ -1,0 +1,121 @@
+"""The random numbers task: what `latent_cot.types.Task`, `RewardingTask`, `MeasuredTask` and `ListingTask` ask for."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from latent_cot.errors import UsageError
+from latent_cot.tasks.common import check_options
+from latent_cot.tasks.files import field, read_rows, shorten
+from latent_cot.tasks.random_numbers import figures
+from latent_cot.types import DataRequest, Example, Measured, Metric, Rationale, TaskData
+
+MOST_NUMBERS = 10_000
+"""Between the bounds: each is scored by itself in tests."""
+
+_BOUNDS = re.compile(rf"(-?[0-9]{{1,{figures.MOST_DIGITS}}})\.\.(-?[0-9]{{1,{figures.MOST_DIGITS}}})")
+_PROMPT = "The following is a random integer drawn uniformly between {low} and {high}:"
+_PROMPT_PATTERN = re.compile(_PROMPT.format(low=r"(-?[0-9]{1,18})", high=r"(-?[0-9]{1,18})"))
+
+
+class RandomNumbers:
+    """A rationale is a number between two bounds. All are worth the same, and nothing else is worth anything."""
+
+    name = "random_numbers"
+    description = "a uniform integer from 0 to 100, by a reward of its own (section 2 of the paper)"
+    tools: tuple[str, ...] = ()
+    stop: str | None = None
+    allowed_characters: str | None = None
+    step_delimiter: str | None = None
+    default_splits: tuple[str, ...] = ("0..100",)
+    metrics: Mapping[str, Metric] = figures.METRICS
+    samples: int = 100_000
+    scored: bool = False
+    answer_given: bool = False
+
+    def load(self, request: DataRequest) -> TaskData:
+        """The one question there is, its bounds the option `numbers` (`"0..100"`). Demonstrations and validation examples
+        have a number each, drawn uniformly."""
+        check_options(self.name, request.options, ("numbers",))
+        if request.train_file is not None:
+            raise UsageError(
+                f"--data.train-file {request.train_file}: random_numbers makes its examples itself; leave it out"
+            )
+        question = self.example(request.options.get("numbers", self.default_splits[0]))
+        low, high = question.meta["low"], question.meta["high"]
+        rng = random.Random(f"random numbers {request.seed}")
+
+        def drawn(n: int) -> tuple[Example, ...]:
+            return tuple(replace(question, z=f" {rng.randint(low, high)}") for _ in range(n))
+
+        return TaskData(
+            demonstrations=drawn(request.demonstrations),
+            pairs=(question,) * min(1, request.pairs),
+            validation=drawn(request.validation),
+            notes=(f"One question, {question.question}; its demonstrations are drawn uniformly, seed={request.seed}.",),
+        )
+
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        """The bounds are the name: `"0..100"`. A split is one question."""
+        try:
+            return [self.example(name)][:size]
+        except UsageError as error:
+            raise UsageError(
+                f"random_numbers has no test split {name!r}; a split is named by its bounds, e.g. "
+                f"{self.default_splits[0]} ({error})"
+            ) from None
+
+    def read(self, path: str) -> list[Example]:
+        """JSONL with the bounds as `question`: `{"question": "0..100"}`."""
+        examples = []
+        for row in read_rows(path):
+            try:
+                examples.append(self.example(field(row, "question", str)))
+            except UsageError as error:
+                raise UsageError(f"{row[0]}: {error}") from None
+        return examples
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        """`"0..100"`, or the whole prompt. There is no answer."""
+        found = _BOUNDS.fullmatch(question.strip()) or _PROMPT_PATTERN.fullmatch(question.strip())
+        if found is None:
+            raise UsageError(f"question {shorten(question)}: give the bounds, e.g. 0..100")
+        if answer is not None:
+            raise UsageError(f"answer {shorten(answer)}: a random number has none; leave it out")
+        low, high = int(found[1]), int(found[2])
+        if not 0 < high - low < MOST_NUMBERS:
+            raise UsageError(
+                f"question {shorten(question)}: the second bound must be above the first, by less than {MOST_NUMBERS:,}"
+            )
+        return Example(_PROMPT.format(low=low, high=high), question=f"{low}..{high}", meta={"low": low, "high": high})
+
+    def posterior_prompt(self, example: Example) -> str:
+        """X: there is no Y."""
+        return example.x
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        return None
+
+    def answer(self, rationale: Rationale) -> str | None:
+        return None
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return False
+
+    def log_reward(self, example: Example, text: str) -> float:
+        """log 1 of a space and a number between the bounds, log 0 of anything else."""
+        number = figures.read(text, example.meta["low"], example.meta["high"])
+        return -math.inf if number is None else 0.0
+
+    def texts(self, example: Example) -> Sequence[str]:
+        """Each of the numbers."""
+        return [f" {number}" for number in range(example.meta["low"], example.meta["high"] + 1)]
+
+    def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
+        return figures.measure(questions)
+
+    draw = staticmethod(figures.draw)

@@ -1,0 +1,52 @@
+"""The base class for tasks of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latent_cot import tasks
+from latent_cot.errors import UsageError
+
+TASK = """
+from latent_cot.tasks.plain import PlainTask
+from latent_cot.types import Example, TaskData
+
+
+class Echo(PlainTask):
+    name, description = "echo", "say it again"
+    default_splits = ("all",)
+
+    def example(self, question, answer=None):
+        return Example(f"Say {question}:", f" {question}.", answer=answer or question, question=question)
+
+    def load(self, request):
+        return TaskData((), (self.example("a"),), ())
+
+    def split(self, name, size=None):
+        return [self.example("b")]
+
+    def answer(self, rationale):
+        return rationale.text.strip() or None
+"""
+
+
+def test_what_is_left_to_write(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(TASK)
+    (tmp_path / "rows.jsonl").write_text('{"question": "x"}\n{"question": "y", "answer": "z"}\n')
+    task = tasks.load(str(tmp_path / "echo.py"))
+    assert task.tools == ()
+    first, second = task.read(str(tmp_path / "rows.jsonl"))
+    assert (first.answer, second.answer) == ("x", "z")
+    assert task.posterior_prompt(second) == "The answer is z. Say y:"
+    assert task.candidates(first) is None
+    assert task.grade(first, "x")
+    assert not task.grade(first, "X") and not task.grade(first, None)
+
+
+def test_a_row_without_a_question_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(TASK)
+    (tmp_path / "rows.jsonl").write_text('{"answer": "z"}\n')
+    with pytest.raises(UsageError, match=r"rows\.jsonl"):
+        tasks.load(str(tmp_path / "echo.py")).read(str(tmp_path / "rows.jsonl"))

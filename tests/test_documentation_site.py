@@ -1,0 +1,169 @@
+"""The documentation site builds without a warning, from the program and the code, and needs no other server."""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import yaml
+
+import latent_cot
+from latent_cot import types
+from latent_cot.cli import COMMANDS, main
+from latent_cot.settings import load_config, to_dict
+from latent_cot.tasks import names
+from tests.cli.conftest import environment
+from tests.conftest import ROOT
+
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. A broken link, a page that no menu leads to or a formula that cannot be read fails here."""
+    pytest.importorskip("material", reason="the extra `docs` is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    loads = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)="((?:https?:)?//[^"]*)"')
+    for page in site.rglob("*.html"):
+        found = loads.findall(page.read_text(encoding="utf-8"))
+        assert not found, f"{page.name}: {found}"
+
+
+@pytest.mark.slow
+def test_each_task_and_each_command_has_a_page(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in names():
+        if (ROOT / "tasks" / name / "README.md").exists():
+            assert (site / "tasks" / f"{name}.html").exists()
+    for command in COMMANDS:
+        text = html.unescape((site / "cli" / f"{command}.html").read_text(encoding="utf-8"))
+        assert main([command, "--help"]) == 0
+        options = re.findall(r"^[│|\s]*(--(?!help)[\w.-]+)", capsys.readouterr().out, re.MULTILINE)
+        assert options
+        missing = [option for option in options if f"<code>{option}" not in text]
+        assert not missing, f"{command}: {missing}"
+
+
+@pytest.mark.slow
+def test_formulas_are_mathml_and_lead_to_code(site: Path) -> None:
+    text = (site / "method.html").read_text(encoding="utf-8")
+    assert text.count("<math") > 50
+    assert "arithmatex" not in text
+    names_of_code = set(re.findall(r"`(latent_cot(?:\.\w+)+)`", (DOCS / "method.md").read_text(encoding="utf-8")))
+    links = {html.unescape(link) for link in re.findall(r'href="api/\w+\.html#([\w.]+)"', text)}
+    assert names_of_code <= links
+    assert text.count('<svg role="img"') == 2
+
+
+@pytest.mark.slow
+def test_all_that_the_package_offers_is_documented(site: Path) -> None:
+    anchors = {
+        anchor for page in (site / "api").glob("*.html") for anchor in re.findall(r'id="([\w.]+)"', page.read_text())
+    }
+    for name in latent_cot.__all__:
+        if name in ("tasks", "tools"):
+            continue
+        homes = [anchor for anchor in anchors if anchor.startswith("latent_cot.") and anchor.endswith(f".{name}")]
+        assert homes, f"{name} is on no page of docs/api/"
+
+
+def test_every_optional_protocol_is_in_the_list_of_them() -> None:
+    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+    protocols = {name for name, value in vars(types).items() if Protocol in getattr(value, "__bases__", ())}
+    assert protocols - {"Task", "Tool"} == set(re.findall(r"^\| `latent_cot\.types\.(\w+)` ", text, re.MULTILINE))
+
+
+# -- figures on the pages --------------------------------------------------------------------------------------
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    """The tables of a page: rows of cells, the heading first."""
+    found: list[list[list[str]]] = [[]]
+    for line in (DOCS / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip().strip("`") for cell in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [[table[0], *table[2:]] for table in found if table]
+
+
+def test_the_settings_beside_the_papers_are_those_of_the_presets() -> None:
+    (table,) = (table for table in tables("differences.md") if table[0][0] == "setting")
+    for column, preset in ((2, "paper"), (3, "cpu")):
+        settings = to_dict(load_config(preset))
+        for row in table[1:]:
+            section, name = row[0].split(".")
+            assert yaml.safe_load(row[column]) == settings[section][name], f"{preset}: {row[0]}"
+
+
+LAST_STEP = {"a": Fraction(1, 2), "ab": Fraction(1, 2), "c": Fraction(1, 4), "cd": Fraction(1, 4)}
+ANSWER = {"s_0": (1, 32), "a": (1, 8), "ab": (7, 8), "c": (1, 16), "cd": (3, 4)}
+PARENT = {"a": "s_0", "ab": "a", "c": "s_0", "cd": "c"}
+CHILDREN: dict[str, list[str]] = {state: [c for c, p in PARENT.items() if p == state] for state in ANSWER}
+
+
+def written(last_step: dict[str, Fraction], state: str) -> Fraction:
+    """The probability of the moves that lead to a state."""
+    return Fraction(1) if state == "s_0" else last_step[state] * written(last_step, PARENT[state])
+
+
+def column(table: list[list[str]], k: int) -> dict[str, Fraction]:
+    """State -> the last fraction in that cell."""
+    return {row[0].strip("$"): Fraction(re.findall(r"\d+(?:/\d+)?", row[k])[-1]) for row in table[1:]}
+
+
+def test_the_worked_example_is_right() -> None:
+    rationales, posterior, flows, start, m_step = tables("worked-example.md")
+    answer = {state: Fraction(*of) for state, of in ANSWER.items()}
+    reward = {state: written(LAST_STEP, state) * answer[state] for state in ANSWER}
+    assert column(rationales, 3) == answer
+    assert column(rationales, 4) == reward
+    total = sum(reward.values())
+    assert total == Fraction(3, 8)
+
+    stop = {state: 1 - sum(LAST_STEP[c] for c in CHILDREN[state]) for state in ANSWER}
+    prior = {state: written(LAST_STEP, state) * stop[state] for state in ANSWER}
+    assert column(posterior, 1) == prior
+    assert column(posterior, 2) == {state: reward[state] / total for state in ANSWER}
+
+    def flow(state: str) -> Fraction:
+        return reward[state] + sum(flow(child) for child in CHILDREN[state])
+
+    share = {child: flow(child) / flow(parent) for child, parent in PARENT.items()}
+    assert column(flows, 1) == {state: flow(state) for state in ANSWER}
+    assert column(flows, 3) == {state: reward[state] / flow(state) for state in ANSWER}
+    for row in flows[1:]:
+        moves = dict(re.findall(r"(\w) (\d+/\d+)", row[2]))
+        expected = {child[-1]: share[child] for child in CHILDREN[row[0].strip("$")]}
+        assert {move: Fraction(of) for move, of in moves.items()} == expected
+
+    assert column(start, 1) == {state: reward[state] / prior[state] for state in ANSWER}
+    rewards_after = {state: written(share, state) * answer[state] for state in ANSWER}
+    assert column(m_step, 1) == rewards_after
+    assert sum(rewards_after.values()) == Fraction(71, 96)
+
+    weights = {state: reward[state] / prior[state] for state in ANSWER}
+    of_squares = sum(prior[state] * weights[state] ** 2 for state in ANSWER)
+    assert round(100 * float(total**2 / of_squares)) == 57

@@ -1,0 +1,124 @@
+"""Variations of what a rationale is learned behind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from latent_cot import tools
+from latent_cot.chain import ChainRules, encode_rationale
+from latent_cot.lessons import drop_history, leave_gaps, step_ends, vary
+from latent_cot.lm import LanguageModel
+from latent_cot.scoring import Group, score
+from latent_cot.text import TextCodec
+from tests.worlds import language_model
+
+CHAIN = " 5 + 9 =, 14 - 3 =, 11 + 8 ="
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "multi_digit"])
+def lm(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model(request.param))
+
+
+@pytest.fixture(scope="module")
+def rules(lm: LanguageModel) -> ChainRules:
+    codec = TextCodec(lm.tokenizer, stop=".", allowed_characters=" ,.0123456789=+-*")
+    return ChainRules(codec, [tools.load("calculator")], granularity="step", max_tokens=60)
+
+
+@pytest.fixture
+def lesson(rules: ChainRules) -> Group:
+    prompt = rules.codec.encode_prompt("Question: 5 + 9 - 3 + 8 = ? Answer:")
+    return Group(prompt, [encode_rationale(CHAIN, rules)], rules.codec.encode(". The answer is 19."))
+
+
+def test_what_is_left_goes_on_behind_the_question_and_one_step(lesson: Group, rules: ChainRules) -> None:
+    """Every outcome is one of: the whole chain, or question + step k without its comma + the steps behind k."""
+    codec, whole = rules.codec, lesson.rationales[0]
+    steps = [" 5 + 9 = 14", " 14 - 3 = 11", " 11 + 8 = 19"]
+    expected = {("", ", ".join(step.strip() for step in steps))}
+    expected |= {(steps[k], ",".join(["", *steps[k + 1 :]])) for k in (1, 2)}
+    found = set()
+    for seed in range(40):
+        dropped = drop_history(lesson, codec, random.Random(seed))
+        (rest,) = dropped.rationales
+        kept = codec.decode(dropped.prompt[len(lesson.prompt) :])
+        found.add((kept, rest.text if kept else rest.text.strip()))
+        assert dropped.prompt[: len(lesson.prompt)] == lesson.prompt and dropped.answer == lesson.answer
+        assert len(rest.tokens) == len(rest.chosen) == len(rest.states) - 1
+        for call in rest.calls:
+            assert codec.decode(rest.tokens[call.position : call.position + call.n_tokens]) == call.result
+        n = len(rest.tokens)
+        assert rest.tokens == whole.tokens[len(whole) - n :] and rest.chosen == whole.chosen[len(whole) - n :]
+        assert rest.states == whole.states[len(whole) - n :]
+    assert found == expected
+
+
+def test_a_chain_of_one_step_stays_as_it_is(rules: ChainRules) -> None:
+    lesson = Group([1, 2], [encode_rationale(" 5 + 9 =", rules)])
+    assert drop_history(lesson, rules.codec, random.Random(0)) is lesson
+
+
+def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) -> None:
+    codec, (rationale,) = rules.codec, lesson.rationales
+    seen = [0] * (len(lesson.prompt) + len(rationale))
+    for seed in range(200):
+        gaps = leave_gaps(lesson, codec, random.Random(seed), largest=7).gaps
+        assert len(gaps) == len(seen) and all(0 <= gap <= 7 for gap in gaps)
+        seen = [max(a, b) for a, b in zip(seen, gaps, strict=True)]
+    n = len(lesson.prompt)
+    for i, token in enumerate(lesson.prompt):
+        piece = codec.pieces[token]
+        assert seen[i] == (7 if piece.startswith(" ") else 0), piece
+    starts = {0, *step_ends(rationale)} - {len(rationale)}
+    assert {i for i, gap in enumerate(seen[n:]) if gap} == starts and max(seen[n:]) == 7
+
+
+def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(lesson: Group, rules: ChainRules) -> None:
+    settings = {"history_dropout": 0.5, "gap_share": 0.5, "largest_gap": 5}
+    first, second = (
+        [vary(lesson, rules.codec, random.Random(3), **settings) for _ in range(2)]  # type: ignore[arg-type]
+    )
+    assert first == second
+    assert vary(lesson, rules.codec, random.Random(0), history_dropout=0, gap_share=0, largest_gap=5) is lesson
+
+
+def test_gaps_change_positions_and_nothing_else(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:
+    """Against a plain forward pass of the same tokens at those positions; and the same gap before all is no gap."""
+    model, codec = lm.dense("p"), rules.codec
+    (rationale,) = lesson.rationales
+    gapped = leave_gaps(lesson, codec, random.Random(1), largest=9)
+    assert any(gapped.gaps)
+    scores = score(lm, model, [gapped], codec, answers_at="end", tool_tokens=True)
+    tokens = [*lesson.prompt, *rationale.tokens, *lesson.answer]
+    gaps = [*gapped.gaps, *[0] * len(lesson.answer)]
+    positions = torch.tensor([gap + 1 for gap in gaps]).cumsum(0) - 1
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokens]), position_ids=positions[None]).logits[0].float()
+    n = len(lesson.prompt) + len(rationale)
+    plain = logits[n - 1 : -1].log_softmax(-1).gather(1, torch.tensor(lesson.answer)[:, None]).sum()
+    torch.testing.assert_close(scores.log_y[0, len(rationale)], plain, atol=1e-4, rtol=1e-4)
+    straight = score(lm, model, [lesson], codec, answers_at="end").log_y[0, len(rationale)]
+    assert abs(float(straight - plain)) > 1e-3
+
+
+def test_trees_that_differ_in_positions_share_no_beginning(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:
+    model, codec = lm.dense("p"), rules.codec
+    groups = [leave_gaps(lesson, codec, random.Random(seed), largest=9) for seed in (1, 2)] + [lesson]
+    together = score(lm, model, groups, codec, answers_at="end")
+    for row, group in enumerate(groups):
+        alone = score(lm, model, [group], codec, answers_at="end")
+        torch.testing.assert_close(together.log_pf[row], alone.log_pf[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together.log_y[row], alone.log_y[0], atol=1e-4, rtol=1e-4)
+
+
+def test_gaps_of_several_rationales_are_refused(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:
+    gapped = leave_gaps(lesson, rules.codec, random.Random(1), largest=9)
+    twice = Group(gapped.prompt, [*gapped.rationales, *gapped.rationales], gaps=gapped.gaps)
+    with pytest.raises(ValueError, match="single rationale"):
+        score(lm, lm.dense("p"), [twice], rules.codec)
