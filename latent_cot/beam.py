@@ -1,7 +1,7 @@
 """Beam search, and diverse beam search (Vijayakumar et al., 2016, arXiv 1610.02424).
 
-transformers' `generate` has the first, and has given up the second; and it knows neither a rationale's alphabet nor where it
-may stop. Here both follow the rules that a sampled rationale follows, so that they can be compared with it.
+transformers' `generate` has the first, and has given up the second; and it knows neither a rationale's alphabet nor
+where it may stop. Here both follow the rules that a sampled rationale follows, so that they can be compared with it.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ class EStepConfig:
     """How often a question without rationale is drawn, relative to 1."""
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb", "rooted"] = "pooled-subtb"
     """The loss: `subtb` (the paper's Eq. 3), `pooled-subtb` (over all trajectories of a question), `vargrad` or
-    `tb` (trajectory balance), `prefix-tb` (the same of every prefix; for rewards that are nothing almost everywhere), or
-    `rooted` (VarGrad, and each prefix against the empty one)."""
+    `tb` (trajectory balance), `prefix-tb` (the same of every prefix; for rewards that are nothing almost everywhere),
+    or `rooted` (VarGrad, and each prefix against the empty one)."""
     log_z_learning_rate: float = 0.1
     """Of the log Z(X) that `tb` and `prefix-tb` learn for each question, in nats a step."""
     huber: float | None = 10.0
@@ -169,6 +169,9 @@ class LessonConfig:
     history_dropout: float = 0.0
     """Share of rationales whose steps before a random one are dropped: what follows is learned behind the question and
     the last step only."""
+    strange_steps: int = 0
+    """Steps of other rationales that stand in place of the dropped ones, at most: what follows must not depend on how
+    many there are."""
     gap_share: float = 0.0
     """Share of rationales in whose text positions are left out at random, before words and before steps."""
     largest_gap: int = 10
@@ -207,7 +210,8 @@ class EMConfig:
     """What all methods have in common, and EM's own settings."""
 
     task: str = "arithmetic"
-    """A task's name (`latent-cot tasks`), or a Python file that defines one."""
+    """A task's name (`latent-cot tasks`), or a Python file that defines one. Several, separated by commas: one q for
+    all of them, each with the settings of its own preset."""
     model: str = "smollm2-135m"
     """A Hugging Face causal LM: hub name or local folder."""
     output_dir: str | None = None
@@ -369,12 +373,12 @@ class DecodeConfig:
     """`decode`: the initial p, decoded in the usual ways. Sampling is at `evaluation.temperature`, 0 being greedy."""
 
     strategy: Literal["sample", "nucleus", "beam", "diverse-beam"] = "sample"
-    """Sampling, sampling from the likeliest tokens only, beam search, or beam search in groups that avoid each other."""
+    """Sampling, sampling from the likeliest tokens, beam search, or beam search in groups that avoid each other."""
     top_p: float = 0.95
     """`nucleus`: the probability that these tokens come to."""
     diversity_penalty: float = 1.0
-    """`diverse-beam`: nats a token is less likely for each group that has chosen it at this step. There are as many groups
-    as rationales are asked for, and each gives its likeliest one."""
+    """`diverse-beam`: nats a token is less likely for each group that has chosen it at this step. There are as many
+    groups as rationales are asked for, and each gives its likeliest one."""
     multiple: int = 1
     """Chains for each rationale that is asked for: beams, or samples of which the likeliest are kept."""
 

@@ -4,6 +4,7 @@ A model that only ever sees short chains learns where to look by counting steps 
 short, wrong on longer ones. Both variations take away what could be counted, and leave the text alone:
 
 * the steps before a random one are dropped, so that the next one has to follow from the question and the last step;
+  steps of other rationales may stand in their place, as many as there would be in a longer chain;
 * positions are left out at random between words, so that the same text stands at other distances (after the random
   positions of Ruoss et al., "Randomized Positional Encodings Boost Length Generalization of Transformers", ACL 2023).
 
@@ -13,6 +14,7 @@ Rollouts and tests know nothing of either.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -25,37 +27,54 @@ WORDS_WITH_GAPS = 0.3
 
 
 def vary(
-    lesson: Group, codec: TextCodec, rng: random.Random, *, history_dropout: float, gap_share: float, largest_gap: int
+    lesson: Group,
+    others: Sequence[Rationale],
+    codec: TextCodec,
+    rng: random.Random,
+    *,
+    history_dropout: float,
+    strange_steps: int,
+    gap_share: float,
+    largest_gap: int,
 ) -> Group:
     """The lesson of one rationale, or a variation of it.
 
     Args:
+        others: rationales of other questions.
         history_dropout: probability that the steps before a random one are dropped.
+        strange_steps: how many steps of others may take their place, at most.
         gap_share: probability that positions are left out.
         largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:
-        lesson = drop_history(lesson, codec, rng)
+        lesson = drop_history(lesson, others, codec, rng, strange=strange_steps)
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, largest=largest_gap)
     return lesson
 
 
-def drop_history(lesson: Group, codec: TextCodec, rng: random.Random) -> Group:
-    """Go on behind a random complete step: the question, that step as if it were the first, what follows.
+def drop_history(
+    lesson: Group, others: Sequence[Rationale], codec: TextCodec, rng: random.Random, *, strange: int
+) -> Group:
+    """Go on behind a random complete step: the question, up to `strange` steps of others, that step, what follows.
 
-    The step itself, and the punctuation that joins it to the ones before, are not learned. Where the step is the
-    first one, and where there is none, the lesson stays as it is.
+    Up to that step nothing is learned. Without strange steps before it, it loses the punctuation that joined it to
+    the one before. Where it is the first one, and where there is none, the lesson stays as it is.
     """
     (rationale,) = lesson.rationales
-    steps = list(pairwise([0, *step_ends(rationale)]))
+    steps = steps_of(rationale)
     if len(steps) < 2:
         return lesson
-    begin, end = rng.choice(steps)
-    if begin == 0:
+    k = rng.randrange(len(steps))
+    if k == 0:
         return lesson
-    while begin < end and _joins(codec.pieces[rationale.tokens[begin]]):
-        begin += 1
+    strangers = [step for other in others for step in steps_of(other)[1:]]
+    number = rng.randint(0, strange) if strangers else 0
+    before = [token for _ in range(number) for token in rng.choice(strangers)]
+    context = [*before, *steps[k]]
+    while context and _joins(codec.pieces[context[0]]):
+        context = context[1:]
+    end = step_ends(rationale)[k]
     rest = replace(
         rationale,
         tokens=rationale.tokens[end:],
@@ -64,7 +83,12 @@ def drop_history(lesson: Group, codec: TextCodec, rng: random.Random) -> Group:
         text=codec.decode(rationale.tokens[end:]),
         calls=tuple(replace(call, position=call.position - end) for call in rationale.calls if call.position > end),
     )
-    return replace(lesson, prompt=[*lesson.prompt, *rationale.tokens[begin:end]], rationales=[rest])
+    return replace(lesson, prompt=[*lesson.prompt, *context], rationales=[rest])
+
+
+def steps_of(rationale: Rationale) -> list[tuple[int, ...]]:
+    """The tokens of each step, with what joins it to the one before."""
+    return [rationale.tokens[begin:end] for begin, end in pairwise([0, *step_ends(rationale)])]
 
 
 def step_ends(rationale: Rationale) -> list[int]:

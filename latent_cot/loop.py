@@ -440,10 +440,12 @@ class Loop(ABC):
         torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
         rng = random.Random(self._unit_seed(step))
         groups, weights = [], []
-        for k in m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}"):
+        batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
+        for k in batch:
             question, rationale, weight = records[k]
             lesson = self._lesson(self.questions[question], rationale, sees_answer=sees_answer)
-            lesson = vary(lesson, self.rules.codec, rng, **vars(self.config.lessons))
+            others = [records[other].rationale for other in batch if other != k]
+            lesson = vary(lesson, others, self.rules.codec, rng, **vars(self.config.lessons))
             if c.target == "candidates":
                 lesson = replace(lesson, others=other_answers(self.task, self.questions[question], self.rules.codec))
             groups.append(lesson)
@@ -463,8 +465,8 @@ class Loop(ABC):
         return vars(info)
 
     def _lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
-        """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to write it
-        and stop."""
+        """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to
+        write it and stop."""
         codec = self.rules.codec
         if sees_answer:
             return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale], [codec.stop_id])

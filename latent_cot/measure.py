@@ -61,7 +61,7 @@ def draw(
         batch_size: about how many chains are in progress at once.
         generator: on the CPU. The same generator state gives the same rationales.
     """
-    settings = {"n": n, "temperature": temperature, "generator": generator}
+    settings: dict[str, Any] = {"n": n, "temperature": temperature, "generator": generator}
     if n >= MANY and top_p == 1:
         return [count_samples(lm, model, prompt, rules, **settings) for prompt in prompts]
     sampled = rollout(lm, model, prompts, rules, batch_size=max(n, batch_size), top_p=top_p, **settings)
@@ -225,7 +225,8 @@ def _log_probs(lm: LanguageModel, hidden: torch.Tensor, moves: Sequence[tuple[in
     rows, tokens = torch.tensor(moves, device=hidden.device).unbind(1)
     parts = zip(rows.split(_VOCABULARY_ROWS), tokens.split(_VOCABULARY_ROWS), strict=True)
     values = [-torch.nn.functional.cross_entropy(lm.logits(hidden[r]), t, reduction="none") for r, t in parts]
-    return torch.cat(values).tolist()  # type: ignore[no-any-return]
+    found: list[float] = torch.cat(values).tolist()
+    return found
 
 
 def judge(

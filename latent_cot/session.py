@@ -126,6 +126,85 @@ def open_session(
     return Session(config, model, task, data, tests, rules, test_rules, notes)
 
 
+class Running:
+    """A loop with its folder, gone through unit by unit: what it finds is logged, its state saved.
+
+    The caller holds `folder.lock()`.
+
+    Args:
+        resume: go on from the newest intact checkpoint; from the start if there is none.
+        on_unit: called after each unit of work, e.g. by a display.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        folder: RunFolder,
+        *,
+        resume: bool = False,
+        on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
+    ) -> None:
+        checkpoint = folder.latest() if resume else None
+        warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
+        self.session, self.folder, self.on_unit = session, folder, on_unit
+        self.loop = _make_loop(session, checkpoint)
+        none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
+        self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
+        self._seconds: dict[str, float] = dict(self._spent["phases"])
+        self._started = self._saved = self._lap = time.monotonic()
+        self._units = self.loop.run()
+        folder.mark("running")
+        for note in [*session.notes, *warnings]:
+            folder.log("note", text=note)
+
+    def advance(self) -> bool:
+        """Do a unit of work; returns False if there was none left."""
+        self._lap = time.monotonic()
+        found = next(self._units, None)
+        if found is None:
+            return False
+        (phase, info), unit = found, self.loop.state.unit
+        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + time.monotonic() - self._lap
+        figures = {key: value for key, value in info.items() if key != "samples"}
+        self.folder.log(phase.name, round=phase.round, unit=unit, **figures)
+        self.folder.append_rationales(
+            {"round": phase.round, "phase": phase.name, "unit": unit, **sample} for sample in info.get("samples", ())
+        )
+        self.on_unit(self.loop, phase, info)
+        return True
+
+    def save(self, *, older_than: float = 0.0) -> None:
+        """Save everything, if the last save is older than so many seconds."""
+        if time.monotonic() - self._saved < older_than:
+            return
+        self.folder.save(
+            {**self.loop.state_dict(), "resources": self._cost()}, lambda target: _write_state(self.loop, target)
+        )
+        self._saved = time.monotonic()
+
+    def stop(self) -> None:
+        """Save everything; the run can go on another time."""
+        self.save()
+        self.folder.mark("stopped")
+
+    def finish(self) -> dict[str, Any]:
+        """Write the adapters and `results.json`, and return what is in it."""
+        self.save()
+        for adapter in ADAPTERS:
+            self.session.lm.save_adapter(adapter, self.folder.path / adapter)
+        results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
+        self.folder.write_json("results.json", results)
+        self.folder.mark("finished")
+        return results
+
+    def _cost(self) -> dict[str, Any]:
+        return {
+            "seconds": self._spent["seconds"] + time.monotonic() - self._started,
+            "phases": self._seconds,
+            "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak_memory_bytes()),
+        }
+
+
 def run_loop(
     session: Session,
     folder: RunFolder,
@@ -139,57 +218,18 @@ def run_loop(
     The caller holds `folder.lock()`.
 
     Args:
-        resume: go on from the newest intact checkpoint; from the start if there is none.
-        on_unit: called after each unit of work, e.g. by a display.
+        resume, on_unit: see `Running`.
         should_stop: asked after each unit; if True, everything is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
     """
-    checkpoint = folder.latest() if resume else None
-    warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
-    loop = _make_loop(session, checkpoint)
-    none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
-    spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
-    seconds: dict[str, float] = dict(spent["phases"])
-    started = saved = lap = time.monotonic()
-    folder.mark("running")
-    for note in [*session.notes, *warnings]:
-        folder.log("note", text=note)
-
-    def cost() -> dict[str, Any]:
-        return {
-            "seconds": spent["seconds"] + time.monotonic() - started,
-            "phases": seconds,
-            "peak_memory_bytes": max(spent["peak_memory_bytes"], peak_memory_bytes()),
-        }
-
-    def save() -> None:
-        folder.save({**loop.state_dict(), "resources": cost()}, lambda target: _write_state(loop, target))
-
-    for phase, info in loop.run():
-        seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - lap
-        lap = time.monotonic()
-        figures = {key: value for key, value in info.items() if key != "samples"}
-        folder.log(phase.name, round=phase.round, unit=loop.state.unit, **figures)
-        folder.append_rationales(
-            {"round": phase.round, "phase": phase.name, "unit": loop.state.unit, **sample}
-            for sample in info.get("samples", ())
-        )
-        on_unit(loop, phase, info)
+    running = Running(session, folder, resume=resume, on_unit=on_unit)
+    while running.advance():
         if should_stop():
-            save()
-            folder.mark("stopped")
+            running.stop()
             raise Stopped
-        if time.monotonic() - saved >= session.config.checkpoint_seconds:
-            save()
-            saved = lap = time.monotonic()
-    save()
-    for adapter in ADAPTERS:
-        session.lm.save_adapter(adapter, folder.path / adapter)
-    results = {**_describe(session), **loop.state.results(), "resources": cost()}
-    folder.write_json("results.json", results)
-    folder.mark("finished")
-    return results
+        running.save(older_than=session.config.checkpoint_seconds)
+    return running.finish()
 
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:

@@ -63,8 +63,9 @@ class State:
     drawn: list[Drawn] = field(default_factory=list)
     """Rationales for the M-step."""
     budget: Budget = field(default_factory=Budget)
-    checks: list[int] = field(default_factory=list)
-    """Right answers to the validation questions at each check of a method that stops early."""
+    checks: list[float] = field(default_factory=list)
+    """How good p was at each check of a method that stops early: right answers to the validation questions or, where
+    there are none, minus the loss of their rationales."""
     tally: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
     """round -> reasoner -> split -> [right, questions]."""
     metrics: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)

@@ -204,8 +204,8 @@ class AlphabetTask(Protocol):
     """What a task may have besides: a say in each token, where `allowed_characters` says too little."""
 
     def allows(self, piece: str) -> bool:
-        """May a token that adds this text be part of a rationale? It is asked of those that `allowed_characters` allows,
-        but not of the stop."""
+        """May a token that adds this text be part of a rationale? Asked of those that `allowed_characters` allows, but
+        not of the stop."""
         ...
 
 
@@ -256,8 +256,8 @@ class Measured:
     samples: Sequence[Sample]
     """The distinct ones, in order of first occurrence: a figure of all samples weighs each by its `count`."""
     listed: Sequence[float] | None = None
-    """log-probability under the reasoner of each of `ListingTask.texts`, the stop included, at temperature 1, nats; None
-    where the task lists none."""
+    """log-probability under the reasoner of each of `ListingTask.texts`, the stop included, at temperature 1, nats;
+    None where the task lists none."""
 
     @property
     def n(self) -> int:

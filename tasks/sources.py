@@ -1,8 +1,8 @@
-"""Rows from wherever a user's examples are: a text file, a JSON, JSONL or CSV file, or a data set on the Hugging Face hub.
+"""Rows from wherever a user's examples are: a text, JSON, JSONL or CSV file, or a data set on the Hugging Face hub.
 
 A data set is written `hub:OWNER/NAME`, with its configuration, split and column where they matter:
-`hub:Skylion007/openwebtext?split=train&column=text`. It is streamed: only the rows that are looked at are fetched. Data is
-read, never run: a data set that brings a program of its own is refused by `datasets` itself.
+`hub:Skylion007/openwebtext?split=train&column=text`. It is streamed: only the rows that are looked at are fetched. Data
+is read, never run: a data set that brings a program of its own is refused by `datasets` itself.
 """
 
 from __future__ import annotations

@@ -187,6 +187,13 @@ def test_results_come_in_the_order_of_the_splits() -> None:
     assert repr(Results(record, {}, ["b", "a"])).splitlines()[1].split() == ["b", "50", "(10–90)", "50", "(10–90)"]
 
 
+def test_damaged_results_are_named() -> None:
+    broken: list[dict[str, Any]] = [{}, {"accuracy": {"one": {}}}, {"accuracy": {"1": {"p": ["x"]}}}]
+    for record in broken:
+        with pytest.raises(lc.UsageError, match=r"results\.json: its part 'accuracy' is not as a run writes it"):
+            Results(record, {}, []).to_pandas()
+
+
 def test_logged_rationales(run: lc.Run, tmp_path: Path) -> None:
     logged = list(run.rationales())
     assert {one.phase for one in logged} == {"e_step"}
@@ -378,7 +385,11 @@ def test_bad_evaluations(run: lc.Run, settings: dict[str, Any]) -> None:
 
 
 def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: dict[str, Any]) -> None:
-    small = {"init": "base", "rollout": {"granularity": "token", "max_tokens": 4}, "m_step": {"steps": 0}}
+    small: dict[str, Any] = {
+        "init": "base",
+        "rollout": {"granularity": "token", "max_tokens": 4},
+        "m_step": {"steps": 0},
+    }
     evaluation = {"splits": None, "samples": 20, "max_tokens": 4, "diagnostics": 1}
     config = lc.configure("smoke", task="random_numbers", evaluation=evaluation, **small)
     run = lc.train(config, output_dir=tmp_path / "run", **settings)
@@ -409,7 +420,8 @@ def hostile_rationales() -> Rationales:
 def test_hostile_text_is_shown_and_not_run() -> None:
     found = {"accuracy": 0.5, "correct": 1, "n": 2, "interval_95": [0.1, 0.9]}
     results = Results({"accuracy": {"1": {HOSTILE: {HOSTILE: found}}}}, {}, [])
-    for shown in (hostile_rationales(), results):
+    run = lc.load(f"{HOSTILE}", task="arithmetic")
+    for shown in (hostile_rationales(), results, run):
         html = shown._repr_html_()
         assert "<script" not in html
         assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;\\x1b[31m\\u202e" in html

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ def test_plain_beams_are_those_of_transformers(lm: LanguageModel) -> None:
     special = [i for i in lm.tokenizer.all_special_ids if i != codec.stop_id]
     model = language_model(Path(lm.tokenizer.name_or_path), perturb=False).dense("p")
     (found,) = beam_search(lm, model, prompt, rules, beams=4)
-    theirs = model.generate(
+    generate: Any = model.generate
+    theirs = generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         num_beams=4,
@@ -76,7 +78,8 @@ def test_plain_beams_are_those_of_transformers(lm: LanguageModel) -> None:
         pad_token_id=lm.tokenizer.pad_token_id,
         renormalize_logits=True,
     )
-    texts = [lm.tokenizer.decode(row[len(prompt) :]).split(".")[0].replace("<|endoftext|>", "") for row in theirs]
+    decoded = [str(lm.tokenizer.decode(row[len(prompt) :])) for row in theirs]
+    texts = [text.split(".")[0].replace("<|endoftext|>", "") for text in decoded]
     assert [one.rationale.text for one in found] == texts
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import itertools
+import math
 import re
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import yaml
@@ -20,6 +22,7 @@ from latent_cot.settings import load_config, to_dict
 from latent_cot.tasks import names
 from tests.cli.conftest import environment
 from tests.conftest import ROOT
+from tests.report.conftest import browser  # noqa: F401
 
 DOCS = ROOT / "docs"
 
@@ -60,7 +63,7 @@ def test_each_task_and_each_command_has_a_page(
     for command in COMMANDS:
         text = html.unescape((site / "cli" / f"{command}.html").read_text(encoding="utf-8"))
         assert main([command, "--help"]) == 0
-        options = re.findall(r"^[│|\s]*(--(?!help)[\w.-]+)", capsys.readouterr().out, re.MULTILINE)
+        options = re.findall(r"^[│|\s]*(--(?!help)[a-z][\w.-]*)", capsys.readouterr().out, re.MULTILINE)
         assert options
         missing = [option for option in options if f"<code>{option}" not in text]
         assert not missing, f"{command}: {missing}"
@@ -75,6 +78,23 @@ def test_formulas_are_mathml_and_lead_to_code(site: Path) -> None:
     links = {html.unescape(link) for link in re.findall(r'href="api/\w+\.html#([\w.]+)"', text)}
     assert names_of_code <= links
     assert text.count('<svg role="img"') == 2
+
+
+@pytest.mark.slow
+def test_it_opens_from_disk_and_can_be_searched(site: Path, browser: Any) -> None:  # noqa: F811
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request", lambda request: complaints.extend([] if request.url[:5] in ("file:", "data:") else [request.url])
+    )
+    page.goto((site / "method.html").as_uri())
+    page.keyboard.press("/")
+    page.keyboard.type("trajectory balance")
+    page.wait_for_selector(".md-search-result__item")
+    assert any("The method" in text for text in page.locator(".md-search-result__item").all_inner_texts())
+    assert not complaints
 
 
 @pytest.mark.slow
@@ -160,6 +180,12 @@ def test_the_worked_example_is_right() -> None:
         assert {move: Fraction(of) for move, of in moves.items()} == expected
 
     assert column(start, 1) == {state: reward[state] / prior[state] for state in ANSWER}
+    a = {state: math.log(of) for state, of in column(start, 1).items()}
+    assert {row[0].strip("$"): row[2].replace("−", "-") for row in start[1:]} == {s: f"{a[s]:.3f}" for s in a}
+    path = [a["s_0"], a["a"], a["ab"]]
+    subtb = sum((x - y) ** 2 for x, y in itertools.combinations(path, 2))
+    assert (DOCS / "worked-example.md").read_text(encoding="utf-8").count(f"= {subtb:.3f}") == 2
+
     rewards_after = {state: written(share, state) * answer[state] for state in ANSWER}
     assert column(m_step, 1) == rewards_after
     assert sum(rewards_after.values()) == Fraction(71, 96)

@@ -45,7 +45,7 @@ def test_what_is_left_goes_on_behind_the_question_and_one_step(lesson: Group, ru
     expected |= {(steps[k], ",".join(["", *steps[k + 1 :]])) for k in (1, 2)}
     found = set()
     for seed in range(40):
-        dropped = drop_history(lesson, codec, random.Random(seed))
+        dropped = drop_history(lesson, [], codec, random.Random(seed), strange=3)
         (rest,) = dropped.rationales
         kept = codec.decode(dropped.prompt[len(lesson.prompt) :])
         found.add((kept, rest.text if kept else rest.text.strip()))
@@ -59,9 +59,21 @@ def test_what_is_left_goes_on_behind_the_question_and_one_step(lesson: Group, ru
     assert found == expected
 
 
+def test_strange_steps_stand_where_the_dropped_ones_stood(lesson: Group, rules: ChainRules) -> None:
+    codec, other = rules.codec, encode_rationale(" 1 + 1 =, 2 + 2 =, 4 + 4 =", rules)
+    contexts = set()
+    for seed in range(200):
+        dropped = drop_history(lesson, [other], codec, random.Random(seed), strange=2)
+        contexts.add(codec.decode(dropped.prompt[len(lesson.prompt) :]))
+    strange = [" 2 + 2 = 4", " 4 + 4 = 8"]
+    for own in (" 14 - 3 = 11", " 11 + 8 = 19"):
+        assert {own, *(f"{a},{own}" for a in strange), *(f"{a},{b},{own}" for a in strange for b in strange)} <= contexts
+    assert len(contexts) == 1 + 2 * 7
+
+
 def test_a_chain_of_one_step_stays_as_it_is(rules: ChainRules) -> None:
     lesson = Group([1, 2], [encode_rationale(" 5 + 9 =", rules)])
-    assert drop_history(lesson, rules.codec, random.Random(0)) is lesson
+    assert drop_history(lesson, [], rules.codec, random.Random(0), strange=0) is lesson
 
 
 def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) -> None:
@@ -80,12 +92,20 @@ def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) 
 
 
 def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(lesson: Group, rules: ChainRules) -> None:
-    settings = {"history_dropout": 0.5, "gap_share": 0.5, "largest_gap": 5}
-    first, second = (
-        [vary(lesson, rules.codec, random.Random(3), **settings) for _ in range(2)]  # type: ignore[arg-type]
-    )
-    assert first == second
-    assert vary(lesson, rules.codec, random.Random(0), history_dropout=0, gap_share=0, largest_gap=5) is lesson
+    def varied(seed: int, share: float) -> Group:
+        return vary(
+            lesson,
+            lesson.rationales,
+            rules.codec,
+            random.Random(seed),
+            history_dropout=share,
+            strange_steps=2,
+            gap_share=share,
+            largest_gap=5,
+        )
+
+    assert varied(3, 1.0) == varied(3, 1.0) != varied(4, 1.0)
+    assert varied(0, 0.0) is lesson
 
 
 def test_gaps_change_positions_and_nothing_else(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:

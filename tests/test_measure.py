@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
     return language_model(tiny_model("llama"))
 
 
-def rules_of(lm: LanguageModel, characters: str = "ab=", **arguments: int) -> ChainRules:
+def rules_of(lm: LanguageModel, characters: str = "ab=", **arguments: Any) -> ChainRules:
     return ChainRules(
         TextCodec(lm.tokenizer, allowed_characters=characters), [CountTool()], **{"max_tokens": 3} | arguments
     )
@@ -61,7 +62,7 @@ def test_counts_are_those_of_sampling_one_by_one(lm: LanguageModel) -> None:
 def test_counting_at_a_temperature(lm: LanguageModel, temperature: float) -> None:
     rules = rules_of(lm)
     prompt, model = rules.codec.encode_prompt("Say: "), lm.dense("q")
-    settings = {"n": 2000, "temperature": temperature}
+    settings: dict[str, Any] = {"n": 2000, "temperature": temperature}
     (sampled,) = rollout(lm, model, [prompt], rules, generator=torch.Generator().manual_seed(0), **settings)
     counted = count_samples(lm, model, prompt, rules, generator=torch.Generator().manual_seed(0), **settings)
     best, times = Counter(sampled).most_common(1)[0]

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def rules_of(lm: LanguageModel, characters: str, tools: tuple[CountTool, ...] = 
 
 @pytest.mark.parametrize("tools", [(), (CountTool(),)])
 def test_each_text_counts_once(lm: LanguageModel, tools: tuple[CountTool, ...]) -> None:
-    """"12" is a token, and so are "1" and "2": of all ways to spell a text, a prefix's included, the tokenizer's has the
+    """A number of two digits is one token or two: of all ways to spell a text, a prefix's too, the tokenizer's has the
     reward."""
     rules = rules_of(lm, "12a=", tools)
     rationales = enumerate_rationales(rules)
@@ -147,7 +148,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
         )
     assert before > 0.9
     assert total_variation() < 0.04
-    assert float(log_z.detach()) == pytest.approx(math.log(7), abs=0.1)
+    assert float(log_z.detach()) == pytest.approx(math.log(7), abs=0.2)
     listed = log_probs_of_texts(lm, lm.dense("q"), query.policy_prompt, task.texts, rules)
     assert sum(map(math.exp, listed)) > 0.96
     (figures,) = diagnose(
@@ -208,7 +209,7 @@ def test_every_method_learns_from_it(tiny_model: Callable[[str], Path], method: 
     forward_kl = dataclasses.replace(CONFIG.forward_kl, rounds=1, steps=12, samples=16, learning_rate=1e-2)
     rejection = dataclasses.replace(CONFIG.rejection, rounds=1, trajectories=64, steps=12)
     rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
-    changes = {"rollout": rollout, "e_step": e_step, "ppo": policy, "grpo": policy, "rounds": 1}
+    changes: dict[str, Any] = {"rollout": rollout, "e_step": e_step, "ppo": policy, "grpo": policy, "rounds": 1}
     config = dataclasses.replace(CONFIG, **changes, forward_kl=forward_kl, rejection=rejection)
     config = with_method(config, method)
     loop = make(lm, dataclasses.replace(config, condition="x"), ShortTask())

@@ -262,7 +262,7 @@ def test_nucleus_sampling_draws_the_likeliest_tokens_only(tiny_model: Callable[[
     kept: list[int] = []
     while sum(float(share[k]) for k in kept) < 0.6:
         kept.append(order[len(kept)])
-    settings = {"n": n, "temperature": heat, "generator": torch.Generator().manual_seed(0)}
+    settings: dict[str, Any] = {"n": n, "temperature": heat, "generator": torch.Generator().manual_seed(0)}
     (sampled,) = fast.rollout(lm, lm.dense("p"), [prompt], rules, top_p=0.6, **settings)
     counts = Counter(rationale.tokens[0] for rationale in sampled)
     assert counts.keys() == {int(codec.actions[k]) for k in kept}

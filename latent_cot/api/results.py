@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from latent_cot.api import show
 from latent_cot.api.frames import data_frame
 from latent_cot.display import metric_text
+from latent_cot.errors import UsageError
 from latent_cot.types import Metric
 
 if TYPE_CHECKING:
@@ -55,17 +56,21 @@ class Results(Mapping[str, Any]):
     def _rounds(self) -> list[tuple[int, Figures]]:
         """Rounds and splits in their order; the file is sorted by name."""
         place = {split: k for k, split in enumerate(self._order)}
-        found = self["metrics" if self._metrics else "accuracy"]
-        return [
-            (
-                int(number),
-                {
-                    reasoner: dict(sorted(splits.items(), key=lambda item: place.get(item[0], len(place))))
-                    for reasoner, splits in found[number].items()
-                },
-            )
-            for number in sorted(found, key=int)
-        ]
+        kind = "metrics" if self._metrics else "accuracy"
+        try:
+            found = self[kind]
+            return [
+                (
+                    int(number),
+                    {
+                        reasoner: dict(sorted(splits.items(), key=lambda item: place.get(item[0], len(place))))
+                        for reasoner, splits in found[number].items()
+                    },
+                )
+                for number in sorted(found, key=int)
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"results.json: its part {kind!r} is not as a run writes it ({error!r})") from error
 
     @property
     def _columns(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:

@@ -12,8 +12,10 @@ from latent_cot.api import show
 from latent_cot.api.frames import data_frame
 from latent_cot.api.results import Evaluation, Results
 from latent_cot.config import RunConfig
+from latent_cot.display import printable
 from latent_cot.errors import UsageError
 from latent_cot.plots import Curve
+from latent_cot.run import RunFolder
 from latent_cot.splits import splits_of, sweep_of
 from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from latent_cot.api.training import Callback
     from latent_cot.lm import Adapter
     from latent_cot.loop import Loop
-    from latent_cot.session import Session
 
 
 def load(target: str | Path, *, task: str | None = None, trust_code: bool = False) -> Run:
@@ -39,18 +40,23 @@ def load(target: str | Path, *, task: str | None = None, trust_code: bool = Fals
 
     Raises UsageError.
     """
+    return Run(source_of(target, task, trust_code))
+
+
+def source_of(target: str | Path, task: str | None, trust_code: bool) -> reasoners.Source:
+    """See `load`. A run's `output_dir` is where it is now."""
     source = reasoners.find(str(target), task, trusted=trust_code)
-    if source.folder is not None:
-        source = replace(source, config=replace(source.config, output_dir=str(source.folder.path)))
-    return Run(source)
+    if source.folder is None:
+        return source
+    return replace(source, config=replace(source.config, output_dir=str(source.folder.path)))
 
 
 class Run:
     """What `load` and `train` return."""
 
-    def __init__(self, source: reasoners.Source) -> None:
+    def __init__(self, source: reasoners.Source, loop: Loop | None = None) -> None:
         self._source = source
-        self._loop: Loop | None = None
+        self._loop = loop
         self.task: Task = tasks.load(source.config.task)
         """The task: `run.task.split("5-operands", 10)` gives test questions."""
 
@@ -219,7 +225,7 @@ class Run:
     # -- how it looks --------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        return f"<{self._title}>"
+        return f"<{printable(self._title)}>"
 
     def _repr_html_(self) -> str:
         parts = [f"<div><b>{show.escaped(self._title)}</b></div>"]
@@ -256,10 +262,6 @@ class Run:
             self._loop = reasoners.load(self._source, shown, Console(stderr=True))
         return self._loop
 
-    def keep(self, session: Session) -> None:
-        """Take over the model of a session that has just trained this run, instead of loading it again."""
-        self._loop = reasoners.loop_of(session, self._source, reasoners.shown_data(self._source, self.task))
-
     def _example(self, question: str | Example, answer: str | None) -> Example:
         return question if isinstance(question, Example) else self.task.example(question, answer)
 
@@ -282,7 +284,7 @@ class Run:
         colour = sampler or self._adapters[0]
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour)
 
-    def _folder(self, what: str) -> Any:
+    def _folder(self, what: str) -> RunFolder:
         if self._source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self._source.folder

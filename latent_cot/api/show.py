@@ -1,7 +1,8 @@
 """How results look: HTML in a notebook, aligned text elsewhere. Whatever a model or a run folder says is escaped.
 
 Colours are translucent, so that they do on light and dark pages, and of two hues that a colour-blind person can tell
-apart: orange for what a reasoner found unlikely, blue for what a tool wrote and for shares.
+apart: orange for what a reasoner found unlikely, blue for what a tool wrote and for shares. `!important` wins against
+the rules that notebooks have for tables.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 STYLE = """<style>
 .lcot {font-size: 13px; line-height: 1.5; margin: .4em 0}
 .lcot table {border-collapse: collapse; margin: .3em 0; font-size: inherit}
-.lcot th {text-align: left; font-weight: 600; border-bottom: 1px solid rgba(128,128,128,.6)}
-.lcot th, .lcot td {padding: .15em .7em; background: none; vertical-align: top; text-align: left}
+.lcot th, .lcot td {padding: .15em .7em; background: none; vertical-align: top; text-align: left !important}
+.lcot th {font-weight: 600; border-bottom: 1px solid rgba(128,128,128,.6)}
 .lcot td {border-bottom: 1px solid rgba(128,128,128,.2)}
-.lcot .n {text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}
+.lcot .n {text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap}
 .lcot .chain {font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere}
 .lcot .tool {border: 1px solid rgba(0,114,178,.8); border-radius: 3px; background: rgba(0,114,178,.16);
  font-weight: normal}

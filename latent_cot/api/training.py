@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_cot.api.run import Run, load
+from latent_cot import reasoners
+from latent_cot.api.run import Run, load, source_of
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.paths import default_folder, with_absolute_paths
@@ -134,9 +135,8 @@ def _run(session: Session, folder: RunFolder, callbacks: Iterable[Callback], sho
                 on_unit=on_unit,
                 should_stop=lambda: stop or stopped_by() is not None,
             )
-    run = load(folder.path, trust_code=True)
-    run.keep(session)
-    return run
+    source = source_of(folder.path, None, trust_code=True)
+    return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 
 
 def _unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> Unit:

@@ -1,7 +1,8 @@
 """Decoding an untrained model: what a task's figures are worth without learning anything.
 
-The strategies are those that sentences are usually decoded by. All choose from the alphabet that q chooses from, stop where
-it may stop, and give as many rationales for a question; with `multiple` k they may spend k times as many chains on it.
+The strategies are those that sentences are usually decoded by. All choose from the alphabet that q chooses from, stop
+where it may stop, and give as many rationales for a question; with `multiple` k they may spend k times as many chains
+on it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Decoding(Loop):
         plain = c.strategy == "sample" and c.multiple == 1
         if not isinstance(self.task, MeasuredTask) and not plain:
             raise UsageError(
-                f"--decode.strategy {c.strategy}: the task {self.task.name} has right answers, and chains vote on them; "
+                f"--decode.strategy {c.strategy}: the task {self.task.name} has right answers, on which chains vote; "
                 "give --decode.strategy sample and --decode.multiple 1"
             )
         if self.rules.tools and c.strategy in ("beam", "diverse-beam"):

@@ -27,8 +27,8 @@ from latent_cot.types import Example, MeasuredTask
 
 
 class SFT(Loop):
-    """p learns from the demonstrations only, as tests ask for their rationales. The adapter q, which is not needed, holds
-    the best p so far.
+    """p learns from the demonstrations only, as tests ask for their rationales. The adapter q, which is not needed,
+    holds the best p so far.
 
     Where there are none, and the answer is one of a few candidates, p learns to tell it from the others right after the
     question, and answers so. Without validation questions there is no early stopping: the last p is kept.

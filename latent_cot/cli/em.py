@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from latent_cot.cli.fit import RunOptions, fit
+from latent_cot.cli.fit import RunOptions, run_tasks
 from latent_cot.cli.options import parse, value_of
 from latent_cot.config import EMConfig, RunConfig
 from latent_cot.errors import UsageError
@@ -29,11 +29,15 @@ class EMOptions(RunOptions):
 
 def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
+    return run_tasks(argv, _parsed, _to_yaml)
+
+
+def _parsed(argv: Sequence[str]) -> tuple[RunConfig, RunOptions]:
     base = load_config(value_of("--preset", argv), value_of("--config", argv), task=value_of("--task", argv))
     if base.method != "em":
         raise UsageError(f"--config: its method is {base.method}; use latent-cot fit")
     options = parse(EMOptions, argv, "em", EMOptions(config=EMConfig(**_own(base))))
-    return fit(replace(base, **_own(options.config)), options, argv, _to_yaml)
+    return replace(base, **_own(options.config)), options
 
 
 def _own(config: EMConfig) -> dict[str, Any]:

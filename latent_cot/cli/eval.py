@@ -19,7 +19,7 @@ from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.display import RATIONALE_HEADING, accuracy_table, marked, metrics_table, printable
 from latent_cot.errors import UsageError
 from latent_cot.splits import Split, splits_of, sweep_of
-from latent_cot.types import MeasuredTask, Task
+from latent_cot.types import DrawingTask, Measured, MeasuredTask, Task
 
 if TYPE_CHECKING:
     from latent_cot.config import EvaluationConfig
@@ -67,7 +67,8 @@ class EvalOptions:
     errors: Switch = False
     """Show what the wrong answers did wrong: each category with its share and an example."""
     plot: Path | None = None
-    """Draw the curves into this file: .svg, .pdf or .png. Needs matplotlib, the extra `plot`."""
+    """Draw the curves, or the task's own picture of the rationales, into this file: .svg, .pdf or .png. Needs
+    matplotlib, the extra `plot`."""
     trust_code: Switch = False
     """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
@@ -80,6 +81,8 @@ class _Report:
     decoding: dict[str, Any]
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Reasoner -> split -> `Accuracy.to_json()`, or metric -> `Figure.to_json()`."""
+    measured: dict[str, Sequence[Measured]] = field(default_factory=dict)
+    """`"q on test"` -> the rationales that the figures of a task without right answers are made of."""
     mistakes: dict[str, dict[str, Mistakes]] = field(default_factory=dict)
     """Reasoner -> split -> those of its wrong answers; empty unless asked for."""
 
@@ -101,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
     _check_for_task(options, task)
     sweeps = [sweep_of(task, pattern) for pattern in options.split]
     if options.plot is not None:
-        if not any(sweep.axes for sweep in sweeps):
+        if not isinstance(task, DrawingTask) and not any(sweep.axes for sweep in sweeps):
             raise UsageError(
                 f"--plot {options.plot}: nothing to draw; add a --split that names several splits, such as "
                 "--split operands=3..10 for arithmetic (the task's README says what it has)"
@@ -148,7 +151,11 @@ def run(argv: Sequence[str]) -> int:
         if options.errors:
             _print_errors(console, loop, report)
     if options.plot is not None:
-        plots.save_plot(options.plot, curves, report.results, printable(heading))
+        if isinstance(task, DrawingTask):
+            with plots.figure_in(options.plot, 8.0, 2.6 * len(report.measured)) as figure:
+                task.draw(figure, report.measured)
+        else:
+            plots.save_plot(options.plot, curves, report.results, printable(heading))
         console.print(Text(f"drawn: {printable(str(options.plot))}", style="dim"), soft_wrap=True)
     return 0
 
@@ -220,7 +227,8 @@ def _check_for_task(options: EvalOptions, task: Task) -> None:
         if options.samples is not None:
             raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
         return
-    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", options.plot is not None)):
+    curve = options.plot is not None and not isinstance(task, DrawingTask)
+    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
         if given:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
 
@@ -239,6 +247,7 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
     import torch
 
     from latent_cot.evaluate import Accuracy, Mistakes, answer_questions
+    from latent_cot.measure import figures
 
     total = len(names) * sum(len(split.examples) for split in report.splits.values())
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -247,7 +256,10 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
             of_reasoner = report.results.setdefault(name, {})
             for split_name, split in report.splits.items():
                 if isinstance(loop.task, MeasuredTask):
-                    of_reasoner[split_name] = _figures(loop, loop.task, name, split, report.decoding, options.seed)
+                    measured = _measured(loop, name, split, report.decoding, options.seed)
+                    report.measured[f"{name} on {split_name}"] = measured
+                    found = figures(loop.task, measured)
+                    of_reasoner[split_name] = {metric: figure.to_json() for metric, figure in found.items()}
                     progress.advance(bar, len(split.examples))
                     continue
                 right, mistakes = 0, Mistakes(loop.task)
@@ -273,12 +285,8 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
                     report.mistakes.setdefault(name, {})[split_name] = mistakes
 
 
-def _figures(
-    loop: Loop, task: MeasuredTask, reasoner: Adapter, split: Split, decoding: Mapping[str, Any], seed: int
-) -> dict[str, Any]:
-    """Metric -> its figure."""
-    from latent_cot.measure import figures
-
+def _measured(
+    loop: Loop, reasoner: Adapter, split: Split, decoding: Mapping[str, Any], seed: int
+) -> Sequence[Measured]:
     n, temperature = decoding["samples"], decoding["temperature"]
-    questions = loop.sample_tests(reasoner, split.examples, seed=seed, n=n, temperature=temperature)
-    return {metric: figure.to_json() for metric, figure in figures(task, questions).items()}
+    return loop.sample_tests(reasoner, split.examples, seed=seed, n=n, temperature=temperature)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from latent_cot import tracking
+from latent_cot.cli import mixture
 from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, value_of
 from latent_cot.config import RunConfig
 from latent_cot.display import Display, printable
@@ -66,9 +67,31 @@ class FitOptions(RunOptions):
 
 def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
+    return run_tasks(argv, _parsed, to_yaml)
+
+
+def _parsed(argv: Sequence[str]) -> tuple[RunConfig, RunOptions]:
     base = load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
     options = parse(FitOptions, argv, "fit", FitOptions(config=base))
-    return fit(options.config, options, argv, to_yaml)
+    return options.config, options
+
+
+def run_tasks(
+    argv: Sequence[str],
+    parsed: Callable[[Sequence[str]], tuple[RunConfig, RunOptions]],
+    to_text: Callable[[RunConfig], str],
+) -> int:
+    """The command with one task, or with several.
+
+    Args:
+        parsed: the configuration and the options of a command line with one task.
+        to_text: the YAML of --print-config.
+    """
+    names = mixture.tasks_named(argv)
+    if len(names) > 1:
+        return mixture.run([parsed(mixture.with_task(argv, name)) for name in names], to_text)
+    config, options = parsed(argv)
+    return fit(config, options, argv, to_text)
 
 
 def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Callable[[RunConfig], str]) -> int:
@@ -120,7 +143,8 @@ def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
             say(console, f"  latent-cot {_command(config)} --output-dir {quoted(path)} --resume{tracked}")
             return 128 + (number or signal.SIGINT)
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {path}. See also:")
-    say(console, f"  latent-cot eval {quoted(path)}")
+    for command in ("eval", "report"):
+        say(console, f"  latent-cot {command} {quoted(path)}")
     if options.json:
         print_json({"run": str(path), **results})
     return 0

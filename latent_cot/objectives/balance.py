@@ -198,9 +198,9 @@ def trajectory_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
 def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """Trajectory balance of every prefix: each may stop, so each is a complete trajectory. With a learned log Z(X).
 
-    For rewards that are nothing almost everywhere, such as 0 or 1. Of what is worth nothing only an upper bound is known
-    (`below_floor`), and `pooled_subtb` compares the few other states with their own mean: it pushes down what is not
-    valid, draws nothing up, and q comes to nothing. log Z(X), which begins at 0, draws them up.
+    For rewards that are nothing almost everywhere, such as 0 or 1. Of what is worth nothing only an upper bound is
+    known (`below_floor`), and `pooled_subtb` compares the few other states with their own mean: it pushes down what is
+    not valid, draws nothing up, and q comes to nothing. log Z(X), which begins at 0, draws them up.
 
     Result as for `pooled_subtb`.
     """

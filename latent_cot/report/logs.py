@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from latent_cot.baselines import METHODS
@@ -69,7 +70,7 @@ def facts(source: Source, task: Task, record: Mapping[str, Any], cost: Mapping[s
     tools = task.tools if config.rollout.tools is None else config.rollout.tools
     found = {
         "task": task.description,
-        "method": f"{method.description}" + (f"; here {sees}" if samples else ""),
+        "method": method.description + (f"; here {sees}" if samples else ""),
         "model": f"{config.model}, LoRA of rank {config.lora.rank}",
         "tools": ", ".join(tools) or "none",
         "data": f"{d.demonstrations} demonstrations, {d.pairs} question-answer pairs, {d.validation} for validation",
@@ -234,9 +235,8 @@ def _rationales(folder: RunFolder) -> Iterator[Json]:
 
 def logged(records: Iterable[Json]) -> list[Json]:
     """Rationales that were sampled while training, at the first, the middle and the last steps of each phase."""
-    key: Callable[[Json], tuple[int, str]] = lambda record: (record["round"], record["phase"])  # noqa: E731
     chosen: list[Json] = []
-    for _, group in groupby(records, key):
+    for _, group in groupby(records, itemgetter("round", "phase")):
         found = list(group)
         units = list(dict.fromkeys(record["unit"] for record in found))
         last = len(units) - 1

@@ -22,7 +22,11 @@ from latent_cot.run import finite
 
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 """Of `vendor/`, in the order in which they are loaded."""
-SCRIPTS = ("text.js", "scale.js", "charts.js", "overview.js", "chains.js", "explorer.js", "main.js")
+SCRIPTS = (
+    *("text.js", "scale.js", "charts.js"),
+    *("run.js", "accuracy.js", "metrics.js", "before.js", "training.js", "settings.js"),
+    *("weights.js", "chains.js", "tree.js", "explorer.js", "main.js"),
+)
 """Of `web/`. They are one script with one scope: each may use what the others declare."""
 
 _SLOT = re.compile(r"<!--slot:(\w+)-->")

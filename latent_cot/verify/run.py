@@ -47,8 +47,8 @@ class Case:
 
     @property
     def required(self) -> bool:
-        """Must it come within the limits? An objective that learns log Z(X), such as `tb`, has to find that first, and gets
-        no more steps than the others: its figures are reported only."""
+        """Must it come within the limits? An objective that learns log Z(X), such as `tb`, has to find that first, and
+        gets no more steps than the others: its figures are reported only."""
         return self.objective not in LEARNS_LOG_Z
 
 

@@ -1,7 +1,7 @@
 """How likely and how diverse the continuations of a prompt are.
 
-A continuation is scored with its full stop: log p(Z . | X), under the base model for every method. A model wrote the texts:
-of each at most `MAX_CHARACTERS` are looked at.
+A continuation is scored with its full stop: log p(Z . | X), under the base model for every method. A model wrote the
+texts: of each at most `MAX_CHARACTERS` are looked at.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ METRICS: Mapping[str, Metric] = {
         axis="x",
     ),
     "distinct": Metric("different continuations of a prompt, as a share of all", format="{:.3f}"),
-    "distinct-2": Metric("different pairs of neighbouring words of a prompt's continuations, likewise", format="{:.3f}"),
+    "distinct-2": Metric("different pairs of neighbouring words of them, as a share of all pairs", format="{:.3f}"),
     "words": Metric("words of a continuation", "neither", "{:.1f}"),
     "cut": Metric("share of continuations that reached the largest number of tokens", "lower", "{:.3f}"),
 }

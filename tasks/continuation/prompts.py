@@ -33,7 +33,8 @@ def build(text: str) -> Example:
 
 
 def read(source: str) -> list[Example]:
-    """Each distinct prompt of a source once, in its order; of the hub's documents, those that begin with plain sentences.
+    """Each distinct prompt of a source once, in its order; of the hub's documents, those that begin with plain
+    sentences, cut to these.
 
     Raises UsageError naming the line.
     """

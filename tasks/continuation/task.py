@@ -1,8 +1,8 @@
 """The continuation task: what `latent_cot.types.Task` and `MeasuredTask` ask for.
 
-X is the beginning of a text, Z the next sentence without its full stop, and Y the full stop, which is also the stop: the
-reward is p(Z . | X), tempered by `e_step.final_reward_temperature`. Sampling in proportion to p(Z . | X)^(1/T) is not what
-sampling each token at temperature T does: a likely sentence may begin with an unlikely word.
+X is the beginning of a text, Z the next sentence without its full stop, and Y the full stop, which is also the stop:
+the reward is p(Z . | X), tempered by `e_step.final_reward_temperature`. Sampling in proportion to p(Z . | X)^(1/T) is
+not what sampling each token at temperature T does: a likely sentence may begin with an unlikely word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from latent_cot.tasks.common import check_options
 from latent_cot.tasks.continuation import metrics, prompts
 from latent_cot.types import DataRequest, Example, Measured, Metric, Rationale, TaskData
 
-ABBREVIATIONS = frozenset("Mr Mrs Ms Dr St Sen Rep Gov Gen Prof Jr Sr Inc Ltd Co Corp No Vs vs etc".split())
+ABBREVIATIONS = frozenset(
+    ("Mr", "Mrs", "Ms", "Dr", "St", "Sen", "Rep", "Gov", "Gen", "Prof", "Jr", "Sr", "Inc", "Ltd", "Co", "Corp", "No")
+)
 
 
 class Continuation:
@@ -27,8 +29,8 @@ class Continuation:
     description = "the next sentence of a text, likely and diverse (section 4.1 of the paper)"
     tools: tuple[str, ...] = ()
     stop: str | None = "."
-    # No full stop, question or exclamation mark inside: they end a sentence. No quotation mark, bracket, newline or slash
-    # (a URL's), as in the paper's list of tokens.
+    # No full stop, question or exclamation mark inside: they end a sentence. No quotation mark, bracket, newline or
+    # slash (a URL's), as in the paper's list of tokens.
     allowed_characters: str | None = string.ascii_letters + string.digits + " ,'-"
     step_delimiter: str | None = None
     default_splits: tuple[str, ...] = ("test",)
@@ -45,8 +47,8 @@ class Continuation:
     def load(self, request: DataRequest) -> TaskData:
         """Prompts of `request.train_file`, a file or a data set of the hub, or the task's own few.
 
-        Raises UsageError for a bad source, for one with too few prompts, and at once, rather than after the training, if
-        the embeddings that `measure` needs are not installed.
+        Raises UsageError for a bad source, for one with too few prompts, and at once, rather than after the training,
+        if the embeddings that `measure` needs are not installed.
         """
         embeddings.require()
         check_options(self.name, request.options, ())

@@ -86,8 +86,8 @@ def _measure(question: Measured) -> dict[str, float]:
 def histogram(question: Measured, *, leading: bool = False) -> list[int]:
     """How many samples are each of the K numbers between the bounds, or begin with it; what is no number is left out.
 
-    The reference code counts such samples as a number of its own, one that a uniform distribution never gives; its KL is
-    then infinite.
+    The reference code counts such samples as a number of its own, one that a uniform distribution never gives; its KL
+    is then infinite.
     """
     low, high = question.example.meta["low"], question.example.meta["high"]
     counts: Counter[int | None] = Counter()
@@ -111,8 +111,8 @@ def tv_from_uniform(shares: Sequence[float]) -> float:
 
 
 def draw(figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
-    """A panel a reasoner: how often each number was sampled, and the uniform distribution with the interval in which 95 %
-    of so many uniform samples' bars would be."""
+    """A panel a reasoner: how often each number was sampled, and the uniform distribution, with the interval that 95 %
+    of the bars of so many uniform samples would be in."""
     panels = [(name, question) for name, questions in results.items() for question in questions]
     for axes, (name, question) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         counts, low = histogram(question), question.example.meta["low"]

@@ -38,8 +38,8 @@ class RandomNumbers:
     answer_given: bool = False
 
     def load(self, request: DataRequest) -> TaskData:
-        """The one question there is, its bounds the option `numbers` (`"0..100"`). Demonstrations and validation examples
-        have a number each, drawn uniformly."""
+        """The one question there is, its bounds the option `numbers` (`"0..100"`). Demonstrations and validation
+        examples have a number each, drawn uniformly."""
         check_options(self.name, request.options, ("numbers",))
         if request.train_file is not None:
             raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 import torch
 
 from latent_cot.baselines import METHODS
-from latent_cot.chain import ChainRules
 from latent_cot.config import DecodeConfig, RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.lm import LanguageModel
@@ -42,11 +42,12 @@ def decode(lm: LanguageModel, **decode: Any) -> tuple[Loop, list[list[Sample]]]:
     return loop, [list(one.samples) for one in loop.sample_tests("p", loop.tests["test"], seed=3)]
 
 
-def log_prob(loop: Loop, question: int, sample: Sample, rules: ChainRules) -> float:
-    """Under the model that is decoded, over the allowed alphabet."""
+@functools.cache
+def likelihoods(loop: Loop, question: int) -> dict[tuple[int, ...], float]:
+    """Of every chain, under the model that is decoded, over the allowed alphabet."""
     prompt = loop.test_prompt("p", loop.tests["test"][question])
-    chains = oracle.enumerate_chains(loop.lm.dense("p"), prompt, dataclasses.replace(rules, tools=()))
-    return next(float(p) for tokens, p in chains if tokens == sample.rationale.tokens)
+    chains = oracle.enumerate_chains(loop.lm.dense("p"), prompt, loop.test_rules)
+    return {tokens: float(log_prob) for tokens, log_prob in chains}
 
 
 @pytest.mark.parametrize("strategy", ["sample", "nucleus", "beam", "diverse-beam"])
@@ -62,8 +63,7 @@ def test_more_chains_give_likelier_rationales(lm: LanguageModel, strategy: str) 
     likelihood = []
     for multiple in (1, 4):
         loop, found = decode(lm, strategy=strategy, multiple=multiple)
-        rules = loop.test_rules
-        values = [log_prob(loop, q, sample, rules) for q, of_one in enumerate(found) for sample in of_one]
+        values = [likelihoods(loop, q)[s.rationale.tokens] for q, of_one in enumerate(found) for s in of_one]
         likelihood.append(sum(values) / len(values))
         assert all(sum(sample.count for sample in of_one) <= 4 for of_one in found)
         if multiple > 1 and strategy in ("sample", "nucleus"):
@@ -74,10 +74,9 @@ def test_more_chains_give_likelier_rationales(lm: LanguageModel, strategy: str) 
 def test_the_beam_finds_the_likeliest_of_all(lm: LanguageModel) -> None:
     loop, found = decode(lm, strategy="beam", multiple=100)
     for question, of_one in enumerate(found):
-        prompt = loop.test_prompt("p", loop.tests["test"][question])
-        everything = oracle.enumerate_chains(loop.lm.dense("p"), prompt, loop.test_rules)
-        best = sorted(everything, key=lambda one: -one[1])[:4]
-        assert [sample.rationale.tokens for sample in of_one] == [tokens for tokens, _ in best]
+        everything = likelihoods(loop, question)
+        best = sorted(everything, key=lambda tokens: -everything[tokens])[:4]
+        assert [sample.rationale.tokens for sample in of_one] == best
 
 
 def test_sampling_is_that_of_any_reasoner(lm: LanguageModel) -> None:

@@ -141,32 +141,41 @@ def folder(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+def task_of(run: str) -> str:
+    """The task of a run folder that the documentation names: that of the command that makes it, or the one in its name."""
+    for command in documented():
+        words = shlex.split(command)
+        if "--task" in words and words[-2:] == ["--output-dir", run]:
+            return words[words.index("--task") + 1]
+    return next((task for task in tasks.names() if run.startswith(f"runs/{task}")), "arithmetic")
+
+
 @pytest.fixture(scope="session")
-def run_called(finished: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A run folder's name, `TASK...` or any other -> a finished run of this task, or of arithmetic."""
+def run_of(finished: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Task -> a finished run of it."""
 
     @functools.cache
-    def run_of(task: str) -> Path:
+    def make(task: str) -> Path:
         if task == "arithmetic":
             return finished
-        run = tmp_path_factory.mktemp(task) / "run"
+        run = tmp_path_factory.mktemp("other") / "run"
         AcceleratorState._reset_state(reset_partial_state=True)
         smoke = ["fit", "--method", "gflownet", "--task", task, *SMOKE[3:], "--model", str(tiny_model_dir)]
         assert main([*smoke, "--output-dir", str(run)]) == 0
         return run
 
-    return lambda name: run_of(next((task for task in tasks.names() if name.startswith(task)), "arithmetic"))
+    return make
 
 
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_works(
-    command: str, cli: Cli, folder: Path, tiny_model_dir: Path, run_called: Callable[[str], Path]
+    command: str, cli: Cli, folder: Path, tiny_model_dir: Path, run_of: Callable[[str], Path]
 ) -> None:
     command, _, target = command.partition(" > ")
     arguments = [str(tiny_model_dir) if word == "smollm2-135m" else word for word in shlex.split(command)[1:]]
     for word in arguments[1:]:
         if word.startswith("runs/") and not Path(word).exists() and "--output-dir" not in arguments:
-            shutil.copytree(run_called(word.removeprefix("runs/")), word)
+            shutil.copytree(run_of(task_of(word)), word)
     if arguments[0] == "verify":
         pytest.skip("its quick form is run by tests/test_verify.py; in full it takes minutes")
     if arguments[0] == "eval":

@@ -30,7 +30,8 @@ def enumerate_chains(
     model: PreTrainedModel, prompt: Sequence[int], rules: ChainRules
 ) -> list[tuple[Chain, torch.Tensor]]:
     """Every chain and its log-probability, the stop included where it is not cut."""
-    found, going = [], [((), torch.tensor(0.0))]
+    found: list[tuple[Chain, torch.Tensor]] = []
+    going: list[tuple[Chain, torch.Tensor]] = [((), torch.tensor(0.0))]
     while going:
         tokens, before = going.pop()
         if len(tokens) == rules.max_tokens:
@@ -61,7 +62,7 @@ def search(
                 for token, p in next_log_probs(model, prompt, tokens, rules).items()
             ]
             candidates.sort(key=lambda one: -one[0])
-            going = []
+            going: list[tuple[Chain, float]] = []
             for rank, (_, tokens, token, log_prob) in enumerate(candidates[: 2 * width]):
                 if len(going) == width:
                     break

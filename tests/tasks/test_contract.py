@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,11 @@ from latent_cot.types import (
     DataRequest,
     DiagnosingTask,
     Example,
+    ListingTask,
     Measured,
     MeasuredTask,
     Rationale,
+    RewardingTask,
     Sample,
     SweepableTask,
     Task,
@@ -25,6 +28,9 @@ from latent_cot.types import (
 SMALL = DataRequest(demonstrations=10, pairs=40, validation=20, seed=3)
 FEW = {"infilling": DataRequest(demonstrations=4, pairs=8, validation=3, seed=3)}
 """For tasks that have only so many examples without a file of the user's."""
+ONE_QUESTION = {"random_numbers"}
+"""Tasks whose examples are all the same question, which has no answer: one pair is all pairs, and nothing of it could be
+known by heart."""
 GENERATED = {"arithmetic", "parity"}
 """Tasks that make their questions themselves: they need no files, and have as many as they like."""
 
@@ -62,8 +68,8 @@ def test_describes_itself(task: Task) -> None:
     assert all(isinstance(name, str) for name in (*task.tools, *task.default_splits))
 
 
-def test_gives_what_is_asked_for(data: TaskData, small: DataRequest) -> None:
-    assert len(data.pairs) == small.pairs
+def test_gives_what_is_asked_for(task: Task, data: TaskData, small: DataRequest) -> None:
+    assert len(data.pairs) == (1 if task.name in ONE_QUESTION else small.pairs)
     assert len(data.validation) == small.validation
     assert len(data.demonstrations) in (0, small.demonstrations)  # 0: a task without rationales
     assert all(example.z is not None for example in data.demonstrations)
@@ -73,8 +79,8 @@ def test_gives_what_is_asked_for(data: TaskData, small: DataRequest) -> None:
 def test_texts_join_without_stray_spaces(task: Task, data: TaskData) -> None:
     for example in everything(data):
         assert example.x == example.x.rstrip()
-        assert example.y
-        assert not example.y[0].isalnum()
+        assert example.y or isinstance(task, RewardingTask)
+        assert not (example.y or ".")[0].isalnum()
         assert example.z is None or example.z.startswith(" ")
         prompt = task.posterior_prompt(example)
         assert prompt == prompt.rstrip()
@@ -135,13 +141,14 @@ def test_example_refuses_what_is_no_question(task: Task) -> None:
 def test_load_depends_on_the_seed_alone(task: Task, small: DataRequest, data: TaskData) -> None:
     assert task.load(small) == data
     other = task.load(replace(small, seed=4))
-    assert [e.question for e in other.pairs] != [e.question for e in data.pairs]
+    assert [(e.question, e.z) for e in everything(other)] != [(e.question, e.z) for e in everything(data)]
 
 
-def test_training_validation_and_tests_are_apart(data: TaskData, splits: dict[str, list[Example]]) -> None:
+def test_training_validation_and_tests_are_apart(task: Task, data: TaskData, splits: dict[str, list[Example]]) -> None:
     training = (*data.demonstrations, *data.pairs)
-    assert repeats(everything(data)) == 0
-    assert drop_seen(list(data.validation), training)[1] == 0
+    if task.name not in ONE_QUESTION:
+        assert repeats(everything(data)) == 0
+        assert drop_seen(list(data.validation), training)[1] == 0
     for split in splits.values():
         assert drop_seen(split, (*training, *data.validation))[1] == 0
 
@@ -185,6 +192,25 @@ def test_mistakes_are_among_those_declared(task: Task, splits: dict[str, list[Ex
     empty = Rationale((), (), (True,), "")
     for split in splits.values():
         assert task.mistake(split[0], empty) in {*task.mistakes, None}
+
+
+def test_its_own_reward_is_that_of_a_text(task: Task, data: TaskData) -> None:
+    if not isinstance(task, RewardingTask):
+        pytest.skip("its reward is p(X Z Y)")
+    for example in data.demonstrations:
+        assert -math.inf < task.log_reward(example, example.z or "") < math.inf
+    for text in ("", " ", "\x00", "\ud800", "7" * 100_000, " __import__('os')"):
+        assert task.log_reward(data.pairs[0], text) < math.inf
+
+
+def test_listed_texts_are_all_that_is_worth_anything(task: Task, data: TaskData) -> None:
+    if not isinstance(task, ListingTask):
+        pytest.skip("it lists none")
+    assert isinstance(task, RewardingTask)
+    texts = task.texts(data.pairs[0])
+    assert len(set(texts)) == len(texts) > 1
+    assert all(task.log_reward(data.pairs[0], text) > -math.inf for text in texts)
+    assert {example.z for example in data.demonstrations} <= set(texts)
 
 
 def test_a_task_of_figures_measures_what_it_names(task: Task, splits: dict[str, list[Example]]) -> None:

@@ -11,8 +11,14 @@ function seriesOf(runs, reasonersOf) {
   runs.forEach((run, r) => {
     for (const reasoner of reasonersOf(run)) {
       const kind = runs.length > 1 ? r : reasoner === "q" ? 0 : 1;
-      found.push({ run, reasoner, label: runs.length > 1 ? `${run.name}, ${reasoner}` : reasoner,
-        colour: COLOURS[kind % COLOURS.length], symbol: SYMBOLS[(reasoner === "q" ? 0 : 1) + (runs.length > 1 ? 2 * (r % 2) : 0)], dash: DASHES[reasoner] ?? null });
+      found.push({
+        run,
+        reasoner,
+        label: runs.length > 1 ? `${run.name}, ${reasoner}` : reasoner,
+        colour: COLOURS[kind % COLOURS.length],
+        symbol: SYMBOLS[(reasoner === "q" ? 0 : 1) + (runs.length > 1 ? 2 * (r % 2) : 0)],
+        dash: DASHES[reasoner] ?? null,
+      });
     }
   });
   return found;
@@ -25,13 +31,32 @@ function seriesLegend(series) {
 
 function sampleOf({ colour, symbol, dash }) {
   const svg = d3.create("svg").attr("width", 34).attr("height", 14).attr("aria-hidden", "true");
-  svg.append("line").attr("x1", 1).attr("x2", 33).attr("y1", 7).attr("y2", 7).attr("stroke", colour).attr("stroke-width", 2).attr("stroke-dasharray", dash);
-  if (symbol) svg.append("path").attr("transform", "translate(17,7)").attr("d", d3.symbol(symbolType(symbol), 44)()).attr("fill", colour);
+  svg
+    .append("line")
+    .attr("x1", 1)
+    .attr("x2", 33)
+    .attr("y1", 7)
+    .attr("y2", 7)
+    .attr("stroke", colour)
+    .attr("stroke-width", 2)
+    .attr("stroke-dasharray", dash);
+  if (symbol)
+    svg
+      .append("path")
+      .attr("transform", "translate(17,7)")
+      .attr("d", d3.symbol(symbolType(symbol), 44)())
+      .attr("fill", colour);
   return svg.node();
 }
 
 function symbolType(name) {
-  return { circle: d3.symbolCircle, square: d3.symbolSquare, triangle: d3.symbolTriangle, diamond: d3.symbolDiamond2, star: d3.symbolStar }[name];
+  return {
+    circle: d3.symbolCircle,
+    square: d3.symbolSquare,
+    triangle: d3.symbolTriangle,
+    diamond: d3.symbolDiamond2,
+    star: d3.symbolStar,
+  }[name];
 }
 
 // Charts are drawn when they come into view, and again when their width has changed.
@@ -42,14 +67,17 @@ const widths = new ResizeObserver((entries) => {
     if (width > 0 && target.dataset.width !== String(width) && target.dataset.seen) draw(target, width);
   }
 });
-const seen = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) continue;
-    target.dataset.seen = "yes";
-    seen.unobserve(target);
-    draw(target, Math.round(target.clientWidth));
-  }
-}, { rootMargin: "600px" });
+const seen = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      target.dataset.seen = "yes";
+      seen.unobserve(target);
+      draw(target, Math.round(target.clientWidth));
+    }
+  },
+  { rootMargin: "600px" },
+);
 
 function draw(target, width) {
   target.dataset.width = String(width);
@@ -59,12 +87,27 @@ function draw(target, width) {
 /** A figure whose chart `options(width)` (those of Plot.plot) describes. */
 function chart(title, description, options) {
   const canvas = el("div.canvas");
-  drawers.set(canvas, (width) => Plot.plot({ width, height: 220, marginLeft: 46, marginBottom: 34, marginTop: 12, marginRight: 14,
-    style: { fontSize: "12px", fontFamily: "inherit", background: "none", overflow: "visible" },
-    ariaLabel: `${title}. ${description ?? ""}`, ...options(width) }));
+  drawers.set(canvas, (width) =>
+    Plot.plot({
+      width,
+      height: 220,
+      marginLeft: 46,
+      marginBottom: 34,
+      marginTop: 12,
+      marginRight: 14,
+      style: { fontSize: "12px", fontFamily: "inherit", background: "none", overflow: "visible" },
+      ariaLabel: `${title}. ${description ?? ""}`,
+      ...options(width),
+    }),
+  );
   widths.observe(canvas);
   seen.observe(canvas);
-  return el("figure.chart", {}, el("figcaption", {}, el("strong", {}, title), description ? el("span.note", {}, ` ${description}`) : null), canvas);
+  return el(
+    "figure.chart",
+    {},
+    el("figcaption", {}, el("strong", {}, title), description ? el("span.note", {}, ` ${description}`) : null),
+    canvas,
+  );
 }
 
 /** Marks of accuracies with intervals, dodged by series: rows have x, share, interval, series, title. */
@@ -74,9 +117,31 @@ function intervalMarks(rows, series, step = 0.07) {
   return series.flatMap((one) => {
     const own = rows.filter((row) => row.series === one);
     return [
-      Plot.ruleX(own, { x, y1: (row) => 100 * row.interval[0], y2: (row) => 100 * row.interval[1], stroke: one.colour, strokeWidth: 1.5, strokeOpacity: 0.55 }),
-      Plot.line(own, { x, y: (row) => 100 * row.share, z: (row) => row.line ?? "", stroke: one.colour, strokeWidth: 2, strokeDasharray: one.dash }),
-      Plot.dot(own, { x, y: (row) => 100 * row.share, fill: one.colour, symbol: one.symbol ?? "circle", r: 4, stroke: "var(--card)", strokeWidth: 1 }),
+      Plot.ruleX(own, {
+        x,
+        y1: (row) => 100 * row.interval[0],
+        y2: (row) => 100 * row.interval[1],
+        stroke: one.colour,
+        strokeWidth: 1.5,
+        strokeOpacity: 0.55,
+      }),
+      Plot.line(own, {
+        x,
+        y: (row) => 100 * row.share,
+        z: (row) => row.line ?? "",
+        stroke: one.colour,
+        strokeWidth: 2,
+        strokeDasharray: one.dash,
+      }),
+      Plot.dot(own, {
+        x,
+        y: (row) => 100 * row.share,
+        fill: one.colour,
+        symbol: one.symbol ?? "circle",
+        r: 4,
+        stroke: "var(--card)",
+        strokeWidth: 1,
+      }),
       Plot.tip(own, Plot.pointer({ x, y: (row) => 100 * row.share, title: "title", maxRadius: 24 })),
     ];
   });

@@ -6,7 +6,12 @@ const QUESTIONS_AT_ONCE = 150;
 function showRationales(report, section, tooltip) {
   const runs = report.runs.filter((run) => run.samples?.questions.length);
   if (!runs.length) {
-    section.append(empty("No rationales were sampled", "This report was made from the logs alone. Make it without --no-model to see, token by token, how the run's chains come about."));
+    section.append(
+      empty(
+        "No rationales were sampled",
+        "This report was made from the logs alone. Make it without --no-model to see, token by token, how the run's chains come about.",
+      ),
+    );
     return null;
   }
   return new Explorer(runs, section, tooltip);
@@ -20,20 +25,64 @@ class Explorer {
     this.state = { search: "", split: "", outcome: "all", colour: "q", view: "chains" };
     this.entries = entriesOf(runs);
     this.selected = this.entries[0];
+    this.usesTools = runs.some((run) => run.samples.questions.some((question) => question.calls.length));
     this.layout(section);
     this.filter();
   }
 
   layout(section) {
     const reasoner = this.runs[0].samples.reasoner;
-    const graded = this.entries.some((entry) => [...entry.by.values()].some((question) => question.chains.some((chain) => chain.right !== null)));
+    const graded = this.entries.some((entry) =>
+      [...entry.by.values()].some((question) => question.chains.some((chain) => chain.right !== null)),
+    );
     const splits = [...new Set(this.entries.map((entry) => entry.split))];
-    this.search = el("input", { type: "search", placeholder: "Search questions and chains", "aria-label": "Search questions and chains", title: "Key: /", oninput: () => this.set("search", this.search.value.trim().toLowerCase()) });
-    this.split = el("select", { "aria-label": "Split", onchange: () => this.set("split", this.split.value) }, el("option", { value: "" }, "all splits"), splits.map((split) => el("option", { value: split }, printable(split))));
-    this.outcome = segmented("chains", [["all", "all", "w"], ["right", "✓ right", "w"], ["wrong", "✗ wrong", "w"]], "all", (value) => this.set("outcome", value));
-    this.colour = segmented("colour", [["q", `log ${reasoner}`, "q"], ["p", "log p", "p"]], "q", (value) => this.set("colour", value));
-    this.view = segmented("view", [["chains", "list", "t"], ["tree", "tree", "t"]], "chains", (value) => this.set("view", value));
-    this.list = el("div.questions", { role: "listbox", "aria-label": "Questions", tabindex: "0", onkeydown: (event) => this.listKey(event) });
+    this.search = el("input", {
+      type: "search",
+      placeholder: "Search questions and chains",
+      "aria-label": "Search questions and chains",
+      title: "Key: /",
+      oninput: () => this.set("search", this.search.value.trim().toLowerCase()),
+    });
+    this.split = el(
+      "select",
+      { "aria-label": "Split", onchange: () => this.set("split", this.split.value) },
+      el("option", { value: "" }, "all splits"),
+      splits.map((split) => el("option", { value: split }, printable(split))),
+    );
+    this.outcome = segmented(
+      "chains",
+      [
+        ["all", "all", "w"],
+        ["right", "✓ right", "w"],
+        ["wrong", "✗ wrong", "w"],
+      ],
+      "all",
+      (value) => this.set("outcome", value),
+    );
+    this.colour = segmented(
+      "colour",
+      [
+        ["q", `log ${reasoner}`, "q"],
+        ["p", "log p", "p"],
+      ],
+      "q",
+      (value) => this.set("colour", value),
+    );
+    this.view = segmented(
+      "view",
+      [
+        ["chains", "list", "t"],
+        ["tree", "tree", "t"],
+      ],
+      "chains",
+      (value) => this.set("view", value),
+    );
+    this.list = el("div.questions", {
+      role: "listbox",
+      "aria-label": "Questions",
+      tabindex: "0",
+      onkeydown: (event) => this.listKey(event),
+    });
     this.count = el("p.note.count", { role: "status" });
     this.panes = el("div.panes");
     this.legend = el("div.legends");
@@ -41,29 +90,52 @@ class Explorer {
     const kinds = new Set(this.runs.map((run) => run.samples.reasoner));
     section.append(
       el("p", {}, this.introduction()),
-      el("div.toolbar", {}, this.search, this.split, graded ? this.outcome.element : null, kinds.has("q") ? this.colour.element : null, this.view.element,
+      el(
+        "div.toolbar",
+        {},
+        this.search,
+        this.split,
+        graded ? this.outcome.element : null,
+        kinds.has("q") ? this.colour.element : null,
+        this.view.element,
         this.runs.length > 1 ? this.runPickers() : null,
-        el("button", { type: "button", onclick: () => this.help.showModal() }, "? keys"), this.help),
+        el("button", { type: "button", onclick: () => this.help.showModal() }, "? keys"),
+        this.help,
+      ),
       this.legend,
-      el("div.explorer", {}, el("div.side", {}, this.count, this.list), this.panes));
+      el("div.explorer", {}, el("div.side", {}, this.count, this.list), this.panes),
+    );
     this.more = el("span"); // at the list's end: when it comes into view, the list grows
-    new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.growList(), { root: this.list }).observe(this.more);
+    new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && this.growList(), { root: this.list }).observe(
+      this.more,
+    );
     this.tooltip.follow(this.panes, (element) => this.describe(element));
     this.panes.addEventListener("keydown", (event) => this.tokenKey(event));
   }
 
   introduction() {
     const { samples } = this.runs[0];
-    return `${samples.n} rationales a question, sampled from ${samples.reasoner}${samples.sees_answer ? " (which sees the answer)" : ""} at temperature ${samples.temperature}, on questions kept out of training. `
-      + `Sorted by posterior weight: R ÷ the sum of R over the distinct chains, with log R = ${samples.own_reward ? "the task's own log-reward" : "log p(Z Y | X)"} in nats. Hover, tap or tab to a token for its figures.`;
+    return (
+      `${samples.n} rationales a question, sampled from ${samples.reasoner}${samples.sees_answer ? " (which sees the answer)" : ""} at temperature ${samples.temperature}, on questions kept out of training. ` +
+      `Sorted by posterior weight: R ÷ the sum of R over the distinct chains, with log R = ${samples.own_reward ? "the task's own log-reward" : "log p(Z Y | X)"} in nats. Hover, tap or tab to a token for its figures.`
+    );
   }
 
   /** Which two runs are shown. */
   runPickers() {
-    const pickers = ["left", "right"].map((side, k) => el("select", { "aria-label": `Run on the ${side}`, onchange: () => {
-      this.shown = pickers.map((one) => this.runs[Number(one.value)]);
-      this.filter();
-    } }, this.runs.map((run, r) => el("option", { value: r, selected: r === k }, printable(run.name)))));
+    const pickers = ["left", "right"].map((side, k) =>
+      el(
+        "select",
+        {
+          "aria-label": `Run on the ${side}`,
+          onchange: () => {
+            this.shown = pickers.map((one) => this.runs[Number(one.value)]);
+            this.filter();
+          },
+        },
+        this.runs.map((run, r) => el("option", { value: r, selected: r === k }, printable(run.name))),
+      ),
+    );
     return pickers;
   }
 
@@ -84,11 +156,17 @@ class Explorer {
 
   filter() {
     const { split } = this.state;
-    this.visible = this.entries.filter((entry) => (!split || entry.split === split) && this.shown.some((run) => {
-      const question = entry.by.get(run);
-      return question && weigh(question, run.samples).chains.some((chain) => this.passes(chain, entry));
-    }));
-    const chains = d3.sum(this.visible, (entry) => d3.sum(this.shown, (run) => entry.by.get(run)?.chains.filter((chain) => this.passes(chain, entry)).length ?? 0));
+    this.visible = this.entries.filter(
+      (entry) =>
+        (!split || entry.split === split) &&
+        this.shown.some((run) => {
+          const question = entry.by.get(run);
+          return question && weigh(question, run.samples).chains.some((chain) => this.passes(chain, entry));
+        }),
+    );
+    const chains = d3.sum(this.visible, (entry) =>
+      d3.sum(this.shown, (run) => entry.by.get(run)?.chains.filter((chain) => this.passes(chain, entry)).length ?? 0),
+    );
     this.count.textContent = `${plural(this.visible.length, "question")}, ${plural(chains, "chain")}`;
     this.list.replaceChildren(this.more);
     this.rendered = 0;
@@ -106,16 +184,28 @@ class Explorer {
   }
 
   listItem(entry) {
-    const parts = this.shown.filter((run) => entry.by.has(run)).map((run) => {
-      const { figures } = weigh(entry.by.get(run), run.samples);
-      if (figures.right === null) return el("span.note", {}, `${figures.distinct} distinct`);
-      const share = figures.right / run.samples.n;
-      const bar = el("span.bar", { "aria-hidden": "true" });
-      bar.style.setProperty("--share", String(share));
-      return el("span.score", { title: `${figures.right} of ${run.samples.n} right` }, bar, `${figures.right}/${run.samples.n}`);
-    });
-    entry.item = el("div.question-item", { role: "option", id: `question-${entry.id}`, "aria-selected": "false", onclick: () => this.select(entry) },
-      el("code", {}, printable(entry.question)), el("span.tag", {}, printable(entry.split)), el("span.scores", {}, parts));
+    const parts = this.shown
+      .filter((run) => entry.by.has(run))
+      .map((run) => {
+        const { figures } = weigh(entry.by.get(run), run.samples);
+        if (figures.right === null) return el("span.note", {}, `${figures.distinct} distinct`);
+        const share = figures.right / run.samples.n;
+        const bar = el("span.bar", { "aria-hidden": "true" });
+        bar.style.setProperty("--share", String(share));
+        return el(
+          "span.score",
+          { title: `${figures.right} of ${run.samples.n} right` },
+          bar,
+          `${figures.right}/${run.samples.n}`,
+        );
+      });
+    entry.item = el(
+      "div.question-item",
+      { role: "option", id: `question-${entry.id}`, "aria-selected": "false", onclick: () => this.select(entry) },
+      el("code", {}, printable(entry.question)),
+      el("span.tag", {}, printable(entry.split)),
+      el("span.scores", {}, parts),
+    );
     return entry.item;
   }
 
@@ -162,7 +252,9 @@ class Explorer {
     const entry = this.selected;
     this.legend.replaceChildren(this.legendElement());
     if (!entry) {
-      this.panes.replaceChildren(empty("Nothing matches", "No chain passes the filters; clear the search, or show all chains."));
+      this.panes.replaceChildren(
+        empty("Nothing matches", "No chain passes the filters; clear the search, or show all chains."),
+      );
       return;
     }
     this.panes.replaceChildren(...this.shown.map((run) => this.pane(run, entry)));
@@ -172,14 +264,30 @@ class Explorer {
     const name = this.state.colour === "q" ? this.shown[0].samples.reasoner : "p";
     const mark = el("span.state", { "aria-hidden": "true" });
     mark.style.setProperty("--stop", "0.6");
-    return el("div.legend-rows", {}, scaleLegend(name),
-      el("div.legend", {}, el("span.legend-item", {}, el("span.tool", {}, "12"), "written by a tool"), el("span.legend-item", {}, mark, "may stop here; filled: how likely it does"), el("span.legend-item", {}, el("span.end", {}, "⊤"), "the stop")));
+    return el(
+      "div.legend-rows",
+      {},
+      scaleLegend(name),
+      el(
+        "div.legend",
+        {},
+        this.usesTools ? el("span.legend-item", {}, el("span.tool", {}, "12"), "written by a tool") : null,
+        el("span.legend-item", {}, mark, "may stop here; filled: how likely it does"),
+        el("span.legend-item", {}, el("span.end", {}, "⊤"), "the stop"),
+      ),
+    );
   }
 
   pane(run, entry) {
     const name = this.runs.length > 1 ? el("h4", {}, printable(run.name)) : null;
     const question = entry.by.get(run);
-    if (!question) return el("article.card.pane", {}, name, empty("Not sampled", "This run's report has no rationales for the question."));
+    if (!question)
+      return el(
+        "article.card.pane",
+        {},
+        name,
+        empty("Not sampled", "This run's report has no rationales for the question."),
+      );
     const { samples } = run;
     const { figures } = weigh(question, samples);
     const chains = question.chains.filter((chain) => this.passes(chain, entry));
@@ -190,9 +298,24 @@ class Explorer {
       ["bound", figures.bound === null ? null : fixed(figures.bound)],
       ["ESS", figures.ess === null ? null : percent(figures.ess)],
     ].filter(([, value]) => value !== null);
-    const head = el("header.pane-head", {}, name,
-      el("p.prompt", {}, el("code", {}, printable(question.prompt)), question.answer === null ? null : el("span.note", {}, `  right answer: ${printable(question.answer)}`)),
-      el("dl.figures", {}, numbers.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value)))));
+    const head = el(
+      "header.pane-head",
+      {},
+      name,
+      el(
+        "p.prompt",
+        {},
+        el("code", {}, printable(question.prompt)),
+        question.answer === null
+          ? null
+          : el("span.note", {}, `  ${figures.right === null ? "Y" : "right answer"}: ${printable(question.answer)}`),
+      ),
+      el(
+        "dl.figures",
+        {},
+        numbers.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))),
+      ),
+    );
     const pane = el("article.card.pane", {}, head);
     pane.question = question;
     pane.samples = samples;
@@ -208,7 +331,9 @@ class Explorer {
     const more = el("button.more", { type: "button", onclick: () => grow() });
     let done = 0;
     function grow() {
-      list.append(...chains.slice(done, done + CHAINS_AT_ONCE).map((chain) => chainElement(question, samples, chain, colour)));
+      list.append(
+        ...chains.slice(done, done + CHAINS_AT_ONCE).map((chain) => chainElement(question, samples, chain, colour)),
+      );
       done = Math.min(chains.length, done + CHAINS_AT_ONCE);
       more.textContent = `show ${Math.min(CHAINS_AT_ONCE, chains.length - done)} more of ${chains.length - done}`;
       more.hidden = done >= chains.length;
@@ -231,10 +356,11 @@ class Explorer {
     const chain = token.parentElement;
     const tokens = [...chain.querySelectorAll("[data-node]")];
     const rows = [...token.closest(".pane").querySelectorAll(".chain-text")];
-    let next = null;
+    let next;
     if (event.key === "ArrowRight") next = tokens[tokens.indexOf(token) + 1];
     else if (event.key === "ArrowLeft") next = tokens[tokens.indexOf(token) - 1];
-    else if (event.key === "ArrowDown" || event.key === "ArrowUp") next = rows[rows.indexOf(chain) + (event.key === "ArrowDown" ? 1 : -1)]?.querySelector("[data-node]");
+    else if (event.key === "ArrowDown" || event.key === "ArrowUp")
+      next = rows[rows.indexOf(chain) + (event.key === "ArrowDown" ? 1 : -1)]?.querySelector("[data-node]");
     else if (event.key === "Home") [next] = tokens;
     else if (event.key === "End") next = tokens[tokens.length - 1];
     else return;
@@ -266,7 +392,8 @@ function entriesOf(runs) {
   for (const run of runs) {
     for (const question of run.samples.questions) {
       const key = `${question.split}\n${question.question}`;
-      if (!entries.has(key)) entries.set(key, { id: entries.size, question: question.question, split: question.split, by: new Map() });
+      if (!entries.has(key))
+        entries.set(key, { id: entries.size, question: question.question, split: question.split, by: new Map() });
       entries.get(key).by.set(run, question);
     }
   }
@@ -277,11 +404,31 @@ function entriesOf(runs) {
 function keepInView(item, list) {
   const top = item.offsetTop - list.offsetTop;
   if (top < list.scrollTop) list.scrollTop = top;
-  else if (top + item.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top + item.offsetHeight - list.clientHeight;
+  else if (top + item.offsetHeight > list.scrollTop + list.clientHeight)
+    list.scrollTop = top + item.offsetHeight - list.clientHeight;
 }
 
 function helpDialog() {
-  const keys = [["/", "search"], ["j  k", "next, previous question"], ["q  p", "colour by log q, by log p"], ["t", "list or tree"], ["w", "all, right, wrong chains"], ["← →", "from token to token"], ["↑ ↓", "from chain to chain, in the list from question to question"], ["Esc", "close"]];
-  const dialog = el("dialog", { "aria-label": "Keys" }, el("h3", {}, "Keys"), el("dl.keys", {}, keys.flatMap(([key, what]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)])), el("form", { method: "dialog" }, el("button", {}, "Close")));
+  const keys = [
+    ["/", "search"],
+    ["j  k", "next, previous question"],
+    ["q  p", "colour by log q, by log p"],
+    ["t", "list or tree"],
+    ["w", "all, right, wrong chains"],
+    ["← →", "from token to token"],
+    ["↑ ↓", "from chain to chain, in the list from question to question"],
+    ["Esc", "close"],
+  ];
+  const dialog = el(
+    "dialog",
+    { "aria-label": "Keys" },
+    el("h3", {}, "Keys"),
+    el(
+      "dl.keys",
+      {},
+      keys.flatMap(([key, what]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)]),
+    ),
+    el("form", { method: "dialog" }, el("button", {}, "Close")),
+  );
   return dialog;
 }

@@ -25,7 +25,14 @@ class Tooltip {
     this.target?.removeAttribute("aria-describedby");
     this.target = target;
     target.setAttribute("aria-describedby", "tooltip");
-    this.element.replaceChildren(el("strong", {}, heading), el("dl", {}, rows.flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, value)])));
+    this.element.replaceChildren(
+      el("strong", {}, heading),
+      el(
+        "dl",
+        {},
+        rows.flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, value)]),
+      ),
+    );
     this.element.hidden = false;
     const box = target.getBoundingClientRect();
     const own = this.element.getBoundingClientRect();
@@ -70,7 +77,9 @@ function start() {
     const text = heading.id === "run" ? "Run" : heading.querySelector("h2").textContent;
     section("nav").append(el("a", { href: `#${heading.id}` }, text));
   }
-  section("footer").append(`Made by latent-cot ${printable(report.version)}, ${report.made.slice(0, 16).replace("T", " ")} UTC. The plots are Observable Plot's.`);
+  section("footer").append(
+    `Made by latent-cot ${printable(report.version)}, ${report.made.slice(0, 16).replace("T", " ")} UTC. The plots are Observable Plot's.`,
+  );
   document.addEventListener("keydown", (event) => {
     const inField = event.target.matches?.("input, select, textarea") || section("main").querySelector("dialog[open]");
     if (inField || event.ctrlKey || event.metaKey || event.altKey) return;

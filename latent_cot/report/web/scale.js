@@ -20,7 +20,13 @@ function level(logProb) {
 
 /** The scale as a row of samples. */
 function scaleLegend(name) {
-  return el("div.legend.scale", { role: "img", "aria-label": `Tokens are coloured by their probability under ${name}, from sure (plain) to surprising (strong).` },
+  return el(
+    "div.legend.scale",
+    {
+      role: "img",
+      "aria-label": `Tokens are coloured by their probability under ${name}, from sure (plain) to surprising (strong).`,
+    },
     el("span.legend-title", {}, `probability of the token under ${name}`),
-    ...LEVELS.map(([, label], k) => el(`span.token.s${k}`, {}, label)));
+    ...LEVELS.map(([, label], k) => el(`span.token.s${k}`, {}, label)),
+  );
 }

@@ -8,7 +8,8 @@ function el(spec, attributes = {}, ...children) {
   if (classes.length) element.className = classes.join(" ");
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return element;
@@ -17,7 +18,8 @@ function el(spec, attributes = {}, ...children) {
 /** A model's text with control characters, and what changes the direction of text, made visible. */
 function printable(text) {
   return String(text).replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) =>
-    c === "\n" ? "↵" : c === "\t" ? "⇥" : `\\u{${c.codePointAt(0).toString(16)}}`);
+    c === "\n" ? "↵" : c === "\t" ? "⇥" : `\\u{${c.codePointAt(0).toString(16)}}`,
+  );
 }
 
 /** A number with so many digits behind the point, and a true minus. */
@@ -32,7 +34,8 @@ function figure(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   if (Number.isInteger(value)) return String(value).replace("-", "−");
   const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
+  const text =
+    size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
   return text.replace("-", "−");
 }
 
@@ -53,12 +56,27 @@ function plural(n, word) {
 /** A group of buttons of which one is pressed. `options`: [value, label, key] triples. */
 function segmented(label, options, initial, onchange) {
   const buttons = options.map(([value, text, key]) =>
-    el("button", { type: "button", "aria-pressed": String(value === initial), title: key ? `Key: ${key}` : null,
-      "data-value": value, onclick: () => set(value) }, text));
+    el(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(value === initial),
+        title: key ? `Key: ${key}` : null,
+        "data-value": value,
+        onclick: () => set(value),
+      },
+      text,
+    ),
+  );
   function set(value) {
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.value === value));
     onchange(value);
   }
   const group = el("div.segmented", { role: "group", "aria-label": label }, buttons);
   return { element: el("div.control", {}, el("span.label", { "aria-hidden": "true" }, label), group), set };
+}
+
+/** What stands where there is nothing to show. */
+function empty(title, remedy) {
+  return el("div.empty", {}, el("strong", {}, title), el("p", {}, remedy));
 }

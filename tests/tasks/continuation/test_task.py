@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from accelerate.state import AcceleratorState
 
 from latent_cot.cli import main
 from latent_cot.errors import UsageError
 from latent_cot.settings import load_config
-from latent_cot.tasks import embeddings
+from latent_cot.tasks import embeddings, sources
 from latent_cot.tasks.common import share_of
 from latent_cot.tasks.continuation import TASK, metrics, prompts
 from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest, Measured, Rationale, Sample
+from tests.conftest import ROOT
 from tests.tiny import build_tokenizer
 
 pytest.importorskip(embeddings.PACKAGE)
@@ -70,7 +72,7 @@ def test_documents_of_the_hub_are_cut_to_their_beginning(monkeypatch: pytest.Mon
         "Only one plain sentence here.\nAnd then, “more”.",
     ]
     rows = [(f"row {i}", text) for i, text in enumerate(documents)]
-    monkeypatch.setattr(prompts.sources, "texts_of", lambda source: rows)
+    monkeypatch.setattr(sources, "texts_of", lambda source: rows)
     assert [e.x for e in prompts.read("hub:a/b")] == [
         "The ferry left an hour late. Nobody knew why it did.",
         "Only one plain sentence here.",
@@ -156,11 +158,15 @@ def test_the_smoke_preset_runs_end_to_end(
     # The full stop is part of the reward.
     assert all(sample["log_reward"] is not None for sample in samples)
 
+    shipped = yaml.safe_load((ROOT / "latent_cot" / "presets" / "variants" / "decoding.yaml").read_text())
+    names = ("gflownet-0.8", "sample", "nucleus", "beam-5x", "diverse-beam")
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump({name: shipped[name] for name in names}))
     settings = ["precision=fp32", "evaluation.size=2", "evaluation.samples=3", "evaluation.diagnostics=1"]
-    compare = ["compare", *smoke, *tiny, "--variants", "decoding", "--budget", "none", "--output-dir", tmp_path / "all"]
+    compare = ["compare", *smoke, *tiny, "--variants", tmp_path / "some.yaml", "--budget", "none"]
+    compare += ["--output-dir", tmp_path / "all"]
     assert run(*compare, *(word for setting in settings for word in ("--set", setting))) == 0
     rows = json.loads((tmp_path / "all" / "comparison.json").read_text())["rows"]
     by_name = {row["variant"]: row["metrics"]["test"] for row in rows}
-    assert {"gflownet-0.8", "nucleus", "beam", "diverse-beam-5x"} <= by_name.keys()
+    assert set(by_name) == set(names)
     assert by_name["beam-5x"]["max-likelihood"]["mean"] >= by_name["sample"]["max-likelihood"]["mean"]
     assert b"diverse-beam, p" in (tmp_path / "all" / "comparison.svg").read_bytes()

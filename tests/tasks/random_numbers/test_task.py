@@ -48,7 +48,9 @@ def test_bounds_may_be_negative() -> None:
     assert TASK.texts(example) == [" -3", " -2", " -1", " 0", " 1", " 2"]
 
 
-@pytest.mark.parametrize(("text", "number"), [(" 7, or", 7), ("\n\n07\n", 7), ("1000", None), ("x 7", None), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "number"), [(" 7, or", 7), ("\n\n07\n", 7), ("1000", None), ("x 7", None), ("", None)]
+)
 def test_what_a_text_begins_with(text: str, number: int | None) -> None:
     assert read_leading(text, 0, 100) == number
 
@@ -136,3 +138,7 @@ def test_the_smoke_preset_from_end_to_end(tiny_model_dir: Path, tmp_path: Path, 
     (figures,) = (splits["0..100"] for splits in reasoners.values())
     assert set(figures) == set(METRICS)
     assert 0 < figures["exact_valid"]["value"] < 1
+
+    picture = tmp_path / "histogram.svg"
+    assert main(["eval", str(folder), "--samples", "500", "--plot", str(picture)]) == 0
+    assert "of 500 samples are valid" in picture.read_text()

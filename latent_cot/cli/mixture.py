@@ -1,0 +1,115 @@
+"""`--task arithmetic,random_numbers`: one q for several tasks, each with the settings of its own preset."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from latent_cot import tracking
+from latent_cot.cli.options import print_json, progress_console, value_of
+from latent_cot.display import Display
+from latent_cot.errors import UsageError
+from latent_cot.interrupts import stop_signals
+from latent_cot.paths import default_folder, with_absolute_paths
+from latent_cot.settings import check, to_dict
+
+if TYPE_CHECKING:
+    from latent_cot.cli.fit import RunOptions
+    from latent_cot.config import RunConfig
+    from latent_cot.session import Session
+
+
+def tasks_named(argv: Sequence[str]) -> list[str]:
+    """The tasks of a command line's `--task`: none if it is left out, several if they are separated by commas."""
+    text = value_of("--task", argv)
+    if text is None:
+        return []
+    return [text] if Path(text).is_file() else [name.strip() for name in text.split(",")]
+
+
+def with_task(argv: Sequence[str], task: str) -> list[str]:
+    """The command line for one of them."""
+    return [*argv, "--task", task]
+
+
+def run(parts: Sequence[tuple[RunConfig, RunOptions]], to_text: Callable[[RunConfig], str]) -> int:
+    """Train one q for the tasks of all parts. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM.
+
+    Args:
+        parts: of each task its configuration, and what to do with it, which is the same for all.
+        to_text: the YAML of --print-config.
+    """
+    options = parts[0][1]
+    if options.resume:
+        raise UsageError("--resume: a run of several tasks cannot be resumed; start it again in another --output-dir")
+    names = [Path(config.task).stem for config, _ in parts]
+    if len(set(names)) < len(names) or not all(names):
+        raise UsageError(f"--task {','.join(names)}: name each task once, e.g. --task arithmetic,random_numbers")
+    first = parts[0][0]
+    path = Path(first.output_dir or default_folder(replace(first, task="+".join(names)))).expanduser()
+    configs = []
+    for name, (config, _) in zip(names, parts, strict=True):
+        check(config)
+        if (path / name / "config.yaml").exists():
+            raise UsageError(f"--output-dir {path}: holds a run in {name}; give another one")
+        configs.append(with_absolute_paths(replace(config, output_dir=str(path / name))))
+    if options.print_config:
+        print("---\n".join(map(to_text, configs)), end="")
+        return 0
+    return _train(configs, names, path, options)
+
+
+def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, options: RunOptions) -> int:
+    from latent_cot.cli.fit import quoted, say
+    from latent_cot.mixture import run_in_turns
+    from latent_cot.run import RunFolder
+    from latent_cot.session import Running, Stopped
+
+    tracking.check(options.track)
+    console = progress_console(to_stderr=options.json)
+    sessions = _open_sessions(configs)
+    folders = [RunFolder.create(path / name, to_dict(config)) for name, config in zip(names, configs, strict=True)]
+    with ExitStack() as stack:
+        display, stopped_by = stack.enter_context(Display(console)), stack.enter_context(stop_signals())
+        parts = []
+        for session, folder in zip(sessions, folders, strict=True):
+            for note in session.notes:
+                say(console, note, style="dim")
+            stack.enter_context(folder.lock())
+            tracker = tracking.Tracking(options.track, folder, to_dict(session.config), warn=partial(say, console))
+            on_unit = tracking.both(display.on_unit, stack.enter_context(tracker).on_unit)
+            parts.append(Running(session, folder, on_unit=on_unit))
+        try:
+            results = run_in_turns(parts, should_stop=lambda: stopped_by() is not None)
+        except Stopped:
+            say(console, f"Stopped; what there is of it is in {path}. A run of several tasks cannot be resumed.")
+            return 128 + (stopped_by() or signal.SIGINT)
+    say(console, f"Done; a run folder for each task is in {path}. See also:")
+    for name in names:
+        say(console, f"  latent-cot eval {quoted(path / name)}")
+    if options.json:
+        print_json({"run": str(path), "tasks": dict(zip(names, results, strict=True))})
+    return 0
+
+
+def _open_sessions(configs: Sequence[RunConfig]) -> list[Session]:
+    """One for each task, all with the same model."""
+    from latent_cot.session import open_session
+
+    sessions = [open_session(configs[0], console=Console(stderr=True))]
+    for config in configs[1:]:
+        session = open_session(config, loaded=sessions[0])
+        if session.model is not sessions[0].model:
+            raise UsageError(
+                f"--task: {sessions[0].task.name} and {session.task.name} ask for different models or adapters in "
+                "their own settings; give --lora.rank and the like, for all of them"
+            )
+        sessions.append(session)
+    return sessions

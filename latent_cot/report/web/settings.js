@@ -1,0 +1,63 @@
+// All settings, and where runs differ.
+
+function showSettings(report, section) {
+  const flat = report.runs.map((run) => flatten(run.settings));
+  const names = [...new Set(flat.flatMap((settings) => [...settings.keys()]))];
+  const differing = new Set(names.filter((name) => new Set(flat.map((settings) => settings.get(name))).size > 1));
+  const several = report.runs.length > 1;
+  section.append(
+    el(
+      "p",
+      {},
+      several ? `${plural(differing.size, "setting")} of ${names.length} differ. ` : "",
+      "To run it again: ",
+      el(
+        "code",
+        {},
+        `latent-cot ${report.runs[0].method === "em" ? "em" : "fit"} --config ${printable(report.runs[0].name)}/config.yaml --output-dir NEW`,
+      ),
+    ),
+  );
+  const table = (of) =>
+    el(
+      "div.scroll",
+      { tabindex: "0" },
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("th", { scope: "col" }, "setting"),
+            report.runs.map((run) => el("th", { scope: "col" }, several ? printable(run.name) : "value")),
+          ),
+        ),
+        el(
+          "tbody",
+          {},
+          of.map((name) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row" }, el("code", {}, name)),
+              flat.map((settings) => el("td", {}, el("code", {}, printable(settings.get(name) ?? "–")))),
+            ),
+          ),
+        ),
+      ),
+    );
+  if (several && differing.size) section.append(table(names.filter((name) => differing.has(name))));
+  section.append(el("details", {}, el("summary", {}, `All ${names.length} settings`), table(names)));
+}
+
+/** {"e_step": {"steps": 40}} as "e_step.steps" -> "40". */
+function flatten(settings, prefix = "", into = new Map()) {
+  for (const [name, value] of Object.entries(settings)) {
+    if (value !== null && typeof value === "object" && !Array.isArray(value)) flatten(value, `${prefix}${name}.`, into);
+    else into.set(prefix + name, Array.isArray(value) ? value.join(", ") : String(value));
+  }
+  return into;
+}

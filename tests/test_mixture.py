@@ -1,0 +1,156 @@
+"""One q for several tasks: loops that take turns with the same adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from latent_cot.cli import main
+from latent_cot.config import RunConfig
+from latent_cot.errors import UsageError
+from latent_cot.lm import LanguageModel
+from latent_cot.loop import Loop
+from latent_cot.mixture import place, run_in_turns
+from latent_cot.session import Stopped
+from tests.loops import CONFIG, make, outcome
+from tests.worlds import PlainTask, language_model
+
+TOKENS = dataclasses.replace(CONFIG.rollout, granularity="token")
+PLAIN = dataclasses.replace(CONFIG, rollout=TOKENS, rounds=1, init="base")
+TOY = dataclasses.replace(CONFIG, rounds=1)
+
+
+class Part:
+    """What `session.Running` is to a mixture, without a folder."""
+
+    def __init__(self, loop: Loop, log: list[tuple[str, int, str]] | None = None) -> None:
+        self.loop, self.log, self.stopped = loop, [] if log is None else log, False
+        self.units = loop.run()
+
+    def advance(self) -> bool:
+        found = next(self.units, None)
+        if found is not None:
+            self.log.append((self.loop.task.name, found[0].round, found[0].name))
+        return found is not None
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def finish(self) -> dict[str, Any]:
+        return self.loop.state.results()
+
+
+@pytest.fixture
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"), perturb=False)
+
+
+def turns(parts: list[Part], **options: Any) -> list[dict[str, Any]]:
+    return run_in_turns(parts, **options)  # type: ignore[arg-type]
+
+
+def test_one_task_in_turns_with_none_is_its_own_run(lm: LanguageModel) -> None:
+    alone = make(lm, TOY)
+    list(alone.run())
+    expected = outcome(alone)
+    part = Part(make(lm, TOY))
+    turns([part])
+    assert outcome(part.loop) == expected
+
+
+def test_a_phase_begins_when_all_are_done_with_the_one_before(lm: LanguageModel) -> None:
+    log: list[tuple[str, int, str]] = []
+    longer = dataclasses.replace(PLAIN, e_step=dataclasses.replace(PLAIN.e_step, steps=8))
+    parts = [Part(make(lm, TOY), log), Part(make(lm, longer, PlainTask()), log)]
+    results = turns(parts)
+    order = [(phase.round, phase.name) for phase in parts[0].loop.phases]
+    places = [order.index((number, phase)) for _, number, phase in log]
+    assert places == sorted(places)
+    steps = [name for name, _, phase in log if phase == "e_step"]
+    assert steps.count("toy") == 4
+    assert steps.count("plain") == 8
+    assert steps == ["toy", "plain", "plain"] * 4  # in proportion
+    assert all(result["accuracy"]["1"] for result in results)
+
+
+def test_they_share_one_q_and_each_has_its_own_rules(lm: LanguageModel) -> None:
+    parts = [Part(make(lm, TOY)), Part(make(lm, PLAIN, PlainTask()))]
+    turns(parts)
+    toy, plain = (part.loop for part in parts)
+    assert toy.lm is plain.lm
+    assert toy.rules.tools and not plain.rules.tools
+    assert toy.rules.granularity != plain.rules.granularity
+    assert len(toy.rules.codec.actions) < len(plain.rules.codec.actions)
+
+
+def test_tasks_with_other_phases_do_not_fit(lm: LanguageModel) -> None:
+    two: RunConfig = dataclasses.replace(PLAIN, rounds=2)
+    with pytest.raises(UsageError, match="--rounds"):
+        turns([Part(make(lm, TOY)), Part(make(lm, two, PlainTask()))])
+
+
+def test_all_parts_are_stopped(lm: LanguageModel) -> None:
+    parts = [Part(make(lm, TOY)), Part(make(lm, PLAIN, PlainTask()))]
+    with pytest.raises(Stopped):
+        turns(parts, should_stop=lambda: len(parts[0].log) == 2)
+    assert all(part.stopped for part in parts)
+
+
+def test_phases_without_work_are_passed_over(lm: LanguageModel) -> None:
+    loop = make(lm, PLAIN, PlainTask())
+    assert loop.units(loop.phases[0]) == 0
+    assert place(loop) == (1, 0.0)
+    units = loop.run()
+    next(units)
+    assert [phase.name for phase in loop.phases[1:4]] == ["evaluate", "prepare", "e_step"]
+    assert loop.units(loop.phases[2]) == 0
+    assert place(loop) == (3, 0.0)
+    for _ in units:
+        pass
+    assert place(loop) == (len(loop.phases), 0.0)
+
+
+def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    command = ["em", "--task", "arithmetic,random_numbers", "--preset", "smoke", "--model", str(tiny_model_dir)]
+    command += ["--precision", "fp32", "--json", "--output-dir", str(folder)]
+    assert main(command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed["tasks"]) == {"arithmetic", "random_numbers"}
+    assert set(printed["tasks"]["arithmetic"]["accuracy"]["1"]) == {"q", "p"}
+    assert set(printed["tasks"]["random_numbers"]["metrics"]["1"]) == {"q", "p"}
+    for adapter in ("p", "q"):
+        a, b = (load_file(folder / task / adapter / "adapter_model.safetensors") for task in printed["tasks"])
+        assert a.keys() == b.keys()
+        assert all(bool((a[name] == b[name]).all()) for name in a)
+    assert main(["eval", str(folder / "random_numbers"), "--samples", "300", "--json"]) == 0
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "holds a run in arithmetic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--task", "arithmetic,arithmetic"], "name each task once"),
+        (["--task", "arithmetic,"], "name each task once"),
+        (["--task", "arithmetic,random_number"], "Did you mean"),
+        (["--task", "arithmetic,random_numbers", "--resume"], "cannot be resumed"),
+    ],
+)
+def test_what_the_command_refuses(flags: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--preset", "smoke", *flags]) == 2
+    assert part.lower() in capsys.readouterr().err.lower()
+
+
+def test_the_configurations_of_all_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--task", "arithmetic,random_numbers", "--rounds", "1", "--print-config"]) == 0
+    first, second = capsys.readouterr().out.split("---\n")
+    assert "objective: pooled-subtb" in first and "objective: prefix-tb" in second
+    assert "rounds: 1" in first and "rounds: 1" in second
