@@ -1,7 +1,7 @@
 """Lessons: what a rationale is learned behind in an M-step, varied so that p finds its place by what is written.
 
 A model that only ever sees short chains learns where to look by counting steps and tokens: right on all chains as
-short, wrong on longer ones. Both variations take away what could be counted, and leave the text alone:
+short, wrong on longer ones. Two variations take away what could be counted:
 
 * the steps before a random one are dropped, so that the next one has to follow from the question and the last step;
   steps of other rationales may stand in their place, as many as there would be in a longer chain;

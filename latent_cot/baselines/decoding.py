@@ -36,7 +36,9 @@ class Decoding(Loop):
                 "give --decode.strategy sample and --decode.multiple 1"
             )
         if self.rules.tools and c.strategy in ("beam", "diverse-beam"):
-            raise UsageError(f"--decode.strategy {c.strategy}: its chains cannot call tools; give --rollout.tools none")
+            raise UsageError(
+                f"--decode.strategy {c.strategy}: its chains cannot call tools; give rollout: {{tools: []}} in --config"
+            )
 
     def plan(self) -> list[Phase]:
         return self.round(0, "init", last=True)

@@ -142,7 +142,7 @@ def folder(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def task_of(run: str) -> str:
-    """The task of a run folder that the documentation names: that of the command that makes it, or the one in its name."""
+    """The task of a run folder in the documentation: that of the command that makes it, or the one in its name."""
     for command in documented():
         words = shlex.split(command)
         if "--task" in words and words[-2:] == ["--output-dir", run]:
@@ -180,6 +180,8 @@ def test_a_documented_command_works(
         pytest.skip("its quick form is run by tests/test_verify.py; in full it takes minutes")
     if arguments[0] == "eval":
         arguments += ["--size", "3", "--max-tokens", "8"]
+    if arguments[0] == "report" and "--no-model" not in arguments:
+        arguments += ["--questions", "1", "-n", "4"]
     if arguments[0] == "compare":
         # With two methods where it is meant to be quick; else what it would do is shown.
         quick = ["--methods", "few-shot,sft", "--set", "precision=fp32"] if "smoke" in arguments else ["--dry-run"]
@@ -195,11 +197,14 @@ def test_a_documented_command_works(
 
 @pytest.mark.parametrize("command", documented_benchmarks())
 def test_a_documented_benchmark_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """In small, on the tiny model."""
+    """In small, on the tiny model; of `scaling` one section, since tests/benchmarks runs them all."""
     module, *arguments = shlex.split(command)[2:]
     if "--grpo-tokens" in arguments:
         pytest.importorskip("trl", reason="the extra `bench` is not installed")
-    small = {"benchmarks.estep": ["--steps", "1"], "benchmarks.scaling": ["--repeats", "1", "--buffer-size", "1000"]}
+    small = {
+        "benchmarks.estep": ["--steps", "1"],
+        "benchmarks.scaling": ["--repeats", "1", "--buffer-size", "1000", "--section", "buffer"],
+    }
     assert importlib.import_module(module).main([*arguments, "--model", "tiny", "--json", *small[module]]) == 0
     assert json.loads(capsys.readouterr().out)
 

@@ -29,8 +29,8 @@ SMALL = DataRequest(demonstrations=10, pairs=40, validation=20, seed=3)
 FEW = {"infilling": DataRequest(demonstrations=4, pairs=8, validation=3, seed=3)}
 """For tasks that have only so many examples without a file of the user's."""
 ONE_QUESTION = {"random_numbers"}
-"""Tasks whose examples are all the same question, which has no answer: one pair is all pairs, and nothing of it could be
-known by heart."""
+"""Tasks whose examples are all the same question, which has no answer: one pair is all pairs, and nothing of it could
+be known by heart."""
 GENERATED = {"arithmetic", "parity"}
 """Tasks that make their questions themselves: they need no files, and have as many as they like."""
 
