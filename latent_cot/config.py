@@ -163,8 +163,8 @@ class MStepConfig:
 
 @dataclass(frozen=True)
 class LessonConfig:
-    """How rationales are varied when a model is fine-tuned on them, in any method: what helps on longer chains than those
-    of training (see `docs/log.md`). Rollouts and tests are as they are."""
+    """How rationales are varied when a model is fine-tuned on them, in any method: what helps on longer chains than
+    those of training (see `docs/log.md`). Rollouts and tests are as they are."""
 
     history_dropout: float = 0.0
     """Share of rationales whose steps before a random one are dropped: what follows is learned behind the question and

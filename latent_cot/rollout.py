@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
-from transformers.generation import TopPLogitsWarper
+from transformers.generation.logits_process import TopPLogitsWarper
 
 from latent_cot.chain import Chain, ChainRules
 from latent_cot.kv_cache import KVCache
@@ -129,7 +129,7 @@ def _sample(
     scaled = logits / heat.clamp(min=1e-6)[:, None]
     if top_p < 1:
         # The warper wants token ids, and does not look at them.
-        scaled = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), scaled)  # type: ignore[arg-type]
+        scaled = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), scaled)
     drawn = torch.multinomial(scaled.softmax(-1), 1, generator=generator)[:, 0]
     return torch.where(heat == 0, greedy, drawn).tolist()
 

@@ -31,13 +31,11 @@ class TokenTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def extend(
-        self, node: int, tokens: Sequence[int], branch: Hashable = None, gaps: Sequence[int] = ()
-    ) -> list[int]:
+    def extend(self, node: int, tokens: Sequence[int], branch: Hashable = None, gaps: Sequence[int] = ()) -> list[int]:
         """Walk from `node` (-1: before the root) along `tokens`, adding what is not there yet.
 
-        Paths of the same `branch` share nodes; others are kept apart even where their tokens agree. `gaps` says how many
-        positions to leave out before each token (of the walks that share a node, the first one's count); none if empty.
+        Paths of the same `branch` share nodes; others are kept apart even where their tokens agree. `gaps` says how
+        many positions to leave out before each token (of walks that share a node, the first one's count); empty: none.
         Returns the node of each token.
         """
         path = []

@@ -67,7 +67,8 @@ def test_strange_steps_stand_where_the_dropped_ones_stood(lesson: Group, rules: 
         contexts.add(codec.decode(dropped.prompt[len(lesson.prompt) :]))
     strange = [" 2 + 2 = 4", " 4 + 4 = 8"]
     for own in (" 14 - 3 = 11", " 11 + 8 = 19"):
-        assert {own, *(f"{a},{own}" for a in strange), *(f"{a},{b},{own}" for a in strange for b in strange)} <= contexts
+        befores = ["", *(f"{a}," for a in strange), *(f"{a},{b}," for a in strange for b in strange)]
+        assert {before + own for before in befores} <= contexts
     assert len(contexts) == 1 + 2 * 7
 
 

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from latent_cot import tasks
+from latent_cot.comparison import differences
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.settings import (
@@ -188,9 +189,30 @@ def test_a_tasks_own_preset_is_over_the_general_one(tmp_path: Path) -> None:
     assert task_preset("no_such_task", "paper") == task_preset("../arithmetic", "paper") == {}
 
 
-def test_the_default_preset_is_the_defaults() -> None:
+def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> None:
     assert "cpu" in presets()
-    assert load_config() == load_config("cpu") == RunConfig()
+    assert load_config() == load_config("cpu")
+    changed = {path for path, _, _ in differences(RunConfig(), load_config())}
+    assert changed == {
+        "rounds",
+        "init_step.steps",
+        "m_step.steps",
+        "m_step.learning_rate",
+        "lessons.history_dropout",
+        "lessons.strange_steps",
+        "lessons.gap_share",
+        "lessons.largest_gap",
+    }
+
+
+def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None:
+    for flags in ({"history_dropout": 1.5}, {"gap_share": 1.5}, {"largest_gap": 0}):
+        lessons = replace(RunConfig().lessons, **flags)
+        with pytest.raises(UsageError, match="--lessons"):
+            check(replace(RunConfig(), lessons=lessons))
+    by_token = replace(load_config(), rollout=replace(RunConfig().rollout, granularity="token"))
+    with pytest.raises(UsageError, match="granularity"):
+        check(by_token)
 
 
 def test_the_papers_share_of_demonstrations() -> None:

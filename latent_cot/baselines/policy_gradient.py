@@ -81,7 +81,11 @@ class PolicyGradient(Loop):
                 max_tokens=e.max_batch_tokens,
             )
             self.state.budget.gradient_steps += c.epochs
-            yield {**vars(info), **describe(experience, right if self.tells_right else None), "samples": self._shown_samples(chosen, experience)}
+            yield {
+                **vars(info),
+                **describe(experience, right if self.tells_right else None),
+                "samples": self._shown_samples(chosen, experience),
+            }
 
     def _shown_samples(self, chosen: list[int], experience: Experience, n: int = 2) -> list[Info]:
         """The first rationale of the first questions, for people to read."""

@@ -116,11 +116,11 @@ def _table(samples: Sequence[ScoredRationale], reasoner: Adapter, loop: Loop) ->
     table.add_column(f"log {reasoner}", justify="right")
     table.add_column("log R", justify="right")
     for sample in samples:
-        answer = Text("-" if sample.answer is None else printable(sample.answer))
+        answer = "-" if sample.answer is None else printable(sample.answer)
         right = {True: "yes", False: "no", None: "?"}[sample.correct]
         table.add_row(
             marked(asdict(sample.rationale), loop.test_rules.codec.decode),
-            *([answer, right] if graded else []),
+            *([Text(answer), Text(right)] if graded else []),
             str(sample.count),
             f"{sample.log_prob(reasoner):.1f}",
             "-" if sample.log_reward is None else f"{sample.log_reward:.1f}",
