@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from latent_cot.evaluate import read_answers
 from latent_cot.lm import Adapter
 from latent_cot.loop import Loop
 from latent_cot.objectives.importance import importance_weights
@@ -146,9 +147,11 @@ def score_rationales(
         weights, ess, bound = weight.tolist(), float(info.ess), float(info.bound)
 
     graded = example.answer is not None and not isinstance(loop.task, MeasuredTask)
+    judge = loop.judge_of(proposal or "p")
+    (answers,) = read_answers(loop.lm, judge, loop.task, [example], [query.model_prompt], [rationales], loop.test_rules)
     found = []
     for b, rationale in enumerate(rationales):
-        answer, n = loop.task.answer(rationale), len(rationale)
+        answer, n = answers[b], len(rationale)
         found.append(
             ScoredRationale(
                 rationale,

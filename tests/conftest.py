@@ -15,6 +15,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.tiny import build_tiny_model
 
@@ -25,6 +26,12 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 # A slow or busy machine is no failure. Examples are the same in every run, so that a failure is too.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_precision() -> None:
+    """Accelerate keeps the precision of a process's first Accelerator: no module's is another's."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

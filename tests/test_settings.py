@@ -196,7 +196,9 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
     assert changed == {
         "rounds",
         "init_step.steps",
+        "init_step.max_batch_tokens",
         "m_step.steps",
+        "m_step.max_batch_tokens",
         "m_step.learning_rate",
         "lessons.history_dropout",
         "lessons.strange_steps",
