@@ -175,7 +175,7 @@ def test_a_question_is_picked(open_page: Open, small: Json) -> None:
     assert opened.texts(".pane .prompt code") == ["Question: 100 + 0 = ? Answer:"]
     opened.page.locator(".question-item").nth(3).click()
     assert opened.texts(".pane .prompt code") == ["Question: 103 + 3 = ? Answer:"]
-    assert opened.page.locator("[role=option][aria-selected=true] code").inner_text() == "103 + 3"
+    assert opened.page.locator("[role=option][aria-selected=true] code").text_content() == "103 + 3"
     opened.page.locator(".questions").focus()
     opened.page.keyboard.press("ArrowDown")
     assert opened.texts(".pane .prompt code") == ["Question: 104 + 4 = ? Answer:"]
