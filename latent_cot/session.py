@@ -29,7 +29,7 @@ from latent_cot.run import Checkpoint, RunFolder
 from latent_cot.state import Phase, State
 from latent_cot.tasks.common import drop_seen
 from latent_cot.text import TextCodec
-from latent_cot.types import AlphabetTask, Example, Task, TaskData, is_answer_given
+from latent_cot.types import AlphabetTask, Example, Task, TaskData, has_one_question, is_answer_given
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def load_reasoners(session: Session, folder: RunFolder) -> None:
 
 def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
     """The first `size` questions of each split that are not in the training data, and what was dropped."""
-    training = [*data.demonstrations, *data.pairs]
+    training = [] if has_one_question(task) else [*data.demonstrations, *data.pairs]
     tests, notes = {}, []
     for name in task.default_splits if evaluation.splits is None else evaluation.splits:
         kept, dropped = drop_seen(task.split(name), training)

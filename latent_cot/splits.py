@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from latent_cot.errors import UsageError
 from latent_cot.tasks.common import drop_seen, repeats
-from latent_cot.types import Example, Sweep, SweepableTask, Task
+from latent_cot.types import Example, Sweep, SweepableTask, Task, has_one_question
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ def splits_of(
     named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
     found = {name: task.split(name, size) for name in named}
     found |= {path: task.read(path) for path in files}
-    seen = [*training, *(example for path in exclude for example in task.read(path))]
+    seen = [
+        *(() if has_one_question(task) else training),
+        *(example for path in exclude for example in task.read(path)),
+    ]
     splits = {}
     for name, examples in found.items():
         kept, dropped = drop_seen(examples, seen)

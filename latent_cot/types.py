@@ -315,12 +315,25 @@ class ListingTask(Protocol):
 
 
 @runtime_checkable
+class OneQuestionTask(Protocol):
+    """What a measured task may have besides: it has a single question, in training and in tests alike. What is tested
+    is the distribution that was learned for it, so that there is nothing to keep out of training."""
+
+    one_question: bool
+
+
+@runtime_checkable
 class DrawingTask(Protocol):
     """What a measured task may have besides: a picture of the rationales."""
 
     def draw(self, figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
         """Draw the test questions' rationales, by reasoner, on an empty matplotlib figure."""
         ...
+
+
+def has_one_question(task: Task) -> bool:
+    """Whether this task's test question is that of training."""
+    return isinstance(task, OneQuestionTask) and task.one_question
 
 
 def is_answer_given(task: Task) -> bool:

@@ -44,11 +44,10 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
 def drop_seen(test: list[Example], training: Iterable[Example]) -> tuple[list[Example], int]:
     """`test` without the questions that occur in `training`, and the number of rows dropped.
 
-    Rows that repeat each other within `test` are kept: `repeats` counts them. So is a question with neither answer nor
-    rationale: there is nothing of it that could be known by heart.
+    Rows that repeat each other within `test` are kept: `repeats` counts them.
     """
     seen = {_key(example) for example in training}
-    kept = [e for e in test if _key(e) not in seen or e.y is e.z is e.answer is None]
+    kept = [example for example in test if _key(example) not in seen]
     return kept, len(test) - len(kept)
 
 

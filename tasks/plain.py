@@ -1,4 +1,4 @@
-"""What a task is unless it says otherwise: a base class for those who want one. None of the toolkit asks for it."""
+"""What a task is unless it says otherwise: base classes for those who want one. None of the toolkit asks for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 from latent_cot.tasks.files import field, read_rows
-from latent_cot.types import Example
+from latent_cot.types import Example, Rationale
 
 
 class PlainTask:
@@ -43,3 +43,25 @@ class PlainTask:
 
     def grade(self, example: Example, answer: str | None) -> bool:
         return answer is not None and answer == example.answer
+
+
+class PlainMeasuredTask(PlainTask):
+    """A task that has figures of its rationales instead of right answers, and no answer for q to see.
+
+    What is left to write, beside `metrics`, `samples`, `scored` and `measure` (`latent_cot.types.MeasuredTask`):
+    `name`, `description`, `default_splits`, `example`, `load` and `split`.
+    """
+
+    answer_given: bool = False
+
+    def posterior_prompt(self, example: Example) -> str:
+        """X: there is no answer to add."""
+        return example.x
+
+    def answer(self, rationale: Rationale) -> str | None:
+        """None: a rationale is not right or wrong."""
+        return None
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        """False: no answer is right."""
+        return False

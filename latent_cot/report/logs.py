@@ -5,9 +5,8 @@ Figures come from `events.jsonl` and not from `results.json`, so that a run that
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
@@ -17,7 +16,7 @@ from latent_cot.baselines import METHODS
 from latent_cot.display import metric_text
 from latent_cot.errors import UsageError
 from latent_cot.reasoners import Source
-from latent_cot.run import RATIONALES, RunFolder
+from latent_cot.run import RunFolder
 from latent_cot.types import Example, MeasuredTask, Metric, SweepableTask, Task
 
 Json = dict[str, Any]
@@ -54,7 +53,7 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
         "posterior": posterior(events),
         "accuracy": accuracy(events, task, training),
         "metrics": metrics(events, task),
-        "logged": logged(_rationales(folder)),
+        "logged": logged(folder.rationales()),
     }
 
 
@@ -213,24 +212,6 @@ def _rounded(value: Any) -> Any:
 
 
 # -- its rationales ----------------------------------------------------------------------------------------
-
-
-def _rationales(folder: RunFolder) -> Iterator[Json]:
-    """The complete lines of rationales.jsonl. Raises UsageError for one that is no JSON object."""
-    file = folder.path / RATIONALES
-    if not file.exists():
-        return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise UsageError(f"{file}, line {number}: no JSON object; take the line out")
-            yield record
 
 
 def logged(records: Iterable[Json]) -> list[Json]:

@@ -15,29 +15,27 @@ from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks import embeddings, sources
 from latent_cot.tasks.common import check_options
 from latent_cot.tasks.continuation import metrics, prompts
-from latent_cot.types import DataRequest, Example, Measured, Metric, Rationale, TaskData
+from latent_cot.tasks.plain import PlainMeasuredTask
+from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData
 
 ABBREVIATIONS = frozenset(
     ("Mr", "Mrs", "Ms", "Dr", "St", "Sen", "Rep", "Gov", "Gen", "Prof", "Jr", "Sr", "Inc", "Ltd", "Co", "Corp", "No")
 )
 
 
-class Continuation:
+class Continuation(PlainMeasuredTask):
     """The next sentence of a text."""
 
     name = "continuation"
     description = "the next sentence of a text, likely and diverse (section 4.1 of the paper)"
-    tools: tuple[str, ...] = ()
     stop: str | None = "."
     # No full stop, question or exclamation mark inside: they end a sentence. No quotation mark, bracket, newline or
     # slash (a URL's), as in the paper's list of tokens.
     allowed_characters: str | None = string.ascii_letters + string.digits + " ,'-"
-    step_delimiter: str | None = None
     default_splits: tuple[str, ...] = ("test",)
     metrics: Mapping[str, Metric] = metrics.METRICS
     samples: int = 10
     scored: bool = True
-    answer_given: bool = False
 
     def allows(self, piece: str) -> bool:
         """Not what makes a full stop likely that ends no sentence: a single capital (`U.`), an abbreviation (`Mr.`)."""
@@ -79,20 +77,6 @@ class Continuation:
     def example(self, question: str, answer: str | None = None) -> Example:
         """The question is the prompt; there is no answer to give."""
         return prompts.build(question)
-
-    def posterior_prompt(self, example: Example) -> str:
-        """X: the full stop says nothing."""
-        return example.x
-
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        return None
-
-    def answer(self, rationale: Rationale) -> str | None:
-        """None: a continuation is not right or wrong."""
-        return None
-
-    def grade(self, example: Example, answer: str | None) -> bool:
-        return False
 
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         return metrics.measure(questions)

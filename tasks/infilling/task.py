@@ -11,20 +11,19 @@ from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks.common import check_options
 from latent_cot.tasks.files import shorten
 from latent_cot.tasks.infilling import metrics, stories
-from latent_cot.types import DataRequest, Example, Measured, Metric, Rationale, TaskData
+from latent_cot.tasks.plain import PlainMeasuredTask
+from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData
 
 OWN_STORIES = str(Path(__file__).with_name("stories.csv"))
 
 
-class Infilling:
+class Infilling(PlainMeasuredTask):
     """The fourth of five sentences, between the first three and the last."""
 
     name = "infilling"
     description = "the missing sentence of a story, between its beginning and its ending (section 4.2 of the paper)"
-    tools: tuple[str, ...] = ()
     stop: str | None = "."
     allowed_characters: str | None = stories.CHARACTERS
-    step_delimiter: str | None = None
     default_splits: tuple[str, ...] = ("test",)
     metrics: Mapping[str, Metric] = metrics.METRICS
     samples: int = 4
@@ -89,13 +88,6 @@ class Infilling:
         if example.answer is None:
             raise UsageError(f"question {shorten(example.question)}: its ending is needed too; give it as the answer")
         return f"Beginning: {example.x}\nEnding: {example.answer}\nMiddle:"
-
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        return None
-
-    def answer(self, rationale: Rationale) -> str | None:
-        """None: the ending is given, and a middle is not right or wrong."""
-        return None
 
     def grade(self, example: Example, answer: str | None) -> bool:
         """The ending itself only."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 from latent_cot.errors import UsageError
 from latent_cot.tasks.common import check_options
 from latent_cot.tasks.files import field, read_rows, shorten
+from latent_cot.tasks.plain import PlainMeasuredTask
 from latent_cot.tasks.random_numbers import figures
-from latent_cot.types import DataRequest, Example, Measured, Metric, Rationale, TaskData
+from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData
 
 MOST_NUMBERS = 10_000
 """Between the bounds: each is scored by itself in tests."""
@@ -22,20 +23,16 @@ _PROMPT = "The following is a random integer drawn uniformly between {low} and {
 _PROMPT_PATTERN = re.compile(_PROMPT.format(low=r"(-?[0-9]{1,18})", high=r"(-?[0-9]{1,18})"))
 
 
-class RandomNumbers:
+class RandomNumbers(PlainMeasuredTask):
     """A rationale is a number between two bounds. All are worth the same, and nothing else is worth anything."""
 
     name = "random_numbers"
     description = "a uniform integer from 0 to 100, by a reward of its own (section 2 of the paper)"
-    tools: tuple[str, ...] = ()
-    stop: str | None = None
-    allowed_characters: str | None = None
-    step_delimiter: str | None = None
     default_splits: tuple[str, ...] = ("0..100",)
     metrics: Mapping[str, Metric] = figures.METRICS
     samples: int = 100_000
     scored: bool = False
-    answer_given: bool = False
+    one_question: bool = True
 
     def load(self, request: DataRequest) -> TaskData:
         """The one question there is, its bounds the option `numbers` (`"0..100"`). Demonstrations and validation
@@ -92,19 +89,6 @@ class RandomNumbers:
                 f"question {shorten(question)}: the second bound must be above the first, by less than {MOST_NUMBERS:,}"
             )
         return Example(_PROMPT.format(low=low, high=high), question=f"{low}..{high}", meta={"low": low, "high": high})
-
-    def posterior_prompt(self, example: Example) -> str:
-        """X: there is no Y."""
-        return example.x
-
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        return None
-
-    def answer(self, rationale: Rationale) -> str | None:
-        return None
-
-    def grade(self, example: Example, answer: str | None) -> bool:
-        return False
 
     def log_reward(self, example: Example, text: str) -> float:
         """log 1 of a space and a number between the bounds, log 0 of anything else."""

@@ -166,58 +166,21 @@ function accuracyTable(runs) {
       return { run, round: Number(round), reasoner };
     }),
   );
-  return el(
-    "div.scroll",
-    { tabindex: "0" },
-    el(
-      "table",
-      {},
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          el("th", { scope: "col" }, "% right (95 % interval)"),
-          columns.map(({ run, round, reasoner }) =>
-            el(
-              "th",
-              { scope: "col" },
-              `${runs.length > 1 ? `${printable(run.name)}, ` : ""}round ${round}, ${reasoner}`,
-            ),
-          ),
-        ),
+  return table(
+    [
+      "% right (95 % interval)",
+      ...columns.map(
+        ({ run, round, reasoner }) => `${runs.length > 1 ? `${printable(run.name)}, ` : ""}round ${round}, ${reasoner}`,
       ),
-      el(
-        "tbody",
-        {},
-        splitsOf(runs).map((split) =>
-          el(
-            "tr",
-            {},
-            el("th", { scope: "row" }, printable(split)),
-            columns.map(({ run, round, reasoner }) => {
-              const row = run.accuracy.find(
-                (one) => one.split === split && one.round === round && one.reasoner === reasoner,
-              );
-              return el(
-                "td",
-                {},
-                row
-                  ? [
-                      el("b", {}, (100 * row.accuracy).toFixed(1)),
-                      el(
-                        "span.note",
-                        {},
-                        ` (${(100 * row.interval[0]).toFixed(0)}–${(100 * row.interval[1]).toFixed(0)})`,
-                      ),
-                    ]
-                  : "–",
-              );
-            }),
-          ),
-        ),
-      ),
-    ),
+    ],
+    splitsOf(runs).map((split) => [
+      printable(split),
+      ...columns.map(({ run, round, reasoner }) => {
+        const row = run.accuracy.find((one) => one.split === split && one.round === round && one.reasoner === reasoner);
+        if (!row) return "–";
+        const [low, high] = row.interval.map((end) => (100 * end).toFixed(0));
+        return [el("b", {}, (100 * row.accuracy).toFixed(1)), el("span.note", {}, ` (${low}–${high})`)];
+      }),
+    ]),
   );
 }

@@ -24,51 +24,19 @@ function metricTables(runs) {
         const own = rows.filter((row) => row.split === split);
         return [
           el("h3", {}, printable(split)),
-          el(
-            "div.scroll",
-            { tabindex: "0" },
-            el(
-              "table",
-              {},
-              el(
-                "thead",
-                {},
-                el(
-                  "tr",
-                  {},
-                  el("th", { scope: "col" }, "figure"),
-                  columns.map((column) => el("th", { scope: "col" }, column)),
-                ),
-              ),
-              el(
-                "tbody",
-                {},
-                unique(own.map((row) => row.metric)).map((metric) => {
-                  const [first] = own.filter((row) => row.metric === metric);
-                  return el(
-                    "tr",
-                    {},
-                    el(
-                      "th",
-                      { scope: "row" },
-                      printable(metric),
-                      first.description
-                        ? el(
-                            "div.note",
-                            {},
-                            printable(first.description),
-                            first.better === "neither" ? "" : `; ${first.better} is better`,
-                          )
-                        : null,
-                    ),
-                    columns.map((column) => {
-                      const row = own.find((one) => one.metric === metric && one.column === column);
-                      return el("td", {}, row ? row.text : "–");
-                    }),
-                  );
+          table(
+            ["figure", ...columns],
+            unique(own.map((row) => row.metric)).map((metric) => {
+              const [first] = own.filter((row) => row.metric === metric);
+              const note = first.better === "neither" ? "" : `; ${first.better} is better`;
+              return [
+                [printable(metric), first.description ? el("div.note", {}, printable(first.description), note) : null],
+                ...columns.map((column) => {
+                  const row = own.find((one) => one.metric === metric && one.column === column);
+                  return row ? row.text : "–";
                 }),
-              ),
-            ),
+              ];
+            }),
           ),
         ];
       })

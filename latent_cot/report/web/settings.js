@@ -18,39 +18,16 @@ function showSettings(report, section) {
       ),
     ),
   );
-  const table = (of) =>
-    el(
-      "div.scroll",
-      { tabindex: "0" },
-      el(
-        "table",
-        {},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { scope: "col" }, "setting"),
-            report.runs.map((run) => el("th", { scope: "col" }, several ? printable(run.name) : "value")),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          of.map((name) =>
-            el(
-              "tr",
-              {},
-              el("th", { scope: "row" }, el("code", {}, name)),
-              flat.map((settings) => el("td", {}, el("code", {}, printable(settings.get(name) ?? "–")))),
-            ),
-          ),
-        ),
-      ),
+  const listed = (of) =>
+    table(
+      ["setting", ...report.runs.map((run) => (several ? printable(run.name) : "value"))],
+      of.map((name) => [
+        el("code", {}, name),
+        ...flat.map((settings) => el("code", {}, printable(settings.get(name) ?? "–"))),
+      ]),
     );
-  if (several && differing.size) section.append(table(names.filter((name) => differing.has(name))));
-  section.append(el("details", {}, el("summary", {}, `All ${names.length} settings`), table(names)));
+  if (several && differing.size) section.append(listed(names.filter((name) => differing.has(name))));
+  section.append(el("details", {}, el("summary", {}, `All ${names.length} settings`), listed(names)));
 }
 
 /** {"e_step": {"steps": 40}} as "e_step.steps" -> "40". */

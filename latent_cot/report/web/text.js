@@ -48,6 +48,39 @@ function percent(share) {
   return `${value >= 99.95 || value === 0 ? value.toFixed(0) : value < 10 || value > 99 ? value.toFixed(1) : value.toFixed(0)} %`;
 }
 
+/** A table that may scroll sideways: the columns' headings, and each row's heading and cells. */
+function table(headings, rows) {
+  return el(
+    "div.scroll",
+    { tabindex: "0" },
+    el(
+      "table",
+      {},
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          headings.map((heading) => el("th", { scope: "col" }, heading)),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        rows.map(([heading, ...cells]) =>
+          el(
+            "tr",
+            {},
+            el("th", { scope: "row" }, heading),
+            cells.map((cell) => el("td", {}, cell)),
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
 /** "1 chain", "3 chains". */
 function plural(n, word) {
   return `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
