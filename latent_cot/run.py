@@ -202,9 +202,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a file at once, keys sorted. JSON has no NaN or infinity: they become null."""
-        text = json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
         with _writing(self.path / name):
-            _replace(self.path / name, text.encode("ascii"))
+            _replace(self.path / name, _json_text(value).encode("ascii"))
 
     def read_json(self, name: str) -> Any:
         """Raises UsageError if there is no such file, or it is broken."""
@@ -328,9 +327,19 @@ def environment() -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file at once. Raises UsageError if it cannot be written."""
+    """Write a file at once, and its folder if there is none. Raises UsageError if it cannot be written."""
     with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The same for JSON, keys sorted. JSON has no NaN or infinity: they become null."""
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:

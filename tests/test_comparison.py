@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shlex
 import statistics
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from latent_cot import comparison
 from latent_cot.baselines import METHODS, Spend
-from latent_cot.comparison import Run, Variant, command_of, configure, differences, parse_budget, parse_setting
+from latent_cot.comparison import plan, records, table
+from latent_cot.comparison.plan import Run, Variant, command_of, configure, differences, parse_budget, parse_setting
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
@@ -27,10 +28,10 @@ def test_em_spends_what_it_says() -> None:
     assert Spend(2 * (40 * 8 * 8 + 1050), 2 * (40 + 40)) == OWN
 
 
-@pytest.mark.parametrize("source", comparison.shipped())
+@pytest.mark.parametrize("source", plan.shipped())
 @pytest.mark.parametrize("budget", [OWN, None])
 def test_shipped_variants_are_configurations(source: str, budget: Spend | None) -> None:
-    for variant in comparison.read_variants(source):
+    for variant in plan.read_variants(source):
         config = configure(variant, 3, {}, [], budget)
         check(config)
         assert (config.method, config.seed) == (variant.method, 3)
@@ -40,7 +41,7 @@ def test_shipped_variants_are_configurations(source: str, budget: Spend | None) 
 
 
 def test_what_is_shipped() -> None:
-    assert {"ablations", "data-efficiency", "few-shot"} <= set(comparison.shipped())
+    assert {"ablations", "data-efficiency", "few-shot"} <= set(plan.shipped())
 
 
 @pytest.mark.parametrize(
@@ -58,13 +59,13 @@ def test_bad_variants(tmp_path: Path, text: str, parts: list[str]) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(UsageError) as refused:
-        comparison.read_variants(str(file))
+        plan.read_variants(str(file))
     assert all(part in str(refused.value) for part in [str(file), *parts])
 
 
 def test_no_such_variants() -> None:
     with pytest.raises(UsageError, match=r"--variants ablation: no such file.* Did you mean 'ablations'\?"):
-        comparison.read_variants("ablation")
+        plan.read_variants("ablation")
 
 
 def test_settings() -> None:
@@ -143,14 +144,40 @@ def test_differences() -> None:
 def test_a_run_that_is_there(tmp_path: Path) -> None:
     config = dataclasses.replace(load_config("smoke"), output_dir=str(tmp_path / "run"))
     run = Run("em", config)
-    assert not comparison.is_finished(run)
+    assert not records.is_finished(run)
     folder = RunFolder.create(run.folder, to_dict(dataclasses.replace(config, output_dir="elsewhere")))
-    assert not comparison.is_finished(run)
+    assert not records.is_finished(run)
     folder.write_json("results.json", {})
-    assert comparison.is_finished(run)
+    assert records.is_finished(run)
     other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, clip=2.0))
     with pytest.raises(UsageError, match=r"other settings \(--m-step.clip 1.0 there, 2.0 here\).*--output-dir"):
-        comparison.is_finished(Run("em", other))
+        records.is_finished(Run("em", other))
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"), [({}, "'runs'"), ({"runs": [{"variant": "em"}]}, "'seed'"), ({"runs": [3]}, "subscript")]
+)
+def test_records_that_are_none(tmp_path: Path, content: Any, missing: str) -> None:
+    file = tmp_path / "comparison.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=rf"comparison.json: is no comparison.json.*{missing}"):
+        records.read_records([file])
+
+
+def test_the_last_record_with_the_same_settings_is_taken() -> None:
+    config = dataclasses.replace(RunConfig(), seed=1, output_dir="here")
+    other = dataclasses.replace(config, rounds=7)
+    figures: dict[str, Any] = {"accuracy": {}, "metrics": {}}
+    there = dataclasses.replace(config, output_dir="there")
+    kept = {"variant": "em", "seed": 1, "config": to_dict(there), **figures, "place": 1}
+    changed = {**kept, "config": to_dict(other), "place": 2}
+    elsewhere = {**kept, "seed": 2, "place": 3}
+    assert records.find_record(Run("em", config), [changed, kept, {**kept, "place": 4}, changed, elsewhere]) == (
+        {**kept, "place": 4},
+        "",
+    )
+    assert records.find_record(Run("em", config), [changed]) == (None, "--rounds 7 there, 2 here")
+    assert records.find_record(Run("sft", config), [kept]) == (None, "")
 
 
 def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:
@@ -174,7 +201,7 @@ RECORDS = [
 
 
 def test_rows() -> None:
-    sft, em = comparison.summarise(RECORDS)
+    sft, em = table.summarise(RECORDS)
     near = sft.cells["near"]
     assert (near.mean, near.correct, near.n) == (0.8, 16, 20)
     assert near.deviation == pytest.approx(statistics.stdev([0.9, 0.7]))
@@ -188,15 +215,15 @@ def test_rows() -> None:
 
 
 def test_the_written_tables(tmp_path: Path) -> None:
-    rows = comparison.summarise(RECORDS)
-    text = comparison.to_markdown(rows, "toy", {"sft seed 0": "latent-cot fit --method sft"})
+    rows = table.summarise(RECORDS)
+    text = table.to_markdown(rows, "toy", {"sft seed 0": "latent-cot fit --method sft"})
     assert "| sft, p | 80.0 ± 14.1 (58-92) | 10.0 ± 14.1 (3-30) | 150 | 10 | 0.1 |" in text
     assert "| em, p | 100.0 (72-100) | - | 100 | 10 | 0.1 |" in text
     assert "over 2 seeds" in text and "n = 10 to 20" in text
     assert "- sft seed 0: `latent-cot fit --method sft`" in text
     pytest.importorskip("matplotlib")
-    comparison.save_plot(rows, tmp_path / "a.svg", "toy")
-    comparison.save_plot(rows, tmp_path / "b.svg", "toy")
+    table.save_plot(rows, tmp_path / "a.svg", "toy")
+    table.save_plot(rows, tmp_path / "b.svg", "toy")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "sft, p" in (tmp_path / "a.svg").read_text()
 
@@ -222,7 +249,7 @@ MEASURED = [measured("sft", 0, None, 0.25), measured("em", 0, -10.0, 0.5), measu
 
 
 def test_metrics_over_seeds() -> None:
-    sft, em = comparison.summarise(MEASURED)
+    sft, em = table.summarise(MEASURED)
     assert (em.variant, em.reasoner, em.seeds, em.cells) == ("em", "q", (0, 1), {})
     found = em.metrics["test"]
     assert (found["likelihood"].mean, found["likelihood"].n) == (-11.5, 10)
@@ -232,16 +259,16 @@ def test_metrics_over_seeds() -> None:
 
 
 def test_the_table_and_the_plot_of_metrics(tmp_path: Path) -> None:
-    rows = comparison.summarise(MEASURED)
-    assert comparison.columns_of(rows, METRICS) == {
+    rows = table.summarise(MEASURED)
+    assert table.columns_of(rows, METRICS) == {
         "likelihood": ["-", "-11.5 ± 2.1"],
         "diversity": ["0.25", "0.625 ± 0.177"],
     }
-    text = comparison.to_markdown(rows, "t", {}, METRICS)
+    text = table.to_markdown(rows, "t", {}, METRICS)
     assert "|  | likelihood | diversity | trajectories |" in text
     assert "mean ± standard deviation over 2 seeds, n = 5 to 10 questions" in text
     assert "likelihood: mean log p, nats." in text
     for metrics in (METRICS, {name: Metric("no axis") for name in METRICS}):
         plot = tmp_path / "plot.svg"
-        comparison.save_plot(rows, plot, "t", metrics)
+        table.save_plot(rows, plot, "t", metrics)
         assert b"em, q" in plot.read_bytes()

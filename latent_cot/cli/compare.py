@@ -15,16 +15,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latent_cot import comparison, tasks, tracking
+from latent_cot import tasks, tracking
 from latent_cot.baselines import METHODS, Spend
 from latent_cot.cli.fit import say
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.comparison import Row, Run, Variant
+from latent_cot.comparison import plan, records, table
+from latent_cot.comparison.plan import Run, Variant
+from latent_cot.comparison.records import Record
+from latent_cot.comparison.table import Row
 from latent_cot.display import Display, printable
 from latent_cot.errors import UsageError
 from latent_cot.interrupts import stop_signals
 from latent_cot.paths import with_absolute_paths
-from latent_cot.run import RunFolder, write_text
+from latent_cot.run import RunFolder, write_json, write_text
 from latent_cot.settings import check, from_dict, load_config, to_dict
 from latent_cot.types import MeasuredTask, Metric
 
@@ -63,6 +66,9 @@ class CompareOptions:
     """A setting for all runs, `flag=value`, or for one method or variant, `ppo:ppo.kl=0.1`. Repeatable."""
     output_dir: Path | None = None
     """The comparison's folder. Default: runs/compare-TASK."""
+    records: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """The comparison.json of an earlier comparison, of another machine's perhaps: what it has of these runs, with the
+    same settings, is taken from there and not done again. Repeatable."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Send each run's figures to a tracker, such as `tensorboard`, `wandb` or `mlflow`; see docs/tracking.md.
     Repeatable."""
@@ -76,21 +82,24 @@ def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     options = parse(CompareOptions, argv, "compare")
     runs, budget, path = _plan(options)
-    finished = [comparison.is_finished(one) for one in runs]
     console = progress_console(to_stderr=options.json)
+    recorded = _recorded(options, runs, console)
+    done = dict.fromkeys(recorded, "recorded")
+    done |= {one.name: "finished" for one in runs if one.name not in recorded and records.is_finished(one)}
     if options.dry_run:
-        for one, done in zip(runs, finished, strict=True):
+        for one in runs:
             planned = METHODS[one.config.method].planned(one.config)
-            state = "finished" if done else "to do"
+            state = done.get(one.name, "to do")
             cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
             say(console, f"{one.folder}: {state}; {cost}")
-            say(console, f"  {comparison.command_of(one.config, options.preset)}")
+            say(console, f"  {plan.command_of(one.config, options.preset)}")
         return 0
-    status = _carry_out(options, runs, finished, console)
+    status = _carry_out(options, runs, done, console)
     if status:
         return status
-    found = _write(options, runs, budget, path, console)
-    rows = comparison.summarise(found["runs"])
+    of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
+    found = _write(options, runs, of_runs, budget, path, console)
+    rows = table.summarise(found["runs"])
     if options.json:
         print_json(found)
     else:
@@ -107,20 +116,20 @@ def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
     common |= {key: value for key in ("task", "model") if (value := getattr(options, key)) is not None}
     own: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
     for text in options.set:
-        name, record = comparison.parse_setting(text, names)
+        name, record = plan.parse_setting(text, names)
         if name is None:
             common = _merged(common, record)
         else:
             own[name].append(record)
     base = from_dict(common, "--set", load_config(options.preset, options.config, "em", common.get("task")))
     spend = METHODS["em"].planned(base)
-    budget = spend if options.budget is None else comparison.parse_budget(options.budget, spend)
+    budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)
     path = Path(options.output_dir or f"runs/compare-{Path(base.task).stem}").expanduser()
     runs = []
     # Seed after seed: if it is stopped halfway, every method has been run with the first seeds.
     for seed in _seeds(options.seeds):
         for variant in variants:
-            config = comparison.configure(
+            config = plan.configure(
                 variant, seed, common, own[variant.name], budget, preset=options.preset, file=options.config
             )
             folder = path / variant.name / f"seed{seed}"
@@ -137,9 +146,9 @@ def _variants(options: CompareOptions) -> list[Variant]:
     named = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
     if not named and options.variants is None:
         named = list(METHODS)
-    variants = comparison.methods(named)
+    variants = plan.methods(named)
     if options.variants is not None:
-        variants += comparison.read_variants(options.variants)
+        variants += plan.read_variants(options.variants)
     for variant in variants:
         if [other.name for other in variants].count(variant.name) > 1:
             raise UsageError(f"{variant.name}: is compared twice; name it once")
@@ -161,17 +170,30 @@ def _merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _carry_out(options: CompareOptions, runs: Sequence[Run], finished: Sequence[bool], console: Console) -> int:
+def _recorded(options: CompareOptions, runs: Sequence[Run], console: Console) -> dict[str, Record]:
+    """The runs that the user's records have; says where they have a run with other settings only."""
+    earlier = records.read_records(options.records)
+    found = {}
+    for one in runs:
+        record, other = records.find_record(one, earlier)
+        if record is not None:
+            found[one.name] = record
+        elif other:
+            say(console, f"{one.name}: recorded with other settings ({other}), so it is done again")
+    return found
+
+
+def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, str], console: Console) -> int:
     """Do what is left to do. Returns 0, or the status of a signal."""
     from latent_cot.session import Stopped, open_session, run_loop
 
     tracking.check(options.track)
     session: Session | None = None
     with stop_signals() as stopped_by:
-        for number, (one, done) in enumerate(zip(runs, finished, strict=True), 1):
-            title = f"{one.variant}, seed {one.config.seed} ({number} of {len(runs)})"
-            if done:
-                say(console, f"{title}: finished already", style="dim")
+        for number, one in enumerate(runs, 1):
+            title = f"{one.name} ({number} of {len(runs)})"
+            if one.name in done:
+                say(console, f"{title}: {done[one.name]} already", style="dim")
                 continue
             there = (one.folder / "config.yaml").exists()
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
@@ -196,11 +218,15 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], finished: Sequence[
 
 
 def _write(
-    options: CompareOptions, runs: Sequence[Run], budget: Spend | None, path: Path, console: Console
+    options: CompareOptions,
+    runs: Sequence[Run],
+    of_runs: Sequence[Record],
+    budget: Spend | None,
+    path: Path,
+    console: Console,
 ) -> dict[str, Any]:
     """comparison.json, .md and .svg; returns the content of the first."""
-    records = [comparison.record_of(one, options.preset) for one in runs]
-    rows = comparison.summarise(records)
+    rows = table.summarise(of_runs)
     first = runs[0].config
     found = {
         "command": _command(options),
@@ -208,16 +234,16 @@ def _write(
         "model": first.model,
         "budget": None if budget is None else budget._asdict(),
         "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
-        "rows": comparison.to_json(rows),
-        "runs": records,
+        "rows": table.to_json(rows),
+        "runs": list(of_runs),
     }
     title = f"{Path(first.task).stem}, {Path(first.model).name}"
-    commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in records}
-    RunFolder(path, {}).write_json("comparison.json", found)
+    commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
+    write_json(path / "comparison.json", found)
     metrics = _metrics(first.task)
-    write_text(path / "comparison.md", comparison.to_markdown(rows, title, commands, metrics))
+    write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics))
     try:
-        comparison.save_plot(rows, path / "comparison.svg", title, metrics)
+        table.save_plot(rows, path / "comparison.svg", title, metrics)
     except ImportError:
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     return found
@@ -241,14 +267,14 @@ def _metrics(task: str) -> Mapping[str, Metric]:
 
 
 def _table(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Table:
-    table = Table(caption=Text(comparison.heading(rows)), caption_justify="left")
-    table.add_column("method, reasoner")
-    columns = comparison.columns_of(rows, metrics)
+    shown = Table(caption=Text(table.heading(rows)), caption_justify="left")
+    shown.add_column("method, reasoner")
+    columns = table.columns_of(rows, metrics)
     for title in columns:
-        table.add_column(Text(printable(title)), justify="right")
-    for name in comparison.COST_COLUMNS:
-        table.add_column(name, justify="right")
+        shown.add_column(Text(printable(title)), justify="right")
+    for name in table.COST_COLUMNS:
+        shown.add_column(name, justify="right")
     for place, row in enumerate(rows):
         cells = [cells[place] for cells in columns.values()]
-        table.add_row(Text(row.name), *cells, *comparison.cost_cells(row))
-    return table
+        shown.add_row(Text(row.name), *cells, *table.cost_cells(row))
+    return shown

@@ -77,6 +77,31 @@ def test_what_is_done_is_not_done_again(
     assert "sft/seed0: holds a run with other settings (--sft.learning-rate 0.0003 there, 0.5 here)" in changed.err
 
 
+def test_what_is_recorded_is_not_done_again(
+    cli: Cli, compared: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = compared / "comparison.json"
+    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "all", "--records", earlier]
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "open_session", refuse_to_load)
+        called = cli(*command, "--json")
+    assert called.status == 0, called.err
+    assert called.err.count("recorded already") == len(METHODS)
+    before = json.loads(earlier.read_text())
+    assert called.json["rows"] == before["rows"]
+    assert called.json["runs"] == before["runs"]
+    assert sorted(file.name for file in (tmp_path / "all").iterdir()) == [
+        "comparison.json",
+        "comparison.md",
+        "comparison.svg",
+    ]
+
+    changed = cli(*command, "--methods", "sft,few-shot", "--set", "sft:sft.learning_rate=0.5", "--dry-run")
+    assert "sft, seed 0: recorded with other settings (--sft.learning-rate 0.0003 there, 0.5 here)" in changed.out
+    assert "sft/seed0: to do" in changed.out
+    assert "few-shot/seed0: recorded" in changed.out
+
+
 @pytest.mark.parametrize("method", ["rejection", "em"])
 def test_a_run_again_by_its_recorded_command(
     cli: Cli, compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -152,6 +177,8 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--set", "e_step.stepz=3"], ["unknown setting 'e_step.stepz'"]),
         (["--set", "evaluation.size=0"], ["--evaluation.size is 0"]),
         (["--preset", "tpu"], ["--preset tpu"]),
+        (["--records", "nowhere.json"], ["--records nowhere.json: no such file"]),
+        (["--records", __file__], ["test_compare.py: cannot be read"]),
     ],
 )
 def test_bad_input(cli: Cli, argv: list[str], parts: list[str]) -> None:
