@@ -5,24 +5,35 @@ own, with its own rules and settings, and the loops take turns with the same ada
 work of another. A phase begins when all are done with the one before, and a task with more units than another has more
 turns. Each loop has an optimiser of its own; its averages of the gradients and of their squares are those of its task.
 
-A task's part is a run folder of its own, as that of a single-task run, so that whatever reads one reads it too. What is
-left out: resuming. The parts would have to be saved at once.
+A task's part is a run folder of its own, as that of a single-task run, so that whatever reads one reads it too. All
+parts are saved one after the other, each with the number of turns that all have taken: what belongs together has the
+same number, and where a process was killed between two saves, the ones before are there of all.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from latent_cot.errors import UsageError
 from latent_cot.loop import Loop
+from latent_cot.run import Checkpoint, RunFolder
 from latent_cot.session import Running, Stopped
 
 
-def run_in_turns(parts: Sequence[Running], *, should_stop: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
+def run_in_turns(
+    parts: Sequence[Running],
+    *,
+    turn: int = 0,
+    save_every: float = 60.0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
     """Go through the loops of all parts, which have the same adapters, and write the results of each.
 
     Args:
+        turn: how many turns were taken before, if the parts were resumed.
+        save_every: seconds between two saves.
         should_stop: asked after each unit; if True, everything is saved and `Stopped` is raised.
 
     Returns the content of each part's `results.json`. Raises UsageError if their phases differ.
@@ -33,15 +44,34 @@ def run_in_turns(parts: Sequence[Running], *, should_stop: Callable[[], bool] = 
             "--evaluation.every-round, for all of them"
         )
     going = list(parts)
+    saved = time.monotonic()
     while going:
         part = min(going, key=lambda one: place(one.loop))
         if not part.advance():
             going.remove(part)
-        elif should_stop():
+            continue
+        turn += 1
+        if should_stop():
             for one in parts:
-                one.stop()
+                one.stop(turn=turn)
             raise Stopped
-    return [part.finish() for part in parts]
+        if time.monotonic() - saved >= save_every:
+            for one in parts:
+                one.save(turn=turn)
+            saved = time.monotonic()
+    for part in parts:
+        part.save(turn=turn)
+    return [part.finish(turn=turn) for part in parts]
+
+
+def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint | None]]:
+    """The turn at which all parts were last saved, and the checkpoint of each; 0 and none if there is no such turn.
+
+    Raises UsageError if all checkpoints of a part are damaged.
+    """
+    saved = [{checkpoint.state.get("turn"): checkpoint for checkpoint in folder.intact()} for folder in folders]
+    turns = set.intersection(*map(set, saved)) - {None}
+    return (turn := max(turns, default=0)), [of_one[turn] if turns else None for of_one in saved]
 
 
 def place(loop: Loop) -> tuple[int, float]:

@@ -270,20 +270,25 @@ class RunFolder:
 
         Raises UsageError, naming what is damaged, if there are checkpoints but none is intact.
         """
+        return next(self.intact(), None)
+
+    def intact(self) -> Iterator[Checkpoint]:
+        """The intact checkpoints, newest first; raises as `latest` does."""
         damages: list[str] = []
+        found = False
         for path in reversed(self._checkpoints()):
             try:
                 saved = _read_checkpoint(path)
             except _DamagedError as damage:
                 damages.append(str(damage))
             else:
-                return Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
-        if damages:
+                found = True
+                yield Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
+        if damages and not found:
             raise UsageError(
                 f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. Restore the files, or start "
                 "again in another --output-dir"
             )
-        return None
 
     def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
         """Cut the logs back to where they were at the checkpoint, and drop newer (damaged) checkpoints.

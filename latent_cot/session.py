@@ -132,7 +132,8 @@ class Running:
     The caller holds `folder.lock()`.
 
     Args:
-        resume: go on from the newest intact checkpoint; from the start if there is none.
+        resume: the folder holds a run that has begun ...
+        checkpoint: ... and goes on from here; from the start if there is none.
         on_unit: called after each unit of work, e.g. by a display.
     """
 
@@ -142,9 +143,9 @@ class Running:
         folder: RunFolder,
         *,
         resume: bool = False,
+        checkpoint: Checkpoint | None = None,
         on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     ) -> None:
-        checkpoint = folder.latest() if resume else None
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
         self.session, self.folder, self.on_unit = session, folder, on_unit
         self.loop = _make_loop(session, checkpoint)
@@ -173,23 +174,28 @@ class Running:
         self.on_unit(self.loop, phase, info)
         return True
 
-    def save(self, *, older_than: float = 0.0) -> None:
-        """Save everything, if the last save is older than so many seconds."""
+    def save(self, *, older_than: float = 0.0, turn: int | None = None) -> None:
+        """Save everything, if the last save is older than so many seconds.
+
+        Args:
+            turn: where several runs that take turns have come to, to tell which of their checkpoints belong together.
+        """
         if time.monotonic() - self._saved < older_than:
             return
         self.folder.save(
-            {**self.loop.state_dict(), "resources": self._cost()}, lambda target: _write_state(self.loop, target)
+            {**self.loop.state_dict(), "resources": self._cost(), "turn": turn},
+            lambda target: _write_state(self.loop, target),
         )
         self._saved = time.monotonic()
 
-    def stop(self) -> None:
+    def stop(self, *, turn: int | None = None) -> None:
         """Save everything; the run can go on another time."""
-        self.save()
+        self.save(turn=turn)
         self.folder.mark("stopped")
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, *, turn: int | None = None) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
-        self.save()
+        self.save(turn=turn)
         for adapter in ADAPTERS:
             self.session.lm.save_adapter(adapter, self.folder.path / adapter)
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
@@ -218,12 +224,14 @@ def run_loop(
     The caller holds `folder.lock()`.
 
     Args:
-        resume, on_unit: see `Running`.
+        resume: go on from the newest intact checkpoint; from the start if there is none.
+        on_unit: see `Running`.
         should_stop: asked after each unit; if True, everything is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
     """
-    running = Running(session, folder, resume=resume, on_unit=on_unit)
+    checkpoint = folder.latest() if resume else None
+    running = Running(session, folder, resume=resume, checkpoint=checkpoint, on_unit=on_unit)
     while running.advance():
         if should_stop():
             running.stop()

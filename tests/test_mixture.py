@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import shlex
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from safetensors.torch import load_file
 
 from latent_cot.cli import main
 from latent_cot.config import RunConfig
+from latent_cot.display import Display
 from latent_cot.errors import UsageError
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Loop
-from latent_cot.mixture import place, run_in_turns
+from latent_cot.mixture import newest_in_common, place, run_in_turns
+from latent_cot.run import RunFolder
 from latent_cot.session import Stopped
+from latent_cot.state import Phase
 from tests.loops import CONFIG, make, outcome
 from tests.worlds import PlainTask, language_model
 
@@ -32,6 +37,7 @@ class Part:
     def __init__(self, loop: Loop, log: list[tuple[str, int, str]] | None = None) -> None:
         self.loop, self.log, self.stopped = loop, [] if log is None else log, False
         self.units = loop.run()
+        self.saved: list[int] = []
 
     def advance(self) -> bool:
         found = next(self.units, None)
@@ -39,10 +45,15 @@ class Part:
             self.log.append((self.loop.task.name, found[0].round, found[0].name))
         return found is not None
 
-    def stop(self) -> None:
-        self.stopped = True
+    def save(self, *, turn: int) -> None:
+        self.saved.append(turn)
 
-    def finish(self) -> dict[str, Any]:
+    def stop(self, *, turn: int) -> None:
+        self.stopped = True
+        self.save(turn=turn)
+
+    def finish(self, *, turn: int) -> dict[str, Any]:
+        self.save(turn=turn)
         return self.loop.state.results()
 
 
@@ -100,6 +111,34 @@ def test_all_parts_are_stopped(lm: LanguageModel) -> None:
     with pytest.raises(Stopped):
         turns(parts, should_stop=lambda: len(parts[0].log) == 2)
     assert all(part.stopped for part in parts)
+    assert parts[0].saved == parts[1].saved
+    assert parts[0].saved[-1] == sum(len(part.log) for part in parts)
+
+
+def test_parts_are_saved_together(lm: LanguageModel) -> None:
+    parts = [Part(make(lm, TOY)), Part(make(lm, PLAIN, PlainTask()))]
+    turns(parts, turn=7, save_every=0.0)
+    n = sum(len(part.log) for part in parts)
+    assert parts[0].saved == parts[1].saved == [*range(8, 8 + n), 7 + n, 7 + n]
+
+
+def nothing(target: Path) -> None:
+    pass
+
+
+def test_what_belongs_together(tmp_path: Path) -> None:
+    """A process that is killed between the saves of two parts leaves one of them a save older."""
+    folders = [RunFolder.create(tmp_path / name, {}) for name in "ab"]
+    assert newest_in_common(folders) == (0, [None, None])
+    folders[0].save({"turn": 3}, nothing)
+    assert newest_in_common(folders) == (0, [None, None])
+    folders[1].save({"turn": 3}, nothing)
+    folders[0].save({"turn": 5}, nothing)
+    turn, (first, second) = newest_in_common(folders)
+    assert turn == 3
+    assert first and second and first.state == second.state == {"turn": 3}
+    folders[1].save({"turn": None}, nothing)  # gone on with by itself
+    assert newest_in_common(folders)[0] == 3
 
 
 def test_phases_without_work_are_passed_over(lm: LanguageModel) -> None:
@@ -116,10 +155,46 @@ def test_phases_without_work_are_passed_over(lm: LanguageModel) -> None:
     assert place(loop) == (len(loop.phases), 0.0)
 
 
+SMOKE = ["em", "--task", "arithmetic,random_numbers", "--preset", "smoke", "--precision", "fp32"]
+
+
+@pytest.mark.parametrize(("task", "phase", "unit"), [("arithmetic", "init", 1), ("random_numbers", "e_step", 1)])
+def test_stopped_and_gone_on_with(
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    phase: str,
+    unit: int,
+) -> None:
+    command = [*SMOKE, "--model", str(tiny_model_dir)]
+    assert main([*command, "--output-dir", str(tmp_path / "whole")]) == 0
+    show = Display.on_unit
+
+    def interrupt(self: Display, loop: Loop, at: Phase, info: Mapping[str, Any]) -> None:
+        show(self, loop, at, info)
+        if (loop.task.name, at.name, loop.state.unit) == (task, phase, unit):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "on_unit", interrupt)
+        assert main([*command, "--output-dir", str(tmp_path / "parts")]) == 130
+    resume = next(line.strip() for line in capsys.readouterr().out.splitlines() if line.endswith(" --resume"))
+    assert not (tmp_path / "parts" / task / "results.json").exists()
+    assert main(shlex.split(resume)[1:]) == 0
+    for name in ("arithmetic", "random_numbers"):
+        whole, parts = (tmp_path / run / name for run in ("whole", "parts"))
+        for adapter in "pq":
+            file = Path(adapter) / "adapter_model.safetensors"
+            assert (whole / file).read_bytes() == (parts / file).read_bytes()
+        a, b = (json.loads((run / "results.json").read_text()) for run in (whole, parts))
+        assert {**a, "resources": None} == {**b, "resources": None}
+
+
 def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    command = ["em", "--task", "arithmetic,random_numbers", "--preset", "smoke", "--model", str(tiny_model_dir)]
-    command += ["--precision", "fp32", "--json", "--output-dir", str(folder)]
+    command = [*SMOKE, "--model", str(tiny_model_dir), "--json", "--output-dir", str(folder)]
     assert main(command) == 0
     printed = json.loads(capsys.readouterr().out)
     assert set(printed["tasks"]) == {"arithmetic", "random_numbers"}
@@ -141,7 +216,8 @@ def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.Captur
         (["--task", "arithmetic,arithmetic"], "name each task once"),
         (["--task", "arithmetic,"], "name each task once"),
         (["--task", "arithmetic,random_number"], "Did you mean"),
-        (["--task", "arithmetic,random_numbers", "--resume"], "cannot be resumed"),
+        (["--task", "arithmetic,random_numbers", "--resume"], "no such folder"),
+        (["--task", "arithmetic,random_numbers", "--resume", "--rounds", "2"], "with --resume a run goes on"),
     ],
 )
 def test_what_the_command_refuses(flags: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:

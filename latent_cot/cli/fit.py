@@ -89,7 +89,7 @@ def run_tasks(
     """
     names = mixture.tasks_named(argv)
     if len(names) > 1:
-        return mixture.run([parsed(mixture.with_task(argv, name)) for name in names], to_text)
+        return mixture.run([parsed(mixture.with_task(argv, name)) for name in names], argv, to_text)
     config, options = parsed(argv)
     return fit(config, options, argv, to_text)
 
@@ -104,7 +104,7 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
     path = Path(config.output_dir or default_folder(config)).expanduser()
     config = replace(config, output_dir=str(path))
     if options.resume:
-        config = _resumed(config, path, given(argv))
+        config = resumed(config, path, given(argv))
         refuse_code(config, path / "config.yaml", trusted=options.trust_code)
     check(config)
     if options.print_config:
@@ -150,7 +150,7 @@ def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
     return 0
 
 
-def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
+def resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
     """The configuration of the run in `path`, if nothing that was asked contradicts it."""
     for name in flags:
         if name not in _WITH_RESUME:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from latent_cot import tracking
-from latent_cot.cli.options import print_json, progress_console, value_of
+from latent_cot.cli.options import given, print_json, progress_console, value_of
 from latent_cot.display import Display
 from latent_cot.errors import UsageError
 from latent_cot.interrupts import stop_signals
 from latent_cot.paths import default_folder, with_absolute_paths
-from latent_cot.settings import check, to_dict
+from latent_cot.settings import check, refuse_code, to_dict
 
 if TYPE_CHECKING:
     from latent_cot.cli.fit import RunOptions
@@ -39,16 +39,17 @@ def with_task(argv: Sequence[str], task: str) -> list[str]:
     return [*argv, "--task", task]
 
 
-def run(parts: Sequence[tuple[RunConfig, RunOptions]], to_text: Callable[[RunConfig], str]) -> int:
+def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_text: Callable[[RunConfig], str]) -> int:
     """Train one q for the tasks of all parts. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM.
 
     Args:
         parts: of each task its configuration, and what to do with it, which is the same for all.
+        argv: what the user wrote.
         to_text: the YAML of --print-config.
     """
+    from latent_cot.cli.fit import resumed
+
     options = parts[0][1]
-    if options.resume:
-        raise UsageError("--resume: a run of several tasks cannot be resumed; start it again in another --output-dir")
     names = [Path(config.task).stem for config, _ in parts]
     if len(set(names)) < len(names) or not all(names):
         raise UsageError(f"--task {','.join(names)}: name each task once, e.g. --task arithmetic,random_numbers")
@@ -56,9 +57,14 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], to_text: Callable[[RunCon
     path = Path(first.output_dir or default_folder(replace(first, task="+".join(names)))).expanduser()
     configs = []
     for name, (config, _) in zip(names, parts, strict=True):
+        if options.resume:
+            config = resumed(config, path / name, given(argv))
+            refuse_code(config, path / name / "config.yaml", trusted=options.trust_code)
+        elif (path / name / "config.yaml").exists():
+            raise UsageError(
+                f"--output-dir {path}: holds a run in {name}; go on with it by --resume, or give another one"
+            )
         check(config)
-        if (path / name / "config.yaml").exists():
-            raise UsageError(f"--output-dir {path}: holds a run in {name}; give another one")
         configs.append(with_absolute_paths(replace(config, output_dir=str(path / name))))
     if options.print_config:
         print("---\n".join(map(to_text, configs)), end="")
@@ -68,28 +74,40 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], to_text: Callable[[RunCon
 
 def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, options: RunOptions) -> int:
     from latent_cot.cli.fit import quoted, say
-    from latent_cot.mixture import run_in_turns
+    from latent_cot.mixture import newest_in_common, run_in_turns
     from latent_cot.run import RunFolder
     from latent_cot.session import Running, Stopped
 
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
     sessions = _open_sessions(configs)
-    folders = [RunFolder.create(path / name, to_dict(config)) for name, config in zip(names, configs, strict=True)]
+    folders = [
+        RunFolder.open(path / name) if options.resume else RunFolder.create(path / name, to_dict(config))
+        for name, config in zip(names, configs, strict=True)
+    ]
     with ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(folder.lock())
+        turn, checkpoints = newest_in_common(folders)
         display, stopped_by = stack.enter_context(Display(console)), stack.enter_context(stop_signals())
         parts = []
-        for session, folder in zip(sessions, folders, strict=True):
+        for session, folder, checkpoint in zip(sessions, folders, checkpoints, strict=True):
             for note in session.notes:
                 say(console, note, style="dim")
-            stack.enter_context(folder.lock())
             tracker = tracking.Tracking(options.track, folder, to_dict(session.config), warn=partial(say, console))
             on_unit = tracking.both(display.on_unit, stack.enter_context(tracker).on_unit)
-            parts.append(Running(session, folder, on_unit=on_unit))
+            parts.append(Running(session, folder, resume=options.resume, checkpoint=checkpoint, on_unit=on_unit))
         try:
-            results = run_in_turns(parts, should_stop=lambda: stopped_by() is not None)
+            results = run_in_turns(
+                parts,
+                turn=turn,
+                save_every=configs[0].checkpoint_seconds,
+                should_stop=lambda: stopped_by() is not None,
+            )
         except Stopped:
-            say(console, f"Stopped; what there is of it is in {path}. A run of several tasks cannot be resumed.")
+            say(console, f"Stopped; saved in {path}. Go on with:")
+            command = "em" if configs[0].method == "em" else "fit"
+            say(console, f"  latent-cot {command} --task {','.join(names)} --output-dir {quoted(path)} --resume")
             return 128 + (stopped_by() or signal.SIGINT)
     say(console, f"Done; a run folder for each task is in {path}. See also:")
     for name in names:
