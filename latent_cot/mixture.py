@@ -13,7 +13,7 @@ same number, and where a process was killed between two saves, the ones before a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from latent_cot.errors import UsageError
@@ -69,9 +69,16 @@ def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint
 
     Raises UsageError if all checkpoints of a part are damaged.
     """
-    saved = [{checkpoint.state.get("turn"): checkpoint for checkpoint in folder.intact()} for folder in folders]
-    turns = set.intersection(*map(set, saved)) - {None}
-    return (turn := max(turns, default=0)), [of_one[turn] if turns else None for of_one in saved]
+    saved = [dict(_by_turn(folder)) for folder in folders]
+    turn = max(set.intersection(*map(set, saved)), default=0)
+    return turn, [of_one.get(turn) for of_one in saved]
+
+
+def _by_turn(folder: RunFolder) -> Iterator[tuple[int, Checkpoint]]:
+    """Older checkpoints last; without those of a part that has gone on by itself."""
+    for checkpoint in folder.intact():
+        if (turn := checkpoint.state.get("turn")) is not None:
+            yield turn, checkpoint
 
 
 def place(loop: Loop) -> tuple[int, float]:
