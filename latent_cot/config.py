@@ -172,8 +172,16 @@ class LessonConfig:
     strange_steps: int = 0
     """Steps of other rationales that stand in place of the dropped ones, at most: what follows must not depend on how
     many there are."""
+    kept_steps: int = 1
+    """Last steps that are not dropped, at most. A single one may not tell where in the question it belongs, if that
+    repeats itself."""
+    strange_questions: int = 0
+    """Questions of other rationales that stand before the question, at most."""
     gap_share: float = 0.0
     """Share of rationales in whose text positions are left out at random, before words and before steps."""
+    words_with_gaps: float = 0.3
+    """Share of the question's words before which they are left out, in such a text. Where most words have a gap, p
+    unlearns to look at the next word."""
     largest_gap: int = 10
     """Positions left out at one place, at most."""
 

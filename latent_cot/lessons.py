@@ -1,10 +1,11 @@
 """Lessons: what a rationale is learned behind in an M-step, varied so that p finds its place by what is written.
 
 A model that only ever sees short chains learns where to look by counting steps and tokens: right on all chains as
-short, wrong on longer ones. Two variations take away what could be counted:
+short, wrong on longer ones. Three variations take away what could be counted:
 
-* the steps before a random one are dropped, so that the next one has to follow from the question and the last step;
-  steps of other rationales may stand in their place, as many as there would be in a longer chain;
+* the steps before a random one are dropped, so that the next one has to follow from the question and the last step, or
+  the last few; steps of other rationales may stand in their place, as many as there would be in a longer chain;
+* questions of others stand before the question: how much of it has been read is not how much has been read;
 * positions are left out at random between words, so that the same text stands at other distances (after the random
   positions of Ruoss et al., "Randomized Positional Encodings Boost Length Generalization of Transformers", ACL 2023).
 
@@ -16,50 +17,55 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, dropwhile, pairwise, takewhile
 
 from latent_cot.scoring import Group
 from latent_cot.text import TextCodec
 from latent_cot.types import Rationale
 
-WORDS_WITH_GAPS = 0.3
-"""Share of a prompt's words before which a varied lesson leaves out positions."""
-
 
 def vary(
     lesson: Group,
-    others: Sequence[Rationale],
+    others: Sequence[Group],
     codec: TextCodec,
     rng: random.Random,
     *,
     history_dropout: float,
     strange_steps: int,
+    kept_steps: int,
+    strange_questions: int,
     gap_share: float,
+    words_with_gaps: float,
     largest_gap: int,
 ) -> Group:
     """The lesson of one rationale, or a variation of it.
 
     Args:
-        others: rationales of other questions.
+        others: the lessons of other rationales.
         history_dropout: probability that the steps before a random one are dropped.
         strange_steps: how many steps of others may take their place, at most.
+        kept_steps: how many of the last steps are not dropped, at most.
+        strange_questions: how many of the others' questions stand before the question, at most.
         gap_share: probability that positions are left out.
+        words_with_gaps: before this share of the prompt's words.
         largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:
-        lesson = drop_history(lesson, others, codec, rng, strange=strange_steps)
+        lesson = drop_history(lesson, others, codec, rng, strange=strange_steps, kept=kept_steps)
+    lesson = ask_others_before(lesson, others, codec, rng, most=strange_questions)
     if rng.random() < gap_share:
-        lesson = leave_gaps(lesson, codec, rng, largest=largest_gap)
+        lesson = leave_gaps(lesson, codec, rng, share=words_with_gaps, largest=largest_gap)
     return lesson
 
 
 def drop_history(
-    lesson: Group, others: Sequence[Rationale], codec: TextCodec, rng: random.Random, *, strange: int
+    lesson: Group, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, strange: int, kept: int = 1
 ) -> Group:
-    """Go on behind a random complete step: the question, up to `strange` steps of others, that step, what follows.
+    """Go on behind a random complete step: the question, up to `strange` steps of others, 1 to `kept` steps up to that
+    one, what follows.
 
-    Up to that step nothing is learned. Without strange steps before it, it loses the punctuation that joined it to
-    the one before. Where it is the first one, and where there is none, the lesson stays as it is.
+    Up to that step nothing is learned. Without strange steps before them, the kept ones lose the punctuation that
+    joined them to the one before. Where it is the first step, and where there is none, the lesson stays as it is.
     """
     (rationale,) = lesson.rationales
     steps = steps_of(rationale)
@@ -68,10 +74,13 @@ def drop_history(
     k = rng.randrange(len(steps))
     if k == 0:
         return lesson
-    strangers = [step for other in others for step in steps_of(other)[1:]]
+    strangers = [step for other in others for z in other.rationales for step in steps_of(z)[1:]]
     number = rng.randint(0, strange) if strangers else 0
     before = [token for _ in range(number) for token in rng.choice(strangers)]
-    context = [*before, *steps[k]]
+    first = max(0, k + 1 - rng.randint(1, kept))
+    if before and first == 0:  # what joins it to them is in the second step
+        before += takewhile(lambda token: _joins(codec.pieces[token]), steps[1])
+    context = [*before, *chain.from_iterable(steps[first : k + 1])]
     while context and _joins(codec.pieces[context[0]]):
         context = context[1:]
     end = step_ends(rationale)[k]
@@ -86,6 +95,19 @@ def drop_history(
     return replace(lesson, prompt=[*lesson.prompt, *context], rationales=[rest])
 
 
+def ask_others_before(
+    lesson: Group, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, most: int
+) -> Group:
+    """Put 0 to `most` questions of others before the question, behind what the tokenizer begins a text with."""
+    if not (most and others):
+        return lesson
+    asked = [rng.choice(others).prompt for _ in range(rng.randint(0, most))]
+    special = codec.tokenizer.all_special_ids
+    begin = list(takewhile(lambda token: token in special, lesson.prompt))
+    texts = [dropwhile(lambda token: token in special, prompt) for prompt in (*asked, lesson.prompt)]
+    return replace(lesson, prompt=[*begin, *chain.from_iterable(texts)])
+
+
 def steps_of(rationale: Rationale) -> list[tuple[int, ...]]:
     """The tokens of each step, with what joins it to the one before."""
     return [rationale.tokens[begin:end] for begin, end in pairwise([0, *step_ends(rationale)])]
@@ -96,13 +118,13 @@ def step_ends(rationale: Rationale) -> list[int]:
     return [i for i, state in enumerate(rationale.states) if state and i]
 
 
-def leave_gaps(lesson: Group, codec: TextCodec, rng: random.Random, *, largest: int) -> Group:
-    """Leave out 1 to `largest` positions before some of the prompt's words, and 0 to `largest` before each step.
+def leave_gaps(lesson: Group, codec: TextCodec, rng: random.Random, *, share: float, largest: int) -> Group:
+    """Leave out 1 to `largest` positions before a share of the prompt's words, and 0 to `largest` before each step.
 
     A word is what begins with a space; its tokens stay together, as do those of a step.
     """
     (rationale,) = lesson.rationales
-    words = (codec.pieces[token][:1].isspace() and rng.random() < WORDS_WITH_GAPS for token in lesson.prompt)
+    words = (codec.pieces[token][:1].isspace() and rng.random() < share for token in lesson.prompt)
     before_words = [rng.randint(1, largest) if word else 0 for word in words]
     starts = {0, *step_ends(rationale)}
     before_steps = [rng.randint(0, largest) if i in starts else 0 for i in range(len(rationale))]

@@ -439,17 +439,17 @@ class Loop(ABC):
     ) -> Info:
         torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
         rng = random.Random(self._unit_seed(step))
-        groups, weights = [], []
         batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
-        for k in batch:
-            question, rationale, weight = records[k]
-            lesson = self._lesson(self.questions[question], rationale, sees_answer=sees_answer)
-            others = [records[other].rationale for other in batch if other != k]
+        chosen = [records[k] for k in batch]
+        lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
+        groups = []
+        for k, lesson, one in zip(batch, lessons, chosen, strict=True):
+            others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
             lesson = vary(lesson, others, self.rules.codec, rng, **vars(self.config.lessons))
             if c.target == "candidates":
-                lesson = replace(lesson, others=other_answers(self.task, self.questions[question], self.rules.codec))
+                example = self.questions[one.question]
+                lesson = replace(lesson, others=other_answers(self.task, example, self.rules.codec))
             groups.append(lesson)
-            weights.append([weight])
         info = m_step.update(
             self.lm,
             adapter,
@@ -458,7 +458,7 @@ class Loop(ABC):
             optimiser,
             step,
             max_tokens=c.max_batch_tokens,
-            weights=weights,
+            weights=[[one.weight] for one in chosen],
             target=c.target,
         )
         self.state.budget.gradient_steps += 1

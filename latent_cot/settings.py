@@ -254,6 +254,7 @@ _POSITIVE = (
     *(f"{method}.{name}" for method in ("ppo", "grpo") for name in ("epochs", "reward_floor", "clip_range")),
     *(f"decode.{name}" for name in ("top_p", "multiple")),
     "lessons.largest_gap",
+    "lessons.kept_steps",
     *(f"rejection.{name}" for name in ("rounds", "trajectories", "per_question")),
     *(f"forward_kl.{name}" for name in ("rounds", "model_questions", "model_samples")),
 )
@@ -291,7 +292,7 @@ def check(config: RunConfig) -> None:
         raise UsageError(
             f"--e-step.temperature-low is {e.temperature_low}, above --e-step.temperature-high ({e.temperature_high})"
         )
-    for name in ("history_dropout", "gap_share"):
+    for name in ("history_dropout", "gap_share", "words_with_gaps"):
         share = getattr(config.lessons, name)
         if share > 1:
             raise UsageError(f"--lessons.{name.replace('_', '-')} is {share}; it is a share, at most 1")

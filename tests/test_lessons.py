@@ -11,7 +11,7 @@ import torch
 
 from latent_cot import tools
 from latent_cot.chain import ChainRules, encode_rationale
-from latent_cot.lessons import drop_history, leave_gaps, step_ends, vary
+from latent_cot.lessons import ask_others_before, drop_history, leave_gaps, step_ends, vary
 from latent_cot.lm import LanguageModel
 from latent_cot.scoring import Group, score
 from latent_cot.text import TextCodec
@@ -60,7 +60,7 @@ def test_what_is_left_goes_on_behind_the_question_and_one_step(lesson: Group, ru
 
 
 def test_strange_steps_stand_where_the_dropped_ones_stood(lesson: Group, rules: ChainRules) -> None:
-    codec, other = rules.codec, encode_rationale(" 1 + 1 =, 2 + 2 =, 4 + 4 =", rules)
+    codec, other = rules.codec, Group([], [encode_rationale(" 1 + 1 =, 2 + 2 =, 4 + 4 =", rules)])
     contexts = set()
     for seed in range(200):
         dropped = drop_history(lesson, [other], codec, random.Random(seed), strange=2)
@@ -72,16 +72,44 @@ def test_strange_steps_stand_where_the_dropped_ones_stood(lesson: Group, rules: 
     assert len(contexts) == 1 + 2 * 7
 
 
+def test_some_of_the_last_steps_are_kept(lesson: Group, rules: ChainRules) -> None:
+    codec, other = rules.codec, Group([], [encode_rationale(" 1 + 1 =, 2 + 2 =", rules)])
+    contexts = set()
+    for seed in range(300):
+        dropped = drop_history(lesson, [other], codec, random.Random(seed), strange=1, kept=3)
+        contexts.add(codec.decode(dropped.prompt[len(lesson.prompt) :]))
+    steps, strange = [" 5 + 9 = 14", " 14 - 3 = 11", " 11 + 8 = 19"], " 2 + 2 = 4"
+    kept = [",".join(steps[first : k + 1]) for k in (1, 2) for first in range(k + 1)]
+    assert contexts == {"", *kept, *(f"{strange},{own}" for own in kept)}
+
+
 def test_a_chain_of_one_step_stays_as_it_is(rules: ChainRules) -> None:
     lesson = Group([1, 2], [encode_rationale(" 5 + 9 =", rules)])
     assert drop_history(lesson, [], rules.codec, random.Random(0), strange=0) is lesson
+
+
+def test_questions_of_others_stand_before_the_question(lesson: Group, rules: ChainRules) -> None:
+    """One text begins them all, as the tokenizer begins a text, and what is learned stays as it is."""
+    codec = rules.codec
+    texts = ["Question: 1 + 1 = ? Answer:", "Question: 2 - 3 = ? Answer:"]
+    others = [Group(codec.encode_prompt(text), lesson.rationales) for text in texts]
+    found = set()
+    for seed in range(60):
+        asked = ask_others_before(lesson, others, codec, random.Random(seed), most=2)
+        assert (asked.rationales, asked.answer) == (lesson.rationales, lesson.answer)
+        begin = len(asked.prompt) - len(lesson.prompt)
+        special = [token for token in asked.prompt if token in codec.tokenizer.all_special_ids]
+        assert special == [token for token in lesson.prompt if token in codec.tokenizer.all_special_ids]
+        assert asked.prompt[: len(special)] == special
+        found.add(codec.decode(asked.prompt[len(special) : len(special) + begin]))
+    assert found == {"", *texts, *(a + b for a in texts for b in texts)}
 
 
 def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) -> None:
     codec, (rationale,) = rules.codec, lesson.rationales
     seen = [0] * (len(lesson.prompt) + len(rationale))
     for seed in range(200):
-        gaps = leave_gaps(lesson, codec, random.Random(seed), largest=7).gaps
+        gaps = leave_gaps(lesson, codec, random.Random(seed), share=0.3, largest=7).gaps
         assert len(gaps) == len(seen) and all(0 <= gap <= 7 for gap in gaps)
         seen = [max(a, b) for a, b in zip(seen, gaps, strict=True)]
     n = len(lesson.prompt)
@@ -96,12 +124,15 @@ def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(less
     def varied(seed: int, share: float) -> Group:
         return vary(
             lesson,
-            lesson.rationales,
+            [lesson],
             rules.codec,
             random.Random(seed),
             history_dropout=share,
             strange_steps=2,
+            kept_steps=2,
+            strange_questions=1 if share else 0,
             gap_share=share,
+            words_with_gaps=0.3,
             largest_gap=5,
         )
 
@@ -113,7 +144,7 @@ def test_gaps_change_positions_and_nothing_else(lesson: Group, rules: ChainRules
     """Against a plain forward pass of the same tokens at those positions; and the same gap before all is no gap."""
     model, codec = lm.dense("p"), rules.codec
     (rationale,) = lesson.rationales
-    gapped = leave_gaps(lesson, codec, random.Random(1), largest=9)
+    gapped = leave_gaps(lesson, codec, random.Random(1), share=0.3, largest=9)
     assert any(gapped.gaps)
     scores = score(lm, model, [gapped], codec, answers_at="end", tool_tokens=True)
     tokens = [*lesson.prompt, *rationale.tokens, *lesson.answer]
@@ -130,7 +161,7 @@ def test_gaps_change_positions_and_nothing_else(lesson: Group, rules: ChainRules
 
 def test_trees_that_differ_in_positions_share_no_beginning(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:
     model, codec = lm.dense("p"), rules.codec
-    groups = [leave_gaps(lesson, codec, random.Random(seed), largest=9) for seed in (1, 2)] + [lesson]
+    groups = [leave_gaps(lesson, codec, random.Random(seed), share=0.3, largest=9) for seed in (1, 2)] + [lesson]
     together = score(lm, model, groups, codec, answers_at="end")
     for row, group in enumerate(groups):
         alone = score(lm, model, [group], codec, answers_at="end")
@@ -139,7 +170,7 @@ def test_trees_that_differ_in_positions_share_no_beginning(lesson: Group, rules:
 
 
 def test_gaps_of_several_rationales_are_refused(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:
-    gapped = leave_gaps(lesson, rules.codec, random.Random(1), largest=9)
+    gapped = leave_gaps(lesson, rules.codec, random.Random(1), share=0.3, largest=9)
     twice = Group(gapped.prompt, [*gapped.rationales, *gapped.rationales], gaps=gapped.gaps)
     with pytest.raises(ValueError, match="single rationale"):
         score(lm, lm.dense("p"), [twice], rules.codec)

@@ -208,7 +208,13 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
 
 
 def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None:
-    for flags in ({"history_dropout": 1.5}, {"gap_share": 1.5}, {"largest_gap": 0}):
+    for flags in (
+        {"history_dropout": 1.5},
+        {"gap_share": 1.5},
+        {"words_with_gaps": 2.0},
+        {"largest_gap": 0},
+        {"kept_steps": 0},
+    ):
         lessons = replace(RunConfig().lessons, **flags)
         with pytest.raises(UsageError, match="--lessons"):
             check(replace(RunConfig(), lessons=lessons))
