@@ -173,10 +173,11 @@ class LessonConfig:
     """Steps of other rationales that stand in place of the dropped ones, at most: what follows must not depend on how
     many there are."""
     kept_steps: int = 1
-    """Last steps that are not dropped, at most. A single one may not tell where in the question it belongs, if that
-    repeats itself."""
+    """Last steps that are not dropped. A single one may not tell where in the question it belongs, if that repeats
+    itself."""
     strange_questions: int = 0
-    """Questions of other rationales that stand before the question, at most."""
+    """What is asked in other questions stands beside what is asked in this one, of so many at most, where steps are
+    dropped."""
     gap_share: float = 0.0
     """Share of rationales in whose text positions are left out at random, before words and before steps."""
     words_with_gaps: float = 0.3

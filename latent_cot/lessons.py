@@ -5,11 +5,12 @@ short, wrong on longer ones. Three variations take away what could be counted:
 
 * the steps before a random one are dropped, so that the next one has to follow from the question and the last step, or
   the last few; steps of other rationales may stand in their place, as many as there would be in a longer chain;
-* questions of others stand before the question: how much of it has been read is not how much has been read;
+* what is asked in other questions stands beside what is asked in this one, within the words that all questions have in
+  common: a place in the question is not told by what is counted from its beginning or its end;
 * positions are left out at random between words, so that the same text stands at other distances (after the random
   positions of Ruoss et al., "Randomized Positional Encodings Boost Length Generalization of Transformers", ACL 2023).
 
-Rollouts and tests know nothing of either.
+Rollouts and tests know nothing of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, dropwhile, pairwise, takewhile
+from itertools import chain, pairwise, takewhile
 
 from latent_cot.scoring import Group
 from latent_cot.text import TextCodec
@@ -44,15 +45,18 @@ def vary(
         others: the lessons of other rationales.
         history_dropout: probability that the steps before a random one are dropped.
         strange_steps: how many steps of others may take their place, at most.
-        kept_steps: how many of the last steps are not dropped, at most.
-        strange_questions: how many of the others' questions stand before the question, at most.
+        kept_steps: how many of the last steps are not dropped.
+        strange_questions: how many of the others' questions stand in the question, at most, if steps are dropped.
         gap_share: probability that positions are left out.
         words_with_gaps: before this share of the prompt's words.
         largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:
-        lesson = drop_history(lesson, others, codec, rng, strange=strange_steps, kept=kept_steps)
-    lesson = ask_others_before(lesson, others, codec, rng, most=strange_questions)
+        dropped = drop_history(lesson, others, codec, rng, strange=strange_steps, kept=kept_steps)
+        if dropped is not lesson:  # what stands before its first step has to be where the question begins
+            prompt = ask_others_too(lesson.prompt, [o.prompt for o in others], codec, rng, most=strange_questions)
+            dropped = replace(dropped, prompt=[*prompt, *dropped.prompt[len(lesson.prompt) :]])
+        lesson = dropped
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, share=words_with_gaps, largest=largest_gap)
     return lesson
@@ -61,8 +65,8 @@ def vary(
 def drop_history(
     lesson: Group, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, strange: int, kept: int = 1
 ) -> Group:
-    """Go on behind a random complete step: the question, up to `strange` steps of others, 1 to `kept` steps up to that
-    one, what follows.
+    """Go on behind a random complete step: the question, up to `strange` steps of others, the last `kept` steps up to
+    that one, what follows.
 
     Up to that step nothing is learned. Without strange steps before them, the kept ones lose the punctuation that
     joined them to the one before. Where it is the first step, and where there is none, the lesson stays as it is.
@@ -77,7 +81,7 @@ def drop_history(
     strangers = [step for other in others for z in other.rationales for step in steps_of(z)[1:]]
     number = rng.randint(0, strange) if strangers else 0
     before = [token for _ in range(number) for token in rng.choice(strangers)]
-    first = max(0, k + 1 - rng.randint(1, kept))
+    first = max(0, k + 1 - kept)
     if before and first == 0:  # what joins it to them is in the second step
         before += takewhile(lambda token: _joins(codec.pieces[token]), steps[1])
     context = [*before, *chain.from_iterable(steps[first : k + 1])]
@@ -95,17 +99,29 @@ def drop_history(
     return replace(lesson, prompt=[*lesson.prompt, *context], rationales=[rest])
 
 
-def ask_others_before(
-    lesson: Group, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, most: int
-) -> Group:
-    """Put 0 to `most` questions of others before the question, behind what the tokenizer begins a text with."""
-    if not (most and others):
-        return lesson
-    asked = [rng.choice(others).prompt for _ in range(rng.randint(0, most))]
-    special = codec.tokenizer.all_special_ids
-    begin = list(takewhile(lambda token: token in special, lesson.prompt))
-    texts = [dropwhile(lambda token: token in special, prompt) for prompt in (*asked, lesson.prompt)]
-    return replace(lesson, prompt=[*begin, *chain.from_iterable(texts)])
+def ask_others_too(
+    prompt: Sequence[int], others: Sequence[Sequence[int]], codec: TextCodec, rng: random.Random, *, most: int
+) -> list[int]:
+    """A prompt with what 0 to `most` others have of their own beside its own: `Question: 1 + 1 2 - 3 = ?`.
+
+    All begin and end with the same tokens; what is between them is a prompt's own, a space before it included. The
+    order is random.
+    """
+    asked = [rng.choice(others) for _ in range(rng.randint(0, most))] if others else []
+    if not asked:
+        return list(prompt)
+    begin = _in_common([prompt, *others])
+    while begin and codec.pieces[prompt[begin - 1]].isspace():
+        begin -= 1
+    end = _in_common([one[begin:][::-1] for one in (prompt, *others)])
+    own = [one[begin : len(one) - end] for one in (*asked, prompt)]
+    rng.shuffle(own)
+    return [*prompt[:begin], *chain.from_iterable(own), *prompt[len(prompt) - end :]]
+
+
+def _in_common(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
 
 
 def steps_of(rationale: Rationale) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from latent_cot import tools
 from latent_cot.chain import ChainRules, encode_rationale
-from latent_cot.lessons import ask_others_before, drop_history, leave_gaps, step_ends, vary
+from latent_cot.lessons import ask_others_too, drop_history, leave_gaps, step_ends, vary
 from latent_cot.lm import LanguageModel
 from latent_cot.scoring import Group, score
 from latent_cot.text import TextCodec
@@ -73,13 +74,14 @@ def test_strange_steps_stand_where_the_dropped_ones_stood(lesson: Group, rules: 
 
 
 def test_some_of_the_last_steps_are_kept(lesson: Group, rules: ChainRules) -> None:
+    """The first of them is joined to what stands before it, if anything does."""
     codec, other = rules.codec, Group([], [encode_rationale(" 1 + 1 =, 2 + 2 =", rules)])
     contexts = set()
     for seed in range(300):
         dropped = drop_history(lesson, [other], codec, random.Random(seed), strange=1, kept=3)
         contexts.add(codec.decode(dropped.prompt[len(lesson.prompt) :]))
     steps, strange = [" 5 + 9 = 14", " 14 - 3 = 11", " 11 + 8 = 19"], " 2 + 2 = 4"
-    kept = [",".join(steps[first : k + 1]) for k in (1, 2) for first in range(k + 1)]
+    kept = [",".join(steps[:2]), ",".join(steps)]
     assert contexts == {"", *kept, *(f"{strange},{own}" for own in kept)}
 
 
@@ -88,21 +90,48 @@ def test_a_chain_of_one_step_stays_as_it_is(rules: ChainRules) -> None:
     assert drop_history(lesson, [], rules.codec, random.Random(0), strange=0) is lesson
 
 
-def test_questions_of_others_stand_before_the_question(lesson: Group, rules: ChainRules) -> None:
-    """One text begins them all, as the tokenizer begins a text, and what is learned stays as it is."""
+def test_what_others_ask_stands_beside_what_is_asked(lesson: Group, rules: ChainRules) -> None:
     codec = rules.codec
-    texts = ["Question: 1 + 1 = ? Answer:", "Question: 2 - 3 = ? Answer:"]
-    others = [Group(codec.encode_prompt(text), lesson.rationales) for text in texts]
+    asked = ["1 + 1", "7 - 3 + 2"]
+    others = [codec.encode_prompt(f"Question: {text} = ? Answer:") for text in asked]
     found = set()
-    for seed in range(60):
-        asked = ask_others_before(lesson, others, codec, random.Random(seed), most=2)
-        assert (asked.rationales, asked.answer) == (lesson.rationales, lesson.answer)
-        begin = len(asked.prompt) - len(lesson.prompt)
-        special = [token for token in asked.prompt if token in codec.tokenizer.all_special_ids]
-        assert special == [token for token in lesson.prompt if token in codec.tokenizer.all_special_ids]
-        assert asked.prompt[: len(special)] == special
-        found.add(codec.decode(asked.prompt[len(special) : len(special) + begin]))
-    assert found == {"", *texts, *(a + b for a in texts for b in texts)}
+    for seed in range(200):
+        prompt = ask_others_too(lesson.prompt, others, codec, random.Random(seed), most=2)
+        text = codec.decode([token for token in prompt if token not in codec.tokenizer.all_special_ids])
+        found.add(text.removeprefix("Question: ").removesuffix(" = ? Answer:"))
+    own = "5 + 9 - 3 + 8"
+    assert found == {
+        own,
+        *(" ".join(order) for a in asked for order in permutations([a, own])),
+        *(" ".join(order) for a in asked for b in asked for order in permutations([a, b, own])),
+    }
+    assert ask_others_too(lesson.prompt, [], codec, random.Random(0), most=2) == list(lesson.prompt)
+
+
+def test_others_are_asked_only_where_steps_are_dropped(lesson: Group, rules: ChainRules) -> None:
+    """The first step is learned behind nothing else: it has to begin with the question's first number."""
+    codec = rules.codec
+    other = Group(codec.encode_prompt("Question: 1 + 1 = ? Answer:"), lesson.rationales)
+    for seed in range(40):
+        rng = random.Random(seed)
+        varied = vary(
+            lesson,
+            [other],
+            codec,
+            rng,
+            history_dropout=1.0,
+            strange_steps=0,
+            kept_steps=1,
+            strange_questions=1,
+            gap_share=0.0,
+            words_with_gaps=0.0,
+            largest_gap=1,
+        )
+        if len(varied.rationales[0]) == len(lesson.rationales[0]):
+            assert varied is lesson
+        elif len(varied.prompt) > len(lesson.prompt) + 12:
+            text = codec.decode(varied.prompt)
+            assert " 1 + 1 5 + 9 - 3 + 8 = ? Answer: " in text or " 5 + 9 - 3 + 8 1 + 1 = ? Answer: " in text
 
 
 def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) -> None:
