@@ -107,7 +107,9 @@ def ask_others_too(
     All begin and end with the same tokens; what is between them is a prompt's own, a space before it included. The
     order is random.
     """
-    asked = [rng.choice(others) for _ in range(rng.randint(0, most))] if others else []
+    if not (most and others):
+        return list(prompt)
+    asked = [rng.choice(others) for _ in range(rng.randint(0, most))]
     if not asked:
         return list(prompt)
     begin = _in_common([prompt, *others])

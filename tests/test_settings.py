@@ -202,9 +202,6 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
         "m_step.learning_rate",
         "lessons.history_dropout",
         "lessons.strange_steps",
-        "lessons.kept_steps",
-        "lessons.strange_questions",
-        "lessons.words_with_gaps",
         "lessons.gap_share",
         "lessons.largest_gap",
     }
