@@ -52,11 +52,11 @@ def vary(
         largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:
-        dropped = drop_history(lesson, others, codec, rng, strange=strange_steps, kept=kept_steps)
-        if dropped is not lesson:  # what stands before its first step has to be where the question begins
-            prompt = ask_others_too(lesson.prompt, [o.prompt for o in others], codec, rng, most=strange_questions)
-            dropped = replace(dropped, prompt=[*prompt, *dropped.prompt[len(lesson.prompt) :]])
-        lesson = dropped
+        prompt = ask_others_too(lesson.prompt, [o.prompt for o in others], codec, rng, most=strange_questions)
+        asked = replace(lesson, prompt=prompt)
+        dropped = drop_history(asked, others, codec, rng, strange=strange_steps, kept=kept_steps)
+        # Only steps that are kept tell which of the questions is meant: a whole chain has its own question alone.
+        lesson = lesson if dropped is asked else dropped
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, share=words_with_gaps, largest=largest_gap)
     return lesson

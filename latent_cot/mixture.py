@@ -59,8 +59,6 @@ def run_in_turns(
             for one in parts:
                 one.save(turn=turn)
             saved = time.monotonic()
-    for part in parts:
-        part.save(turn=turn)
     return [part.finish(turn=turn) for part in parts]
 
 

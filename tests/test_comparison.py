@@ -178,6 +178,8 @@ def test_the_last_record_with_the_same_settings_is_taken() -> None:
     )
     assert records.find_record(Run("em", config), [changed]) == (None, "--rounds 7 there, 2 here")
     assert records.find_record(Run("sft", config), [kept]) == (None, "")
+    with pytest.raises(UsageError, match="record of em, seed 1 has no figures of '3-operands'"):
+        records.find_record(Run("em", config), [{**kept, "accuracy": {"q": {}}}])
 
 
 def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:

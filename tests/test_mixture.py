@@ -119,7 +119,7 @@ def test_parts_are_saved_together(lm: LanguageModel) -> None:
     parts = [Part(make(lm, TOY)), Part(make(lm, PLAIN, PlainTask()))]
     turns(parts, turn=7, save_every=0.0)
     n = sum(len(part.log) for part in parts)
-    assert parts[0].saved == parts[1].saved == [*range(8, 8 + n), 7 + n, 7 + n]
+    assert parts[0].saved == parts[1].saved == [*range(8, 8 + n), 7 + n]
 
 
 def nothing(target: Path) -> None:

@@ -138,9 +138,7 @@ def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
             )
         except Stopped:
             number = stopped_by()
-            say(console, f"Stopped; saved in {path}. Go on with:")
-            tracked = "".join(f" --track {name}" for name in options.track)
-            say(console, f"  latent-cot {_command(config)} --output-dir {quoted(path)} --resume{tracked}")
+            say_stopped(console, command_for(config), path, options)
             return 128 + (number or signal.SIGINT)
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {path}. See also:")
     for command in ("eval", "report"):
@@ -181,8 +179,15 @@ def _refuse_unwritable(path: Path) -> None:
         raise UsageError(f"--output-dir {path}: cannot write to {existing}; give another folder")
 
 
-def _command(config: RunConfig) -> str:
+def command_for(config: RunConfig) -> str:
     return "em" if config.method == "em" else "fit"
+
+
+def say_stopped(console: Console, command: str, path: Path, options: RunOptions) -> None:
+    """How to go on with the run in `path`; `command`: `em`, with what it needs besides."""
+    tracked = "".join(f" --track {name}" for name in options.track)
+    say(console, f"Stopped; saved in {path}. Go on with:")
+    say(console, f"  latent-cot {command} --output-dir {quoted(path)} --resume{tracked}")
 
 
 def say(console: Console, text: str, style: str = "") -> None:

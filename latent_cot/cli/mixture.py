@@ -73,7 +73,7 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
 
 
 def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, options: RunOptions) -> int:
-    from latent_cot.cli.fit import quoted, say
+    from latent_cot.cli.fit import command_for, quoted, say, say_stopped
     from latent_cot.mixture import newest_in_common, run_in_turns
     from latent_cot.run import RunFolder
     from latent_cot.session import Running, Stopped
@@ -105,9 +105,7 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
                 should_stop=lambda: stopped_by() is not None,
             )
         except Stopped:
-            say(console, f"Stopped; saved in {path}. Go on with:")
-            command = "em" if configs[0].method == "em" else "fit"
-            say(console, f"  latent-cot {command} --task {','.join(names)} --output-dir {quoted(path)} --resume")
+            say_stopped(console, f"{command_for(configs[0])} --task {','.join(names)}", path, options)
             return 128 + (stopped_by() or signal.SIGINT)
     say(console, f"Done; a run folder for each task is in {path}. See also:")
     for name in names:

@@ -20,6 +20,13 @@ Record = Mapping[str, Any]
 
 MAX_RECORDS_BYTES = 2**27
 
+_KEYS: Mapping[str, Any] = {
+    **{key: {} for key in ("variant", "seed", "config", "accuracy", "metrics", "command")},
+    "budget": {"trajectories": {}, "gradient_steps": {}},
+    "resources": {"phases": {}},
+}
+"""What `table.summarise` and `find_record` read of a record."""
+
 
 def is_finished(run: Run) -> bool:
     """Whether the run is there and complete. Raises UsageError, naming what differs, if another one is."""
@@ -45,15 +52,7 @@ def _read_records(file: Path) -> list[Record]:
             raise UsageError(f"{where}: larger than {MAX_RECORDS_BYTES:,} bytes; it is no comparison.json")
         runs = json.loads(file.read_bytes())["runs"]
         for run in runs:
-            _ = (
-                run["variant"],
-                run["seed"],
-                run["config"],
-                run["accuracy"],
-                run["metrics"],
-                run["budget"]["trajectories"],
-            )
-            _ = run["budget"]["gradient_steps"], run["resources"]["phases"], run["command"]
+            _check_keys(run, _KEYS)
     except FileNotFoundError as error:
         raise UsageError(f"{where}: no such file") from error
     except (OSError, ValueError) as error:
@@ -63,17 +62,26 @@ def _read_records(file: Path) -> list[Record]:
     return list(runs)
 
 
+def _check_keys(record: Any, keys: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError if a record has not these keys, and those below them."""
+    for key, below in keys.items():
+        _check_keys(record[key], below)
+
+
 def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str]:
     """The last record of this run; where it has only been recorded with other settings, what differs.
 
-    Raises UsageError if a record's configuration is none.
+    Raises UsageError if a record's configuration is none, or figures of a split are missing in it.
     """
     other = ""
     for record in reversed(records):
         if (record["variant"], record["seed"]) == (run.variant, run.config.seed):
             found = _other_settings(record["config"], run, f"the record of {run.name}")
             if not found:
-                return {**record, **_in_order(run, record["accuracy"], record["metrics"])}, ""
+                try:
+                    return {**record, **_in_order(run, record["accuracy"], record["metrics"])}, ""
+                except (KeyError, TypeError) as error:
+                    raise UsageError(f"the record of {run.name} has no figures of {error}; leave it out") from error
             other = other or found
     return None, other
 
