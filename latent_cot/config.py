@@ -168,16 +168,16 @@ class LessonConfig:
 
     history_dropout: float = 0.0
     """Share of rationales whose steps before a random one are dropped: what follows is learned behind the question and
-    the last step only."""
+    the last steps only."""
     strange_steps: int = 0
     """Steps of other rationales that stand in place of the dropped ones, at most: what follows must not depend on how
     many there are."""
     kept_steps: int = 1
     """Last steps that are not dropped. A single one may not tell where in the question it belongs, if that repeats
     itself."""
-    strange_questions: int = 0
-    """What is asked in other questions stands beside what is asked in this one, of so many at most, where steps are
-    dropped."""
+    joined_questions: int = 0
+    """Other questions, of so many at most, whose words are joined to this one before it and behind it, in the share of
+    rationales that is `history_dropout`."""
     gap_share: float = 0.0
     """Share of rationales in whose text positions are left out at random, before words and before steps."""
     words_with_gaps: float = 0.3

@@ -5,8 +5,8 @@ short, wrong on longer ones. Three variations take away what could be counted:
 
 * the steps before a random one are dropped, so that the next one has to follow from the question and the last step, or
   the last few; steps of other rationales may stand in their place, as many as there would be in a longer chain;
-* what is asked in other questions stands beside what is asked in this one, within the words that all questions have in
-  common: a place in the question is not told by what is counted from its beginning or its end;
+* words of other questions stand before and behind what is asked, joined to it at a word that both have: a place in the
+  question is not told by what is counted from its beginning or its end;
 * positions are left out at random between words, so that the same text stands at other distances (after the random
   positions of Ruoss et al., "Randomized Positional Encodings Boost Length Generalization of Transformers", ACL 2023).
 
@@ -34,7 +34,7 @@ def vary(
     history_dropout: float,
     strange_steps: int,
     kept_steps: int,
-    strange_questions: int,
+    joined_questions: int,
     gap_share: float,
     words_with_gaps: float,
     largest_gap: int,
@@ -46,17 +46,16 @@ def vary(
         history_dropout: probability that the steps before a random one are dropped.
         strange_steps: how many steps of others may take their place, at most.
         kept_steps: how many of the last steps are not dropped.
-        strange_questions: how many of the others' questions stand in the question, at most, if steps are dropped.
+        joined_questions: how many of the others' questions are joined to the question, on either side, at most.
         gap_share: probability that positions are left out.
         words_with_gaps: before this share of the prompt's words.
         largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:
-        prompt = ask_others_too(lesson.prompt, [o.prompt for o in others], codec, rng, most=strange_questions)
-        asked = replace(lesson, prompt=prompt)
-        dropped = drop_history(asked, others, codec, rng, strange=strange_steps, kept=kept_steps)
-        # Only steps that are kept tell which of the questions is meant: a whole chain has its own question alone.
-        lesson = lesson if dropped is asked else dropped
+        dropped = drop_history(lesson, others, codec, rng, strange=strange_steps, kept=kept_steps)
+        if joined_questions:
+            dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, most=joined_questions)
+        lesson = dropped
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, share=words_with_gaps, largest=largest_gap)
     return lesson
@@ -99,26 +98,51 @@ def drop_history(
     return replace(lesson, prompt=[*lesson.prompt, *context], rationales=[rest])
 
 
-def ask_others_too(
-    prompt: Sequence[int], others: Sequence[Sequence[int]], codec: TextCodec, rng: random.Random, *, most: int
-) -> list[int]:
-    """A prompt with what 0 to `most` others have of their own beside its own: `Question: 1 + 1 2 - 3 = ?`.
+def join_questions(
+    lesson: Group, asked: int, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, most: int
+) -> Group:
+    """Join words of 0 to `most` others before what is asked, and of as many behind it.
 
-    All begin and end with the same tokens; what is between them is a prompt's own, a space before it included. The
-    order is random.
+    `9 - 4 + 1`, `1 + 2 - 3` and `6 - 3 + 7` make `9 - 4 + 1 + 2 - 3 + 7`: two questions are joined at a word that both
+    have, so that the joint looks like any other place. What is asked is what lies between the tokens with which all
+    prompts begin and those with which all end.
+
+    Before it they stand only where the lesson has steps to go on from, which say what place is meant; behind it only
+    where there is a step to learn, which is then all that is learned: how a chain goes on at the end of its own
+    question, and Y, are not known.
+
+    Args:
+        asked: the number of the prompt's tokens that are the question; a rationale's steps may stand behind them.
     """
-    if not (most and others):
-        return list(prompt)
-    asked = [rng.choice(others) for _ in range(rng.randint(0, most))]
-    if not asked:
-        return list(prompt)
-    begin = _in_common([prompt, *others])
-    while begin and codec.pieces[prompt[begin - 1]].isspace():
+    question, context = lesson.prompt[:asked], lesson.prompt[asked:]
+    (rationale,) = lesson.rationales
+    prompts = [question, *(other.prompt for other in others)]
+    begin = _in_common(prompts)
+    while begin and codec.pieces[question[begin - 1]].isspace():
         begin -= 1
-    end = _in_common([one[begin:][::-1] for one in (prompt, *others)])
-    own = [one[begin : len(one) - end] for one in (*asked, prompt)]
-    rng.shuffle(own)
-    return [*prompt[:begin], *chain.from_iterable(own), *prompt[len(prompt) - end :]]
+    end = _in_common([prompt[begin:][::-1] for prompt in prompts])
+    own, *strange = (_words(prompt[begin : len(prompt) - end], codec) for prompt in prompts)
+    if not own:
+        return lesson
+    words = own
+    for _ in range(rng.randint(0, most) if context else 0):
+        heads = [text[:i] for text in strange for i in range(1, len(text)) if text[i] == words[0]]
+        words = [*rng.choice(heads), *words] if heads else words
+    goes_on = False
+    for _ in range(rng.randint(0, most) if rationale.tokens else 0):
+        tails = [text[i + 1 :] for text in strange for i in range(len(text) - 1) if text[i] == words[-1]]
+        words = [*words, *rng.choice(tails)] if tails else words
+        goes_on = goes_on or bool(tails)
+    prompt = [*question[:begin], *chain.from_iterable(words), *question[len(question) - end :], *context]
+    if goes_on:
+        return replace(lesson, prompt=prompt, rationales=[replace(rationale, cut=True)], answer=())
+    return replace(lesson, prompt=prompt)
+
+
+def _words(tokens: Sequence[int], codec: TextCodec) -> list[tuple[int, ...]]:
+    """The tokens of each word; a word is what begins with a space."""
+    starts = [i for i, token in enumerate(tokens) if not i or codec.pieces[token][:1].isspace()]
+    return [tuple(tokens[i:j]) for i, j in pairwise([*starts, len(tokens)])]
 
 
 def _in_common(texts: Sequence[Sequence[int]]) -> int:

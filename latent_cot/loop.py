@@ -442,10 +442,13 @@ class Loop(ABC):
         batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
         chosen = [records[k] for k in batch]
         lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
+        variations = vars(self.config.lessons)
+        if sees_answer:  # a question joined to others has another answer
+            variations = {**variations, "joined_questions": 0}
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
-            lesson = vary(lesson, others, self.rules.codec, rng, **vars(self.config.lessons))
+            lesson = vary(lesson, others, self.rules.codec, rng, **variations)
             if c.target == "candidates":
                 example = self.questions[one.question]
                 lesson = replace(lesson, others=other_answers(self.task, example, self.rules.codec))

@@ -301,6 +301,14 @@ def check(config: RunConfig) -> None:
             f"--lessons.history-dropout is {config.lessons.history_dropout}: it drops complete steps, and with "
             "--rollout.granularity token there are none; give `step`, or 0"
         )
+    for step in ("init_step", "m_step"):
+        target = getattr(config, step).target
+        if config.lessons.joined_questions and target != "joint":
+            raise UsageError(
+                f"--lessons.joined-questions is {config.lessons.joined_questions}: a question joined to others has no "
+                f"known answer, and with --{step.replace('_', '-')}.target {target} the answer is all that is learned; "
+                "give 0, or joint"
+            )
     _check_method(config)
     if config.evaluation.votes > 1 and config.evaluation.temperature == 0:
         raise UsageError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import permutations
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from latent_cot import tools
 from latent_cot.chain import ChainRules, encode_rationale
-from latent_cot.lessons import ask_others_too, drop_history, leave_gaps, step_ends, vary
+from latent_cot.lessons import drop_history, join_questions, leave_gaps, step_ends, vary
 from latent_cot.lm import LanguageModel
 from latent_cot.scoring import Group, score
 from latent_cot.text import TextCodec
@@ -90,48 +91,63 @@ def test_a_chain_of_one_step_stays_as_it_is(rules: ChainRules) -> None:
     assert drop_history(lesson, [], rules.codec, random.Random(0), strange=0) is lesson
 
 
-def test_what_others_ask_stands_beside_what_is_asked(lesson: Group, rules: ChainRules) -> None:
-    codec = rules.codec
-    asked = ["1 + 1", "7 - 3 + 2"]
-    others = [codec.encode_prompt(f"Question: {text} = ? Answer:") for text in asked]
-    found = set()
-    for seed in range(200):
-        prompt = ask_others_too(lesson.prompt, others, codec, random.Random(seed), most=2)
-        text = codec.decode([token for token in prompt if token not in codec.tokenizer.all_special_ids])
-        found.add(text.removeprefix("Question: ").removesuffix(" = ? Answer:"))
-    own = "5 + 9 - 3 + 8"
+def asked(group: Group, codec: TextCodec) -> str:
+    """What is asked in a prompt of these tests."""
+    return codec.decode(group.prompt).partition("Question: ")[2].partition(" = ?")[0]
+
+
+def questions(codec: TextCodec, *texts: str) -> list[Group]:
+    return [Group(codec.encode_prompt(f"Question: {text} = ? Answer:"), []) for text in texts]
+
+
+def test_questions_are_joined_at_a_word_that_both_have(lesson: Group, rules: ChainRules) -> None:
+    """Every outcome, of a lesson that goes on from a step and of a whole chain."""
+    codec, own = rules.codec, "5 + 9 - 3 + 8"
+    others = questions(codec, "1 - 5 + 2", "7 + 8 - 6", "4 - 2 + 3")
+    found = {}
+    for context in ("", " 5 + 9 = 14"):
+        tokens = codec.encode(context)
+        start = Group([*lesson.prompt, *tokens], lesson.rationales, lesson.answer)
+        for seed in range(100):
+            joined = join_questions(start, len(lesson.prompt), others, codec, random.Random(seed), most=1)
+            assert not context or joined.prompt[-len(tokens) :] == tokens
+            found[asked(joined, codec)] = (joined.answer == lesson.answer, joined.rationales[0].cut)
+    complete, open_end = (True, False), (False, True)
     assert found == {
-        own,
-        *(" ".join(order) for a in asked for order in permutations([a, own])),
-        *(" ".join(order) for a in asked for b in asked for order in permutations([a, b, own])),
+        own: complete,
+        f"1 - {own}": complete,
+        f"{own} - 6": open_end,
+        f"1 - {own} - 6": open_end,
     }
-    assert ask_others_too(lesson.prompt, [], codec, random.Random(0), most=2) == list(lesson.prompt)
 
 
-def test_others_are_asked_only_where_steps_are_dropped(lesson: Group, rules: ChainRules) -> None:
-    """The first step is learned behind nothing else: it has to begin with the question's first number."""
-    codec = rules.codec
-    other = Group(codec.encode_prompt("Question: 1 + 1 = ? Answer:"), lesson.rationales)
-    for seed in range(40):
-        rng = random.Random(seed)
-        varied = vary(
-            lesson,
-            [other],
-            codec,
-            rng,
-            history_dropout=1.0,
-            strange_steps=0,
-            kept_steps=1,
-            strange_questions=1,
-            gap_share=0.0,
-            words_with_gaps=0.0,
-            largest_gap=1,
-        )
-        if len(varied.rationales[0]) == len(lesson.rationales[0]):
-            assert varied is lesson
-        elif len(varied.prompt) > len(lesson.prompt) + 12:
-            text = codec.decode(varied.prompt)
-            assert " 1 + 1 5 + 9 - 3 + 8 = ? Answer: " in text or " 5 + 9 - 3 + 8 1 + 1 = ? Answer: " in text
+def test_a_joint_looks_like_any_other_place(lesson: Group, rules: ChainRules) -> None:
+    """Two words stand side by side only where they do in one of the questions, and the own question is whole."""
+    codec, own = rules.codec, "5 + 9 - 3 + 8"
+    texts = ["1 - 5 + 2", "7 + 8 - 6 - 5", "4 - 2 + 3", "6 + 1 - 1 + 4"]
+    known = {pair for text in [own, *texts] for pair in pairwise(text.split())}
+    lengths = set()
+    for seed in range(200):
+        start = Group([*lesson.prompt, *codec.encode(" 5 + 9 = 14")], lesson.rationales, lesson.answer)
+        others = questions(codec, *texts)
+        joined = asked(join_questions(start, len(lesson.prompt), others, codec, random.Random(seed), most=3), codec)
+        assert own in joined and set(pairwise(joined.split())) <= known
+        lengths.add(len(joined.split()))
+    assert min(lengths) == 7 and max(lengths) > 14
+
+
+def test_nothing_is_joined_where_nothing_could_be_learned_of_it(lesson: Group, rules: ChainRules) -> None:
+    """Before a first step nothing says where to begin; behind a last one nothing says how to go on."""
+    codec, others = rules.codec, questions(rules.codec, "1 - 5 + 2", "7 + 8 - 6")
+    nothing_left = replace(lesson, rationales=[encode_rationale("", rules)])
+    for seed in range(20):
+        whole = join_questions(lesson, len(lesson.prompt), others, codec, random.Random(seed), most=2)
+        assert asked(whole, codec).startswith("5 + 9")
+        last = join_questions(nothing_left, len(lesson.prompt), others, codec, random.Random(seed), most=2)
+        assert asked(last, codec).endswith("3 + 8") and last.answer == lesson.answer
+    strangers = questions(codec, "1 + 1")
+    assert join_questions(lesson, len(lesson.prompt), strangers, codec, random.Random(0), most=2) == lesson
+    assert join_questions(lesson, len(lesson.prompt), [lesson], codec, random.Random(0), most=2) == lesson
 
 
 def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) -> None:
@@ -159,7 +175,7 @@ def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(less
             history_dropout=share,
             strange_steps=2,
             kept_steps=2,
-            strange_questions=1 if share else 0,
+            joined_questions=1 if share else 0,
             gap_share=share,
             words_with_gaps=0.3,
             largest_gap=5,

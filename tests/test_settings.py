@@ -202,6 +202,8 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
         "m_step.learning_rate",
         "lessons.history_dropout",
         "lessons.strange_steps",
+        "lessons.kept_steps",
+        "lessons.joined_questions",
         "lessons.gap_share",
         "lessons.largest_gap",
     }
@@ -221,6 +223,9 @@ def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None
     by_token = replace(load_config(), rollout=replace(RunConfig().rollout, granularity="token"))
     with pytest.raises(UsageError, match="granularity"):
         check(by_token)
+    answers_only = replace(load_config(), m_step=replace(RunConfig().m_step, target="candidates"))
+    with pytest.raises(UsageError, match=r"joined-questions.*m-step\.target candidates"):
+        check(answers_only)
 
 
 def test_the_papers_share_of_demonstrations() -> None:
