@@ -12,11 +12,10 @@ import torch
 from scipy.stats import binomtest
 
 from latent_cot.chain import ChainRules
-from latent_cot.draft import decode_drafted
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group, score_in_batches
-from latent_cot.types import DiagnosingTask, DraftingTask, Example, Rationale, Task
+from latent_cot.types import DiagnosingTask, Example, Rationale, Task
 
 Judge = Literal["p", "q", "base"]
 """Who picks the answer among candidates: an adapter, or the base model as it is without any."""
@@ -113,11 +112,7 @@ def answer_questions(
         batch = examples[start : start + size]
         prompts = [codec.encode_prompt(prefix + example.x) for example in batch]
         sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
-        if sampler is not None and votes == 1 and temperature == 0 and isinstance(task, DraftingTask):
-            drafts = [task.draft(example) for example in batch]
-            greedy = decode_drafted(lm, lm.dense(sampler), prompts, drafts, rules, batch_size=batch_size)
-            sampled = [[rationale] for rationale in greedy]
-        elif sampler is not None:
+        if sampler is not None:
             sampled = rollout(
                 lm,
                 lm.dense(sampler),

@@ -75,7 +75,6 @@ def rollout(
     rules: ChainRules,
     *,
     n: int = 1,
-    begun: Sequence[Chain] = (),
     temperature: float | Sequence[Sequence[float]] = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
@@ -86,7 +85,6 @@ def rollout(
     Args:
         model: the weights to sample from, e.g. `lm.dense("q")`.
         prompts: token ids, of any lengths; each is run once and shared by its n rationales.
-        begun: the chain that those of each prompt go on from, none of which has ended; empty: all begin anew.
         temperature: of all rationales, or of each of the n of each prompt; 0 is greedy.
         top_p: below 1, nucleus sampling: only the likeliest tokens are drawn whose probabilities, at this temperature,
             come to that much.
@@ -97,8 +95,7 @@ def rollout(
     """
     heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n).flatten()
     actions = rules.codec.actions.to(lm.device)
-    begun = begun or [Chain(rules) for _ in prompts]
-    batch = _Batch(lm, model, prompts, begun, n, max(n, batch_size or n * len(prompts)))
+    batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
         draws = batch.draws()
         logits = lm.logits(batch.hidden, actions).cpu()
@@ -145,15 +142,14 @@ class _Batch:
         lm: LanguageModel,
         model: PreTrainedModel,
         prompts: Sequence[Sequence[int]],
-        begun: Sequence[Chain],
+        rules: ChainRules,
         n: int,
         places: int,
     ) -> None:
-        self.lm, self.model, self.begun = lm, model, begun
+        self.lm, self.model, self.prompts, self.rules = lm, model, prompts, rules
         self.n, self.places = n, places
-        self.prompts = [[*prompt, *chain.tokens] for prompt, chain in zip(prompts, begun, strict=True)]
         # The longest first: a prompt can only join rows that have as many columns as it has tokens.
-        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(self.prompts[i])))
+        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
         self.rows: list[_Row] = []
         self.hidden = torch.empty(0)
         """(rows, H) at the last token of each row."""
@@ -162,10 +158,10 @@ class _Batch:
         self.columns = 0
         """Of the cache, behind the prefix."""
         self.prefix_cache: KVCache | None = None
-        self.prefix = shared_prefix(self.prompts) if self.cache.joinable else 0
+        self.prefix = shared_prefix(prompts) if self.cache.joinable else 0
         if self.prefix:
             self.prefix_cache = lm.new_cache(model)
-            ids = torch.tensor([self.prompts[0][: self.prefix]], device=lm.device)
+            ids = torch.tensor([prompts[0][: self.prefix]], device=lm.device)
             positions = torch.arange(self.prefix, device=lm.device)[None]
             lm.decode_step(model, ids, torch.ones_like(ids), positions, self.prefix_cache)
 
@@ -218,7 +214,7 @@ class _Batch:
 
     def _choose(self, row: _Row, action_of: dict[int, int]) -> list[tuple[_Row, int]]:
         """What becomes of a row: (row, token) for each token that one of its samples chose, less the ends."""
-        codec = row.chain.rules.codec
+        codec = self.rules.codec
         samples_of: dict[int, list[int]] = {}
         for index in row.samples:
             samples_of.setdefault(action_of[index], []).append(index)
@@ -266,7 +262,7 @@ class _Batch:
         for i, rest in zip(chosen, rests, strict=True):
             samples = list(range(i * self.n, (i + 1) * self.n))
             start = self.columns - len(rest)
-            self.rows.append(_Row(self.begun[i].copy(), samples, start, prefix + len(rest)))
+            self.rows.append(_Row(Chain(self.rules), samples, start, prefix + len(rest)))
 
     def _mask(self) -> torch.Tensor:
         """(rows, prefix + columns) long: 1 from each row's first token on, and for the prefix."""

@@ -200,16 +200,6 @@ class DiagnosingTask(Protocol):
 
 
 @runtime_checkable
-class DraftingTask(Protocol):
-    """What a task may have besides: a guess at the chain of a question, with which greedy decoding is faster."""
-
-    def draft(self, example: Example) -> str | None:
-        """A rationale that a good reasoner is likely to write, as `Example.z` would be; None: no idea. What comes out
-        does not depend on it."""
-        ...
-
-
-@runtime_checkable
 class AlphabetTask(Protocol):
     """What a task may have besides: a say in each token, where `allowed_characters` says too little."""
 

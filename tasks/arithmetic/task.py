@@ -103,10 +103,6 @@ def answer(text: str, result: str | None) -> str | None:
     def candidates(self, example: Example) -> Mapping[str, str] | None:
         return None
 
-    def draft(self, example: Example) -> str | None:
-        """The chain that goes through the question from the left."""
-        return demonstrate(parse_question(example.question)).z
-
     def answer(self, rationale: Rationale) -> str | None:
         """The result of the last call, if the chain ends with it.
 
