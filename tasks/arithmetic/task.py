@@ -19,8 +19,11 @@ from latent_cot.types import DataRequest, Example, Rationale, Sweep, TaskData
 
 SPLIT_SIZE = 500
 MAX_POINTS = 100
-"""Of one sweep: each is a test split of its own."""
+"""Of one sweep: each is a split of its own."""
 _SPLIT_SEED = "test splits, version 1"
+_VALIDATION = "validation-"
+"""Before a split's name: questions of the same kind, from the share that settings are chosen by."""
+_VALIDATION_SEED = "validation splits, version 1"
 _SPLIT_DEFAULTS = Settings(operands=(3,), digits=(1,), operators="+-")
 
 
@@ -64,25 +67,28 @@ def answer(text: str, result: str | None) -> str | None:
 
     def split(self, name: str, size: int | None = None) -> list[Example]:
         """`"5-operands"` (one digit each), `"3-digits"` (three operands), `"5-operands-2-digits"`, or by options,
-        `"operands=5,digits=2"`.
+        `"operands=5,digits=2"`. `"validation-5-operands"` and the like: questions to choose settings by, which are in no
+        test split and in no generated training set.
 
         500 questions by default, all there are if there are fewer. A longer split begins with the shorter.
         """
         points = list(self._points(name))
         if len(points) > 1:
             raise UsageError(
-                f"{name!r} names {len(points)} test splits, from {_name(points[0])} to {_name(points[-1])}; name one "
-                "of them here"
+                f"{name!r} names {len(points)} splits, from {_name(points[0])} to {_name(points[-1])}; name one of "
+                "them here"
             )
-        stream = questions(points[0], "test", _SPLIT_SEED)
+        validation = name.startswith(_VALIDATION)
+        stream = questions(points[0], *(("validation", _VALIDATION_SEED) if validation else ("test", _SPLIT_SEED)))
         if size is None:
             return [build(question) for question in islice(stream, SPLIT_SIZE)]
-        return [build(question) for question in take(stream, size, f"test split {name!r}")]
+        return [build(question) for question in take(stream, size, f"split {name!r}")]
 
     def sweep(self, pattern: str) -> Sweep:
         """The splits of `"operands=3..10"`, of `"operands=3,5,8,digits=2"`, of a single split's name."""
         points = self._points(pattern)
-        values = {_name(point): {"operands": point.operands[0], "digits": point.digits[0]} for point in points}
+        share = _VALIDATION if pattern.startswith(_VALIDATION) else ""
+        values = {share + _name(point): {"operands": point.operands[0], "digits": point.digits[0]} for point in points}
         varying = (axis for axis in ("operands", "digits") if len({value[axis] for value in values.values()}) > 1)
         return Sweep(pattern, tuple(varying), values)
 
@@ -128,7 +134,7 @@ def answer(text: str, result: str | None) -> str | None:
 
     def _points(self, pattern: str) -> list[Settings]:
         """The settings of each split that a pattern names, by operands, then by digits."""
-        settings = _split_settings(pattern)
+        settings = _split_settings(pattern.removeprefix(_VALIDATION))
         if len(settings.operands) * len(settings.digits) > MAX_POINTS:
             raise UsageError(
                 f"{pattern!r} names {len(settings.operands) * len(settings.digits)} test splits; at most {MAX_POINTS} "

@@ -234,12 +234,24 @@ def test_split_sizes() -> None:
         ("-2-digits", "no test split"),
         ("5-operands-", "no test split"),
         ("2-digits-5-operands", "no test split"),
-        ("operands=3..5", "names 3 test splits, from 3-operands to 5-operands; name one"),
+        ("validation-", "no test split"),
+        ("validation-validation-5-operands", "no test split"),
+        ("operands=3..5", "names 3 splits, from 3-operands to 5-operands; name one"),
     ],
 )
 def test_bad_splits(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         TASK.split(name)
+
+
+def test_validation_splits() -> None:
+    for name in ("3-operands", "5-operands", "2-digits", "operands=4,operators=+-*"):
+        examples = TASK.split(f"validation-{name}", 200)
+        assert len({e.question for e in examples}) == 200
+        assert all(share_of(e.question) == "validation" for e in examples)
+        assert all(e.meta["operands"] == TASK.split(name, 1)[0].meta["operands"] for e in examples)
+    assert TASK.split("validation-operands=5", 20) == TASK.split("validation-5-operands", 20)
+    assert list(TASK.sweep("validation-operands=3..5").points) == [f"validation-{n}-operands" for n in (3, 4, 5)]
 
 
 # Sweeps
