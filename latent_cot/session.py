@@ -134,6 +134,7 @@ class Running:
     Args:
         resume: the folder holds a run that has begun ...
         checkpoint: ... and goes on from here; from the start if there is none.
+        round_zero: where runs with the same round 0 keep it. It is taken from there, or put there.
         on_unit: called after each unit of work, e.g. by a display.
     """
 
@@ -144,6 +145,7 @@ class Running:
         *,
         resume: bool = False,
         checkpoint: Checkpoint | None = None,
+        round_zero: Path | None = None,
         on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     ) -> None:
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
@@ -153,10 +155,14 @@ class Running:
         self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
         self._seconds: dict[str, float] = dict(self._spent["phases"])
         self._started = self._saved = self._lap = time.monotonic()
-        self._units = self.loop.run()
         folder.mark("running")
         for note in [*session.notes, *warnings]:
             folder.log("note", text=note)
+        # The first phase of methods that train; few-shot prompting has no round 0.
+        self._round_zero = round_zero if self.loop.phases[0] == Phase(0, "init") else None
+        if self._round_zero is not None and checkpoint is None:
+            self._begin_after(self._round_zero)
+        self._units = self.loop.run()
 
     def advance(self) -> bool:
         """Do a unit of work; returns False if there was none left."""
@@ -172,6 +178,8 @@ class Running:
             {"round": phase.round, "phase": phase.name, "unit": unit, **sample} for sample in info.get("samples", ())
         )
         self.on_unit(self.loop, phase, info)
+        if self.loop.state.phase == 0 and unit == self.loop.units(phase) and self._round_zero is not None:
+            self._keep(self._round_zero)
         return True
 
     def save(self, *, older_than: float = 0.0, turn: int | None = None) -> None:
@@ -196,12 +204,37 @@ class Running:
     def finish(self, *, turn: int | None = None) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
         self.save(turn=turn)
-        for adapter in ADAPTERS:
-            self.session.lm.save_adapter(adapter, self.folder.path / adapter)
+        _write_adapters(self.session.lm, self.folder.path)
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
         return results
+
+    def _keep(self, path: Path) -> None:
+        """Save the state after round 0 for other runs to begin from."""
+        folder = RunFolder.open(path) if (path / "config.yaml").exists() else RunFolder.create(path, self.folder.config)
+        with folder.lock():
+            folder.rewind(None)
+            for event in self.folder.events():
+                if event["kind"] == "init":
+                    folder.log(event["kind"], **event)
+            after = replace(self.loop.state, phase=1, unit=0)
+            folder.save(
+                {"loop": after.to_json(), "resources": self._cost()},
+                lambda target: _write_adapters(self.loop.lm, target),
+            )
+
+    def _begin_after(self, path: Path) -> None:
+        """Take over another run's state after round 0, and its log and costs; nothing, if none was kept."""
+        if not (path / "config.yaml").exists() or (kept := (folder := RunFolder.open(path)).latest()) is None:
+            return
+        self.loop.state = State.saved_in(kept)
+        _read_adapters(self.loop.lm, kept.path)
+        self._spent = kept.state["resources"]
+        self._seconds = dict(self._spent["phases"])
+        self.folder.log("note", text=f"Round 0 is taken from {path}.")
+        for event in folder.events():
+            self.folder.log(event["kind"], **event)
 
     def _cost(self) -> dict[str, Any]:
         return {
@@ -216,6 +249,7 @@ def run_loop(
     folder: RunFolder,
     *,
     resume: bool = False,
+    round_zero: Path | None = None,
     on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -225,13 +259,13 @@ def run_loop(
 
     Args:
         resume: go on from the newest intact checkpoint; from the start if there is none.
-        on_unit: see `Running`.
+        round_zero, on_unit: see `Running`.
         should_stop: asked after each unit; if True, everything is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
     """
     checkpoint = folder.latest() if resume else None
-    running = Running(session, folder, resume=resume, checkpoint=checkpoint, on_unit=on_unit)
+    running = Running(session, folder, resume=resume, checkpoint=checkpoint, round_zero=round_zero, on_unit=on_unit)
     while running.advance():
         if should_stop():
             running.stop()
@@ -242,9 +276,7 @@ def run_loop(
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
-    source = folder.adapters()
-    for adapter in ADAPTERS:
-        session.lm.load_adapter(adapter, source / adapter)
+    _read_adapters(session.lm, folder.adapters())
 
 
 def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
@@ -339,14 +371,22 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
     )
     loop.load_state_dict(checkpoint.state)
-    for adapter in ADAPTERS:
-        session.lm.load_adapter(adapter, checkpoint.path / adapter)
+    _read_adapters(session.lm, checkpoint.path)
     return loop
 
 
-def _write_state(loop: Loop, target: Path) -> None:
+def _read_adapters(lm: LanguageModel, source: Path) -> None:
     for adapter in ADAPTERS:
-        loop.lm.save_adapter(adapter, target / adapter)
+        lm.load_adapter(adapter, source / adapter)
+
+
+def _write_adapters(lm: LanguageModel, target: Path) -> None:
+    for adapter in ADAPTERS:
+        lm.save_adapter(adapter, target / adapter)
+
+
+def _write_state(loop: Loop, target: Path) -> None:
+    _write_adapters(loop.lm, target)
     if loop.optimiser is not None:
         save_optimizer(loop.optimiser.adam, target)
 

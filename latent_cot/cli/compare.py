@@ -19,7 +19,7 @@ from latent_cot import tasks, tracking
 from latent_cot.baselines import METHODS, Spend
 from latent_cot.cli.fit import say
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.comparison import plan, records, table
+from latent_cot.comparison import plan, records, round_zero, table
 from latent_cot.comparison.plan import Run, Variant
 from latent_cot.comparison.records import Record
 from latent_cot.comparison.table import Row
@@ -208,6 +208,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
                         session,
                         folder,
                         resume=there,
+                        round_zero=round_zero.folder_of(one),
                         on_unit=tracking.both(display.on_unit, tracker.on_unit),
                         should_stop=lambda: stopped_by() is not None,
                     )
