@@ -6,6 +6,7 @@ overrides the preset, and flags override both. Nothing here enters a kernel: `em
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -258,6 +259,17 @@ class EMConfig:
 
 MethodName = Literal["few-shot", "decode", "sft", "ppo", "grpo", "rejection", "forward-kl", "gflownet", "em", "em-xy"]
 """Those of `baselines.METHODS`."""
+
+SECTIONS: Mapping[MethodName, str] = {
+    "few-shot": "fewshot",
+    "decode": "decode",
+    "sft": "sft",
+    "ppo": "ppo",
+    "grpo": "grpo",
+    "rejection": "rejection",
+    "forward-kl": "forward_kl",
+}
+"""Method -> the section of `RunConfig` that no other method reads."""
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,10 @@ def test_the_last_record_with_the_same_settings_is_taken() -> None:
     )
     assert records.find_record(Run("em", config), [changed]) == (None, "--rounds 7 there, 2 here")
     assert records.find_record(Run("sft", config), [kept]) == (None, "")
+    # Another method's settings make no difference.
+    of_others = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, kl=3.0))
+    assert records.find_record(Run("em", of_others), [kept]) == (kept, "")
+    assert records.find_record(Run("em", dataclasses.replace(of_others, method="ppo")), [kept])[0] is None
     with pytest.raises(UsageError, match="record of em, seed 1 has no figures of '3-operands'"):
         records.find_record(Run("em", config), [{**kept, "accuracy": {"q": {}}}])
 

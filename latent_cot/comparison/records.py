@@ -10,6 +10,7 @@ from typing import Any
 from latent_cot import tasks
 from latent_cot.baselines import METHODS
 from latent_cot.comparison.plan import IGNORED, Run, command_of, differences
+from latent_cot.config import SECTIONS
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
 from latent_cot.settings import flag, from_dict, to_dict
@@ -88,7 +89,9 @@ def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str
 
 def _other_settings(there: Any, run: Run, where: str) -> str:
     """In which settings a recorded configuration differs from the run's, as text; empty if in none that matters."""
-    other = [entry for entry in differences(from_dict(there, where), run.config) if entry[0] not in IGNORED]
+    unread = {*IGNORED, *(section for method, section in SECTIONS.items() if method != run.config.method)}
+    entries = differences(from_dict(there, where), run.config)
+    other = [entry for entry in entries if entry[0].partition(".")[0] not in unread]
     return "; ".join(f"{flag(path)} {old} there, {new} here" for path, old, new in other[:5])
 
 

@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 
 from latent_cot.comparison.plan import IGNORED, Run
+from latent_cot.config import SECTIONS
 from latent_cot.settings import to_dict
 
-LATER = (
-    *("method", "condition", "rounds", "e_step", "m_step", "evaluation"),
-    *("fewshot", "sft", "ppo", "grpo", "rejection", "forward_kl", "decode"),
-)
+LATER = ("method", "condition", "rounds", "e_step", "m_step", "evaluation", *SECTIONS.values())
 """Settings that round 0 does not depend on."""
 
 
