@@ -95,10 +95,7 @@ def tree_attention(
     plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if nodes == 1 and query.device.type == "cpu" and plain and attention_mask is not None and not dropout:
-        # Without copies of the keys for the heads that share them, as transformers makes them.
-        mask = attention_mask[..., : key.shape[2]]
-        o = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
-        return o.transpose(1, 2), None
+        return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
         output: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
