@@ -291,7 +291,7 @@ class SFTConfig:
     patience: int = 3
     """Checks without a new best after which it stops. The best p is kept."""
     questions: int = 100
-    """Validation questions of a check; at most `data.validation`."""
+    """Validation questions of a check; at most `data.validation`. 0: no checks, all steps are taken."""
     batch_size: int = 8
     """Demonstrations a step."""
     learning_rate: float = 3e-4

@@ -245,7 +245,7 @@ _POSITIVE = (
         for name in ("learning_rate", "clip", "max_batch_tokens")
     ),
     *(f"{step}.{name}" for step in ("init_step", "m_step") for name in ("batch_size", "samples")),
-    *(f"sft.{name}" for name in ("check_every", "patience", "questions", "batch_size", "learning_rate")),
+    *(f"sft.{name}" for name in ("check_every", "patience", "batch_size", "learning_rate")),
     *(
         f"{method}.{name}"
         for method in ("ppo", "grpo", "forward_kl")

@@ -48,7 +48,7 @@ class CompareOptions:
     """Methods, comma-separated (`latent-cot methods` lists them). Default: all of them, unless --variants is given."""
     variants: str | None = None
     """A YAML file of named variants, `name: {method: em, overrides: {...}}`, or a shipped one: `ablations`,
-    `data-efficiency`, `decoding`, `few-shot`."""
+    `data-efficiency`, `decoding`, `few-shot`, `without-lessons`."""
     seeds: str = "0"
     """Seeds, comma-separated."""
     budget: str | None = None

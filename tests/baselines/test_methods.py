@@ -169,6 +169,20 @@ def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
     assert seen[4][1] != seen[3][1]
 
 
+def test_sft_without_checks_takes_all_steps(lm: LanguageModel) -> None:
+    sft = SFTConfig(steps=5, check_every=2, patience=1, questions=0, batch_size=2, learning_rate=1e-2, warmup=1)
+    loop = make(lm, config_of("sft", sft=sft), Scripted([]))
+    seen = []
+    for phase, info in loop.run():
+        if phase.name == "fit":
+            assert "validation" not in info
+            seen.append(weights(loop)["p"])
+        elif phase.round == 1:
+            break
+    assert loop.state.budget.gradient_steps == 3 + 5
+    assert weights(loop)["p"] == seen[-1] != seen[-2]
+
+
 @pytest.mark.parametrize("method", ["ppo", "grpo", "gflownet"])
 def test_the_sampler_learns_and_the_model_stays(lm: LanguageModel, method: str) -> None:
     loop = make(lm, config_of(method))
