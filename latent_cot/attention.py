@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
+from latent_cot.kv_cache import with_spare_columns
 from latent_cot.tree import FlatTrees
 
 NAME = "latent-cot-trees"
@@ -95,7 +96,7 @@ def tree_attention(
     plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if nodes == 1 and query.device.type == "cpu" and plain and attention_mask is not None and not dropout:
-        return attend(query, key, value, attention_mask, scale).transpose(1, 2), None
+        return _attend_decoding(query, key, value, attention_mask, scale).transpose(1, 2), None
     if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
         output: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -124,6 +125,20 @@ def tree_attention(
 def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask that is added to scores: 0 where `seen` is True, else the lowest number there is."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _attend_decoding(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`attend` of one query a row. The products do not copy a cache's buffer that is taken as a whole, and the softmax is
+    fast on rows of whole vectors."""
+    columns = key.shape[2]
+    wide_key, wide_value = with_spare_columns(key), with_spare_columns(value)
+    spare = wide_key.shape[2] - columns
+    if not spare or wide_value.shape[2] != wide_key.shape[2]:
+        return attend(query, key, value, mask, scale)
+    mask = nn.functional.pad(mask[..., :columns], (0, spare), value=torch.finfo(mask.dtype).min)
+    return attend(query, wide_key, wide_value, mask, scale)
 
 
 def attend(

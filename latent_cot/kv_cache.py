@@ -14,12 +14,16 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-_SPARE_COLUMNS = 32
+COLUMNS_AT_ONCE = 32
+"""A buffer's columns are a multiple of this."""
 _GROWTH = 1.5
 
 
 class SlotLayer(DynamicLayer):
-    """Keys and values of one layer: `keys` and `values` (rows, heads, columns, size) are views of buffers."""
+    """Keys and values of one layer: `keys` and `values` (rows, heads, columns, size) are views of buffers.
+
+    What lies behind the last column in a buffer is finite (see `with_spare_columns`).
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -84,7 +88,7 @@ class SlotLayer(DynamicLayer):
         room = self._key_buffer.shape
         if rows > room[0] or columns > room[2]:
             tall = room[0] if rows <= room[0] else max(rows, int(_GROWTH * room[0]))
-            wide = room[2] if columns <= room[2] else max(columns + _SPARE_COLUMNS, int(_GROWTH * room[2]))
+            wide = room[2] if columns <= room[2] else -(-columns // COLUMNS_AT_ONCE) * COLUMNS_AT_ONCE
             self._key_buffer = _larger(self._key_buffer, self.keys, tall, wide)
             self._value_buffer = _larger(self._value_buffer, self.values, tall, wide)
         self.keys = self._key_buffer[:rows, :, :columns]
@@ -131,8 +135,22 @@ class KVCache(DynamicCache):
         return cast("list[SlotLayer]", self.layers)
 
 
+def with_spare_columns(states: torch.Tensor) -> torch.Tensor:
+    """A `SlotLayer`'s keys or values (rows, heads, columns, size) with the columns behind them, to be masked out, up to
+    the next multiple of `COLUMNS_AT_ONCE`.
+
+    They are there in memory, so that nothing is copied; often the whole buffer is then one piece, as products want it.
+    Any other tensor is returned as it is.
+    """
+    rows, heads, columns, size = states.shape
+    wide = -(-columns // COLUMNS_AT_ONCE) * COLUMNS_AT_ONCE
+    if states.stride(1) < wide * states.stride(2):
+        return states
+    return states.as_strided((rows, heads, wide, size), states.stride(), states.storage_offset())
+
+
 def _larger(buffer: torch.Tensor, shown: torch.Tensor | None, rows: int, columns: int) -> torch.Tensor:
-    larger = buffer.new_empty(rows, buffer.shape[1], columns, buffer.shape[3])
+    larger = buffer.new_zeros(rows, buffer.shape[1], columns, buffer.shape[3])
     if shown is not None and shown.numel():
         larger[: shown.shape[0], :, : shown.shape[2]] = shown
     return larger

@@ -67,8 +67,8 @@ def answer(text: str, result: str | None) -> str | None:
 
     def split(self, name: str, size: int | None = None) -> list[Example]:
         """`"5-operands"` (one digit each), `"3-digits"` (three operands), `"5-operands-2-digits"`, or by options,
-        `"operands=5,digits=2"`. `"validation-5-operands"` and the like: questions to choose settings by, which are in no
-        test split and in no generated training set.
+        `"operands=5,digits=2"`. `"validation-5-operands"` and the like: questions to choose settings by, which are
+        in no test split and in no generated training set.
 
         500 questions by default, all there are if there are fewer. A longer split begins with the shorter.
         """
