@@ -130,8 +130,8 @@ def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _attend_decoding(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """`attend` of one query a row. The products do not copy a cache's buffer that is taken as a whole, and the softmax is
-    fast on rows of whole vectors."""
+    """`attend` of one query a row. The products do not copy a cache's buffer that is taken as a whole, and the softmax
+    is fast on rows of whole vectors."""
     columns = key.shape[2]
     wide_key, wide_value = with_spare_columns(key), with_spare_columns(value)
     spare = wide_key.shape[2] - columns
