@@ -227,6 +227,8 @@ def test_the_written_tables(tmp_path: Path) -> None:
     assert "| em, p | 100.0 (72-100) | - | 100 | 10 | 0.1 |" in text
     assert "over 2 seeds" in text and "n = 10 to 20" in text
     assert "- sft seed 0: `latent-cot fit --method sft`" in text
+    alone = table.heading([row for row in rows if row.variant == "em"])
+    assert alone == "% right: one seed (95 % interval of the pooled answers), n = 10"
     pytest.importorskip("matplotlib")
     table.save_plot(rows, tmp_path / "a.svg", "toy")
     table.save_plot(rows, tmp_path / "b.svg", "toy")

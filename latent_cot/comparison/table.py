@@ -139,7 +139,7 @@ def heading(rows: Sequence[Row]) -> str:
     least, most = min(sizes, default=0), max(sizes, default=0)
     n = f"n = {least}" if least == most else f"n = {least} to {most}"
     seeds = max((len(row.seeds) for row in rows), default=0)
-    over = f"mean ± standard deviation over {seeds} seeds"
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     if any(row.metrics for row in rows):
         return f"{over}, {n} questions"
     return f"% right: {over} (95 % interval of the pooled answers), {n}"
