@@ -177,7 +177,8 @@ def _recorded(options: CompareOptions, runs: Sequence[Run], console: Console) ->
     for one in runs:
         record, other = records.find_record(one, earlier)
         if record is not None:
-            found[one.name] = record
+            # Presets may have changed since: the command that means these settings now.
+            found[one.name] = {**record, "command": plan.command_of(one.config, options.preset)}
         elif other:
             say(console, f"{one.name}: recorded with other settings ({other}), so it is done again")
     return found
