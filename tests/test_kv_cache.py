@@ -50,6 +50,6 @@ def test_attention_to_a_cache_is_attention_to_its_columns(columns: int) -> None:
     mask = torch.zeros(3, 1, 1, columns)
     mask[1, ..., :2] = torch.finfo(mask.dtype).min
     found, _ = tree_attention(torch.nn.Module(), query, keys, values, mask)
-    shared = [x.repeat_interleave(2, 1) for x in (keys, values)]
-    expected = torch.nn.functional.scaled_dot_product_attention(query, *shared, attn_mask=mask).transpose(1, 2)
+    key, value = (x.repeat_interleave(2, 1) for x in (keys, values))
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
     torch.testing.assert_close(found, expected)

@@ -173,7 +173,7 @@ def _merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def _recorded(options: CompareOptions, runs: Sequence[Run], console: Console) -> dict[str, Record]:
     """The runs that the user's records have; says where they have a run with other settings only."""
     earlier = records.read_records(options.records)
-    found = {}
+    found: dict[str, Record] = {}
     for one in runs:
         record, other = records.find_record(one, earlier)
         if record is not None:
