@@ -182,6 +182,18 @@ def test_the_last_record_with_the_same_settings_is_taken() -> None:
     of_others = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, kl=3.0))
     assert records.find_record(Run("em", of_others), [kept]) == (kept, "")
     assert records.find_record(Run("em", dataclasses.replace(of_others, method="ppo")), [kept])[0] is None
+    # Neither do those that the method does not read.
+    longer = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, steps=9))
+    keeps_all = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, keep="all"))
+    for method, elsewhere, found in (
+        ("ppo", longer, True),
+        ("rejection", longer, True),
+        ("rejection", keeps_all, False),
+        ("em", longer, False),
+    ):
+        sought = dataclasses.replace(config, method=method)
+        there = {**kept, "config": to_dict(dataclasses.replace(elsewhere, method=method))}
+        assert (records.find_record(Run("em", sought), [there])[0] is not None) == found, (method, found)
     with pytest.raises(UsageError, match="record of em, seed 1 has no figures of '3-operands'"):
         records.find_record(Run("em", config), [{**kept, "accuracy": {"q": {}}}])
 

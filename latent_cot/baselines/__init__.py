@@ -7,7 +7,7 @@ the same code. Importing this loads no torch: a method's class is imported when 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -46,6 +46,8 @@ class Method:
     """Settings of its own, between those of the preset and of the user."""
     condition: Literal["x", "xy"] | None = None
     """What q must see; None: what the user likes."""
+    unread: Collection[str] = ()
+    """Settings, and sections of them, that it does not read, beside those of other methods."""
 
     @property
     def implied(self) -> Mapping[str, Any]:
@@ -149,18 +151,21 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.baselines.few_shot:FewShot",
         planned=lambda _: Spend(0, 0),
         within=lambda config, _: config,
+        unread=("m_step",),
     ),
     "decode": Method(
         "decoding the initial p: by sampling, nucleus, beam or diverse beam; nothing else is trained",
         "latent_cot.baselines.decoding:Decoding",
         planned=lambda _: Spend(0, 0),
         within=lambda config, _: config,
+        unread=("m_step",),
     ),
     "sft": Method(
         "supervised fine-tuning on the demonstrations, stopped early by validation",
         "latent_cot.baselines.sft:SFT",
         planned=lambda config: Spend(0, config.sft.steps),
         within=_sft_within,
+        unread=("m_step",),
     ),
     "ppo": Method(
         "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
@@ -169,6 +174,7 @@ METHODS: Mapping[str, Method] = {
         within=_within_by("ppo"),
         reasoners=lambda config, answer_given: ("q",),
         condition="x",
+        unread=("m_step",),
     ),
     "grpo": Method(
         "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
@@ -177,12 +183,14 @@ METHODS: Mapping[str, Method] = {
         within=_within_by("grpo"),
         reasoners=lambda config, answer_given: ("q",),
         condition="x",
+        unread=("m_step",),
     ),
     "rejection": Method(
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
         "latent_cot.baselines.rejection:Rejection",
         planned=_rejection_planned,
         within=_rejection_within,
+        unread=("m_step.steps",),
     ),
     "forward-kl": Method(
         "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
@@ -198,6 +206,7 @@ METHODS: Mapping[str, Method] = {
         planned=_planned_by("e_step"),
         within=_within_by("e_step"),
         reasoners=lambda config, answer_given: ("q",) if config.condition == "x" or answer_given else (),
+        unread=("m_step",),
     ),
     "em": Method(
         "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --condition xy, and an M-step on p",

@@ -101,6 +101,25 @@ def test_all_start_from_the_same_model_and_are_tested_alike(lm: LanguageModel, m
     assert set(loop.state.results()["accuracy"][last]) == set(loop.reasoners)
 
 
+OTHER_M_STEP = dataclasses.replace(
+    CONFIG.m_step, steps=7, batch_size=3, samples=1, keep="correct", learning_rate=1e-3, warmup=0, clip=0.1
+)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.unread])
+def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str) -> None:
+    other = {
+        ("m_step",): OTHER_M_STEP,
+        ("m_step.steps",): dataclasses.replace(CONFIG.m_step, steps=7),
+    }[tuple(METHODS[method].unread)]
+    outcomes = []
+    for config in (config_of(method), config_of(method, m_step=other)):
+        loop = make(lm, config)
+        list(loop.run())
+        outcomes.append(outcome(loop))
+    assert outcomes[0] == outcomes[1]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_it_is_tested_after_the_last_round_only_if_so_configured(lm: LanguageModel, method: str) -> None:
     evaluation = dataclasses.replace(CONFIG.evaluation, every_round=False)
