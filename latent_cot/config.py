@@ -106,8 +106,10 @@ class EStepConfig:
     tempered: float = 0.5
     """... from q at a temperature drawn at random for each question, ..."""
     replay: float = 0.0
-    """... and that are taken from the replay buffer, for whole questions. The three are normalised to add up to
-    1."""
+    """... and that are taken from the replay buffer. The three are normalised to add up to 1."""
+    mix_replay: bool = False
+    """Replay that share of each question's rationales, beside sampled ones, so that these are compared with what is
+    known to be good; or, if not, all or none of a question's, as in the paper."""
     temperature_low: float = 0.7
     """Lower end of the random temperature."""
     temperature_high: float = 1.5

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from latent_cot.buffer import ReplayBuffer
+from latent_cot.buffer import ReplayBuffer, Stored
 from latent_cot.chain import ChainRules
 from latent_cot.lm import LanguageModel
 from latent_cot.objectives import OBJECTIVES, Balance, below_floor, log_flow, temper
@@ -40,9 +40,9 @@ class Behaviour:
     temperature: float = 1.0
     """Of the rollout ..."""
     share: float = 1.0
-    """... of this share of the rationales; the others are sampled at 1."""
-    replay: bool = False
-    """From the buffer, if it has any for this question."""
+    """... of this share of the sampled rationales; the others are sampled at 1."""
+    replay: float = 0.0
+    """The share of rationales that come from the buffer, if it has any for this question."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Batch:
     query: Query
     rationales: Sequence[Rationale]
     counts: Sequence[int]
-    """How often each was sampled: scoring it once and weighting it is exact."""
+    """How often each was sampled or replayed: scoring it once and weighting it is exact."""
     log_reward: torch.Tensor
     """(B, N + 1) untempered, in nats; −inf where the prefix is no state."""
-    fresh: bool
-    """Sampled now, not replayed."""
+    sampled: Sequence[int]
+    """How often each was sampled now, and not replayed."""
 
 
 def collect(
@@ -70,43 +70,55 @@ def collect(
     samples: int,
     generator: torch.Generator,
 ) -> list[Batch]:
-    """Sample `samples` rationales a query, or replay them, with the log-reward of every prefix."""
-    replayed = {
-        i: buffer.sample(query.example.question, samples, generator)
-        for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True))
-        if behaviour.replay and query.example.question in buffer
-    }
-    fresh = [i for i in range(len(queries)) if i not in replayed]
-    batches: dict[int, Batch] = {}
-    for i, stored in replayed.items():
-        counts = count_distinct([item.rationale for item in stored])
-        rewards = {item.rationale: item.log_reward for item in stored}
-        longest = max(len(rationale) for rationale in counts)
-        table = torch.full((len(counts), longest + 1), -torch.inf)
-        for row, rationale in enumerate(counts):
-            table[row, : len(rationale) + 1] = torch.tensor(rewards[rationale])
-        batches[i] = Batch(queries[i], list(counts), list(counts.values()), table, fresh=False)
-    if fresh:
+    """Sample `samples` rationales a query, or replay some of them, with the log-reward of every prefix."""
+    replayed: list[Sequence[Stored]] = []
+    missing: dict[int, list[int]] = {}  # how many to sample -> of which queries
+    for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True)):
+        n = round(behaviour.replay * samples) if query.example.question in buffer else 0
+        replayed.append(buffer.sample(query.example.question, n, generator) if n else [])
+        missing.setdefault(samples - n, []).append(i)
+    fresh: dict[int, tuple[dict[Rationale, int], torch.Tensor]] = {}
+    for n, members in missing.items():
+        if not n:
+            continue
         sampled = rollout(
             lm,
             lm.dense("q"),
-            [queries[i].policy_prompt for i in fresh],
+            [queries[i].policy_prompt for i in members],
             rules,
-            n=samples,
-            temperature=[_temperatures(behaviours[i], samples) for i in fresh],
+            n=n,
+            temperature=[_temperatures(behaviours[i], n) for i in members],
             generator=generator,
         )
         distinct = [count_distinct(rationales) for rationales in sampled]
         groups = [
             Group(queries[i].model_prompt, list(counts), queries[i].answer)
-            for i, counts in zip(fresh, distinct, strict=True)
+            for i, counts in zip(members, distinct, strict=True)
         ]
-        rewards_of = reward.of_prefixes([queries[i].example for i in fresh], groups)
-        for i, counts, log_reward in zip(fresh, distinct, rewards_of, strict=True):
-            batches[i] = Batch(queries[i], list(counts), list(counts.values()), log_reward, fresh=True)
-            for rationale, row in zip(counts, log_reward.tolist(), strict=True):
-                buffer.add(queries[i].example.question, rationale, row)
-    return [batches[i] for i in range(len(queries))]
+        rewards = reward.of_prefixes([queries[i].example for i in members], groups)
+        fresh.update(zip(members, zip(distinct, rewards, strict=True), strict=True))
+    batches = [_batch(query, fresh.get(i), replayed[i]) for i, query in enumerate(queries)]
+    for i, (counts, log_reward) in sorted(fresh.items()):
+        for rationale, row in zip(counts, log_reward.tolist(), strict=True):
+            buffer.add(queries[i].example.question, rationale, row)
+    return batches
+
+
+def _batch(
+    query: Query, fresh: tuple[Mapping[Rationale, int], torch.Tensor] | None, replayed: Sequence[Stored]
+) -> Batch:
+    """What was sampled for a question, with its rewards, and what was replayed, as one."""
+    sampled, log_reward = fresh or ({}, torch.empty(0, 0))
+    stored = {item.rationale: item.log_reward for item in replayed}
+    counts = dict(sampled)
+    for rationale, count in count_distinct([item.rationale for item in replayed]).items():
+        counts[rationale] = counts.get(rationale, 0) + count
+    table = torch.full((len(counts), max(map(len, counts)) + 1), -torch.inf)
+    table[: log_reward.shape[0], : log_reward.shape[1]] = log_reward
+    for row, rationale in enumerate(counts):
+        if rationale not in sampled:
+            table[row, : len(rationale) + 1] = torch.tensor(stored[rationale])
+    return Batch(query, list(counts), list(counts.values()), table, [sampled.get(z, 0) for z in counts])
 
 
 def _temperatures(behaviour: Behaviour, samples: int) -> list[float]:
@@ -182,15 +194,13 @@ def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale]
     total = distinct = cut = failed = correct = possible = 0
     reward = 0.0
     for batch in batches:
-        if not batch.fresh:
-            continue
-        distinct += len(batch.rationales)
-        for rationale, count, row in zip(batch.rationales, batch.counts, batch.log_reward, strict=True):
+        for rationale, count, row in zip(batch.rationales, batch.sampled, batch.log_reward, strict=True):
             total += count
+            distinct += count > 0
             cut += count * rationale.cut
             failed += count * any(call.error is not None for call in rationale.calls)
-            correct += count * (is_correct is not None and is_correct(batch.query.example, rationale))
-            if (log_reward := float(row[len(rationale)])) > -math.inf:
+            correct += count * (count > 0 and is_correct is not None and is_correct(batch.query.example, rationale))
+            if count and (log_reward := float(row[len(rationale)])) > -math.inf:
                 possible += count
                 reward += count * log_reward
     if not total:

@@ -107,8 +107,7 @@ class EM(Loop):
                 generator=generator,
             )
             for batch in batches:
-                if batch.fresh:
-                    self.state.budget.sampled(batch.rationales, batch.counts)
+                self.state.budget.sampled(batch.rationales, batch.sampled)
             temperature = self.reward_temperature(step)
             info = update(
                 self.lm,
@@ -191,7 +190,9 @@ class EM(Loop):
         c = self.config.e_step
         sampled = c.on_policy + c.tempered
         # Where the buffer has nothing yet for this question, a replay falls back on sampling.
-        replay = rng.random() < c.replay / (sampled + c.replay)
+        replay = c.replay / (sampled + c.replay)
+        if not c.mix_replay:
+            replay = float(rng.random() < replay)
         heat = rng.uniform(c.temperature_low, c.temperature_high)
         return Behaviour(heat, share=c.tempered / sampled if sampled else 0.0, replay=replay)
 

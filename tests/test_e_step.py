@@ -53,7 +53,7 @@ def gather(
     rules: ChainRules,
     buffer: ReplayBuffer,
     *,
-    replay: bool = False,
+    replay: float = 0.0,
     n: int = 3,
     samples: int = 6,
     tool_tokens: bool = False,
@@ -106,8 +106,8 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
     calls = 0
     for batch, query in zip(batches, queries(3), strict=True):
         assert batch.query == query
-        assert batch.fresh
         assert sum(batch.counts) == 6
+        assert batch.sampled == batch.counts
         assert len(set(batch.rationales)) == len(batch.rationales)
         for rationale, row in zip(batch.rationales, batch.log_reward, strict=True):
             calls += len(rationale.calls)
@@ -171,10 +171,10 @@ def test_a_replayed_step_is_the_fresh_one(
     fresh = gather(lm, rules, buffer)
     state = buffer.state_dict()
     buffer.load_state_dict(state)
-    once = [Batch(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.fresh) for b in fresh]
-    replayed = gather(lm, rules, buffer, replay=True, seed=1)
+    once = [Batch(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.sampled) for b in fresh]
+    replayed = gather(lm, rules, buffer, replay=1.0, seed=1)
     assert any(r.calls for batch in replayed for r in batch.rationales)
-    assert not any(batch.fresh for batch in replayed)
+    assert not any(any(batch.sampled) for batch in replayed)
     for a, b in zip(once, replayed, strict=True):
         assert set(a.rationales) == set(b.rationales)
     expected, expected_gradient = measure(lm, once, rules, objective=objective, huber=huber)
@@ -187,9 +187,33 @@ def test_a_replayed_step_is_the_fresh_one(
 
 def test_replay_falls_back_on_the_policy_and_draws_by_reward(lm: LanguageModel, rules: ChainRules) -> None:
     buffer = ReplayBuffer(tolerance=0)
-    assert all(batch.fresh for batch in gather(lm, rules, buffer, replay=True))
-    replayed = gather(lm, rules, buffer, replay=True, samples=2)
-    assert all(sum(batch.counts) == 2 and not batch.fresh for batch in replayed)
+    assert all(sum(batch.sampled) == 6 for batch in gather(lm, rules, buffer, replay=1.0))
+    replayed = gather(lm, rules, buffer, replay=1.0, samples=2)
+    assert all(sum(batch.counts) == 2 and not any(batch.sampled) for batch in replayed)
+
+
+def test_sampled_and_replayed_ones_of_a_question_are_one_batch(lm: LanguageModel, rules: ChainRules) -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    gather(lm, rules, buffer)
+    stored = {
+        q.example.question: {s.rationale: s.log_reward for s in buffer.stored(q.example.question)} for q in queries(3)
+    }
+    both = 0
+    for batch in gather(lm, rules, buffer, replay=1 / 3, samples=6, seed=1):
+        known = stored[batch.query.example.question]
+        assert sum(batch.counts) == 6
+        assert sum(batch.sampled) == 4
+        assert len(set(batch.rationales)) == len(batch.rationales)
+        for rationale, count, sampled, row in zip(
+            batch.rationales, batch.counts, batch.sampled, batch.log_reward, strict=True
+        ):
+            both += 0 < sampled < count
+            size = len(rationale) + 1
+            assert sampled or row[:size].tolist() == list(known[rationale])
+            assert bool((row[size:] == -math.inf).all())
+            if rationale in known:
+                assert row[:size].tolist() == pytest.approx(known[rationale], abs=1e-4)
+    assert both, "no rationale was both sampled and replayed: the merge of counts was not tested"
 
 
 @pytest.mark.parametrize("objective", ["subtb", "pooled-subtb"])

@@ -91,4 +91,4 @@ def _behaviour(rng: random.Random, c: Settings) -> Behaviour:
         return Behaviour()
     if kind < c.on_policy + c.tempered:
         return Behaviour(rng.uniform(1.0, c.temperature_high))
-    return Behaviour(replay=True)
+    return Behaviour(replay=1.0)

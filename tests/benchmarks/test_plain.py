@@ -98,7 +98,8 @@ def assert_same_as_latent_cot(
             scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, got.rationales)], codec)
         torch.testing.assert_close(got.log_pf, scores.log_pf, atol=NATS, rtol=1e-5)
         torch.testing.assert_close(got.log_pterm, scores.log_pterm, atol=NATS, rtol=1e-5)
-        batches.append(Batch(query, got.rationales, [1] * len(got.rationales), rewards, fresh=True))
+        once = [1] * len(got.rationales)
+        batches.append(Batch(query, got.rationales, once, rewards, once))
     recorder = Recorder(lm)
     info = update(
         lm,
