@@ -7,13 +7,11 @@ that was never stopped.
 
 A method says what its phases are (`plan`) and what each of them does (`jobs`). Here are those that several
 methods share: the fine-tuning on demonstrations that all of them start from, the comparison of q with the
-posterior, drawing rationales, the M-step, and the evaluation.
+posterior, drawing rationales, and the M-step. What p and q read, and their evaluation, are in `examined.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,34 +21,19 @@ from typing import Any, NamedTuple
 import torch
 
 from latent_cot import m_step
-from latent_cot.baselines import METHODS
-from latent_cot.chain import ChainRules, encode_rationale
+from latent_cot.chain import ChainRules
 from latent_cot.config import MStepConfig, RunConfig
 from latent_cot.diagnostics import diagnose, mean_figures
-from latent_cot.e_step import Query
-from latent_cot.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questions
+from latent_cot.draws import seed_of, slices
+from latent_cot.examined import Examined, Info
 from latent_cot.lessons import vary
 from latent_cot.lm import Adapter, LanguageModel
-from latent_cot.measure import Counts, draw, figures, judge, log_probs_of_texts
 from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.reward import Comparison, Reward, other_answers
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group
 from latent_cot.state import Drawn, Phase, State
-from latent_cot.types import (
-    Example,
-    ListingTask,
-    Measured,
-    MeasuredTask,
-    Rationale,
-    RewardingTask,
-    Sample,
-    Task,
-    TaskData,
-    is_answer_given,
-)
-
-Info = dict[str, Any]
+from latent_cot.types import Example, Rationale, RewardingTask, Task, TaskData
 
 
 class Job(NamedTuple):
@@ -62,16 +45,11 @@ class Job(NamedTuple):
     """How many there are, for a progress display."""
 
 
-class Loop(ABC):
+class Loop(Examined, ABC):
     """One run of a method.
 
     Args:
-        config: all settings.
-        lm: the model with its adapters p and q.
-        task, data: what to learn, and from which examples.
-        tests: the test questions of each split.
-        rules: what a rationale may look like in training ...
-        test_rules: ... and in tests.
+        config, lm, task, data, tests, rules, test_rules: as `Examined` has them.
         state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
         restore: on resuming, puts the saved optimiser state into an optimiser.
     """
@@ -89,8 +67,7 @@ class Loop(ABC):
         state: State | None = None,
         restore: Callable[[torch.optim.Optimizer], None] | None = None,
     ) -> None:
-        self.config, self.lm, self.task, self.data = config, lm, task, data
-        self.tests, self.rules, self.test_rules = tests, rules, test_rules
+        super().__init__(config, lm, task, data, tests, rules, test_rules, state=state)
         own_reward = task if isinstance(task, RewardingTask) else None
         e = config.e_step
         compared = e.answer_reward == "normalised" or e.wrong_candidate_penalty > 0
@@ -102,11 +79,8 @@ class Loop(ABC):
             e.max_batch_tokens,
             Comparison(task, e.answer_reward == "normalised", e.wrong_candidate_penalty) if compared else None,
         )
-        self.state = state or State()
         self.optimiser: AdapterOptimiser | None = None
         self._restore = restore
-        self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
-        self.questions = [*data.demonstrations, *data.pairs]
         self.phases = self.plan()
         if state is None:
             for adapter in ("p", "q"):
@@ -132,7 +106,7 @@ class Loop(ABC):
         """All that has to be saved beside the adapters and the optimiser, as JSON. A method adds its own."""
         return {"loop": self.state.to_json()}
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what a method has added to `state_dict`: nothing, unless it says otherwise."""
 
     # -- the loop ------------------------------------------------------------------------------------
@@ -211,76 +185,7 @@ class Loop(ABC):
         elif self.state.unit == 0:
             yield {"note": "no rationale arrives at its answer: p stays as it is"}
 
-    def evaluate(self, phase: Phase) -> Iterator[Info]:
-        """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
-        yield from self._measure(phase, self.task) if isinstance(self.task, MeasuredTask) else self._grade(phase)
-
-    def _grade(self, phase: Phase) -> Iterator[Info]:
-        units = self._evaluation_units(phase)
-        for unit in range(self.state.unit, len(units)):
-            reasoner, split, members = units[unit]
-            # Reasoners with the same sampler decide after the same rationales.
-            alike = [
-                (self.sampler_of(one), *where) == (self.sampler_of(reasoner), split, members) for one, *where in units
-            ]
-            right = self._count_right(reasoner, [self.tests[split][i] for i in members], alike.index(True))
-            of_round = self.state.tally.setdefault(str(phase.round), {})
-            tally = of_round.setdefault(reasoner, {}).setdefault(split, [0, 0])
-            tally[0] += right
-            tally[1] += len(members)
-            yield {"reasoner": reasoner, "split": split, **Accuracy(*tally).to_json()}
-
-    def _measure(self, phase: Phase, task: MeasuredTask) -> Iterator[Info]:
-        """The samples of a split are kept in the state until it is complete: its figures need all of them."""
-        units = self._evaluation_units(phase)
-        for unit in range(self.state.unit, len(units)):
-            reasoner, split, members = units[unit]
-            if members.start == 0:
-                self.state.sampled = []
-            examples = [self.tests[split][i] for i in members]
-            seed = self._unit_seed(unit)
-            self.state.sampled += [list(one.samples) for one in self.sample_tests(reasoner, examples, seed=seed)]
-            if members.stop < len(self.tests[split]):
-                yield {"reasoner": reasoner, "split": split, "questions": members.stop}
-                continue
-            questions = self._measured(reasoner, self.tests[split], self.state.sampled)
-            found = {name: figure.to_json() for name, figure in figures(task, questions).items()}
-            of_round = self.state.metrics.setdefault(str(phase.round), {})
-            of_round.setdefault(reasoner, {})[split] = found
-            self.state.sampled = []
-            yield {"reasoner": reasoner, "split": split, "questions": members.stop, "metrics": found}
-
-    # -- what the phases share -----------------------------------------------------------------------
-
-    @property
-    def reasoners(self) -> tuple[Adapter, ...]:
-        """Which adapters can answer a question whose answer is not known, once the method has trained them."""
-        return METHODS[self.config.method].reasoners(self.config, self.answer_given)
-
-    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
-        """Who writes a reasoner's rationales in tests. None: nobody, it answers at once."""
-        return reasoner
-
-    def judge_of(self, reasoner: Adapter) -> Judge:
-        """Who decides among candidates after them: p itself; for q, which learns to write rationales only, the base
-        model."""
-        return "p" if reasoner == "p" else "base"
-
-    @property
-    def answer_given(self) -> bool:
-        """Whether the answer is part of a test question."""
-        return is_answer_given(self.task)
-
-    @property
-    def shown(self) -> int:
-        """Demonstrations before p's questions: with `init: prompt`, as long as p is the base model."""
-        return self.config.shots if self.config.init == "prompt" and not self.state.model_trained else 0
-
-    @property
-    def model_prefix(self) -> str:
-        """Those demonstrations as text, the tools' results written out."""
-        shown = zip(self.data.demonstrations[: self.shown], self.demonstrations, strict=False)
-        return "".join(f"{example.x}{rationale.text}{example.y}\n" for example, rationale in shown)
+    # -- what they share -----------------------------------------------------------------------------
 
     @property
     def model_step(self) -> MStepConfig:
@@ -291,119 +196,6 @@ class Loop(ABC):
     def final_reward_temperature(self) -> float:
         """T of the log R / T that q is trained towards in the end."""
         return 1.0
-
-    def query(self, example: Example) -> Query:
-        """A training question as q and p read it."""
-        codec = self.rules.codec
-        return Query(
-            example,
-            policy_prompt=codec.encode_prompt(self._seen_by_sampler(example)),
-            model_prompt=codec.encode_prompt(self.model_prefix + example.x),
-            answer=codec.encode(example.y or ""),
-        )
-
-    def _seen_by_sampler(self, example: Example) -> str:
-        return example.x if self.config.condition == "x" else self.task.posterior_prompt(example)
-
-    @property
-    def tells_right(self) -> bool:
-        """Whether `is_correct` can tell."""
-        if isinstance(self.task, RewardingTask):
-            return True
-        return not (isinstance(self.task, MeasuredTask) or any(map(self.task.candidates, self.questions)))
-
-    def is_correct(self, example: Example, rationale: Rationale) -> bool:
-        """Does a rationale arrive at the example's answer, or is it worth anything by the task's own reward? True where
-        nobody can tell: with candidates, which only p can pick, and where there is no right answer."""
-        if isinstance(self.task, RewardingTask):
-            return self.task.log_reward(example, rationale.text) > -math.inf
-        if isinstance(self.task, MeasuredTask) or self.task.candidates(example) is not None:
-            return True
-        return self.task.grade(example, self.task.answer(rationale))
-
-    def test_prompt(self, reasoner: Adapter, example: Example) -> list[int]:
-        """What a reasoner reads of a test question, demonstrations before it included."""
-        return self.rules.codec.encode_prompt(self.test_text(reasoner, example))
-
-    def test_text(self, reasoner: Adapter, example: Example) -> str:
-        """The same as text."""
-        if reasoner == "q":
-            return self._seen_by_sampler(example)
-        if not self.answer_given:
-            return self.model_prefix + example.x
-        shown = zip(self.data.demonstrations, self.demonstrations[: self.shown], strict=False)
-        stop = self.task.stop or ""
-        prefix = "".join(f"{self.task.posterior_prompt(one)}{rationale.text}{stop}\n" for one, rationale in shown)
-        return prefix + self.task.posterior_prompt(example)
-
-    def sample_tests(
-        self,
-        reasoner: Adapter,
-        examples: Sequence[Example],
-        *,
-        seed: int,
-        n: int | None = None,
-        temperature: float | None = None,
-    ) -> list[Measured]:
-        """Rationales for test questions of a task that has figures of them, with the base model's opinion.
-
-        Args:
-            n, temperature: other than those of the configuration.
-        """
-        task, c = self.task, self.config.evaluation
-        assert isinstance(task, MeasuredTask)
-        counts = self.draw_tests(
-            reasoner,
-            [self.test_prompt(reasoner, example) for example in examples],
-            n=n or c.samples or task.samples,
-            temperature=c.temperature if temperature is None else temperature,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        codec = self.rules.codec
-        groups = [
-            Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
-            for example, of_one in zip(examples, counts, strict=True)
-        ]
-        samples = judge(self.lm, task, groups, counts, max_tokens=self.config.e_step.max_batch_tokens)
-        return self._measured(reasoner, examples, samples)
-
-    def _measured(
-        self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
-    ) -> list[Measured]:
-        listed: list[Sequence[float] | None] = [None] * len(examples)
-        if isinstance(self.task, ListingTask):
-            listed = [
-                log_probs_of_texts(
-                    self.lm,
-                    self.lm.dense(reasoner),
-                    self.test_prompt(reasoner, example),
-                    self.task.texts(example),
-                    self.test_rules,
-                )
-                for example in examples
-            ]
-        return [Measured(*one) for one in zip(examples, samples, listed, strict=True)]
-
-    def draw_tests(
-        self,
-        reasoner: Adapter,
-        prompts: Sequence[Sequence[int]],
-        *,
-        n: int,
-        temperature: float,
-        generator: torch.Generator,
-    ) -> list[Counts]:
-        """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way."""
-        return draw(
-            self.lm,
-            self.lm.dense(reasoner),
-            prompts,
-            self.test_rules,
-            n=n,
-            temperature=temperature,
-            batch_size=self.config.evaluation.batch_size,
-            generator=generator,
-        )
 
     def _sample(self, adapter: Adapter, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
         """Rationales for these training questions, on the budget. `sampling`: n and temperature of `rollout`."""
@@ -475,23 +267,6 @@ class Loop(ABC):
             return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale], [codec.stop_id])
         return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
 
-    def _count_right(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> int:
-        c = self.config.evaluation
-        outcomes = answer_questions(
-            self.lm,
-            self.sampler_of(reasoner),
-            self.task,
-            examples,
-            self.test_rules,
-            judge=self.judge_of(reasoner),
-            prefix=self.model_prefix if self.sampler_of(reasoner) != "q" else "",
-            votes=c.votes,
-            temperature=c.temperature,
-            batch_size=c.batch_size,
-            generator=torch.Generator().manual_seed(self._unit_seed(unit)),
-        )
-        return sum(outcome.correct for outcome in outcomes)
-
     def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
         self.optimiser = AdapterOptimiser(self.lm.parameters(adapter), schedule, clip, **log_z)
         if self.state.unit and self._restore is not None:
@@ -511,39 +286,8 @@ class Loop(ABC):
         present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase
         return 1 if present and not self.state.drawn else self.model_step.steps
 
-    def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
-        c = self.config.evaluation
-        chains = (c.samples or self.task.samples) if isinstance(self.task, MeasuredTask) else c.votes
-        reasoners: tuple[Adapter, ...] = self.reasoners if phase.round else ("p",)
-        return [
-            (reasoner, split, members)
-            for reasoner in reasoners
-            for split, questions in self.tests.items()
-            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, c.batch_size // chains))
-        ]
-
     @property
     def _diagnostic_units(self) -> list[range]:
         c = self.config.evaluation
         questions = min(c.diagnostics, len(self.data.validation))
         return slices(questions, max(1, self.config.rollout.batch_size // c.diagnostic_samples))
-
-    def _unit_seed(self, unit: int) -> int:
-        return seed_of(self.config.seed, self.state.phase, unit)
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that depends on all of `parts`, the same on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
-
-
-def slices(n: int, size: int) -> list[range]:
-    """0, ..., n − 1 in consecutive ranges of at most `size`."""
-    return [range(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def draw_distinct(weights: Sequence[float], k: int, rng: random.Random) -> list[int]:
-    """k different indices, drawn one after the other with probability ∝ weight (Efraimidis & Spirakis, 2006)."""
-    keys = [(rng.random() ** (1 / weight), i) for i, weight in enumerate(weights) if weight > 0]
-    return [i for _, i in sorted(keys, reverse=True)[:k]]

@@ -18,7 +18,7 @@ from latent_cot.comparison.plan import Run, Variant, command_of, configure, diff
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
-from latent_cot.settings import check, load_config, parse_yaml, to_dict, with_method
+from latent_cot.settings import check, from_dict, load_config, parse_yaml, to_dict, with_method
 from latent_cot.types import Metric
 
 OWN = METHODS["em"].planned(RunConfig())
@@ -183,17 +183,16 @@ def test_the_last_record_with_the_same_settings_is_taken() -> None:
     assert records.find_record(Run("em", of_others), [kept]) == (kept, "")
     assert records.find_record(Run("em", dataclasses.replace(of_others, method="ppo")), [kept])[0] is None
     # Neither do those that the method does not read.
-    longer = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, steps=9))
-    keeps_all = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, keep="all"))
-    for method, elsewhere, found in (
-        ("ppo", longer, True),
-        ("rejection", longer, True),
-        ("rejection", keeps_all, False),
-        ("em", longer, False),
+    for method, changed_step, is_found in (
+        ("ppo", {"steps": 9}, True),
+        ("rejection", {"steps": 9}, True),
+        ("rejection", {"keep": "all"}, False),
+        ("em", {"steps": 9}, False),
     ):
-        sought = dataclasses.replace(config, method=method)
-        there = {**kept, "config": to_dict(dataclasses.replace(elsewhere, method=method))}
-        assert (records.find_record(Run("em", sought), [there])[0] is not None) == found, (method, found)
+        sought = from_dict({"method": method}, "", config)
+        recorded = from_dict({"method": method, "m_step": changed_step}, "", there)
+        found, _ = records.find_record(Run("em", sought), [{**kept, "config": to_dict(recorded)}])
+        assert (found is not None) == is_found, (method, changed_step)
     with pytest.raises(UsageError, match="record of em, seed 1 has no figures of '3-operands'"):
         records.find_record(Run("em", config), [{**kept, "accuracy": {"q": {}}}])
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from latent_cot.config import RolloutConfig, RunConfig
+from latent_cot.draws import draw_distinct, slices
 from latent_cot.em import EM, ROUND
 from latent_cot.lm import ADAPTERS, LanguageModel
-from latent_cot.loop import draw_distinct, slices
 from latent_cot.state import Budget, Drawn, State
 from latent_cot.types import Example, Rationale
 from tests.loops import CONFIG, FIT, make, outcome, run_in_parts
@@ -37,7 +37,7 @@ VARIANTS = {
 @pytest.fixture(autouse=True)
 def several_units_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one batch each: there are few test questions here, and a run has to be resumed between units."""
-    monkeypatch.setattr("latent_cot.loop.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("latent_cot.examined.BATCHES_AT_ONCE", 1)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from latent_cot.draws import seed_of, slices
 from latent_cot.evaluate import read_answers
 from latent_cot.lm import Adapter
-from latent_cot.loop import Loop, seed_of, slices
+from latent_cot.loop import Loop
 from latent_cot.report.logs import Json, segments
 from latent_cot.scored import ScoredRationale, score_rationales
 from latent_cot.types import Example, MeasuredTask, Rationale

@@ -108,10 +108,8 @@ OTHER_M_STEP = dataclasses.replace(
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.unread])
 def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str) -> None:
-    other = {
-        ("m_step",): OTHER_M_STEP,
-        ("m_step.steps",): dataclasses.replace(CONFIG.m_step, steps=7),
-    }[tuple(METHODS[method].unread)]
+    longer = dataclasses.replace(CONFIG.m_step, steps=7)
+    other = {"m_step": OTHER_M_STEP, "m_step.steps": longer}[",".join(METHODS[method].unread)]
     outcomes = []
     for config in (config_of(method), config_of(method, m_step=other)):
         loop = make(lm, config)
