@@ -85,9 +85,10 @@ class EStepConfig:
     huber: float | None = 10.0
     """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
     (see `docs/log.md`)."""
-    reward_floor: float | None = 10.0
+    reward_floor: float | None = None
     """Of a log-reward that is lower than this many nats below the best of its question, the loss only uses that
-    it is at most that (see `objectives.below_floor`). None: no floor."""
+    it is at most that (see `objectives.below_floor`). For rationales of a few kinds of tokens: among many, q escapes
+    below it (see `docs/limits.md`). None: no floor."""
     reward_temperature: float = 1.0
     """log R is divided by this at the first step ..."""
     final_reward_temperature: float = 1.0
