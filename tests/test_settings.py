@@ -199,6 +199,7 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
         "rounds",
         "init_step.steps",
         "init_step.max_batch_tokens",
+        "e_step.reward_floor",
         "sft.learning_rate",
         "sft.questions",
         "ppo.learning_rate",
