@@ -540,3 +540,17 @@ def test_vargrad_where_no_complete_trajectory_is_above_the_floor() -> None:
     censored = torch.tensor([[False, True], [False, True]])
     loss, _ = vargrad(Balance(a, states, torch.tensor([0, 0]), torch.ones(2), censored=censored))
     assert float(loss.detach()) == 0
+
+
+def test_under_a_floor_the_posterior_is_not_the_only_optimum() -> None:
+    """One good rationale, log R = 0, and e^40 worthless ones, log R = −60. A q with nearly all of its probability on those
+    has no loss: each is far below its bound. Without the floor it has one."""
+    log_reward = torch.tensor([[0.0], [-60.0]])
+    log_q = torch.tensor([[-5.0], [-40.0]])
+    states, group, weight = torch.ones(2, 1, dtype=torch.bool), torch.tensor([0, 0]), torch.ones(2)
+    losses = []
+    for floor in (10.0, None):
+        censored = below_floor(log_reward, states, group, floor)
+        a = temper(log_reward, states, group, floor=floor) - log_q
+        losses.append(float(pooled_subtb(Balance(a, states, group, weight, censored=censored))[0]))
+    assert losses == [0.0, pytest.approx(12.5**2)]
