@@ -543,8 +543,8 @@ def test_vargrad_where_no_complete_trajectory_is_above_the_floor() -> None:
 
 
 def test_under_a_floor_the_posterior_is_not_the_only_optimum() -> None:
-    """One good rationale, log R = 0, and e^40 worthless ones, log R = −60. A q with nearly all of its probability on those
-    has no loss: each is far below its bound. Without the floor it has one."""
+    """One good rationale, log R = 0, and e^40 worthless ones, log R = −60. A q with nearly all of its probability on
+    those has no loss: each is far below its bound. Without the floor it has one."""
     log_reward = torch.tensor([[0.0], [-60.0]])
     log_q = torch.tensor([[-5.0], [-40.0]])
     states, group, weight = torch.ones(2, 1, dtype=torch.bool), torch.tensor([0, 0]), torch.ones(2)
