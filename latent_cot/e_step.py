@@ -195,12 +195,14 @@ def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale]
     reward = 0.0
     for batch in batches:
         for rationale, count, row in zip(batch.rationales, batch.sampled, batch.log_reward, strict=True):
+            if not count:
+                continue
             total += count
-            distinct += count > 0
+            distinct += 1
             cut += count * rationale.cut
             failed += count * any(call.error is not None for call in rationale.calls)
-            correct += count * (count > 0 and is_correct is not None and is_correct(batch.query.example, rationale))
-            if count and (log_reward := float(row[len(rationale)])) > -math.inf:
+            correct += count * (is_correct is not None and is_correct(batch.query.example, rationale))
+            if (log_reward := float(row[len(rationale)])) > -math.inf:
                 possible += count
                 reward += count * log_reward
     if not total:

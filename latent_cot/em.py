@@ -25,14 +25,13 @@ from latent_cot.buffer import ReplayBuffer, rationale_to_json
 from latent_cot.diagnostics import mean_figures
 from latent_cot.draws import draw_distinct, seed_of, slices
 from latent_cot.e_step import Batch, Behaviour, collect, describe, update
-from latent_cot.examined import Info
 from latent_cot.lm import Adapter
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives import LEARNS_LOG_Z
 from latent_cot.optimise import Schedule
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group
-from latent_cot.state import Drawn, Phase
+from latent_cot.state import Drawn, Info, Phase
 from latent_cot.types import Example, Rationale, SeedingTask
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")

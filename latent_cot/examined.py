@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from latent_cot.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questio
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.measure import Counts, draw, figures, judge, log_probs_of_texts
 from latent_cot.scoring import Group
-from latent_cot.state import Phase, State
+from latent_cot.state import Info, Phase, State
 from latent_cot.types import (
     Example,
     ListingTask,
@@ -33,9 +32,6 @@ from latent_cot.types import (
     TaskData,
     is_answer_given,
 )
-
-Info = dict[str, Any]
-"""The figures of a unit of work."""
 
 
 class Examined:

@@ -25,14 +25,14 @@ from latent_cot.chain import ChainRules
 from latent_cot.config import MStepConfig, RunConfig
 from latent_cot.diagnostics import diagnose, mean_figures
 from latent_cot.draws import seed_of, slices
-from latent_cot.examined import Examined, Info
+from latent_cot.examined import Examined
 from latent_cot.lessons import vary
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.reward import Comparison, Reward, other_answers
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group
-from latent_cot.state import Drawn, Phase, State
+from latent_cot.state import Drawn, Info, Phase, State
 from latent_cot.types import Example, Rationale, RewardingTask, Task, TaskData
 
 

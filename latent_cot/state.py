@@ -13,6 +13,9 @@ from latent_cot.evaluate import Accuracy
 from latent_cot.run import Checkpoint
 from latent_cot.types import Rationale, Sample
 
+Info = dict[str, Any]
+"""The figures of a unit of work."""
+
 
 @dataclass(frozen=True)
 class Phase:

@@ -31,6 +31,9 @@ VARIANTS = {
     "log Z is learned": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, objective="tb")
     ),
+    "replayed ones beside sampled ones": dataclasses.replace(
+        CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, mix_replay=True)
+    ),
 }
 
 

@@ -21,12 +21,11 @@ import torch
 from latent_cot.baselines.experience import Experience, gather, policy_log_probs
 from latent_cot.chain import ChainRules
 from latent_cot.draws import draw_distinct, slices
-from latent_cot.examined import Info
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives.importance import ImportanceInfo, importance_weights, weighted_likelihood
 from latent_cot.optimise import AdapterOptimiser, Schedule
-from latent_cot.state import Drawn, Phase
+from latent_cot.state import Drawn, Info, Phase
 
 NEGLIGIBLE = 1e-3
 """A sample of less weight than this in its question is not worth fine-tuning on."""

@@ -19,13 +19,12 @@ from latent_cot.buffer import rationale_to_json
 from latent_cot.chain import ChainRules
 from latent_cot.config import PolicyGradientConfig
 from latent_cot.draws import draw_distinct
-from latent_cot.examined import Info
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives.balance import temper
 from latent_cot.objectives.policy_gradient import clipped_surrogate, kl_penalty
 from latent_cot.optimise import AdapterOptimiser, Schedule
-from latent_cot.state import Phase
+from latent_cot.state import Info, Phase
 
 
 class PolicyGradient(Loop):

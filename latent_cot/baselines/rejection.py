@@ -16,10 +16,9 @@ from dataclasses import replace
 
 from latent_cot.config import MStepConfig
 from latent_cot.draws import seed_of, slices
-from latent_cot.examined import Info
 from latent_cot.loop import Job, Loop
 from latent_cot.m_step import epoch_batch
-from latent_cot.state import Drawn, Phase
+from latent_cot.state import Drawn, Info, Phase
 
 
 class Rejection(Loop):

@@ -18,12 +18,11 @@ from latent_cot.chain import encode_rationale
 from latent_cot.config import MStepConfig
 from latent_cot.errors import UsageError
 from latent_cot.evaluate import NO_RATIONALE
-from latent_cot.examined import Info
 from latent_cot.lm import Adapter
 from latent_cot.loop import Job, Loop
 from latent_cot.m_step import Target
 from latent_cot.optimise import Schedule
-from latent_cot.state import Drawn, Phase
+from latent_cot.state import Drawn, Info, Phase
 from latent_cot.types import Example, MeasuredTask
 
 
