@@ -161,6 +161,9 @@ class MStepConfig:
     """What the learning rate does after the warm-up."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    interpolation: float = 1.0
+    """At the end, how far p goes from the base model to what was learned, 0 to 1: below 1 what the base model could do,
+    and no rationale asks for, is forgotten less."""
     max_batch_tokens: int = 3072
     """Padded tokens of one forward or backward pass: bounds memory, changes nothing else."""
 
@@ -301,6 +304,8 @@ class SFTConfig:
     """AdamW's learning rate, constant after the warm-up: nobody knows beforehand when it will stop."""
     warmup: int = 4
     """Steps of linear warm-up."""
+    interpolation: float = 1.0
+    """As that of `m_step`."""
 
 
 @dataclass(frozen=True)

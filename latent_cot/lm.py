@@ -111,6 +111,19 @@ class LanguageModel:
         self._fresh.discard(target)
 
     @torch.no_grad()
+    def interpolate(self, adapter: Adapter, share: float) -> None:
+        """Move the model that `adapter` makes to (1 − share) base + share adapted, exactly: its change of the base
+        model's weights, B A, is scaled.
+
+        Fine-tuned weights averaged with those they began from keep more of what the first could do outside of the
+        training distribution (WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+        """
+        for name, weight in self.parameters(adapter).items():
+            if "lora_B" in name or "lora_embedding_B" in name:
+                weight.mul_(share)
+        self._fresh.discard(adapter)
+
+    @torch.no_grad()
     def reset_adapter(self, adapter: Adapter, seed: int) -> None:
         """Make `adapter` a fresh LoRA adapter, equal to the base model: A random, B zero."""
         generator = torch.Generator().manual_seed(seed)

@@ -213,11 +213,14 @@ class Loop(Examined, ABC):
         return sampled
 
     def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
-        """Raise the likelihood of the records' rationales under an adapter, each step one unit."""
+        """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
         optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
         sees_answer = adapter == "q" and self.config.condition == "xy"
         for step in range(self.state.unit, c.steps):
-            yield self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
+            info = self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
+            if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
+                self.lm.interpolate(adapter, c.interpolation)
+            yield info
 
     def _likelihood_step(
         self,

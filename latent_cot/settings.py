@@ -260,6 +260,12 @@ _POSITIVE = (
 )
 """Settings that must be above 0; every other number must not be negative."""
 
+_SHARES = (
+    *(f"lessons.{name}" for name in ("history_dropout", "gap_share", "words_with_gaps")),
+    *(f"{step}.interpolation" for step in ("init_step", "m_step", "sft")),
+)
+"""Settings that must not be above 1."""
+
 
 def check(config: RunConfig) -> None:
     """Raises UsageError, naming the flag, for a number out of range or settings that contradict each other."""
@@ -270,6 +276,8 @@ def check(config: RunConfig) -> None:
             raise UsageError(f"{flag(path)} is {value}; it must be above 0")
         if value < 0:
             raise UsageError(f"{flag(path)} is {value}; it cannot be negative")
+        if path in _SHARES and value > 1:
+            raise UsageError(f"{flag(path)} is {value}; it is a share, at most 1")
     e, data = config.e_step, config.data
     if config.lora.dropout >= 1:
         raise UsageError(f"--lora.dropout is {config.lora.dropout}; it must be below 1")
@@ -292,10 +300,6 @@ def check(config: RunConfig) -> None:
         raise UsageError(
             f"--e-step.temperature-low is {e.temperature_low}, above --e-step.temperature-high ({e.temperature_high})"
         )
-    for name in ("history_dropout", "gap_share", "words_with_gaps"):
-        share = getattr(config.lessons, name)
-        if share > 1:
-            raise UsageError(f"--lessons.{name.replace('_', '-')} is {share}; it is a share, at most 1")
     if config.lessons.history_dropout and config.rollout.granularity == "token":
         raise UsageError(
             f"--lessons.history-dropout is {config.lessons.history_dropout}: it drops complete steps, and with "

@@ -18,7 +18,7 @@ from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest
 from tests.worlds import CountTool, ToyTask
 
-FIT = MStepConfig(steps=3, batch_size=2, samples=2, keep="all", learning_rate=1e-2, warmup=1)
+FIT = MStepConfig(steps=3, batch_size=2, samples=2, keep="all", learning_rate=1e-2, warmup=1, interpolation=0.9)
 CONFIG = RunConfig(
     rounds=2,
     rollout=RolloutConfig(granularity="step", max_tokens=6, batch_size=6),

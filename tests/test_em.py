@@ -123,6 +123,17 @@ def test_each_phase_trains_what_it_should(lm: LanguageModel) -> None:
     }
 
 
+def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
+    found = {}
+    for share in (1.0, 0.5):
+        loop = make(lm, dataclasses.replace(CONFIG, rounds=1, m_step=dataclasses.replace(FIT, interpolation=share)))
+        *_, (phase, _) = (unit for unit in loop.run() if unit[0].name == "m_step")
+        assert phase.round == 1
+        found[share] = {name: weight.clone() for name, weight in lm.parameters("p").items()}
+    for name, weight in found[1.0].items():
+        torch.testing.assert_close(found[0.5][name], weight * (0.5 if "lora_B" in name else 1.0))
+
+
 def test_what_q_and_p_read(lm: LanguageModel) -> None:
     """With condition xy the answer is in q's prompt, never in p's."""
     task = ToyTask()

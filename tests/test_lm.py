@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -88,6 +89,20 @@ def test_the_merged_copy_follows_the_adapter(lm: LanguageModel) -> None:
     lm.reset_adapter("q", 0)
     assert not torch.allclose(logits(lm.dense("q")), other)
     torch.testing.assert_close(logits(lm.dense("p")), other)
+
+
+def test_interpolation_scales_the_change_of_the_base_weights(lm: LanguageModel) -> None:
+    def changes(adapter: str) -> list[torch.Tensor]:
+        layers = [m for m in lm.peft.modules() if isinstance(m, LoraLayer)]
+        return [cast("Any", layer).get_delta_weight(adapter).detach().clone() for layer in layers]
+
+    before, other, merged = changes("q"), changes("p"), logits(lm.dense("q"))
+    lm.interpolate("q", 0.25)
+    torch.testing.assert_close(changes("q"), [0.25 * change for change in before])
+    torch.testing.assert_close(changes("p"), other)
+    with lm.trainable("q") as model:
+        torch.testing.assert_close(logits(lm.dense("q")), logits(model), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(lm.dense("q")), merged, atol=1e-2)
 
 
 def test_merging_many_times_does_not_drift(lm: LanguageModel) -> None:

@@ -209,6 +209,7 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
         "m_step.steps",
         "m_step.max_batch_tokens",
         "m_step.learning_rate",
+        "m_step.interpolation",
         "lessons.history_dropout",
         "lessons.strange_steps",
         "lessons.kept_steps",
@@ -216,6 +217,14 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
         "lessons.gap_share",
         "lessons.largest_gap",
     }
+
+
+@pytest.mark.parametrize("section", ["init_step", "m_step", "sft"])
+def test_a_model_is_interpolated_not_extrapolated(section: str) -> None:
+    config = RunConfig()
+    config = replace(config, **{section: replace(getattr(config, section), interpolation=1.2)})
+    with pytest.raises(UsageError, match=f"--{section.replace('_', '-')}.interpolation is 1.2"):
+        check(config)
 
 
 def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None:

@@ -72,6 +72,7 @@ class SFT(Loop):
             self.state.checks.append(found)
             yield {**figures, **self._shown_check(found, max(self.state.checks))}
         self.lm.copy_adapter("q", "p")
+        self.lm.interpolate("p", c.interpolation)
 
     def _check(self, unit: int) -> float:
         """How good p is now, the higher the better: right answers, or minus the loss of held-out rationales."""

@@ -33,7 +33,7 @@ WORLD = dataclasses.replace(
     data=dataclasses.replace(CONFIG.data, demonstrations=2, pairs=4, validation=2),
     e_step=dataclasses.replace(CONFIG.e_step, replay=0.0),
     fewshot=FewShotConfig(k=2),
-    sft=SFTConfig(steps=5, check_every=2, patience=9, batch_size=2, learning_rate=1e-2, warmup=1),
+    sft=SFTConfig(steps=5, check_every=2, patience=9, batch_size=2, learning_rate=1e-2, warmup=1, interpolation=0.9),
     ppo=dataclasses.replace(POLICY, kl=0.2),
     grpo=dataclasses.replace(POLICY, advantage="normalised"),
     rejection=RejectionConfig(rounds=2, trajectories=10, steps=3),
