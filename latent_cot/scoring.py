@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from latent_cot.lm import LanguageModel
 from latent_cot.text import TextCodec
-from latent_cot.tree import TokenTree, micro_batches
+from latent_cot.tree import ROW_MULTIPLE, TokenTree, micro_batches
 from latent_cot.types import Rationale
 
 # Rows of full-vocabulary logits computed at once: bounds memory at 64 x V x 4 bytes, and stays in the cache.
@@ -144,6 +144,8 @@ def _score(
 
     size, longest = len(rationales), max((len(r) for r in rationales), default=0)
     device = hidden.device
+    spare = -len(prefix_rows) % ROW_MULTIPLE  # read by nothing
+    prefix_rows, may_stop = prefix_rows + [0] * spare, may_stop + [True] * spare
     logits = lm.logits(hidden[torch.tensor(prefix_rows, device=device)], actions)
     blocked = ~torch.tensor(may_stop, device=device)
     stop_column = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)

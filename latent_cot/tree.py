@@ -83,6 +83,9 @@ def ancestor_mask(tree: TokenTree) -> np.ndarray:
     return mask
 
 
+ROW_MULTIPLE = 32
+"""What the number of rows of a product is brought to. For each size of each product in bf16 oneDNN makes a kernel and
+keeps it: half a megabyte, of which there may be a thousand."""
 # Softmax on a CPU is up to five times as fast on rows of whole vectors.
 _KEY_MULTIPLE = 32
 # A common beginning of fewer tokens is not worth a pass, or a block, of its own.
@@ -107,7 +110,9 @@ class Block:
 
 @dataclass(frozen=True)
 class FlatTrees:
-    """Several trees as one row without padding. Nodes are counted in the order of that row."""
+    """Several trees as one row, one behind the other. Nodes are counted in the order of that row.
+
+    A few nodes that belong to no tree bring it to a multiple of `ROW_MULTIPLE`; each sees itself only."""
 
     input_ids: torch.Tensor
     """(N,) long."""
@@ -141,6 +146,12 @@ def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
             for row in _paths(tree, nodes, shared):
                 q, k = row.mask.shape
                 paths.setdefault((q.bit_length(), -(-k // _KEY_MULTIPLE)), []).append(row)
+    spare = -len(tokens) % ROW_MULTIPLE
+    width = max((len(row.queries) for row in squares), default=ROW_MULTIPLE)  # no wider than the trees beside them
+    for begin in range(0, spare, width):
+        nodes = len(tokens) + np.arange(begin, min(begin + width, spare))
+        squares.append(_Row(nodes, nodes, np.eye(len(nodes), dtype=bool)))
+    tokens, positions = tokens + [0] * spare, positions + [0] * spare
     blocks = [_block([_Row(trunk, trunk, np.tri(shared, dtype=bool))])] if shared else []
     if squares:
         blocks.append(_block(squares, own_keys=not shared))
@@ -225,7 +236,7 @@ def shared_prefix(sequences: Sequence[Sequence[Hashable]]) -> int:
 
 
 def n_distinct(trees: Sequence[TokenTree]) -> int:
-    """The tokens that `flatten` gives."""
+    """The tokens that `flatten` gives, less those of no tree."""
     shared = shared_prefix([_trunk(tree) for tree in trees])
     return sum(map(len, trees)) - shared * (len(trees) - 1)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latent_cot import tree as tree_module
-from latent_cot.tree import TokenTree, ancestor_mask, flatten, linear_paths, micro_batches, pack
+from latent_cot.tree import ROW_MULTIPLE, TokenTree, ancestor_mask, flatten, linear_paths, micro_batches, pack
 
 paths = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6)
 
@@ -123,7 +123,11 @@ def test_flat_trees_see_what_they_saw(
         by_depth = sorted(visible, key=lambda k: int(flat.position_ids[k]))
         assert flat.input_ids[by_depth].tolist() == [tree.tokens[n] for n in path]
         assert flat.position_ids[row] == tree.positions[node]
-    shared = sum(map(len, trees)) - len(flat.input_ids)
+    of_trees = len(set(flat.rows.tolist()))
+    assert len(flat.input_ids) == -(-of_trees // ROW_MULTIPLE) * ROW_MULTIPLE
+    for node in set(range(len(flat.input_ids))) - set(flat.rows.tolist()):
+        assert seen[flat.cell_of[node]] == [node]
+    shared = sum(map(len, trees)) - of_trees
     assert shared % max(1, len(trees) - 1) == 0
     if len(trees) > 1 and common >= 16:
         assert shared >= 16 * (len(trees) - 1)
