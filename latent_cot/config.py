@@ -98,6 +98,9 @@ class EStepConfig:
     answer_reward: Literal["joint", "normalised"] = "joint"
     """What Y adds to log R: log p(Y | X Z); or, where Y is one of a few candidates, that divided by the sum of all of
     them, which leaves out how likely p finds it that any of them comes now."""
+    answer_weight: float = 1.0
+    """What it is multiplied by: w in log p(Z | X) + w log p(Y | X Z). Above 1 a rationale is worth less for being
+    likely itself, and more for making Y likely."""
     wrong_candidate_penalty: float = 0.0
     """Nats that a rationale loses after which p prefers another candidate to Y (50 in the paper's code)."""
     score_tool_tokens: bool = False

@@ -12,7 +12,7 @@ import torch
 from latent_cot.buffer import ReplayBuffer, Stored
 from latent_cot.chain import ChainRules
 from latent_cot.lm import LanguageModel
-from latent_cot.objectives import OBJECTIVES, Balance, below_floor, log_flow, temper
+from latent_cot.objectives import COMPLETE_ONLY, OBJECTIVES, Balance, below_floor, last_state, log_flow, temper
 from latent_cot.optimise import AdapterOptimiser
 from latent_cot.reward import Reward
 from latent_cot.rollout import count_distinct, rollout
@@ -69,8 +69,10 @@ def collect(
     *,
     samples: int,
     generator: torch.Generator,
+    ends_only: bool = False,
 ) -> list[Batch]:
-    """Sample `samples` rationales a query, or replay some of them, with the log-reward of every prefix."""
+    """Sample `samples` rationales a query, or replay some of them, with the log-reward of every prefix; with
+    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`)."""
     replayed: list[Sequence[Stored]] = []
     missing: dict[int, list[int]] = {}  # how many to sample -> of which queries
     for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True)):
@@ -95,7 +97,7 @@ def collect(
             Group(queries[i].model_prompt, list(counts), queries[i].answer)
             for i, counts in zip(members, distinct, strict=True)
         ]
-        rewards = reward.of_prefixes([queries[i].example for i in members], groups)
+        rewards = reward.of_prefixes([queries[i].example for i in members], groups, ends_only=ends_only)
         fresh.update(zip(members, zip(distinct, rewards, strict=True), strict=True))
     batches = [_batch(query, fresh.get(i), replayed[i]) for i, query in enumerate(queries)]
     for i, (counts, log_reward) in sorted(fresh.items()):
@@ -168,16 +170,15 @@ def update(
                 torch.nn.functional.pad(batches[g].log_reward, (0, width - batches[g].log_reward.shape[1]))
                 for g in members
             ]
+            states = last_state(scores.states) if objective in COMPLETE_ONLY else scores.states
             log_reward = torch.cat(padded).to(scores.states.device)
-            censored = below_floor(log_reward, scores.states, scores.group, reward_floor)
-            tempered = temper(
-                log_reward, scores.states, scores.group, temperature=reward_temperature, floor=reward_floor
-            )
+            censored = below_floor(log_reward, states, scores.group, reward_floor)
+            tempered = temper(log_reward, states, scores.group, temperature=reward_temperature, floor=reward_floor)
             weight = torch.cat([torch.tensor(batches[g].counts, dtype=torch.float32) for g in members])
-            a = log_flow(scores.log_pf, scores.log_pterm, tempered, scores.states)
+            a = log_flow(scores.log_pf, scores.log_pterm, tempered, states)
             z = None if log_z is None else torch.stack([log_z[g] for g in members]).to(a.device)
             losses, info = loss_of(
-                Balance(a, scores.states, scores.group, weight.to(a.device), scores.log_pterm, z, censored, huber)
+                Balance(a, states, scores.group, weight.to(a.device), scores.log_pterm, z, censored, huber)
             )
             lm.accelerator.backward(losses.sum() / len(batches))
             loss_sum += float(losses.detach().sum())

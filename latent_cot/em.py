@@ -27,7 +27,7 @@ from latent_cot.draws import draw_distinct, seed_of, slices
 from latent_cot.e_step import Batch, Behaviour, collect, describe, update
 from latent_cot.lm import Adapter
 from latent_cot.loop import Job, Loop
-from latent_cot.objectives import LEARNS_LOG_Z
+from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
 from latent_cot.optimise import Schedule
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group
@@ -106,6 +106,7 @@ class EM(Loop):
                 self.reward,
                 samples=c.samples,
                 generator=generator,
+                ends_only=c.objective in COMPLETE_ONLY,
             )
             for batch in batches:
                 self.state.budget.sampled(batch.rationales, batch.sampled)

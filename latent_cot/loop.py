@@ -78,6 +78,7 @@ class Loop(Examined, ABC):
             e.score_tool_tokens,
             e.max_batch_tokens,
             Comparison(task, e.answer_reward == "normalised", e.wrong_candidate_penalty) if compared else None,
+            e.answer_weight,
         )
         self.optimiser: AdapterOptimiser | None = None
         self._restore = restore

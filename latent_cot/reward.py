@@ -65,11 +65,16 @@ class Reward:
     """Padded size of a forward pass; bounds memory."""
     comparison: Comparison | None = None
     """How Y counts, if not by log p(Y | X Z)."""
+    answer_weight: float = 1.0
+    """w: log R is log p(Z | X) + w log p(Y | X Z), or what the comparison makes of the latter."""
 
-    def of_prefixes(self, examples: Sequence[Example], groups: Sequence[Group]) -> list[torch.Tensor]:
+    def of_prefixes(
+        self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool = False
+    ) -> list[torch.Tensor]:
         """log R(z_{1:i} ⊤) of every prefix of the rationales of each question, which p reads as in its group.
 
-        Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state.
+        Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state. With `ends_only`
+        only those of the complete rationales have to be known, and where Y is scored the others are −inf.
         """
         if self.task is None:
             return prefix_log_rewards(
@@ -80,6 +85,8 @@ class Reward:
                 tool_tokens=self.tool_tokens,
                 max_tokens=self.max_tokens,
                 comparison=self.comparison,
+                ends_only=ends_only,
+                answer_weight=self.answer_weight,
             )
         return [
             own_log_rewards(self.task, example, group.rationales, self.codec)
@@ -110,7 +117,8 @@ class Reward:
             if self.task is None:
                 # Y was scored at the ends only: what a comparison makes of the other prefixes means nothing.
                 log_y = scores.log_y if self.comparison is None else self.comparison(scores)
-                log_reward = scores.log_pf.sum(1) + scores.log_tool.sum(1) + _at_ends(log_y, groups, members)
+                log_y = self.answer_weight * _at_ends(log_y, groups, members)
+                log_reward = scores.log_pf.sum(1) + scores.log_tool.sum(1) + log_y
             else:
                 rewards = [
                     own_log_reward(self.task, examples[g], rationale, len(rationale), self.codec)
@@ -131,6 +139,8 @@ def prefix_log_rewards(
     tool_tokens: bool = False,
     max_tokens: int = 4096,
     comparison: Comparison | None = None,
+    ends_only: bool = False,
+    answer_weight: float = 1.0,
 ) -> list[torch.Tensor]:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} Y) − log p(X), untempered, in nats, for every state.
 
@@ -148,18 +158,23 @@ def prefix_log_rewards(
         model: the frozen p, `lm.dense("p")`.
         groups: with their answers, and with the other candidates for a `comparison`.
         max_tokens: padded size of a forward pass; bounds memory.
+        answer_weight: what the log-probability of Y is multiplied by.
+        ends_only: score Y behind the complete rationales only; the rewards of the other prefixes are −inf.
 
     Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state.
     """
     rewards: list[torch.Tensor | None] = [None] * len(groups)
-    scored = score_in_batches(
-        lm, model, groups, codec, max_tokens=max_tokens, answers_at="states", tool_tokens=tool_tokens
-    )
+    at = "end" if ends_only else "states"
+    scored = score_in_batches(lm, model, groups, codec, max_tokens=max_tokens, answers_at=at, tool_tokens=tool_tokens)
     for batch, scores in scored:
+        states = scores.states
+        if ends_only:
+            ends = _ends(groups, batch).to(states.device)
+            states = states & torch.zeros_like(states).scatter(1, ends, True)
         tokens = (scores.log_pf + scores.log_tool).cumsum(1)
         prefix = torch.nn.functional.pad(tokens, (1, 0))
         log_y = scores.log_y if comparison is None else comparison(scores)
-        reward = torch.where(scores.states, prefix + log_y, -torch.inf).cpu()
+        reward = torch.where(states, prefix + answer_weight * log_y, -torch.inf).cpu()
         for k, g in enumerate(batch):
             longest = max(len(rationale) for rationale in groups[g].rationales)
             rewards[g] = reward[scores.group.cpu() == k][:, : longest + 1]
@@ -168,8 +183,12 @@ def prefix_log_rewards(
 
 def _at_ends(table: torch.Tensor, groups: Sequence[Group], members: Sequence[int]) -> torch.Tensor:
     """(B,) what `table` (B, N + 1) has at the end of each rationale of these groups."""
-    ends = torch.tensor([len(rationale) for g in members for rationale in groups[g].rationales], device=table.device)
-    return table.gather(1, ends[:, None])[:, 0]
+    return table.gather(1, _ends(groups, members).to(table.device))[:, 0]
+
+
+def _ends(groups: Sequence[Group], members: Sequence[int]) -> torch.Tensor:
+    """(B, 1) the length of each rationale of these groups."""
+    return torch.tensor([[len(rationale)] for g in members for rationale in groups[g].rationales])
 
 
 def own_log_rewards(

@@ -15,7 +15,7 @@ from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules
 from latent_cot.e_step import Batch, Behaviour, Query, _temperatures, collect, describe, update
 from latent_cot.lm import LanguageModel, Trees
-from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES
 from latent_cot.reward import Reward
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, Rationale
@@ -58,6 +58,7 @@ def gather(
     samples: int = 6,
     tool_tokens: bool = False,
     seed: int = 0,
+    ends_only: bool = False,
 ) -> list[Batch]:
     return collect(
         lm,
@@ -68,6 +69,7 @@ def gather(
         Reward(lm, rules.codec, tool_tokens=tool_tokens, max_tokens=500),
         samples=samples,
         generator=torch.Generator().manual_seed(seed),
+        ends_only=ends_only,
     )
 
 
@@ -97,6 +99,24 @@ def measure(lm: LanguageModel, batches: Sequence[Batch], rules: ChainRules, **op
     }
     info = update(lm, batches, rules, recorder, 0, **{**settings, **options})  # type: ignore[arg-type]
     return info, recorder.gradient
+
+
+@pytest.mark.parametrize("objective", sorted(COMPLETE_ONLY))
+def test_the_rewards_of_ends_are_enough_for_some(lm: LanguageModel, rules: ChainRules, objective: str) -> None:
+    """The loss and the gradient are the same, also of what is replayed; the others need those of the prefixes."""
+    found = []
+    for ends_only in (False, True):
+        buffer = ReplayBuffer(tolerance=0)
+        gather(lm, rules, buffer, seed=1, ends_only=ends_only)
+        batches = gather(lm, rules, buffer, replay=0.5, ends_only=ends_only)
+        log_z = [torch.tensor(0.5)] * len(batches) if objective in LEARNS_LOG_Z else None
+        found.append(measure(lm, batches, rules, objective=objective, reward_floor=8.0, log_z=log_z))
+        without = measure(lm, batches, rules)[0].loss
+        assert (without > 1e4) == ends_only
+    (every, gradient), (ends, gradient_of_ends) = found
+    assert ends.loss == pytest.approx(every.loss, rel=1e-5)
+    assert ends.variance == pytest.approx(every.variance, rel=1e-5)
+    torch.testing.assert_close(gradient_of_ends, gradient)
 
 
 def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> None:

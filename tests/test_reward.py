@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.lm import LanguageModel
-from latent_cot.reward import prefix_log_rewards
-from latent_cot.scoring import Group
+from latent_cot.reward import Reward, prefix_log_rewards
+from latent_cot.scoring import Group, Scores, score
 from latent_cot.text import TextCodec
+from latent_cot.types import Example
 from tests.oracles import scoring as oracle
 from tests.test_scoring import NATS, codec_of, random_groups
 from tests.worlds import ALPHABET, NO_SHRINKING, language_model, masked_rationale
@@ -51,6 +53,52 @@ def test_rewards_are_the_oracles(
             padded = torch.full((longest + 1,), -torch.inf, dtype=torch.float64)
             padded[: len(expected)] = expected
             torch.testing.assert_close(row.double(), padded, atol=NATS, rtol=1e-6)
+
+
+@settings(max_examples=10, phases=NO_SHRINKING)
+@given(seed=st.integers(0, 2**32), tool_tokens=st.booleans(), max_tokens=st.integers(1, 300))
+def test_the_rewards_of_complete_rationales_alone(
+    lm: LanguageModel, seed: int, tool_tokens: bool, max_tokens: int
+) -> None:
+    codec = codec_of(lm, constrained=True)
+    groups = random_groups(codec, random.Random(seed))
+    options: dict[str, Any] = {"tool_tokens": tool_tokens, "max_tokens": max_tokens}
+    every = prefix_log_rewards(lm, lm.dense("p"), groups, codec, **options)
+    found = prefix_log_rewards(lm, lm.dense("p"), groups, codec, **options, ends_only=True)
+    for group, expected, table in zip(groups, every, found, strict=True):
+        for rationale, of_prefixes, row in zip(group.rationales, expected, table, strict=True):
+            end = len(rationale)
+            torch.testing.assert_close(row[end], of_prefixes[end], atol=NATS, rtol=1e-6)
+            assert torch.isinf(row[:end]).all()
+            assert torch.isinf(row[end + 1 :]).all()
+
+
+def test_the_weight_of_the_answer(lm: LanguageModel) -> None:
+    """log p(Z | X) + w log p(Y | X Z), of prefixes and of complete rationales."""
+    codec = codec_of(lm, constrained=True)
+    groups = random_groups(codec, random.Random(3))
+    examples = [Example(str(k), question=str(k)) for k in range(len(groups))]
+    scores = score(lm, lm.dense("p"), groups, codec, answers_at="states")
+    log_z = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0))
+    reward = Reward(lm, codec, answer_weight=3.0)
+    expected = (log_z + 3.0 * scores.log_y)[scores.states]
+    assert float((log_z + scores.log_y)[scores.states].sub(expected).abs().min()) > 0.1
+    found = torch.cat([table[table > -torch.inf] for table in reward.of_prefixes(examples, groups)])
+    torch.testing.assert_close(found, expected, atol=NATS, rtol=1e-5)
+    ends = [
+        table[row, len(z)]
+        for group, table in zip(groups, reward.of_prefixes(examples, groups), strict=True)
+        for row, z in enumerate(group.rationales)
+    ]
+    of_complete = {
+        g: r for members, s, rewards in reward.of_complete(examples, groups) for g, r in _of_groups(members, s, rewards)
+    }
+    complete = torch.cat([of_complete[g] for g in range(len(groups))])
+    torch.testing.assert_close(complete, torch.stack(ends), atol=NATS, rtol=1e-5)
+
+
+def _of_groups(members: list[int], scores: Scores, rewards: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+    return [(g, rewards[scores.group.cpu() == k]) for k, g in enumerate(members)]
 
 
 def test_a_tools_tokens_count_only_if_asked(lm: LanguageModel) -> None:

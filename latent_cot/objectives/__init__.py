@@ -4,6 +4,7 @@ from latent_cot.objectives.balance import (
     Balance,
     BalanceInfo,
     below_floor,
+    last_state,
     log_flow,
     pooled_subtb,
     prefix_balance,
@@ -13,15 +14,17 @@ from latent_cot.objectives.balance import (
     trajectory_balance,
     vargrad,
 )
-from latent_cot.objectives.registry import LEARNS_LOG_Z, OBJECTIVES, Objective
+from latent_cot.objectives.registry import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES, Objective
 
 __all__ = [
+    "COMPLETE_ONLY",
     "LEARNS_LOG_Z",
     "OBJECTIVES",
     "Balance",
     "BalanceInfo",
     "Objective",
     "below_floor",
+    "last_state",
     "log_flow",
     "pooled_subtb",
     "prefix_balance",

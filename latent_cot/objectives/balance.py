@@ -181,7 +181,7 @@ def vargrad(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     Richter et al., "VarGrad" (2020); for GFlowNets, Zhang et al., "Robust scheduling with GFlowNets" (2023).
     Only complete trajectories count: the a of each one's last state. Result as for `pooled_subtb`.
     """
-    return pooled_subtb(b._replace(states=_last_state(b.states)))
+    return pooled_subtb(b._replace(states=last_state(b.states)))
 
 
 def trajectory_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
@@ -190,7 +190,7 @@ def trajectory_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     Result as for `pooled_subtb`.
     """
     assert b.log_z is not None
-    w = b.weight[:, None] * _last_state(b.states)
+    w = b.weight[:, None] * last_state(b.states)
     residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
     return _group_mean(_penalty(residual, b.huber), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
 
@@ -249,7 +249,7 @@ def _info(b: Balance) -> BalanceInfo:
         return pooled_subtb(b._replace(huber=None))[1]
 
 
-def _last_state(states: torch.Tensor) -> torch.Tensor:
+def last_state(states: torch.Tensor) -> torch.Tensor:
     """(B, S) bool: only the last state of each trajectory."""
     later = states.flip(1).cumsum(1).flip(1)
     return states & (later == 1)

@@ -29,5 +29,8 @@ OBJECTIVES: Mapping[str, Objective] = {
     "rooted": rooted,
 }
 
+COMPLETE_ONLY = frozenset({"vargrad", "tb"})
+"""Objectives of complete rationales: the log-reward of their prefixes need not be known."""
+
 LEARNS_LOG_Z = frozenset({"tb", "prefix-tb"})
 """Objectives that have a parameter log Z(X) for each question."""

@@ -10,7 +10,7 @@ import torch
 
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.e_step import Behaviour, collect, update
-from latent_cot.objectives import LEARNS_LOG_Z
+from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
 from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.reward import Reward
 from latent_cot.verify.worlds import World
@@ -67,6 +67,7 @@ def train(
             reward,
             samples=c.samples,
             generator=generator,
+            ends_only=objective in COMPLETE_ONLY,
         )
         update(
             world.lm,
