@@ -54,7 +54,8 @@ class ScoredRationale:
     """log q(Z | X), or log q(Z | X, Y) in a run whose q sees the answer: the stop included, at temperature 1, nats.
     None where there is no q."""
     log_p: float
-    """log p(Z | X), likewise."""
+    """log p(Z | X), likewise; behind the prompt that tests give p, which has the answer too in a task whose tests
+    give it (infilling), where log R does not."""
     log_reward: float | None
     """log R, which is log p(Z Y | X) unless the task has a reward of its own, nats; None: Y is not known."""
     weight: float | None
