@@ -70,15 +70,15 @@ class Loop(Examined, ABC):
         super().__init__(config, lm, task, data, tests, rules, test_rules, state=state)
         own_reward = task if isinstance(task, RewardingTask) else None
         e = config.e_step
-        compared = e.answer_reward == "normalised" or e.wrong_candidate_penalty > 0
+        normalised = e.answer_reward == "normalised"
+        compared = normalised or e.wrong_candidate_penalty > 0 or e.answer_weight != 1
         self.reward = Reward(
             lm,
             rules.codec,
             own_reward,
             e.score_tool_tokens,
             e.max_batch_tokens,
-            Comparison(task, e.answer_reward == "normalised", e.wrong_candidate_penalty) if compared else None,
-            e.answer_weight,
+            Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
         )
         self.optimiser: AdapterOptimiser | None = None
         self._restore = restore

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from latent_cot.lm import LanguageModel
+from latent_cot.objectives import last_state
 from latent_cot.scoring import Group, Scores, score_in_batches
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, Rationale, RewardingTask, Task
@@ -23,13 +24,16 @@ def other_answers(task: Task, example: Example, codec: TextCodec) -> list[list[i
 
 @dataclass(frozen=True)
 class Comparison:
-    """What Y adds to log R where it is one of a few candidates, compared with the others."""
+    """What Y adds to log R, if not just log p(Y | X Z): more of it, or less; and, where Y is one of a few candidates,
+    how it compares with the others."""
 
     task: Task
     normalised: bool = False
     """log p(Y | X Z) divided by the sum of that of all candidates, instead of log p(Y | X Z)."""
     penalty: float = 0.0
     """Nats that a rationale loses after which another candidate is likelier than Y."""
+    weight: float = 1.0
+    """w: log R is log p(Z | X) + w log p(Y | X Z), or the latter normalised, less the penalty."""
 
     def against(self, examples: Sequence[Example], groups: Sequence[Group], codec: TextCodec) -> list[Group]:
         """The groups with the other candidates, so that these are scored too."""
@@ -41,9 +45,9 @@ class Comparison:
     def __call__(self, scores: Scores) -> torch.Tensor:
         """(B, N + 1), in nats."""
         if not scores.log_others.shape[-1]:
-            return scores.log_y
+            return self.weight * scores.log_y
         log_y = normalised_log_y(scores) if self.normalised else scores.log_y
-        return log_y - self.penalty * (scores.log_others.amax(-1) > scores.log_y)
+        return self.weight * log_y - self.penalty * (scores.log_others.amax(-1) > scores.log_y)
 
 
 def normalised_log_y(scores: Scores) -> torch.Tensor:
@@ -65,8 +69,6 @@ class Reward:
     """Padded size of a forward pass; bounds memory."""
     comparison: Comparison | None = None
     """How Y counts, if not by log p(Y | X Z)."""
-    answer_weight: float = 1.0
-    """w: log R is log p(Z | X) + w log p(Y | X Z), or what the comparison makes of the latter."""
 
     def of_prefixes(
         self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool = False
@@ -86,7 +88,6 @@ class Reward:
                 max_tokens=self.max_tokens,
                 comparison=self.comparison,
                 ends_only=ends_only,
-                answer_weight=self.answer_weight,
             )
         return [
             own_log_rewards(self.task, example, group.rationales, self.codec)
@@ -117,8 +118,7 @@ class Reward:
             if self.task is None:
                 # Y was scored at the ends only: what a comparison makes of the other prefixes means nothing.
                 log_y = scores.log_y if self.comparison is None else self.comparison(scores)
-                log_y = self.answer_weight * _at_ends(log_y, groups, members)
-                log_reward = scores.log_pf.sum(1) + scores.log_tool.sum(1) + log_y
+                log_reward = scores.log_pf.sum(1) + scores.log_tool.sum(1) + _at_ends(log_y, groups, members)
             else:
                 rewards = [
                     own_log_reward(self.task, examples[g], rationale, len(rationale), self.codec)
@@ -140,7 +140,6 @@ def prefix_log_rewards(
     max_tokens: int = 4096,
     comparison: Comparison | None = None,
     ends_only: bool = False,
-    answer_weight: float = 1.0,
 ) -> list[torch.Tensor]:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} Y) − log p(X), untempered, in nats, for every state.
 
@@ -158,7 +157,6 @@ def prefix_log_rewards(
         model: the frozen p, `lm.dense("p")`.
         groups: with their answers, and with the other candidates for a `comparison`.
         max_tokens: padded size of a forward pass; bounds memory.
-        answer_weight: what the log-probability of Y is multiplied by.
         ends_only: score Y behind the complete rationales only; the rewards of the other prefixes are −inf.
 
     Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state.
@@ -167,14 +165,11 @@ def prefix_log_rewards(
     at = "end" if ends_only else "states"
     scored = score_in_batches(lm, model, groups, codec, max_tokens=max_tokens, answers_at=at, tool_tokens=tool_tokens)
     for batch, scores in scored:
-        states = scores.states
-        if ends_only:
-            ends = _ends(groups, batch).to(states.device)
-            states = states & torch.zeros_like(states).scatter(1, ends, True)
+        states = last_state(scores.states) if ends_only else scores.states
         tokens = (scores.log_pf + scores.log_tool).cumsum(1)
         prefix = torch.nn.functional.pad(tokens, (1, 0))
         log_y = scores.log_y if comparison is None else comparison(scores)
-        reward = torch.where(states, prefix + answer_weight * log_y, -torch.inf).cpu()
+        reward = torch.where(states, prefix + log_y, -torch.inf).cpu()
         for k, g in enumerate(batch):
             longest = max(len(rationale) for rationale in groups[g].rationales)
             rewards[g] = reward[scores.group.cpu() == k][:, : longest + 1]
@@ -183,12 +178,8 @@ def prefix_log_rewards(
 
 def _at_ends(table: torch.Tensor, groups: Sequence[Group], members: Sequence[int]) -> torch.Tensor:
     """(B,) what `table` (B, N + 1) has at the end of each rationale of these groups."""
-    return table.gather(1, _ends(groups, members).to(table.device))[:, 0]
-
-
-def _ends(groups: Sequence[Group], members: Sequence[int]) -> torch.Tensor:
-    """(B, 1) the length of each rationale of these groups."""
-    return torch.tensor([[len(rationale)] for g in members for rationale in groups[g].rationales])
+    ends = torch.tensor([len(rationale) for g in members for rationale in groups[g].rationales], device=table.device)
+    return table.gather(1, ends[:, None])[:, 0]
 
 
 def own_log_rewards(

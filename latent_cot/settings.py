@@ -233,14 +233,8 @@ def _plain(value: Any) -> Any:
 
 _POSITIVE = (
     *("lora.rank", "lora.alpha", "rollout.max_tokens", "rollout.batch_size"),
-    *(
-        "e_step.answer_weight",
-        "e_step.questions",
-        "e_step.samples",
-        "e_step.huber",
-        "e_step.reward_floor",
-        "e_step.buffer_capacity",
-    ),
+    *("e_step.questions", "e_step.samples", "e_step.huber", "e_step.reward_floor", "e_step.buffer_capacity"),
+    "e_step.answer_weight",
     *("e_step.reward_temperature", "e_step.final_reward_temperature"),
     *("e_step.temperature_low", "e_step.temperature_high"),
     *("evaluation.size", "evaluation.max_tokens", "evaluation.batch_size", "evaluation.votes"),

@@ -86,6 +86,7 @@ def ancestor_mask(tree: TokenTree) -> np.ndarray:
 ROW_MULTIPLE = 32
 """What the number of rows of a product is brought to. For each size of each product in bf16 oneDNN makes a kernel and
 keeps it: half a megabyte, of which there may be a thousand."""
+
 # Softmax on a CPU is up to five times as fast on rows of whole vectors.
 _KEY_MULTIPLE = 32
 # A common beginning of fewer tokens is not worth a pass, or a block, of its own.

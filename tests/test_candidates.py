@@ -109,15 +109,19 @@ def test_other_answers_are_scored_beside_y(lm: LanguageModel, answers_at: str) -
             b += 1
 
 
-@pytest.mark.parametrize(("normalised", "penalty"), [(True, 0.0), (False, 3.0), (True, 3.0)])
-def test_the_reward_compares_y_with_the_other_candidates(lm: LanguageModel, normalised: bool, penalty: float) -> None:
+@pytest.mark.parametrize(
+    ("normalised", "penalty", "weight"), [(True, 0.0, 1.0), (False, 3.0, 1.0), (True, 3.0, 1.0), (True, 3.0, 2.0)]
+)
+def test_the_reward_compares_y_with_the_other_candidates(
+    lm: LanguageModel, normalised: bool, penalty: float, weight: float
+) -> None:
     codec = TextCodec(lm.tokenizer, allowed_characters="abcd ")
     model, rng = lm.dense("p"), random.Random(0)
     chains = [codec.encode("".join(rng.choice("abcd ") for _ in range(3))) for _ in range(4)]
     rules = ChainRules(codec, max_tokens=5)
     rationales = [_rationale(rules, chain) for chain in chains]
     groups = [Group(codec.encode_prompt(e.x), rationales, codec.encode(e.y or "")) for e in EXAMPLES]
-    reward = Reward(lm, codec, comparison=Comparison(TASK, normalised, penalty))
+    reward = Reward(lm, codec, comparison=Comparison(TASK, normalised, penalty, weight))
     penalised = 0
     complete = {
         (g, row): float(value)
@@ -134,6 +138,7 @@ def test_the_reward_compares_y_with_the_other_candidates(lm: LanguageModel, norm
                 expected = log_y[example.answer or ""]
                 if normalised:
                     expected -= float(torch.tensor(list(log_y.values())).logsumexp(0))
+                expected *= weight
                 if max(log_y, key=lambda name: log_y[name]) != example.answer:
                     expected -= penalty
                     penalised += 1

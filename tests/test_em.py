@@ -134,6 +134,15 @@ def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
         torch.testing.assert_close(found[0.5][name], weight * (0.5 if "lora_B" in name else 1.0))
 
 
+def test_the_reward_is_the_configured_one(lm: LanguageModel) -> None:
+    """Y counts by more than its log-probability only if so configured; what is compared is more work."""
+    assert make(lm, CONFIG).reward.comparison is None
+    weighed = make(lm, dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, answer_weight=2.0)))
+    comparison = weighed.reward.comparison
+    assert comparison is not None
+    assert (comparison.normalised, comparison.penalty, comparison.weight) == (False, 0.0, 2.0)
+
+
 def test_what_q_and_p_read(lm: LanguageModel) -> None:
     """With condition xy the answer is in q's prompt, never in p's."""
     task = ToyTask()

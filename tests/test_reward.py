@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.lm import LanguageModel
-from latent_cot.reward import Reward, prefix_log_rewards
+from latent_cot.reward import Comparison, Reward, prefix_log_rewards
 from latent_cot.scoring import Group, Scores, score
 from latent_cot.text import TextCodec
 from latent_cot.types import Example
 from tests.oracles import scoring as oracle
 from tests.test_scoring import NATS, codec_of, random_groups
-from tests.worlds import ALPHABET, NO_SHRINKING, language_model, masked_rationale
+from tests.worlds import ALPHABET, NO_SHRINKING, PlainTask, language_model, masked_rationale
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_the_weight_of_the_answer(lm: LanguageModel) -> None:
     examples = [Example(str(k), question=str(k)) for k in range(len(groups))]
     scores = score(lm, lm.dense("p"), groups, codec, answers_at="states")
     log_z = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0))
-    reward = Reward(lm, codec, answer_weight=3.0)
+    reward = Reward(lm, codec, comparison=Comparison(PlainTask(), weight=3.0))
     expected = (log_z + 3.0 * scores.log_y)[scores.states]
     assert float((log_z + scores.log_y)[scores.states].sub(expected).abs().min()) > 0.1
     found = torch.cat([table[table > -torch.inf] for table in reward.of_prefixes(examples, groups)])
