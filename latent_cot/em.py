@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ from latent_cot.buffer import ReplayBuffer, rationale_to_json
 from latent_cot.diagnostics import mean_figures
 from latent_cot.draws import draw_distinct, seed_of, slices
 from latent_cot.e_step import Batch, Behaviour, collect, describe, update
+from latent_cot.errors import UsageError
 from latent_cot.lm import Adapter
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
 from latent_cot.optimise import Schedule
+from latent_cot.reward import Prior
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group
 from latent_cot.state import Drawn, Info, Phase
@@ -44,6 +47,12 @@ class EM(Loop):
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
         c = self.config.e_step
+        if c.prior == "sampler":
+            if self.reward.task is not None:
+                raise UsageError(
+                    f"--e-step.prior sampler: {self.task.name} has a reward of its own, with no prior in it; give model"
+                )
+            self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
         self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
         self.log_z = torch.nn.Parameter(torch.zeros(len(self.questions)))
         """log Z(X) of each training question, for an objective that learns it."""
@@ -78,6 +87,11 @@ class EM(Loop):
         return "q" if decides_only and self.config.condition == "x" else reasoner
 
     # -- the phases ----------------------------------------------------------------------------------
+
+    def start_sampler(self, number: int) -> None:
+        super().start_sampler(number)
+        if number == 1 and self.reward.prior is not None:
+            self.lm.copy_adapter("q", "prior")
 
     def e_step(self, phase: Phase) -> Iterator[Info]:
         """Train q towards q(Z | X[, Y]) ∝ p(X Z Y), from where it is."""

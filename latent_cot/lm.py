@@ -34,6 +34,8 @@ from latent_cot.tree import TokenTree, flatten, linear_paths, pack
 
 Adapter = Literal["p", "q"]
 ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
+Weights = Literal["p", "q", "prior"]
+"""The reasoners' adapters and, in a run that has one, what q once was (`LanguageModel.add_prior`)."""
 Trees = Literal["flat", "padded", "paths"]
 
 
@@ -66,8 +68,8 @@ class LanguageModel:
         self.abilities = Abilities.of(base)
         self._base_head = base.get_output_embeddings()
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
-        self._copies: dict[Adapter, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
-        self._fresh: set[Adapter] = set()
+        self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
+        self._fresh: set[Weights] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")
@@ -78,11 +80,10 @@ class LanguageModel:
         # Found once: going through all modules takes longer than the optimiser's step.
         modules = self.peft.get_base_model().named_modules()
         self._adapted: list[tuple[str, Any]] = [(name, m) for name, m in modules if isinstance(m, LoraLayer)]
-        weights = [(name, weight) for name, weight in self.peft.named_parameters() if "lora_" in name]
-        self._weights = {
-            adapter: {name: weight for name, weight in weights if f".{adapter}." in name} for adapter in ADAPTERS
+        self._weights: dict[Weights, dict[str, nn.Parameter]] = {
+            adapter: self._weights_of(adapter) for adapter in ADAPTERS
         }
-        self._active: Adapter | None = None
+        self._active: Weights | None = None
         self._checkpointed: list[nn.Module] = []
         if gradient_checkpointing:
             self._checkpointed = _checkpoint_layers(cast("PreTrainedModel", self.peft.get_base_model()))
@@ -98,12 +99,29 @@ class LanguageModel:
 
     # -- adapters ------------------------------------------------------------------------------------
 
-    def parameters(self, adapter: Adapter) -> dict[str, nn.Parameter]:
+    def add_prior(self) -> None:
+        """Make room for a third adapter, which is never trained: a copy of another as it is at some time."""
+        if "prior" in self._weights:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.peft.add_adapter("prior", copy.deepcopy(self.peft.peft_config["q"]))
+        self._weights["prior"] = self._weights_of("prior")
+        for weight in self._weights["prior"].values():
+            weight.requires_grad_(False)
+        self._copies["prior"] = copy.deepcopy(self._copies["q"])
+        self._share_frozen(self._copies["prior"])
+
+    def _weights_of(self, adapter: Weights) -> dict[str, nn.Parameter]:
+        weights = self.peft.named_parameters()
+        return {name: weight for name, weight in weights if "lora_" in name and f".{adapter}." in name}
+
+    def parameters(self, adapter: Weights) -> dict[str, nn.Parameter]:
         """The adapter's own weights by name."""
         return dict(self._weights[adapter])
 
     @torch.no_grad()
-    def copy_adapter(self, source: Adapter, target: Adapter) -> None:
+    def copy_adapter(self, source: Weights, target: Weights) -> None:
         """Make `target` equal to `source`."""
         weights = self.parameters(source)
         for name, weight in self.parameters(target).items():
@@ -111,7 +129,7 @@ class LanguageModel:
         self._fresh.discard(target)
 
     @torch.no_grad()
-    def interpolate(self, adapter: Adapter, share: float) -> None:
+    def interpolate(self, adapter: Weights, share: float) -> None:
         """Move the model that `adapter` makes to (1 − share) base + share adapted, exactly: its change of the base
         model's weights, B A, is scaled.
 
@@ -124,7 +142,7 @@ class LanguageModel:
         self._fresh.discard(adapter)
 
     @torch.no_grad()
-    def reset_adapter(self, adapter: Adapter, seed: int) -> None:
+    def reset_adapter(self, adapter: Weights, seed: int) -> None:
         """Make `adapter` a fresh LoRA adapter, equal to the base model: A random, B zero."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in sorted(self.parameters(adapter).items()):
@@ -136,7 +154,7 @@ class LanguageModel:
                 weight.copy_(noise)
         self._fresh.discard(adapter)
 
-    def save_adapter(self, adapter: Adapter, folder: Path) -> None:
+    def save_adapter(self, adapter: Weights, folder: Path) -> None:
         """Write it in PEFT's own format (`PeftModel.from_pretrained(base, folder)` loads it)."""
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
@@ -148,7 +166,7 @@ class LanguageModel:
         config.inference_mode = True
         config.save_pretrained(str(folder))
 
-    def load_adapter(self, adapter: Adapter, folder: Path) -> None:
+    def load_adapter(self, adapter: Weights, folder: Path) -> None:
         """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
         from peft import set_peft_model_state_dict
         from safetensors import SafetensorError
@@ -178,12 +196,12 @@ class LanguageModel:
     # -- models to run -------------------------------------------------------------------------------
 
     @contextmanager
-    def trainable(self, adapter: Adapter) -> Iterator[PreTrainedModel]:
+    def trainable(self, adapter: Weights) -> Iterator[PreTrainedModel]:
         """The base model with `adapter` switched on and its weights requiring gradients."""
         if self._active != adapter:
             self.peft.set_adapter(adapter)
-            for other in ADAPTERS:
-                for weight in self._weights[other].values():
+            for other, weights in self._weights.items():
+                for weight in weights.values():
                     weight.requires_grad_(other == adapter)
             self._active = adapter
         self._fresh.discard(adapter)
@@ -202,7 +220,7 @@ class LanguageModel:
         self._active = None  # PEFT has switched on the gradients of an adapter again
 
     @torch.no_grad()
-    def dense(self, adapter: Adapter) -> PreTrainedModel:
+    def dense(self, adapter: Weights) -> PreTrainedModel:
         """A copy of the base model with `adapter` merged into its weights, for sampling and scoring.
 
         Unmerged LoRA on all linear layers triples the time of a decoding step. The copy is made afresh
@@ -229,16 +247,19 @@ class LanguageModel:
 
     def _prepare_copies(self) -> None:
         """Let the copies hold only the adapted weights themselves; all others are the base model's own."""
-        adapted = {name for name, _ in self._adapted}
-        frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
         for model in self._copies.values():
-            for name in adapted:
+            for name, _ in self._adapted:
                 packed = pack_linear(model.get_submodule(name))
                 if packed is not None:
                     model.set_submodule(name, packed)
-            for name, weight in model.named_parameters():
-                if name.removesuffix(".weight") not in adapted:
-                    weight.data = frozen[name].data
+            self._share_frozen(model)
+
+    def _share_frozen(self, model: PreTrainedModel) -> None:
+        adapted = {name for name, _ in self._adapted}
+        frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
+        for name, weight in model.named_parameters():
+            if name.removesuffix(".weight") not in adapted:
+                weight.data = frozen[name].data
 
     # -- forward passes ------------------------------------------------------------------------------
 

@@ -151,10 +151,9 @@ class Loop(Examined, ABC):
             yield from self._fit("q", self._demonstrated, self.config.init_step)
 
     def prepare(self, phase: Phase) -> Iterator[Info]:
-        """q ← p, if q reads what p reads. How far q is from the posterior is what its training starts from."""
-        c = self.config
-        if self.state.unit == 0 and c.condition == "x" and (phase.round == 1 or c.e_step.start == "p"):
-            self.lm.copy_adapter("p", "q")
+        """The start of q. How far it is from the posterior is what its training starts from."""
+        if self.state.unit == 0:
+            self.start_sampler(phase.round)
         yield from self.diagnose(phase)
 
     def diagnose(self, phase: Phase) -> Iterator[Info]:
@@ -187,6 +186,11 @@ class Loop(Examined, ABC):
             yield {"note": "no rationale arrives at its answer: p stays as it is"}
 
     # -- what they share -----------------------------------------------------------------------------
+
+    def start_sampler(self, number: int) -> None:
+        """q ← p at the beginning of a round, if q reads what p reads."""
+        if self.config.condition == "x" and (number == 1 or self.config.e_step.start == "p"):
+            self.lm.copy_adapter("p", "q")
 
     @property
     def model_step(self) -> MStepConfig:

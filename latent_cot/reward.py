@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,6 +50,37 @@ class Comparison:
         return self.weight * log_y - self.penalty * (scores.log_others.amax(-1) > scores.log_y)
 
 
+@dataclass(frozen=True)
+class Prior:
+    """What a rationale is worth before Y is looked at, where that is not log p(Z | X): log q₀(Z ⊤ | X[, Y]), of the
+    sampler q₀ before its first E-step.
+
+    q is then trained towards q₀(Z) p(Y | X Z), the optimum of a policy whose divergence from where it started is
+    penalised (Korbak et al., "RL with KL penalties is better viewed as Bayesian inference", EMNLP 2022 Findings).
+    """
+
+    prompt: Callable[[Example], Sequence[int]]
+    """Token ids that q₀ reads of an example."""
+
+    @torch.no_grad()
+    def log_probs(
+        self,
+        lm: LanguageModel,
+        examples: Sequence[Example],
+        groups: Sequence[Group],
+        codec: TextCodec,
+        *,
+        max_tokens: int,
+    ) -> list[torch.Tensor]:
+        """log q₀(z_{1:i} ⊤) of every prefix: (B_g, N_g + 1) for each group, on the CPU; of any use at states only."""
+        read = [Group(self.prompt(example), group.rationales) for example, group in zip(examples, groups, strict=True)]
+        found: dict[int, torch.Tensor] = {}
+        for batch, scores in score_in_batches(lm, lm.dense("prior"), read, codec, max_tokens=max_tokens):
+            log_q = (torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + scores.log_pterm).cpu()
+            found.update(_by_group(log_q, scores, batch, groups))
+        return [found[g] for g in range(len(groups))]
+
+
 def normalised_log_y(scores: Scores) -> torch.Tensor:
     """(B, N + 1) log-probability of Y among the candidates after each scored prefix, in nats."""
     return scores.log_y - torch.cat([scores.log_y[..., None], scores.log_others], -1).logsumexp(-1)
@@ -69,6 +100,8 @@ class Reward:
     """Padded size of a forward pass; bounds memory."""
     comparison: Comparison | None = None
     """How Y counts, if not by log p(Y | X Z)."""
+    prior: Prior | None = None
+    """How Z counts, if not by log p(Z | X); for a reward that is not the task's own."""
 
     def of_prefixes(
         self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool = False
@@ -87,6 +120,7 @@ class Reward:
                 tool_tokens=self.tool_tokens,
                 max_tokens=self.max_tokens,
                 comparison=self.comparison,
+                prior=self._prior(examples, groups),
                 ends_only=ends_only,
             )
         return [
@@ -103,6 +137,7 @@ class Reward:
         Yields the indices of the groups of each micro-batch, their scores under p and, (B,) on the CPU, their
         log-rewards.
         """
+        prior = self._prior(examples, groups)
         if self.comparison is not None:
             groups = self.comparison.against(examples, groups, self.codec)
         scored = score_in_batches(
@@ -118,7 +153,11 @@ class Reward:
             if self.task is None:
                 # Y was scored at the ends only: what a comparison makes of the other prefixes means nothing.
                 log_y = scores.log_y if self.comparison is None else self.comparison(scores)
-                log_reward = scores.log_pf.sum(1) + scores.log_tool.sum(1) + _at_ends(log_y, groups, members)
+                if prior is None:
+                    log_z = scores.log_pf.sum(1) + scores.log_tool.sum(1)
+                else:
+                    log_z = torch.cat([_at_ends(prior[g], groups, [g]) for g in members]).to(log_y.device)
+                log_reward = log_z + _at_ends(log_y, groups, members)
             else:
                 rewards = [
                     own_log_reward(self.task, examples[g], rationale, len(rationale), self.codec)
@@ -127,6 +166,11 @@ class Reward:
                 ]
                 log_reward = torch.tensor(rewards)
             yield members, scores, log_reward.cpu()
+
+    def _prior(self, examples: Sequence[Example], groups: Sequence[Group]) -> list[torch.Tensor] | None:
+        if self.prior is None:
+            return None
+        return self.prior.log_probs(self.lm, examples, groups, self.codec, max_tokens=self.max_tokens)
 
 
 @torch.no_grad()
@@ -139,6 +183,7 @@ def prefix_log_rewards(
     tool_tokens: bool = False,
     max_tokens: int = 4096,
     comparison: Comparison | None = None,
+    prior: Sequence[torch.Tensor] | None = None,
     ends_only: bool = False,
 ) -> list[torch.Tensor]:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} Y) − log p(X), untempered, in nats, for every state.
@@ -146,7 +191,7 @@ def prefix_log_rewards(
     Which tokens count:
 
     * each token of the rationale that the policy chose: log p over the allowed alphabet (and the stop,
-      where it is allowed), as p itself would have sampled it;
+      where it is allowed), as p itself would have sampled it; with a `prior` that instead;
     * a tool's tokens: not at all, since the tool writes them whatever p thinks; or, with `tool_tokens`,
       log p over the whole vocabulary, as the paper's code does;
     * each token of Y, over the whole vocabulary. Y's first token is where p ends the rationale. With a `comparison`
@@ -157,6 +202,7 @@ def prefix_log_rewards(
         model: the frozen p, `lm.dense("p")`.
         groups: with their answers, and with the other candidates for a `comparison`.
         max_tokens: padded size of a forward pass; bounds memory.
+        prior: what `Prior.log_probs` makes of the groups.
         ends_only: score Y behind the complete rationales only; the rewards of the other prefixes are −inf.
 
     Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state.
@@ -166,14 +212,22 @@ def prefix_log_rewards(
     scored = score_in_batches(lm, model, groups, codec, max_tokens=max_tokens, answers_at=at, tool_tokens=tool_tokens)
     for batch, scores in scored:
         states = last_state(scores.states) if ends_only else scores.states
-        tokens = (scores.log_pf + scores.log_tool).cumsum(1)
-        prefix = torch.nn.functional.pad(tokens, (1, 0))
         log_y = scores.log_y if comparison is None else comparison(scores)
+        tokens = (scores.log_pf + scores.log_tool).cumsum(1)
+        prefix = torch.nn.functional.pad(tokens, (1, 0)) if prior is None else torch.zeros_like(log_y)
         reward = torch.where(states, prefix + log_y, -torch.inf).cpu()
-        for k, g in enumerate(batch):
-            longest = max(len(rationale) for rationale in groups[g].rationales)
-            rewards[g] = reward[scores.group.cpu() == k][:, : longest + 1]
+        for g, rows in _by_group(reward, scores, batch, groups):
+            rewards[g] = rows if prior is None else rows + prior[g]
     return rewards  # type: ignore[return-value]
+
+
+def _by_group(
+    table: torch.Tensor, scores: Scores, batch: Sequence[int], groups: Sequence[Group]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each group of a micro-batch with its rows of a (B, N + 1) table on the CPU, as long as its longest rationale."""
+    for k, g in enumerate(batch):
+        longest = max(len(rationale) for rationale in groups[g].rationales)
+        yield g, table[scores.group.cpu() == k][:, : longest + 1]
 
 
 def _at_ends(table: torch.Tensor, groups: Sequence[Group], members: Sequence[int]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig, data_request
 from latent_cot.errors import UsageError
-from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.lm import ADAPTERS, LanguageModel, Weights
 from latent_cot.loop import Loop
 from latent_cot.optimizer_state import load_optimizer, save_optimizer
 from latent_cot.run import Checkpoint, RunFolder
@@ -104,6 +104,8 @@ def open_session(
 
     model = loaded.model if loaded is not None and _same_model(loaded.config, config) else _load_model(config, console)
     lm = model.lm
+    if _has_prior(config):
+        lm.add_prior()
     set_seed(config.seed)
     notes.append(model.note)
     codec = TextCodec(
@@ -204,7 +206,7 @@ class Running:
     def finish(self, *, turn: int | None = None) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
         self.save(turn=turn)
-        _write_adapters(self.session.lm, self.folder.path)
+        _write_adapters(self.session.lm, self.folder.path, _saved_adapters(self.session.config))
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
@@ -221,7 +223,7 @@ class Running:
             after = replace(self.loop.state, phase=1, unit=0)
             folder.save(
                 {"loop": after.to_json(), "resources": self._cost()},
-                lambda target: _write_adapters(self.loop.lm, target),
+                lambda target: _write_adapters(self.loop.lm, target, ADAPTERS),
             )
 
     def _begin_after(self, path: Path) -> None:
@@ -229,7 +231,7 @@ class Running:
         if not (path / "config.yaml").exists() or (kept := (folder := RunFolder.open(path)).latest()) is None:
             return
         self.loop.state = State.saved_in(kept)
-        _read_adapters(self.loop.lm, kept.path)
+        _read_adapters(self.loop.lm, kept.path, ADAPTERS)
         self._spent = kept.state["resources"]
         self._seconds = dict(self._spent["phases"])
         self.folder.log("note", text=f"Round 0 is taken from {path}.")
@@ -276,7 +278,7 @@ def run_loop(
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
-    _read_adapters(session.lm, folder.adapters())
+    _read_adapters(session.lm, folder.adapters(), _saved_adapters(session.config))
 
 
 def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
@@ -371,22 +373,30 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
     )
     loop.load_state_dict(checkpoint.state)
-    _read_adapters(session.lm, checkpoint.path)
+    _read_adapters(session.lm, checkpoint.path, _saved_adapters(session.config))
     return loop
 
 
-def _read_adapters(lm: LanguageModel, source: Path) -> None:
-    for adapter in ADAPTERS:
+def _has_prior(config: RunConfig) -> bool:
+    return config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
+
+
+def _saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
+    return (*ADAPTERS, "prior") if _has_prior(config) else ADAPTERS
+
+
+def _read_adapters(lm: LanguageModel, source: Path, adapters: Sequence[Weights]) -> None:
+    for adapter in adapters:
         lm.load_adapter(adapter, source / adapter)
 
 
-def _write_adapters(lm: LanguageModel, target: Path) -> None:
-    for adapter in ADAPTERS:
+def _write_adapters(lm: LanguageModel, target: Path, adapters: Sequence[Weights]) -> None:
+    for adapter in adapters:
         lm.save_adapter(adapter, target / adapter)
 
 
 def _write_state(loop: Loop, target: Path) -> None:
-    _write_adapters(loop.lm, target)
+    _write_adapters(loop.lm, target, _saved_adapters(loop.config))
     if loop.optimiser is not None:
         save_optimizer(loop.optimiser.adam, target)
 

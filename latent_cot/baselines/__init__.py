@@ -46,6 +46,8 @@ class Method:
     """Settings of its own, between those of the preset and of the user."""
     condition: Literal["x", "xy"] | None = None
     """What q must see; None: what the user likes."""
+    has_e_step: bool = False
+    """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
     unread: Collection[str] = ()
     """Settings, and sections of them, that it does not read, beside those of other methods."""
 
@@ -205,6 +207,7 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.baselines.gflownet:GFlowNet",
         planned=_planned_by("e_step"),
         within=_within_by("e_step"),
+        has_e_step=True,
         reasoners=lambda config, answer_given: ("q",) if config.condition == "x" or answer_given else (),
         unread=("m_step",),
     ),
@@ -213,6 +216,7 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.em:EM",
         planned=_em_planned,
         within=_em_within,
+        has_e_step=True,
         reasoners=_em_reasoners,
     ),
     "em-xy": Method(
@@ -220,6 +224,7 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.em:EM",
         planned=_em_planned,
         within=_em_within,
+        has_e_step=True,
         reasoners=_em_reasoners,
         condition="xy",
     ),
