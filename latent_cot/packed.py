@@ -7,6 +7,9 @@ for many steps, so it is rearranged once, by the operators that `torch.compile` 
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,6 +22,10 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = like.in_features, like.out_features
         self.bias = like.bias
         self.pack(like.weight)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
+        """Torch cannot copy a packed weight, and need not: `pack` puts another in its place."""
+        return copy.copy(self)
 
     def pack(self, weight: torch.Tensor) -> None:
         """Take over a weight (out, in)."""
