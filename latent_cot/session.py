@@ -206,7 +206,7 @@ class Running:
     def finish(self, *, turn: int | None = None) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
         self.save(turn=turn)
-        _write_adapters(self.session.lm, self.folder.path, _saved_adapters(self.session.config))
+        _write_adapters(self.session.lm, self.folder.path, saved_adapters(self.session.config))
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
@@ -278,7 +278,7 @@ def run_loop(
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
-    _read_adapters(session.lm, folder.adapters(), _saved_adapters(session.config))
+    _read_adapters(session.lm, folder.adapters(), saved_adapters(session.config))
 
 
 def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
@@ -373,7 +373,7 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
     )
     loop.load_state_dict(checkpoint.state)
-    _read_adapters(session.lm, checkpoint.path, _saved_adapters(session.config))
+    _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
     return loop
 
 
@@ -381,7 +381,8 @@ def _has_prior(config: RunConfig) -> bool:
     return config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
 
 
-def _saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
+def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
+    """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
     return (*ADAPTERS, "prior") if _has_prior(config) else ADAPTERS
 
 
@@ -396,7 +397,7 @@ def _write_adapters(lm: LanguageModel, target: Path, adapters: Sequence[Weights]
 
 
 def _write_state(loop: Loop, target: Path) -> None:
-    _write_adapters(loop.lm, target, _saved_adapters(loop.config))
+    _write_adapters(loop.lm, target, saved_adapters(loop.config))
     if loop.optimiser is not None:
         save_optimizer(loop.optimiser.adam, target)
 

@@ -10,9 +10,10 @@ from typing import Any
 from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules
 from latent_cot.config import EStepConfig, EvaluationConfig, MStepConfig, RolloutConfig, RunConfig
-from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.lm import LanguageModel
 from latent_cot.loop import Loop
 from latent_cot.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.session import saved_adapters
 from latent_cot.state import State
 from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest
@@ -55,13 +56,13 @@ def outcome(loop: Loop) -> dict[str, Any]:
     """Everything a run leaves, exactly."""
     return {
         **json.loads(json.dumps(loop.state_dict())),
-        **{adapter: [w.tolist() for w in loop.lm.parameters(adapter).values()] for adapter in ADAPTERS},
+        **{name: [w.tolist() for w in loop.lm.parameters(name).values()] for name in saved_adapters(loop.config)},
     }
 
 
 def save(loop: Loop, folder: Path) -> str:
     """As the session does it."""
-    for adapter in ADAPTERS:
+    for adapter in saved_adapters(loop.config):
         loop.lm.save_adapter(adapter, folder / adapter)
     if loop.optimiser is not None:
         save_optimizer(loop.optimiser.adam, folder)
@@ -71,14 +72,14 @@ def save(loop: Loop, folder: Path) -> str:
 def resume(lm: LanguageModel, config: RunConfig, folder: Path, saved: str, task: ToyTask | None = None) -> Loop:
     """In a process that knows nothing: its adapters hold something else."""
     record = json.loads(saved)
-    for adapter in ADAPTERS:
+    for adapter in saved_adapters(config):
         lm.reset_adapter(adapter, seed=99)
         lm.dense(adapter)
     loop = make(
         lm, config, task, state=State.from_json(record["loop"]), restore=lambda adam: load_optimizer(adam, folder)
     )
     loop.load_state_dict(record)
-    for adapter in ADAPTERS:
+    for adapter in saved_adapters(config):
         lm.load_adapter(adapter, folder / adapter)
     return loop
 

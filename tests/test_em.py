@@ -31,6 +31,9 @@ VARIANTS = {
     "log Z is learned": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, objective="tb")
     ),
+    "the sampler is the prior": dataclasses.replace(
+        CONFIG, condition="xy", e_step=dataclasses.replace(CONFIG.e_step, prior="sampler")
+    ),
     "replayed ones beside sampled ones": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, mix_replay=True)
     ),
@@ -45,7 +48,9 @@ def several_units_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
-    return language_model(tiny_model("llama"), perturb=False)
+    model = language_model(tiny_model("llama"), perturb=False)
+    model.add_prior()
+    return model
 
 
 def make_em(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **arguments: Any) -> EM:
@@ -141,6 +146,26 @@ def test_the_reward_is_the_configured_one(lm: LanguageModel) -> None:
     comparison = weighed.reward.comparison
     assert comparison is not None
     assert (comparison.normalised, comparison.penalty, comparison.weight) == (False, 0.0, 2.0)
+
+
+@pytest.mark.parametrize("condition", ["x", "xy"])
+def test_the_prior_is_the_sampler_before_its_first_e_step(lm: LanguageModel, condition: Literal["x", "xy"]) -> None:
+    """And stays it in later rounds; it reads what q reads."""
+    e_step = dataclasses.replace(CONFIG.e_step, prior="sampler", start="p")
+    em = make_em(lm, dataclasses.replace(CONFIG, condition=condition, rounds=2, e_step=e_step))
+    priors = []
+    for phase, _ in em.run():
+        if phase.round:
+            q, prior = ([w.tolist() for w in lm.parameters(name).values()] for name in ("q", "prior"))
+            if (phase.round, phase.name) == (1, "prepare"):
+                assert q == prior
+            if phase.name == "e_step":
+                assert q != prior
+                priors.append(prior)
+    assert all(prior == priors[0] for prior in priors)
+    assert em.reward.prior is not None
+    example = em.task.example("ab")
+    assert em.reward.prior.prompt(example) == em.query(example).policy_prompt
 
 
 def test_what_q_and_p_read(lm: LanguageModel) -> None:

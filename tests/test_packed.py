@@ -35,6 +35,20 @@ def test_a_packed_layer_gives_the_same_numbers(bias: bool, shape: tuple[int, int
         torch.testing.assert_close(packed(x), layer(x), atol=0.02, rtol=0.02)
 
 
+def test_a_copy_of_a_packed_layer_is_independent_of_it() -> None:
+    layer, other = (nn.Linear(8, 8, dtype=torch.bfloat16) for _ in range(2))
+    packed = pack_linear(layer)
+    if packed is None:
+        pytest.skip("this CPU has no bf16, or this torch not the operators")
+    copied, x = copy.deepcopy(packed), torch.randn(2, 1, 8, dtype=torch.bfloat16)
+    with torch.no_grad():
+        expected = packed(x)
+        assert torch.equal(copied(x), expected)
+        copied.pack(other.weight)
+        assert torch.equal(packed(x), expected)
+        assert not torch.equal(copied(x), expected)
+
+
 def test_only_plain_bf16_layers_are_packed() -> None:
     class Own(nn.Linear):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.lm import LanguageModel
-from latent_cot.reward import Comparison, Reward, prefix_log_rewards
+from latent_cot.reward import Comparison, Prior, Reward, prefix_log_rewards
 from latent_cot.scoring import Group, Scores, score
 from latent_cot.text import TextCodec
 from latent_cot.types import Example
@@ -95,6 +96,59 @@ def test_the_weight_of_the_answer(lm: LanguageModel) -> None:
     }
     complete = torch.cat([of_complete[g] for g in range(len(groups))])
     torch.testing.assert_close(complete, torch.stack(ends), atol=NATS, rtol=1e-5)
+
+
+@settings(max_examples=10, phases=NO_SHRINKING)
+@given(
+    seed=st.integers(0, 2**32),
+    ends_only=st.booleans(),
+    max_tokens=st.integers(1, 300),
+    weight=st.sampled_from([1.0, 2.0]),
+)
+def test_the_sampler_as_the_prior(
+    lm: LanguageModel, seed: int, ends_only: bool, max_tokens: int, weight: float
+) -> None:
+    """log q0(z T | what q reads) + w log p(Y | X z), of prefixes and of complete rationales; q itself moves on."""
+    lm.add_prior()
+    lm.copy_adapter("q", "prior")
+    before = copy.deepcopy(lm.dense("q"))
+    rng = random.Random(seed)
+    codec = codec_of(lm, constrained=True)
+    groups = random_groups(codec, rng)
+    examples = [Example(str(k), question=str(k)) for k in range(len(groups))]
+    read = [[rng.randrange(5, 50) for _ in range(rng.randrange(1, 6))] for _ in groups]
+    reward = Reward(
+        lm,
+        codec,
+        max_tokens=max_tokens,
+        comparison=None if weight == 1 else Comparison(PlainTask(), weight=weight),
+        prior=Prior(lambda example: read[int(example.question)]),
+    )
+    try:
+        lm.interpolate("q", 0.5)
+        tables = reward.of_prefixes(examples, groups, ends_only=ends_only)
+        of_complete = dict(
+            found
+            for members, s, rewards in reward.of_complete(examples, groups)
+            for found in _of_groups(members, s, rewards)
+        )
+    finally:
+        lm.copy_adapter("prior", "q")
+    for g, (group, table) in enumerate(zip(groups, tables, strict=True)):
+        for row, rationale in enumerate(group.rationales):
+            for i in range(table.shape[1]):
+                if i > len(rationale) or not rationale.states[i] or (ends_only and i < len(rationale)):
+                    assert table[row, i] == -torch.inf
+                    continue
+                with torch.no_grad():
+                    log_pf, log_pterm = oracle.log_policy(
+                        before, read[g], rationale, codec.actions.tolist(), codec.stop_id
+                    )
+                    prefix = [*group.prompt, *rationale.tokens[:i]]
+                    log_y = oracle.log_text(lm.dense("p"), prefix, group.answer)
+                expected = float(log_pf[:i].sum() + log_pterm[i] + weight * log_y)
+                assert float(table[row, i]) == pytest.approx(expected, abs=NATS, rel=1e-6)
+            assert float(of_complete[g][row]) == pytest.approx(float(table[row, len(rationale)]), abs=NATS, rel=1e-6)
 
 
 def _of_groups(members: list[int], scores: Scores, rewards: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
