@@ -107,6 +107,9 @@ class EStepConfig:
     likely itself, and more for making Y likely."""
     wrong_candidate_penalty: float = 0.0
     """Nats that a rationale loses after which p prefers another candidate to Y (50 in the paper's code)."""
+    copy_penalty: float = 0.0
+    """Nats that a rationale loses for each word, after the third, of the longest run of words that Y has too. Behind a
+    sentence a small model finds the same sentence likely: without a penalty Y may explain itself."""
     score_tool_tokens: bool = False
     """Whether log p of a tool's tokens counts in the reward (as in the paper's code)."""
     on_policy: float = 0.5

@@ -155,11 +155,16 @@ def update(
     max_tokens: int,
     log_z: Sequence[torch.Tensor] | None = None,
 ) -> UpdateInfo:
-    """One gradient step of q on the balance of the collected rationales, in micro-batches of questions.
+    """One gradient step of q on the balance of the collected rationales, in micro-batches of questions, which several
+    processes divide among them.
 
     `log_z` holds each question's parameter log Z(X), (), for an objective that learns it.
     """
     started = time.perf_counter()
+    n = len(batches)
+    own = lm.processes.share(range(n))
+    batches = [batches[g] for g in own]
+    log_z = None if log_z is None else [log_z[g] for g in own]
     groups = [Group(batch.query.policy_prompt, batch.rationales) for batch in batches]
     loss_of = OBJECTIVES[objective]
     loss_sum, variance_sum, log_z_sum = 0.0, 0.0, 0.0
@@ -180,12 +185,12 @@ def update(
             losses, info = loss_of(
                 Balance(a, states, scores.group, weight.to(a.device), scores.log_pterm, z, censored, huber)
             )
-            lm.accelerator.backward(losses.sum() / len(batches))
+            lm.accelerator.backward(losses.sum() / n)
             loss_sum += float(losses.detach().sum())
             variance_sum += float(info.variance.sum())
             log_z_sum += float(info.log_z.sum())
         norm = optimiser.step(step)
-    n = len(batches)
+    loss_sum, variance_sum, log_z_sum = lm.processes.sum([loss_sum, variance_sum, log_z_sum])
     return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm, time.perf_counter() - started)
 
 

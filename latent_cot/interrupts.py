@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ECHO_SECONDS = 2.0
+"""A launcher of several processes gives them the signal that the terminal has given them already."""
 
 
 @contextmanager
@@ -21,8 +26,13 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
         yield lambda: None
         return
     received: list[int] = []
+    launched, last = os.environ.get("WORLD_SIZE", "1") != "1", -math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        echo, last = launched and time.monotonic() - last < ECHO_SECONDS, time.monotonic()
+        if echo:
+            return
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt

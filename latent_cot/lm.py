@@ -30,6 +30,7 @@ from latent_cot import lora as lora_layer
 from latent_cot.errors import UsageError
 from latent_cot.kv_cache import KVCache
 from latent_cot.packed import PackedLinear, pack_linear
+from latent_cot.processes import Processes
 from latent_cot.tree import TokenTree, flatten, linear_paths, pack
 
 Adapter = Literal["p", "q"]
@@ -61,6 +62,7 @@ class LanguageModel:
         gradient_checkpointing: bool = False,
     ) -> None:
         self.accelerator = accelerator or Accelerator(cpu=True)
+        self.processes = Processes(self.accelerator)
         self.tokenizer = tokenizer
         base.requires_grad_(False)
         base.eval()

@@ -79,6 +79,7 @@ class Loop(Examined, ABC):
             e.score_tool_tokens,
             e.max_batch_tokens,
             Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
+            copy_penalty=e.copy_penalty,
         )
         self.optimiser: AdapterOptimiser | None = None
         self._restore = restore
@@ -276,7 +277,9 @@ class Loop(Examined, ABC):
         return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
 
     def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
-        self.optimiser = AdapterOptimiser(self.lm.parameters(adapter), schedule, clip, **log_z)
+        self.optimiser = AdapterOptimiser(
+            self.lm.parameters(adapter), schedule, clip, processes=self.lm.processes, **log_z
+        )
         if self.state.unit and self._restore is not None:
             self._restore(self.optimiser.adam)
         self._restore = None

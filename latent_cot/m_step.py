@@ -47,7 +47,7 @@ def update(
 
     The tokens a tool wrote are attended to but not learned. Y's first token is where p ends a rationale; in a group
     without an answer the stop is learned in its place. `weights` holds, for each group, the weight of each of
-    its rationales' log-likelihoods; None: 1.
+    its rationales' log-likelihoods; None: 1. Several processes divide the groups among them.
     """
     started = time.perf_counter()
     if weights is None:
@@ -57,6 +57,7 @@ def update(
         for group, of_group in zip(groups, weights, strict=True)
         for n, weight in zip(_tokens(group, target), of_group, strict=True)
     )
+    groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     total = 0.0
     with lm.trainable(adapter) as model:
         for members, log_likelihood in _log_likelihoods(lm, model, groups, rules, max_tokens, target):
@@ -64,6 +65,7 @@ def update(
             lm.accelerator.backward(loss)
             total += float(loss.detach())
         norm = optimiser.step(step)
+    (total,) = lm.processes.sum([total])
     return LikelihoodInfo(total, norm, time.perf_counter() - started)
 
 

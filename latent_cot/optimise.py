@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from latent_cot.processes import Processes
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -39,6 +41,7 @@ class AdapterOptimiser:
         clip: largest norm of their gradient.
         log_z: a vector of learned log-partition functions, with a constant learning rate of its own.
         log_z_rate: that learning rate, in nats a step.
+        processes: each of which has the gradients of its share of a step's questions.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class AdapterOptimiser:
         *,
         log_z: nn.Parameter | None = None,
         log_z_rate: float = 0.1,
+        processes: Processes | None = None,
     ) -> None:
         self.weights = [weights[name] for name in sorted(weights)]
         self.schedule = schedule
         self.clip = clip
         self.log_z = log_z
+        self.processes = processes or Processes()
         groups = [{"params": self.weights, "lr": schedule.peak, "weight_decay": 0.01}]
         if log_z is not None:
             groups.append({"params": [log_z], "lr": log_z_rate, "weight_decay": 0.0})
@@ -61,6 +66,7 @@ class AdapterOptimiser:
 
     def step(self, number: int) -> float:
         """Update with the accumulated gradients and clear them; returns their norm before clipping."""
+        self.processes.sum_gradients(self.weights if self.log_z is None else [*self.weights, self.log_z])
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.clip))
         if math.isfinite(norm):  # a step with an infinite gradient would ruin the adapter: leave it out
             self.adam.param_groups[0]["lr"] = self.schedule.at(number)

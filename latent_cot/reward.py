@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +16,9 @@ from latent_cot.objectives import last_state
 from latent_cot.scoring import Group, Scores, score_in_batches
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, Rationale, RewardingTask, Task
+
+FREE_WORDS = 3
+"""So many words in a row may be those of Y: names and phrases come again."""
 
 
 def other_answers(task: Task, example: Example, codec: TextCodec) -> list[list[int]]:
@@ -102,15 +107,30 @@ class Reward:
     """How Y counts, if not by log p(Y | X Z)."""
     prior: Prior | None = None
     """How Z counts, if not by log p(Z | X); for a reward that is not the task's own."""
+    copy_penalty: float = 0.0
+    """Nats that a rationale loses for each word, of those that it has copied from Y, after the `FREE_WORDS` first."""
 
     def of_prefixes(
         self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool = False
     ) -> list[torch.Tensor]:
-        """log R(z_{1:i} ⊤) of every prefix of the rationales of each question, which p reads as in its group.
+        """log R(z_{1:i} ⊤) of every prefix of the rationales of each question, which p reads as in its group. Several
+        processes divide the questions among them.
 
         Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state. With `ends_only`
         only those of the complete rationales have to be known, and where Y is scored the others are −inf.
         """
+        share = self.lm.processes.share(range(len(groups)))
+        own = self._of_prefixes([examples[g] for g in share], [groups[g] for g in share], ends_only=ends_only)
+        if self.copy_penalty:
+            for g, table in zip(share, own, strict=True):
+                for row, rationale in zip(table, groups[g].rationales, strict=True):
+                    for n in row.isfinite().nonzero()[:, 0].tolist():
+                        row[n] -= self._penalty(examples[g], rationale, n)
+        return self.lm.processes.join(own)
+
+    def _of_prefixes(
+        self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool
+    ) -> list[torch.Tensor]:
         if self.task is None:
             return prefix_log_rewards(
                 self.lm,
@@ -165,7 +185,19 @@ class Reward:
                     for rationale in groups[g].rationales
                 ]
                 log_reward = torch.tensor(rewards)
+            if self.copy_penalty:
+                penalties = [
+                    self._penalty(examples[g], rationale, len(rationale))
+                    for g in members
+                    for rationale in groups[g].rationales
+                ]
+                log_reward = log_reward - torch.tensor(penalties, device=log_reward.device)
             yield members, scores, log_reward.cpu()
+
+    def _penalty(self, example: Example, rationale: Rationale, n: int) -> float:
+        """Of its first n tokens."""
+        copied = copied_words(self.codec.decode(rationale.tokens[:n]), example.y or "")
+        return self.copy_penalty * max(0, copied - FREE_WORDS)
 
     def _prior(self, examples: Sequence[Example], groups: Sequence[Group]) -> list[torch.Tensor] | None:
         if self.prior is None:
@@ -228,6 +260,12 @@ def _by_group(
     for k, g in enumerate(batch):
         longest = max(len(rationale) for rationale in groups[g].rationales)
         yield g, table[scores.group.cpu() == k][:, : longest + 1]
+
+
+def copied_words(text: str, source: str) -> int:
+    """The length of the longest run of words that both have; case and punctuation do not count."""
+    a, b = (re.findall(r"\w+(?:'\w+)*", one.casefold()) for one in (text, source))
+    return SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
 
 
 def _at_ends(table: torch.Tensor, groups: Sequence[Group], members: Sequence[int]) -> torch.Tensor:

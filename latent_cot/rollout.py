@@ -88,12 +88,32 @@ def rollout(
         temperature: of all rationales, or of each of the n of each prompt; 0 is greedy.
         top_p: below 1, nucleus sampling: only the likeliest tokens are drawn whose probabilities, at this temperature,
             come to that much.
-        generator: on the CPU. The same generator state gives the same rationales.
+        generator: on the CPU. The same generator state gives the same rationales, with as many processes.
         batch_size: samples in progress at once, if there are more; None: all.
 
     Returns one list of `n` rationales a prompt.
     """
-    heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n).flatten()
+    heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n)
+    share = lm.processes.share(range(len(prompts)))
+    generator = lm.processes.generator(generator)
+    own = [prompts[i] for i in share]
+    return lm.processes.join(_rollout(lm, model, own, rules, n, heat[share].flatten(), top_p, generator, batch_size))
+
+
+def _rollout(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rules: ChainRules,
+    n: int,
+    heat: torch.Tensor,
+    top_p: float,
+    generator: torch.Generator | None,
+    batch_size: int | None,
+) -> list[list[Rationale]]:
+    """`rollout` in this process. `heat` (prompts x n)."""
+    if not prompts:
+        return []
     actions = rules.codec.actions.to(lm.device)
     batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():

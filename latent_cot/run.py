@@ -314,6 +314,29 @@ class RunFolder:
         return sorted(folders, key=lambda path: int(path.name))
 
 
+class Follower(RunFolder):
+    """A run's folder as those of its processes see it that are not the main one: they read, and write nothing."""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The main process has it."""
+        yield
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Nothing."""
+
+    def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
+        """Nothing."""
+        return self.path
+
+    def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
+        """Nothing: the main process does it, and warns."""
+        return []
+
+    def _append(self, name: str, records: Iterable[Any]) -> None:
+        """Nothing."""
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine of this process, as JSON."""
     import torch  # here: it takes seconds

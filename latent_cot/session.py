@@ -25,7 +25,9 @@ from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel, Weights
 from latent_cot.loop import Loop
 from latent_cot.optimizer_state import load_optimizer, save_optimizer
-from latent_cot.run import Checkpoint, RunFolder
+from latent_cot.processes import Processes
+from latent_cot.run import Checkpoint, Follower, RunFolder
+from latent_cot.settings import to_dict
 from latent_cot.state import Phase, State
 from latent_cot.tasks.common import drop_seen
 from latent_cot.text import TextCodec
@@ -206,7 +208,8 @@ class Running:
     def finish(self, *, turn: int | None = None) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
         self.save(turn=turn)
-        _write_adapters(self.session.lm, self.folder.path, saved_adapters(self.session.config))
+        if self.session.lm.processes.main:
+            _write_adapters(self.session.lm, self.folder.path, saved_adapters(self.session.config))
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
@@ -246,6 +249,15 @@ class Running:
         }
 
 
+def claim_folder(path: Path, config: RunConfig, processes: Processes, *, resume: bool) -> RunFolder:
+    """The folder of a run that goes on (`resume`), or that of a new one, which is made: by the main process, which is
+    the only one that writes there."""
+    if processes.main:
+        folder = RunFolder.open(path) if resume else RunFolder.create(path, to_dict(config))
+    processes.wait()
+    return folder if processes.main else Follower.open(path)
+
+
 def run_loop(
     session: Session,
     folder: RunFolder,
@@ -262,14 +274,14 @@ def run_loop(
     Args:
         resume: go on from the newest intact checkpoint; from the start if there is none.
         round_zero, on_unit: see `Running`.
-        should_stop: asked after each unit; if True, everything is saved and `Stopped` is raised.
+        should_stop: asked after each unit; if True in any of the processes, all is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
     """
     checkpoint = folder.latest() if resume else None
     running = Running(session, folder, resume=resume, checkpoint=checkpoint, round_zero=round_zero, on_unit=on_unit)
     while running.advance():
-        if should_stop():
+        if session.lm.processes.any(should_stop()):
             running.stop()
             raise Stopped
         running.save(older_than=session.config.checkpoint_seconds)
@@ -329,10 +341,11 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
     folder = weights.resolve(config.model, console=console)
     precision, reason = choose_precision(config.precision)
     AcceleratorState._reset_state()  # a second session of this process may want another precision
-    accelerator = Accelerator(mixed_precision="bf16" if precision is torch.bfloat16 else "no")
-    if accelerator.num_processes > 1:
-        raise UsageError("a run uses one process at present: start it without `accelerate launch`")
-    note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}: {reason}."
+    # Unless it is told so, accelerate does not see that processes without a GPU belong together.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision is torch.bfloat16 else "no")
+    several = f", in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}{several}: {reason}."
     model, tokenizer = weights.load_model_and_tokenizer(
         folder, dtype=precision, trust_remote_code=config.trust_remote_code
     )

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.lm import LanguageModel
-from latent_cot.reward import Comparison, Prior, Reward, prefix_log_rewards
+from latent_cot.reward import Comparison, Prior, Reward, copied_words, prefix_log_rewards
 from latent_cot.scoring import Group, Scores, score
 from latent_cot.text import TextCodec
 from latent_cot.types import Example
@@ -149,6 +149,37 @@ def test_the_sampler_as_the_prior(
                 expected = float(log_pf[:i].sum() + log_pterm[i] + weight * log_y)
                 assert float(table[row, i]) == pytest.approx(expected, abs=NATS, rel=1e-6)
             assert float(of_complete[g][row]) == pytest.approx(float(table[row, len(rationale)]), abs=NATS, rel=1e-6)
+
+
+@given(a=st.lists(st.sampled_from("xyz"), max_size=8), b=st.lists(st.sampled_from("xyz"), max_size=8))
+def test_copied_words_are_the_longest_run(a: list[str], b: list[str]) -> None:
+    runs = [tuple(a[i:j]) for i in range(len(a)) for j in range(i + 1, len(a) + 1)]
+    expected = max((len(run) for run in runs if " ".join(run) in " ".join(b)), default=0)
+    assert copied_words(" ".join(a), " ".join(b)) == expected
+
+
+def test_case_and_punctuation_are_no_words() -> None:
+    assert copied_words(" She didn't WANT, to go", ". Later she didn't want to go.") == 5
+
+
+def test_what_is_copied_from_y_is_penalised(lm: LanguageModel) -> None:
+    """Two nats for each word after the third, of every prefix and of the complete rationale."""
+    codec = codec_of(lm, constrained=False)
+    texts = [" a b c d e", " a b c x y", " d"]
+    spelled = [codec.encode(text) for text in texts]
+    rationales = [masked_rationale(ids, [True] * len(ids), [True] * (len(ids) + 1)) for ids in spelled]
+    groups = [Group([5, 6], rationales, [7])]
+    examples = [Example("X", "so a b c d e.", question="X")]
+    plain, penalised = (Reward(lm, codec, copy_penalty=penalty) for penalty in (0.0, 2.0))
+    (before,), (after,) = (reward.of_prefixes(examples, groups) for reward in (plain, penalised))
+    lost = before - after
+    for text, rationale, row in zip(texts, rationales, lost, strict=True):
+        words = [len(codec.decode(rationale.tokens[:n]).split()) for n in range(len(rationale) + 1)]
+        expected = [2.0 * max(0, n - 3) if text == texts[0] else 0.0 for n in words]
+        assert row[: len(rationale) + 1].tolist() == pytest.approx(expected, abs=1e-4)
+    ((_, _, complete),) = plain.of_complete(examples, groups)
+    ((_, _, less),) = penalised.of_complete(examples, groups)
+    assert (complete - less).tolist() == pytest.approx([4.0, 0.0, 0.0], abs=1e-4)
 
 
 def _of_groups(members: list[int], scores: Scores, rewards: torch.Tensor) -> list[tuple[int, torch.Tensor]]:

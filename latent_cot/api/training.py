@@ -99,9 +99,7 @@ def train(
         return run if run.status == "finished" else go_on(run, callbacks, progress)
     from latent_cot.session import open_session
 
-    session = open_session(config)
-    folder = RunFolder.create(path, to_dict(config))  # only now: a mistyped model leaves no folder behind
-    return _run(session, folder, callbacks, progress, resume=False)
+    return _run(open_session(config), path, callbacks, progress, resume=False)
 
 
 def go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
@@ -110,14 +108,18 @@ def go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
 
     if run.path is None:
         raise UsageError(f"{run.config.model}: a base model is no run; start one by train()")
-    return _run(open_session(run.config), RunFolder.open(run.path), callbacks, progress, resume=True)
+    return _run(open_session(run.config), run.path, callbacks, progress, resume=True)
 
 
-def _run(session: Session, folder: RunFolder, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
+def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
     from latent_cot.api.progress import training
     from latent_cot.interrupts import stop_signals
-    from latent_cot.session import Stopped, run_loop
+    from latent_cot.session import Stopped, claim_folder, run_loop
 
+    processes = session.lm.processes
+    # Only now: a mistyped model leaves no folder behind.
+    folder = claim_folder(path, session.config, processes, resume=resume)
+    shown = shown and processes.main
     followers, stop = list(callbacks), False
     with folder.lock(), training(shown=shown) as show, stop_signals() as stopped_by:
 

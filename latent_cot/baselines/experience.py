@@ -69,13 +69,22 @@ def gather(
 
 
 def policy_log_probs(
-    lm: LanguageModel, model: PreTrainedModel, experience: Experience, codec: TextCodec, *, max_tokens: int
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    experience: Experience,
+    codec: TextCodec,
+    *,
+    max_tokens: int,
+    shared: bool = False,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """(rows of the experience, (len(rows), S) log-probability of their actions under `model`), in micro-batches of
-    whole questions; with gradients if `model` has them."""
+    whole questions; with gradients if `model` has them. `shared`: of this process's share of the questions only."""
     width = experience.mask.shape[1]
-    for members, scores in score_in_batches(lm, model, experience.groups, codec, max_tokens=max_tokens):
-        rows = rows_of(experience.groups, members)
+    every = range(len(experience.groups))
+    own = lm.processes.share(every) if shared else list(every)
+    groups = [experience.groups[g] for g in own]
+    for members, scores in score_in_batches(lm, model, groups, codec, max_tokens=max_tokens):
+        rows = rows_of(experience.groups, [own[k] for k in members])
         log_prob = action_log_probs(scores, [experience.rationales[b] for b in rows])
         yield rows, torch.nn.functional.pad(log_prob, (0, width - log_prob.shape[1]))
 

@@ -121,7 +121,7 @@ def update(
     loss_sum = ess = 0.0
     bounds: list[float] = []
     with lm.trainable("q") as model:
-        for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens):
+        for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens, shared=True):
             log_q = log_prob.sum(1)
             group = _renumbered(experience.group[rows]).to(log_q.device)
             weight, info = importance_weights(
@@ -136,7 +136,8 @@ def update(
             ess += float(info.ess.sum()) / n
             bounds += info.bound[info.bound.isfinite()].tolist()
         norm = optimiser.step(step)
-    bound = sum(bounds) / len(bounds) if bounds else float("-inf")
+    loss_sum, ess, possible, bound_sum = lm.processes.sum([loss_sum, ess, len(bounds), sum(bounds)])
+    bound = bound_sum / possible if possible else float("-inf")
     return ForwardKLInfo(loss_sum, ess, bound, norm, time.perf_counter() - started)
 
 

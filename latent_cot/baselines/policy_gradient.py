@@ -157,7 +157,9 @@ def update(
     loss_sum = clipped = norms = 0.0
     for _ in range(epochs):
         with lm.trainable("q") as model:
-            for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens):
+            for rows, log_prob in policy_log_probs(
+                lm, model, experience, rules.codec, max_tokens=max_tokens, shared=True
+            ):
                 there = log_prob.device
                 mask, count = experience.mask[rows].to(there), experience.count[rows].to(there)
                 losses, info = clipped_surrogate(
@@ -170,6 +172,7 @@ def update(
                 loss_sum += float(loss.detach())
                 clipped += float((count * info.clipped).sum())
             norms += optimiser.step(step)
+    loss_sum, clipped = lm.processes.sum([loss_sum, clipped])
     drift = (experience.count * (old - experience.reference).mul(experience.mask).sum(1)).sum() / n
     return PolicyInfo(
         loss_sum / epochs,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,9 @@ COMMANDS = {
     "verify": "show that the E-step learns the true posterior, in worlds small enough to list every rationale",
 }
 """Command -> what it does. Each is a module of this package with a function `run(argv) -> status`."""
+
+SHARED = ("em", "fit")
+"""Commands whose work several processes can share (`accelerate launch`)."""
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -49,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             kind = "option" if argv[0].startswith("-") else "command"
             raise UsageError(f"unknown {kind} {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)} See latent-cot --help")
+        if argv[0] not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError(
+                f"{argv[0]} uses one process: start it without accelerate launch ({', '.join(SHARED)} use several)"
+            )
         status: int = importlib.import_module(f"latent_cot.cli.{argv[0]}").run(argv[1:])
         return status
     except UsageError as error:

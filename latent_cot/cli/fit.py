@@ -117,16 +117,18 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
 
 
 def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
-    from latent_cot.session import Stopped, open_session, run_loop
+    from latent_cot.session import Stopped, claim_folder, open_session, run_loop
 
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
     session = open_session(config, console=Console(stderr=True))
+    main = session.lm.processes.main
+    console.quiet = not main
     # Only now: a mistyped model, or demonstrations that do not fit, leave no folder behind.
-    folder = RunFolder.open(path) if options.resume else RunFolder.create(path, to_dict(config))
+    folder = claim_folder(path, config, session.lm.processes, resume=options.resume)
     for note in session.notes:
         say(console, note, style="dim")
-    tracker = tracking.Tracking(options.track, folder, to_dict(config), warn=partial(say, console))
+    tracker = tracking.Tracking(options.track if main else (), folder, to_dict(config), warn=partial(say, console))
     with folder.lock(), Display(console) as display, tracker, stop_signals() as stopped_by:
         try:
             results = run_loop(
@@ -143,7 +145,7 @@ def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {path}. See also:")
     for command in ("eval", "report"):
         say(console, f"  latent-cot {command} {quoted(path)}")
-    if options.json:
+    if options.json and main:
         print_json({"run": str(path), **results})
     return 0
 

@@ -1,0 +1,87 @@
+"""Several processes, each with a device or some cores of its own, that share the work of one run.
+
+All of them go through the same loop with the same state: adapters, buffer, optimiser. What takes time, sampling,
+scoring and gradients, is divided by questions, and put together again before anybody goes on, so that nothing has to be
+sent about but texts, rewards and one sum of gradients a step. Only the main process writes.
+
+`accelerate launch` (or torchrun) starts them and accelerate gives each its device; here is what they say to each other.
+With a single process nothing of this does anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, reduce
+from torch import nn
+
+Item = TypeVar("Item")
+
+
+class Processes:
+    """The processes of a run, as one of them sees them. What it calls, all have to call, in the same order."""
+
+    def __init__(self, accelerator: Accelerator | None = None) -> None:
+        self._accelerator = accelerator
+        self.count = 1 if accelerator is None else accelerator.num_processes
+        self.index = 0 if accelerator is None else accelerator.process_index
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.index == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """The part of `items` that this process works on."""
+        return list(items[self.index :: self.count])
+
+    def join(self, own: Sequence[Item]) -> list[Item]:
+        """What all have made of their shares, in the order of the items: the inverse of `share`."""
+        if self.count == 1:
+            return list(own)
+        parts: list[list[Item]] = gather_object([list(own)])
+        longest = max(map(len, parts))
+        return [part[k] for k in range(longest) for part in parts if k < len(part)]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sum of each value over the processes."""
+        if self.count == 1:
+            return list(values)
+        return [sum(of_all) for of_all in zip(*gather_object([list(values)]), strict=True)]
+
+    def any(self, condition: bool) -> bool:
+        """Whether the condition holds in one of them."""
+        return self.sum([float(condition)])[0] > 0
+
+    def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
+        """Give each weight the sum of its gradients over the processes; one that has none counts as zero."""
+        if self.count == 1:
+            return
+        weights = list(weights)
+        flat = torch.cat(
+            [(torch.zeros_like(w) if w.grad is None else w.grad).flatten().to(self._device) for w in weights]
+        )
+        flat = reduce(flat, "sum")
+        for weight, gradient in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+            weight.grad = gradient.view_as(weight).to(weight.device)
+
+    def generator(self, shared: torch.Generator | None) -> torch.Generator | None:
+        """A generator of this process's own. All draw from `shared`, which so stays the same in all."""
+        if self.count == 1:
+            return shared
+        seeds = torch.randint(2**62, (self.count,), generator=shared)
+        return torch.Generator().manual_seed(int(seeds[self.index]))
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
+
+    @property
+    def _device(self) -> torch.device:
+        assert self._accelerator is not None
+        device: torch.device = self._accelerator.device
+        return device

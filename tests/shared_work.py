@@ -1,0 +1,114 @@
+"""What `test_processes.py` runs, in one process and in two: `python -m tests.shared_work MODEL OUTPUT_FOLDER`.
+
+Each process writes what it has found, which has to be the same in all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latent_cot import e_step, m_step
+from latent_cot.baselines import experience, forward_kl, policy_gradient
+from latent_cot.chain import ChainRules
+from latent_cot.config import ForwardKLConfig, MethodName, PolicyGradientConfig, SFTConfig
+from latent_cot.lm import LanguageModel
+from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.reward import Reward
+from latent_cot.rollout import count_distinct, rollout
+from latent_cot.scoring import Group
+from latent_cot.text import TextCodec
+from tests.loops import CONFIG, make, outcome
+from tests.test_e_step import queries
+from tests.worlds import FakeTool, language_model, random_chain
+
+METHODS: dict[MethodName, dict[str, Any]] = {
+    "em": {},
+    "ppo": {"ppo": PolicyGradientConfig(steps=2, questions=3, samples=2)},
+    "forward-kl": {"condition": "xy", "forward_kl": ForwardKLConfig(rounds=1, steps=2, questions=3, samples=2)},
+    "sft": {"sft": SFTConfig(steps=2, check_every=1)},
+}
+
+
+def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
+    """Rewards of given chains, greedy chains, and what an update of each kind makes of them. A single process has the
+    same."""
+    found: dict[str, Any] = {}
+    asked = queries(5)  # an odd number: the shares differ
+    prompts = [query.policy_prompt for query in asked]
+    greedy = rollout(lm, lm.dense("p"), prompts, rules, n=2, temperature=0.0)
+    found["greedy"] = [[chain.tokens for chain in of_one] for of_one in greedy]
+    rng = random.Random(0)
+    sampled = [[random_chain(rules, rng, 5) for _ in range(4)] for _ in asked]
+    reward = Reward(lm, rules.codec, max_tokens=200)
+    groups = [
+        Group(query.model_prompt, list(count_distinct(z)), query.answer)
+        for query, z in zip(asked, sampled, strict=True)
+    ]
+    tables = reward.of_prefixes([query.example for query in asked], groups)
+    found["rewards"] = [row for table in tables for row in table.nan_to_num(neginf=-1e6).tolist()]
+    batches = [
+        e_step.Batch(query, list(counts), list(counts.values()), table, list(counts.values()))
+        for query, counts, table in zip(asked, map(count_distinct, sampled), tables, strict=True)
+    ]
+
+    def optimiser(adapter: Any, **options: Any) -> AdapterOptimiser:
+        schedule = Schedule(1e-2, 10, 0, "constant")
+        return AdapterOptimiser(lm.parameters(adapter), schedule, 1.0, processes=lm.processes, **options)
+
+    log_z = torch.nn.Parameter(torch.zeros(len(asked)))
+    info = e_step.update(
+        lm,
+        batches,
+        rules,
+        optimiser("q", log_z=log_z),
+        0,
+        objective="tb",
+        reward_temperature=1.0,
+        reward_floor=None,
+        huber=None,
+        max_tokens=100,
+        log_z=list(log_z),
+    )
+    found["e_step"] = [info.loss, info.variance, info.log_z, info.gradient_norm, *log_z.tolist()]
+    learned = m_step.update(lm, "p", groups, rules, optimiser("p"), 0, max_tokens=100)
+    found["m_step"] = [learned.loss, learned.gradient_norm]
+    seen = experience.gather(asked, sampled, reward)
+    old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=100)
+    policy = policy_gradient.update(
+        lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, clip_range=0.2, kl=0.1, max_tokens=100
+    )
+    found["policy"] = [policy.loss, policy.clipped, policy.gradient_norm]
+    kl = forward_kl.update(lm, seen, rules, optimiser("q"), 0, max_tokens=100)
+    found["forward-kl"] = [kl.loss, kl.ess, kl.bound, kl.gradient_norm]
+    for adapter in ("p", "q"):
+        found[adapter] = [weight.flatten().tolist() for weight in lm.parameters(adapter).values()]
+    return found
+
+
+def loops(lm: LanguageModel) -> dict[str, Any]:
+    """What is left of whole runs, which sample, so that another number of processes finds something else."""
+    found: dict[str, Any] = {}
+    for method in METHODS:
+        loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, **METHODS[method]))
+        list(loop.run())
+        found[method] = outcome(loop)
+    return found
+
+
+def main(model: str, folder: str) -> None:
+    lm = language_model(Path(model))
+    rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=5)
+    found = {"count": lm.processes.count, "gradients": gradients(lm, rules), "loops": loops(lm)}
+    (Path(folder) / f"{lm.processes.index}.json").write_text(json.dumps(found))
+    lm.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
