@@ -79,6 +79,12 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     found["e_step"] = [info.loss, info.variance, info.log_z, info.gradient_norm, *log_z.tolist()]
     learned = m_step.update(lm, "p", groups, rules, optimiser("p"), 0, max_tokens=100)
     found["m_step"] = [learned.loss, learned.gradient_norm]
+    single = m_step.update(lm, "p", groups[:1], rules, optimiser("p"), 0, max_tokens=100)  # one has nothing to do
+    found["one question"] = [
+        single.loss,
+        single.gradient_norm,
+        *reward.of_prefixes([asked[0].example], groups[:1])[0][0].nan_to_num(neginf=-1e6).tolist(),
+    ]
     seen = experience.gather(asked, sampled, reward)
     old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=100)
     policy = policy_gradient.update(
