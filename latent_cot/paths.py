@@ -32,10 +32,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         tools = tuple(absolute(head + dot) + tail for head, dot, tail in (tool.partition(".py") for tool in tools))
     task = absolute(config.task) if config.task.endswith(".py") else config.task
     model = absolute(config.model) if (Path(config.model).expanduser() / "config.json").is_file() else config.model
+    splits = config.evaluation.splits
+    if splits is not None:  # a split is a file where it has a file's name: there may be a file, or a folder, `test`
+        splits = tuple(absolute(name) if Path(name).suffix else name for name in splits)
     return replace(
         config,
         task=task,
         model=model,
+        evaluation=replace(config.evaluation, splits=splits),
         data=replace(config.data, train_file=files),
         rollout=replace(config.rollout, tools=tools),
     )
