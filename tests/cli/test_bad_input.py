@@ -203,8 +203,8 @@ def test_a_damaged_run(
 def test_a_checkpoint_cut_short(cli: Cli, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    (file,) = folder.glob("checkpoints/*/p/adapter_model.safetensors")
-    file.write_bytes(file.read_bytes()[:1000])
+    for file in folder.glob("checkpoints/*/p/adapter_model.safetensors"):  # of a slow run there are two
+        file.write_bytes(file.read_bytes()[:1000])
     called = cli("em", "--output-dir", folder, "--resume")
     assert called.status == 2
     assert "Traceback" not in called.err
