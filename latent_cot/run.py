@@ -5,7 +5,7 @@
     events.jsonl       the event log: one JSON object a line, only ever appended to
     rationales.jsonl   sampled rationales, likewise
     checkpoints/NNNNNN/  state.json, the caller's files, and manifest.json with their sizes and hashes
-    p/, q/             the final adapters in PEFT's format, written by the caller; prior/ too, with `e_step.prior: sampler`
+    p/, q/             the final adapters in PEFT's format, written by the caller; prior/, if the reward needs it
     results.json       the evaluation
     report-samples.json  rationales that `latent-cot report` has sampled
     .lock, .lock.pid   held by the one process that may write
