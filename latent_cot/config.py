@@ -98,7 +98,8 @@ class EStepConfig:
     prior: Literal["model", "sampler"] = "model"
     """What a rationale is worth before Y is looked at: log p(Z | X), so that q becomes the posterior of p; or
     log q₀(Z | X[, Y]) of the sampler before its first E-step, so that q becomes q₀(Z) p(Y | X Z) up to a factor. The
-    latter where q₀ has been fine-tuned on demonstrations and knows better than p what a rationale looks like."""
+    latter where q₀ has been fine-tuned on demonstrations and knows better than p what a rationale looks like. Methods
+    without an E-step have p's."""
     answer_reward: Literal["joint", "normalised"] = "joint"
     """What Y adds to log R: log p(Y | X Z); or, where Y is one of a few candidates, that divided by the sum of all of
     them, which leaves out how likely p finds it that any of them comes now."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from latent_cot.cli import main
+from latent_cot.interrupts import stop_signals
 from latent_cot.processes import Processes
 from latent_cot.run import RunFolder
 from tests.test_kill import outcome
@@ -99,14 +102,35 @@ def test_a_run_in_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
         assert any("in 2 processes" in event["text"] for event in RunFolder.open(folder).events() if "text" in event)
     assert outcomes[0] == outcomes[1]
 
-    for damaged in ("results.json", "p", "q"):
-        path = tmp_path / "a" / damaged
-        path.rename(tmp_path / f"was-{damaged}")
+    for name in ("a", "b"):
+        for finished in ("results.json", "p", "q"):
+            (tmp_path / name / finished).rename(tmp_path / f"{name}-was-{finished}")
+        newest = max((tmp_path / name / "checkpoints").iterdir())
+        newest.rename(tmp_path / f"{name}-was-{newest.name}")
     assert main(["em", "--output-dir", str(tmp_path / "a"), "--resume"]) == 0
     assert outcome(tmp_path / "a")["p"] == outcomes[1]["p"]
+    launch("-m", "latent_cot.cli", "em", "--output-dir", str(tmp_path / "b"), "--resume")
+    assert outcome(tmp_path / "b") == outcomes[1]
 
 
 def test_what_one_process_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["eval", "runs/x"]) == 2
-    assert "without accelerate launch" in capsys.readouterr().err
+    assert "without torchrun or accelerate launch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "stops"), [("1", False), ("2", True)])
+def test_a_launcher_repeats_the_terminals_signal(monkeypatch: pytest.MonkeyPatch, count: str, stops: bool) -> None:
+    """Which is then no second one: that aborts at once. A later one is."""
+    monkeypatch.setenv("WORLD_SIZE", count)
+    now = [0.0]
+    monkeypatch.setattr("latent_cot.interrupts.time.monotonic", lambda: now[0])
+    with stop_signals() as stopped_by:
+        signal.raise_signal(signal.SIGINT)
+        now[0] = 0.5
+        with nullcontext() if stops else pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stopped_by() == signal.SIGINT
+        now[0] = 60.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -30,7 +30,7 @@ COMMANDS = {
 """Command -> what it does. Each is a module of this package with a function `run(argv) -> status`."""
 
 SHARED = ("em", "fit")
-"""Commands whose work several processes can share (`accelerate launch`)."""
+"""Commands whose work several processes can share (`torchrun`)."""
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown {kind} {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)} See latent-cot --help")
         if argv[0] not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError(
-                f"{argv[0]} uses one process: start it without accelerate launch ({', '.join(SHARED)} use several)"
+                f"{argv[0]} uses one process: start it without torchrun or accelerate launch ({', '.join(SHARED)} "
+                "use several)"
             )
         status: int = importlib.import_module(f"latent_cot.cli.{argv[0]}").run(argv[1:])
         return status

@@ -82,7 +82,9 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
     console = progress_console(to_stderr=options.json)
     sessions = _open_sessions(configs)
     if sessions[0].lm.processes.count > 1:
-        raise UsageError(f"--task {','.join(names)}: several tasks use one process; start it without accelerate launch")
+        raise UsageError(
+            f"--task {','.join(names)}: several tasks use one process; start it without torchrun or accelerate launch"
+        )
     folders = [
         RunFolder.open(path / name) if options.resume else RunFolder.create(path / name, to_dict(config))
         for name, config in zip(names, configs, strict=True)
