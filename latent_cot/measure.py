@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from transformers import PreTrainedModel
 
+from latent_cot import intervals
 from latent_cot.chain import Chain, ChainRules, encode_rationale
 from latent_cot.lm import LanguageModel
 from latent_cot.rollout import count_distinct, rollout
@@ -31,7 +31,6 @@ MANY = 256
 # Chains that are run at once, and rows of full-vocabulary logits: both bound memory.
 _CHAINS_AT_ONCE = 512
 _VOCABULARY_ROWS = 64
-_RESAMPLES = 9999
 
 Counts = Mapping[Rationale, int]
 """Distinct rationale -> how often it was sampled, in order of first occurrence."""
@@ -287,29 +286,26 @@ class Figure:
 
 def figures(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, Figure]:
     """Metric's name -> its value on these questions, in the task's order."""
+    return {name: figure_of(found, len(questions)) for name, found in measure(task, questions).items()}
+
+
+def measure(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]:
+    """What `task.measure` finds, in the task's order, once it is checked."""
     found = task.measure(questions)
     unknown = found.keys() - task.metrics.keys()
     if unknown:
         raise ValueError(f"the task measures {', '.join(sorted(unknown))}, which its `metrics` do not name")
-    return {name: _figure(found[name], len(questions)) for name in task.metrics if name in found}
+    for values in found.values():
+        if isinstance(values, Sequence) and len(values) != len(questions):
+            raise ValueError(f"a metric has {len(values)} values for {len(questions)} questions")
+    return {name: found[name] for name in task.metrics if name in found}
 
 
-def _figure(found: float | Sequence[float], n: int) -> Figure:
+def figure_of(found: float | Sequence[float], n: int) -> Figure:
+    """A metric's value on n questions, given its value on all together, or those on each."""
     if not isinstance(found, Sequence):
         return Figure(float(found), n)
-    if len(found) != n:
-        raise ValueError(f"a metric has {len(found)} values for {n} questions")
     values = np.array([value for value in found if not math.isnan(value)], dtype=float)
     if not len(values):
         return Figure(math.nan, 0)
-    return Figure(float(values.mean()), len(values), interval(values))
-
-
-def interval(values: np.ndarray) -> tuple[float, float] | None:
-    """95 % interval of the mean of (n,) values by the percentile bootstrap, always the same for the same values."""
-    if len(values) < 2 or not np.isfinite(values).all():
-        return None
-    found = bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, batch=1000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    return Figure(float(values.mean()), len(values), intervals.of_mean(values))

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from latent_cot.chain import ChainRules
 from latent_cot.config import RunConfig
+from latent_cot.intervals import of_mean
 from latent_cot.lm import LanguageModel
-from latent_cot.measure import MANY, Figure, count_samples, draw, figures, interval, score_texts
+from latent_cot.measure import MANY, Figure, count_samples, draw, figures, score_texts
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group
 from latent_cot.settings import with_method
@@ -144,14 +145,14 @@ def test_scores_of_the_base_model_over_the_whole_vocabulary(
 
 def test_the_interval_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    found = interval(values)
+    found = of_mean(values)
     assert found is not None
     half = 1.96 * values.std() / math.sqrt(len(values))
     assert found == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
-    assert interval(values) == found, "seeded"
-    assert interval(np.ones(5)) == (1.0, 1.0)
-    assert interval(np.ones(1)) is None
-    assert interval(np.array([1.0, math.inf])) is None
+    assert of_mean(values) == found, "seeded"
+    assert of_mean(np.ones(5)) == (1.0, 1.0)
+    assert of_mean(np.ones(1)) is None
+    assert of_mean(np.array([1.0, math.inf])) is None
 
 
 class Given(LengthTask):

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from latent_cot import plots, reasoners, tasks
+from latent_cot import outcomes, plots, reasoners, tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.display import RATIONALE_HEADING, accuracy_table, marked, metrics_table, printable
 from latent_cot.errors import UsageError
@@ -69,6 +69,9 @@ class EvalOptions:
     plot: Path | None = None
     """Draw the curves, or the task's own picture of the rationales, into this file: .svg, .pdf or .png. Needs
     matplotlib, the extra `plot`."""
+    outcomes: Path | None = None
+    """Write what became of each question into this file, a JSON object a line: its figures, the answer given, the
+    rationales. `latent-cot paired` compares two such files."""
     trust_code: Switch = False
     """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
@@ -85,6 +88,8 @@ class _Report:
     """`"q on test"` -> the rationales that the figures of a task without right answers are made of."""
     mistakes: dict[str, dict[str, Mistakes]] = field(default_factory=dict)
     """Reasoner -> split -> those of its wrong answers; empty unless asked for."""
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    """What became of each question, for `outcomes.write`; empty unless asked for."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -97,6 +102,8 @@ def run(argv: Sequence[str]) -> int:
     if options.max_tokens is not None:
         evaluation = replace(source.config.evaluation, max_tokens=options.max_tokens)
         source = replace(source, config=replace(source.config, evaluation=evaluation))
+    if options.outcomes is not None:
+        outcomes.write(options.outcomes, [])  # before the work that would be lost
     console = progress_console(to_stderr=options.json)
 
     # The questions first: a mistyped split need not wait for the model.
@@ -150,6 +157,9 @@ def run(argv: Sequence[str]) -> int:
             _print_accuracies(console, curves, report)
         if options.errors:
             _print_errors(console, loop, report)
+    if options.outcomes is not None:
+        outcomes.write(options.outcomes, report.outcomes)
+        console.print(Text(f"written: {printable(str(options.outcomes))}", style="dim"), soft_wrap=True)
     if options.plot is not None:
         if isinstance(task, DrawingTask):
             with plots.figure_in(options.plot, 8.0, 2.6 * len(report.measured)) as figure:
@@ -247,7 +257,7 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
     import torch
 
     from latent_cot.evaluate import Accuracy, Mistakes, answer_questions
-    from latent_cot.measure import figures
+    from latent_cot.measure import figure_of, measure
 
     total = len(names) * sum(len(split.examples) for split in report.splits.values())
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -258,9 +268,14 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
                 if isinstance(loop.task, MeasuredTask):
                     measured = _measured(loop, name, split, report.decoding, options.seed)
                     report.measured[f"{name} on {split_name}"] = measured
-                    found = figures(loop.task, measured)
-                    of_reasoner[split_name] = {metric: figure.to_json() for metric, figure in found.items()}
-                    progress.advance(bar, len(split.examples))
+                    found = measure(loop.task, measured)
+                    n = len(split.examples)
+                    of_reasoner[split_name] = {
+                        metric: figure_of(values, n).to_json() for metric, values in found.items()
+                    }
+                    if options.outcomes is not None:
+                        report.outcomes += outcomes.of_measured(name, split_name, measured, found)
+                    progress.advance(bar, n)
                     continue
                 right, mistakes = 0, Mistakes(loop.task)
                 for outcome in answer_questions(
@@ -277,6 +292,8 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
                     generator=torch.Generator().manual_seed(options.seed),
                 ):
                     right += outcome.correct
+                    if options.outcomes is not None:
+                        report.outcomes.append(outcomes.of_answered(name, split_name, outcome))
                     if options.errors and not outcome.correct:
                         mistakes.add(outcome)
                     progress.advance(bar)

@@ -183,6 +183,10 @@ def test_a_documented_command_works(
         pytest.skip("its quick form is run by tests/test_verify.py; in full it takes minutes")
     if arguments[0] == "eval":
         arguments += ["--size", "3", "--max-tokens", "8"]
+    if arguments[0] == "paired":
+        for word in sorted({word for word in arguments if word.endswith(".jsonl")}):
+            made = ["--reasoner", "p", "--split", "4-operands", "--size", "3", "--max-tokens", "8", "--outcomes", word]
+            assert cli("eval", "runs/mine", *made).status == 0
     if arguments[0] == "report" and "--no-model" not in arguments:
         arguments += ["--questions", "1", "-n", "4"]
     if arguments[0] == "compare":

@@ -56,6 +56,17 @@ def test_eval(cli: Cli, fitted: Path) -> None:
     assert "length" in shown.out and "likelihood" in shown.out
 
 
+def test_outcomes(cli: Cli, fitted: Path, tmp_path: Path) -> None:
+    hot, cold = tmp_path / "hot.jsonl", tmp_path / "cold.jsonl"
+    options = ["eval", fitted, "--trust-code", "--samples", 7, "--json"]
+    found = cli(*options, "--outcomes", hot).json["results"]["q"]["test"]
+    cli(*options, "--temperature", 0, "--outcomes", cold)
+    differences = cli("paired", hot, "--against", cold, "--json").json["differences"]["test"]
+    assert set(differences) == {name for name, figure in found.items() if figure["interval_95"] is not None}
+    assert differences["length"]["first"] == pytest.approx(found["length"]["value"])
+    assert all(sum(r["count"] for r in json.loads(line)["rationales"]) == 7 for line in hot.read_text().splitlines())
+
+
 def test_eval_of_a_model(cli: Cli, tiny_model_dir: Path) -> None:
     found = cli("eval", tiny_model_dir, "--task", FILE, "--max-tokens", 5, "--json").json
     assert found["decoding"]["samples"] == TASK.samples

@@ -1,0 +1,100 @@
+"""`latent-cot paired`: two reasoners beside each other, question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from latent_cot import outcomes
+from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.display import printable
+from latent_cot.errors import UsageError
+from latent_cot.outcomes import RIGHT, Difference
+
+
+@dataclass(frozen=True)
+class PairedOptions:
+    """The difference of two reasoners on the same test questions: a mean over the questions, its 95 % interval, and on
+    how many of them each has more.
+
+    Both have been asked the same questions, so that the difference is surer than two intervals side by side look. Where
+    a side has several runs, a question's figure is their mean. The interval is about other questions, not about
+    other runs.
+    """
+
+    first: tyro.conf.Positional[tuple[Path, ...]]
+    """Files that `latent-cot eval --outcomes` has written: one, or one for each seed."""
+    against: tuple[Path, ...]
+    """Files of what it is compared with, likewise."""
+    reasoner: Literal["q", "p"] | None = None
+    """Whose outcomes are taken from a file that has those of both."""
+    json: Switch = False
+    """Print JSON."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns 0."""
+    options = parse(PairedOptions, argv, "paired")
+    for flag, files in (("FILE", options.first), ("--against FILE", options.against)):
+        if not files:
+            raise UsageError(f"no file is named as {flag}; make one: latent-cot eval RUN --outcomes FILE")
+    first, second = (
+        [outcomes.of_reasoner(path, options.reasoner) for path in files] for files in (options.first, options.against)
+    )
+    found = outcomes.differences(first, second)
+    if not found:
+        raise UsageError(
+            f"{options.first[0]}, {options.against[0]}: have no question and figure in common; evaluate both on "
+            "the same --split"
+        )
+    console = progress_console(to_stderr=options.json)
+    everything = {question for run in (*first, *second) for question in run}
+    left_out = len(everything) - sum(1 for question in everything if all(question in run for run in (*first, *second)))
+    if left_out:
+        console.print(Text(f"{left_out} questions are not in all of the files and were left out", style="dim"))
+    if options.json:
+        print_json(
+            {
+                "first": [str(path) for path in options.first],
+                "against": [str(path) for path in options.against],
+                "left_out": left_out,
+                "differences": {
+                    split: {name: difference.to_json() for name, difference in figures.items()}
+                    for split, figures in found.items()
+                },
+            }
+        )
+    else:
+        _show(console, found)
+    return 0
+
+
+def _show(console: Console, found: Mapping[str, Mapping[str, Difference]]) -> None:
+    table = Table()
+    for heading in ("split", "figure"):
+        table.add_column(heading)
+    for heading in ("questions", "first", "against", "difference (95 %)", "higher", "lower", "p"):
+        table.add_column(heading, justify="right")
+    for split, figures in found.items():
+        for name, d in figures.items():
+            scale, digits = (100.0, ".1f") if name == RIGHT else (1.0, ".3g")
+            between = " (" + " to ".join(f"{scale * x:+{digits}}" for x in d.interval_95) + ")" if d.interval_95 else ""
+            table.add_row(
+                Text(printable(split)),
+                Text(printable(f"% {name}" if name == RIGHT else name)),
+                str(d.n),
+                f"{scale * d.first:{digits}}",
+                f"{scale * d.second:{digits}}",
+                f"{scale * d.value:+{digits}}{between}",
+                str(d.higher),
+                str(d.lower),
+                f"{d.p_value:.2g}",
+            )
+    console.print(table)
