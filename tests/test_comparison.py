@@ -186,7 +186,8 @@ def test_the_last_record_with_the_same_settings_is_taken() -> None:
     for method, changed_step, is_found in (
         ("ppo", {"steps": 9}, True),
         ("rejection", {"steps": 9}, True),
-        ("rejection", {"keep": "all"}, False),
+        ("rejection", {"keep": "all"}, True),
+        ("rejection", {"learning_rate": 0.5}, False),
         ("em", {"steps": 9}, False),
     ):
         sought = from_dict({"method": method}, "", config)

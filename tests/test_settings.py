@@ -209,6 +209,7 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
         "m_step.steps",
         "m_step.max_batch_tokens",
         "m_step.learning_rate",
+        "m_step.temperature",
         "m_step.interpolation",
         "lessons.history_dropout",
         "lessons.strange_steps",

@@ -147,6 +147,9 @@ def _steps(trajectories: int, of_step: int, drawn: int = 0, rounds: int = 1) -> 
     return trajectories // of_step
 
 
+_DRAWING = ("m_step.samples", "m_step.temperature", "m_step.keep")
+"""How EM draws what its M-step learns."""
+
 METHODS: Mapping[str, Method] = {
     "few-shot": Method(
         "prompting: k demonstrations before the question, nothing is trained",
@@ -192,7 +195,7 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.baselines.rejection:Rejection",
         planned=_rejection_planned,
         within=_rejection_within,
-        unread=("m_step.steps",),
+        unread=("m_step.steps", *_DRAWING),
     ),
     "forward-kl": Method(
         "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
@@ -201,6 +204,7 @@ METHODS: Mapping[str, Method] = {
         within=_forward_kl_within,
         reasoners=_em_reasoners,
         settings={"condition": "xy"},
+        unread=_DRAWING,
     ),
     "gflownet": Method(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",

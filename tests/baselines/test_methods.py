@@ -102,14 +102,25 @@ def test_all_start_from_the_same_model_and_are_tested_alike(lm: LanguageModel, m
 
 
 OTHER_M_STEP = dataclasses.replace(
-    CONFIG.m_step, steps=7, batch_size=3, samples=1, keep="correct", learning_rate=1e-3, warmup=0, clip=0.1
+    CONFIG.m_step,
+    steps=7,
+    batch_size=3,
+    samples=1,
+    temperature=0.3,
+    keep="correct",
+    learning_rate=1e-3,
+    warmup=0,
+    clip=0.1,
 )
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.unread])
 def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str) -> None:
-    longer = dataclasses.replace(CONFIG.m_step, steps=7)
-    other = {"m_step": OTHER_M_STEP, "m_step.steps": longer}[",".join(METHODS[method].unread)]
+    unread = METHODS[method].unread
+    names = {name.removeprefix("m_step.") for name in unread if name != "m_step"}
+    changed = {name: getattr(OTHER_M_STEP, name) for name in names}
+    assert all(getattr(CONFIG.m_step, name) != value for name, value in changed.items())
+    other = OTHER_M_STEP if "m_step" in unread else dataclasses.replace(CONFIG.m_step, **changed)
     outcomes = []
     for config in (config_of(method), config_of(method, m_step=other)):
         loop = make(lm, config)
