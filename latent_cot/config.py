@@ -164,6 +164,9 @@ class MStepConfig:
     candidates after Z. In the last two, p decides answers after the rationales of q, and writes none itself."""
     keep: Literal["correct", "all"] = "correct"
     """Train on the drawn rationales that arrive at Y, or on all of them."""
+    excess: float | None = None
+    """Nats by which q may make a rationale likelier than p(Z Y | X) does before it counts for less: each is weighted by
+    min(1, e^excess p(Z Y | X) / q(Z)), an importance weight, truncated. None: all count alike."""
     learning_rate: float = 1e-4
     """AdamW's peak learning rate."""
     warmup: int = 4

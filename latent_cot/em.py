@@ -27,15 +27,20 @@ from latent_cot.diagnostics import mean_figures
 from latent_cot.draws import draw_distinct, seed_of, slices
 from latent_cot.e_step import Batch, Behaviour, collect, describe, update
 from latent_cot.errors import UsageError
+from latent_cot.experience import gather, log_probs_of
 from latent_cot.lm import Adapter
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
+from latent_cot.objectives.importance import truncated_weights
 from latent_cot.optimise import Schedule
 from latent_cot.reward import Prior
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group
 from latent_cot.state import Drawn, Info, Phase
 from latent_cot.types import Example, Rationale, SeedingTask
+
+NEGLIGIBLE = 1e-3
+"""A rationale of less weight than this is not worth fine-tuning on."""
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""
@@ -53,6 +58,11 @@ class EM(Loop):
                     f"--e-step.prior sampler: {self.task.name} has a reward of its own, with no prior in it; give model"
                 )
             self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
+        if self.config.m_step.excess is not None and self.reward.task is not None:
+            raise UsageError(
+                f"--m-step.excess: {self.task.name} has a reward of its own, which is no probability that q could "
+                "exceed; leave it out"
+            )
         self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
         self.log_z = torch.nn.Parameter(torch.zeros(len(self.questions)))
         """log Z(X) of each training question, for an objective that learns it."""
@@ -152,10 +162,28 @@ class EM(Loop):
             sampled = self._sample("q", parts[unit], self._unit_seed(unit), n=c.samples, temperature=c.temperature)
             drawn = [Drawn(i, rationale) for i, of_i in zip(parts[unit], sampled, strict=True) for rationale in of_i]
             right = [self.is_correct(self.questions[d.question], d.rationale) for d in drawn]
-            kept = [d for d, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
+            weights = self._importance(parts[unit], sampled)
+            kept = [
+                Drawn(d.question, d.rationale, weight)
+                for d, ok, weight in zip(drawn, right, weights, strict=True)
+                if (ok or c.keep == "all") and weight > NEGLIGIBLE
+            ]
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             yield {"drawn": len(drawn), "kept": len(kept), **share}
+
+    def _importance(self, members: Sequence[int], sampled: Sequence[Sequence[Rationale]]) -> list[float]:
+        """How much each of these questions' rationales, drawn from q, counts in the M-step."""
+        excess = self.config.m_step.excess
+        if excess is None:
+            return [1.0 for of_one in sampled for _ in of_one]
+        experience = gather([self.query(self.questions[i]) for i in members], sampled, self.reward)
+        tokens = self.config.e_step.max_batch_tokens
+        log_q = log_probs_of(self.lm, self.lm.dense("q"), experience, self.rules.codec, max_tokens=tokens)
+        weights = truncated_weights(experience.log_reward, log_q, excess).tolist()
+        rows = zip(experience.group.tolist(), experience.rationales, weights, strict=True)
+        of_distinct = {(g, rationale): weight for g, rationale, weight in rows}
+        return [of_distinct[g, rationale] for g, of_one in enumerate(sampled) for rationale in of_one]
 
     # -- what they need ------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from latent_cot import e_step, m_step
-from latent_cot.baselines import experience, forward_kl, policy_gradient
+from latent_cot import e_step, experience, m_step
+from latent_cot.baselines import forward_kl, policy_gradient
 from latent_cot.chain import ChainRules
 from latent_cot.config import ForwardKLConfig, MethodName, PolicyGradientConfig, SFTConfig
 from latent_cot.lm import LanguageModel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from latent_cot.config import RolloutConfig, RunConfig
 from latent_cot.draws import draw_distinct, slices
 from latent_cot.em import EM, ROUND
 from latent_cot.lm import ADAPTERS, LanguageModel
+from latent_cot.scoring import Group, score
 from latent_cot.state import Budget, Drawn, State
 from latent_cot.types import Example, Rationale
 from tests.loops import CONFIG, FIT, make, outcome, run_in_parts
@@ -33,6 +35,9 @@ VARIANTS = {
     ),
     "the sampler is the prior": dataclasses.replace(
         CONFIG, condition="xy", e_step=dataclasses.replace(CONFIG.e_step, prior="sampler")
+    ),
+    "too likely ones count for less": dataclasses.replace(
+        CONFIG, rounds=1, m_step=dataclasses.replace(FIT, excess=66.0)
     ),
     "replayed ones beside sampled ones": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, mix_replay=True)
@@ -137,6 +142,31 @@ def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
         found[share] = {name: weight.clone() for name, weight in lm.parameters("p").items()}
     for name, weight in found[1.0].items():
         torch.testing.assert_close(found[0.5][name], weight * (0.5 if "lora_B" in name else 1.0))
+
+
+@pytest.mark.parametrize("condition", ["x", "xy"])
+def test_what_q_makes_too_likely_counts_for_less(lm: LanguageModel, condition: Literal["x", "xy"]) -> None:
+    """Each drawn rationale's weight beside one of its own log-reward and its own log-probability."""
+    excess = 66.0  # about what Y costs in this world
+    config = dataclasses.replace(
+        CONFIG, condition=condition, rounds=1, m_step=dataclasses.replace(FIT, samples=4, excess=excess)
+    )
+    em = make_em(lm, config)
+    for phase, _ in em.run():
+        if phase.name == "draw" and em.state.unit == em.units(phase):
+            break
+    for one in em.state.drawn:
+        query = em.query(em.questions[one.question])
+        group = Group(query.model_prompt, [one.rationale], query.answer)
+        (rewards,) = em.reward.of_prefixes([query.example], [group])
+        with torch.no_grad():
+            scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, [one.rationale])], em.rules.codec)
+        n = len(one.rationale)
+        log_q = float(scores.log_pf.sum()) + (0.0 if one.rationale.cut else float(scores.log_pterm[0, n]))
+        assert one.weight == pytest.approx(min(1.0, math.exp(float(rewards[0, n]) - log_q + excess)), rel=1e-3)
+    weights = [one.weight for one in em.state.drawn]
+    assert max(weights) == 1.0
+    assert min(weights) < 0.9
 
 
 def test_the_reward_is_the_configured_one(lm: LanguageModel) -> None:

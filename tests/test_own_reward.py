@@ -17,6 +17,7 @@ from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import PolicyGradientConfig
 from latent_cot.diagnostics import diagnose
 from latent_cot.e_step import Behaviour, Query, collect, update
+from latent_cot.errors import UsageError
 from latent_cot.lm import LanguageModel
 from latent_cot.measure import log_probs_of_texts
 from latent_cot.optimise import AdapterOptimiser, Schedule
@@ -216,3 +217,10 @@ def test_every_method_learns_from_it(tiny_model: Callable[[str], Path], method: 
     rewards = [i["log_reward"] for phase, i in loop.run() if phase.name in ("e_step", "policy") and "log_reward" in i]
     if method in ("gflownet", "ppo", "grpo"):
         assert sum(rewards[-4:]) > sum(rewards[:4]) + 4
+
+
+def test_no_weights_where_the_reward_is_no_probability(tiny_model: Callable[[str], Path]) -> None:
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    config = dataclasses.replace(CONFIG, rollout=rollout, m_step=dataclasses.replace(CONFIG.m_step, excess=1.0))
+    with pytest.raises(UsageError, match=r"--m-step\.excess"):
+        make(language_model(tiny_model("llama"), perturb=False), config, ShortTask())

@@ -147,7 +147,7 @@ def _steps(trajectories: int, of_step: int, drawn: int = 0, rounds: int = 1) -> 
     return trajectories // of_step
 
 
-_DRAWING = ("m_step.samples", "m_step.temperature", "m_step.keep")
+_DRAWING = ("m_step.samples", "m_step.temperature", "m_step.keep", "m_step.excess")
 """How EM draws what its M-step learns."""
 
 METHODS: Mapping[str, Method] = {

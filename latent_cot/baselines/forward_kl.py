@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from latent_cot.baselines.experience import Experience, gather, policy_log_probs
 from latent_cot.chain import ChainRules
 from latent_cot.draws import draw_distinct, slices
+from latent_cot.experience import Experience, gather, log_probs_of, policy_log_probs
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives.importance import ImportanceInfo, importance_weights, weighted_likelihood
@@ -141,14 +141,11 @@ def update(
     return ForwardKLInfo(loss_sum, ess, bound, norm, time.perf_counter() - started)
 
 
-@torch.no_grad()
 def weigh(
     lm: LanguageModel, experience: Experience, rules: ChainRules, *, max_tokens: int
 ) -> tuple[torch.Tensor, ImportanceInfo]:
     """(B,) normalised importance weights of rationales sampled from q."""
-    log_q = torch.zeros_like(experience.log_reward)
-    for rows, log_prob in policy_log_probs(lm, lm.dense("q"), experience, rules.codec, max_tokens=max_tokens):
-        log_q[rows] = log_prob.sum(1).cpu()
+    log_q = log_probs_of(lm, lm.dense("q"), experience, rules.codec, max_tokens=max_tokens)
     return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
 
 

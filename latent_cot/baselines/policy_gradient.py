@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from latent_cot.baselines.experience import Experience, gather, policy_log_probs
 from latent_cot.buffer import rationale_to_json
 from latent_cot.chain import ChainRules
 from latent_cot.config import PolicyGradientConfig
 from latent_cot.draws import draw_distinct
+from latent_cot.experience import Experience, gather, policy_log_probs
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives.balance import temper

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import torch
 
-from latent_cot.baselines.experience import Experience
 from latent_cot.baselines.policy_gradient import PolicyGradient
 from latent_cot.config import PolicyGradientConfig
+from latent_cot.experience import Experience
 from latent_cot.objectives.policy_gradient import leave_one_out, normalised, returns_to_go
 
 

@@ -108,6 +108,7 @@ OTHER_M_STEP = dataclasses.replace(
     samples=1,
     temperature=0.3,
     keep="correct",
+    excess=1.0,
     learning_rate=1e-3,
     warmup=0,
     clip=0.1,

@@ -89,6 +89,17 @@ def policy_log_probs(
         yield rows, torch.nn.functional.pad(log_prob, (0, width - log_prob.shape[1]))
 
 
+@torch.no_grad()
+def log_probs_of(
+    lm: LanguageModel, model: PreTrainedModel, experience: Experience, codec: TextCodec, *, max_tokens: int
+) -> torch.Tensor:
+    """(B,) log-probability of each complete rationale under `model`, in nats."""
+    found = torch.zeros_like(experience.log_reward)
+    for rows, log_prob in policy_log_probs(lm, model, experience, codec, max_tokens=max_tokens):
+        found[rows] = log_prob.sum(1).cpu()
+    return found
+
+
 def action_log_probs(scores: Scores, rationales: Sequence[Rationale]) -> torch.Tensor:
     """(B, N + 1) log-probability of each action; 0 where there is none."""
     ends = torch.tensor([len(rationale) for rationale in rationales], device=scores.log_pf.device)[:, None]
