@@ -31,16 +31,13 @@ from latent_cot.experience import gather, log_probs_of
 from latent_cot.lm import Adapter
 from latent_cot.loop import Job, Loop
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
-from latent_cot.objectives.importance import truncated_weights
+from latent_cot.objectives.importance import NEGLIGIBLE, truncated_weights
 from latent_cot.optimise import Schedule
 from latent_cot.reward import Prior
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group
 from latent_cot.state import Drawn, Info, Phase
 from latent_cot.types import Example, Rationale, SeedingTask
-
-NEGLIGIBLE = 1e-3
-"""A rationale of less weight than this is not worth fine-tuning on."""
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""

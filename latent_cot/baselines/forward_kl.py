@@ -23,12 +23,9 @@ from latent_cot.draws import draw_distinct, slices
 from latent_cot.experience import Experience, gather, log_probs_of, policy_log_probs
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Job, Loop
-from latent_cot.objectives.importance import ImportanceInfo, importance_weights, weighted_likelihood
+from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo, importance_weights, weighted_likelihood
 from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.state import Drawn, Info, Phase
-
-NEGLIGIBLE = 1e-3
-"""A sample of less weight than this in its question is not worth fine-tuning on."""
 
 
 class ForwardKL(Loop):

@@ -103,7 +103,7 @@ def run(argv: Sequence[str]) -> int:
         evaluation = replace(source.config.evaluation, max_tokens=options.max_tokens)
         source = replace(source, config=replace(source.config, evaluation=evaluation))
     if options.outcomes is not None:
-        outcomes.write(options.outcomes, [])  # before the work that would be lost
+        outcomes.check_writable(options.outcomes)  # before the work that would be lost
     console = progress_console(to_stderr=options.json)
 
     # The questions first: a mistyped split need not wait for the model.

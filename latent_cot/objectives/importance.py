@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 import torch
 
+NEGLIGIBLE = 1e-3
+"""A rationale of less weight than this is not worth fine-tuning on."""
+
 
 class ImportanceInfo(NamedTuple):
     """Diagnostics of the weights of each question."""

@@ -148,9 +148,14 @@ def test_paired_needs_questions_in_common(cli: Cli, finished: Path, tmp_path: Pa
     assert "2 questions are not in all" in cli("paired", ours, "--against", theirs).out
 
 
-def test_outcomes_that_cannot_be_written_are_told_at_once(cli: Cli, tmp_path: Path) -> None:
-    called = cli("eval", "no-such-model", "--outcomes", tmp_path / "no" / "o.jsonl")
+def test_outcomes_that_cannot_be_written_are_told_at_once(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    called = cli("eval", finished, "--split", "no-such-split", "--outcomes", tmp_path / "no" / "o.jsonl")
     assert called.status == 2
+    assert "cannot be written" in called.err
+    kept = tmp_path / "o.jsonl"
+    kept.write_text("as it was")
+    assert cli("eval", finished, "--split", "no-such-split", "--outcomes", kept).status == 2
+    assert kept.read_text() == "as it was"
 
 
 def published(folder: Path, name: str, *questions: str) -> Path:
