@@ -49,6 +49,11 @@ class Accuracy:
     correct: int
     n: int
 
+    @classmethod
+    def of(cls, marks: str) -> Accuracy:
+        """Of a "1" for each right answer and a "0" for each other."""
+        return cls(marks.count("1"), len(marks))
+
     @property
     def value(self) -> float:
         return self.correct / self.n if self.n else float("nan")

@@ -228,12 +228,10 @@ class Examined:
             alike = [
                 (self.sampler_of(one), *where) == (self.sampler_of(reasoner), split, members) for one, *where in units
             ]
-            right = self._count_right(reasoner, [self.tests[split][i] for i in members], alike.index(True))
-            of_round = self.state.tally.setdefault(str(phase.round), {})
-            tally = of_round.setdefault(reasoner, {}).setdefault(split, [0, 0])
-            tally[0] += right
-            tally[1] += len(members)
-            yield {"reasoner": reasoner, "split": split, **Accuracy(*tally).to_json()}
+            marks = self._mark(reasoner, [self.tests[split][i] for i in members], alike.index(True))
+            of_reasoner = self.state.right.setdefault(str(phase.round), {}).setdefault(reasoner, {})
+            of_reasoner[split] = of_reasoner.get(split, "") + marks
+            yield {"reasoner": reasoner, "split": split, **Accuracy.of(of_reasoner[split]).to_json()}
 
     def _measure(self, phase: Phase, task: MeasuredTask) -> Iterator[Info]:
         """The samples of a split are kept in the state until it is complete: its figures need all of them."""
@@ -255,7 +253,8 @@ class Examined:
             self.state.sampled = []
             yield {"reasoner": reasoner, "split": split, "questions": members.stop, "metrics": found}
 
-    def _count_right(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> int:
+    def _mark(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> str:
+        """For each question "1" if its answer is right, else "0"."""
         c = self.config.evaluation
         outcomes = answer_questions(
             self.lm,
@@ -270,7 +269,7 @@ class Examined:
             batch_size=c.batch_size,
             generator=torch.Generator().manual_seed(self._unit_seed(unit)),
         )
-        return sum(outcome.correct for outcome in outcomes)
+        return "".join("1" if outcome.correct else "0" for outcome in outcomes)
 
     def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
         c = self.config.evaluation

@@ -29,7 +29,7 @@ from latent_cot.processes import Processes
 from latent_cot.run import Checkpoint, Follower, RunFolder
 from latent_cot.settings import to_dict
 from latent_cot.state import Phase, State
-from latent_cot.tasks.common import drop_seen
+from latent_cot.tasks.common import drop_seen, fingerprint
 from latent_cot.text import TextCodec
 from latent_cot.types import AlphabetTask, Example, Task, TaskData, has_one_question, is_answer_given
 
@@ -430,4 +430,5 @@ def _describe(session: Session) -> dict[str, Any]:
             "votes": c.evaluation.votes,
             "temperature": c.evaluation.temperature,
         },
+        "questions": {split: fingerprint(examples) for split, examples in session.tests.items()},
     }

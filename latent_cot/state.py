@@ -69,8 +69,8 @@ class State:
     checks: list[float] = field(default_factory=list)
     """How good p was at each check of a method that stops early: right answers to the validation questions or, where
     there are none, minus the loss of their rationales."""
-    tally: dict[str, dict[str, dict[str, list[int]]]] = field(default_factory=dict)
-    """round -> reasoner -> split -> [right, questions]."""
+    right: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    """round -> reasoner -> split -> "1" or "0" for each question, in their order."""
     metrics: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
     """round -> reasoner -> split -> metric -> `measure.Figure.to_json()`."""
     sampled: list[list[Sample]] = field(default_factory=list)
@@ -97,28 +97,29 @@ class State:
         """The state in a checkpoint. Raises UsageError for one of a version that saved something else."""
         try:
             return cls.from_json(checkpoint.state["loop"])
-        except KeyError as error:
+        except (KeyError, TypeError) as error:  # something is missing, or there is more
             raise UsageError(
-                f"{checkpoint.path}: saved by an earlier version of latent-cot ({error} is missing); use that version "
+                f"{checkpoint.path}: saved by another version of latent-cot ({error}); use that version "
                 "for this run, or start again in another --output-dir"
             ) from error
 
     def results(self) -> dict[str, Any]:
-        """Accuracies and metrics (round -> reasoner -> split), how near q came to the posterior (round -> before and
-        after its training; means over the validation questions), and what it cost."""
+        """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
+        posterior (round -> before and after its training; means over the validation questions), and what it cost."""
         posterior = {
             number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
             for number, of_round in self.posterior.items()
         }
         accuracy = {
             number: {
-                reasoner: {split: Accuracy(*tally).to_json() for split, tally in splits.items()}
+                reasoner: {split: Accuracy.of(marks).to_json() for split, marks in splits.items()}
                 for reasoner, splits in reasoners.items()
             }
-            for number, reasoners in self.tally.items()
+            for number, reasoners in self.right.items()
         }
         return {
             "accuracy": accuracy,
+            "right": self.right,
             "metrics": self.metrics,
             "posterior": posterior,
             "budget": asdict(self.budget),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
@@ -55,6 +56,14 @@ def repeats(examples: Iterable[Example]) -> int:
     """Number of rows whose question occurred in an earlier row."""
     keys = [_key(example) for example in examples]
     return len(keys) - len(set(keys))
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """A digest of questions and answers in their order: where it is the same, so are the questions."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([_key(example), example.answer]).encode())
+    return digest.hexdigest()[:16]
 
 
 def check_options(task: str, options: Mapping[str, str], known: Iterable[str]) -> None:

@@ -217,7 +217,7 @@ def test_q_writes_for_a_p_that_learned_to_decide(fresh: LanguageModel, tmp_path:
     list(em.run())
     assert (em.sampler_of("p"), em.sampler_of("q")) == ("q", "q")
     assert (em.judge_of("p"), em.judge_of("q")) == ("p", "base")
-    assert set(em.state.tally["2"]) == {"p", "q"}
+    assert set(em.state.right["2"]) == {"p", "q"}
     joint = dataclasses.replace(DIRECT, m_step=dataclasses.replace(DIRECT.m_step, target="joint"))
     assert make(fresh, joint, TASK, state=em.state).sampler_of("p") == "p"
     expected = outcome(make_and_run(fresh, DIRECT))

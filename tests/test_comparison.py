@@ -10,10 +10,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from latent_cot import intervals
 from latent_cot.baselines import METHODS, Spend
-from latent_cot.comparison import plan, records, table
+from latent_cot.comparison import beside, plan, records, table
 from latent_cot.comparison.plan import Run, Variant, command_of, configure, differences, parse_budget, parse_setting
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
@@ -292,3 +294,74 @@ def test_the_table_and_the_plot_of_metrics(tmp_path: Path) -> None:
         plot = tmp_path / "plot.svg"
         table.save_plot(rows, plot, "t", metrics)
         assert b"em, q" in plot.read_bytes()
+
+
+# -- rows beside each other ----------------------------------------------------------------------------------
+
+
+def marked(variant: str, seed: int, asked: str = "a", **right: str) -> dict[str, Any]:
+    """A run on the split "near": reasoner -> which questions are right; of `asked`, whatever that is."""
+    return {
+        **record(variant, seed, near=(1, 4)),
+        "accuracy": {name: {"near": {}} for name in right},
+        "right": {name: {"near": marks} for name, marks in right.items()},
+        "questions": {"near": asked},
+    }
+
+
+MARKED = [
+    marked("em", 0, q="0011", p="1111"),
+    marked("em", 1, q="0011", p="0111"),
+    marked("sft", 0, p="1000"),
+    marked("sft", 1, p="1010"),
+    marked("ppo", 0, q="0001"),
+    marked("ppo", 1, q="1011"),
+]
+
+
+def test_rows_beside_one_of_them() -> None:
+    found, unknown = beside.differences(MARKED, beside.parse_target("em", ["em", "sft", "ppo"]))
+    assert not unknown
+    assert [(one.name, one.against, one.seeds) for one in found] == [
+        ("sft, p", ("em", "p"), (0, 1)),
+        ("ppo, q", ("em", "q"), (0, 1)),
+    ]
+    sft = found[0].splits["near"]
+    # By hand: sft (1, 0, .5, 0) and em (.5, 1, 1, 1) over the seeds.
+    assert (sft.n, sft.first, sft.second, sft.higher, sft.lower) == (4, 0.375, 0.875, 1, 3)
+    between = intervals.of_matched_proportions(np.array([0.5, -1, -0.5, -1]))
+    assert sft.interval_95 == between
+    low, high = (f"{100 * x:+.1f}" for x in between)
+    assert beside.difference_text(sft) == f"-50.0 ({low} to {high})"
+    text = beside.to_markdown(found, beside.Target("em", None))
+    assert f"| sft, p | -50.0 ({low} to {high}) |" in text and text.startswith("% right, less that of em:")
+
+
+def test_all_rows_beside_one_reasoner() -> None:
+    found, _ = beside.differences(MARKED, beside.parse_target("em:p", ["em", "sft", "ppo"]))
+    assert [(one.name, one.against) for one in found] == [
+        ("em, q", ("em", "p")),
+        ("sft, p", ("em", "p")),
+        ("ppo, q", ("em", "p")),
+    ]
+
+
+def test_what_was_asked_other_questions_has_no_difference() -> None:
+    others = [*MARKED[:2], marked("sft", 0, asked="b", p="1000"), marked("sft", 1, asked="b", p="1010")]
+    target = beside.Target("em", "p")
+    _, sft = beside.differences(others, target)[0]
+    assert sft.name == "sft, p" and not sft.splits
+    known, _ = beside.differences(MARKED, target)
+    assert "| sft, p | - |" in beside.to_markdown([sft, *known], target)
+
+
+def test_rows_of_which_it_is_not_known() -> None:
+    old = [*MARKED[:2], record("sft", 0, near=(1, 4)), marked("sft", 1, p="1010")]
+    found, unknown = beside.differences(old, beside.Target("em", None))
+    assert (found, unknown) == ([], ["sft, p"])
+    with pytest.raises(UsageError, match="which of its answers are right is not recorded"):
+        beside.differences(old, beside.Target("sft", None))
+    with pytest.raises(UsageError, match="--against ppo:p: it has q"):
+        beside.differences(MARKED, beside.Target("ppo", "p"))
+    with pytest.raises(UsageError, match="'emm' is not compared"):
+        beside.parse_target("emm", ["em", "sft"])

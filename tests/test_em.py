@@ -308,7 +308,7 @@ def test_a_state_survives_json() -> None:
         drawn=[Drawn(4, rationale, 0.5)],
         budget=Budget(3, 20, 2),
         checks=[1, 2],
-        tally={"0": {"p": {"test": [1, 2]}}},
+        right={"0": {"p": {"test": "10"}}},
         posterior={"1": {"before": [{"ess": 0.5}]}},
     )
     assert State.from_json(json.loads(json.dumps(state.to_json()))) == state

@@ -21,7 +21,9 @@ def test_a_saved_state_is_read_back() -> None:
     assert State.saved_in(Checkpoint(Path("checkpoints/1"), saved, {})) == state
 
 
-@pytest.mark.parametrize("saved", [{"em": {}}, {"loop": {"phase": 1, "drawn": []}}])
-def test_a_checkpoint_of_an_earlier_version_is_refused(saved: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=r"checkpoints/1: saved by an earlier version .* another --output-dir"):
+@pytest.mark.parametrize(
+    "saved", [{"em": {}}, {"loop": {"phase": 1, "drawn": []}}, {"loop": {**State().to_json(), "gone": 1}}]
+)
+def test_a_checkpoint_of_another_version_is_refused(saved: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=r"checkpoints/1: saved by another version .* another --output-dir"):
         State.saved_in(Checkpoint(Path("checkpoints/1"), saved, {}))

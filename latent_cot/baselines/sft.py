@@ -79,7 +79,7 @@ class SFT(Loop):
         if not self._held_out:
             return 0
         if not isinstance(self.task, MeasuredTask):
-            return self._count_right("p", self._held_out, unit)
+            return self._mark("p", self._held_out, unit).count("1")
         groups = [
             self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.answer_given)
             for example in self._held_out

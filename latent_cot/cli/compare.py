@@ -19,7 +19,8 @@ from latent_cot import tasks, tracking
 from latent_cot.baselines import METHODS, Spend
 from latent_cot.cli.fit import say
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.comparison import plan, records, round_zero, table
+from latent_cot.comparison import beside, plan, records, round_zero, table
+from latent_cot.comparison.beside import Beside, Target
 from latent_cot.comparison.plan import Run, Variant
 from latent_cot.comparison.records import Record
 from latent_cot.comparison.table import Row
@@ -72,6 +73,9 @@ class CompareOptions:
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Send each run's figures to a tracker, such as `tensorboard`, `wandb` or `mlflow`; see docs/tracking.md.
     Repeatable."""
+    against: str | None = None
+    """A variant: also show by how much each of the others differs from it, question by question, with intervals.
+    `em:p`: from its reasoner p; else from that of the same name, where it has one."""
     dry_run: Switch = False
     """Show the runs with their budgets and commands, and stop."""
     json: Switch = False
@@ -82,6 +86,9 @@ def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     options = parse(CompareOptions, argv, "compare")
     runs, budget, path = _plan(options)
+    target = None
+    if options.against is not None:
+        target = beside.parse_target(options.against, [one.variant for one in runs])
     console = progress_console(to_stderr=options.json)
     recorded = _recorded(options, runs, console)
     done = dict.fromkeys(recorded, "recorded")
@@ -98,12 +105,17 @@ def run(argv: Sequence[str]) -> int:
     if status:
         return status
     of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
-    found = _write(options, runs, of_runs, budget, path, console)
+    compared, unknown = ([], []) if target is None else beside.differences(of_runs, target)
+    if unknown:
+        say(console, f"Which answers are right is not recorded of {'; '.join(unknown)}: no difference is shown")
+    found = _write(options, runs, of_runs, budget, path, console, compared, target)
     rows = table.summarise(found["runs"])
     if options.json:
         print_json(found)
     else:
         console.print(_table(rows, _metrics(found["task"])))
+        if target is not None:
+            console.print(_differences(compared, target))
     say(console, f"Saved in {path}: comparison.json, comparison.md, comparison.svg")
     return 0
 
@@ -226,6 +238,8 @@ def _write(
     budget: Spend | None,
     path: Path,
     console: Console,
+    compared: Sequence[Beside],
+    target: Target | None,
 ) -> dict[str, Any]:
     """comparison.json, .md and .svg; returns the content of the first."""
     rows = table.summarise(of_runs)
@@ -238,12 +252,17 @@ def _write(
         "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
         "rows": table.to_json(rows),
         "runs": list(of_runs),
+        "differences": [
+            {**vars(one), "splits": {split: difference.to_json() for split, difference in one.splits.items()}}
+            for one in compared
+        ],
     }
     title = f"{Path(first.task).stem}, {Path(first.model).name}"
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
     write_json(path / "comparison.json", found)
     metrics = _metrics(first.task)
-    write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics))
+    differences = beside.to_markdown(compared, target) if target is not None else None
+    write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))
     try:
         table.save_plot(rows, path / "comparison.svg", title, metrics)
     except ImportError:
@@ -254,7 +273,7 @@ def _write(
 def _command(options: CompareOptions) -> str:
     """What the user asked for, without what only says where and how to report."""
     words = ["latent-cot", "compare"]
-    for name in ("preset", "config", "task", "model", "methods", "variants", "seeds", "budget"):
+    for name in ("preset", "config", "task", "model", "methods", "variants", "seeds", "budget", "against"):
         value = getattr(options, name)
         words += [f"--{name}", value] if value is not None else []
     for setting in options.set:
@@ -279,4 +298,15 @@ def _table(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Table:
     for place, row in enumerate(rows):
         cells = [cells[place] for cells in columns.values()]
         shown.add_row(Text(row.name), *cells, *table.cost_cells(row))
+    return shown
+
+
+def _differences(found: Sequence[Beside], target: Target) -> Table:
+    shown = Table(caption=Text(beside.heading(target)), caption_justify="left")
+    shown.add_column("method, reasoner")
+    splits = beside.splits_of(found)
+    for split in splits:
+        shown.add_column(Text(printable(split)), justify="right")
+    for one in found:
+        shown.add_row(Text(one.name), *(beside.difference_text(one.splits.get(split)) for split in splits))
     return shown

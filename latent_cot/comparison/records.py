@@ -80,7 +80,7 @@ def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str
             found = _other_settings(record["config"], run, f"the record of {run.name}")
             if not found:
                 try:
-                    return {**record, **_in_order(run, record["accuracy"], record["metrics"])}, ""
+                    return {**record, **_in_order(run, record)}, ""
                 except (KeyError, TypeError) as error:
                     raise UsageError(f"the record of {run.name} has no figures of {error}; leave it out") from error
             other = other or found
@@ -108,7 +108,8 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
         "variant": run.variant,
         "method": run.config.method,
         "seed": run.config.seed,
-        **_in_order(run, _last(results["accuracy"]), _last(results.get("metrics", {}))),
+        **_in_order(run, {kind: _last(results.get(kind, {})) for kind in _FIGURES}),
+        "questions": results.get("questions", {}),
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": planned._asdict()},
         "resources": results["resources"],
@@ -121,14 +122,18 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
     }
 
 
-def _in_order(run: Run, accuracy: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+_FIGURES = ("accuracy", "metrics", "right")
+
+
+def _in_order(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Figures by reasoner and split, in the configuration's order: JSON has them in that of the alphabet."""
     task = tasks.load(run.config.task)
     splits = run.config.evaluation.splits or task.default_splits
     reasoners = METHODS[run.config.method].reasoners(run.config, is_answer_given(task))
     return {
-        kind: {name: {split: found[name][split] for split in splits} for name in reasoners if name in found}
-        for kind, found in (("accuracy", accuracy), ("metrics", metrics))
+        kind: {name: {split: of_kind[name][split] for split in splits} for name in reasoners if name in of_kind}
+        for kind in _FIGURES
+        if (of_kind := found.get(kind)) is not None
     }
 
 

@@ -174,9 +174,14 @@ def splits_of(rows: Sequence[Row]) -> list[str]:
 
 
 def to_markdown(
-    rows: Sequence[Row], title: str, commands: Mapping[str, str], metrics: Mapping[str, Metric] | None = None
+    rows: Sequence[Row],
+    title: str,
+    commands: Mapping[str, str],
+    metrics: Mapping[str, Metric] | None = None,
+    differences: str | None = None,
 ) -> str:
-    """The table, and a command for each run, by `VARIANT seed N`. `metrics`: what the metrics are."""
+    """The table, and a command for each run, by `VARIANT seed N`. `metrics`: what the metrics are; `differences`: a
+    table that comes next."""
     found = columns_of(rows, metrics or {})
     columns = ["", *found, *COST_COLUMNS]
     lines = [f"# {title}", "", f"{heading(rows)}.", ""]
@@ -185,6 +190,7 @@ def to_markdown(
         cells = [row.name, *(cells[place] for cells in found.values()), *cost_cells(row)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [f"\n{name}: {metric.description}." for name, metric in (metrics or {}).items()]
+    lines += ["", differences.rstrip()] if differences else []
     lines += ["", "Each run again:", ""]
     lines += [f"- {name}: `{command}`" for name, command in commands.items()]
     return "\n".join(lines) + "\n"

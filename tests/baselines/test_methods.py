@@ -95,7 +95,7 @@ def test_all_start_from_the_same_model_and_are_tested_alike(lm: LanguageModel, m
         for phase, _ in em.run():
             if phase.name not in ("init", "evaluate"):
                 break
-        assert em.state.tally["0"] == loop.state.tally["0"]
+        assert em.state.right["0"] == loop.state.right["0"]
     list(loop.run())
     last = max(loop.state.results()["accuracy"], key=int)
     assert set(loop.state.results()["accuracy"][last]) == set(loop.reasoners)

@@ -60,6 +60,10 @@ def test_every_method_has_a_row_and_a_run(compared: Path) -> None:
         assert run["config"]["method"] == run["method"]
         assert {"torch", "transformers", "latent_cot"} <= run["versions"].keys()
         assert run["command"].startswith("latent-cot fit --method ")
+        for reasoner, splits in run["right"].items():
+            for split, marks in splits.items():
+                assert marks.count("1") == run["accuracy"][reasoner][split]["correct"] and len(marks) == 8
+    assert len({json.dumps(run["questions"]) for run in found["runs"]}) == 1
     text = (compared / "comparison.md").read_text()
     assert all(f"| {name}, " in text for name in METHODS)
 
@@ -71,10 +75,23 @@ def test_what_is_done_is_not_done_again(
     shutil.copytree(compared, folder)
     monkeypatch.setattr(session, "open_session", refuse_to_load)
     again = [*SMOKE, "--model", tiny_model_dir, "--output-dir", folder]
-    called = cli(*again, "--json")
+    called = cli(*again, "--json", "--against", "em:p")
     assert called.status == 0, called.err
     before = json.loads((compared / "comparison.json").read_text())
     assert called.json["rows"] == before["rows"]
+    assert before["differences"] == []
+    rows = {(row["variant"], row["reasoner"]) for row in before["rows"]}
+    compared_with_p = {(one["variant"], one["reasoner"]) for one in called.json["differences"]}
+    assert compared_with_p == rows - {("em", "p")}
+    for one in called.json["differences"]:
+        (row,) = (
+            row for row in before["rows"] if (row["variant"], row["reasoner"]) == (one["variant"], one["reasoner"])
+        )
+        (p,) = (row for row in before["rows"] if (row["variant"], row["reasoner"]) == ("em", "p"))
+        for split, difference in one["splits"].items():
+            means = row["cells"][split]["mean"], p["cells"][split]["mean"]
+            assert (difference["first"], difference["second"]) == pytest.approx(means)
+    assert "% right, less that of em, p:" in (folder / "comparison.md").read_text()
     assert called.err.count("finished already") == len(METHODS)
 
     changed = cli(*again, "--set", "sft:sft.learning_rate=0.5")
