@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "pdf", "png")
 BAR_WIDTH = 20
 """Characters of a bar at 100 %."""
+_LINES_NAMED_INSIDE = 4
+_MARKERS = "osD^vP"
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Reasoner -> split -> `Accuracy.to_json()`."""
@@ -56,6 +58,23 @@ class Curve:
                 for split, numbers in sweep.points.items()
             ),
         )
+
+    @classmethod
+    def along(cls, axis: str, numbers: Mapping[str, Mapping[str, int]]) -> Curve | None:
+        """The splits that differ in one number alone: of several such sets the largest. None if it has less than three.
+
+        Args:
+            numbers: split -> number -> value.
+        """
+        alike: dict[tuple[tuple[str, int], ...], list[tuple[int, str]]] = {}
+        for split, values in numbers.items():
+            if axis in values:
+                rest = tuple(sorted((name, value) for name, value in values.items() if name != axis))
+                alike.setdefault(rest, []).append((values[axis], split))
+        found = max(alike.values(), key=len, default=[])
+        if len(found) < 3:
+            return None
+        return cls((axis,), tuple(Point(split, (value,), trained=False) for value, split in sorted(found)))
 
     def to_json(self) -> dict[str, Any]:
         """The points as rows: split, the axes' values, and whether there were such questions in training."""
@@ -133,6 +152,10 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
     with figure_in(path, 5.2 * len(curves), 3.8) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
+            if len(results) <= _LINES_NAMED_INSIDE:
+                axes.legend(fontsize="small")
+        if len(results) > _LINES_NAMED_INSIDE:
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
 
 
@@ -144,7 +167,8 @@ def _draw(axes: Axes, curve: Curve, results: Results) -> None:
             right = [100 * figure["accuracy"] for figure in figures]
             low, high = ([100 * figure["interval_95"][end] for figure in figures] for end in (0, 1))
             name = f"{reasoner}, {label}" if label else reasoner
-            (line,) = axes.plot(where, right, marker="o", markersize=4, label=plain(name))
+            marker = _MARKERS[len(axes.get_lines()) % len(_MARKERS)]
+            (line,) = axes.plot(where, right, marker=marker, markersize=4, label=plain(name))
             axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for number, value in enumerate(sorted({point.values[0] for point in curve.points if point.trained})):
         # matplotlib leaves what begins with an underscore out of the legend
@@ -153,7 +177,6 @@ def _draw(axes: Axes, curve: Curve, results: Results) -> None:
     axes.set(xlabel=plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
     axes.set_xticks(sorted({point.values[0] for point in curve.points}))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
 
 
 def plain(text: str) -> str:

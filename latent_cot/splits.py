@@ -26,6 +26,17 @@ def sweep_of(task: Task, pattern: str) -> Sweep:
     return task.sweep(pattern) if isinstance(task, SweepableTask) else Sweep(pattern, (), {pattern: {}})
 
 
+def numbers_of(task: Task, split: str) -> dict[str, int] | None:
+    """The numbers that a split's name stands for; None if it stands for none."""
+    if not isinstance(task, SweepableTask):
+        return None
+    try:
+        points = task.sweep(split).points
+    except UsageError:
+        return None
+    return dict(points[split]) if split in points else None
+
+
 def splits_of(
     task: Task,
     sweeps: Sequence[Sweep],

@@ -365,3 +365,20 @@ def test_rows_of_which_it_is_not_known() -> None:
         beside.differences(MARKED, beside.Target("ppo", "p"))
     with pytest.raises(UsageError, match="'emm' is not compared"):
         beside.parse_target("emm", ["em", "sft"])
+
+
+def test_accuracies_are_drawn_along_the_numbers_of_their_splits(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    splits = {"3-operands": (9, 10), "4-operands": (8, 10), "5-operands": (2, 10)}
+    numbers = {name: {"operands": 3 + k, "digits": 1} for k, name in enumerate(splits)}
+    both = table.summarise([record(name, 0, **splits) for name in ("sft", "em")])
+    table.save_plot(both, tmp_path / "lines.svg", "toy", numbers=numbers)
+    drawn = (tmp_path / "lines.svg").read_text()
+    assert ">operands<" in drawn and ">3-operands<" not in drawn and ">em, p<" in drawn
+    # Nothing may be left out: a split without numbers, or a row without one of the splits, makes bars of all.
+    table.save_plot(both, tmp_path / "a.svg", "toy", numbers={k: numbers[k] for k in list(numbers)[:2]})
+    fewer = table.summarise([record("sft", 0, **splits), record("em", 0, **dict(list(splits.items())[:2]))])
+    table.save_plot(fewer, tmp_path / "b.svg", "toy", numbers=numbers)
+    for name in ("a.svg", "b.svg"):
+        drawn = (tmp_path / name).read_text()
+        assert ">5-operands<" in drawn and ">operands<" not in drawn

@@ -112,3 +112,22 @@ def test_bad_paths(tmp_path: Path, name: str) -> None:
 def test_no_import_without_need() -> None:
     code = "import sys, latent_cot.plots; assert not {'matplotlib', 'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_splits_that_differ_in_one_number() -> None:
+    numbers = {
+        "8-operands": {"operands": 8, "digits": 1},
+        "3-operands": {"operands": 3, "digits": 1},
+        "2-digits": {"operands": 3, "digits": 2},
+        "4-operands": {"operands": 4, "digits": 1},
+        "other": {},
+    }
+    curve = Curve.along("operands", numbers)
+    assert curve is not None
+    assert [(point.split, point.values) for point in curve.points] == [
+        ("3-operands", (3,)),
+        ("4-operands", (4,)),
+        ("8-operands", (8,)),
+    ]
+    assert Curve.along("digits", numbers) is None, "two points are no curve"
+    assert Curve.along("unknown", numbers) is None

@@ -30,6 +30,7 @@ from latent_cot.interrupts import stop_signals
 from latent_cot.paths import with_absolute_paths
 from latent_cot.run import RunFolder, write_json, write_text
 from latent_cot.settings import check, from_dict, load_config, to_dict
+from latent_cot.splits import numbers_of
 from latent_cot.types import MeasuredTask, Metric
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def _write(
     differences = beside.to_markdown(compared, target) if target is not None else None
     write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))
     try:
-        table.save_plot(rows, path / "comparison.svg", title, metrics)
+        table.save_plot(rows, path / "comparison.svg", title, metrics, _numbers(first.task, table.splits_of(rows)))
     except ImportError:
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     return found
@@ -285,6 +286,12 @@ def _metrics(task: str) -> Mapping[str, Metric]:
     """What a task has instead of right answers; nothing for one that has these."""
     found = tasks.load(task)
     return found.metrics if isinstance(found, MeasuredTask) else {}
+
+
+def _numbers(task: str, splits: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The numbers of the splits that are named by some."""
+    loaded = tasks.load(task)
+    return {split: found for split in splits if (found := numbers_of(loaded, split)) is not None}
 
 
 def _table(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Table:

@@ -196,10 +196,34 @@ def to_markdown(
     return "\n".join(lines) + "\n"
 
 
-def save_plot(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[str, Metric] | None = None) -> None:
-    """Accuracies, or one metric against another, as a figure. Raises as `plots.figure_in` does."""
+def save_plot(
+    rows: Sequence[Row],
+    path: Path,
+    title: str,
+    metrics: Mapping[str, Metric] | None = None,
+    numbers: Mapping[str, Mapping[str, int]] | None = None,
+) -> None:
+    """Accuracies, or one metric against another, as a figure. Raises as `plots.figure_in` does.
+
+    Args:
+        numbers: of each split that is named by some. Where these say it all, accuracies are drawn along them.
+    """
     if any(row.metrics for row in rows):
         _plot_metrics(rows, path, title, metrics or {})
+        return
+    splits, numbers = splits_of(rows), numbers or {}
+    axes = dict.fromkeys(name for split in splits for name in numbers.get(split, ()))
+    known = {split: numbers[split] for split in splits if split in numbers}
+    curves = [curve for axis in axes if (curve := plots.Curve.along(axis, known)) is not None]
+    shown = {point.split for curve in curves for point in curve.points}
+    if shown == set(splits) and all(row.cells.keys() == shown for row in rows):
+        accuracies = {
+            row.name: {
+                split: {"accuracy": cell.mean, "interval_95": cell.interval_95} for split, cell in row.cells.items()
+            }
+            for row in rows
+        }
+        plots.save_plot(path, curves, accuracies, title)
     else:
         _plot_accuracies(rows, path, title)
 

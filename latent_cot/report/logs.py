@@ -17,7 +17,8 @@ from latent_cot.display import metric_text
 from latent_cot.errors import UsageError
 from latent_cot.reasoners import Source
 from latent_cot.run import RunFolder
-from latent_cot.types import Example, MeasuredTask, Metric, SweepableTask, Task
+from latent_cot.splits import numbers_of
+from latent_cot.types import Example, MeasuredTask, Metric, Task
 
 Json = dict[str, Any]
 
@@ -161,7 +162,7 @@ def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence
     for event in events:
         if event["kind"] == "evaluate" and "interval_95" in event:
             latest[event["round"], event["reasoner"], event["split"]] = event
-    numbers = {split: _numbers(task, split) for _, _, split in latest}
+    numbers = {split: numbers_of(task, split) for _, _, split in latest}
     names = tuple(dict.fromkeys(name for found in numbers.values() for name in found or ()))
     trained = {tuple(example.meta.get(name) for name in names) for example in training}
     return [
@@ -191,17 +192,6 @@ def metrics(events: Iterable[Mapping[str, Any]], task: Task) -> list[Json]:
             figures = {"value": _rounded(found["value"]), "n": found["n"], "interval": found["interval_95"]}
             latest[event["round"], event["reasoner"], event["split"], name] = {**place, **about, **figures}
     return list(latest.values())
-
-
-def _numbers(task: Task, split: str) -> dict[str, int] | None:
-    """The numbers that a split's name stands for; None if it stands for none."""
-    if not isinstance(task, SweepableTask):
-        return None
-    try:
-        points = task.sweep(split).points
-    except UsageError:
-        return None
-    return dict(points[split]) if split in points else None
 
 
 def _rounded(value: Any) -> Any:

@@ -1,0 +1,79 @@
+"""The pictures of docs/report.md, from a report: `python docs/images/make.py RUN/report.html`.
+
+Needs the extra `browser` and a Chromium (`apt-get install chromium`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+HERE = Path(__file__).parent
+SIZE = {"width": 1280, "height": 670}
+PHONE = {"width": 390, "height": 780}
+
+
+def main(report: Path) -> None:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    switches = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
+    with sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=chromium, args=switches)
+
+        def page(**settings: Any) -> Any:
+            opened = browser.new_context(**settings).new_page()
+            opened.goto(report.resolve().as_uri())
+            opened.wait_for_selector("body[data-ready]")
+            return opened
+
+        light = page(viewport=SIZE)
+        show(light, "rationales", most_varied(light))
+        unsure = [light.locator(f".pane .chain .token.s{level}") for level in (6, 5, 4, 3)]
+        next(tokens for tokens in unsure if tokens.count()).first.hover()
+        light.screenshot(path=HERE / "report-light.png")
+
+        light.mouse.move(5, 300)
+        light.keyboard.press("t")
+        light.wait_for_selector(".tree")
+        light.screenshot(path=HERE / "report-tree.png")
+
+        dark = page(viewport={**SIZE, "height": 820}, color_scheme="dark")
+        show(dark, "accuracy")
+        dark.screenshot(path=HERE / "report-dark.png")
+
+        narrow = page(viewport=PHONE, has_touch=True, is_mobile=True)
+        show(narrow, "rationales", most_varied(narrow))
+        narrow.screenshot(path=HERE / "report-narrow.png")
+        browser.close()
+
+
+def show(page: Any, section: str, question: int | None = None) -> None:
+    """Pick a question, and bring a section to the top below the bar."""
+    if question is not None:
+        page.locator(".question-item").nth(question).click()
+    page.evaluate(f"document.getElementById({section!r}).scrollIntoView({{behavior: 'instant'}})")
+    page.wait_for_timeout(300)
+
+
+def most_varied(page: Any) -> int:
+    """The question, of those with right and wrong chains, that has the most distinct ones up to eight."""
+    found: int = page.evaluate(
+        """() => {
+            const data = JSON.parse(document.getElementById("report-data").textContent);
+            const of = data.runs[0].samples.questions.map((q, k) => {
+                const right = q.chains.filter((c) => c.right).length;
+                const mixed = right > 0 && right < q.chains.length && q.chains.length <= 8;
+                return [mixed ? q.chains.length : 0, k];
+            });
+            return of.reduce((a, b) => (b[0] > a[0] ? b : a))[1];
+        }"""
+    )
+    return found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
