@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from latent_cot.buffer import ReplayBuffer, rationale_to_json
+from latent_cot.config import RunConfig
 from latent_cot.diagnostics import mean_figures
 from latent_cot.draws import draw_distinct, seed_of, slices
 from latent_cot.e_step import Batch, Behaviour, collect, describe, update
@@ -37,7 +38,7 @@ from latent_cot.reward import Prior
 from latent_cot.rollout import count_distinct, rollout
 from latent_cot.scoring import Group
 from latent_cot.state import Drawn, Info, Phase
-from latent_cot.types import Example, Rationale, SeedingTask
+from latent_cot.types import Example, Rationale, RewardingTask, SeedingTask, Task, TaskData
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""
@@ -50,19 +51,23 @@ class EM(Loop):
         super().__init__(*args, **arguments)
         c = self.config.e_step
         if c.prior == "sampler":
-            if self.reward.task is not None:
-                raise UsageError(
-                    f"--e-step.prior sampler: {self.task.name} has a reward of its own, with no prior in it; give model"
-                )
             self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
-        if self.config.m_step.excess is not None and self.reward.task is not None:
+        self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
+        self.log_z = [torch.nn.Parameter(torch.zeros(())) for _ in self.questions]
+        """log Z(X) of each training question, for an objective that learns it."""
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        if isinstance(task, RewardingTask) and config.e_step.prior == "sampler":
             raise UsageError(
-                f"--m-step.excess: {self.task.name} has a reward of its own, which is no probability that q could "
+                f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
+            )
+        if isinstance(task, RewardingTask) and config.m_step.excess is not None:
+            raise UsageError(
+                f"--m-step.excess: {task.name} has a reward of its own, which is no probability that q could "
                 "exceed; leave it out"
             )
-        self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
-        self.log_z = torch.nn.Parameter(torch.zeros(len(self.questions)))
-        """log Z(X) of each training question, for an objective that learns it."""
 
     def plan(self) -> list[Phase]:
         c = self.config
@@ -81,12 +86,12 @@ class EM(Loop):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "buffer": self.buffer.state_dict(), "log_z": self.log_z.tolist()}
+        return {**super().state_dict(), "buffer": self.buffer.state_dict(), "log_z": [z.item() for z in self.log_z]}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.buffer.load_state_dict(saved["buffer"])
-        with torch.no_grad():
-            self.log_z.copy_(torch.tensor(saved["log_z"]))
+        for z, value in zip(self.log_z, saved["log_z"], strict=True):
+            z.data.fill_(value)
 
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
@@ -109,8 +114,9 @@ class EM(Loop):
         if self.state.unit == 0:
             before = self.state.posterior.get(str(phase.round), {}).get("before")
             bound = mean_figures(before)["bound"] if before else 0.0
-            self.log_z.data.fill_(bound if math.isfinite(bound) else 0.0)
-        log_z = self.log_z if c.objective in LEARNS_LOG_Z else None
+            for z in self.log_z:
+                z.data.fill_(bound if math.isfinite(bound) else 0.0)
+        log_z = self.log_z if c.objective in LEARNS_LOG_Z else []
         optimiser = self._new_optimiser("q", schedule, c.clip, log_z=log_z, log_z_rate=c.log_z_learning_rate)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
         for step in range(self.state.unit, c.steps):
@@ -143,7 +149,7 @@ class EM(Loop):
                 reward_floor=c.reward_floor,
                 huber=c.huber,
                 max_tokens=c.max_batch_tokens,
-                log_z=None if log_z is None else [log_z[i] for i in chosen],
+                log_z=[log_z[i] for i in chosen] if log_z else None,
             )
             self.state.budget.gradient_steps += 1
             figures = describe(batches, self.is_correct if self.tells_right else None)
@@ -200,13 +206,14 @@ class EM(Loop):
         c = self.config.e_step
         if not (c.seed_buffer and c.replay):
             return
-        seeds = {
-            example.question: [z] for example, z in zip(self.data.demonstrations, self.demonstrations, strict=True)
-        }
+        seeds: dict[str, list[Rationale]] = {}
+        for example, z in zip(self.data.demonstrations, self.demonstrations, strict=True):
+            seeds.setdefault(example.question, []).append(z)
         for example, rationales in self._sample_seeds():
             known = seeds.setdefault(example.question, [])
             known.extend(z for z in rationales if z not in known)
-        examples = [example for example in self.questions if seeds.get(example.question)]
+        asked = {example.question: example for example in self.questions}
+        examples = [example for question, example in asked.items() if seeds.get(question)]
         queries = [self.query(example) for example in examples]
         groups = [Group(query.model_prompt, seeds[query.example.question], query.answer) for query in queries]
         for group, example, rewards in zip(groups, examples, self.reward.of_prefixes(examples, groups), strict=True):

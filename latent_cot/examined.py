@@ -18,6 +18,7 @@ from latent_cot.e_step import Query
 from latent_cot.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questions
 from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.measure import Counts, draw, figures, judge, log_probs_of_texts
+from latent_cot.reward import own_log_reward
 from latent_cot.scoring import Group
 from latent_cot.state import Info, Phase, State
 from latent_cot.types import (
@@ -140,7 +141,7 @@ class Examined:
         """Does a rationale arrive at the example's answer, or is it worth anything by the task's own reward? True where
         nobody can tell: with candidates, which only p can pick, and where there is no right answer."""
         if isinstance(self.task, RewardingTask):
-            return self.task.log_reward(example, rationale.text) > -math.inf
+            return own_log_reward(self.task, example, rationale, len(rationale), self.rules.codec) > -math.inf
         if isinstance(self.task, MeasuredTask) or self.task.candidates(example) is not None:
             return True
         return self.task.grade(example, self.task.answer(rationale))

@@ -21,10 +21,12 @@ from typing import Any, NamedTuple
 import torch
 
 from latent_cot import m_step
+from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules
 from latent_cot.config import MStepConfig, RunConfig
 from latent_cot.diagnostics import diagnose, mean_figures
 from latent_cot.draws import seed_of, slices
+from latent_cot.errors import UsageError
 from latent_cot.examined import Examined
 from latent_cot.lessons import vary
 from latent_cot.lm import Adapter, LanguageModel
@@ -84,9 +86,22 @@ class Loop(Examined, ABC):
         self.optimiser: AdapterOptimiser | None = None
         self._restore = restore
         self.phases = self.plan()
+        self.begun = self.state.phase if self.state.unit else self.state.phase - 1
+        """The last phase that has begun."""
         if state is None:
             for adapter in ("p", "q"):
                 lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
+        before the model is loaded; a method adds what it needs."""
+        tells_apart = "m_step" not in METHODS[config.method].unread and config.m_step.target == "candidates"
+        if tells_apart and not all(map(task.candidates, [*data.demonstrations, *data.pairs])):
+            raise UsageError(
+                f"--m-step.target candidates: {task.name} has questions without candidates, of which there is nothing "
+                "to tell apart; give joint or answer"
+            )
 
     @abstractmethod
     def plan(self) -> list[Phase]:
@@ -113,12 +128,19 @@ class Loop(Examined, ABC):
 
     # -- the loop ------------------------------------------------------------------------------------
 
+    def begin(self, number: int) -> None:
+        """Do what has to be done before the first unit of phase `number`, if it has not been done."""
+        if number > self.begun:
+            self.begun = number
+            self.start(self.phases[number])
+
     def run(self) -> Iterator[tuple[Phase, Info]]:
         """Go through the phases from where `state` is. After each unit its figures are yielded, and the
         caller may save, or stop for good: what it has then is the state after that unit."""
         jobs = self.jobs()
         while self.state.phase < len(self.phases):
             phase = self.phases[self.state.phase]
+            self.begin(self.state.phase)
             for info in jobs[phase.name].work(phase):
                 self.state.unit += 1
                 yield phase, info
@@ -139,6 +161,14 @@ class Loop(Examined, ABC):
         evaluated = last or self.config.evaluation.every_round
         return [Phase(number, name) for name in (*names, *(["evaluate"] if evaluated else []))]
 
+    def start(self, phase: Phase) -> None:
+        """What adapters begin a phase as. With several tasks it is done for all of them before any goes on: none may
+        find, or undo, what another has learned in the meantime."""
+        if phase.name == "imitate":
+            self.lm.copy_adapter("p", "q")
+        elif phase.name == "prepare":
+            self.start_sampler(phase.round)
+
     def init(self, phase: Phase) -> Iterator[Info]:
         """p before the first round: fine-tuned on the demonstrations' own rationales, if so configured."""
         if self._learns_demonstrations:
@@ -146,15 +176,11 @@ class Loop(Examined, ABC):
 
     def imitate(self, phase: Phase) -> Iterator[Info]:
         """A start for a q that sees Y: its prompt is one that p has never read."""
-        if self.state.unit == 0:
-            self.lm.copy_adapter("p", "q")
         if self.demonstrations:
             yield from self._fit("q", self._demonstrated, self.config.init_step)
 
     def prepare(self, phase: Phase) -> Iterator[Info]:
-        """The start of q. How far it is from the posterior is what its training starts from."""
-        if self.state.unit == 0:
-            self.start_sampler(phase.round)
+        """How far q is from the posterior before its training."""
         yield from self.diagnose(phase)
 
     def diagnose(self, phase: Phase) -> Iterator[Info]:

@@ -45,8 +45,16 @@ def run_in_turns(
         )
     going = list(parts)
     saved = time.monotonic()
+    begun = max(part.loop.begun for part in parts)
+    for part in parts:
+        part.loop.begun = begun
     while going:
         part = min(going, key=lambda one: place(one.loop))
+        # Phases without a unit of anybody's are passed by, and have begun all the same.
+        for phase in range(begun + 1, min(place(part.loop)[0] + 1, len(part.loop.phases))):
+            begun = phase
+            for one in parts:
+                one.loop.begin(phase)
         if not part.advance():
             going.remove(part)
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +39,8 @@ class AdapterOptimiser:
         weights: the adapter's.
         schedule: of their learning rate.
         clip: largest norm of their gradient.
-        log_z: a vector of learned log-partition functions, with a constant learning rate of its own.
+        log_z: learned log-partition functions, a parameter each, with a constant learning rate of their own. One that
+            has no gradient in a step stays where it is: in a vector, its momentum would carry it away.
         log_z_rate: that learning rate, in nats a step.
         processes: each of which has the gradients of its share of a step's questions.
     """
@@ -50,23 +51,23 @@ class AdapterOptimiser:
         schedule: Schedule,
         clip: float,
         *,
-        log_z: nn.Parameter | None = None,
+        log_z: Sequence[nn.Parameter] = (),
         log_z_rate: float = 0.1,
         processes: Processes | None = None,
     ) -> None:
         self.weights = [weights[name] for name in sorted(weights)]
         self.schedule = schedule
         self.clip = clip
-        self.log_z = log_z
+        self.log_z = list(log_z)
         self.processes = processes or Processes()
         groups = [{"params": self.weights, "lr": schedule.peak, "weight_decay": 0.01}]
-        if log_z is not None:
-            groups.append({"params": [log_z], "lr": log_z_rate, "weight_decay": 0.0})
+        if self.log_z:
+            groups.append({"params": self.log_z, "lr": log_z_rate, "weight_decay": 0.0})
         self.adam = torch.optim.AdamW(groups, fused=True)
 
     def step(self, number: int) -> float:
         """Update with the accumulated gradients and clear them; returns their norm before clipping."""
-        self.processes.sum_gradients(self.weights if self.log_z is None else [*self.weights, self.log_z])
+        self.processes.sum_gradients([*self.weights, *self.log_z])
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.clip))
         if math.isfinite(norm):  # a step with an infinite gradient would ruin the adapter: leave it out
             self.adam.param_groups[0]["lr"] = self.schedule.at(number)

@@ -61,7 +61,8 @@ class Curve:
 
     @classmethod
     def along(cls, axis: str, numbers: Mapping[str, Mapping[str, int]]) -> Curve | None:
-        """The splits that differ in one number alone: of several such sets the largest. None if it has less than three.
+        """The splits that differ in one number alone: of several such sets the largest. None if it has less than three,
+        or several with the same number, such as those of test and of validation questions.
 
         Args:
             numbers: split -> number -> value.
@@ -72,7 +73,7 @@ class Curve:
                 rest = tuple(sorted((name, value) for name, value in values.items() if name != axis))
                 alike.setdefault(rest, []).append((values[axis], split))
         found = max(alike.values(), key=len, default=[])
-        if len(found) < 3:
+        if len(found) < 3 or len({value for value, _ in found}) < len(found):
             return None
         return cls((axis,), tuple(Point(split, (value,), trained=False) for value, split in sorted(found)))
 
@@ -149,12 +150,13 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
 
     Raises UsageError if it cannot be written.
     """
-    with figure_in(path, 5.2 * len(curves), 3.8) as figure:
+    beside = len(results) > _LINES_NAMED_INSIDE
+    with figure_in(path, 5.2 * len(curves), max(3.8, 0.22 * len(results) + 0.8 if beside else 0)) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
-            if len(results) <= _LINES_NAMED_INSIDE:
+            if not beside:
                 axes.legend(fontsize="small")
-        if len(results) > _LINES_NAMED_INSIDE:
+        if beside:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
 

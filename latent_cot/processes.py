@@ -57,16 +57,16 @@ class Processes:
         return self.sum([float(condition)])[0] > 0
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """Give each weight the sum of its gradients over the processes; one that has none counts as zero."""
+        """Give each weight the sum of its gradients over the processes; none, if it has none in any of them."""
         if self.count == 1:
             return
         weights = list(weights)
-        flat = torch.cat(
-            [(torch.zeros_like(w) if w.grad is None else w.grad).flatten().to(self._device) for w in weights]
-        )
-        flat = reduce(flat, "sum")
-        for weight, gradient in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
-            weight.grad = gradient.view_as(weight).to(weight.device)
+        there = torch.tensor([w.grad is not None for w in weights], dtype=weights[0].dtype)
+        parts = [(torch.zeros_like(w) if w.grad is None else w.grad).flatten().to(self._device) for w in weights]
+        flat = reduce(torch.cat([*parts, there.to(self._device)]), "sum")
+        *gradients, found = flat.split([*(w.numel() for w in weights), len(weights)])
+        for weight, gradient, n in zip(weights, gradients, found.tolist(), strict=True):
+            weight.grad = gradient.view_as(weight).to(weight.device) if n else None
 
     def generator(self, shared: torch.Generator | None) -> torch.Generator | None:
         """A generator of this process's own. All draw from `shared`, which so stays the same in all."""

@@ -124,4 +124,4 @@ def _is_model_trained(folder: RunFolder) -> bool:
     from latent_cot.state import State
 
     checkpoint = folder.latest()
-    return True if checkpoint is None else State.saved_in(checkpoint).model_trained
+    return True if checkpoint is None else State.model_trained_in(checkpoint)

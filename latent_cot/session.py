@@ -101,6 +101,7 @@ def open_session(
     if load_data:
         data = task.load(data_request(config))
         notes += data.notes
+        METHODS[config.method].load().check(config, task, data)
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped
 
@@ -294,11 +295,16 @@ def load_reasoners(session: Session, folder: RunFolder) -> None:
 
 
 def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
-    """The first `size` questions of each split that are not in the training data, and what was dropped."""
+    """The first `size` questions of each split that are not in the training data, and what was dropped.
+
+    Raises UsageError for a split of which nothing is left.
+    """
     training = [] if has_one_question(task) else [*data.demonstrations, *data.pairs]
     tests, notes = {}, []
     for name in task.default_splits if evaluation.splits is None else evaluation.splits:
         kept, dropped = drop_seen(task.split(name), training)
+        if not kept:
+            raise UsageError(f"--evaluation.splits {name}: all its {dropped} questions are training data; leave it out")
         if dropped:
             notes.append(f"Split {name}: {dropped} questions that are in the training data were dropped.")
         tests[name] = kept[: evaluation.size]

@@ -103,6 +103,17 @@ class State:
                 "for this run, or start again in another --output-dir"
             ) from error
 
+    @staticmethod
+    def model_trained_in(checkpoint: Checkpoint) -> bool:
+        """Whether an M-step had changed p. A run of another version can be read, if not gone on with."""
+        try:
+            return bool(checkpoint.state["loop"]["model_trained"])
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"{checkpoint.path}: saved by another version of latent-cot ({error} is missing); use that version for "
+                "this run"
+            ) from error
+
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
         posterior (round -> before and after its training; means over the validation questions), and what it cost."""

@@ -62,7 +62,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         schedule = Schedule(1e-2, 10, 0, "constant")
         return AdapterOptimiser(lm.parameters(adapter), schedule, 1.0, processes=lm.processes, **options)
 
-    log_z = torch.nn.Parameter(torch.zeros(len(asked)))
+    log_z = [torch.nn.Parameter(torch.zeros(())) for _ in [*asked, None]]  # the last one's question is not asked
     info = e_step.update(
         lm,
         batches,
@@ -74,9 +74,9 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         reward_floor=None,
         huber=None,
         max_tokens=100,
-        log_z=list(log_z),
+        log_z=log_z[:-1],
     )
-    found["e_step"] = [info.loss, info.variance, info.log_z, info.gradient_norm, *log_z.tolist()]
+    found["e_step"] = [info.loss, info.variance, info.log_z, info.gradient_norm, *(z.item() for z in log_z)]
     learned = m_step.update(lm, "p", groups, rules, optimiser("p"), 0, max_tokens=100)
     found["m_step"] = [learned.loss, learned.gradient_norm]
     single = m_step.update(lm, "p", groups[:1], rules, optimiser("p"), 0, max_tokens=100)  # one has nothing to do

@@ -24,7 +24,7 @@ from latent_cot.run import RunFolder
 from latent_cot.session import Stopped
 from latent_cot.state import Phase
 from tests.loops import CONFIG, make, outcome
-from tests.worlds import PlainTask, language_model
+from tests.worlds import PlainTask, ToyTask, language_model
 
 TOKENS = dataclasses.replace(CONFIG.rollout, granularity="token")
 PLAIN = dataclasses.replace(CONFIG, rollout=TOKENS, rounds=1, init="base")
@@ -98,6 +98,31 @@ def test_they_share_one_q_and_each_has_its_own_rules(lm: LanguageModel) -> None:
     assert toy.rules.tools and not plain.rules.tools
     assert toy.rules.granularity != plain.rules.granularity
     assert len(toy.rules.codec.actions) < len(plain.rules.codec.actions)
+
+
+@pytest.mark.parametrize("condition", ["x", "xy"])
+@pytest.mark.parametrize("first", ["toy", "plain"])
+def test_adapters_are_copied_before_anybody_learns(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, condition: Any, first: str
+) -> None:
+    """The plain task has no units of imitation and none of the comparison with the posterior."""
+    log: list[tuple[str, int, str]] = []
+    parts = [
+        Part(make(lm, dataclasses.replace(TOY, condition=condition), ToyTask()), log),
+        Part(make(lm, dataclasses.replace(PLAIN, condition=condition), PlainTask()), log),
+    ]
+    copied: list[set[str]] = []
+    copy = lm.copy_adapter
+
+    def noted(source: Any, target: Any) -> None:
+        copied.append({phase for _, _, phase in log})
+        copy(source, target)
+
+    monkeypatch.setattr(lm, "copy_adapter", noted)
+    turns(parts if first == "toy" else parts[::-1])
+    phases = {phase for name, _, phase in log if name == "plain"}
+    assert "e_step" in phases and "prepare" not in phases and "imitate" not in phases
+    assert len(copied) == 2 and not any(before & {"imitate", "e_step"} for before in copied)
 
 
 def test_tasks_with_other_phases_do_not_fit(lm: LanguageModel) -> None:

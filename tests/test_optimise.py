@@ -63,9 +63,22 @@ def test_a_gradient_that_is_not_finite_is_left_out(bad: float) -> None:
 
 
 def test_log_z_has_a_rate_of_its_own() -> None:
-    weight, log_z = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(3))
+    weight, log_z = torch.nn.Parameter(torch.ones(2)), [torch.nn.Parameter(torch.zeros(())) for _ in range(3)]
     own = AdapterOptimiser({"w": weight}, Schedule(1e-6, 5, 0, "cosine"), 1.0, log_z=log_z, log_z_rate=0.25)
-    weight.grad, log_z.grad = torch.ones(2), torch.tensor([-1.0, 0.0, 100.0])
+    weight.grad = torch.ones(2)
+    log_z[0].grad, log_z[2].grad = torch.tensor(-1.0), torch.tensor(100.0)
     assert own.step(3) == pytest.approx(2**0.5), "log Z is not part of the norm that is clipped"
-    assert log_z.tolist() == pytest.approx([0.25, 0.0, -0.25], abs=1e-4)
+    assert [z.item() for z in log_z] == pytest.approx([0.25, 0.0, -0.25], abs=1e-4)
     torch.testing.assert_close(weight.detach(), torch.ones(2), atol=1e-5, rtol=0)
+
+
+def test_a_log_z_stays_where_it_is_while_its_question_is_not_asked() -> None:
+    """And when it is asked late for the first time, it moves as the first one did."""
+    weight, log_z = torch.nn.Parameter(torch.ones(1)), [torch.nn.Parameter(torch.zeros(())) for _ in range(2)]
+    own = AdapterOptimiser({"w": weight}, Schedule(1e-6, 99, 0, "constant"), 1.0, log_z=log_z, log_z_rate=0.1)
+    for step in range(50):
+        weight.grad = torch.ones(1)
+        if step in (0, 40):
+            log_z[bool(step)].grad = torch.tensor(-0.3)
+        own.step(step)
+    assert [z.item() for z in log_z] == pytest.approx([0.1, 0.1], abs=1e-4)

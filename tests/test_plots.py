@@ -131,3 +131,5 @@ def test_splits_that_differ_in_one_number() -> None:
     ]
     assert Curve.along("digits", numbers) is None, "two points are no curve"
     assert Curve.along("unknown", numbers) is None
+    twice = {**numbers, "validation-3-operands": numbers["3-operands"]}
+    assert Curve.along("operands", twice) is None, "test and validation questions are no line"

@@ -8,11 +8,11 @@ on it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
 from latent_cot.beam import beam_search
+from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.lm import Adapter
 from latent_cot.loop import Loop
@@ -20,22 +20,24 @@ from latent_cot.measure import Counts, draw
 from latent_cot.rollout import count_distinct
 from latent_cot.scoring import Group, score_in_batches
 from latent_cot.state import Phase
-from latent_cot.types import MeasuredTask, Rationale
+from latent_cot.types import MeasuredTask, Rationale, Task, TaskData
 
 
 class Decoding(Loop):
     """Nothing is trained, but for the initial p that all methods start from."""
 
-    def __init__(self, *args: Any, **arguments: Any) -> None:
-        super().__init__(*args, **arguments)
-        c = self.config.decode
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        c = config.decode
         plain = c.strategy == "sample" and c.multiple == 1
-        if not isinstance(self.task, MeasuredTask) and not plain:
+        if not isinstance(task, MeasuredTask) and not plain:
             raise UsageError(
-                f"--decode.strategy {c.strategy}: the task {self.task.name} has right answers, on which chains vote; "
+                f"--decode.strategy {c.strategy}: the task {task.name} has right answers, on which chains vote; "
                 "give --decode.strategy sample and --decode.multiple 1"
             )
-        if self.rules.tools and c.strategy in ("beam", "diverse-beam"):
+        tools = task.tools if config.rollout.tools is None else config.rollout.tools
+        if tools and c.strategy in ("beam", "diverse-beam"):
             raise UsageError(
                 f"--decode.strategy {c.strategy}: its chains cannot call tools; give rollout: {{tools: []}} in --config"
             )

@@ -63,11 +63,11 @@ class Rejection(Loop):
                     self.state.drawn.append(Drawn(question, rationale))
             yield {"drawn": len(members), "kept": len(self.state.drawn), "accuracy": right / len(members)}
 
-    def m_step(self, phase: Phase) -> Iterator[Info]:
-        """Fine-tune the starting point on what was kept."""
-        if self.state.unit == 0 and self.state.drawn and self.config.rejection.start != "last":
+    def start(self, phase: Phase) -> None:
+        """An M-step fine-tunes the starting point, not the last p."""
+        super().start(phase)
+        if phase.name == "m_step" and self.state.drawn and self.config.rejection.start != "last":
             self.lm.copy_adapter("q", "p")
-        yield from super().m_step(phase)
 
     def _set_start(self) -> None:
         if self.config.rejection.start == "base":

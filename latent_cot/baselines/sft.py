@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from latent_cot import m_step
 from latent_cot.chain import encode_rationale
-from latent_cot.config import MStepConfig
+from latent_cot.config import MStepConfig, RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.evaluate import NO_RATIONALE
 from latent_cot.lm import Adapter
@@ -23,7 +23,7 @@ from latent_cot.loop import Job, Loop
 from latent_cot.m_step import Target
 from latent_cot.optimise import Schedule
 from latent_cot.state import Drawn, Info, Phase
-from latent_cot.types import Example, MeasuredTask
+from latent_cot.types import Example, MeasuredTask, Task, TaskData
 
 
 class SFT(Loop):
@@ -36,6 +36,14 @@ class SFT(Loop):
 
     def plan(self) -> list[Phase]:
         return [*self.round(0, "init"), *self.round(1, "fit", last=True)]
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        if not data.demonstrations and not all(map(task.candidates, data.pairs)):
+            raise UsageError(
+                "--method sft learns --data.demonstrations, whose answers are read off rationales; give some"
+            )
 
     @property
     def answers_at_once(self) -> bool:
@@ -50,10 +58,6 @@ class SFT(Loop):
 
     def fit(self, phase: Phase) -> Iterator[Info]:
         """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
-        if self.answers_at_once and not all(map(self.task.candidates, self.questions)):
-            raise UsageError(
-                "--method sft learns --data.demonstrations, whose answers are read off rationales; give some"
-            )
         c, step_config = self.config.sft, self._step_config
         records = [Drawn(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated

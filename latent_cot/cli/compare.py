@@ -31,7 +31,7 @@ from latent_cot.paths import with_absolute_paths
 from latent_cot.run import RunFolder, write_json, write_text
 from latent_cot.settings import check, from_dict, load_config, to_dict
 from latent_cot.splits import numbers_of
-from latent_cot.types import MeasuredTask, Metric
+from latent_cot.types import MeasuredTask, Metric, is_answer_given
 
 if TYPE_CHECKING:
     from latent_cot.session import Session
@@ -87,9 +87,7 @@ def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     options = parse(CompareOptions, argv, "compare")
     runs, budget, path = _plan(options)
-    target = None
-    if options.against is not None:
-        target = beside.parse_target(options.against, [one.variant for one in runs])
+    target = None if options.against is None else _target(options.against, runs)
     console = progress_console(to_stderr=options.json)
     recorded = _recorded(options, runs, console)
     done = dict.fromkeys(recorded, "recorded")
@@ -155,6 +153,16 @@ def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
     return runs, budget, path
 
 
+def _target(text: str, runs: Sequence[Run]) -> Target:
+    """The row that --against names. Raises UsageError if there is none, or rows have no right answers."""
+    task = tasks.load(runs[0].config.task)
+    if isinstance(task, MeasuredTask):
+        raise UsageError(f"--against: {task.name} has figures instead of right answers; leave it out")
+    answer_given = is_answer_given(task)
+    reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, answer_given) for one in runs}
+    return beside.parse_target(text, reasoners)
+
+
 def _variants(options: CompareOptions) -> list[Variant]:
     named = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
     if not named and options.variants is None:
@@ -170,9 +178,10 @@ def _variants(options: CompareOptions) -> list[Variant]:
 
 def _seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+    seeds = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    if len(set(seeds)) < len(parts):
         raise UsageError(f"--seeds {text}: write them as 0,1,2, each once")
-    return [int(part) for part in parts]
+    return seeds
 
 
 def _merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:

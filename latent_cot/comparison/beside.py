@@ -42,18 +42,26 @@ class Target:
     """None: the one of the same name or, where there is none, the last one."""
 
 
-def parse_target(text: str, variants: Sequence[str]) -> Target:
-    """`VARIANT` or `VARIANT:REASONER`. Raises UsageError for a variant that is not compared."""
+def parse_target(text: str, reasoners: Mapping[str, Sequence[str]]) -> Target:
+    """`VARIANT` or `VARIANT:REASONER`.
+
+    Args:
+        reasoners: those of each variant that is compared.
+
+    Raises UsageError for one that is not compared.
+    """
     variant, _, reasoner = text.partition(":")
-    if variant not in variants:
-        raise UsageError(f"--against {text}: {variant!r} is not compared.{did_you_mean(variant, variants)}")
+    if variant not in reasoners:
+        raise UsageError(f"--against {text}: {variant!r} is not compared.{did_you_mean(variant, reasoners)}")
+    if reasoner and reasoner not in reasoners[variant]:
+        raise UsageError(f"--against {text}: the reasoners of {variant} are {' and '.join(reasoners[variant])}")
     return Target(variant, reasoner or None)
 
 
 def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside], list[str]]:
     """Each row beside the target, in their order; and the rows of which it is not known which answers are right.
 
-    Raises UsageError if that is not known of the target, or it has no such reasoner.
+    The first is empty where that is not known of the target.
     """
     rows = {
         (record["variant"], reasoner): {
@@ -64,13 +72,9 @@ def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside]
     }
     known = {row: seeds for row, seeds in rows.items() if all(seeds.values())}
     targets = [reasoner for variant, reasoner in known if variant == target.variant]
-    if not targets:
-        raise UsageError(
-            f"--against {target.variant}: which of its answers are right is not recorded (a task without right "
-            "answers, or a record of an earlier version)"
-        )
-    if target.reasoner is not None and target.reasoner not in targets:
-        raise UsageError(f"--against {target.variant}:{target.reasoner}: it has {' and '.join(targets)}")
+    unknown = [f"{variant}, {reasoner}" for variant, reasoner in rows if (variant, reasoner) not in known]
+    if not targets or (target.reasoner is not None and target.reasoner not in targets):
+        return [], unknown
     found = []
     for (variant, reasoner), seeds in known.items():
         other = target.reasoner or (reasoner if reasoner in targets else targets[-1])
@@ -81,7 +85,7 @@ def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside]
         by_split = outcomes.differences([seeds[s] for s in common], [known[against][s] for s in common])
         of_right = {split: figures[RIGHT] for split, figures in by_split.items()}
         found.append(Beside(variant, reasoner, against, tuple(common), of_right))
-    return found, [f"{variant}, {reasoner}" for variant, reasoner in rows if (variant, reasoner) not in known]
+    return found, unknown
 
 
 def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]:

@@ -54,9 +54,10 @@ def _read_records(file: Path) -> list[Record]:
         runs = json.loads(file.read_bytes())["runs"]
         for run in runs:
             _check_keys(run, _KEYS)
+            _check_marks(run.get("right", {}))
     except FileNotFoundError as error:
         raise UsageError(f"{where}: no such file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: cannot be read ({error})") from error
     except (KeyError, TypeError) as error:
         raise UsageError(f"{where}: is no comparison.json of `latent-cot compare` (no {error} in a run)") from error
@@ -67,6 +68,13 @@ def _check_keys(record: Any, keys: Mapping[str, Any]) -> None:
     """Raises KeyError or TypeError if a record has not these keys, and those below them."""
     for key, below in keys.items():
         _check_keys(record[key], below)
+
+
+def _check_marks(right: Any) -> None:
+    """Raises TypeError if what says which questions are right is not reasoner -> split -> a "1" or "0" for each."""
+    for marks in (marks for of_reasoner in dict(right).values() for marks in dict(of_reasoner).values()):
+        if not isinstance(marks, str) or not set(marks) <= {"0", "1"}:
+            raise TypeError("`right` of ones and zeros")
 
 
 def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str]:

@@ -49,7 +49,8 @@ def train(
     generator = torch.Generator().manual_seed(c.seed)
     buffer = ReplayBuffer(capacity=1000, tolerance=0.0)
     reward = Reward(world.lm, world.rules.codec, max_tokens=c.max_batch_tokens)
-    log_z = torch.nn.Parameter(torch.zeros(len(world.queries))) if objective in LEARNS_LOG_Z else None
+    learned = world.queries if objective in LEARNS_LOG_Z else []
+    log_z = [torch.nn.Parameter(torch.zeros(())) for _ in learned]
     optimiser = AdapterOptimiser(
         world.lm.parameters("q"),
         Schedule(c.learning_rate, steps, c.warmup, "cosine"),
@@ -80,10 +81,10 @@ def train(
             reward_floor=None,
             huber=c.huber,
             max_tokens=c.max_batch_tokens,
-            log_z=None if log_z is None else list(log_z),
+            log_z=log_z or None,
         )
         on_step()
-    return None if log_z is None else log_z.tolist()
+    return [z.item() for z in log_z] if log_z else None
 
 
 def _behaviour(rng: random.Random, c: Settings) -> Behaviour:
