@@ -38,7 +38,8 @@ class ChainRules:
     def __post_init__(self) -> None:
         if self.granularity == "step" and not self.tools and self.step_delimiter is None:
             raise UsageError(
-                "granularity 'step' needs a tool or a step delimiter to tell where a step ends; use 'token'"
+                "--rollout.granularity step: the task has no tool and no step_delimiter, so that nothing tells where a "
+                "step ends; give token, or the task a step_delimiter"
             )
         triggers = {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
         object.__setattr__(self, "_triggers", triggers)

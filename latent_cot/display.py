@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -324,3 +325,34 @@ def _left(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
+
+
+def narrow_tables(
+    names: Mapping[str, Sequence[str]], columns: Mapping[str, Sequence[str]], caption: str, width: int
+) -> Iterator[Table]:
+    """A table, or several with some of the columns each, so that none has to be cut to be at most so wide.
+
+    Args:
+        names: heading -> cells of the columns that all of them begin with; `columns`: of the others.
+    """
+
+    def width_of(heading: str, cells: Sequence[str]) -> int:
+        return max(map(cell_len, [heading, *cells])) + 3  # the padding and a line
+
+    left = 1 + sum(width_of(*column) for column in names.items())
+    parts: list[dict[str, Sequence[str]]] = [{}]
+    used = left
+    for heading, cells in columns.items():
+        if parts[-1] and used + width_of(heading, cells) > width:
+            parts.append({})
+            used = left
+        parts[-1][heading] = cells
+        used += width_of(heading, cells)
+    for part in parts:
+        table = Table(caption=Text(caption) if part is parts[-1] else None, caption_justify="left")
+        shown = {**names, **part}
+        for heading in shown:
+            table.add_column(Text(printable(heading)), justify="left" if heading in names else "right", no_wrap=True)
+        for row in zip(*shown.values(), strict=True):
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        yield table

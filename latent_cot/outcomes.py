@@ -153,7 +153,7 @@ def of_reasoner(path: Path, reasoner: str | None) -> Mapping[Question, Mapping[s
     Raises UsageError where there are others only, or several and none is named.
     """
     found = read(path)
-    if len(found) == 1:
+    if len(found) == 1 and reasoner is None:
         return next(iter(found.values()))
     if reasoner is None:
         raise UsageError(f"{path}: has outcomes of {' and '.join(found)}; say which by --reasoner")

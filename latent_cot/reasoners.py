@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from latent_cot.session import Session
 
 
+_LISTED = 8
+"""Runs that are named when the one asked for is not there."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What the user named: a run folder, or a base model."""
@@ -37,6 +41,11 @@ class Source:
         if self.folder is None:
             return ("p",)
         return METHODS[self.config.method].reasoners(self.config, is_answer_given(tasks.load(self.config.task)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end; a base model needs none."""
+        return self.folder is None or (self.folder.path / "results.json").exists()
 
     def describe(self) -> dict[str, str | None]:
         run = str(self.folder.path) if self.folder else None
@@ -67,10 +76,21 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(config, folder)
+    if (path / "comparison.json").exists():
+        runs = sorted(str(file.parent) for file in path.glob("*/seed*/config.yaml"))
+        raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")
     if path.is_dir() and not (path / "config.json").exists():
         raise UsageError(
             f"{target}: neither a run (no config.yaml) nor a model (no config.json); give the --output-dir of "
             "a run, or a model"
+        )
+    if not path.exists() and path.parent != Path() and path.parent.is_dir():  # a folder, and not owner/name on the hub
+        runs = sorted(file.parent.name for file in path.parent.glob("*/config.yaml"))
+        there = (
+            f" (in {path.parent}: {', '.join(runs[:_LISTED])}{', ...' if len(runs) > _LISTED else ''})" if runs else ""
+        )
+        raise UsageError(
+            f"{target}: no such folder; give the --output-dir of a run{there}, or a model's name on the hub or folder"
         )
     config = load_config(task=task)
     config = replace(config, model=target, lora=replace(config.lora, rank=1))

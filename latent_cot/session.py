@@ -19,7 +19,8 @@ from rich.console import Console
 
 from latent_cot import tasks, tools, weights
 from latent_cot.baselines import METHODS
-from latent_cot.chain import ChainRules, encode_rationale
+from latent_cot.chain import ChainRules
+from latent_cot.checks import check_demonstrations, check_tools
 from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig, data_request
 from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel, Weights
@@ -31,7 +32,14 @@ from latent_cot.settings import to_dict
 from latent_cot.state import Phase, State
 from latent_cot.tasks.common import drop_seen, fingerprint
 from latent_cot.text import TextCodec
-from latent_cot.types import AlphabetTask, Example, Task, TaskData, has_one_question, is_answer_given
+from latent_cot.types import (
+    AlphabetTask,
+    Example,
+    Task,
+    TaskData,
+    has_one_question,
+    is_answer_given,
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ def open_session(
         )
     names = task.tools if config.rollout.tools is None else config.rollout.tools
     chain_tools = [tools.load(name) for name in names]
+    check_tools(task, names, chain_tools)
     data = TaskData((), (), ())
     tests: dict[str, list[Example]] = {}
     notes: list[str] = []
@@ -125,8 +134,7 @@ def open_session(
         config.rollout.min_tokens,
         config.rollout.max_tokens,
     )
-    for demonstration in data.demonstrations:
-        _check_demonstration(demonstration, rules)
+    notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     return Session(config, model, task, data, tests, rules, test_rules, notes)
 
@@ -373,15 +381,6 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
 def _same_model(a: RunConfig, b: RunConfig) -> bool:
     names = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
     return all(getattr(a, name) == getattr(b, name) for name in names)
-
-
-def _check_demonstration(example: Example, rules: ChainRules) -> None:
-    """Raises UsageError, naming where it comes from, if q could not write this rationale."""
-    try:
-        encode_rationale(example.z or "", rules)
-    except UsageError as error:
-        source = example.meta.get("source")
-        raise UsageError(f"{source}: {error}" if source else str(error)) from error
 
 
 def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:

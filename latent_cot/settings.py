@@ -346,14 +346,18 @@ def _check_method(config: RunConfig) -> None:
             raise UsageError(f"--{name}.clip-range is {section.clip_range}; it must be below 1")
 
 
+def code_named(config: RunConfig) -> list[str]:
+    """The code of a user's own that a configuration names."""
+    named = [name for name in (config.task, *(config.rollout.tools or ())) if ".py" in name]
+    return named + (["the model's own code (trust_remote_code)"] if config.trust_remote_code else [])
+
+
 def refuse_code(config: RunConfig, file: str | Path, *, trusted: bool) -> None:
     """A run folder may come from somebody else: the code that its configuration names runs only on the user's word.
 
     Raises UsageError, naming the code, unless `trusted`.
     """
-    named = [name for name in (config.task, *(config.rollout.tools or ())) if ".py" in name]
-    named += ["the model's own code (trust_remote_code)"] if config.trust_remote_code else []
-    if named and not trusted:
+    if (named := code_named(config)) and not trusted:
         raise UsageError(f"{file}: names code to run: {', '.join(named)}. If you trust it, add --trust-code")
 
 

@@ -58,7 +58,10 @@ def load(name: str) -> Tool:
 def _run(path: Path) -> ModuleType:
     """The module in a user's file. Its siblings are not put on `sys.path`."""
     if not path.is_file():
-        raise UsageError(f"{path}: no such tool file. Give an existing .py file or one of: {', '.join(names())}.")
+        several = " Several tools are separated by spaces." if "," in str(path) else ""
+        raise UsageError(
+            f"{path}: no such tool file. Give an existing .py file or one of: {', '.join(names())}.{several}"
+        )
     path = path.resolve()
     # Two files of one name must not share a module; the stem is kept for tracebacks.
     module_name = f"_latent_cot_tool_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"

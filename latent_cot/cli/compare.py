@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from latent_cot import tasks, tracking
 from latent_cot.baselines import METHODS, Spend
@@ -24,7 +23,7 @@ from latent_cot.comparison.beside import Beside, Target
 from latent_cot.comparison.plan import Run, Variant
 from latent_cot.comparison.records import Record
 from latent_cot.comparison.table import Row
-from latent_cot.display import Display, printable
+from latent_cot.display import Display, narrow_tables
 from latent_cot.errors import UsageError
 from latent_cot.interrupts import stop_signals
 from latent_cot.paths import with_absolute_paths
@@ -95,7 +94,8 @@ def run(argv: Sequence[str]) -> int:
     if options.dry_run:
         for one in runs:
             planned = METHODS[one.config.method].planned(one.config)
-            state = done.get(one.name, "to do")
+            begun = (one.folder / "config.yaml").exists()
+            state = done.get(one.name, "begun, goes on" if begun else "to do")
             cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
             say(console, f"{one.folder}: {state}; {cost}")
             say(console, f"  {plan.command_of(one.config, options.preset)}")
@@ -112,10 +112,15 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         print_json(found)
     else:
-        console.print(_table(rows, _metrics(found["task"])))
+        for shown in _tables(rows, _metrics(found["task"]), console.width):
+            console.print(shown)
         if target is not None:
-            console.print(_differences(compared, target))
-    say(console, f"Saved in {path}: comparison.json, comparison.md, comparison.svg")
+            for shown in _differences(compared, target, console.width):
+                console.print(shown)
+            if not compared:
+                say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
+    written = [name for name in ("comparison.json", "comparison.md", "comparison.svg") if (path / name).exists()]
+    say(console, f"Saved in {path}: {', '.join(written)}")
     return 0
 
 
@@ -136,6 +141,8 @@ def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)
     path = Path(options.output_dir or f"runs/compare-{Path(base.task).stem}").expanduser()
+    if (path / "config.yaml").exists():
+        raise UsageError(f"--output-dir {path}: holds a run; give another folder")
     runs = []
     # Seed after seed: if it is stopped halfway, every method has been run with the first seeds.
     for seed in _seeds(options.seeds):
@@ -276,6 +283,7 @@ def _write(
     try:
         table.save_plot(rows, path / "comparison.svg", title, metrics, _numbers(first.task, table.splits_of(rows)))
     except ImportError:
+        (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     return found
 
@@ -303,26 +311,15 @@ def _numbers(task: str, splits: Sequence[str]) -> dict[str, dict[str, int]]:
     return {split: found for split in splits if (found := numbers_of(loaded, split)) is not None}
 
 
-def _table(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Table:
-    shown = Table(caption=Text(table.heading(rows)), caption_justify="left")
-    shown.add_column("method, reasoner")
-    columns = table.columns_of(rows, metrics)
-    for title in columns:
-        shown.add_column(Text(printable(title)), justify="right")
-    for name in table.COST_COLUMNS:
-        shown.add_column(name, justify="right")
-    for place, row in enumerate(rows):
-        cells = [cells[place] for cells in columns.values()]
-        shown.add_row(Text(row.name), *cells, *table.cost_cells(row))
-    return shown
+def _tables(rows: Sequence[Row], metrics: Mapping[str, Metric], width: int) -> Iterator[Table]:
+    costs = zip(*map(table.cost_cells, rows), strict=True)
+    columns = {**table.columns_of(rows, metrics), **dict(zip(table.COST_COLUMNS, costs, strict=True))}
+    return narrow_tables({"method, reasoner": [row.name for row in rows]}, columns, table.heading(rows), width)
 
 
-def _differences(found: Sequence[Beside], target: Target) -> Table:
-    shown = Table(caption=Text(beside.heading(target)), caption_justify="left")
-    shown.add_column("method, reasoner")
-    splits = beside.splits_of(found)
-    for split in splits:
-        shown.add_column(Text(printable(split)), justify="right")
-    for one in found:
-        shown.add_row(Text(one.name), *(beside.difference_text(one.splits.get(split)) for split in splits))
-    return shown
+def _differences(found: Sequence[Beside], target: Target, width: int) -> Iterator[Table]:
+    columns = {
+        split: [beside.difference_text(one.splits.get(split)) for one in found] for split in beside.splits_of(found)
+    }
+    names = {"method, reasoner": [one.name for one in found], "less that of": [one.less for one in found]}
+    return narrow_tables(names, columns, beside.heading(target), width)

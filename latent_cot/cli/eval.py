@@ -122,6 +122,9 @@ def run(argv: Sequence[str]) -> int:
     splits = splits_of(task, sweeps, files=options.data, exclude=options.exclude, size=options.size, training=training)
     curves = [plots.Curve.of(sweep, training) for sweep in sweeps if sweep.axes]
     loop = reasoners.load(source, data, Console(stderr=True))
+    if not source.finished:
+        note = f"{options.target}: not finished; what its newest checkpoint has is tested"
+        console.print(Text(printable(note), style="dim"), soft_wrap=True)
 
     decoding = _decoding(options, source.config.evaluation, task)
     report = _Report(splits, decoding)
@@ -141,6 +144,7 @@ def run(argv: Sequence[str]) -> int:
         print_json(
             {
                 **source.describe(),
+                "finished": source.finished,
                 "seed": options.seed,
                 "decoding": decoding,
                 "dropped": {name: split.dropped for name, split in splits.items()},

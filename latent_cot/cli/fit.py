@@ -24,7 +24,7 @@ from latent_cot.errors import UsageError
 from latent_cot.interrupts import stop_signals
 from latent_cot.paths import default_folder, with_absolute_paths
 from latent_cot.run import RunFolder
-from latent_cot.settings import check, from_dict, load_config, refuse_code, to_dict, to_yaml
+from latent_cot.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
 
 # With --resume the settings are the run's own; these only say which run, and how to report.
 _WITH_RESUME = {
@@ -140,11 +140,11 @@ def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
             )
         except Stopped:
             number = stopped_by()
-            say_stopped(console, command_for(config), path, options)
+            say_stopped(console, command_for(config), path, options, trust(config))
             return 128 + (number or signal.SIGINT)
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {path}. See also:")
     for command in ("eval", "report"):
-        say(console, f"  latent-cot {command} {quoted(path)}")
+        say(console, f"  latent-cot {command} {quoted(path)}{trust(config)}")
     if options.json and main:
         print_json({"run": str(path), **results})
     return 0
@@ -185,11 +185,16 @@ def command_for(config: RunConfig) -> str:
     return "em" if config.method == "em" else "fit"
 
 
-def say_stopped(console: Console, command: str, path: Path, options: RunOptions) -> None:
+def trust(config: RunConfig) -> str:
+    """What a command on the run needs besides, as text: a user's own code is run on his word only."""
+    return " --trust-code" if code_named(config) else ""
+
+
+def say_stopped(console: Console, command: str, path: Path, options: RunOptions, trusted: str) -> None:
     """How to go on with the run in `path`; `command`: `em`, with what it needs besides."""
     tracked = "".join(f" --track {name}" for name in options.track)
     say(console, f"Stopped; saved in {path}. Go on with:")
-    say(console, f"  latent-cot {command} --output-dir {quoted(path)} --resume{tracked}")
+    say(console, f"  latent-cot {command} --output-dir {quoted(path)} --resume{tracked}{trusted}")
 
 
 def say(console: Console, text: str, style: str = "") -> None:

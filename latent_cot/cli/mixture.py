@@ -73,7 +73,7 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
 
 
 def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, options: RunOptions) -> int:
-    from latent_cot.cli.fit import command_for, quoted, say, say_stopped
+    from latent_cot.cli.fit import command_for, quoted, say, say_stopped, trust
     from latent_cot.mixture import newest_in_common, run_in_turns
     from latent_cot.run import RunFolder
     from latent_cot.session import Running, Stopped
@@ -109,11 +109,12 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
                 should_stop=lambda: stopped_by() is not None,
             )
         except Stopped:
-            say_stopped(console, f"{command_for(configs[0])} --task {','.join(names)}", path, options)
+            trusted = next(filter(None, map(trust, configs)), "")
+            say_stopped(console, f"{command_for(configs[0])} --task {','.join(names)}", path, options, trusted)
             return 128 + (stopped_by() or signal.SIGINT)
     say(console, f"Done; a run folder for each task is in {path}. See also:")
-    for name in names:
-        say(console, f"  latent-cot eval {quoted(path / name)}")
+    for name, config in zip(names, configs, strict=True):
+        say(console, f"  latent-cot eval {quoted(path / name)}{trust(config)}")
     if options.json:
         print_json({"run": str(path), "tasks": dict(zip(names, results, strict=True))})
     return 0

@@ -32,6 +32,11 @@ class Beside:
     def name(self) -> str:
         return f"{self.variant}, {self.reasoner}"
 
+    @property
+    def less(self) -> str:
+        """The name of the other row."""
+        return ", ".join(self.against)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -109,7 +114,7 @@ def difference_text(difference: Difference | None) -> str:
 def heading(target: Target) -> str:
     """What the differences are differences from."""
     row = target.variant if target.reasoner is None else f"{target.variant}, {target.reasoner}"
-    return f"% right, less that of {row}: mean over the questions (95 % interval), all seeds together"
+    return f"% right, less that of {row}: mean over the questions (95 % interval), all seeds together; -: asked others"
 
 
 def splits_of(found: Sequence[Beside]) -> list[str]:
@@ -119,8 +124,10 @@ def splits_of(found: Sequence[Beside]) -> list[str]:
 def to_markdown(found: Sequence[Beside], target: Target) -> str:
     """A table with a row for each."""
     splits = splits_of(found)
-    lines = [f"{heading(target)}.", "", f"| {' | '.join(['', *splits])} |", f"|{' --- |' * (len(splits) + 1)}"]
+    columns = ["", "less that of", *splits]
+    lines = [f"{heading(target)}.", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     lines += [
-        f"| {' | '.join([one.name, *(difference_text(one.splits.get(split)) for split in splits)])} |" for one in found
+        f"| {' | '.join([one.name, one.less, *(difference_text(one.splits.get(split)) for split in splits)])} |"
+        for one in found
     ]
     return "\n".join(lines) + "\n"

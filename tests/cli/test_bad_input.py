@@ -40,6 +40,7 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["eval", ".", "--votes", "3", "--temperature", "0"], ["--votes 3", "raise it"]),
         (["eval", ".", "--temperature", "nan"], ["--temperature is nan"]),
         (["eval", "."], ["neither a run (no config.yaml) nor a model (no config.json)"]),
+        (["eval", "../absent"], ["absent: no such folder", "--output-dir of a run"]),
         (["sample", ".", "--question", "1 + 1", "-n", "0"], ["-n is 0"]),
     ],
 )
@@ -217,3 +218,17 @@ def test_a_hostile_name_cannot_steer_the_terminal(cli: Cli, tmp_path: Path) -> N
     assert called.status == 2
     assert "\x1b" not in called.err and "\r" not in called.err and "\x07" not in called.err
     assert "\\x1b]0;owned\\x07[bold]x[/bold]\\r" in called.err
+
+
+def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
+    """It is no name on the hub: those that are there are told."""
+    for name in ("one", "two"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    for argv in (["eval", tmp_path / "runs" / "tow"], ["export", tmp_path / "runs" / "tow", tmp_path / "out"]):
+        assert_refused(cli(*argv), "tow: no such folder", "one, two")
+    (tmp_path / "all" / "em" / "seed0").mkdir(parents=True)
+    (tmp_path / "all" / "em" / "seed0" / "config.yaml").touch()
+    (tmp_path / "all" / "comparison.json").touch()
+    assert_refused(cli("eval", tmp_path / "all"), "all: a comparison", "such as", "em/seed0")
+    assert_refused(cli("compare", "--output-dir", tmp_path / "runs" / "one"), "holds a run; give another folder")

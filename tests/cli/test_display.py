@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from latent_cot.display import Clock, accuracy_table, marked, printable, round_columns, samples_table
+from latent_cot.display import Clock, accuracy_table, marked, narrow_tables, printable, round_columns, samples_table
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -89,3 +89,19 @@ def test_phases_not_measured_yet_are_estimated_from_the_others() -> None:
     left = clock.left({"e_step": 2, "something-new": 1})
     assert left is not None
     assert left > 2.0  # an E-step unit costs more than an M-step unit
+
+
+def test_wide_tables_are_divided_not_cut() -> None:
+    names = {"method": ["em, p", "rejection, p"]}
+    columns = {f"{k}-operands": ["95.3 ± 1.2 (94-96)", "100.0 ± 0.0 (100-100)"] for k in range(3, 9)}
+    console = Console(width=80, file=io.StringIO(), record=True)
+    tables = list(narrow_tables(names, columns, "% right", 80))
+    for table in tables:
+        console.print(table)
+    text = console.export_text()
+    assert len(tables) > 1 and "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert text.count("100.0 ± 0.0 (100-100)") == len(columns) and text.count("rejection, p") == len(tables)
+    assert text.count("% right") == 1
+    assert len(list(narrow_tables(names, columns, "", 400))) == 1
+    (narrow,) = narrow_tables(names, {}, "nothing", 80)
+    assert narrow.row_count == 2
