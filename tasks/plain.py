@@ -13,7 +13,8 @@ class PlainTask:
     """A task whose answer is read off the rationale and is right if it is the gold answer to the letter.
 
     What is left to write: `name`, `description`, `default_splits`, `example`, `load`, `split` and `answer`
-    (`latent_cot.types.Task` says what each of them is).
+    (`latent_cot.types.Task` says what each of them is). Without a tool and a `step_delimiter` there are no steps: a run
+    then needs `--rollout.granularity token`.
     """
 
     tools: tuple[str, ...] = ()
