@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import rich.progress
 from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
@@ -300,6 +301,38 @@ class Display:
             self.console.print(Text(line), soft_wrap=True)
             self._last_line = now
         self._phase = phase
+
+
+class Items:
+    """So many of so many things are done: a bar on a terminal, elsewhere a line now and then, with the time left."""
+
+    def __init__(
+        self, console: Console, what: str, total: int, *, time_of: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console, self.what, self.total, self.done = console, what, total, 0
+        self._time_of = time_of
+        self._started = self._last_line = time_of()
+        self._bar = rich.progress.Progress(console=console, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Items:
+        if self._bar:
+            self._bar.start()
+            self._bar.add_task(self.what, total=self.total)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        now = self._time_of()
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self.done)
+        elif now - self._last_line >= LINE_SECONDS:
+            left = _left((now - self._started) * (self.total - self.done) / self.done)
+            self.console.print(Text(f"{self.what} {self.done}/{self.total}  {left}"), soft_wrap=True)
+            self._last_line = now
 
 
 def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:

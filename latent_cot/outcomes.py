@@ -147,19 +147,19 @@ def read(path: Path) -> Outcomes:
     return found
 
 
-def of_reasoner(path: Path, reasoner: str | None) -> Mapping[Question, Mapping[str, float]]:
-    """The outcomes of one reasoner in a file: the only one there is, or the one named.
+def of_reasoner(path: Path, reasoner: str | None) -> tuple[str, Mapping[Question, Mapping[str, float]]]:
+    """A reasoner in a file, the only one there is or the one named, and its outcomes.
 
     Raises UsageError where there are others only, or several and none is named.
     """
     found = read(path)
-    if len(found) == 1 and reasoner is None:
-        return next(iter(found.values()))
+    if len(found) == 1:
+        return next(iter(found.items()))
     if reasoner is None:
         raise UsageError(f"{path}: has outcomes of {' and '.join(found)}; say which by --reasoner")
     if reasoner not in found:
         raise UsageError(f"{path}: has outcomes of {' and '.join(found)}, none of {reasoner}")
-    return found[reasoner]
+    return reasoner, found[reasoner]
 
 
 def differences(

@@ -127,7 +127,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_question_that_is_asked_again_is_another(tmp_path: Path) -> None:
     file = tmp_path / "o.jsonl"
     file.write_text(line() + line(figures={"right": 0}))
-    assert outcomes.of_reasoner(file, None) == {
+    reasoner, found = outcomes.of_reasoner(file, None)
+    assert reasoner and found == {
         Question("a", "1 + 1", 0): {"right": 1.0},
         Question("a", "1 + 1", 1): {"right": 0.0},
     }
@@ -168,7 +169,8 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         outcomes.write(there, [])
     with pytest.raises(UsageError, match="--reasoner"):
         outcomes.of_reasoner(both, None)
-    assert list(outcomes.of_reasoner(both, "q")) == [Question("a", "1 + 1", 0)]
+    reasoner, found = outcomes.of_reasoner(both, "q")
+    assert reasoner == "q" and list(found) == [Question("a", "1 + 1", 0)]
     both.write_text(line(reasoner="x") + line(reasoner="q"))
     with pytest.raises(UsageError, match="none of p"):
         outcomes.of_reasoner(both, "p")

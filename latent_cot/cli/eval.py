@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from latent_cot import outcomes, plots, reasoners, tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.display import RATIONALE_HEADING, accuracy_table, marked, metrics_table, printable
+from latent_cot.display import RATIONALE_HEADING, Items, accuracy_table, marked, metrics_table, printable
 from latent_cot.errors import UsageError
 from latent_cot.splits import Split, splits_of, sweep_of
 from latent_cot.types import DrawingTask, Measured, MeasuredTask, Task
@@ -264,8 +263,7 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
     from latent_cot.measure import figure_of, measure
 
     total = len(names) * sum(len(split.examples) for split in report.splits.values())
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("questions", total=total)
+    with Items(console, "questions", total) as progress:
         for name in names:
             of_reasoner = report.results.setdefault(name, {})
             for split_name, split in report.splits.items():
@@ -279,7 +277,7 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
                     }
                     if options.outcomes is not None:
                         report.outcomes += outcomes.of_measured(name, split_name, measured, found)
-                    progress.advance(bar, n)
+                    progress.advance(n)
                     continue
                 right, mistakes = 0, Mistakes(loop.task)
                 for outcome in answer_questions(
@@ -300,7 +298,7 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
                         report.outcomes.append(outcomes.of_answered(name, split_name, outcome))
                     if options.errors and not outcome.correct:
                         mistakes.add(outcome)
-                    progress.advance(bar)
+                    progress.advance()
                 of_reasoner[split_name] = Accuracy(right, len(split.examples)).to_json()
                 if options.errors:
                     report.mistakes.setdefault(name, {})[split_name] = mistakes

@@ -42,12 +42,12 @@ class PairedOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(PairedOptions, argv, "paired")
-    for flag, files in (("FILE", options.first), ("--against FILE", options.against)):
+    named = {"FILE": options.first, "--against FILE": options.against}
+    for flag, files in named.items():
         if not files:
             raise UsageError(f"no file is named as {flag}; make one: latent-cot eval RUN --outcomes FILE")
-    first, second = (
-        [outcomes.of_reasoner(path, options.reasoner) for path in files] for files in (options.first, options.against)
-    )
+    sides = [[outcomes.of_reasoner(path, options.reasoner) for path in files] for files in named.values()]
+    first, second = ([found for _, found in side] for side in sides)
     found = outcomes.differences(first, second)
     if not found:
         raise UsageError(
@@ -64,6 +64,7 @@ def run(argv: Sequence[str]) -> int:
             {
                 "first": [str(path) for path in options.first],
                 "against": [str(path) for path in options.against],
+                "reasoners": [list(dict.fromkeys(reasoner for reasoner, _ in side)) for side in sides],
                 "left_out": left_out,
                 "differences": {
                     split: {name: difference.to_json() for name, difference in figures.items()}
@@ -72,6 +73,9 @@ def run(argv: Sequence[str]) -> int:
             }
         )
     else:
+        for what, files, side in zip(("first", "against"), named.values(), sides, strict=True):
+            told = ", ".join(f"{reasoner} of {path}" for path, (reasoner, _) in zip(files, side, strict=True))
+            console.print(Text(printable(f"{what}: {told}"), style="dim"), soft_wrap=True)
         _show(console, found)
     return 0
 

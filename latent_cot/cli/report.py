@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 from rich.text import Text
 
 from latent_cot import __version__, reasoners, tasks
 from latent_cot.cli.options import Switch, parse, progress_console
-from latent_cot.display import printable
+from latent_cot.display import Items, printable
 from latent_cot.errors import UsageError
 from latent_cot.report import FORMAT, cache, logs, page
 from latent_cot.run import RunFolder
@@ -160,13 +159,12 @@ def _samples(
 
     loop = reasoners.load(one.source, reasoners.shown_data(one.source, one.task), console)
     total = sum(map(len, questions.values()))
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(f"{one.folder.path.name}: questions", total=total)
+    with Items(console, f"{printable(one.folder.path.name)}: questions", total) as progress:
         made = sample(
             loop,
             questions,
             Settings(one.reasoner, options.samples, options.temperature, options.seed),
-            lambda done: progress.advance(bar, done),
+            progress.advance,
         )
     try:
         cache.store(one.folder, wanted, made)

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from latent_cot.display import Clock, accuracy_table, marked, narrow_tables, printable, round_columns, samples_table
+from latent_cot.display import (
+    Clock,
+    Items,
+    accuracy_table,
+    marked,
+    narrow_tables,
+    printable,
+    round_columns,
+    samples_table,
+)
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -105,3 +114,16 @@ def test_wide_tables_are_divided_not_cut() -> None:
     assert len(list(narrow_tables(names, columns, "", 400))) == 1
     (narrow,) = narrow_tables(names, {}, "nothing", 80)
     assert narrow.row_count == 2
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
+    console, now = Console(width=80, file=io.StringIO(), record=True), [0.0]
+    with Items(console, "questions", 100, time_of=lambda: now[0]) as items:
+        for seconds in (1, 1, 60, 1, 120):
+            now[0] += seconds
+            items.advance(10)
+    assert console.export_text() == "questions 30/100  2:25 left\nquestions 50/100  3:03 left\n"
+    terminal = Console(width=80, file=io.StringIO(), force_terminal=True)
+    with Items(terminal, "questions", 3) as items:
+        items.advance(3)
+    assert items.done == 3

@@ -133,6 +133,8 @@ def test_outcomes_side_by_side(cli: Cli, finished: Path, tmp_path: Path) -> None
     shown = cli("paired", ours, ours, "--against", theirs, "--reasoner", "q")
     assert shown.status == 0, shown.err
     assert "3-operands" in shown.out and "+0.0 (" in shown.out
+    assert f"first: q of {ours}, q of {ours}\n" in shown.out and f"against: q of {theirs}\n" in shown.out
+    assert called.json["reasoners"] == [["p"], ["q"]]
 
 
 def test_paired_needs_questions_in_common(cli: Cli, finished: Path, tmp_path: Path) -> None:
