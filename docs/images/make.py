@@ -32,13 +32,16 @@ def main(report: Path) -> None:
 
         light = page(viewport=SIZE)
         show(light, "rationales", most_varied(light))
-        unsure = [light.locator(f".pane .chain .token.s{level}") for level in (6, 5, 4, 3)]
+        first = light.locator(".pane .chain").first
+        unsure = [first.locator(f".token.s{level}") for level in range(6, 0, -1)]
         next(tokens for tokens in unsure if tokens.count()).first.hover()
+        light.wait_for_timeout(300)
         light.screenshot(path=HERE / "report-light.png")
 
         light.mouse.move(5, 300)
-        light.keyboard.press("t")
+        light.get_by_role("button", name="tree", exact=True).click()
         light.wait_for_selector(".tree")
+        show(light, "rationales")
         light.screenshot(path=HERE / "report-tree.png")
 
         dark = page(viewport={**SIZE, "height": 820}, color_scheme="dark")
@@ -60,13 +63,14 @@ def show(page: Any, section: str, question: int | None = None) -> None:
 
 
 def most_varied(page: Any) -> int:
-    """The question, of those with right and wrong chains, that has the most distinct ones up to eight."""
+    """The question, of those with right and wrong chains none of them cut, that has most, up to five."""
     found: int = page.evaluate(
         """() => {
             const data = JSON.parse(document.getElementById("report-data").textContent);
             const of = data.runs[0].samples.questions.map((q, k) => {
                 const right = q.chains.filter((c) => c.right).length;
-                const mixed = right > 0 && right < q.chains.length && q.chains.length <= 8;
+                const whole = q.chains.every((c) => !c.cut);
+                const mixed = right > 0 && right < q.chains.length && q.chains.length <= 5 && whole;
                 return [mixed ? q.chains.length : 0, k];
             });
             return of.reduce((a, b) => (b[0] > a[0] ? b : a))[1];
