@@ -114,11 +114,11 @@ def run(argv: Sequence[str]) -> int:
     else:
         for shown in _tables(rows, _metrics(found["task"]), console.width):
             console.print(shown)
-        if target is not None:
+        if target is not None and compared:
             for shown in _differences(compared, target, console.width):
                 console.print(shown)
-            if not compared:
-                say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
+    if target is not None and not compared:
+        say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
     written = [name for name in ("comparison.json", "comparison.md", "comparison.svg") if (path / name).exists()]
     say(console, f"Saved in {path}: {', '.join(written)}")
     return 0
@@ -278,7 +278,7 @@ def _write(
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
     write_json(path / "comparison.json", found)
     metrics = _metrics(first.task)
-    differences = beside.to_markdown(compared, target) if target is not None else None
+    differences = beside.to_markdown(compared, target) if target is not None and compared else None
     write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))
     try:
         table.save_plot(rows, path / "comparison.svg", title, metrics, _numbers(first.task, table.splits_of(rows)))
