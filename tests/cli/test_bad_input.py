@@ -232,3 +232,24 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "all" / "comparison.json").touch()
     assert_refused(cli("eval", tmp_path / "all"), "all: a comparison", "such as", "em/seed0")
     assert_refused(cli("compare", "--output-dir", tmp_path / "runs" / "one"), "holds a run; give another folder")
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--method", "decode", "--decode.strategy", "beam"], ["--decode.strategy beam", "has right answers"]),
+        (["--method", "sft", "--data.demonstrations", "0"], ["--method sft learns --data.demonstrations"]),
+        (
+            ["--m-step.target", "candidates", "--lessons.joined-questions", "0"],
+            ["--m-step.target candidates", "give joint or answer"],
+        ),
+        (["--task", "random_numbers", "--m-step.excess", "1"], ["--m-step.excess", "a reward of its own"]),
+        (["--rollout.tools", "calculator", "calculator"], ["--rollout.tools calculator: its trigger '='"]),
+    ],
+)
+def test_what_a_method_cannot_do_is_told_before_a_model_is_loaded(
+    cli: Cli, tmp_path: Path, argv: list[str], parts: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert_refused(cli("fit", *argv, "--model", "absent-model", "--output-dir", folder), *parts)
+    assert not folder.exists()
