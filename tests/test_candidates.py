@@ -258,7 +258,7 @@ def test_fine_tuning_without_rationales(fresh: LanguageModel) -> None:
         _share(fresh, codec, example) > max(0.9, old) for example, old in zip(sft.questions, before, strict=True)
     )
     with pytest.raises(UsageError, match=r"--data\.demonstrations"):
-        list(make(fresh, config, NoDemonstrations()).run())
+        type(sft).check(config, NoDemonstrations(), NoDemonstrations().load(DataRequest()))
 
 
 def test_few_shot_shows_questions_with_their_answers(fresh: LanguageModel) -> None:

@@ -17,7 +17,7 @@ from latent_cot.errors import UsageError
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Loop
 from latent_cot.settings import check, with_method
-from latent_cot.types import Sample
+from latent_cot.types import DataRequest, Sample
 from tests.loops import CONFIG, make
 from tests.measured import LengthTask
 from tests.oracles import beam as oracle
@@ -95,17 +95,21 @@ def test_nothing_is_spent(lm: LanguageModel) -> None:
     assert "length" in loop.state.metrics["0"]["p"]["test"]
 
 
-def test_what_it_refuses(lm: LanguageModel) -> None:
+def check_loop(config: RunConfig, task: ToyTask) -> None:
+    METHODS["decode"].load().check(config, task, task.load(DataRequest()))
+
+
+def test_what_it_refuses() -> None:
     with pytest.raises(UsageError, match=r"--decode.strategy beam: the task plain has right answers"):
-        make(lm, config_of(strategy="beam"), PlainTask())
+        check_loop(config_of(strategy="beam"), PlainTask())
 
     class WithTool(LengthTask):
         def __init__(self) -> None:
             super().__init__(tools=("count",))
 
     with pytest.raises(UsageError, match="cannot call tools"):
-        make(lm, config_of(strategy="beam"), WithTool())
-    make(lm, config_of("step"), ToyTask())  # sampled as ever
+        check_loop(config_of(strategy="beam"), WithTool())
+    check_loop(config_of("step"), ToyTask())  # sampled as ever
     with pytest.raises(UsageError, match=r"--decode.top-p is 1.5"):
         check(config_of(strategy="nucleus", top_p=1.5))
     with pytest.raises(UsageError, match=r"--decode.multiple is 0"):
