@@ -190,8 +190,9 @@ def test_a_documented_command_works(
     if arguments[0] == "report" and "--no-model" not in arguments:
         arguments += ["--questions", "1", "-n", "4"]
     if arguments[0] == "compare":
-        # With two methods where it is meant to be quick; else what it would do is shown.
-        quick = ["--methods", "few-shot,sft", "--set", "precision=fp32"] if "smoke" in arguments else ["--dry-run"]
+        # Where it is meant to be quick with the methods it names, or with two of all; else what it would do is shown.
+        few = [] if "--methods" in arguments else ["--methods", "few-shot,sft"]
+        quick = [*few, "--set", "precision=fp32"] if "smoke" in arguments else ["--dry-run"]
         arguments += ["--model", str(tiny_model_dir), *quick]
     if arguments[0] in ("em", "fit") and not {"--resume", "--print-config"} & set(arguments):
         shutil.rmtree("runs/mine")
