@@ -6,11 +6,11 @@ overrides the preset, and flags override both. Nothing here enters a kernel: `em
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from latent_cot.types import DataRequest
+from latent_cot.types import DataRequest, Task
 
 
 @dataclass(frozen=True)
@@ -445,3 +445,8 @@ def data_request(config: RunConfig) -> DataRequest:
     """What a configuration asks of its task."""
     d = config.data
     return DataRequest(d.demonstrations, d.pairs, d.validation, config.seed, d.train_file, d.options)
+
+
+def tool_names(config: RunConfig, task: Task) -> Sequence[str]:
+    """The tools that chains may call: those of the configuration or, where it names none, the task's own."""
+    return task.tools if config.rollout.tools is None else config.rollout.tools

@@ -16,6 +16,7 @@ import rich.progress
 from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -309,7 +310,7 @@ class Items:
     def __init__(
         self, console: Console, what: str, total: int, *, time_of: Callable[[], float] = time.monotonic
     ) -> None:
-        self.console, self.what, self.total, self.done = console, what, total, 0
+        self.console, self.what, self.total, self.done = console, printable(what), total, 0
         self._time_of = time_of
         self._started = self._last_line = time_of()
         self._bar = rich.progress.Progress(console=console, transient=True) if console.is_terminal else None
@@ -317,7 +318,7 @@ class Items:
     def __enter__(self) -> Items:
         if self._bar:
             self._bar.start()
-            self._bar.add_task(self.what, total=self.total)
+            self._bar.add_task(escape(self.what), total=self.total)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -51,8 +51,7 @@ def run_in_turns(
     while going:
         part = min(going, key=lambda one: place(one.loop))
         # Phases without a unit of anybody's are passed by, and have begun all the same.
-        for phase in range(begun + 1, min(place(part.loop)[0] + 1, len(part.loop.phases))):
-            begun = phase
+        for phase in range(part.loop.begun + 1, min(place(part.loop)[0] + 1, len(part.loop.phases))):
             for one in parts:
                 one.loop.begin(phase)
         if not part.advance():

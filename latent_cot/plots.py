@@ -151,7 +151,8 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
     Raises UsageError if it cannot be written.
     """
     beside = len(results) > _LINES_NAMED_INSIDE
-    with figure_in(path, 5.2 * len(curves), max(3.8, 0.22 * len(results) + 0.8 if beside else 0)) as figure:
+    height = max(3.8, 0.22 * len(results) + 0.8) if beside else 3.8
+    with figure_in(path, 5.2 * len(curves), height) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
             if not beside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,20 +85,27 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
             f"{target}: neither a run (no config.yaml) nor a model (no config.json); give the --output-dir of "
             "a run, or a model"
         )
-    if not path.exists() and path.parent != Path() and path.parent.is_dir():  # a folder, and not owner/name on the hub
-        runs = sorted(file.parent.name for file in path.parent.glob("*/config.yaml"))
-        there = (
-            f" (in {path.parent}: {', '.join(runs[:_LISTED])}{', ...' if len(runs) > _LISTED else ''})" if runs else ""
-        )
-        raise UsageError(
-            f"{target}: no such folder; give the --output-dir of a run{there}, or a model's name on the hub or folder"
-        )
+    if not path.exists():
+        _refuse_missing_folder(target, path)
     config = load_config(task=task)
     config = replace(config, model=target, lora=replace(config.lora, rank=1))
     loaded = tasks.load(config.task)
     if not loaded.tools and loaded.step_delimiter is None:  # there are no steps
         config = replace(config, rollout=replace(config.rollout, granularity="token"))
     return Source(config, None)
+
+
+def _refuse_missing_folder(target: str, path: Path) -> None:
+    """Raises UsageError where `target` can only be meant as a folder, and not as owner/name on the hub: by its form, or
+    since there are runs beside it."""
+    runs = sorted(file.parent.name for file in path.parent.glob("*/config.yaml")) if path.parent != Path() else []
+    if not runs and len(Path(target).parts) <= 2 and target[:1] not in ("", ".", "~", os.sep):
+        return
+    more = ", ..." if len(runs) > _LISTED else ""
+    there = f" (in {path.parent}: {', '.join(runs[:_LISTED])}{more})" if runs else ""
+    raise UsageError(
+        f"{target}: no such folder; give the --output-dir of a run{there}, or a model's name on the hub or folder"
+    )
 
 
 def load(source: Source, data: TaskData, console: Console) -> Loop:

@@ -21,7 +21,7 @@ from latent_cot import tasks, tools, weights
 from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules
 from latent_cot.checks import check_demonstrations, check_tools
-from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig, data_request
+from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel, Weights
 from latent_cot.loop import Loop
@@ -32,14 +32,7 @@ from latent_cot.settings import to_dict
 from latent_cot.state import Phase, State
 from latent_cot.tasks.common import drop_seen, fingerprint
 from latent_cot.text import TextCodec
-from latent_cot.types import (
-    AlphabetTask,
-    Example,
-    Task,
-    TaskData,
-    has_one_question,
-    is_answer_given,
-)
+from latent_cot.types import AlphabetTask, Example, Task, TaskData, has_one_question, is_answer_given
 
 
 @dataclass(frozen=True)
@@ -101,15 +94,15 @@ def open_session(
             f"--condition {config.condition}: the tests of {task.name} do not give the answer, which q would have to "
             f"read, and with --method {config.method} there is nobody else to test; give --condition x"
         )
-    names = task.tools if config.rollout.tools is None else config.rollout.tools
+    names = tool_names(config, task)
     chain_tools = [tools.load(name) for name in names]
-    check_tools(task, names, chain_tools)
     data = TaskData((), (), ())
     tests: dict[str, list[Example]] = {}
     notes: list[str] = []
     if load_data:
         data = task.load(data_request(config))
         notes += data.notes
+        check_tools(task, names, chain_tools)
         METHODS[config.method].load().check(config, task, data)
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped

@@ -99,7 +99,7 @@ class State:
             return cls.from_json(checkpoint.state["loop"])
         except (KeyError, TypeError) as error:  # something is missing, or there is more
             raise UsageError(
-                f"{checkpoint.path}: saved by another version of latent-cot ({error}); use that version "
+                f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version "
                 "for this run, or start again in another --output-dir"
             ) from error
 
@@ -110,8 +110,7 @@ class State:
             return bool(checkpoint.state["loop"]["model_trained"])
         except (KeyError, TypeError) as error:
             raise UsageError(
-                f"{checkpoint.path}: saved by another version of latent-cot ({error} is missing); use that version for "
-                "this run"
+                f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version for this run"
             ) from error
 
     def results(self) -> dict[str, Any]:

@@ -337,8 +337,10 @@ def test_rows_beside_one_of_them() -> None:
     assert sft.interval_95 == between
     low, high = (f"{100 * x:+.1f}" for x in between)
     assert beside.difference_text(sft) == f"-50.0 ({low} to {high})"
-    text = beside.to_markdown(found, beside.Target("em", None))
-    assert f"| sft, p | em, p | -50.0 ({low} to {high}) |" in text and text.startswith("% right, less that of em:")
+    text = beside.to_markdown(found)
+    assert f"| sft, p | em, p | -50.0 ({low} to {high}) |" in text and text.startswith(
+        "% right, less that of the row named:"
+    )
 
 
 def test_all_rows_beside_one_reasoner() -> None:
@@ -356,7 +358,7 @@ def test_what_was_asked_other_questions_has_no_difference() -> None:
     _, sft = beside.differences(others, target)[0]
     assert sft.name == "sft, p" and not sft.splits
     known, _ = beside.differences(MARKED, target)
-    assert "| sft, p | em, p | - |" in beside.to_markdown([sft, *known], target)
+    assert "| sft, p | em, p | - |" in beside.to_markdown([sft, *known])
 
 
 def test_rows_of_which_it_is_not_known() -> None:

@@ -1,4 +1,4 @@
-"""The pictures of docs/report.md, from a report: `python docs/images/make.py RUN/report.html`.
+"""The pictures of docs/report.md, from a report: `python docs/images/make.py RUN/report.html [FOLDER]`.
 
 Needs the extra `browser` and a Chromium (`apt-get install chromium`).
 """
@@ -13,12 +13,11 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-HERE = Path(__file__).parent
 SIZE = {"width": 1280, "height": 670}
 PHONE = {"width": 390, "height": 780}
 
 
-def main(report: Path) -> None:
+def main(report: Path, folder: Path) -> None:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     switches = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
     with sync_playwright() as running:
@@ -36,21 +35,21 @@ def main(report: Path) -> None:
         unsure = [first.locator(f".token.s{level}") for level in range(6, 0, -1)]
         next(tokens for tokens in unsure if tokens.count()).first.hover()
         light.wait_for_timeout(300)
-        light.screenshot(path=HERE / "report-light.png")
+        light.screenshot(path=folder / "report-light.png")
 
         light.mouse.move(5, 300)
         light.get_by_role("button", name="tree", exact=True).click()
         light.wait_for_selector(".tree")
         show(light, "rationales")
-        light.screenshot(path=HERE / "report-tree.png")
+        light.screenshot(path=folder / "report-tree.png")
 
         dark = page(viewport={**SIZE, "height": 820}, color_scheme="dark")
         show(dark, "accuracy")
-        dark.screenshot(path=HERE / "report-dark.png")
+        dark.screenshot(path=folder / "report-dark.png")
 
         narrow = page(viewport=PHONE, has_touch=True, is_mobile=True)
         show(narrow, "rationales", most_varied(narrow))
-        narrow.screenshot(path=HERE / "report-narrow.png")
+        narrow.screenshot(path=folder / "report-narrow.png")
         browser.close()
 
 
@@ -80,4 +79,4 @@ def most_varied(page: Any) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from latent_cot.beam import beam_search
-from latent_cot.config import RunConfig
+from latent_cot.config import RunConfig, tool_names
 from latent_cot.errors import UsageError
 from latent_cot.lm import Adapter
 from latent_cot.loop import Loop
@@ -36,8 +36,7 @@ class Decoding(Loop):
                 f"--decode.strategy {c.strategy}: the task {task.name} has right answers, on which chains vote; "
                 "give --decode.strategy sample and --decode.multiple 1"
             )
-        tools = task.tools if config.rollout.tools is None else config.rollout.tools
-        if tools and c.strategy in ("beam", "diverse-beam"):
+        if tool_names(config, task) and c.strategy in ("beam", "diverse-beam"):
             raise UsageError(
                 f"--decode.strategy {c.strategy}: its chains cannot call tools; give rollout: {{tools: []}} in --config"
             )

@@ -107,16 +107,15 @@ def run(argv: Sequence[str]) -> int:
     compared, unknown = ([], []) if target is None else beside.differences(of_runs, target)
     if unknown:
         say(console, f"Which answers are right is not recorded of {'; '.join(unknown)}: no difference is shown")
-    found = _write(options, runs, of_runs, budget, path, console, compared, target)
+    found = _write(options, runs, of_runs, budget, path, console, compared)
     rows = table.summarise(found["runs"])
     if options.json:
         print_json(found)
     else:
         for shown in _tables(rows, _metrics(found["task"]), console.width):
             console.print(shown)
-        if target is not None and compared:
-            for shown in _differences(compared, target, console.width):
-                console.print(shown)
+        for shown in _differences(compared, console.width) if compared else ():
+            console.print(shown)
     if target is not None and not compared:
         say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
     written = [name for name in ("comparison.json", "comparison.md", "comparison.svg") if (path / name).exists()]
@@ -256,7 +255,6 @@ def _write(
     path: Path,
     console: Console,
     compared: Sequence[Beside],
-    target: Target | None,
 ) -> dict[str, Any]:
     """comparison.json, .md and .svg; returns the content of the first."""
     rows = table.summarise(of_runs)
@@ -278,7 +276,7 @@ def _write(
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
     write_json(path / "comparison.json", found)
     metrics = _metrics(first.task)
-    differences = beside.to_markdown(compared, target) if target is not None and compared else None
+    differences = beside.to_markdown(compared) if compared else None
     write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))
     try:
         table.save_plot(rows, path / "comparison.svg", title, metrics, _numbers(first.task, table.splits_of(rows)))
@@ -317,9 +315,9 @@ def _tables(rows: Sequence[Row], metrics: Mapping[str, Metric], width: int) -> I
     return narrow_tables({"method, reasoner": [row.name for row in rows]}, columns, table.heading(rows), width)
 
 
-def _differences(found: Sequence[Beside], target: Target, width: int) -> Iterator[Table]:
+def _differences(found: Sequence[Beside], width: int) -> Iterator[Table]:
     columns = {
         split: [beside.difference_text(one.splits.get(split)) for one in found] for split in beside.splits_of(found)
     }
     names = {"method, reasoner": [one.name for one in found], "less that of": [one.less for one in found]}
-    return narrow_tables(names, columns, beside.heading(target), width)
+    return narrow_tables(names, columns, beside.HEADING, width)

@@ -159,7 +159,7 @@ def _samples(
 
     loop = reasoners.load(one.source, reasoners.shown_data(one.source, one.task), console)
     total = sum(map(len, questions.values()))
-    with Items(console, f"{printable(one.folder.path.name)}: questions", total) as progress:
+    with Items(console, f"{one.folder.path.name}: questions", total) as progress:
         made = sample(
             loop,
             questions,

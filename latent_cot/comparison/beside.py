@@ -111,21 +111,21 @@ def difference_text(difference: Difference | None) -> str:
     return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-def heading(target: Target) -> str:
-    """What the differences are differences from."""
-    row = target.variant if target.reasoner is None else f"{target.variant}, {target.reasoner}"
-    return f"% right, less that of {row}: mean over the questions (95 % interval), all seeds together; -: asked others"
+HEADING = (
+    "% right, less that of the row named: mean over the questions (95 % interval), all seeds together; -: asked others"
+)
+"""What the differences are."""
 
 
 def splits_of(found: Sequence[Beside]) -> list[str]:
     return list(dict.fromkeys(split for one in found for split in one.splits))
 
 
-def to_markdown(found: Sequence[Beside], target: Target) -> str:
+def to_markdown(found: Sequence[Beside]) -> str:
     """A table with a row for each."""
     splits = splits_of(found)
     columns = ["", "less that of", *splits]
-    lines = [f"{heading(target)}.", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    lines = [f"{HEADING}.", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     lines += [
         f"| {' | '.join([one.name, one.less, *(difference_text(one.splits.get(split)) for split in splits)])} |"
         for one in found

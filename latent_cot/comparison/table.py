@@ -211,12 +211,11 @@ def save_plot(
     if any(row.metrics for row in rows):
         _plot_metrics(rows, path, title, metrics or {})
         return
-    splits, numbers = splits_of(rows), numbers or {}
-    axes = dict.fromkeys(name for split in splits for name in numbers.get(split, ()))
-    known = {split: numbers[split] for split in splits if split in numbers}
-    curves = [curve for axis in axes if (curve := plots.Curve.along(axis, known)) is not None]
+    numbers = numbers or {}
+    axes = dict.fromkeys(name for values in numbers.values() for name in values)
+    curves = [curve for axis in axes if (curve := plots.Curve.along(axis, numbers)) is not None]
     shown = {point.split for curve in curves for point in curve.points}
-    if shown == set(splits) and all(row.cells.keys() == shown for row in rows):
+    if curves and all(row.cells.keys() == shown for row in rows):
         accuracies = {
             row.name: {
                 split: {"accuracy": cell.mean, "interval_95": cell.interval_95} for split, cell in row.cells.items()

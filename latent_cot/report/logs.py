@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from latent_cot.baselines import METHODS
+from latent_cot.config import tool_names
 from latent_cot.display import metric_text
 from latent_cot.errors import UsageError
 from latent_cot.reasoners import Source
@@ -67,7 +68,7 @@ def facts(source: Source, task: Task, record: Mapping[str, Any], cost: Mapping[s
     sees = "q sees the answer, q(Z | X, Y)" if config.condition == "xy" else "q sees the question only, q(Z | X)"
     method = METHODS[config.method]
     samples = "q" in source.reasoners or config.condition == "xy"
-    tools = task.tools if config.rollout.tools is None else config.rollout.tools
+    tools = tool_names(config, task)
     found = {
         "task": task.description,
         "method": method.description + (f"; here {sees}" if samples else ""),

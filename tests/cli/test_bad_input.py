@@ -220,13 +220,17 @@ def test_a_hostile_name_cannot_steer_the_terminal(cli: Cli, tmp_path: Path) -> N
     assert "\\x1b]0;owned\\x07[bold]x[/bold]\\r" in called.err
 
 
-def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no name on the hub: those that are there are told."""
     for name in ("one", "two"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.yaml").touch()
     for argv in (["eval", tmp_path / "runs" / "tow"], ["export", tmp_path / "runs" / "tow", tmp_path / "out"]):
         assert_refused(cli(*argv), "tow: no such folder", "one, two")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()  # of models that were cloned from the hub, say: others may still be there
+    called = cli("eval", "owner/name")
+    assert called.status == 2 and "no such folder" not in called.err and "hub" in called.err
     (tmp_path / "all" / "em" / "seed0").mkdir(parents=True)
     (tmp_path / "all" / "em" / "seed0" / "config.yaml").touch()
     (tmp_path / "all" / "comparison.json").touch()

@@ -91,7 +91,7 @@ def test_what_is_done_is_not_done_again(
         for split, difference in one["splits"].items():
             means = row["cells"][split]["mean"], p["cells"][split]["mean"]
             assert (difference["first"], difference["second"]) == pytest.approx(means)
-    assert "% right, less that of em, p:" in (folder / "comparison.md").read_text()
+    assert "| sft, p | em, p |" in (folder / "comparison.md").read_text()
     assert called.err.count("finished already") == len(METHODS)
 
     changed = cli(*again, "--set", "sft:sft.learning_rate=0.5")
