@@ -279,6 +279,9 @@ def check(config: RunConfig) -> None:
             raise UsageError(f"{flag(path)} is {value}; it cannot be negative")
         if path in _SHARES and value > 1:
             raise UsageError(f"{flag(path)} is {value}; it is a share, at most 1")
+    for path, names in (("rollout.tools", config.rollout.tools), ("evaluation.splits", config.evaluation.splits)):
+        if any(name.startswith("[") for name in names or ()):
+            raise UsageError(f"{flag(path)} {' '.join(names or ())}: a flag has no brackets; write {flag(path)} A B")
     e, data = config.e_step, config.data
     if config.lora.dropout >= 1:
         raise UsageError(f"--lora.dropout is {config.lora.dropout}; it must be below 1")

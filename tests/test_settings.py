@@ -276,6 +276,7 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"m_step": {"batch_size": 0}}, "--m-step.batch-size is 0"),
         ({"evaluation": {"votes": 3}}, "--evaluation.votes is 3"),
         ({"evaluation": {"size": 0}}, "--evaluation.size is 0"),
+        ({"evaluation": {"splits": ["[a,b]"]}}, "--evaluation.splits [a,b]: a flag has no brackets"),
     ],
 )
 def test_a_value_out_of_range_names_its_flag(changes: dict[str, Any], named: str) -> None:
