@@ -37,7 +37,7 @@ class Stored:
 
 
 class ReplayBuffer:
-    """One store a question, of bounded size, ordered by log R of the complete rationale.
+    """One store a question (`Example.key`), of bounded size, ordered by log R of the complete rationale.
 
     A rationale that is there already is not added. Of two whose token sequences are nearer than
     `tolerance` times the sum of their lengths (edit distance), only the one of higher reward is kept.

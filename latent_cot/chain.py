@@ -120,9 +120,14 @@ class Chain:
             text = codec.decode(self.tokens)
             if not text.endswith(tool.trigger):
                 continue
-            request, position = tool.request(text), len(self.tokens)
+            request, position = "", len(self.tokens)
             try:
+                request = tool.request(text)
                 result = tool(request)
+                if not isinstance(result, str):
+                    raise UsageError(
+                        f"tool {tool.name}: {request!r} gave {result!r}; a tool returns text, or raises ToolError"
+                    )
                 ids = codec.encode(result)
                 if len(ids) > MAX_RESULT_TOKENS:
                     raise ToolError(f"the result has {len(ids)} tokens, more than {MAX_RESULT_TOKENS}")
@@ -168,5 +173,7 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
         if call.error:
             raise UsageError(f"demonstration {text!r}: the call {call.request!r} fails: {call.error}")
     if not chain.may_stop:
-        raise UsageError(f"demonstration {text!r} ends where a chain may not stop (an incomplete step)")
+        few = chain.n_chosen < rules.min_tokens
+        why = f"it has fewer than {rules.min_tokens} tokens: --rollout.min-tokens" if few else "an incomplete step"
+        raise UsageError(f"demonstration {text!r} ends where a chain may not stop ({why})")
     return chain.finish()

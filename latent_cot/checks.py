@@ -1,12 +1,69 @@
-"""What is looked at before a run begins: a tool that nothing calls, demonstrations that arrive nowhere."""
+"""What is looked at before a run begins: tools that nothing calls, demonstrations that arrive nowhere, and the like."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from latent_cot.chain import ChainRules, encode_rationale
+from latent_cot.config import DataConfig
 from latent_cot.errors import UsageError
-from latent_cot.types import Example, MeasuredTask, Rationale, RewardingTask, Task, Tool
+from latent_cot.text import TextCodec
+from latent_cot.types import Example, MeasuredTask, Rationale, RewardingTask, Task, TaskData, Tool
+
+
+def too_long(prompt: int, chosen: int, limit: int) -> str:
+    """What is said of a prompt of so many tokens, before a rationale of at most so many."""
+    return (
+        f"--model: a question of {prompt} tokens (with what stands before it) and a rationale of up to {chosen} are "
+        f"more than the model's {limit}; give shorter questions, fewer --rollout.max-tokens or "
+        "--evaluation.max-tokens, or another model"
+    )
+
+
+def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
+    """Raises UsageError if the longest question leaves no room for a rationale of `chosen` tokens within `limit`."""
+    texts = sorted((example.x for example in examples), key=len)[-3:]  # the longest in characters may not be in tokens
+    longest = max((len(codec.encode_prompt(text)) for text in texts), default=0)
+    if limit is not None and longest + chosen > limit:
+        raise UsageError(too_long(longest, chosen, limit))
+
+
+def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
+    """A sentence on how many there are, if that is fewer than were asked for.
+
+    Raises UsageError if there are none, and for one without an answer, which is what a method learns from.
+    """
+    parts = {"demonstrations": data.demonstrations, "pairs": data.pairs, "validation": data.validation}
+    if not (data.demonstrations or data.pairs):
+        raise UsageError(f"{task.name} has no examples to train with; look at the task's `load` and at its data")
+    for part, examples in parts.items():
+        for example in examples:
+            if example.y is None and not isinstance(task, RewardingTask):
+                raise UsageError(f"{_name(example)}: no answer, and --data.{part} need one; add it, or leave it out")
+            candidates = task.candidates(example)
+            if candidates is not None and example.answer is not None and example.answer not in candidates:
+                raise UsageError(f"{_name(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
+    fewer = {part: len(examples) for part, examples in parts.items() if len(examples) < getattr(asked, part)}
+    if not fewer:
+        return []
+    return ["There are " + ", ".join(f"{n} of {getattr(asked, part)} {part}" for part, n in fewer.items()) + "."]
+
+
+def check_answers(task: Task, split: str, examples: Sequence[Example]) -> None:
+    """Raises UsageError for a test question whose right answer is not known, where answers are right or wrong."""
+    if isinstance(task, MeasuredTask):
+        return
+    unknown = [example for example in examples if example.answer is None]
+    if unknown:
+        raise UsageError(
+            f"{split}: {len(unknown)} of {len(examples)} questions have no answer to compare with, the first is "
+            f"{_name(unknown[0])}; add the answers, or leave them out"
+        )
+
+
+def _name(example: Example) -> str:
+    source = example.meta.get("source")
+    return f"{source}: {example.question or example.x!r}" if source else repr(example.question or example.x)
 
 
 def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -> None:

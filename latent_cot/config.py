@@ -38,7 +38,7 @@ class LoraSettings:
     alpha: int = 32
     """The update is scaled by alpha / r."""
     dropout: float = 0.0
-    """Dropout on the adapter's input. Above 0, log q is noisy."""
+    """Dropout on the adapter's input, in fine-tuning (M-steps); log q is always without."""
     target_modules: str = "all-linear"
     """Which layers to adapt: `all-linear`, or comma-separated names such as `q_proj,v_proj`."""
 

@@ -76,8 +76,8 @@ def collect(
     replayed: list[Sequence[Stored]] = []
     missing: dict[int, list[int]] = {}  # how many to sample -> of which queries
     for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True)):
-        n = round(behaviour.replay * samples) if query.example.question in buffer else 0
-        replayed.append(buffer.sample(query.example.question, n, generator) if n else [])
+        n = round(behaviour.replay * samples) if query.example.key in buffer else 0
+        replayed.append(buffer.sample(query.example.key, n, generator) if n else [])
         missing.setdefault(samples - n, []).append(i)
     fresh: dict[int, tuple[dict[Rationale, int], torch.Tensor]] = {}
     for n, members in missing.items():
@@ -102,7 +102,7 @@ def collect(
     batches = [_batch(query, fresh.get(i), replayed[i]) for i, query in enumerate(queries)]
     for i, (counts, log_reward) in sorted(fresh.items()):
         for rationale, row in zip(counts, log_reward.tolist(), strict=True):
-            buffer.add(queries[i].example.question, rationale, row)
+            buffer.add(queries[i].example.key, rationale, row)
     return batches
 
 

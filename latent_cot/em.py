@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from latent_cot.baselines import METHODS
 from latent_cot.buffer import ReplayBuffer, rationale_to_json
 from latent_cot.config import RunConfig
 from latent_cot.diagnostics import mean_figures
@@ -62,6 +63,12 @@ class EM(Loop):
         if isinstance(task, RewardingTask) and config.e_step.prior == "sampler":
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
+            )
+        draws = "m_step" not in METHODS[config.method].unread
+        if draws and config.m_step.excess is not None and config.m_step.temperature != 1:
+            raise UsageError(
+                f"--m-step.excess weighs rationales by the q that they are drawn from, at temperature 1, and "
+                f"--m-step.temperature is {config.m_step.temperature}; give 1, or leave excess out"
             )
         if isinstance(task, RewardingTask) and config.m_step.excess is not None:
             raise UsageError(
@@ -122,7 +129,6 @@ class EM(Loop):
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             generator = torch.Generator().manual_seed(rng.getrandbits(60))
-            torch.manual_seed(rng.getrandbits(60))  # for LoRA's dropout
             chosen = draw_distinct(weights, c.questions, rng)
             batches = collect(
                 self.lm,
@@ -208,17 +214,17 @@ class EM(Loop):
             return
         seeds: dict[str, list[Rationale]] = {}
         for example, z in zip(self.data.demonstrations, self.demonstrations, strict=True):
-            seeds.setdefault(example.question, []).append(z)
+            seeds.setdefault(example.key, []).append(z)
         for example, rationales in self._sample_seeds():
-            known = seeds.setdefault(example.question, [])
+            known = seeds.setdefault(example.key, [])
             known.extend(z for z in rationales if z not in known)
-        asked = {example.question: example for example in self.questions}
-        examples = [example for question, example in asked.items() if seeds.get(question)]
+        asked = {example.key: example for example in self.questions}
+        examples = [example for key, example in asked.items() if seeds.get(key)]
         queries = [self.query(example) for example in examples]
-        groups = [Group(query.model_prompt, seeds[query.example.question], query.answer) for query in queries]
+        groups = [Group(query.model_prompt, seeds[query.example.key], query.answer) for query in queries]
         for group, example, rewards in zip(groups, examples, self.reward.of_prefixes(examples, groups), strict=True):
             for rationale, reward in zip(group.rationales, rewards.tolist(), strict=True):
-                self.buffer.add(example.question, rationale, reward)
+                self.buffer.add(example.key, rationale, reward)
 
     def _sample_seeds(self) -> Iterator[tuple[Example, Iterable[Rationale]]]:
         """Distinct rationales of p for each question, after a prompt that makes good ones likely."""

@@ -35,6 +35,13 @@ from latent_cot.types import (
 )
 
 
+def tells_right(task: Task, questions: Sequence[Example]) -> bool:
+    """Whether a rationale of such questions is right or wrong by itself."""
+    if isinstance(task, RewardingTask):
+        return True
+    return not (isinstance(task, MeasuredTask) or any(map(task.candidates, questions)))
+
+
 class Examined:
     """The two reasoners of a run, their task, and its questions.
 
@@ -98,7 +105,8 @@ class Examined:
     def model_prefix(self) -> str:
         """Those demonstrations as text, the tools' results written out."""
         shown = zip(self.data.demonstrations[: self.shown], self.demonstrations, strict=False)
-        return "".join(f"{example.x}{rationale.text}{example.y}\n" for example, rationale in shown)
+        stop = self.task.stop or ""
+        return "".join(f"{e.x}{rationale.text}{stop if e.y is None else e.y}\n" for e, rationale in shown)
 
     def query(self, example: Example) -> Query:
         """A training question as q and p read it."""
@@ -133,9 +141,7 @@ class Examined:
     @property
     def tells_right(self) -> bool:
         """Whether `is_correct` can tell."""
-        if isinstance(self.task, RewardingTask):
-            return True
-        return not (isinstance(self.task, MeasuredTask) or any(map(self.task.candidates, self.questions)))
+        return tells_right(self.task, self.questions)
 
     def is_correct(self, example: Example, rationale: Rationale) -> bool:
         """Does a rationale arrive at the example's answer, or is it worth anything by the task's own reward? True where

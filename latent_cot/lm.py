@@ -68,6 +68,7 @@ class LanguageModel:
         base.eval()
         base.to(self.accelerator.device)
         self.abilities = Abilities.of(base)
+        self._refuse_without_cache(base)
         self._base_head = base.get_output_embeddings()
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
         self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
@@ -82,6 +83,7 @@ class LanguageModel:
         # Found once: going through all modules takes longer than the optimiser's step.
         modules = self.peft.get_base_model().named_modules()
         self._adapted: list[tuple[str, Any]] = [(name, m) for name, m in modules if isinstance(m, LoraLayer)]
+        self._refuse_unfit_layers()
         self._weights: dict[Weights, dict[str, nn.Parameter]] = {
             adapter: self._weights_of(adapter) for adapter in ADAPTERS
         }
@@ -98,6 +100,13 @@ class LanguageModel:
     def device(self) -> torch.device:
         device: torch.device = self.accelerator.device
         return device
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens a text may have; None where the configuration names no limit."""
+        config = cast("PreTrainedModel", self.peft.get_base_model()).config.get_text_config()
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
     # -- adapters ------------------------------------------------------------------------------------
 
@@ -198,8 +207,13 @@ class LanguageModel:
     # -- models to run -------------------------------------------------------------------------------
 
     @contextmanager
-    def trainable(self, adapter: Weights) -> Iterator[PreTrainedModel]:
-        """The base model with `adapter` switched on and its weights requiring gradients."""
+    def trainable(self, adapter: Weights, *, dropout: bool = False) -> Iterator[PreTrainedModel]:
+        """The base model with `adapter` switched on and its weights requiring gradients.
+
+        Args:
+            dropout: LoRA's own, where it is configured: for fine-tuning. A log q of a sampler is to be that of the
+                weights that sampled.
+        """
         if self._active != adapter:
             self.peft.set_adapter(adapter)
             for other, weights in self._weights.items():
@@ -207,11 +221,11 @@ class LanguageModel:
                     weight.requires_grad_(other == adapter)
             self._active = adapter
         self._fresh.discard(adapter)
-        self._switch_training(True)
+        self._switch_training(True, dropout=dropout)
         try:
             yield cast("PreTrainedModel", self.peft.get_base_model())
         finally:
-            self._switch_training(False)
+            self._switch_training(False, dropout=False)
             self._fresh.discard(adapter)
 
     @contextmanager
@@ -240,12 +254,36 @@ class LanguageModel:
             self._fresh.add(adapter)
         return model
 
-    def _switch_training(self, on: bool) -> None:
+    def _switch_training(self, on: bool, *, dropout: bool) -> None:
         """LoRA's own dropout, and gradient checkpointing: the base model's own dropout stays off."""
         for _, layer in self._adapted:
-            layer.lora_dropout.train(on)
+            layer.lora_dropout.train(dropout)
         for layer in self._checkpointed:
             layer.training = on  # of the layer itself, not of what is in it
+
+    @torch.no_grad()
+    def _refuse_without_cache(self, base: PreTrainedModel) -> None:
+        """Raises UsageError where sampling, which goes on from a key-value cache, would fail or not be the model's."""
+        ids = torch.arange(4, device=self.device)[None]
+        cache, seen = self.new_cache(base), torch.ones_like(ids)
+        reason = "what it then says is another thing"
+        try:
+            self.decode_step(base, ids[:, :3], seen[:, :3], ids[:, :3], cache)
+            last = self.decode_step(base, ids[:, 3:], seen, ids[:, 3:], cache)
+            with self.accelerator.autocast():
+                whole = _features(base, self.abilities.linear_head, input_ids=ids, attention_mask=seen)[:, -1]
+            same = _close(last, whole)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            same, reason = False, str(error)
+        if not same:
+            raise UsageError(f"--model: a {type(base).__name__} cannot go on from a key-value cache ({reason})")
+
+    def _refuse_unfit_layers(self) -> None:
+        """Raises ValueError for an adapted module that is no layer with one weight, such as a mixture's experts."""
+        for name, layer in self._adapted:
+            base = layer.get_base_layer()
+            if ".base_layer" in name or not isinstance(getattr(base, "weight", None), torch.Tensor):
+                raise ValueError(f"{name} is a {type(base).__name__}, which is no linear layer; name those that are")
 
     def _prepare_copies(self) -> None:
         """Let the copies hold only the adapted weights themselves; all others are the base model's own."""
@@ -271,8 +309,19 @@ class LanguageModel:
         For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
         """
         linear_head = self.abilities.linear_head
+        longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
+        if self.max_positions is not None and longest > self.max_positions:
+            raise UsageError(
+                f"--model: a text of {longest} tokens (positions that --lessons.gap-share leaves out count) is longer "
+                f"than the model's {self.max_positions}; give shorter questions or rationales, or another model"
+            )
+        kind, window = self.abilities.trees, self.abilities.window
+        if window is not None:
+            # Some models count the columns of a row from each other, whatever its mask says of them.
+            lengths = [len(tree) if kind == "padded" else max(tree.positions, default=0) + 1 for tree in trees]
+            kind = "paths" if max(lengths, default=0) > window else kind
         with self.accelerator.autocast():
-            match self.abilities.trees:
+            match kind:
                 case "flat":
                     return run_flat(model, trees, linear_head=linear_head)
                 case "padded":
@@ -400,6 +449,9 @@ class Abilities:
     position ids. `paths`: each path of a tree by itself: slower, the same numbers."""
     cache_argument: str
     """The name its forward pass gives the key-value cache."""
+    window: int | None
+    """Some layers look back no further than so many tokens; None: all see everything. The mask of a token tree would
+    take the place of that of a window, so longer trees are run path by path."""
 
     @classmethod
     @torch.no_grad()
@@ -417,7 +469,8 @@ class Abilities:
         if head is not None:
             try:
                 hidden = run_paths(model, [tree], linear_head=True)
-                linear_head = _close(head(hidden), expected)
+                # The same numbers went into it: what soft-capping changes may be less than what bf16 rounds elsewhere.
+                linear_head = _close(head(hidden), expected, tolerance=3e-3)
             except (AttributeError, TypeError, RuntimeError):
                 linear_head = False
         second = TokenTree()
@@ -436,10 +489,21 @@ class Abilities:
             if kind == "flat":
                 attention.uninstall(model)
         parameters = inspect.signature(model.base_model.forward).parameters
-        return cls(linear_head, trees, "cache" if "cache" in parameters else "past_key_values")
+        return cls(linear_head, trees, "cache" if "cache" in parameters else "past_key_values", _window(model))
 
 
-def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _window(model: PreTrainedModel) -> int | None:
+    """The narrowest window of attention that a configuration speaks of."""
+    config = model.config.get_text_config()
+    names = ["attention_chunk_size", "window_size", "attention_window_size", "local_attention"]
+    if getattr(config, "use_sliding_window", True) is not False:
+        names.append("sliding_window")
+    widths = [getattr(config, name, None) for name in names]
+    return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, tolerance: float | None = None) -> bool:
     """Equal up to rounding; a wrong mask, position or scale is far off."""
-    tolerance = 0.05 if b.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    if tolerance is None:
+        tolerance = 0.05 if b.dtype in (torch.bfloat16, torch.float16) else 1e-3
     return bool(a.shape == b.shape and (a - b).float().norm() <= tolerance * b.float().norm())

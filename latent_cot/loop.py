@@ -96,12 +96,19 @@ class Loop(Examined, ABC):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
-        tells_apart = "m_step" not in METHODS[config.method].unread and config.m_step.target == "candidates"
-        if tells_apart and not all(map(task.candidates, [*data.demonstrations, *data.pairs])):
-            raise UsageError(
-                f"--m-step.target candidates: {task.name} has questions without candidates, of which there is nothing "
-                "to tell apart; give joint or answer"
-            )
+        learned = {"m-step": [] if "m_step" in METHODS[config.method].unread else [*data.demonstrations, *data.pairs]}
+        learned["init-step"] = list(data.demonstrations) if config.init == "demonstrations" else []
+        for step, examples in learned.items():
+            target = (config.m_step if step == "m-step" else config.init_step).target
+            if target == "candidates" and not all(map(task.candidates, examples)):
+                raise UsageError(
+                    f"--{step}.target candidates: {task.name} has questions without candidates, of which there is "
+                    "nothing to tell apart; give joint or answer"
+                )
+            if target == "answer" and any(not example.y for example in examples):
+                raise UsageError(
+                    f"--{step}.target answer: {task.name} has questions without an answer to learn; give joint"
+                )
 
     @abstractmethod
     def plan(self) -> list[Phase]:
@@ -269,6 +276,7 @@ class Loop(Examined, ABC):
         batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
         chosen = [records[k] for k in batch]
         lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
+        target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
         variations = vars(self.config.lessons)
         if sees_answer:  # a question joined to others has another answer
             variations = {**variations, "joined_questions": 0}
@@ -276,7 +284,7 @@ class Loop(Examined, ABC):
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
             lesson = vary(lesson, others, self.rules.codec, rng, **variations)
-            if c.target == "candidates":
+            if target == "candidates":
                 example = self.questions[one.question]
                 lesson = replace(lesson, others=other_answers(self.task, example, self.rules.codec))
             groups.append(lesson)
@@ -289,7 +297,7 @@ class Loop(Examined, ABC):
             step,
             max_tokens=c.max_batch_tokens,
             weights=[[one.weight] for one in chosen],
-            target=c.target,
+            target=target,
         )
         self.state.budget.gradient_steps += 1
         return vars(info)

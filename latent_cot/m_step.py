@@ -45,9 +45,9 @@ def update(
 ) -> LikelihoodInfo:
     """One gradient step on the likelihood of each group's rationales and of Y behind each.
 
-    The tokens a tool wrote are attended to but not learned. Y's first token is where p ends a rationale; in a group
-    without an answer the stop is learned in its place. `weights` holds, for each group, the weight of each of
-    its rationales' log-likelihoods; None: 1. Several processes divide the groups among them.
+    The tokens a tool wrote are attended to but not learned. Where Y begins with the stop, p ends a rationale by Y's
+    first token; else the stop, which is then no token of the text, is learned besides. `weights` holds, for each group,
+    the weight of each of its rationales' log-likelihoods; None: 1. Several processes divide the groups among them.
     """
     started = time.perf_counter()
     if weights is None:
@@ -55,11 +55,11 @@ def update(
     tokens = sum(
         weight * n
         for group, of_group in zip(groups, weights, strict=True)
-        for n, weight in zip(_tokens(group, target), of_group, strict=True)
+        for n, weight in zip(_tokens(group, rules.codec.stop_id, target), of_group, strict=True)
     )
     groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     total = 0.0
-    with lm.trainable(adapter) as model:
+    with lm.trainable(adapter, dropout=True) as model:
         for members, log_likelihood in _log_likelihoods(lm, model, groups, rules, max_tokens, target):
             loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / tokens
             lm.accelerator.backward(loss)
@@ -76,7 +76,7 @@ def held_out_loss(
     """What `update` would call the loss of these rationales, in nats, without learning them."""
     scored = _log_likelihoods(lm, lm.dense(adapter), groups, rules, max_tokens)
     total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
-    return -total / sum(n for group in groups for n in _tokens(group))
+    return -total / sum(n for group in groups for n in _tokens(group, rules.codec.stop_id))
 
 
 def _log_likelihoods(
@@ -94,17 +94,24 @@ def _log_likelihoods(
             log_y = scores.log_y if target == "answer" else normalised_log_y(scores)
             yield members, log_y.gather(1, ends[:, None].to(log_y.device))[:, 0]
             continue
-        ends_by_stop = torch.tensor([not groups[g].answer for g in members])[scores.group.cpu()]
+        stop_id = rules.codec.stop_id
+        ends_by_stop = torch.tensor([_ends_by_stop(groups[g], stop_id) for g in members])[scores.group.cpu()]
         stop = scores.log_pterm.gather(1, ends[:, None].to(scores.group.device))[:, 0]
         yield members, scores.log_pf.sum(1) + scores.log_y.sum(1) + stop * ends_by_stop.to(stop.device)
 
 
-def _tokens(group: Group, target: Target = "joint") -> list[int]:
+def _ends_by_stop(group: Group, stop_id: int) -> bool:
+    """Whether a rationale's end has to be learned besides Y, which does not begin with it."""
+    return list(group.answer[:1]) != [stop_id]
+
+
+def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:
     """How many tokens of each rationale, and behind it, are learned; the stop counts as one, a forced one is none; a
     choice among candidates counts as one."""
     if target != "joint":
         return [len(group.answer) if target == "answer" else 1] * len(group.rationales)
-    return [sum(z.chosen) + (len(group.answer) or int(not z.cut)) for z in group.rationales]
+    stop = _ends_by_stop(group, stop_id)
+    return [sum(z.chosen) + len(group.answer) + int(stop and not z.cut) for z in group.rationales]
 
 
 def epoch_batch(n: int, size: int, step: int, seed: str) -> list[int]:

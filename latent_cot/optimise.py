@@ -10,7 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from latent_cot.errors import UsageError
 from latent_cot.processes import Processes
+
+MAX_SKIPPED = 5
+"""So many steps in a row without finite gradients are no accident."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,28 @@ class AdapterOptimiser:
         if self.log_z:
             groups.append({"params": self.log_z, "lr": log_z_rate, "weight_decay": 0.0})
         self.adam = torch.optim.AdamW(groups, fused=True)
+        self._skipped = 0
 
     def step(self, number: int) -> float:
-        """Update with the accumulated gradients and clear them; returns their norm before clipping."""
+        """Update with the accumulated gradients and clear them; returns their norm before clipping.
+
+        A step with a gradient that is infinite, or no number, would ruin the adapter and is left out; its norm is then
+        none either. Raises UsageError after `MAX_SKIPPED` of them in a row.
+        """
         self.processes.sum_gradients([*self.weights, *self.log_z])
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.clip))
-        if math.isfinite(norm):  # a step with an infinite gradient would ruin the adapter: leave it out
+        if not all(bool(z.grad.isfinite()) for z in self.log_z if z.grad is not None):
+            norm = math.nan
+        if math.isfinite(norm):
+            self._skipped = 0
             self.adam.param_groups[0]["lr"] = self.schedule.at(number)
             self.adam.step()
+        else:
+            self._skipped += 1
         self.adam.zero_grad(set_to_none=True)
+        if self._skipped >= MAX_SKIPPED:
+            raise UsageError(
+                f"training has come apart: the gradients of {self._skipped} steps in a row are infinite or no numbers; "
+                f"start again with a lower learning rate (here {self.schedule.peak})"
+            )
         return norm

@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from latent_cot.chain import Chain, ChainRules
+from latent_cot.checks import too_long
+from latent_cot.errors import UsageError
 from latent_cot.kv_cache import KVCache
 from latent_cot.lm import LanguageModel
 from latent_cot.tree import shared_prefix
@@ -114,6 +116,9 @@ def _rollout(
     """`rollout` in this process. `heat` (prompts x n)."""
     if not prompts:
         return []
+    longest, limit = max(map(len, prompts)), lm.max_positions
+    if limit is not None and longest + rules.max_tokens > limit:
+        raise UsageError(too_long(longest, rules.max_tokens, limit))
     actions = rules.codec.actions.to(lm.device)
     batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
@@ -140,6 +145,8 @@ def _sample(
     generator: torch.Generator | None,
 ) -> list[int]:
     """The action of each draw. `logits` (draws, A); `temperature` of every sample there is."""
+    if bool(logits.isnan().any()):
+        raise UsageError("the model's logits are no numbers: its training has come apart; lower the learning rate")
     heat = temperature[[draw.index for draw in draws]]
     stoppable = torch.tensor([draw.chain.may_stop for draw in draws], dtype=torch.bool)
     logits[~stoppable, stop_index] = -torch.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
 import sys
 import time
@@ -20,7 +22,7 @@ from rich.console import Console
 from latent_cot import tasks, tools, weights
 from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules
-from latent_cot.checks import check_demonstrations, check_tools
+from latent_cot.checks import check_answers, check_demonstrations, check_examples, check_lengths, check_tools
 from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel, Weights
@@ -103,6 +105,7 @@ def open_session(
         data = task.load(data_request(config))
         notes += data.notes
         check_tools(task, names, chain_tools)
+        notes += check_examples(task, data, config.data)
         METHODS[config.method].load().check(config, task, data)
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped
@@ -129,6 +132,8 @@ def open_session(
     )
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
+    check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.pairs, *data.validation], rules.max_tokens)
+    check_lengths(lm.max_positions, codec, [one for split in tests.values() for one in split], test_rules.max_tokens)
     return Session(config, model, task, data, tests, rules, test_rules, notes)
 
 
@@ -197,7 +202,12 @@ class Running:
         if time.monotonic() - self._saved < older_than:
             return
         self.folder.save(
-            {**self.loop.state_dict(), "resources": self._cost(), "turn": turn},
+            {
+                **self.loop.state_dict(),
+                "resources": self._cost(),
+                "turn": turn,
+                "training": _digest(self.session.data),
+            },
             lambda target: _write_state(self.loop, target),
         )
         self._saved = time.monotonic()
@@ -303,9 +313,12 @@ def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tup
     training = [] if has_one_question(task) else [*data.demonstrations, *data.pairs]
     tests, notes = {}, []
     for name in task.default_splits if evaluation.splits is None else evaluation.splits:
-        kept, dropped = drop_seen(task.split(name), training)
+        examples = task.split(name)
+        check_answers(task, name, examples)
+        kept, dropped = drop_seen(examples, training)
         if not kept:
-            raise UsageError(f"--evaluation.splits {name}: all its {dropped} questions are training data; leave it out")
+            why = f"all its {dropped} questions are training data" if dropped else "it has no questions"
+            raise UsageError(f"--evaluation.splits {name}: {why}; leave it out")
         if dropped:
             notes.append(f"Split {name}: {dropped} questions that are in the training data were dropped.")
         tests[name] = kept[: evaluation.size]
@@ -379,6 +392,12 @@ def _same_model(a: RunConfig, b: RunConfig) -> bool:
 def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     if checkpoint is None:
         return session.loop()
+    if checkpoint.state.get("training", _digest(session.data)) != _digest(session.data):
+        raise UsageError(
+            f"{checkpoint.path}: the training data are not those that this run began with; restore them"
+            + (f" ({session.config.data.train_file})" if session.config.data.train_file else "")
+            + ", or start again in another --output-dir"
+        )
     loop = session.loop(
         state=State.saved_in(checkpoint),
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
@@ -386,6 +405,13 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     loop.load_state_dict(checkpoint.state)
     _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
     return loop
+
+
+def _digest(data: TaskData) -> str:
+    """What is saved refers to training examples by their place: they must be the same, in the same order."""
+    examples = [[e.x, e.y, e.z, e.answer] for part in (data.demonstrations, data.pairs, data.validation) for e in part]
+    sizes = [len(data.demonstrations), len(data.pairs)]
+    return hashlib.sha256(json.dumps([sizes, examples]).encode()).hexdigest()[:16]
 
 
 def _has_prior(config: RunConfig) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import yaml
 
+from latent_cot import tasks, tools
 from latent_cot.baselines import METHODS
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError, did_you_mean
@@ -296,6 +297,11 @@ def check(config: RunConfig) -> None:
             f"--rollout.min-tokens is {config.rollout.min_tokens}, above --rollout.max-tokens "
             f"({config.rollout.max_tokens})"
         )
+    if config.rollout.min_tokens > config.evaluation.max_tokens:
+        raise UsageError(
+            f"--rollout.min-tokens is {config.rollout.min_tokens}, above --evaluation.max-tokens "
+            f"({config.evaluation.max_tokens}): no chain of a test could stop"
+        )
     if e.on_policy + e.tempered + e.replay == 0:
         raise UsageError("--e-step.on-policy, --e-step.tempered and --e-step.replay are all 0; raise one")
     if (e.demonstration_weight * data.demonstrations) + (e.pair_weight * data.pairs) == 0:
@@ -351,7 +357,8 @@ def _check_method(config: RunConfig) -> None:
 
 def code_named(config: RunConfig) -> list[str]:
     """The code of a user's own that a configuration names."""
-    named = [name for name in (config.task, *(config.rollout.tools or ())) if ".py" in name]
+    own_tools = [name for name in config.rollout.tools or () if name not in tools.names()]
+    named = [*([] if config.task in tasks.names() else [config.task]), *own_tools]
     return named + (["the model's own code (trust_remote_code)"] if config.trust_remote_code else [])
 
 

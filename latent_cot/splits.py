@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from latent_cot.checks import check_answers
 from latent_cot.errors import UsageError
 from latent_cot.tasks.common import drop_seen, repeats
 from latent_cot.types import Example, Sweep, SweepableTask, Task, has_one_question
@@ -55,7 +56,7 @@ def splits_of(
     Raises UsageError for an unknown split, a bad file, and where nothing is left.
     """
     named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
-    found = {name: task.split(name, size) for name in named}
+    found = {name: task.split(name) for name in named}
     found |= {path: task.read(path) for path in files}
     seen = [
         *(() if has_one_question(task) else training),
@@ -63,9 +64,12 @@ def splits_of(
     ]
     splits = {}
     for name, examples in found.items():
+        check_answers(task, name, examples)
         kept, dropped = drop_seen(examples, seen)
         if not kept:
-            raise UsageError(f"{name}: all of its {dropped} questions were seen in training; nothing is left")
+            seen_in = "seen in training or excluded" if exclude else "seen in training"
+            why = f"all of its {dropped} questions were {seen_in}; nothing is left" if dropped else "no questions"
+            raise UsageError(f"{name}: {why}")
         kept = kept[:size]
         splits[name] = Split(kept, dropped, repeats(kept))
     return splits

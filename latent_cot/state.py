@@ -97,7 +97,7 @@ class State:
         """The state in a checkpoint. Raises UsageError for one of a version that saved something else."""
         try:
             return cls.from_json(checkpoint.state["loop"])
-        except (KeyError, TypeError) as error:  # something is missing, or there is more
+        except (KeyError, TypeError, ValueError) as error:  # something is missing, or there is more
             raise UsageError(
                 f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version "
                 "for this run, or start again in another --output-dir"

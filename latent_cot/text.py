@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from latent_cot.errors import UsageError
 
+_NO_TEXT = "\ufffd"
+"""What bytes that are no character are decoded as."""
+
 
 class TextCodec:
     """Encodes prompts and continuations, decodes chains, and holds the *actions*: what q may choose.
@@ -52,8 +55,9 @@ class TextCodec:
         """Ids of a prompt, with the special tokens the tokenizer begins a text with. Never empty."""
         ids = list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"])
         plain = self._plain(text)
-        if ids[len(ids) - len(plain) :] != plain:  # a tokenizer that appends a special token: leave it out
-            ids = plain
+        # A tokenizer may append special tokens: what stands before the text is kept, what stands behind it is not.
+        ends = [end for end in range(len(ids), len(plain) - 1, -1) if ids[end - len(plain) : end] == plain]
+        ids = ids[: ends[0]] if ends else plain
         if not ids:
             first = self.tokenizer.bos_token_id
             ids = [self.tokenizer.eos_token_id if first is None else first]
@@ -83,7 +87,8 @@ class TextCodec:
     @cached_property
     def actions(self) -> torch.Tensor:
         """(A,) ascending ids of what the policy may choose: the allowed tokens and the stop."""
-        special = set(self.tokenizer.all_special_ids)
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
         if self._allowed_characters is None and self._allows is None:
             return torch.tensor([i for i in range(self.vocab_size) if i not in special or i == self.stop_id])
         ids = {i for i, piece in enumerate(self.pieces) if i not in special and self._is_allowed(piece)}
@@ -108,8 +113,11 @@ class TextCodec:
 
     def ending_with(self, suffix: str) -> frozenset[int]:
         """Tokens after which a text may end with `suffix`."""
+        split = not suffix.isascii()  # its last character may be several tokens, bytes that are no text by themselves
         return frozenset(
-            i for i, piece in enumerate(self.pieces) if piece and (piece.endswith(suffix) or suffix.endswith(piece))
+            i
+            for i, piece in enumerate(self.pieces)
+            if piece and (piece.endswith(suffix) or suffix.endswith(piece) or (split and _NO_TEXT in piece))
         )
 
     def _is_allowed(self, piece: str) -> bool:

@@ -43,6 +43,11 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Whatever the task wants to keep: number of operands, source file and line."""
 
+    @property
+    def key(self) -> str:
+        """What has the same posterior has the same key: X and Y. (Two stories may begin alike and end otherwise.)"""
+        return f"{self.x}\0{self.y or ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

@@ -83,7 +83,7 @@ def _run(path: Path) -> ModuleType:
         raise UsageError(f"{path}: no such file; name a Python file that defines TASK, or one of: {', '.join(names())}")
     name = f"latent_cot_user_task_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py" or spec is None or spec.loader is None:
         raise UsageError(f"{path}: not a Python file; a task's file ends with .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up here

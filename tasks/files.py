@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,10 @@ def _lines(path: str, text: str) -> Iterator[Row]:
             yield _row(f"{path}:{number}", _parse(line, path, number))
 
 
+class _CsvRow(dict[str, Any]):
+    """A row whose fields are all text, for want of anything else."""
+
+
 def _records(path: str, text: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -86,7 +91,7 @@ def _records(path: str, text: str) -> Iterator[Row]:
                 raise UsageError(
                     f"{where}: not {names} fields, as the first line has; put text with a comma into quotes"
                 )
-            yield where, fields
+            yield where, _CsvRow(fields)
     except csv.Error as error:
         raise UsageError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from None
 
@@ -124,6 +129,8 @@ def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
             raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
         return None
     value = fields[name]
+    if kind is int and isinstance(fields, _CsvRow) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
+        value = int(value)  # all that CSV has is text
     if type(value) is not kind:
         wanted = {int: "an integer without quotes", str: "a string"}.get(kind, kind.__name__)
         raise UsageError(f"{where}: the field {name!r} must be {wanted}, not {_kind(value)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 
+from latent_cot.errors import UsageError
 from latent_cot.tasks.files import field, read_rows
 from latent_cot.types import Example, Rationale
 
@@ -27,11 +29,23 @@ class PlainTask:
         """An example from what a user types."""
 
     def read(self, path: str) -> list[Example]:
-        """From rows with a `question` and, if `example` wants one, an `answer`."""
+        """From rows with a `question`, an `answer` (text or an integer) if `example` wants one, and perhaps a
+        `rationale`."""
         found = []
         for row in read_rows(path):
-            answer = field(row, "answer", str) if "answer" in row[1] else None
-            found.append(self.example(field(row, "question", str), answer))
+            where, fields = row
+            answer = fields.get("answer")
+            if type(answer) is int:
+                answer = str(answer)
+            elif answer is not None:
+                answer = field(row, "answer", str)
+            rationale = field(row, "rationale", str, required=False)
+            try:
+                example = self.example(field(row, "question", str), answer)
+            except UsageError as error:
+                raise error if str(error).startswith(where) else UsageError(f"{where}: {error}") from None
+            example = example if rationale is None else replace(example, z=rationale)
+            found.append(replace(example, meta={"source": where, **example.meta}))
         return found
 
     def posterior_prompt(self, example: Example) -> str:

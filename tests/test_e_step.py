@@ -144,7 +144,7 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
             size = len(rationale) + 1
             torch.testing.assert_close(row[:size].double(), expected, atol=1e-4, rtol=1e-6)
             assert bool((row[size:] == -math.inf).all())
-        stored = {item.rationale: item.log_reward for item in buffer.stored(query.example.question)}
+        stored = {item.rationale: item.log_reward for item in buffer.stored(query.example.key)}
         for rationale, row in zip(batch.rationales, batch.log_reward, strict=True):
             assert stored[rationale] == tuple(row[: len(rationale) + 1].tolist())
     assert calls > 3
@@ -215,12 +215,10 @@ def test_replay_falls_back_on_the_policy_and_draws_by_reward(lm: LanguageModel, 
 def test_sampled_and_replayed_ones_of_a_question_are_one_batch(lm: LanguageModel, rules: ChainRules) -> None:
     buffer = ReplayBuffer(tolerance=0)
     gather(lm, rules, buffer)
-    stored = {
-        q.example.question: {s.rationale: s.log_reward for s in buffer.stored(q.example.question)} for q in queries(3)
-    }
+    stored = {q.example.key: {s.rationale: s.log_reward for s in buffer.stored(q.example.key)} for q in queries(3)}
     both = 0
     for batch in gather(lm, rules, buffer, replay=1 / 3, samples=6, seed=1):
-        known = stored[batch.query.example.question]
+        known = stored[batch.query.example.key]
         assert sum(batch.counts) == 6
         assert sum(batch.sampled) == 4
         assert len(set(batch.rationales)) == len(batch.rationales)

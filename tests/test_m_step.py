@@ -32,8 +32,8 @@ class NoStep(AdapterOptimiser):
 
 @pytest.mark.parametrize("max_tokens", [1, 10_000])
 def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_tokens: int) -> None:
-    """Mean over the chosen tokens and Y's, or the stop where there is no Y; a tool's tokens are attended to and not
-    learned."""
+    """Mean over the chosen tokens and Y's, and the stop where Y does not begin with it; a tool's tokens are attended to
+    and not learned."""
     lm: LanguageModel = language_model(tiny_model("llama"))
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
     rules = ChainRules(codec, [FakeTool()], max_tokens=6)
@@ -45,7 +45,7 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
     cut = random_chain(rules, rng, 6)
     ended = random_chain(rules, rng, 2)
     assert cut.cut and not ended.cut
-    groups.append(Group([7, 8], [cut, ended]))
+    groups += [Group([7, 8], [cut, ended]), Group([7, 8], [ended], [codec.stop_id, 5])]
     assert any(not all(r.chosen) for group in groups for r in group.rationales)
     optimiser = NoStep(lm.parameters("p"), Schedule(0.1, 1, 0, "constant"), 1.0)
     info = m_step.update(lm, "p", groups, rules, optimiser, 0, max_tokens=max_tokens)
@@ -59,13 +59,27 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
                 )
                 total = total - log_pf.sum() - scoring.log_text(model, [*group.prompt, *rationale.tokens], group.answer)
                 tokens += sum(rationale.chosen) + len(group.answer)
-                if not group.answer and not rationale.cut:
+                if not rationale.cut and group.answer[:1] != [codec.stop_id]:
                     total = total - log_pterm[-1]
                     tokens += 1
         expected = torch.autograd.grad(total / tokens, optimiser.weights)
     assert info.loss == pytest.approx(float(total.detach()) / tokens, abs=1e-4)
     flat = torch.cat([g.flatten() for g in expected])
     torch.testing.assert_close(optimiser.gradient, flat, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("begins_with_stop", [True, False])
+def test_p_learns_to_stop(tiny_model: Callable[[str], Path], begins_with_stop: bool) -> None:
+    lm = language_model(tiny_model("llama"), perturb=False)
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    rules = ChainRules(codec, max_tokens=6)
+    chain = random_chain(rules, random.Random(2), 3)
+    group = Group([5, 6], [chain], [codec.stop_id, 8] if begins_with_stop else [7, 8])
+    optimiser = AdapterOptimiser(lm.parameters("p"), Schedule(0.02, 30, 0, "constant"), 1.0)
+    for step in range(30):
+        m_step.update(lm, "p", [group], rules, optimiser, step, max_tokens=500)
+    _, log_pterm = scoring.log_policy(lm.dense("p"), group.prompt, chain, codec.actions.tolist(), codec.stop_id)
+    assert float(log_pterm[-1]) > -0.7
 
 
 def test_training_raises_the_likelihood(tiny_model: Callable[[str], Path]) -> None:

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.optimise import AdapterOptimiser, Schedule
+from latent_cot.errors import UsageError
+from latent_cot.optimise import MAX_SKIPPED, AdapterOptimiser, Schedule
 
 
 @given(st.integers(1, 300), st.integers(0, 400), st.sampled_from(["cosine", "constant"]))
@@ -82,3 +83,27 @@ def test_a_log_z_stays_where_it_is_while_its_question_is_not_asked() -> None:
             log_z[bool(step)].grad = torch.tensor(-0.3)
         own.step(step)
     assert [z.item() for z in log_z] == pytest.approx([0.1, 0.1], abs=1e-4)
+
+
+def test_log_z_without_a_finite_gradient_is_left_out_too() -> None:
+    weight, log_z = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(()))
+    own = optimiser(weight, log_z=[log_z])
+    weight.grad, log_z.grad = torch.ones(2), torch.tensor(math.nan)
+    assert not math.isfinite(own.step(0))
+    assert weight.tolist() == [1.0, 1.0] and log_z.detach().item() == 0
+
+
+def test_training_that_has_come_apart_ends() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    own = optimiser(weight)
+    for step in range(3 * MAX_SKIPPED - 1):  # now and then is no reason
+        weight.grad = torch.full((2,), math.nan if step % MAX_SKIPPED else 1.0)
+        own.step(step)
+    weight.grad = torch.ones(2)
+    own.step(0)
+    for step in range(MAX_SKIPPED):
+        weight.grad = torch.full((2,), math.inf)
+        if step < MAX_SKIPPED - 1:
+            own.step(step)
+    with pytest.raises(UsageError, match=r"training has come apart: .* lower learning rate \(here 0.1\)"):
+        own.step(0)

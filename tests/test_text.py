@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from latent_cot.errors import UsageError
 from latent_cot.text import TextCodec
@@ -106,3 +110,37 @@ def test_tokens_that_can_complete_a_suffix(tokenizer: PreTrainedTokenizerBase, s
     for before in ("", "a", "1", "7 ", " "):
         assert codec.encode(before + suffix)[-1] in found
     assert all(codec.pieces[token].endswith(suffix[-1]) for token in found)
+
+
+def test_special_tokens_without_a_name_are_no_actions(tiny_model: Callable[[str], Path]) -> None:
+    """As trained vocabularies have many, such as `<repo_name>`."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    tokenizer.add_tokens([AddedToken("<file>", special=True), AddedToken("word", special=False)])
+    assert tokenizer.convert_tokens_to_ids("<file>") not in tokenizer.all_special_ids
+    actions = TextCodec(tokenizer).actions.tolist()
+    assert tokenizer.convert_tokens_to_ids("<file>") not in actions
+    assert tokenizer.convert_tokens_to_ids("word") in actions
+
+
+@pytest.mark.parametrize("form", ["[B] $A [E]", "[B] $A", "$A [E]", "[B] [E] $A"])
+def test_what_a_tokenizer_puts_before_a_prompt_is_kept(tiny_model: Callable[[str], Path], form: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    tokenizer.add_tokens([AddedToken("[B]", special=True), AddedToken("[E]", special=True)])
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("[B]", "[E]")}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=list(ids.items()))
+    before = [ids[name] for name in form.split("$A")[0].split()]
+    codec = TextCodec(tokenizer)
+    assert codec.encode_prompt("ab ab") == [*before, *codec.encode("ab ab")]
+
+
+def test_a_trigger_of_bytes_that_are_no_text_by_themselves() -> None:
+    """A byte-level vocabulary without a token for the arrow."""
+    alphabet = sorted(ByteLevel.alphabet())
+    model = BPE(vocab={piece: i for i, piece in enumerate([END, *alphabet])}, merges=[])
+    backend = Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END))
+    ids = codec.encode("7 km ⇒")
+    assert len(codec.encode("⇒")) == 3
+    assert ids[-1] in codec.ending_with("⇒")
+    assert not any(codec.pieces[token].isascii() for token in codec.ending_with("⇒"))

@@ -56,7 +56,6 @@ class ForwardKL(Loop):
             rng = random.Random(self._unit_seed(step))
             chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
             experience = self._experience(chosen, rng.getrandbits(60), c.samples)
-            torch.manual_seed(rng.getrandbits(60))  # for LoRA's dropout
             info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=tokens)
             self.state.budget.gradient_steps += 1
             yield {**vars(info), "distinct": len(experience.rationales) / float(experience.count.sum())}

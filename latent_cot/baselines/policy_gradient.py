@@ -16,8 +16,10 @@ import torch
 
 from latent_cot.buffer import rationale_to_json
 from latent_cot.chain import ChainRules
-from latent_cot.config import PolicyGradientConfig
+from latent_cot.config import PolicyGradientConfig, RunConfig
 from latent_cot.draws import draw_distinct
+from latent_cot.errors import UsageError
+from latent_cot.examined import tells_right
 from latent_cot.experience import Experience, gather, policy_log_probs
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Job, Loop
@@ -25,6 +27,7 @@ from latent_cot.objectives.balance import temper
 from latent_cot.objectives.policy_gradient import clipped_surrogate, kl_penalty
 from latent_cot.optimise import AdapterOptimiser, Schedule
 from latent_cot.state import Info, Phase
+from latent_cot.types import Task, TaskData
 
 
 class PolicyGradient(Loop):
@@ -39,6 +42,15 @@ class PolicyGradient(Loop):
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
         """(B, S) the advantage of each action. `old` (B, S) are its log-probabilities under the q that sampled,
         `reward` (B,) those of the complete rationales."""
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        section = "ppo" if config.method == "ppo" else "grpo"
+        if getattr(config, section).reward == "correct" and not tells_right(task, [*data.demonstrations, *data.pairs]):
+            raise UsageError(
+                f"--{section}.reward correct: a rationale of {task.name} is not right or wrong by itself; leave it out"
+            )
 
     kl_in_loss: bool
     """Whether the KL to p is a term of the loss, and not part of the reward."""
@@ -57,7 +69,6 @@ class PolicyGradient(Loop):
             rng = random.Random(self._unit_seed(step))
             chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
             sampled = self._sample("q", chosen, rng.getrandbits(60), n=c.samples)
-            torch.manual_seed(rng.getrandbits(60))  # for LoRA's dropout
             queries = [self.query(self.questions[i]) for i in chosen]
             experience = gather(queries, sampled, self.reward)
             right = torch.tensor(

@@ -61,7 +61,8 @@ class Rejection(Loop):
                     kept[question] += 1
                     known.add((question, rationale.tokens))
                     self.state.drawn.append(Drawn(question, rationale))
-            yield {"drawn": len(members), "kept": len(self.state.drawn), "accuracy": right / len(members)}
+            share = {"accuracy": right / len(members)} if self.tells_right else {}
+            yield {"drawn": len(members), "kept": len(self.state.drawn), **share}
 
     def start(self, phase: Phase) -> None:
         """An M-step fine-tunes the starting point, not the last p."""

@@ -85,6 +85,8 @@ class CompareOptions:
 def run(argv: Sequence[str]) -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     options = parse(CompareOptions, argv, "compare")
+    if options.json and options.dry_run:
+        raise UsageError("--json: --dry-run prints commands, no figures; leave one out")
     runs, budget, path = _plan(options)
     target = None if options.against is None else _target(options.against, runs)
     console = progress_console(to_stderr=options.json)

@@ -110,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
     _check_for_task(options, task)
     sweeps = [sweep_of(task, pattern) for pattern in options.split]
     if options.plot is not None:
-        if not isinstance(task, DrawingTask) and not any(sweep.axes for sweep in sweeps):
+        if not _draws(task) and not any(sweep.axes for sweep in sweeps):
             raise UsageError(
                 f"--plot {options.plot}: nothing to draw; add a --split that names several splits, such as "
                 "--split operands=3..10 for arithmetic (the task's README says what it has)"
@@ -164,7 +164,7 @@ def run(argv: Sequence[str]) -> int:
         outcomes.write(options.outcomes, report.outcomes)
         console.print(Text(f"written: {printable(str(options.outcomes))}", style="dim"), soft_wrap=True)
     if options.plot is not None:
-        if isinstance(task, DrawingTask):
+        if isinstance(task, MeasuredTask) and isinstance(task, DrawingTask):
             with plots.figure_in(options.plot, 8.0, 2.6 * len(report.measured)) as figure:
                 task.draw(figure, report.measured)
         else:
@@ -235,12 +235,17 @@ def _check(options: EvalOptions) -> None:
         raise UsageError(f"--votes {options.votes}: at --temperature 0 all chains of a question are the same; raise it")
 
 
+def _draws(task: Task) -> bool:
+    """A task with right answers may have a method `draw` that means something else."""
+    return isinstance(task, MeasuredTask) and isinstance(task, DrawingTask)
+
+
 def _check_for_task(options: EvalOptions, task: Task) -> None:
     if not isinstance(task, MeasuredTask):
         if options.samples is not None:
             raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
         return
-    curve = options.plot is not None and not isinstance(task, DrawingTask)
+    curve = options.plot is not None and not _draws(task)
     for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
         if given:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")

@@ -108,6 +108,8 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
         refuse_code(config, path / "config.yaml", trusted=options.trust_code)
     check(config)
     if options.print_config:
+        if options.json:
+            raise UsageError("--json: --print-config prints YAML, which --config reads; leave --json out")
         print(to_text(config), end="")
         return 0
     if not options.resume:

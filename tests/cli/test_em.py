@@ -85,6 +85,26 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_run(
     assert adapters(folder) == adapters(finished)
 
 
+def test_a_run_does_not_go_on_with_other_training_data(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has saved refers to questions by their place."""
+    rows = [json.dumps({"question": f"{k} + 1", "answer": k + 1}) + "\n" for k in range(9)]
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(rows))
+    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "run", "--data.train-file", file]
+    sizes = ["--data.demonstrations", 0, "--data.pairs", 6, "--data.validation", 2, "--init", "base", "--rounds", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "on_unit", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert cli(*command, *sizes).status == 130
+    file.write_text("".join(reversed(rows)))
+    refused = cli("em", "--output-dir", tmp_path / "run", "--resume")
+    assert refused.status == 2
+    assert "training data are not those that this run began with" in refused.err and str(file) in refused.err
+    file.write_text("".join(rows))
+    assert cli("em", "--output-dir", tmp_path / "run", "--resume").status == 0
+
+
 def test_a_second_signal_aborts_at_once(
     cli: Cli, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,3 +50,34 @@ def test_a_row_without_a_question_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"answer": "z"}\n')
     with pytest.raises(UsageError, match=r"rows\.jsonl"):
         tasks.load(str(tmp_path / "echo.py")).read(str(tmp_path / "rows.jsonl"))
+
+
+def test_rows_may_have_rationales_and_integers_and_errors_say_where(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(
+        TASK
+        + """
+    def read(self, path):
+        return super().read(path)
+
+
+class Strict(Echo):
+    def example(self, question, answer=None):
+        if question == "bad":
+            raise UsageError("no such thing")
+        return super().example(question, answer)
+
+
+TASK = Strict()
+"""
+    )
+    text = (tmp_path / "echo.py").read_text()
+    (tmp_path / "echo.py").write_text("from latent_cot.errors import UsageError\n" + text)
+    task = tasks.load(str(tmp_path / "echo.py"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "x", "answer": 7, "rationale": " x"}\n{"question": "y", "answer": null}\n')
+    first, second = task.read(str(rows))
+    assert (first.answer, first.z, first.meta) == ("7", " x", {"source": f"{rows}:1"})
+    assert (second.answer, second.z) == ("y", None)
+    rows.write_text('{"question": "x"}\n{"question": "bad"}\n')
+    with pytest.raises(UsageError, match=r"rows\.jsonl:2: no such thing"):
+        task.read(str(rows))

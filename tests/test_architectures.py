@@ -1,0 +1,114 @@
+"""Architectures with something of their own: windows of attention, soft-capped logits, experts, recurrences."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from latent_cot.chain import ChainRules
+from latent_cot.errors import UsageError
+from latent_cot.lm import Abilities, LanguageModel
+from latent_cot.rollout import rollout
+from latent_cot.scoring import score
+from latent_cot.text import TextCodec
+from tests.test_scoring import assert_scores, random_groups
+from tests.tiny import build_tokenizer
+from tests.worlds import ALPHABET
+
+WINDOW = 12
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"]
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0}),
+    "qwen2, no window": ("Qwen2", {"sliding_window": WINDOW}),
+    "gemma2": ("Gemma2", {"head_dim": 8, "sliding_window": WINDOW}),
+    "gemma3": ("Gemma3", {"head_dim": 8, "sliding_window": WINDOW, "layer_types": _LOCAL_AND_GLOBAL}),
+    "gpt-neo": (
+        "GPTNeo",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
+    ),
+}
+
+
+def build(family: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """A tiny model with random weights."""
+    name = f"{family}TextConfig" if hasattr(transformers, f"{family}TextConfig") else f"{family}Config"
+    if family == "GPTNeo":
+        sizes = {k: v for k, v in _SIZES.items() if not k.startswith("num_")}
+    elif family == "RecurrentGemma":
+        sizes = {k: v for k, v in _SIZES.items() if k not in ("max_position_embeddings", "initializer_range")}
+    else:
+        sizes = _SIZES
+    config = getattr(transformers, name)(vocab_size=len(build_tokenizer()), **{**sizes, **settings})
+    torch.manual_seed(0)
+    model: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config)
+    return model
+
+
+def language_model(family: str, settings: dict[str, Any]) -> LanguageModel:
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    return LanguageModel(build(family, settings), build_tokenizer(), lora)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_sampled_is_what_is_scored(name: str) -> None:
+    """Beyond a window of attention, and within it."""
+    lm = language_model(*MODELS[name])
+    assert (lm.abilities.window is None) == name.endswith("no window")
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    for seed in range(3):
+        groups = random_groups(codec, random.Random(seed), longest=9)
+        scores = score(lm, lm.dense("q"), groups, codec, answers_at="states", tool_tokens=True)
+        assert_scores(scores, lm.dense("q"), groups, codec, "states", True)
+    prompt = list(range(3, 3 + WINDOW))
+    rules = ChainRules(codec, max_tokens=6)
+    with torch.no_grad():
+        ((chain,),) = rollout(lm, lm.dense("q"), [prompt], rules, temperature=0.0)
+        actions = codec.actions
+        for i in range(len(chain) + (not chain.cut)):
+            ids = torch.tensor([[*prompt, *chain.tokens[:i]]])
+            best = int(actions[lm.dense("q")(input_ids=ids, use_cache=False).logits[0, -1, actions].argmax()])
+            assert best == (chain.tokens[i] if i < len(chain) else codec.stop_id)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_soft_capped_head_is_not_taken_for_a_linear_one(dtype: torch.dtype) -> None:
+    model = build("Gemma2", {"head_dim": 8, "tie_word_embeddings": False})
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)  # logits near the cap, as trained ones are
+    linear = build("Mistral", {})
+    for one in (model, linear):
+        one.to(dtype=dtype).eval()  # type: ignore[call-arg]
+    assert not Abilities.of(model).linear_head
+    assert Abilities.of(linear).linear_head
+
+
+def test_experts_are_refused_where_they_cannot_be_adapted() -> None:
+    mixtral = ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2})
+    with pytest.raises(ValueError, match=r"mlp\.experts is a MixtralExperts, which is no linear layer"):
+        language_model(*mixtral)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    LanguageModel(build(*mixtral), build_tokenizer(), lora)
+
+
+def test_an_architecture_without_a_cache_to_go_on_from_is_refused() -> None:
+    with pytest.raises(UsageError, match="--model: a RecurrentGemmaForCausalLM cannot go on from a key-value cache"):
+        language_model("RecurrentGemma", {"attention_window_size": WINDOW})
