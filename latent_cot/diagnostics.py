@@ -6,6 +6,7 @@ How to read them is in `docs/reading-a-run.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,11 @@ class PosteriorFigures:
 
     variance: float
     """Variance of a = log R / T − log q(s_i ⊤) over the states of all samples, nats². 0 once q is the
-    (tempered) posterior."""
+    (tempered) posterior; states of which only a bound is known count where q gives them too much. NaN where no sample
+    is worth anything."""
+    censored: float
+    """Share of the states of which only a bound is known: those below the reward floor. If it is large, the variance
+    says little."""
     bound: float
     """Importance-weighted lower bound on log Z(X) = log Σ_Z R(Z), nats, untempered: log of the mean of R(Z) / q(Z).
     With R(Z) = p(Z Y | X) that is log p(Y | X), with Z as the sampler forms it and its stop not scored."""
@@ -36,7 +41,7 @@ class PosteriorFigures:
     """Effective sample size of those weights as a share of n: 1 once q is the untempered posterior, 1 / n at
     the worst; 0 if none of the samples is worth anything."""
     log_z: float
-    """Mean of a over the states: the estimate of log Z(X) that the loss works with, nats, tempered."""
+    """Mean of a over the states: the estimate of log Z(X) that the loss works with, nats, tempered; NaN likewise."""
     distinct: float
     """Number of different rationales among the n."""
     mass: float
@@ -48,8 +53,12 @@ class PosteriorFigures:
 
 
 def mean_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over questions."""
-    return {name: sum(f[name] for f in figures) / len(figures) for name in figures[0]}
+    """The mean of each figure over the questions where it is known; NaN if it is nowhere."""
+    means = {}
+    for name in figures[0]:
+        known = [f[name] for f in figures if name in f and not math.isnan(f[name])]
+        means[name] = sum(known) / len(known) if known else math.nan
+    return means
 
 
 @torch.no_grad()
@@ -112,17 +121,21 @@ def _figures(
     group = torch.zeros(len(rationales), dtype=torch.long)
     tempered = temper(log_reward, states, group, temperature=temperature, floor=floor)
     a = log_flow(log_pf, log_pterm, tempered, states)
-    _, balance = pooled_subtb(Balance(a, states, group, count, censored=below_floor(log_reward, states, group, floor)))
+    censored = below_floor(log_reward, states, group, floor)
+    _, balance = pooled_subtb(Balance(a, states, group, count, censored=censored))
+    worth = bool((log_reward[states] > -math.inf).any())
+    bounded = states & ~(log_reward > -math.inf) if censored is None else states & censored
 
     last = torch.tensor([len(rationale) for rationale in rationales])[:, None]
     log_q = log_pf.sum(1) + log_pterm.gather(1, last)[:, 0]
     _, importance = importance_weights(log_reward.gather(1, last)[:, 0], log_q, count, group)
     failed = [any(call.error is not None for call in rationale.calls) for rationale in rationales]
     return PosteriorFigures(
-        variance=float(balance.variance),
+        variance=float(balance.variance) if worth else math.nan,
+        censored=float((count[:, None] * bounded).sum() / (count[:, None] * states).sum()),
         bound=float(importance.bound),
         ess=float(importance.ess),
-        log_z=float(balance.log_z),
+        log_z=float(balance.log_z) if worth else math.nan,
         distinct=float(len(rationales)),
         mass=float(log_q.exp().sum()),
         cut=float((count * torch.tensor([r.cut for r in rationales])).sum()) / n,

@@ -247,6 +247,7 @@ class Display:
         self.console = console
         self._time_of = time_of
         self._clock = Clock()
+        self._closed = False
         self._last_unit = self._last_line = time_of()
         self._phase: Phase | None = None
         self._sampled = 0
@@ -263,7 +264,16 @@ class Display:
             self._live.stop()
 
     def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
-        """Take note of a unit of work, just finished."""
+        """Take note of a unit of work, just finished. A run outlives its display: it goes on where nobody reads (a
+        closed pipe, of which rich makes a SystemExit) and where the disk of its output is full."""
+        if self._closed:
+            return
+        try:
+            self._show(loop, phase, info)
+        except (OSError, SystemExit):
+            self._closed = True
+
+    def _show(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
         now = self._time_of()
         self._clock.measured(phase.name, now - self._last_unit)
         self._last_unit = now

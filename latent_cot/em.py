@@ -64,6 +64,12 @@ class EM(Loop):
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
             )
+        e = config.e_step
+        if e.objective in LEARNS_LOG_Z and not (config.evaluation.diagnostics and data.validation):
+            raise UsageError(
+                f"--e-step.objective {e.objective} learns log Z(X), which begins at the bound of validation questions: "
+                "give --evaluation.diagnostics and --data.validation, or another objective"
+            )
         draws = "m_step" not in METHODS[config.method].unread
         if draws and config.m_step.excess is not None and config.m_step.temperature != 1:
             raise UsageError(

@@ -75,6 +75,7 @@ class LanguageModel:
         self._fresh: set[Weights] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
             self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")
             self.peft.add_adapter("q", copy.deepcopy(lora))
         self.peft.eval()

@@ -51,7 +51,10 @@ class Comparison:
         """(B, N + 1), in nats."""
         if not scores.log_others.shape[-1]:
             return self.weight * scores.log_y
-        log_y = normalised_log_y(scores) if self.normalised else scores.log_y
+        log_y = scores.log_y
+        if self.normalised:  # a question without candidates may stand in the same batch
+            alone = scores.log_others.isneginf().all(-1)
+            log_y = torch.where(alone, scores.log_y, normalised_log_y(scores))
         return self.weight * log_y - self.penalty * (scores.log_others.amax(-1) > scores.log_y)
 
 

@@ -111,6 +111,7 @@ class RunFolder:
         The lock is the kernel's: it ends with the process, however that ends. What a killed process left of
         a last line in the logs is cut off.
         """
+        self._refuse_links()
         lock = FileLock(self.path / ".lock")
         owner = self.path / ".lock.pid"  # a file of its own: filelock may truncate the lock file
         try:
@@ -134,6 +135,12 @@ class RunFolder:
             with suppress(OSError):
                 owner.unlink()
             lock.release()
+
+    def _refuse_links(self) -> None:
+        """A folder of somebody else's may have a link where something is written, to a file of the user's."""
+        for name in (".lock", ".lock.pid", EVENTS, RATIONALES):
+            if (self.path / name).is_symlink():
+                raise UsageError(f"{self.path / name}: a symbolic link, which is not written through; take it away")
 
     def mark(self, status: Status) -> None:
         """Write run.json: the status, and the versions and machine of this process. `started_at` stays."""
@@ -228,6 +235,27 @@ class RunFolder:
         if checkpoint is None:
             raise UsageError(f"{self.path}: nothing was saved in this run yet; go on with --resume")
         return checkpoint.path
+
+    def put_folders(self, names: Iterable[str], write: Callable[[Path], None]) -> None:
+        """Put folders into the run's, each as a whole: what is half written is never taken for an adapter.
+
+        Args:
+            write: makes folders of these names in the folder it is given.
+        """
+        temporary = self.path / ".folders.tmp"
+        with _writing(self.path):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            try:
+                temporary.mkdir()
+                write(temporary)
+                for path in [*temporary.rglob("*"), temporary]:
+                    _fsync(path)
+                for name in names:
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+                    os.replace(temporary / name, self.path / name)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            _fsync(self.path)
 
     def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
         """Save a checkpoint and drop all but the newest two; returns its folder.

@@ -221,7 +221,8 @@ class Running:
         """Write the adapters and `results.json`, and return what is in it."""
         self.save(turn=turn)
         if self.session.lm.processes.main:
-            _write_adapters(self.session.lm, self.folder.path, saved_adapters(self.session.config))
+            names = saved_adapters(self.session.config)
+            self.folder.put_folders(names, lambda target: _write_adapters(self.session.lm, target, names))
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")

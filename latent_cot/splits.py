@@ -56,14 +56,13 @@ def splits_of(
     Raises UsageError for an unknown split, a bad file, and where nothing is left.
     """
     named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
-    found = {name: task.split(name) for name in named}
-    found |= {path: task.read(path) for path in files}
     seen = [
         *(() if has_one_question(task) else training),
         *(example for path in exclude for example in task.read(path)),
     ]
     splits = {}
-    for name, examples in found.items():
+    for name in [*named, *files]:
+        examples = task.read(name) if name in files else _enough_of(task, name, size, seen)
         check_answers(task, name, examples)
         kept, dropped = drop_seen(examples, seen)
         if not kept:
@@ -73,3 +72,14 @@ def splits_of(
         kept = kept[:size]
         splits[name] = Split(kept, dropped, repeats(kept))
     return splits
+
+
+def _enough_of(task: Task, name: str, size: int | None, seen: Sequence[Example]) -> list[Example]:
+    """A split's first questions, so many that `size` are left without those that were seen, if it has them."""
+    wanted = size
+    while True:
+        examples = task.split(name, wanted)
+        kept, dropped = drop_seen(examples, seen)
+        if size is None or wanted is None or len(kept) >= size or len(examples) < wanted:
+            return examples
+        wanted = size + dropped

@@ -233,7 +233,7 @@ def test_the_buffer_begins_with_what_p_writes_after_the_tasks_prompts(fresh: Lan
     next(one for one in runs if one[0].name == "e_step")
     assert em.state.budget.trajectories == 3 * len(em.questions), "nothing but the seeds"
     for example in em.questions:
-        stored = em.buffer.stored(example.question)
+        stored = em.buffer.stored(example.key)
         assert stored
         group = Group(em.query(example).model_prompt, [one.rationale for one in stored], em.query(example).answer)
         (table,) = em.reward.of_prefixes([example], [group])

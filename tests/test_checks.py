@@ -102,11 +102,11 @@ def test_questions_that_leave_no_room_are_refused_at_once_and_in_time(tiny_model
     long = dataclasses.replace(EXAMPLE, x="x" * 500)
     check_lengths(512, codec, [EXAMPLE, long], 12)
     check_lengths(None, codec, [EXAMPLE, long], 13)
-    with pytest.raises(UsageError, match="a question of 500 tokens .* of up to 13 are more than the model's 512"):
+    with pytest.raises(UsageError, match=r"a question of 500 tokens .* of up to 13 are more than the model's 512"):
         check_lengths(512, codec, [EXAMPLE, long], 13)
     rules = ChainRules(codec, max_tokens=13)
     with pytest.raises(UsageError, match="a question of 500 tokens"):
         rollout(lm, lm.dense("q"), [codec.encode(long.x)], rules)
     chain = Rationale((5,) * 9, (True,) * 9, (True,) * 10, "")
-    with pytest.raises(UsageError, match="a text of 513 tokens .* longer than the model's 512"):
+    with pytest.raises(UsageError, match=r"a text of 513 tokens .* longer than the model's 512"):
         score(lm, lm.dense("q"), [Group(codec.encode(long.x), [chain], [4] * 5)], codec, answers_at="end")

@@ -17,10 +17,11 @@ import torch
 from latent_cot.config import RolloutConfig, RunConfig
 from latent_cot.draws import draw_distinct, slices
 from latent_cot.em import EM, ROUND
+from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel
 from latent_cot.scoring import Group, score
 from latent_cot.state import Budget, Drawn, State
-from latent_cot.types import Example, Rationale
+from latent_cot.types import DataRequest, Example, Rationale
 from tests.loops import CONFIG, FIT, make, outcome, run_in_parts
 from tests.worlds import PlainTask, ToyTask, language_model
 
@@ -333,3 +334,30 @@ def testslices_cover_everything_once() -> None:
         for size in range(1, 5):
             assert [i for part in slices(n, size) for i in part] == list(range(n))
             assert all(0 < len(part) <= size for part in slices(n, size))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_step": dataclasses.replace(FIT, target="candidates")}, r"--init-step\.target candidates"),
+        ({"m_step": dataclasses.replace(FIT, target="candidates")}, r"--m-step\.target candidates"),
+        ({"m_step": dataclasses.replace(FIT, excess=1.0, temperature=0.5)}, r"--m-step\.excess .* is 0\.5"),
+        (
+            {
+                "e_step": dataclasses.replace(CONFIG.e_step, objective="tb"),
+                "evaluation": dataclasses.replace(CONFIG.evaluation, diagnostics=0),
+            },
+            r"--e-step\.objective tb .* give --evaluation\.diagnostics",
+        ),
+    ],
+)
+def test_what_would_learn_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+    data = ToyTask().load(DataRequest())
+    EM.check(CONFIG, ToyTask(), data)
+    with pytest.raises(UsageError, match=message):
+        EM.check(dataclasses.replace(CONFIG, **changes), ToyTask(), data)
+    without = dataclasses.replace(data.pairs[0], y=None)
+    answers = dataclasses.replace(CONFIG, m_step=dataclasses.replace(FIT, target="answer"))
+    EM.check(answers, ToyTask(), data)
+    with pytest.raises(UsageError, match=r"--m-step\.target answer"):
+        EM.check(answers, ToyTask(), dataclasses.replace(data, pairs=(without,)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import PolicyGradientConfig
-from latent_cot.diagnostics import diagnose
+from latent_cot.diagnostics import diagnose, mean_figures
 from latent_cot.e_step import Behaviour, Query, collect, update
 from latent_cot.em import EM
 from latent_cot.errors import UsageError
@@ -185,7 +186,10 @@ def test_samples_that_are_worth_nothing_have_figures_too(lm: LanguageModel) -> N
     )
     assert figures.ess == 0
     assert figures.bound == -math.inf
-    assert figures.variance == 0
+    assert math.isnan(figures.variance) and math.isnan(figures.log_z)
+    assert figures.censored == 1
+    known = {**vars(figures), "variance": 3.0, "log_z": 1.0}
+    assert mean_figures([vars(figures), known])["variance"] == 3
 
 
 @dataclasses.dataclass
@@ -217,7 +221,7 @@ def test_every_method_learns_from_it(tiny_model: Callable[[str], Path], method: 
     loop = make(lm, dataclasses.replace(config, condition="x"), ShortTask())
     rewards = [i["log_reward"] for phase, i in loop.run() if phase.name in ("e_step", "policy") and "log_reward" in i]
     if method in ("gflownet", "ppo", "grpo"):
-        assert sum(rewards[-4:]) > sum(rewards[:4]) + 4
+        assert statistics.median(rewards[-4:]) > statistics.median(rewards[:4]) + 1
 
 
 def test_no_weights_where_the_reward_is_no_probability(tiny_model: Callable[[str], Path]) -> None:

@@ -696,3 +696,38 @@ def test_a_folder_that_was_removed(folder: RunFolder) -> None:
         folder.log("step")
     with pytest.raises(UsageError, match=r"results\.json: cannot be written"):
         folder.write_json("results.json", {})
+
+
+@pytest.mark.parametrize("name", [".lock.pid", "events.jsonl"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    """Somebody else's run folder may have one that leads to a file of the user's."""
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine\nand unfinished")
+    folder = RunFolder.create(tmp_path / "run", {"seed": 1})
+    (folder.path / name).symlink_to(precious)
+    with pytest.raises(UsageError, match=f"{name}: a symbolic link"), folder.lock():
+        pass
+    assert precious.read_text() == "mine\nand unfinished"
+
+
+def test_folders_are_put_in_place_as_a_whole(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", {"seed": 1})
+
+    def write(text: str, fails: bool = False) -> Callable[[Path], None]:
+        def to(target: Path) -> None:
+            for name in ("p", "q"):
+                (target / name).mkdir()
+                (target / name / "file").write_text(text)
+            if fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return to
+
+    folder.put_folders(("p", "q"), write("old"))
+    with pytest.raises(UsageError, match="the disk is full"):
+        folder.put_folders(("p", "q"), write("new", fails=True))
+    assert [(folder.path / name / "file").read_text() for name in ("p", "q")] == ["old", "old"]
+    folder.put_folders(("p", "q"), write("new"))
+    assert (folder.path / "q" / "file").read_text() == "new"
+    assert {path.name for path in folder.path.iterdir()} >= {"p", "q"}
+    assert not list(folder.path.glob("*.tmp")) and not list(folder.path.glob(".*.tmp"))

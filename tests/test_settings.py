@@ -311,7 +311,9 @@ def test_the_printed_form_is_plain_yaml() -> None:
     "overrides",
     [
         {"task": "their.py"},
+        {"task": "folder/task.so"},
         {"rollout": {"tools": ["calculator", "their.py:Tool"]}},
+        {"rollout": {"tools": ["their.so"]}},
         {"trust_remote_code": True},
     ],
 )

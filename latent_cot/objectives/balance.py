@@ -200,7 +200,7 @@ def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
 
     For rewards that are nothing almost everywhere, such as 0 or 1. Of what is worth nothing only an upper bound is
     known (`below_floor`), and `pooled_subtb` compares the few other states with their own mean: it pushes down what is
-    not valid, draws nothing up, and q comes to nothing. log Z(X), which begins at 0, draws them up.
+    not valid, draws nothing up, and q comes to nothing. A learned log Z(X) draws them up.
 
     Result as for `pooled_subtb`.
     """

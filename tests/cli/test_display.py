@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import unicodedata
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from latent_cot.display import (
     Clock,
+    Display,
     Items,
     accuracy_table,
     marked,
@@ -22,6 +24,7 @@ from latent_cot.display import (
     round_columns,
     samples_table,
 )
+from latent_cot.state import Phase
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -127,3 +130,19 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
     with Items(terminal, "questions", 3) as items:
         items.advance(3)
     assert items.done == 3
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])
+def test_a_run_outlives_its_display(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+    """A closed pipe, of which rich makes a SystemExit, and a full disk are no reason to lose a run."""
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        raise failure
+
+    display = Display(Console(file=io.StringIO()))
+    monkeypatch.setattr(Display, "_show", fail)
+    for _ in range(2):
+        display.on_unit(None, Phase(0, "init"), {})  # type: ignore[arg-type]
+    assert len(calls) == 1

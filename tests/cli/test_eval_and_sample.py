@@ -180,6 +180,11 @@ def test_excluded_questions_are_dropped(cli: Cli, finished: Path, tmp_path: Path
     called = cli(*options)
     assert {splits[str(test)]["n"] for splits in called.json["results"].values()} == {2}
     assert "2 questions seen in training or excluded were dropped; 1 repeat" in called.err.replace("\n", " ")
+    # Of a split, others take the place of those that are excluded.
+    first = [one.question for one in tasks.load("arithmetic").split("3-operands", 2)]
+    one = published(tmp_path, "one.json", first[0])
+    called = cli("eval", finished, "--split", "3-operands", "--exclude", one, "--size", 2, "--json", "--reasoner", "p")
+    assert called.json["results"]["p"]["3-operands"]["n"] == 2
     refused = cli("eval", finished, "--data", train, "--exclude", train)
     assert refused.status == 2
     assert "nothing is left" in refused.err

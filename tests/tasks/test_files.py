@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot.errors import UsageError
-from latent_cot.tasks.files import read_rows
+from latent_cot.tasks.files import field, read_rows
 
 
 def write(folder: Path, text: str) -> str:
@@ -40,3 +40,15 @@ def test_a_bad_csv_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         read_rows(write(tmp_path, text))
     assert message in str(refused.value)
+
+
+def test_an_integer_of_a_csv_file(tmp_path: Path) -> None:
+    """All that CSV has is text; JSON has integers, and a string is none."""
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\n7 + 5, 12\n1 - 2,-1\n1 + 1,two\n")
+    rows = read_rows(str(file))
+    assert [field(row, "answer", int) for row in rows[:2]] == [12, -1]
+    with pytest.raises(UsageError, match=r"rows\.csv:4: the field 'answer' must be an integer"):
+        field(rows[2], "answer", int)
+    with pytest.raises(UsageError, match="must be an integer without quotes, not a string"):
+        field(("x:1", {"answer": "12"}), "answer", int)
