@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from latent_cot.chain import ChainRules, encode_rationale
 from latent_cot.config import DataConfig
 from latent_cot.errors import UsageError
+from latent_cot.tasks.common import name_of
 from latent_cot.text import TextCodec
 from latent_cot.types import Example, MeasuredTask, Rationale, RewardingTask, Task, TaskData, Tool
 
@@ -39,31 +40,14 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
     for part, examples in parts.items():
         for example in examples:
             if example.y is None and not isinstance(task, RewardingTask):
-                raise UsageError(f"{_name(example)}: no answer, and --data.{part} need one; add it, or leave it out")
+                raise UsageError(f"{name_of(example)}: no answer, and --data.{part} need one; add it, or leave it out")
             candidates = task.candidates(example)
             if candidates is not None and example.answer is not None and example.answer not in candidates:
-                raise UsageError(f"{_name(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
+                raise UsageError(f"{name_of(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
     fewer = {part: len(examples) for part, examples in parts.items() if len(examples) < getattr(asked, part)}
     if not fewer:
         return []
     return ["There are " + ", ".join(f"{n} of {getattr(asked, part)} {part}" for part, n in fewer.items()) + "."]
-
-
-def check_answers(task: Task, split: str, examples: Sequence[Example]) -> None:
-    """Raises UsageError for a test question whose right answer is not known, where answers are right or wrong."""
-    if isinstance(task, MeasuredTask):
-        return
-    unknown = [example for example in examples if example.answer is None]
-    if unknown:
-        raise UsageError(
-            f"{split}: {len(unknown)} of {len(examples)} questions have no answer to compare with, the first is "
-            f"{_name(unknown[0])}; add the answers, or leave them out"
-        )
-
-
-def _name(example: Example) -> str:
-    source = example.meta.get("source")
-    return f"{source}: {example.question or example.x!r}" if source else repr(example.question or example.x)
 
 
 def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -> None:

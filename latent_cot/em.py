@@ -135,6 +135,7 @@ class EM(Loop):
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             generator = torch.Generator().manual_seed(rng.getrandbits(60))
+            torch.manual_seed(rng.getrandbits(60))  # nothing of ours draws from it; a model's own code may
             chosen = draw_distinct(weights, c.questions, rng)
             batches = collect(
                 self.lm,

@@ -70,6 +70,7 @@ class LanguageModel:
         self.abilities = Abilities.of(base)
         self._refuse_without_cache(base)
         self._base_head = base.get_output_embeddings()
+        self._max_positions = _table_of_positions(base)
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
         self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
         self._fresh: set[Weights] = set()
@@ -104,10 +105,9 @@ class LanguageModel:
 
     @property
     def max_positions(self) -> int | None:
-        """How many tokens a text may have; None where the configuration names no limit."""
-        config = cast("PreTrainedModel", self.peft.get_base_model()).config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
-        return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+        """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
+        as rotary ones, and a longer text is only one of a length that it was not trained with."""
+        return self._max_positions
 
     # -- adapters ------------------------------------------------------------------------------------
 
@@ -491,6 +491,15 @@ class Abilities:
                 attention.uninstall(model)
         parameters = inspect.signature(model.base_model.forward).parameters
         return cls(linear_head, trees, "cache" if "cache" in parameters else "past_key_values", _window(model))
+
+
+def _table_of_positions(model: PreTrainedModel) -> int | None:
+    """The length of a table of learned positions, if there is one: an embedding of as many rows as there are positions,
+    or of a few more, that is not the tokens'."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
+    learned = isinstance(limit, int) and any(limit <= table.num_embeddings <= limit + 4 for table in tables)
+    return limit if learned else None
 
 
 def _window(model: PreTrainedModel) -> int | None:

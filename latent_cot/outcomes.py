@@ -103,8 +103,11 @@ def _place(reasoner: str, split: str, example: Example) -> dict[str, str]:
 
 def check_writable(path: Path) -> None:
     """Raises UsageError if the file cannot be written; what is in it stays."""
+    new = not path.exists()
     try:
         path.open("a").close()
+        if new:
+            path.unlink()
     except OSError as error:
         raise _cannot_write(path, error) from error
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from latent_cot import tasks, tools, weights
 from latent_cot.baselines import METHODS
 from latent_cot.chain import ChainRules
-from latent_cot.checks import check_answers, check_demonstrations, check_examples, check_lengths, check_tools
+from latent_cot.checks import check_demonstrations, check_examples, check_lengths, check_tools
 from latent_cot.config import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.errors import UsageError
 from latent_cot.lm import ADAPTERS, LanguageModel, Weights
@@ -32,7 +32,7 @@ from latent_cot.processes import Processes
 from latent_cot.run import Checkpoint, Follower, RunFolder
 from latent_cot.settings import to_dict
 from latent_cot.state import Phase, State
-from latent_cot.tasks.common import drop_seen, fingerprint
+from latent_cot.tasks.common import check_answers, drop_seen, fingerprint
 from latent_cot.text import TextCodec
 from latent_cot.types import AlphabetTask, Example, Task, TaskData, has_one_question, is_answer_given
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latent_cot.checks import check_answers
 from latent_cot.errors import UsageError
-from latent_cot.tasks.common import drop_seen, repeats
+from latent_cot.tasks.common import check_answers, drop_seen, repeats
 from latent_cot.types import Example, Sweep, SweepableTask, Task, has_one_question
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from latent_cot.errors import UsageError, did_you_mean
-from latent_cot.types import Example
+from latent_cot.types import Example, MeasuredTask, Task
 
 Share = Literal["train", "validation", "test"]
 _SHARES: tuple[Share, ...] = ("test", "test", "validation", "train", "train", "train", "train", "train")
@@ -64,6 +64,24 @@ def fingerprint(examples: Iterable[Example]) -> str:
     for example in examples:
         digest.update(json.dumps([_key(example), example.answer]).encode())
     return digest.hexdigest()[:16]
+
+
+def check_answers(task: Task, split: str, examples: Sequence[Example]) -> None:
+    """Raises UsageError for a test question whose right answer is not known, where answers are right or wrong."""
+    if isinstance(task, MeasuredTask):
+        return
+    unknown = [example for example in examples if example.answer is None]
+    if unknown:
+        raise UsageError(
+            f"{split}: {len(unknown)} of {len(examples)} questions have no answer to compare with, the first is "
+            f"{name_of(unknown[0])}; add the answers, or leave them out"
+        )
+
+
+def name_of(example: Example) -> str:
+    """What an example is called in an error: where it comes from, if that is known, and its question."""
+    source = example.meta.get("source")
+    return f"{source}: {example.question or example.x!r}" if source else repr(example.question or example.x)
 
 
 def check_options(task: str, options: Mapping[str, str], known: Iterable[str]) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from latent_cot.chain import ChainRules
-from latent_cot.checks import check_answers, check_demonstrations, check_examples, check_lengths, check_tools
+from latent_cot.checks import check_demonstrations, check_examples, check_lengths, check_tools
 from latent_cot.config import DataConfig
 from latent_cot.errors import UsageError
 from latent_cot.rollout import rollout
 from latent_cot.scoring import Group, score
+from latent_cot.tasks.common import check_answers
 from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest, Example, Rationale, TaskData
 from tests.loops import CONFIG, make
@@ -99,6 +100,7 @@ def test_questions_that_leave_no_room_are_refused_at_once_and_in_time(tiny_model
     lm = language_model(tiny_model("gpt2"))
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
     assert lm.max_positions == 512
+    assert language_model(tiny_model("llama")).max_positions is None  # its positions are rotary
     long = dataclasses.replace(EXAMPLE, x="x" * 500)
     check_lengths(512, codec, [EXAMPLE, long], 12)
     check_lengths(None, codec, [EXAMPLE, long], 13)

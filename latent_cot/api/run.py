@@ -144,7 +144,8 @@ class Run:
     def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:
         """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token.
 
-        A rationale begins with its leading space. A tool's result is put in where it is not written.
+        A rationale begins with its leading space. A tool's result is put in where it is not written. Of equal ones the
+        result has one, so that it may have fewer than were given; `text` tells which it is.
 
         Raises UsageError for a rationale that the model could not have written: a token that is not allowed, a call
         that fails, an end where a chain may not stop.

@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its escape
             stream.reconfigure(errors="backslashreplace")
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if argv else EXIT_USAGE
-    if argv[0] in ("-V", "--version"):
-        print(f"latent-cot {__version__}")
-        return 0
     try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_help())
+            return 0 if argv else EXIT_USAGE
+        if argv[0] in ("-V", "--version"):
+            print(f"latent-cot {__version__}")
+            return 0
         if argv[0] not in COMMANDS:
             kind = "option" if argv[0].startswith("-") else "command"
             raise UsageError(f"unknown {kind} {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)} See latent-cot --help")

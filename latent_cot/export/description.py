@@ -30,6 +30,8 @@ class ToolForm:
     """The name of its function in `portable`."""
     portable: str
     """Python source, see `types.Portable`."""
+    is_left_to_write: bool = False
+    """The tool has no portable form: the source is a function for the reader to fill in."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Description:
         record = asdict(self)
         del record["answer"], record["forbidden"]
         for tool in record["tools"]:
-            del tool["portable"], tool["function"]
+            del tool["portable"], tool["function"], tool["is_left_to_write"]
         return record
 
 
@@ -214,7 +216,7 @@ def _tool(tool: Tool) -> ToolForm:
             f"def {function}(text: str) -> str | None:\n"
             f'    raise NotImplementedError("write here what the tool {tool.name} does: the text to put behind `text`")'
         )
-        return ToolForm(tool.name, tool.description, tool.trigger, function, source)
+        return ToolForm(tool.name, tool.description, tool.trigger, function, source, is_left_to_write=True)
     if function not in _functions(tool.portable):
         raise UsageError(
             f"tool {tool.name}: its `portable` must define a function {function}(text), see types.Portable"
