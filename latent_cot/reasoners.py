@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
         refuse_code(config, path / "config.yaml", trusted=trusted)
+        _refuse_moved(config, path / "config.yaml")
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(config, folder)
@@ -93,6 +95,17 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
     if not loaded.tools and loaded.step_delimiter is None:  # there are no steps
         config = replace(config, rollout=replace(config.rollout, granularity="token"))
     return Source(config, None)
+
+
+def _refuse_moved(config: RunConfig, file: Path) -> None:
+    """Raises UsageError where a file or folder of this run is not where it was: it names them by absolute paths."""
+    named = [("model", config.model), ("task", config.task)]
+    named += [("rollout.tools", re.sub(r"(?<=\.py):\w+$", "", tool)) for tool in config.rollout.tools or ()]
+    files = config.data.train_file or ""  # one, or several with commas between them
+    named += [("data.train_file", name) for name in ([files] if Path(files).exists() else files.split(","))]
+    for key, name in named:
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise UsageError(f"{file}: its `{key}` is {name}, which is not there any more; write there where it is now")
 
 
 def _refuse_missing_folder(target: str, path: Path) -> None:

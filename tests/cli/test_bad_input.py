@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.conftest import SMOKE, Called, Cli
 from tests.tiny import build_tiny_model
@@ -257,3 +258,15 @@ def test_what_a_method_cannot_do_is_told_before_a_model_is_loaded(
     folder = tmp_path / "run"
     assert_refused(cli("fit", *argv, "--model", "absent-model", "--output-dir", folder), *parts)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("key", ["model", "data.train_file"])
+def test_a_run_whose_files_were_moved_says_which(cli: Cli, finished: Path, tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = "/no/such/place"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    parts = [f"{folder / 'config.yaml'}", f"`{key}` is /no/such/place", "not there any more"]
+    assert_refused(cli("eval", folder), *parts)
