@@ -73,7 +73,10 @@ def run(argv: Sequence[str]) -> int:
             )
     task = tasks.load(source.config.task)
     loop = reasoners.load(source, task.load(data_request(source.config)), Console(stderr=True))
-    examples = task.split((source.config.evaluation.splits or task.default_splits)[0])
+    splits = source.config.evaluation.splits or task.default_splits
+    if not splits:
+        raise UsageError(f"{options.run}: {task.name} has no test split whose questions the card could show")
+    examples = task.split(splits[0])
     description = describe(loop, reasoner, source.folder, examples)
     folder.build(loop, reasoner, base, description, target, merge=options.merge, hub_name=options.push)
     written = {"folder": str(target), "reasoner": reasoner, "merged": options.merge, "base_model": base.name}
