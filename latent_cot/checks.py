@@ -23,9 +23,11 @@ def too_long(prompt: int, chosen: int, limit: int) -> str:
 
 def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
     """Raises UsageError if the longest question leaves no room for a rationale of `chosen` tokens within `limit`."""
+    if limit is None:
+        return
     texts = sorted((example.x for example in examples), key=len)[-3:]  # the longest in characters may not be in tokens
     longest = max((len(codec.encode_prompt(text)) for text in texts), default=0)
-    if limit is not None and longest + chosen > limit:
+    if longest + chosen > limit:
         raise UsageError(too_long(longest, chosen, limit))
 
 
@@ -80,7 +82,7 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
     if not wrong:
         return []
     example, answer = examples[wrong[0]], answers[wrong[0]]
-    first = f"{example.question or example.x!r} at {answer!r}, not at {example.answer!r}"
+    first = f"{example.asked!r} at {answer!r}, not at {example.answer!r}"
     if len(wrong) == len(examples):
         raise UsageError(
             f"no demonstration of {task.name} arrives at its own answer: {first}; look at the task's `answer` and "

@@ -70,7 +70,9 @@ class LanguageModel:
         self.abilities = Abilities.of(base)
         self._refuse_without_cache(base)
         self._base_head = base.get_output_embeddings()
-        self._max_positions = _table_of_positions(base)
+        self.max_positions = _table_of_positions(base)
+        """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
+        as rotary ones, and a longer text is only one of a length that it was not trained with."""
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
         self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
         self._fresh: set[Weights] = set()
@@ -102,12 +104,6 @@ class LanguageModel:
     def device(self) -> torch.device:
         device: torch.device = self.accelerator.device
         return device
-
-    @property
-    def max_positions(self) -> int | None:
-        """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
-        as rotary ones, and a longer text is only one of a length that it was not trained with."""
-        return self._max_positions
 
     # -- adapters ------------------------------------------------------------------------------------
 
@@ -310,12 +306,14 @@ class LanguageModel:
         For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
         """
         linear_head = self.abilities.linear_head
-        longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
-        if self.max_positions is not None and longest > self.max_positions:
-            raise UsageError(
-                f"--model: a text of {longest} tokens (positions that --lessons.gap-share leaves out count) is longer "
-                f"than the model's {self.max_positions}; give shorter questions or rationales, or another model"
-            )
+        if self.max_positions is not None:
+            longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
+            if longest > self.max_positions:
+                raise UsageError(
+                    f"--model: a text of {longest} tokens (positions that --lessons.gap-share leaves out count) is "
+                    f"longer than the model's {self.max_positions}; give shorter questions or rationales, or another "
+                    "model"
+                )
         kind, window = self.abilities.trees, self.abilities.window
         if window is not None:
             # Some models count the columns of a row from each other, whatever its mask says of them.

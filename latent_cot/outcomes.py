@@ -98,7 +98,7 @@ def of_measured(
 
 
 def _place(reasoner: str, split: str, example: Example) -> dict[str, str]:
-    return {"reasoner": reasoner, "split": split, "question": example.question or example.x}
+    return {"reasoner": reasoner, "split": split, "question": example.asked}
 
 
 def check_writable(path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +30,7 @@ from latent_cot.processes import Processes
 from latent_cot.run import Checkpoint, Follower, RunFolder
 from latent_cot.settings import to_dict
 from latent_cot.state import Phase, State
-from latent_cot.tasks.common import check_answers, drop_seen, fingerprint
+from latent_cot.tasks.common import check_answers, digest, drop_seen, fingerprint
 from latent_cot.text import TextCodec
 from latent_cot.types import AlphabetTask, Example, Task, TaskData, has_one_question, is_answer_given
 
@@ -161,6 +159,9 @@ class Running:
     ) -> None:
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
         self.session, self.folder, self.on_unit = session, folder, on_unit
+        self._training = _digest(session.data)
+        if checkpoint is not None and checkpoint.state.get("training", self._training) != self._training:
+            _refuse_other_data(session.config, checkpoint.path)
         self.loop = _make_loop(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
         self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
@@ -206,7 +207,7 @@ class Running:
                 **self.loop.state_dict(),
                 "resources": self._cost(),
                 "turn": turn,
-                "training": _digest(self.session.data),
+                "training": self._training,
             },
             lambda target: _write_state(self.loop, target),
         )
@@ -393,12 +394,6 @@ def _same_model(a: RunConfig, b: RunConfig) -> bool:
 def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     if checkpoint is None:
         return session.loop()
-    if checkpoint.state.get("training", _digest(session.data)) != _digest(session.data):
-        raise UsageError(
-            f"{checkpoint.path}: the training data are not those that this run began with; restore them"
-            + (f" ({session.config.data.train_file})" if session.config.data.train_file else "")
-            + ", or start again in another --output-dir"
-        )
     loop = session.loop(
         state=State.saved_in(checkpoint),
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
@@ -408,11 +403,18 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     return loop
 
 
+def _refuse_other_data(config: RunConfig, checkpoint: Path) -> NoReturn:
+    file = f" ({config.data.train_file})" if config.data.train_file else ""
+    raise UsageError(
+        f"{checkpoint}: the training data are not those that this run began with; restore them{file}, or start again "
+        "in another --output-dir"
+    )
+
+
 def _digest(data: TaskData) -> str:
     """What is saved refers to training examples by their place: they must be the same, in the same order."""
-    examples = [[e.x, e.y, e.z, e.answer] for part in (data.demonstrations, data.pairs, data.validation) for e in part]
-    sizes = [len(data.demonstrations), len(data.pairs)]
-    return hashlib.sha256(json.dumps([sizes, examples]).encode()).hexdigest()[:16]
+    parts = (data.demonstrations, data.pairs, data.validation)
+    return digest([number, e.x, e.y, e.z, e.answer] for number, part in enumerate(parts) for e in part)
 
 
 def _has_prior(config: RunConfig) -> bool:

@@ -44,6 +44,11 @@ class Example:
     """Whatever the task wants to keep: number of operands, source file and line."""
 
     @property
+    def asked(self) -> str:
+        """The question as people read it: the bare one, or X where the task leaves that out."""
+        return self.question or self.x
+
+    @property
     def key(self) -> str:
         """What has the same posterior has the same key: X and Y. (Two stories may begin alike and end otherwise.)"""
         return f"{self.x}\0{self.y or ''}"

@@ -47,23 +47,28 @@ def drop_seen(test: list[Example], training: Iterable[Example]) -> tuple[list[Ex
 
     Rows that repeat each other within `test` are kept: `repeats` counts them.
     """
-    seen = {_key(example) for example in training}
-    kept = [example for example in test if _key(example) not in seen]
+    seen = {example.asked for example in training}
+    kept = [example for example in test if example.asked not in seen]
     return kept, len(test) - len(kept)
 
 
 def repeats(examples: Iterable[Example]) -> int:
     """Number of rows whose question occurred in an earlier row."""
-    keys = [_key(example) for example in examples]
+    keys = [example.asked for example in examples]
     return len(keys) - len(set(keys))
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
     """A digest of questions and answers in their order: where it is the same, so are the questions."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps([_key(example), example.answer]).encode())
-    return digest.hexdigest()[:16]
+    return digest([example.asked, example.answer] for example in examples)
+
+
+def digest(rows: Iterable[object]) -> str:
+    """A short hash of JSON values in their order."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(json.dumps(row).encode())
+    return found.hexdigest()[:16]
 
 
 def check_answers(task: Task, split: str, examples: Sequence[Example]) -> None:
@@ -81,7 +86,7 @@ def check_answers(task: Task, split: str, examples: Sequence[Example]) -> None:
 def name_of(example: Example) -> str:
     """What an example is called in an error: where it comes from, if that is known, and its question."""
     source = example.meta.get("source")
-    return f"{source}: {example.question or example.x!r}" if source else repr(example.question or example.x)
+    return f"{source}: {example.asked!r}" if source else repr(example.asked)
 
 
 def check_options(task: str, options: Mapping[str, str], known: Iterable[str]) -> None:
@@ -90,7 +95,3 @@ def check_options(task: str, options: Mapping[str, str], known: Iterable[str]) -
     for name in options:
         if name not in known:
             raise UsageError(f"task {task!r} has no option {name!r}.{did_you_mean(name, known)}")
-
-
-def _key(example: Example) -> str:
-    return example.question or example.x

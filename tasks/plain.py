@@ -39,11 +39,11 @@ class PlainTask:
                 answer = str(answer)
             elif answer is not None:
                 answer = field(row, "answer", str)
-            rationale = field(row, "rationale", str, required=False)
+            question, rationale = field(row, "question", str), field(row, "rationale", str, required=False)
             try:
-                example = self.example(field(row, "question", str), answer)
+                example = self.example(question, answer)
             except UsageError as error:
-                raise error if str(error).startswith(where) else UsageError(f"{where}: {error}") from None
+                raise UsageError(f"{where}: {error}") from None
             example = example if rationale is None else replace(example, z=rationale)
             found.append(replace(example, meta={"source": where, **example.meta}))
         return found

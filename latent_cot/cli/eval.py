@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 import tyro
 from rich.console import Console
@@ -164,7 +164,7 @@ def run(argv: Sequence[str]) -> int:
         outcomes.write(options.outcomes, report.outcomes)
         console.print(Text(f"written: {printable(str(options.outcomes))}", style="dim"), soft_wrap=True)
     if options.plot is not None:
-        if isinstance(task, MeasuredTask) and isinstance(task, DrawingTask):
+        if _draws(task):
             with plots.figure_in(options.plot, 8.0, 2.6 * len(report.measured)) as figure:
                 task.draw(figure, report.measured)
         else:
@@ -235,7 +235,7 @@ def _check(options: EvalOptions) -> None:
         raise UsageError(f"--votes {options.votes}: at --temperature 0 all chains of a question are the same; raise it")
 
 
-def _draws(task: Task) -> bool:
+def _draws(task: Task) -> TypeGuard[DrawingTask]:
     """A task with right answers may have a method `draw` that means something else."""
     return isinstance(task, MeasuredTask) and isinstance(task, DrawingTask)
 
