@@ -20,10 +20,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from latent_cot.kv_cache import with_spare_columns
+from latent_cot.kv_cache import beginning_of, behind_beginning, with_spare_columns
 from latent_cot.tree import FlatTrees
 
 NAME = "latent-cot-trees"
+# More scores than this are not written out, but left to torch's fused kernel, which makes a block of them at a time.
+_MOST_SCORES = 2**25
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ def tree_attention(
     nodes = query.shape[2]
     plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if beginning_of(key) is not None:
+        scores = 0 if attention_mask is None else query[..., 0].numel() * attention_mask.shape[-1]
+        if plain and attention_mask is not None and scores <= _MOST_SCORES and not dropout:
+            return _attend_behind(query, key, value, attention_mask, scale).transpose(1, 2), None
+        key, value = behind_beginning(key), behind_beginning(value)
     if nodes == 1 and query.device.type == "cpu" and plain and attention_mask is not None and not dropout:
         return _attend_decoding(query, key, value, attention_mask, scale).transpose(1, 2), None
     if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
@@ -139,6 +146,41 @@ def _attend_decoding(
         return attend(query, key, value, mask, scale)
     mask = nn.functional.pad(mask[..., :columns], (0, spare), value=torch.finfo(mask.dtype).min)
     return attend(query, wide_key, wide_value, mask, scale)
+
+
+def _attend_behind(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`attend` to a beginning that all rows share, and to what each has behind it.
+
+    The queries of all rows are one matrix, whose products with the beginning's keys and values read these once.
+    """
+    rows, heads, width, size = query.shape
+    groups, columns = key.shape[1], key.shape[2]
+    first_key, first_value = beginning_of(key), beginning_of(value)
+    assert first_key is not None and first_value is not None
+    shared = first_key.shape[2]
+    # Columns to spare are masked out. They make whole vectors of a row of weights, and spare the products a copy.
+    first_key, first_value, key, value = map(with_spare_columns, (first_key, first_value, key, value))
+    split = first_key.shape[2]
+    lowest = torch.finfo(mask.dtype).min
+    own_mask = nn.functional.pad(mask[..., shared:], (0, key.shape[2] - columns), value=lowest)
+
+    def with_first(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """x (R, G, n, m) times first (G, m, l), the rows of a group as one matrix."""
+        product = torch.matmul(x.transpose(0, 1).reshape(groups, -1, x.shape[3]), first)
+        return product.view(groups, rows, -1, first.shape[2]).transpose(0, 1)
+
+    folded = query.reshape(rows, groups, heads // groups * width, size) * scale
+    scores = query.new_empty(rows, groups, folded.shape[2], split + key.shape[2])
+    scores[..., :split] = with_first(folded, first_key[0].transpose(1, 2))
+    scores[..., shared:split] = lowest
+    own = torch.matmul(folded, key.transpose(2, 3)).view(rows, groups, -1, width, key.shape[2])
+    scores[..., split:] = (own + own_mask[:, :, None]).flatten(2, 3)
+    kind = None if scores.shape[3] % 32 == 0 else torch.float32  # as in `attend`
+    weights = scores.softmax(-1, dtype=kind).to(value.dtype)
+    output = torch.matmul(weights[..., split:], value) + with_first(weights[..., :split], first_value[0])
+    return output.view(rows, heads, width, size)
 
 
 def attend(

@@ -3,6 +3,10 @@
 transformers' DynamicCache grows by concatenation: every token copies every key and value there is, into
 memory fresh from the system. Here each layer owns a buffer with room to spare, and a token is written in
 place. (Measured: of a decoding step of 64 rows, more than half went into concatenation.)
+
+What all rows begin with, such as demonstrations, is in memory once, and read once a step for all rows
+("cascade" or "Hydragen" attention: Juravsky et al., "Hydragen: High-throughput LLM inference with shared
+prefixes", 2024).
 """
 
 from __future__ import annotations
@@ -23,7 +27,15 @@ class SlotLayer(DynamicLayer):
     """Keys and values of one layer: `keys` and `values` (rows, heads, columns, size) are views of buffers.
 
     What lies behind the last column in a buffer is finite (see `with_spare_columns`).
+
+    Args:
+        beginning: the layer of a single row behind which all rows go on.
+        apart: the attention function knows of it (`beginning_of`); otherwise it is handed beginning and rows in one.
     """
+
+    def __init__(self, beginning: SlotLayer | None = None, *, apart: bool = False) -> None:
+        super().__init__()
+        self.beginning, self._apart = beginning, apart
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -33,13 +45,23 @@ class SlotLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append columns (rows, heads, n, size); returns all keys and values."""
+        """Append columns (rows, heads, n, size); returns what attention is to see."""
         start = self.columns
         self.lazy_initialization(key_states, value_states)
         self._show(key_states.shape[0], start + key_states.shape[2])
         self.keys[:, :, start:] = key_states
         self.values[:, :, start:] = value_states
-        return self.keys, self.values
+        if self.beginning is None:
+            return self.keys, self.values
+        shown = (self.keys, self.beginning.keys), (self.values, self.beginning.values)
+        for states, beginning in shown:
+            states.beginning = beginning  # type: ignore[attr-defined]
+        keys, values = (own if self._apart else behind_beginning(own) for own, _ in shown)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Columns of a row, with those of the beginning."""
+        return self.columns + (self.beginning.columns if self.beginning else 0)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Begin with empty buffers for keys and values such as these."""
@@ -66,22 +88,19 @@ class SlotLayer(DynamicLayer):
         self.keys[moved], self.values[moved] = keys, values
         self._show(rows, self.columns)
 
-    def join(self, other: SlotLayer, pinned: int) -> None:
-        """Add the other's rows. Their first `pinned` columns stay first, the others end at the last column."""
-        self.lazy_initialization(other.keys, other.values)
-        rows, columns = self.rows, self.columns or other.columns
-        self._show(rows + other.rows, columns)
-        start = columns - (other.columns - pinned)
+    def join(self, other: SlotLayer) -> None:
+        """Add the other's rows, which have no more columns; they end at the last column."""
+        rows, start = self.rows, self.columns - other.columns
+        self._show(rows + other.rows, self.columns)
         for own, new in ((self.keys, other.keys), (self.values, other.values)):
-            own[rows:, :, :pinned] = new[:, :, :pinned]
-            own[rows:, :, pinned:start] = 0  # masked out, but 0 times whatever was there must not be NaN
-            own[rows:, :, start:] = new[:, :, pinned:]
+            own[rows:, :, :start] = 0  # masked out, but 0 times whatever was there must not be NaN
+            own[rows:, :, start:] = new
 
-    def drop_columns(self, start: int, n: int) -> None:
-        """Forget `n` columns from `start` on."""
-        keys, values = self.keys[:, :, start + n :].clone(), self.values[:, :, start + n :].clone()
+    def drop_columns(self, n: int) -> None:
+        """Forget the first `n` columns."""
+        keys, values = self.keys[:, :, n:].clone(), self.values[:, :, n:].clone()
         self._show(self.rows, self.columns - n)
-        self.keys[:, :, start:], self.values[:, :, start:] = keys, values
+        self.keys[:], self.values[:] = keys, values
 
     def _show(self, rows: int, columns: int) -> None:
         """Let `keys` and `values` be the first `rows` rows and `columns` columns, making room if need be."""
@@ -96,11 +115,20 @@ class SlotLayer(DynamicLayer):
 
 
 class KVCache(DynamicCache):
-    """The cache of one rollout. Layers of other kinds (sliding windows, recurrent states) stay as they are."""
+    """The cache of one rollout. Layers of other kinds (sliding windows, recurrent states) stay as they are.
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    Args:
+        beginning: a `joinable` cache of a single row behind which all rows go on.
+        apart: see `SlotLayer`.
+    """
+
+    def __init__(self, config: PreTrainedConfig, beginning: KVCache | None = None, *, apart: bool = False) -> None:
         super().__init__(config=config)
-        self.layers = [SlotLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
+        beginnings = beginning._slots if beginning else [None] * len(self.layers)
+        self.layers = [
+            SlotLayer(first, apart=apart) if type(layer) is DynamicLayer else layer
+            for layer, first in zip(self.layers, beginnings, strict=True)
+        ]
 
     @property
     def joinable(self) -> bool:
@@ -119,20 +147,31 @@ class KVCache(DynamicCache):
             else:
                 layer.reorder_cache(cast("torch.LongTensor", everything))
 
-    def join(self, other: KVCache, pinned: int = 0) -> None:
-        """Add the other's rows below these: its first `pinned` columns stay where they are, its others end at
-        the last column, and between them there is nothing (to be masked out)."""
+    def join(self, other: KVCache) -> None:
+        """Add the other's rows, which have no more columns and the same beginning, below these: they end at the last
+        column, and before them there is nothing (to be masked out)."""
         for own, new in zip(self._slots, other._slots, strict=True):
-            own.join(new, pinned)
+            own.join(new)
 
-    def drop_columns(self, start: int, n: int) -> None:
-        """Forget `n` columns, to which no row attends, from `start` on."""
+    def drop_columns(self, n: int) -> None:
+        """Forget the first `n` columns behind the beginning, to which no row attends."""
         for layer in self._slots:
-            layer.drop_columns(start, n)
+            layer.drop_columns(n)
 
     @property
     def _slots(self) -> list[SlotLayer]:
         return cast("list[SlotLayer]", self.layers)
+
+
+def beginning_of(states: torch.Tensor) -> torch.Tensor | None:
+    """The keys or values (1, heads, columns, size) behind which a `SlotLayer`'s go on, if they are kept apart."""
+    return getattr(states, "beginning", None)
+
+
+def behind_beginning(states: torch.Tensor) -> torch.Tensor:
+    """A `SlotLayer`'s keys or values with those of their beginning in front, copied for each row."""
+    beginning = beginning_of(states)
+    return states if beginning is None else torch.cat([beginning.expand(states.shape[0], -1, -1, -1), states], 2)
 
 
 def with_spare_columns(states: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -69,6 +69,7 @@ class LanguageModel:
         base.to(self.accelerator.device)
         self.abilities = Abilities.of(base)
         self._refuse_without_cache(base)
+        self.abilities = replace(self.abilities, cascade=self._cascades(base))
         self._base_head = base.get_output_embeddings()
         self.max_positions = _table_of_positions(base)
         """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
@@ -275,6 +276,26 @@ class LanguageModel:
         if not same:
             raise UsageError(f"--model: a {type(base).__name__} cannot go on from a key-value cache ({reason})")
 
+    @torch.no_grad()
+    def _cascades(self, base: PreTrainedModel) -> bool:
+        """Whether attention finds a beginning that the cache keeps apart from the rows (`Abilities.cascade`)."""
+        ids = torch.arange(5, device=self.device)[None]
+        first = KVCache(base.config)
+        if self.abilities.trees != "flat" or not first.joinable:
+            return False
+        seen = torch.ones(2, 5, dtype=torch.long, device=self.device)
+        rest = ids[:, 2:].expand(2, -1)
+        self.decode_step(base, ids[:, :2], seen[:1, :2], ids[:, :2], first)
+        found = []
+        for apart in (False, True):
+            cache = KVCache(base.config, first, apart=apart)
+            try:
+                self.decode_step(base, rest[:, :2], seen[:, :4], rest[:, :2], cache)
+                found.append(self.decode_step(base, rest[:, 2:], seen, rest[:, 2:], cache))
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                return False
+        return _close(found[1], found[0])
+
     def _refuse_unfit_layers(self) -> None:
         """Raises ValueError for an adapted module that is no layer with one weight, such as a mixture's experts."""
         for name, layer in self._adapted:
@@ -363,8 +384,9 @@ class LanguageModel:
                 features = model(**arguments).logits
         return features[:, -1]
 
-    def new_cache(self, model: PreTrainedModel) -> KVCache:
-        return KVCache(model.config)
+    def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
+        """An empty cache, or one whose rows all go on behind the single row of `beginning`."""
+        return KVCache(model.config, beginning, apart=self.abilities.cascade)
 
 
 def _checkpoint_layers(base: PreTrainedModel) -> list[nn.Module]:
@@ -451,6 +473,8 @@ class Abilities:
     window: int | None
     """Some layers look back no further than so many tokens; None: all see everything. The mask of a token tree would
     take the place of that of a window, so longer trees are run path by path."""
+    cascade: bool = False
+    """What all rows of a cache begin with can be kept apart, once for all of them (kv_cache.py)."""
 
     @classmethod
     @torch.no_grad()

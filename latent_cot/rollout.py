@@ -184,8 +184,9 @@ class _Batch:
         self.cache = lm.new_cache(model)
         self.columns = 0
         """Of the cache, behind the prefix."""
-        self.prefix_cache: KVCache | None = None
         self.prefix = shared_prefix(prompts) if self.cache.joinable else 0
+        """Tokens with which all prompts begin: run once, and in memory once."""
+        self.prefix_cache: KVCache | None = None
         if self.prefix:
             self.prefix_cache = lm.new_cache(model)
             ids = torch.tensor([prompts[0][: self.prefix]], device=lm.device)
@@ -276,13 +277,10 @@ class _Batch:
             ids[row, width - len(rest) :] = torch.tensor(rest)
             mask[row, prefix + width - len(rest) :] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix:]
-        cache = self.lm.new_cache(self.model)
-        if self.prefix_cache is not None:
-            cache.join(self.prefix_cache, prefix)
-            cache.rearrange([0] * len(rests), device)
+        cache = self.lm.new_cache(self.model, self.prefix_cache)
         hidden = self.lm.decode_step(self.model, ids.to(device), mask.to(device), positions.to(device), cache)
         if self.rows:
-            self.cache.join(cache, prefix)
+            self.cache.join(cache)
             self.hidden = torch.cat([self.hidden, hidden])
         else:
             self.cache, self.columns, self.hidden = cache, width, hidden
@@ -304,7 +302,7 @@ class _Batch:
         if self.waiting:  # those who wait must still find room
             dead = min(dead, self.columns - (len(self.prompts[self.waiting[0]]) - self.prefix))
         if dead >= _DEAD_COLUMNS:
-            self.cache.drop_columns(self.prefix, dead)
+            self.cache.drop_columns(dead)
             self.columns -= dead
             for row in self.rows:
                 row.start -= dead

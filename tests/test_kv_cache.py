@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latent_cot import attention
 from latent_cot.attention import tree_attention
-from latent_cot.kv_cache import COLUMNS_AT_ONCE, SlotLayer, with_spare_columns
+from latent_cot.kv_cache import COLUMNS_AT_ONCE, SlotLayer, behind_beginning, with_spare_columns
 
 HEADS, SIZE = 2, 4
 
@@ -53,3 +54,46 @@ def test_attention_to_a_cache_is_attention_to_its_columns(columns: int) -> None:
     key, value = (x.repeat_interleave(2, 1) for x in (keys, values))
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shared", [1, 20, 32, 45])
+@pytest.mark.parametrize(("width", "columns"), [(1, 5), (1, 40), (1, 64), (6, 6), (3, 33)])
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_behind_a_beginning_is_attention_to_both(
+    shared: int, width: int, columns: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fused:
+        monkeypatch.setattr(attention, "_MOST_SCORES", 0)
+    first = SlotLayer()
+    first.update(states(1, shared, 1), states(1, shared, 2))
+    first._key_buffer[:, :, shared:] = 7.0
+    first._value_buffer[:, :, shared:] = 7.0
+    layer = SlotLayer(first, apart=True)
+    keys, values = layer.update(states(3, columns, 3), states(3, columns, 4))
+    layer._key_buffer[:, :, columns:] = 7.0
+    layer._value_buffer[:, :, columns:] = 7.0
+    assert layer.get_seq_length() == shared + columns
+    query = torch.randn(3, 2 * HEADS, width, SIZE, generator=torch.Generator().manual_seed(5))
+    seen = torch.ones(width, shared + columns).tril(shared + columns - width).bool().repeat(3, 1, 1, 1)
+    seen[1, ..., shared : shared + columns - width] = False  # a shorter row
+    mask = attention.additive(seen, torch.float32)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # type: ignore[assignment]
+    found, _ = tree_attention(module, query, keys, values, mask)
+    key, value = (
+        torch.cat([own.expand(3, -1, -1, -1), rest], 2).repeat_interleave(2, 1)
+        for own, rest in ((states(1, shared, 1), states(3, columns, 3)), (states(1, shared, 2), states(3, columns, 4)))
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_model_that_knows_of_no_beginning_is_handed_all() -> None:
+    first = SlotLayer()
+    first.update(states(1, 20, 1), states(1, 20, 2))
+    layer = SlotLayer(first)
+    keys, values = layer.update(states(3, 5, 3), states(3, 5, 4))
+    assert torch.equal(keys, torch.cat([states(1, 20, 1).expand(3, -1, -1, -1), states(3, 5, 3)], 2))
+    assert torch.equal(values, torch.cat([states(1, 20, 2).expand(3, -1, -1, -1), states(3, 5, 4)], 2))
+    assert behind_beginning(keys) is keys
+    assert layer.columns == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -166,6 +167,29 @@ def test_what_samples_share_is_run_once(lm: LanguageModel) -> None:
         for length in range(len(rationale))
     }
     assert len(distinct) >= sum(fed[1:]) > len(distinct) / 2
+
+
+def test_what_prompts_begin_with_is_kept_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where the attention function knows nothing of that, copies of it give the same rationales."""
+    assert lm.abilities.cascade
+    rules = rules_of(lm, max_tokens=8)
+    rng = random.Random(3)
+    beginning = [rng.randrange(rules.codec.vocab_size) for _ in range(40)]
+    prompts = [beginning + prompt for prompt in random_prompts(rules.codec, rng, 5)]
+    columns = []
+    step = LanguageModel.decode_step
+
+    def watch(self: LanguageModel, *arguments: Any) -> torch.Tensor:
+        hidden = step(self, *arguments)
+        columns.append(max(layer.columns for layer in arguments[-1].layers))
+        return hidden
+
+    monkeypatch.setattr(LanguageModel, "decode_step", watch)
+    kept_once = fast.rollout(lm, lm.dense("q"), prompts, rules, n=2, temperature=0.0)
+    assert columns[0] == len(beginning)
+    assert max(columns[1:]) < len(beginning)
+    monkeypatch.setattr(lm, "abilities", dataclasses.replace(lm.abilities, cascade=False))
+    assert fast.rollout(lm, lm.dense("q"), prompts, rules, n=2, temperature=0.0) == kept_once
 
 
 def test_a_long_result_beside_short_ones(lm: LanguageModel) -> None:
