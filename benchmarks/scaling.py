@@ -5,13 +5,14 @@ What is varied, each over a factor of 8 or more, all else the same:
 * `trajectories`: of one step (`e_step.collect` and `e_step.update`), in questions of 8;
 * `length`: tokens of a rationale, in the same;
 * `prefixes`: prefixes of a rationale after which the reward scores Y (`reward.prefix_log_rewards`);
+* `prompt`: tokens with which the prompts of 64 chains begin, such as those of demonstrations (`rollout.rollout`);
 * `tools`: tool calls in chains of the same number of tokens (`rollout.rollout`);
 * `buffer`: rationales in the replay buffer, of one question or of questions with 50 each.
 
-The rationales of the first three have a given length, or are up to three tokens shorter, whatever the model would
-write: they may stop in their last three tokens only. Memory is the peak resident size of a process that does nothing
-else, with micro-batches so small that each size fills them: what grows is what is kept of each trajectory. Times are
-wall-clock unless they say otherwise.
+The rationales of the first three and of `prompt` have a given length, or are up to three tokens shorter, whatever the
+model would write: they may stop in their last three tokens only. Memory is the peak resident size of a process that
+does nothing else, with micro-batches so small that each size fills them: what grows is what is kept of each
+trajectory. Times are wall-clock unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from latent_cot.errors import UsageError
 from latent_cot.plots import check_plot, figure_in
 from latent_cot.session import peak_memory_bytes
 
-SECTIONS = ("trajectories", "length", "prefixes", "tools", "buffer")
+SECTIONS = ("trajectories", "length", "prefixes", "prompt", "tools", "buffer")
 MAX_EXPONENT = 1.1
 """Of the time, in trajectories and in prefixes."""
 MAX_TOOL_OVERHEAD = 0.1
@@ -65,10 +66,12 @@ class Plan:
     """While the length is varied."""
     prefixes: Sequence[int]
     """Of each of 8 rationales, which have as many tokens as the largest number."""
+    prompt: Sequence[int]
+    """Tokens before each of 64 questions."""
     calls: Sequence[int]
     """In each of 16 chains; even numbers, and 0 to compare with."""
     chain: int
-    """Tokens of these chains; a multiple of all `calls`."""
+    """Tokens of these chains, and of those of `prompt`; a multiple of all `calls`."""
     buffer: Sequence[int]
     probes: int
     """Rationales added, and draws made, in one measurement of a buffer."""
@@ -82,6 +85,7 @@ PLANS = {
         length=(8, 16, 32, 64, 128),
         questions=4,
         prefixes=(4, 8, 16, 32, 64),
+        prompt=(32, 64, 128, 256),
         calls=(0, 2, 4, 8, 16),
         chain=64,
         buffer=(1_000, 10_000, 100_000),
@@ -94,6 +98,7 @@ PLANS = {
         length=(8, 16, 32, 64),
         questions=1,
         prefixes=(4, 8, 16, 32),
+        prompt=(64, 128, 256, 512, 1024),
         calls=(0, 2, 8, 16),
         chain=32,
         buffer=(1_000, 10_000, 100_000),
@@ -161,7 +166,7 @@ def run(model: str, plan: Plan, sections: Sequence[str], seed: int, *, memory: b
         targets += [
             target(f"exponent of time in {growth.size}", growth.exponent()[0], MAX_EXPONENT)
             for growth in growths
-            if growth.size != "length"
+            if growth.size in ("trajectories", "prefixes")
         ]
         if "tools" in sections:
             report["tools"] = tool_overhead(work, plan, rng)
@@ -188,13 +193,15 @@ def step_of(work: EStepWork, plan: Plan, section: str) -> tuple[str, Sequence[in
         return "E-step", plan.trajectories, lambda size: work.step(size // SAMPLES, plan.tokens)
     if section == "length":
         return "E-step", plan.length, lambda size: work.step(plan.questions, size)
+    if section == "prompt":
+        return "rollout", plan.prompt, lambda size: work.prompted(size, plan.chain)
     return "reward", plan.prefixes, lambda size: work.reward(size, max(plan.prefixes))
 
 
 def time_growth(work: EStepWork, plan: Plan, sections: Sequence[str], rng: random.Random) -> list[Growth]:
     """Seconds of the E-step's parts."""
     growths = []
-    for section in ("trajectories", "length", "prefixes"):
+    for section in ("trajectories", "length", "prefixes", "prompt"):
         if section in sections:
             name, sizes, once = step_of(work, plan, section)
             growths.append(Growth(name, section, measure(sizes, once, plan.repeats, rng)))

@@ -100,6 +100,17 @@ class EStepWork:
         prefix_log_rewards(self.lm, model, groups, self.codec, max_tokens=self.max_tokens)
         return time.perf_counter() - started
 
+    def prompted(self, shared: int, tokens: int) -> float:
+        """Sample a chain of `tokens` tokens for each of 64 questions behind the same `shared` random tokens."""
+        actions = [action for action in self.codec.actions.tolist() if action != self.codec.stop_id]
+        beginning = self.rng.choices(actions, k=shared)
+        prompts = [[*beginning, *query.policy_prompt] for query in self.queries[:64]]
+        rules = ChainRules(self.codec, min_tokens=max(0, tokens - 3), max_tokens=tokens)
+        model = self.lm.dense("q")  # merged before the clock starts
+        started = time.perf_counter()
+        rollout(self.lm, model, prompts, rules, generator=self.generator)
+        return time.perf_counter() - started
+
     def chains(self, calls: int, tokens: int) -> float:
         """`sample_chains`; returns seconds a token."""
         self.lm.dense("q")  # merged before the clock starts

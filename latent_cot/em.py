@@ -25,7 +25,6 @@ import torch
 from latent_cot.baselines import METHODS
 from latent_cot.buffer import ReplayBuffer, rationale_to_json
 from latent_cot.config import RunConfig
-from latent_cot.diagnostics import mean_figures
 from latent_cot.draws import draw_distinct, seed_of, slices
 from latent_cot.e_step import Batch, Behaviour, collect, describe, update
 from latent_cot.errors import UsageError
@@ -125,10 +124,10 @@ class EM(Loop):
             self._fill_buffer()
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         if self.state.unit == 0:
-            before = self.state.posterior.get(str(phase.round), {}).get("before")
-            bound = mean_figures(before)["bound"] if before else 0.0
+            before = self.state.posterior.get(str(phase.round), {}).get("before", [])
+            bounds = [one["bound"] for one in before if math.isfinite(one.get("bound", math.nan))]
             for z in self.log_z:
-                z.data.fill_(bound if math.isfinite(bound) else 0.0)
+                z.data.fill_(sum(bounds) / len(bounds) if bounds else 0.0)
         log_z = self.log_z if c.objective in LEARNS_LOG_Z else []
         optimiser = self._new_optimiser("q", schedule, c.clip, log_z=log_z, log_z_rate=c.log_z_learning_rate)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)

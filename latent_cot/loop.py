@@ -280,6 +280,7 @@ class Loop(Examined, ABC):
         variations = vars(self.config.lessons)
         if sees_answer:  # a question joined to others has another answer
             variations = {**variations, "joined_questions": 0}
+        mean_weight = sum(one.weight for one in records) / len(records)
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
@@ -296,7 +297,7 @@ class Loop(Examined, ABC):
             optimiser,
             step,
             max_tokens=c.max_batch_tokens,
-            weights=[[one.weight] for one in chosen],
+            weights=[[one.weight / mean_weight] for one in chosen],
             target=target,
         )
         self.state.budget.gradient_steps += 1

@@ -47,16 +47,14 @@ def update(
 
     The tokens a tool wrote are attended to but not learned. Where Y begins with the stop, p ends a rationale by Y's
     first token; else the stop, which is then no token of the text, is learned besides. `weights` holds, for each group,
-    the weight of each of its rationales' log-likelihoods; None: 1. Several processes divide the groups among them.
+    the weight of each of its rationales' log-likelihoods, of mean 1 over all that is learned; None: 1. (Divided by the
+    weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) Several
+    processes divide the groups among them.
     """
     started = time.perf_counter()
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]
-    tokens = sum(
-        weight * n
-        for group, of_group in zip(groups, weights, strict=True)
-        for n, weight in zip(_tokens(group, rules.codec.stop_id, target), of_group, strict=True)
-    )
+    tokens = sum(n for group in groups for n in _tokens(group, rules.codec.stop_id, target))
     groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     total = 0.0
     with lm.trainable(adapter, dropout=True) as model:

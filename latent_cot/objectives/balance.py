@@ -189,10 +189,7 @@ def trajectory_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
 
     Result as for `pooled_subtb`.
     """
-    assert b.log_z is not None
-    w = b.weight[:, None] * last_state(b.states)
-    residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
-    return _group_mean(_penalty(residual, b.huber), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
+    return prefix_balance(b._replace(states=last_state(b.states)))
 
 
 def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:

@@ -20,6 +20,7 @@ SMALL = Plan(
     length=(2, 4, 6),
     questions=1,
     prefixes=(1, 2, 4),
+    prompt=(16, 32, 64),
     calls=(0, 2, 4),
     chain=8,
     buffer=(10, 100, 300),
@@ -105,7 +106,7 @@ def test_buffers_are_full_and_take_every_rationale(of_question: int | None, monk
 def test_the_report_is_json_with_finite_figures(tiny_model_dir: Path) -> None:
     report = scaling.run(str(tiny_model_dir), SMALL, SECTIONS, seed=0, memory=False)
     report = json.loads(json.dumps(report, allow_nan=False))
-    assert {growth["size"] for growth in report["growth"]} == {"trajectories", "length", "prefixes", "buffer"}
+    assert {growth["size"] for growth in report["growth"]} == {"trajectories", "length", "prefixes", "prompt", "buffer"}
     for growth in report["growth"]:
         assert all(median > 0 for median in growth["medians"].values())
         assert growth["interval_95"][0] <= growth["exponent"] <= growth["interval_95"][1]
