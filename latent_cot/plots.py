@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "pdf", "png")
 BAR_WIDTH = 20
-"""Characters of a bar at 100 %."""
+"""Characters of a bar at 100 %, where there is room for it."""
+_SHORTEST_BAR = 5
+"""A shorter one shows nothing and is left out."""
 _LINES_NAMED_INSIDE = 4
 _MARKERS = "osD^vP"
 
@@ -92,26 +95,41 @@ class Curve:
             yield label, [point for point in self.points if point.values[1:] == rest]
 
 
-def curve_table(curve: Curve, results: Results, *, ascii_only: bool = False) -> Table:
-    """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar."""
+def curve_table(curve: Curve, results: Results, width: int, *, ascii_only: bool = False) -> Table:
+    """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar.
+
+    Args:
+        width: of the terminal. The bars are what is shortened, or left out, for want of room.
+    """
+    rows = [[str(value) for value in point.values] for point in curve.points]
+    for numbers, point in zip(rows, curve.points, strict=True):
+        numbers[-1] += "*" if point.trained else " "
+    figures = {name: [_figure(splits[point.split]) for point in curve.points] for name, splits in results.items()}
+    columns = [*zip(curve.axes, *rows, strict=True), *((name, *cells) for name, cells in figures.items())]
+    # of the columns without bars: with the padding and a line
+    used = 1 + sum(max(map(cell_len, column)) + 3 for column in columns)
+    bar = min(BAR_WIDTH, (width - used) // max(1, len(results)) - 1)
+    character = "#" if ascii_only else "\N{FULL BLOCK}"
     caption = "% right (95 % interval)" + ("; * as in training" if any(point.trained for point in curve.points) else "")
     table = Table(caption=caption, caption_justify="left")
     for axis in curve.axes:
-        table.add_column(Text(axis), justify="right")
+        table.add_column(Text(axis), justify="right", no_wrap=True)
     for reasoner in results:
         table.add_column(Text(reasoner), no_wrap=True)
-    for point in curve.points:
-        numbers = [str(value) for value in point.values]
-        numbers[-1] += "*" if point.trained else " "
-        bars = (_bar(splits[point.split], "#" if ascii_only else "\N{FULL BLOCK}") for splits in results.values())
-        table.add_row(*numbers, *bars)
+    for i, (numbers, point) in enumerate(zip(rows, curve.points, strict=True)):
+        cells = (Text(_bar(splits[point.split], bar, character) + figures[name][i]) for name, splits in results.items())
+        table.add_row(*numbers, *cells)
     return table
 
 
-def _bar(accuracy: Mapping[str, Any], character: str) -> Text:
+def _bar(accuracy: Mapping[str, Any], width: int, character: str) -> str:
+    """With a space behind it; nothing where there is no room."""
+    return (character * round(width * accuracy["accuracy"])).ljust(width + 1) if width >= _SHORTEST_BAR else ""
+
+
+def _figure(accuracy: Mapping[str, Any]) -> str:
     low, high = accuracy["interval_95"]
-    bar = (character * round(BAR_WIDTH * accuracy["accuracy"])).ljust(BAR_WIDTH)
-    return Text(f"{bar} {100 * accuracy['accuracy']:5.1f} ({100 * low:.0f}-{100 * high:.0f})")
+    return f"{100 * accuracy['accuracy']:5.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def check_plot(path: Path) -> None:

@@ -70,7 +70,14 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
     """A run folder if `target` has a config.yaml, else a base model. Raises UsageError for neither, and for a run
     whose configuration names code unless it is `trusted`."""
     path = Path(target).expanduser()
-    if (path / "config.yaml").exists():
+    try:
+        is_run = (path / "config.yaml").exists()
+    except OSError as error:  # a name that is too long, say
+        raise UsageError(
+            f"{target}: no such folder ({error.strerror}); give the --output-dir of a run, or a model's name on the "
+            "hub or folder"
+        ) from error
+    if is_run:
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
@@ -80,7 +87,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(config, folder)
     if (path / "comparison.json").exists():
-        runs = sorted(str(file.parent) for file in path.glob("*/seed*/config.yaml"))
+        runs = sorted(str(file.parent) for file in path.glob("[!.]*/seed*/config.yaml"))  # .round-0 is no run
         raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")
     if path.is_dir() and not (path / "config.json").exists():
         raise UsageError(

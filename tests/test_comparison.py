@@ -56,6 +56,7 @@ def test_what_is_shipped() -> None:
         ("a: {method: em, override: {}}", ["a: write it as"]),
         ("../a: {method: em}", ["../a: a variant's name"]),
         ("a: [", ["not valid YAML"]),
+        ("a: {method: em, overrides: {seed: 4}}", ["a: a comparison sets seed itself; use --seeds"]),
     ],
 )
 def test_bad_variants(tmp_path: Path, text: str, parts: list[str]) -> None:
@@ -81,6 +82,9 @@ def test_settings() -> None:
     for text in ("ppo.kl", "=3", "grpo:grpo.kl=1"):
         with pytest.raises(UsageError, match="--set"):
             parse_setting(text, names)
+    for text, flag in {"seed=5": "--seeds", "ppo:seed=5": "--seeds", "output-dir=/x": "--output-dir"}.items():
+        with pytest.raises(UsageError, match=rf"--set {text}: .*; use {flag}"):
+            parse_setting(text, names)
 
 
 def test_budgets() -> None:
@@ -97,6 +101,24 @@ def test_a_setting_that_the_budget_contradicts() -> None:
     with pytest.raises(UsageError, match=r"mine: --ppo.steps is 5, but the budget makes it 112.*--budget none"):
         configure(variant, 0, {}, [], OWN)
     assert configure(variant, 0, {}, [], None).ppo.steps == 5
+
+
+def test_a_file_that_the_budget_contradicts(tmp_path: Path) -> None:
+    file, variant = tmp_path / "f.yaml", Variant("ppo", "ppo", {})
+    file.write_text("ppo: {steps: 50}\n")
+    with pytest.raises(UsageError, match=r"ppo: --ppo.steps is 50 in .*f\.yaml, but the budget makes it 112"):
+        configure(variant, 0, {}, [], OWN, file=str(file))
+    assert configure(variant, 0, {}, [], None, file=str(file)).ppo.steps == 50
+    file.write_text("# nothing\nppo:\n")
+    assert configure(variant, 0, {}, [], OWN, file=str(file)).ppo.steps == 112
+    file.write_text("seed: 5\n")
+    with pytest.raises(UsageError, match=r"f\.yaml: a comparison sets seed itself; use --seeds"):
+        configure(variant, 0, {}, [], None, file=str(file))
+
+
+def test_a_budget_too_small_for_a_step_names_the_variant() -> None:
+    with pytest.raises(UsageError, match=r"^mine: --budget: too few trajectories"):
+        configure(Variant("mine", "ppo", {}), 0, {}, [], Spend(1, 1))
 
 
 def test_the_layers_of_a_runs_settings() -> None:
@@ -359,6 +381,13 @@ def test_what_was_asked_other_questions_has_no_difference() -> None:
     assert sft.name == "sft, p" and not sft.splits
     known, _ = beside.differences(MARKED, target)
     assert "| sft, p | em, p | - |" in beside.to_markdown([sft, *known])
+
+
+def test_without_a_digest_of_the_questions_there_is_no_difference() -> None:
+    """The first question of one record need not be the first of the other."""
+    bare = [{**one, "questions": {}} for one in MARKED]
+    found, unknown = beside.differences(bare, beside.Target("em", "p"))
+    assert (found, unknown) == ([], ["em, q", "em, p", "sft, p", "ppo, q"])
 
 
 def test_rows_of_which_it_is_not_known() -> None:

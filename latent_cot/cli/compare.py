@@ -108,7 +108,8 @@ def run(argv: Sequence[str]) -> int:
     of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
     compared, unknown = ([], []) if target is None else beside.differences(of_runs, target)
     if unknown:
-        say(console, f"Which answers are right is not recorded of {'; '.join(unknown)}: no difference is shown")
+        what = "Which answers are right, or to which questions,"
+        say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
     found = _write(options, runs, of_runs, budget, path, console, compared)
     rows = table.summarise(found["runs"])
     if options.json:
@@ -139,6 +140,8 @@ def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
         else:
             own[name].append(record)
     base = from_dict(common, "--set", load_config(options.preset, options.config, "em", common.get("task")))
+    _check_task(base.task)
+    task = with_absolute_paths(base).task
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)
     path = Path(options.output_dir or f"runs/compare-{Path(base.task).stem}").expanduser()
@@ -157,8 +160,25 @@ def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
                 check(config)
             except UsageError as error:
                 raise UsageError(f"{variant.name}: {error}") from error
+            if config.task != task:
+                raise UsageError(
+                    f"{variant.name}: its task is {config.task}, but that of the comparison is {task}; give --task "
+                    f"{config.task}, and compare other tasks by themselves"
+                )
+            if config.evaluation.splits == ():
+                raise UsageError(
+                    f"{variant.name}: --evaluation.splits is empty, so that there is nothing to compare; name some, "
+                    "or leave it out"
+                )
             runs.append(Run(variant.name, config))
     return runs, budget, path
+
+
+def _check_task(name: str) -> None:
+    """Raises UsageError if there is no such task, or several are named."""
+    if "," in name and not Path(name).expanduser().is_file():  # a comma may be part of a file's name
+        raise UsageError(f"--task {name}: a comparison is of one; give one task, and compare others by themselves")
+    tasks.load(name)
 
 
 def _target(text: str, runs: Sequence[Run]) -> Target:

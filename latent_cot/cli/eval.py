@@ -183,7 +183,8 @@ def _print_accuracies(console: Console, curves: Sequence[plots.Curve], report: _
     if any(others.values()):
         console.print(accuracy_table(others))
     for curve in curves:
-        console.print(plots.curve_table(curve, report.results, ascii_only=console.options.ascii_only))
+        ascii_only = console.options.ascii_only
+        console.print(plots.curve_table(curve, report.results, console.width, ascii_only=ascii_only))
 
 
 def _print_errors(console: Console, loop: Loop, report: _Report) -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from latent_cot import outcomes
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.display import printable
+from latent_cot.display import narrow_tables, printable
 from latent_cot.errors import UsageError
 from latent_cot.outcomes import RIGHT, Difference
+
+_SPLIT_WIDTH = 24
+"""Characters of a split's name that are shown on a line; a file's path goes on on the next one."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,17 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _show(console: Console, found: Mapping[str, Mapping[str, Difference]]) -> None:
-    table = Table()
-    for heading in ("split", "figure"):
-        table.add_column(heading)
-    for heading in ("questions", "first", "against", "difference (95 %)", "higher", "lower", "p"):
-        table.add_column(heading, justify="right")
+    names: dict[str, list[str]] = {"split": [], "figure": []}
+    columns: dict[str, list[str]] = {
+        heading: [] for heading in ("questions", "first", "against", "difference (95 %)", "higher", "lower", "p")
+    }
     for split, figures in found.items():
         for name, d in figures.items():
             scale, digits = (100.0, ".1f") if name == RIGHT else (1.0, ".3g")
             between = " (" + " to ".join(f"{scale * x:+{digits}}" for x in d.interval_95) + ")" if d.interval_95 else ""
-            table.add_row(
-                Text(printable(split)),
-                Text(printable(f"% {name}" if name == RIGHT else name)),
+            cells = (
+                split,
+                f"% {name}" if name == RIGHT else name,
                 str(d.n),
                 f"{scale * d.first:{digits}}",
                 f"{scale * d.second:{digits}}",
@@ -101,4 +103,9 @@ def _show(console: Console, found: Mapping[str, Mapping[str, Difference]]) -> No
                 str(d.lower),
                 f"{d.p_value:.2g}",
             )
-    console.print(table)
+            for column, cell in zip((*names.values(), *columns.values()), cells, strict=True):
+                column.append(cell)
+    longest = max(cell_len(printable(split)) for split in names["split"])
+    for table in narrow_tables(names, columns, "", console.width + max(0, longest - _SPLIT_WIDTH)):
+        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+        console.print(table)

@@ -94,11 +94,13 @@ def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside]
 
 
 def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]:
-    """Which questions are right; nothing if that is not recorded. Other questions have other names."""
+    """Which questions are right; nothing if that, or what was asked, is not recorded. Other questions have other
+    names."""
     asked = record.get("questions", {})
     return {
-        Question(split, f"{asked.get(split)}/{number}", 0): {RIGHT: float(mark)}
+        Question(split, f"{asked[split]}/{number}", 0): {RIGHT: float(mark)}
         for split, marks in record.get("right", {}).get(reasoner, {}).items()
+        if asked.get(split) is not None
         for number, mark in enumerate(marks)
     }
 

@@ -19,6 +19,9 @@ _SHIPPED = resources.files("latent_cot") / "presets" / "variants"
 IGNORED = ("output_dir", "checkpoint_seconds")
 """Settings that change nothing of what comes out."""
 
+_SET_BY_ITSELF = {"seed": "--seeds", "output_dir": "--output-dir"}
+"""Settings that differ from run to run -> what gives them."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -97,6 +100,7 @@ def _variant(name: str, entry: Any, where: str) -> Variant:
         raise UsageError(f"{where}: there is no method {method!r}.{did_you_mean(str(method), METHODS)}")
     if not isinstance(overrides, Mapping):
         raise UsageError(f"{where}: overrides must be a mapping of settings")
+    _refuse_set_by_itself(overrides, where)
     return Variant(name, method, overrides)
 
 
@@ -114,7 +118,14 @@ def parse_setting(text: str, known: Sequence[str]) -> tuple[str | None, dict[str
     record: Any = parse_yaml(value, f"--set {text}") if value not in ("", "None") else None
     for key in reversed(rest.removeprefix("--").replace("-", "_").split(".")):
         record = {key: record}
+    _refuse_set_by_itself(record, f"--set {text}")
     return (variant if colon else None), record
+
+
+def _refuse_set_by_itself(record: Mapping[str, Any], where: str) -> None:
+    for key, option in _SET_BY_ITSELF.items():
+        if key in record:
+            raise UsageError(f"{where}: a comparison sets {key} itself; use {option}")
 
 
 # -- the runs --------------------------------------------------------------------------------------------
@@ -149,10 +160,12 @@ def configure(
 ) -> RunConfig:
     """The configuration of a run: preset, method, file, the settings common to all, the variant's, the budget.
 
-    Raises UsageError for a bad setting, and for one that contradicts the budget.
+    Raises UsageError for a bad setting, for one that contradicts the budget, and for a budget too small for a step.
     """
     named = [record["task"] for record in (common, variant.overrides, *overrides) if "task" in record]
     base = load_config(preset, file, variant.method, named[-1] if named else None)
+    of_file = {} if file is None else parse_yaml(Path(file).expanduser().read_text(encoding="utf-8-sig"), file)
+    _refuse_set_by_itself(of_file, str(file))
     config = from_dict(common, "--set", base)
     config = from_dict(variant.overrides, f"variant {variant.name}", config)
     for record in overrides:
@@ -162,13 +175,17 @@ def configure(
     config = replace(config, seed=seed)
     if budget is None:
         return config
-    scaled = METHODS[variant.method].within(config, budget)
-    given = [path for record in (common, variant.overrides, *overrides) for path in _paths(record)]
+    try:
+        scaled = METHODS[variant.method].within(config, budget)
+    except UsageError as error:
+        raise UsageError(f"{variant.name}: {error}") from error
+    given = dict.fromkeys(_paths(of_file), f" in {file}")
+    given |= {path: "" for record in (common, variant.overrides, *overrides) for path in _paths(record)}
     for path, value, other in differences(config, scaled):
         if path in given:
             raise UsageError(
-                f"{variant.name}: {flag(path)} is {value}, but the budget makes it {other}; leave it out, or "
-                "compare with --budget none"
+                f"{variant.name}: {flag(path)} is {value}{given[path]}, but the budget makes it {other}; leave it "
+                "out, or compare with --budget none"
             )
     return scaled
 

@@ -170,6 +170,23 @@ def test_a_round_zero_that_was_never_finished_is_done(
     assert RunFolder.open(unfinished).latest() is not None
 
 
+def test_a_round_zero_of_other_training_data_is_done_again(
+    cli: Cli, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "all", "--methods"]
+
+    def notes(method: str) -> str:
+        assert cli(*command, method).status == 0
+        events = RunFolder.open(tmp_path / "all" / method / "seed0").events()
+        return " ".join(str(event.get("text")) for event in events)
+
+    assert "Round 0 is" not in notes("decode")
+    monkeypatch.setattr(session, "_digest", lambda _: "of a file that has changed")
+    first, second = notes("sft"), notes("rejection")
+    assert "Round 0 is done again" in first and "Round 0 is taken" not in first
+    assert "Round 0 is taken from" in second and "done again" not in second
+
+
 @pytest.mark.parametrize("method", ["rejection", "em"])
 def test_a_run_again_by_its_recorded_command(
     cli: Cli, compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -249,17 +266,28 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--set", "e_step.stepz=3"], ["unknown setting 'e_step.stepz'"]),
         (["--set", "evaluation.size=0"], ["--evaluation.size is 0"]),
         (["--preset", "tpu"], ["--preset tpu"]),
+        (["--set", "seed=5"], ["--set seed=5", "use --seeds"]),
+        (["--set", "evaluation.splits=[]"], ["--evaluation.splits is empty"]),
+        (["--set", "sft:task=random_numbers"], ["sft: its task is random_numbers", "arithmetic"]),
+        (["--task", "arithmetik"], ["unknown task 'arithmetik'", "Did you mean 'arithmetic'?"]),
+        (["--task", "arithmetic,random_numbers"], ["--task arithmetic,random_numbers: ", "give one task"]),
         (["--records", "nowhere.json"], ["--records nowhere.json: no such file"]),
         (["--records", __file__], ["test_compare.py: cannot be read"]),
     ],
 )
 def test_bad_input(cli: Cli, argv: list[str], parts: list[str]) -> None:
-    called = cli("compare", *argv)
+    called = cli("compare", *argv, "--dry-run")
     assert called.status == 2, called
     assert not called.out
     assert called.err.startswith("error: ") and "Traceback" not in called.err
     for part in parts:
         assert part in called.err
+
+
+@pytest.mark.parametrize("task", ["continuation", "infilling", "random_numbers", "subjectivity"])
+def test_the_smoke_preset_of_every_task_is_on_its_budget(cli: Cli, task: str, tmp_path: Path) -> None:
+    called = cli("compare", "--preset", "smoke", "--task", task, "--output-dir", tmp_path / "all", "--dry-run")
+    assert called.status == 0, called.err
 
 
 def test_methods_are_listed(cli: Cli) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from latent_cot.cli import paired
 from latent_cot.display import (
     Clock,
     Display,
@@ -24,6 +25,7 @@ from latent_cot.display import (
     round_columns,
     samples_table,
 )
+from latent_cot.outcomes import RIGHT, Difference
 from latent_cot.state import Phase
 
 
@@ -117,6 +119,17 @@ def test_wide_tables_are_divided_not_cut() -> None:
     assert len(list(narrow_tables(names, columns, "", 400))) == 1
     (narrow,) = narrow_tables(names, {}, "nothing", 80)
     assert narrow.row_count == 2
+
+
+@pytest.mark.parametrize("split", ["3-operands", "/somewhere/with/a/long/name/that/has/no/end/questions.jsonl"])
+def test_differences_on_a_narrow_terminal_are_not_cut(split: str) -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    paired._show(console, {split: {RIGHT: Difference(500, 0.875, 0.5, (0.125, 0.625), 400, 100, 0.001)}})
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "+37.5 (+12.5 to +62.5)" in text and "difference (95 %)" in text and "0.001" in text
+    assert split[:24] in text and split[-8:] in text
+    assert text.count("┏") <= 3, "a long name does not leave each column a table of its own"
 
 
 def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
