@@ -13,13 +13,17 @@ same number, and where a process was killed between two saves, the ones before a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
+from latent_cot.comparison.plan import differences
+from latent_cot.config import SECTIONS, RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.loop import Loop
 from latent_cot.run import Checkpoint, RunFolder
-from latent_cot.session import Running, Stopped
+from latent_cot.session import MODEL_SETTINGS, Running, Stopped
+from latent_cot.settings import flag
 
 
 def run_in_turns(
@@ -38,11 +42,7 @@ def run_in_turns(
 
     Returns the content of each part's `results.json`. Raises UsageError if their phases differ.
     """
-    if len({tuple(part.loop.phases) for part in parts}) > 1:
-        raise UsageError(
-            "--task: these tasks have not the same phases with their own settings; give --rounds, and --condition or "
-            "--evaluation.every-round, for all of them"
-        )
+    check_phases([part.loop for part in parts])
     going = list(parts)
     saved = time.monotonic()
     begun = max(part.loop.begun for part in parts)
@@ -69,19 +69,79 @@ def run_in_turns(
     return [part.finish(turn=turn) for part in parts]
 
 
+def check_model(configs: Sequence[RunConfig]) -> None:
+    """Raises UsageError, naming the settings, if the tasks ask for different models or adapters."""
+    for config in configs[1:]:
+        found = [one for one in differences(configs[0], config) if one[0].split(".")[0] in MODEL_SETTINGS]
+        if found:
+            _refuse_difference("models or adapters", configs[0], config, found)
+
+
+def check_phases(loops: Sequence[Loop]) -> None:
+    """Raises UsageError, naming the settings, if the phases of the tasks differ."""
+    first = loops[0]
+    for loop in loops[1:]:
+        if loop.phases != first.phases:
+            own = f"{SECTIONS.get(loop.config.method)}.rounds"
+            settings = ("method", "condition", "rounds", "evaluation.every_round", own)
+            found = [one for one in differences(first.config, loop.config) if one[0] in settings]
+            _refuse_difference("phases", first.config, loop.config, found)
+
+
+def _refuse_difference(what: str, a: RunConfig, b: RunConfig, found: Sequence[tuple[str, Any, Any]]) -> NoReturn:
+    names = [Path(config.task).stem for config in (a, b)]
+    which = ", ".join(
+        f"{flag(path)} is {left} for {names[0]} and {right} for {names[1]}" for path, left, right in found
+    )
+    words = [_choice(path) if isinstance(left, bool) else flag(path) for path, left, _ in found]
+    raise UsageError(
+        f"--task: {' and '.join(names)} have different {what} in their own settings ({which}); for all of them give "
+        f"{' and '.join(words)}"
+    )
+
+
+def _choice(path: str) -> str:
+    section, dot, name = flag(path).rpartition(".")
+    return f"{flag(path)} or {section}{dot}no-{name}" if dot else f"{flag(path)} or --no-{name.removeprefix('--')}"
+
+
 def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint | None]]:
-    """The turn at which all parts were last saved, and the checkpoint of each; 0 and none if there is no such turn.
+    """The turn at which all parts were last saved, and the checkpoint of each; 0 and none if nothing is lost by
+    beginning anew: nobody was saved yet, or the process was killed in the first save.
 
-    Raises UsageError if all checkpoints of a part are damaged.
+    Raises UsageError if there is more, and no such turn, or if all checkpoints of a part are damaged.
     """
-    saved = [dict(_by_turn(folder)) for folder in folders]
-    turn = max(set.intersection(*map(set, saved)), default=0)
-    return turn, [of_one.get(turn) for of_one in saved]
+    checkpoints = [list(folder.intact()) for folder in folders]
+    saved = [dict(_by_turn(of_one)) for of_one in checkpoints]
+    turn = max(set.intersection(*map(set, saved)), default=None)
+    if turn is not None:
+        return turn, [of_one[turn] for of_one in saved]
+    finished = [(folder.path / "results.json").exists() for folder in folders]
+    first_save = not all(checkpoints) and all(
+        int(one.path.name) == 1 and one.state.get("turn") is not None for of_one in checkpoints for one in of_one
+    )
+    if first_save and not any(finished):
+        return 0, [None for _ in folders]
+    parts = [
+        f"{folder.path.name}: {_described(of_one, len(there), done)}"
+        for folder, of_one, there, done in zip(folders, saved, checkpoints, finished, strict=True)
+    ]
+    raise UsageError(
+        f"{folders[0].path.parent}: its parts have no save in common to go on from ({'; '.join(parts)}). Restore "
+        "their checkpoints, or start again in another --output-dir"
+    )
 
 
-def _by_turn(folder: RunFolder) -> Iterator[tuple[int, Checkpoint]]:
-    """Older checkpoints last; without those of a part that has gone on by itself."""
-    for checkpoint in folder.intact():
+def _described(saved: Mapping[int, Checkpoint], n: int, finished: bool) -> str:
+    turns = f"saved at turn {', '.join(map(str, sorted(saved)))}" if saved else ""
+    alone = "gone on with by itself" if n > len(saved) else ""
+    words = [word for word in ("finished" if finished else "", turns, alone) if word]
+    return ", ".join(words if n else [*words, "no checkpoint"])
+
+
+def _by_turn(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[int, Checkpoint]]:
+    """Without those of a part that has gone on by itself."""
+    for checkpoint in checkpoints:
         if (turn := checkpoint.state.get("turn")) is not None:
             yield turn, checkpoint
 

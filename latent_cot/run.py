@@ -79,10 +79,10 @@ class RunFolder:
         text = yaml.safe_dump(config, sort_keys=False)
         folder = cls(path, yaml.safe_load(text))
         try:
-            _refuse_unless_free(path)
+            refuse_unless_free(path)
             path.mkdir(parents=True, exist_ok=True)
             with folder.lock():
-                _refuse_unless_free(path)  # another process may have been quicker
+                refuse_unless_free(path)  # another process may have been quicker
                 _replace(path / "config.yaml", text.encode())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise UsageError(f"--output-dir {path}: cannot be written ({error}); give another one") from error
@@ -453,8 +453,8 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
         raise _DamagedError(f"{manifest} is broken") from error
 
 
-def _refuse_unless_free(path: Path) -> None:
-    """Only what an interrupted `create` leaves may be there."""
+def refuse_unless_free(path: Path) -> None:
+    """Only what an interrupted `create` leaves may be where a run begins. Raises UsageError."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output-dir {path}: is a file; give a folder")
     if (path / "config.yaml").exists():

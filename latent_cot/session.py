@@ -34,6 +34,9 @@ from latent_cot.tasks.common import check_answers, digest, drop_seen, fingerprin
 from latent_cot.text import TextCodec
 from latent_cot.types import AlphabetTask, Example, Task, TaskData, has_one_question, is_answer_given
 
+MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
+"""Sessions that agree in these can have the same model."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -157,6 +160,8 @@ class Running:
         round_zero: Path | None = None,
         on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     ) -> None:
+        if resume and checkpoint is None and (folder.path / "results.json").exists():
+            _refuse_finished(folder.path)
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
         self.session, self.folder, self.on_unit = session, folder, on_unit
         self._training = _digest(session.data)
@@ -239,13 +244,17 @@ class Running:
                     folder.log(event["kind"], **event)
             after = replace(self.loop.state, phase=1, unit=0)
             folder.save(
-                {"loop": after.to_json(), "resources": self._cost()},
+                {"loop": after.to_json(), "resources": self._cost(), "training": self._training},
                 lambda target: _write_adapters(self.loop.lm, target, ADAPTERS),
             )
 
     def _begin_after(self, path: Path) -> None:
-        """Take over another run's state after round 0, and its log and costs; nothing, if none was kept."""
+        """Take over another run's state after round 0, and its log and costs; nothing, if none was kept, or one of
+        other training data, which this run's own will replace."""
         if not (path / "config.yaml").exists() or (kept := (folder := RunFolder.open(path)).latest()) is None:
+            return
+        if kept.state.get("training", self._training) != self._training:
+            self.folder.log("note", text=f"Round 0 is done again: that in {path} is of other training data.")
             return
         self.loop.state = State.saved_in(kept)
         _read_adapters(self.loop.lm, kept.path, ADAPTERS)
@@ -387,8 +396,7 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
 
 
 def _same_model(a: RunConfig, b: RunConfig) -> bool:
-    names = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
-    return all(getattr(a, name) == getattr(b, name) for name in names)
+    return all(getattr(a, name) == getattr(b, name) for name in MODEL_SETTINGS)
 
 
 def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
@@ -401,6 +409,14 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     loop.load_state_dict(checkpoint.state)
     _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
     return loop
+
+
+def _refuse_finished(path: Path) -> NoReturn:
+    """Without a checkpoint it would begin anew, over its own results."""
+    raise UsageError(
+        f"{path}: is finished, and its checkpoints are gone; restore {path / 'checkpoints'}, or start a new run in "
+        "another --output-dir"
+    )
 
 
 def _refuse_other_data(config: RunConfig, checkpoint: Path) -> NoReturn:

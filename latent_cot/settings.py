@@ -268,6 +268,9 @@ _SHARES = (
 )
 """Settings that must not be above 1."""
 
+SEEDS = 2**32
+"""NumPy takes seeds below this."""
+
 
 def check(config: RunConfig) -> None:
     """Raises UsageError, naming the flag, for a number out of range or settings that contradict each other."""
@@ -280,6 +283,8 @@ def check(config: RunConfig) -> None:
             raise UsageError(f"{flag(path)} is {value}; it cannot be negative")
         if path in _SHARES and value > 1:
             raise UsageError(f"{flag(path)} is {value}; it is a share, at most 1")
+    if config.seed >= SEEDS:
+        raise UsageError(f"--seed is {config.seed}; it must be below {SEEDS}")
     for path, names in (("rollout.tools", config.rollout.tools), ("evaluation.splits", config.evaluation.splits)):
         if any(name.startswith("[") for name in names or ()):
             raise UsageError(f"{flag(path)} {' '.join(names or ())}: a flag has no brackets; write {flag(path)} A B")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from latent_cot import mixture
 from latent_cot.cli import main
 from latent_cot.config import RunConfig
 from latent_cot.display import Display
@@ -23,6 +25,7 @@ from latent_cot.mixture import newest_in_common, place, run_in_turns
 from latent_cot.run import RunFolder
 from latent_cot.session import Stopped
 from latent_cot.state import Phase
+from tests.conftest import ROOT
 from tests.loops import CONFIG, make, outcome
 from tests.worlds import PlainTask, ToyTask, language_model
 
@@ -127,7 +130,7 @@ def test_adapters_are_copied_before_anybody_learns(
 
 def test_tasks_with_other_phases_do_not_fit(lm: LanguageModel) -> None:
     two: RunConfig = dataclasses.replace(PLAIN, rounds=2)
-    with pytest.raises(UsageError, match="--rounds"):
+    with pytest.raises(UsageError, match=r"--rounds is 1 for .* and 2 for"):
         turns([Part(make(lm, TOY)), Part(make(lm, two, PlainTask()))])
 
 
@@ -164,6 +167,18 @@ def test_what_belongs_together(tmp_path: Path) -> None:
     assert first and second and first.state == second.state == {"turn": 3}
     folders[1].save({"turn": None}, nothing)  # gone on with by itself
     assert newest_in_common(folders)[0] == 3
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_without_a_save_in_common_nothing_is_begun_anew(tmp_path: Path, finished: bool) -> None:
+    folders = [RunFolder.create(tmp_path / name, {}) for name in "ab"]
+    folders[0].save({"turn": 3}, nothing)
+    if finished:
+        folders[0].write_json("results.json", {})
+    else:
+        folders[0].save({"turn": 5}, nothing)
+    with pytest.raises(UsageError, match=r"a: .*saved at turn 3.*; b: no checkpoint"):
+        newest_in_common(folders)
 
 
 def test_phases_without_work_are_passed_over(lm: LanguageModel) -> None:
@@ -233,6 +248,79 @@ def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert main(command) == 2
     assert "holds a run in arithmetic" in capsys.readouterr().err
+    assert main([*SMOKE, "--model", str(tiny_model_dir), "--output-dir", str(folder / "arithmetic")]) == 2
+    assert "holds a run; go on with it by --resume" in capsys.readouterr().err
+
+    for checkpoint in (folder / "random_numbers" / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    results = (folder / "arithmetic" / "results.json").read_bytes()
+    assert main(["em", "--task", "arithmetic,random_numbers", "--output-dir", str(folder), "--resume"]) == 2
+    assert "random_numbers: finished, no checkpoint" in capsys.readouterr().err
+    assert (folder / "arithmetic" / "results.json").read_bytes() == results
+    assert list((folder / "arithmetic" / "checkpoints").iterdir())
+
+
+def test_the_documented_command_can_begin(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its tasks agree in what they have to."""
+    text = (ROOT / "docs" / "several-tasks.md").read_text()
+    command = next(line for line in text.splitlines() if line.startswith("latent-cot em"))
+    begun: list[int] = []
+
+    def stop(parts: list[Any], **_: Any) -> None:
+        begun.append(len(parts))
+        raise Stopped
+
+    monkeypatch.setattr(mixture, "run_in_turns", stop)
+    argv = [*shlex.split(command)[1:], "--model", str(tiny_model_dir), "--output-dir", str(tmp_path / "run")]
+    assert main(argv) == 130
+    assert begun == [2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([], ["--precision is auto for arithmetic and fp32 for random_numbers", "give --precision"]),
+        (
+            ["--precision", "fp32"],
+            ["--evaluation.every-round is True for arithmetic and False for", "or --evaluation.no-every-round"],
+        ),
+    ],
+)
+def test_tasks_that_do_not_fit_leave_no_folder(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], parts: list[str]
+) -> None:
+    command = ["em", "--task", "arithmetic,random_numbers", "--model", str(tiny_model_dir), *flags]
+    assert main([*command, "--output-dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert all(part in error for part in parts), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_are_made_for_all_tasks_or_none(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMOKE, "--model", str(tiny_model_dir), "--output-dir", str(tmp_path / "run")]
+    other = tmp_path / "run" / "random_numbers" / "mine.txt"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert main(command) == 2
+    assert "random_numbers: is not empty" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "arithmetic").exists() and other.exists()
+
+    shutil.rmtree(tmp_path / "run")
+    create = RunFolder.create
+
+    def failing(path: Path, config: dict[str, Any]) -> RunFolder:
+        if path.name == "random_numbers":
+            raise UsageError("the disk is full")
+        return create(path, config)
+
+    monkeypatch.setattr(RunFolder, "create", failing)
+    assert main(command) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

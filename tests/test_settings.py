@@ -259,6 +259,7 @@ def test_the_papers_share_of_demonstrations() -> None:
     [
         ({"rounds": -1}, "--rounds is -1"),
         ({"seed": -1}, "--seed is -1"),
+        ({"seed": 2**32}, "--seed is 4294967296; it must be below"),
         ({"e_step": {"questions": 0}}, "--e-step.questions is 0; it must be above 0"),
         ({"e_step": {"learning_rate": float("nan")}}, "--e-step.learning-rate is nan"),
         ({"e_step": {"learning_rate": float("inf")}}, "--e-step.learning-rate is inf"),

@@ -114,7 +114,7 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
         return 0
     if not options.resume:
         config = with_absolute_paths(config)
-        _refuse_unwritable(path)
+        refuse_unwritable(path)
     return _train(config, path, options)
 
 
@@ -172,7 +172,7 @@ def resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
     return replace(own, output_dir=str(path))
 
 
-def _refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path) -> None:
     """Before the model is loaded; `RunFolder.create` has the last word."""
     if (path / "config.yaml").exists():
         raise UsageError(f"--output-dir {path}: holds a run; go on with it by --resume, or give another one")
@@ -200,7 +200,11 @@ def say_stopped(console: Console, command: str, path: Path, options: RunOptions,
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(printable(text), style=style), soft_wrap=True)
+    """As `Display.on_unit`: a run outlives its display, where nobody reads or the disk of its output is full."""
+    try:
+        console.print(Text(printable(text), style=style), soft_wrap=True)
+    except (OSError, SystemExit):
+        console.quiet = True
 
 
 def quoted(path: Path) -> str:

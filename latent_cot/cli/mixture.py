@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from latent_cot.display import Display
 from latent_cot.errors import UsageError
 from latent_cot.interrupts import stop_signals
 from latent_cot.paths import default_folder, with_absolute_paths
+from latent_cot.run import RunFolder, refuse_unless_free
 from latent_cot.settings import check, refuse_code, to_dict
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
         argv: what the user wrote.
         to_text: the YAML of --print-config.
     """
-    from latent_cot.cli.fit import resumed
+    from latent_cot.cli.fit import refuse_unwritable, resumed
 
     options = parts[0][1]
     names = [Path(config.task).stem for config, _ in parts]
@@ -69,13 +71,16 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
     if options.print_config:
         print("---\n".join(map(to_text, configs)), end="")
         return 0
+    if not options.resume:
+        refuse_unwritable(path)
+        for name in names:
+            refuse_unless_free(path / name)
     return _train(configs, names, path, options)
 
 
 def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, options: RunOptions) -> int:
     from latent_cot.cli.fit import command_for, quoted, say, say_stopped, trust
-    from latent_cot.mixture import newest_in_common, run_in_turns
-    from latent_cot.run import RunFolder
+    from latent_cot.mixture import check_phases, newest_in_common, run_in_turns
     from latent_cot.session import Running, Stopped
 
     tracking.check(options.track)
@@ -85,10 +90,9 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
         raise UsageError(
             f"--task {','.join(names)}: several tasks use one process; start it without torchrun or accelerate launch"
         )
-    folders = [
-        RunFolder.open(path / name) if options.resume else RunFolder.create(path / name, to_dict(config))
-        for name, config in zip(names, configs, strict=True)
-    ]
+    check_phases([session.loop() for session in sessions])
+    # Only now, as that of a single run, and all or none.
+    folders = [RunFolder.open(path / name) for name in names] if options.resume else _create(path, names, configs)
     with ExitStack() as stack:
         for folder in folders:
             stack.enter_context(folder.lock())
@@ -120,17 +124,28 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
     return 0
 
 
+def _create(path: Path, names: Sequence[str], configs: Sequence[RunConfig]) -> list[RunFolder]:
+    """A folder for each task; if one cannot be made, none is left."""
+    made: list[RunFolder] = []
+    there = path.exists()
+    try:
+        for name, config in zip(names, configs, strict=True):
+            made.append(RunFolder.create(path / name, to_dict(config)))
+    except BaseException:
+        for folder in made:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        if not there:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+    return made
+
+
 def _open_sessions(configs: Sequence[RunConfig]) -> list[Session]:
     """One for each task, all with the same model."""
+    from latent_cot.mixture import check_model
     from latent_cot.session import open_session
 
-    sessions = [open_session(configs[0], console=Console(stderr=True))]
-    for config in configs[1:]:
-        session = open_session(config, loaded=sessions[0])
-        if session.model is not sessions[0].model:
-            raise UsageError(
-                f"--task: {sessions[0].task.name} and {session.task.name} ask for different models or adapters in "
-                "their own settings; give --lora.rank and the like, for all of them"
-            )
-        sessions.append(session)
-    return sessions
+    check_model(configs)
+    first = open_session(configs[0], console=Console(stderr=True))
+    return [first, *(open_session(config, loaded=first) for config in configs[1:])]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +21,7 @@ from latent_cot.display import Display
 from latent_cot.loop import Loop
 from latent_cot.settings import from_dict
 from latent_cot.state import Phase
-from tests.cli.conftest import SMOKE, Cli, spawn
+from tests.cli.conftest import SMOKE, Cli, environment, spawn
 
 
 def units(folder: Path) -> Counter[tuple[int, str, int]]:
@@ -103,6 +107,46 @@ def test_a_run_does_not_go_on_with_other_training_data(
     assert "training data are not those that this run began with" in refused.err and str(file) in refused.err
     file.write_text("".join(rows))
     assert cli("em", "--output-dir", tmp_path / "run", "--resume").status == 0
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(
+    cli: Cli, finished: Path, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoints")
+    files = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    refused = cli("em", "--output-dir", folder, "--resume")
+    assert refused.status == 2
+    assert "is finished, and its checkpoints are gone" in refused.err
+    assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == files
+    assert cli("eval", folder, "--split", "3-operands", "--size", 2).status == 0
+    assert cli("sample", folder, "--question", "1 + 2 + 3").status == 0
+    assert cli("export", folder, tmp_path / "exported").status == 0
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "closed pipe"])
+def test_a_run_outlives_its_output(tmp_path: Path, tiny_model_dir: Path, output: str) -> None:
+    if output == "/dev/full" and not Path(output).exists():
+        pytest.skip("there is no /dev/full")
+    reader, writer = os.pipe()
+    os.close(reader)
+    folder = tmp_path / "run"
+    command = [*SMOKE, "--rounds", "0", "--model", str(tiny_model_dir), "--output-dir", str(folder)]
+    with open(writer, "w") as closed, open(output if output == "/dev/full" else os.devnull, "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "latent_cot.cli", *command],
+            env=environment(),
+            stdout=full if output == "/dev/full" else closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished", process.stderr
+    assert "Traceback" not in process.stderr
+    if output == "closed pipe":
+        assert process.returncode == 0, process.stderr
 
 
 def test_a_second_signal_aborts_at_once(
