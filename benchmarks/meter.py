@@ -126,11 +126,9 @@ class Meter:
         cache: KVCache,
     ) -> None:
         tokens = int(attention_mask[:, -input_ids.shape[1] :].sum())
-        cells = sum(
-            2 * layer.keys[:, :, :1].numel() * layer.columns * layer.keys.element_size()
-            for layer in cache.layers
-            if isinstance(layer, SlotLayer) and layer.is_initialized
-        )
+        layers = [layer for layer in cache.layers if isinstance(layer, SlotLayer)]
+        layers += [layer.beginning for layer in layers if layer.beginning is not None]  # read once for all rows
+        cells = sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in layers if layer.is_initialized)
         self._add(tokens, tokens * 2 * self.weights, self.weight_bytes + cells)
 
     def _add(self, tokens: int, flops: float, read: float = 0.0) -> None:

@@ -53,11 +53,11 @@ class SlotLayer(DynamicLayer):
         self.values[:, :, start:] = value_states
         if self.beginning is None:
             return self.keys, self.values
-        shown = (self.keys, self.beginning.keys), (self.values, self.beginning.values)
-        for states, beginning in shown:
+        for states, beginning in ((self.keys, self.beginning.keys), (self.values, self.beginning.values)):
             states.beginning = beginning  # type: ignore[attr-defined]
-        keys, values = (own if self._apart else behind_beginning(own) for own, _ in shown)
-        return keys, values
+        if self._apart:
+            return self.keys, self.values
+        return behind_beginning(self.keys), behind_beginning(self.values)
 
     def get_seq_length(self) -> int:
         """Columns of a row, with those of the beginning."""

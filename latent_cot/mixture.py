@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from latent_cot.comparison.plan import differences
 from latent_cot.config import SECTIONS, RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.loop import Loop
 from latent_cot.run import Checkpoint, RunFolder
 from latent_cot.session import MODEL_SETTINGS, Running, Stopped
-from latent_cot.settings import flag
+from latent_cot.settings import differences, flag
 
 
 def run_in_turns(

@@ -12,7 +12,7 @@ import functools
 import math
 import re
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -52,7 +52,7 @@ def load_config(
         raise UsageError(f"--preset {name}: there is no such preset.{did_you_mean(name, presets())}")
     text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     config = from_dict(parse_yaml(text, f"preset {name}"), f"preset {name}")
-    record, where = ({}, "") if file is None else (parse_yaml(_read(Path(file).expanduser()), str(file)), str(file))
+    record, where = ({}, "") if file is None else (read_settings(file), str(file))
     config = replace(config, task=task or from_dict(record, where, config).task)
     config = from_dict(task_preset(config.task, name), f"preset {name} of {config.task}", config)
     config = with_method(config, method or from_dict(record, where, config).method)
@@ -72,6 +72,17 @@ def with_method(config: RunConfig, method: str) -> RunConfig:
     if method not in METHODS:
         raise UsageError(f"--method {method}: there is no such method.{did_you_mean(method, METHODS)}")
     return from_dict({"method": method, **METHODS[method].implied}, f"method {method}", config)
+
+
+def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) of each setting in which two configurations differ."""
+    for item in fields(a):
+        left, right = getattr(a, item.name), getattr(b, item.name)
+        inner = f"{path}.{item.name}" if path else item.name
+        if is_dataclass(left):
+            yield from differences(left, right, inner)
+        elif left != right:
+            yield inner, left, right
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -129,6 +140,11 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not valid YAML: {error}") from error
     return {} if record is None else record
+
+
+def read_settings(file: str | Path) -> Any:
+    """What a file of `--config` holds, not yet checked. Raises UsageError if it cannot be read."""
+    return parse_yaml(_read(Path(file).expanduser()), str(file))
 
 
 def _read(file: Path) -> str:

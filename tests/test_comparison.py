@@ -17,11 +17,11 @@ import pytest
 from latent_cot import intervals
 from latent_cot.baselines import METHODS, Spend
 from latent_cot.comparison import beside, plan, records, table
-from latent_cot.comparison.plan import Run, Variant, command_of, configure, differences, parse_budget, parse_setting
+from latent_cot.comparison.plan import Run, Variant, command_of, configure, parse_budget, parse_setting
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
-from latent_cot.settings import check, from_dict, load_config, parse_yaml, to_dict, with_method
+from latent_cot.settings import check, differences, from_dict, load_config, parse_yaml, to_dict, with_method
 from latent_cot.types import Metric
 
 OWN = METHODS["em"].planned(RunConfig())

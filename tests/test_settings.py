@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from latent_cot import tasks
-from latent_cot.comparison.plan import differences
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError
 from latent_cot.settings import (
     check,
+    differences,
     flag,
     from_dict,
     load_config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from latent_cot.baselines import METHODS, Spend
 from latent_cot.config import RunConfig
 from latent_cot.errors import UsageError, did_you_mean
-from latent_cot.settings import DEFAULT_PRESET, flag, from_dict, load_config, parse_yaml
+from latent_cot.settings import DEFAULT_PRESET, differences, flag, from_dict, load_config, parse_yaml, read_settings
 
 _SHIPPED = resources.files("latent_cot") / "presets" / "variants"
 
@@ -164,7 +164,7 @@ def configure(
     """
     named = [record["task"] for record in (common, variant.overrides, *overrides) if "task" in record]
     base = load_config(preset, file, variant.method, named[-1] if named else None)
-    of_file = {} if file is None else parse_yaml(Path(file).expanduser().read_text(encoding="utf-8-sig"), file)
+    of_file = {} if file is None else read_settings(file)
     _refuse_set_by_itself(of_file, str(file))
     config = from_dict(common, "--set", base)
     config = from_dict(variant.overrides, f"variant {variant.name}", config)
@@ -188,17 +188,6 @@ def configure(
                 "out, or compare with --budget none"
             )
     return scaled
-
-
-def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(path, value in a, value in b) of each setting in which two configurations differ."""
-    for item in fields(a):
-        left, right = getattr(a, item.name), getattr(b, item.name)
-        inner = f"{path}.{item.name}" if path else item.name
-        if is_dataclass(left):
-            yield from differences(left, right, inner)
-        elif left != right:
-            yield inner, left, right
 
 
 def command_of(config: RunConfig, preset: str | None) -> str:

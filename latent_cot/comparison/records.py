@@ -9,11 +9,11 @@ from typing import Any
 
 from latent_cot import tasks
 from latent_cot.baselines import METHODS
-from latent_cot.comparison.plan import IGNORED, Run, command_of, differences
+from latent_cot.comparison.plan import IGNORED, Run, command_of
 from latent_cot.config import SECTIONS
 from latent_cot.errors import UsageError
 from latent_cot.run import RunFolder
-from latent_cot.settings import flag, from_dict, to_dict
+from latent_cot.settings import differences, flag, from_dict, to_dict
 from latent_cot.types import is_answer_given
 
 Record = Mapping[str, Any]
