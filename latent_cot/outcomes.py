@@ -101,28 +101,13 @@ def _place(reasoner: str, split: str, example: Example) -> dict[str, str]:
     return {"reasoner": reasoner, "split": split, "question": example.asked}
 
 
-def check_writable(path: Path) -> None:
-    """Raises UsageError if the file cannot be written; what is in it stays."""
-    new = not path.exists()
-    try:
-        path.open("a").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
 def write(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a line for each record, with at least what `read` wants. Raises UsageError where that cannot be."""
     lines = "".join(json.dumps(finite(dict(record)), allow_nan=False) + "\n" for record in records)
     try:
         path.write_text(lines, encoding="ascii")
     except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path}: cannot be written ({error}); name another file")
+        raise UsageError(f"{path}: cannot be written ({error}); name another file") from error
 
 
 def read(path: Path) -> Outcomes:

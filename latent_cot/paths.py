@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from latent_cot.config import RunConfig
+from latent_cot.errors import UsageError
 
 
 def default_folder(config: RunConfig) -> str:
@@ -14,6 +15,21 @@ def default_folder(config: RunConfig) -> str:
     name = (model.resolve() if model.is_dir() else model).name or "model"
     method = "" if config.method == "em" else f"-{config.method}"
     return f"runs/{Path(config.task).stem}{method}-{name}-seed{config.seed}"
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raises UsageError, naming the option, if the file cannot be written: better before the work that would be lost
+    than after it. What is in it stays."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        what = "a folder" if path.is_dir() else "its folder does not exist"
+        raise UsageError(f"{option} {path}: {what}; name a file")
+    new = not path.exists()
+    try:
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot be written ({error}); name another file") from error
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

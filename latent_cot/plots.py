@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latent_cot.errors import UsageError
+from latent_cot.paths import check_writable
 from latent_cot.types import Example, Sweep
 
 if TYPE_CHECKING:
@@ -136,8 +137,7 @@ def check_plot(path: Path) -> None:
     """Raises UsageError if no figure can be written there: better before a long evaluation than after it."""
     if path.suffix.removeprefix(".") not in FORMATS:
         raise UsageError(f"--plot {path}: the name must end with .{', .'.join(FORMATS)}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file")
+    check_writable(path, "--plot")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -37,7 +37,8 @@ from safetensors import SafetensorError
 from latent_cot import __version__
 from latent_cot.errors import UsageError
 
-Status = Literal["running", "stopped", "finished"]
+Status = Literal["running", "stopped", "failed", "finished"]
+"""A killed process leaves "running"."""
 
 EVENTS = "events.jsonl"
 RATIONALES = "rationales.jsonl"
@@ -151,6 +152,19 @@ class RunFolder:
                 started = self.read_json("run.json")["started_at"]
         record = {"status": status, "seed": self.config.get("seed"), "started_at": started, "updated_at": now}
         self.write_json("run.json", {**record, **environment()})
+
+    @contextmanager
+    def marking_failure(self) -> Iterator[None]:
+        """Mark a run as failed, and log why, when an error ends what is done in here, unless it was marked already."""
+        try:
+            yield
+        except Exception as error:
+            # Of no avail where the disk is full, which may be the error; that one is what the user must see.
+            with suppress(UsageError, KeyError, TypeError):
+                if self.read_json("run.json")["status"] == "running":
+                    self.mark("failed")
+                    self.log("note", text=f"Failed: {type(error).__name__}: {error}")
+            raise
 
     # -- logs ----------------------------------------------------------------------------------------
 

@@ -302,13 +302,14 @@ def run_loop(
     Returns the content of `results.json`.
     """
     checkpoint = folder.latest() if resume else None
-    running = Running(session, folder, resume=resume, checkpoint=checkpoint, round_zero=round_zero, on_unit=on_unit)
-    while running.advance():
-        if session.lm.processes.any(should_stop()):
-            running.stop()
-            raise Stopped
-        running.save(older_than=session.config.checkpoint_seconds)
-    return running.finish()
+    with folder.marking_failure():
+        running = Running(session, folder, resume=resume, checkpoint=checkpoint, round_zero=round_zero, on_unit=on_unit)
+        while running.advance():
+            if session.lm.processes.any(should_stop()):
+                running.stop()
+                raise Stopped
+            running.save(older_than=session.config.checkpoint_seconds)
+        return running.finish()
 
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:

@@ -287,6 +287,16 @@ _SHARES = (
 SEEDS = 2**32
 """NumPy takes seeds below this."""
 
+_TEMPERATURES = 1e-3, 1e3
+"""Beyond these, logits that are divided by it overflow, or a sampler is uniform."""
+
+
+def check_temperature(value: float | None, name: str = "--temperature") -> None:
+    """Raises UsageError, naming the option, for one that nothing can be sampled at. 0 is greedy; None is a default."""
+    low, high = _TEMPERATURES
+    if value is not None and value != 0 and not low <= value <= high:
+        raise UsageError(f"{name} is {value:g}; it must be 0, which is greedy, or from {low:g} to {high:g}")
+
 
 def check(config: RunConfig) -> None:
     """Raises UsageError, naming the flag, for a number out of range or settings that contradict each other."""
@@ -299,6 +309,8 @@ def check(config: RunConfig) -> None:
             raise UsageError(f"{flag(path)} is {value}; it cannot be negative")
         if path in _SHARES and value > 1:
             raise UsageError(f"{flag(path)} is {value}; it is a share, at most 1")
+        if "temperature" in path:
+            check_temperature(value, flag(path))
     if config.seed >= SEEDS:
         raise UsageError(f"--seed is {config.seed}; it must be below {SEEDS}")
     for path, names in (("rollout.tools", config.rollout.tools), ("evaluation.splits", config.evaluation.splits)):

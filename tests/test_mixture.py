@@ -329,6 +329,7 @@ def test_folders_are_made_for_all_tasks_or_none(
         (["--task", "arithmetic,arithmetic"], "name each task once"),
         (["--task", "arithmetic,"], "name each task once"),
         (["--task", "arithmetic,random_number"], "Did you mean"),
+        (["--task", "arithmetic,random_numbers", "--print-config", "--json"], "--print-config prints YAML"),
         (["--task", "arithmetic,random_numbers", "--resume"], "no such folder"),
         (["--task", "arithmetic,random_numbers", "--resume", "--rounds", "2"], "with --resume a run goes on"),
     ],

@@ -276,6 +276,8 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"rollout": {"min_tokens": 41}}, "--rollout.min-tokens is 41"),
         ({"m_step": {"batch_size": 0}}, "--m-step.batch-size is 0"),
         ({"evaluation": {"votes": 3}}, "--evaluation.votes is 3"),
+        ({"evaluation": {"temperature": 1e39}}, "--evaluation.temperature is 1e+39; it must be 0, which is greedy"),
+        ({"e_step": {"temperature_high": 1e4}}, "--e-step.temperature-high is 10000"),
         ({"evaluation": {"size": 0}}, "--evaluation.size is 0"),
         ({"evaluation": {"splits": ["[a,b]"]}}, "--evaluation.splits [a,b]: a flag has no brackets"),
     ],

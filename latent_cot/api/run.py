@@ -16,6 +16,7 @@ from latent_cot.display import printable
 from latent_cot.errors import UsageError
 from latent_cot.plots import Curve
 from latent_cot.run import RunFolder
+from latent_cot.settings import check_temperature
 from latent_cot.splits import splits_of, sweep_of
 from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task
 
@@ -79,7 +80,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """One of "finished", "stopped", "running" (or killed), and "untrained" for a base model."""
+        """One of "finished", "stopped", "failed", "running" (or killed), and "untrained" for a base model."""
         if self._source.folder is None:
             return "untrained"
         return str(self._source.folder.read_json("run.json")["status"])
@@ -133,7 +134,7 @@ class Run:
         from latent_cot.scored import sample_rationales
 
         _check_at_least_1(n=n)
-        _check_temperature(temperature)
+        check_temperature(temperature, "temperature")
         asked = reasoner or self.reasoners[0]
         if asked not in self._adapters:
             self._source.require(asked)
@@ -196,7 +197,7 @@ class Run:
         _check_at_least_1(votes=votes, size=size, max_tokens=max_tokens)
         if temperature is None and not self._metrics:
             temperature = 0.0 if votes == 1 else 0.5
-        _check_temperature(temperature)
+        check_temperature(temperature, "temperature")
         if votes > 1 and temperature == 0:
             raise UsageError(f"votes is {votes}: at temperature 0 all chains of a question are the same; raise it")
         if reasoner is not None:
@@ -305,8 +306,3 @@ def _check_at_least_1(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be at least 1")
-
-
-def _check_temperature(value: float | None) -> None:
-    if value is not None and not 0 <= value < float("inf"):
-        raise UsageError(f"temperature is {value}; it must be a finite number, not negative")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "use several)"
             )
         status: int = importlib.import_module(f"latent_cot.cli.{argv[0]}").run(argv[1:])
+        if sys.stdout is not None:  # it is where the shell has closed it
+            sys.stdout.flush()  # here, before the interpreter does it, whose complaints name no remedy
         return status
     except UsageError as error:
         _print_error(str(error))
@@ -69,9 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SystemExit as stop:  # raised by tyro after --help and on unreadable flags
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
-    except BrokenPipeError:  # e.g. `latent-cot tasks | head -1`
+    except BrokenPipeError:  # e.g. `latent-cot tasks | true`
         sys.stdout = None  # so that the interpreter does not try to flush it
         return 128 + 13
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = None  # the full disk may be its own
+        _print_error(f"the disk is full ({error}); make room, or write elsewhere")
+        return EXIT_USAGE
 
 
 def _help() -> str:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from latent_cot import tasks, tracking
 from latent_cot.baselines import METHODS, Spend
-from latent_cot.cli.fit import say
+from latent_cot.cli.fit import refuse_unwritable, say
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.comparison import beside, plan, records, round_zero, table
 from latent_cot.comparison.beside import Beside, Target
@@ -102,6 +102,7 @@ def run(argv: Sequence[str]) -> int:
             say(console, f"{one.folder}: {state}; {cost}")
             say(console, f"  {plan.command_of(one.config, options.preset)}")
         return 0
+    refuse_unwritable(path)
     status = _carry_out(options, runs, done, console)
     if status:
         return status

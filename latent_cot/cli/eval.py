@@ -17,6 +17,8 @@ from latent_cot import outcomes, plots, reasoners, tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.display import RATIONALE_HEADING, Items, accuracy_table, marked, metrics_table, printable
 from latent_cot.errors import UsageError
+from latent_cot.paths import check_writable
+from latent_cot.settings import check_temperature
 from latent_cot.splits import Split, splits_of, sweep_of
 from latent_cot.types import DrawingTask, Measured, MeasuredTask, Task
 
@@ -102,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
         evaluation = replace(source.config.evaluation, max_tokens=options.max_tokens)
         source = replace(source, config=replace(source.config, evaluation=evaluation))
     if options.outcomes is not None:
-        outcomes.check_writable(options.outcomes)  # before the work that would be lost
+        check_writable(options.outcomes, "--outcomes")
     console = progress_console(to_stderr=options.json)
 
     # The questions first: a mistyped split need not wait for the model.
@@ -230,8 +232,7 @@ def _check(options: EvalOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    if options.temperature is not None and not 0 <= options.temperature < float("inf"):
-        raise UsageError(f"--temperature is {options.temperature}; it must be a finite number, not negative")
+    check_temperature(options.temperature)
     if options.votes > 1 and options.temperature == 0:
         raise UsageError(f"--votes {options.votes}: at --temperature 0 all chains of a question are the same; raise it")
 

@@ -108,8 +108,7 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
         refuse_code(config, path / "config.yaml", trusted=options.trust_code)
     check(config)
     if options.print_config:
-        if options.json:
-            raise UsageError("--json: --print-config prints YAML, which --config reads; leave --json out")
+        refuse_json_of_yaml(options)
         print(to_text(config), end="")
         return 0
     if not options.resume:
@@ -170,6 +169,11 @@ def resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
                 "it out, or start a new run in another --output-dir"
             )
     return replace(own, output_dir=str(path))
+
+
+def refuse_json_of_yaml(options: RunOptions) -> None:
+    if options.json:
+        raise UsageError("--json: --print-config prints YAML, which --config reads; leave --json out")
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -49,7 +49,7 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
         argv: what the user wrote.
         to_text: the YAML of --print-config.
     """
-    from latent_cot.cli.fit import refuse_unwritable, resumed
+    from latent_cot.cli.fit import refuse_json_of_yaml, refuse_unwritable, resumed
 
     options = parts[0][1]
     names = [Path(config.task).stem for config, _ in parts]
@@ -69,6 +69,7 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
         check(config)
         configs.append(with_absolute_paths(replace(config, output_dir=str(path / name))))
     if options.print_config:
+        refuse_json_of_yaml(options)
         print("---\n".join(map(to_text, configs)), end="")
         return 0
     if not options.resume:
@@ -96,6 +97,7 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
     with ExitStack() as stack:
         for folder in folders:
             stack.enter_context(folder.lock())
+            stack.enter_context(folder.marking_failure())
         turn, checkpoints = newest_in_common(folders)
         display, stopped_by = stack.enter_context(Display(console)), stack.enter_context(stop_signals())
         parts = []

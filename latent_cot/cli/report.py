@@ -16,8 +16,10 @@ from latent_cot import __version__, reasoners, tasks
 from latent_cot.cli.options import Switch, parse, progress_console
 from latent_cot.display import Items, printable
 from latent_cot.errors import UsageError
+from latent_cot.paths import check_writable
 from latent_cot.report import FORMAT, cache, logs, page
 from latent_cot.run import RunFolder
+from latent_cot.settings import check_temperature
 from latent_cot.splits import splits_of, sweep_of
 from latent_cot.types import Example, Task
 
@@ -98,8 +100,7 @@ def _check(options: ReportOptions) -> None:
         value = getattr(options, name)
         if value < 1:
             raise UsageError(f"--{name} is {value}; it must be at least 1")
-    if not 0 <= options.temperature < float("inf"):
-        raise UsageError(f"--temperature is {options.temperature}; it must be a finite number, not negative")
+    check_temperature(options.temperature)
 
 
 def _open(target: str, options: ReportOptions) -> _Run:
@@ -116,10 +117,7 @@ def _open(target: str, options: ReportOptions) -> _Run:
 
 def _output(options: ReportOptions, first: RunFolder) -> Path:
     path = first.path / "report.html" if options.output is None else options.output.expanduser()
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(
-            f"--output {path}: {'a folder' if path.is_dir() else 'its folder does not exist'}; name a file"
-        )
+    check_writable(path, "--output")
     return path
 
 

@@ -1,4 +1,4 @@
-"""`latent-cot sample`: rationales for one question, and what the reasoner and the reward make of thloop."""
+"""`latent-cot sample`: rationales for one question, and what the reasoner and the reward make of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from latent_cot import reasoners, tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.display import RATIONALE_HEADING, marked, printable
 from latent_cot.errors import UsageError
+from latent_cot.settings import check_temperature
 from latent_cot.types import Example, MeasuredTask
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(SampleOptions, argv, "sample")
     if options.n < 1:
         raise UsageError(f"-n is {options.n}; it must be at least 1")
-    if not 0 <= options.temperature < float("inf"):
-        raise UsageError(f"--temperature is {options.temperature}; it must be a finite number, not negative")
+    check_temperature(options.temperature)
     source = reasoners.find(options.target, options.task, trusted=options.trust_code)
     if options.reasoner == "q" and source.folder is None:
         source.require("q")  # unlike a test, a sample may come from a q that sees the answer

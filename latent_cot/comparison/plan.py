@@ -19,7 +19,7 @@ _SHIPPED = resources.files("latent_cot") / "presets" / "variants"
 IGNORED = ("output_dir", "checkpoint_seconds")
 """Settings that change nothing of what comes out."""
 
-_SET_BY_ITSELF = {"seed": "--seeds", "output_dir": "--output-dir"}
+_SET_BY_ITSELF = {"method": "--methods or --variants", "seed": "--seeds", "output_dir": "--output-dir"}
 """Settings that differ from run to run -> what gives them."""
 
 
@@ -170,8 +170,6 @@ def configure(
     config = from_dict(variant.overrides, f"variant {variant.name}", config)
     for record in overrides:
         config = from_dict(record, f"--set {variant.name}", config)
-    if config.method != variant.method:
-        raise UsageError(f"variant {variant.name}: the method is {variant.method}; settings cannot change it")
     config = replace(config, seed=seed)
     if budget is None:
         return config

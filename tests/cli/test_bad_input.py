@@ -40,6 +40,8 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["eval", ".", "--votes", "0"], ["--votes is 0"]),
         (["eval", ".", "--votes", "3", "--temperature", "0"], ["--votes 3", "raise it"]),
         (["eval", ".", "--temperature", "nan"], ["--temperature is nan"]),
+        (["eval", ".", "--temperature", "1e39"], ["--temperature is 1e+39", "from 0.001 to 1000"]),
+        (["sample", ".", "--question", "1 + 1", "--temperature", "1e-45"], ["--temperature is", "0, which is greedy"]),
         (["eval", "."], ["neither a run (no config.yaml) nor a model (no config.json)"]),
         (["eval", "../absent"], ["absent: no such folder", "--output-dir of a run"]),
         (["eval", "a" * 300], ["aaa: no such folder", "--output-dir of a run"]),

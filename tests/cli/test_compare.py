@@ -267,6 +267,7 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--set", "evaluation.size=0"], ["--evaluation.size is 0"]),
         (["--preset", "tpu"], ["--preset tpu"]),
         (["--set", "seed=5"], ["--set seed=5", "use --seeds"]),
+        (["--set", "sft:method=em"], ["--set sft:method=em", "use --methods or --variants"]),
         (["--set", "evaluation.splits=[]"], ["--evaluation.splits is empty"]),
         (["--set", "sft:task=random_numbers"], ["sft: its task is random_numbers", "arithmetic"]),
         (["--task", "arithmetik"], ["unknown task 'arithmetik'", "Did you mean 'arithmetic'?"]),
@@ -288,6 +289,22 @@ def test_bad_input(cli: Cli, argv: list[str], parts: list[str]) -> None:
 def test_the_smoke_preset_of_every_task_is_on_its_budget(cli: Cli, task: str, tmp_path: Path) -> None:
     called = cli("compare", "--preset", "smoke", "--task", task, "--output-dir", tmp_path / "all", "--dry-run")
     assert called.status == 0, called.err
+
+
+def test_a_file_of_settings_does_not_choose_the_method(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("method: sft\n")
+    called = cli("compare", "--methods", "ppo,em", "--config", file, "--dry-run")
+    assert called.status == 2 and "use --methods or --variants" in called.err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "open_session", refuse_to_load)
+    (tmp_path / "file").touch()
+    called = cli(*SMOKE, "--output-dir", tmp_path / "file" / "runs")
+    assert called.status == 2 and f"cannot write to {tmp_path / 'file'}" in called.err
 
 
 def test_methods_are_listed(cli: Cli) -> None:

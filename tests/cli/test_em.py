@@ -149,6 +149,24 @@ def test_a_run_outlives_its_output(tmp_path: Path, tiny_model_dir: Path, output:
         assert process.returncode == 0, process.stderr
 
 
+def test_a_run_that_fails_says_so(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the GPU has fallen off the bus")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "on_unit", fail)
+        with pytest.raises(RuntimeError):
+            cli(*SMOKE, "--rounds", "0", "--model", tiny_model_dir, "--output-dir", folder)
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert "Failed: RuntimeError: the GPU has fallen off the bus" in (folder / "events.jsonl").read_text()
+    assert cli("em", "--output-dir", folder, "--resume").status == 0
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+
 def test_a_second_signal_aborts_at_once(
     cli: Cli, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,7 @@ def test_paired_needs_questions_in_common(cli: Cli, finished: Path, tmp_path: Pa
 def test_outcomes_that_cannot_be_written_are_told_at_once(cli: Cli, finished: Path, tmp_path: Path) -> None:
     called = cli("eval", finished, "--split", "no-such-split", "--outcomes", tmp_path / "no" / "o.jsonl")
     assert called.status == 2
-    assert "cannot be written" in called.err
+    assert "--outcomes" in called.err and "its folder does not exist" in called.err
     kept = tmp_path / "o.jsonl"
     kept.write_text("as it was")
     assert cli("eval", finished, "--split", "no-such-split", "--outcomes", kept).status == 2

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +55,24 @@ def test_every_setting_is_explained(cli: Cli) -> None:
     for flag in ("--task", "--e-step.learning-rate", "--evaluation.splits", "--resume", "--config"):
         assert flag in out
     assert "AdamW's peak learning rate." in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_cannot_be_written() -> None:
+    command = [sys.executable, "-m", "latent_cot.cli", "tools"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the disk is full"), done.stderr
+
+
+def test_nobody_reads_to_the_end() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "latent_cot.cli", "tools"]
+    with open(writer, "w") as closed:
+        done = subprocess.run(command, env=environment(), stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_version(cli: Cli) -> None:
