@@ -15,7 +15,8 @@ from latent_cot import em as em_module
 from latent_cot import examined as examined_module
 from latent_cot import loop as loop_module
 from latent_cot import m_step as m_step_module
-from latent_cot.config import RejectionConfig
+from latent_cot.baselines import policy_gradient as policy_gradient_module
+from latent_cot.config import PolicyGradientConfig, RejectionConfig
 from latent_cot.diagnostics import mean_figures
 from latent_cot.lm import LanguageModel
 from latent_cot.loop import Loop
@@ -122,3 +123,31 @@ def test_weights_of_what_was_drawn_reach_the_update(lm: LanguageModel, monkeypat
     given = {weight for _, options in updates for (weight,) in options["weights"]}
     assert given <= {weight / mean for weight in drawn}
     assert len(given) > 1
+
+
+def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever p learns: answers only, or questions that are joined to others, whose answer is another."""
+    updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, loop_module, "vary")
+    steps = {name: dataclasses.replace(getattr(CONFIG, name), target="answer") for name in ("init_step", "m_step")}
+    lessons = dataclasses.replace(CONFIG.lessons, joined_questions=2)
+    loop = make(lm, dataclasses.replace(CONFIG, condition="xy", rounds=1, lessons=lessons, **steps))
+    list(loop.run())
+    assert {(arguments[1], options["target"]) for arguments, options in updates} == {("q", "joint"), ("p", "answer")}
+    with_y = [loop.rules.codec.encode_prompt(loop.task.posterior_prompt(question)) for question in loop.questions]
+    joined = {(arguments[0].prompt in with_y, options["joined_questions"]) for arguments, options in varied}
+    assert joined == {(True, 0), (False, 2)}
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    floors, updates = (
+        spy(monkeypatch, policy_gradient_module, "floored"),
+        spy(monkeypatch, policy_gradient_module, "update"),
+    )
+    settings = PolicyGradientConfig(steps=2, questions=2, samples=3, reward_floor=7.0, epochs=2, clip_range=0.3, kl=0.4)
+    list(make(lm, config_of(method, **{method: settings})).run())
+    assert [arguments[1] for arguments, _ in floors] == [7.0, 7.0]
+    given = [{name: options[name] for name in ("epochs", "clip_range", "kl")} for _, options in updates]
+    assert given == [{"epochs": 2, "clip_range": 0.3, "kl": 0.4 if method == "grpo" else 0.0}] * 2
