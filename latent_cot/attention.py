@@ -158,7 +158,8 @@ def _attend_behind(
     rows, heads, width, size = query.shape
     groups, columns = key.shape[1], key.shape[2]
     first_key, first_value = beginning_of(key), beginning_of(value)
-    assert first_key is not None and first_value is not None
+    if first_key is None or first_value is None:
+        raise ValueError("this model changes keys or values behind the cache")
     shared = first_key.shape[2]
     # Columns to spare are masked out. They make whole vectors of a row of weights, and spare the products a copy.
     first_key, first_value, key, value = map(with_spare_columns, (first_key, first_value, key, value))

@@ -21,6 +21,14 @@ def too_long(prompt: int, chosen: int, limit: int) -> str:
     )
 
 
+def no_room(limit: int) -> str:
+    """What is said of a rationale that has become longer than that, by what tools have put into it."""
+    return (
+        f"--model: a question and its rationale, with what tools have put into it, are more than the model's {limit} "
+        "tokens; give shorter questions, fewer --rollout.max-tokens or --evaluation.max-tokens, or another model"
+    )
+
+
 def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
     """Raises UsageError if the longest question leaves no room for a rationale of `chosen` tokens within `limit`."""
     if limit is None:

@@ -152,6 +152,11 @@ class Examined:
             return True
         return self.task.grade(example, self.task.answer(rationale))
 
+    @property
+    def draws_as_it_is(self) -> bool:
+        """What `draw_tests` draws at temperature 1 has the reasoner's own distribution."""
+        return True
+
     def draw_tests(
         self,
         reasoner: Adapter,

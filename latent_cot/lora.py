@@ -34,8 +34,9 @@ def fuse(layer: LoraLinear) -> None:
         base = layer.get_base_layer()
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         weight = cast("torch.Tensor", base.weight)
-        output = _LoraLinear.apply(x.to(weight.dtype), weight, base.bias, a, b, layer.scaling[adapter])
-        return cast("torch.Tensor", output)
+        flat = x.to(weight.dtype).flatten(0, -2)
+        output = cast("torch.Tensor", _LoraLinear.apply(flat, weight, base.bias, a, b, layer.scaling[adapter]))
+        return output.view(*x.shape[:-1], -1)  # not in the function: nobody may then write into what it returns
 
     layer.forward = forward  # type: ignore[method-assign]
 
@@ -63,7 +64,7 @@ def _is_plain(layer: Any, adapter: str) -> bool:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + bias + s (x Aᵀ) Bᵀ for x (..., in), W (out, in), A (r, in), B (out, r); W and bias are frozen."""
+    """y = x Wᵀ + bias + s (x Aᵀ) Bᵀ for x (n, in), W (out, in), A (r, in), B (out, r); W and bias are frozen."""
 
     @staticmethod
     def forward(
@@ -75,23 +76,22 @@ class _LoraLinear(torch.autograd.Function):
         b: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
         low_a, low_b = a.to(x.dtype), b.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):  # all is of the weight's type already
-            low = flat @ low_a.T
-            y = nn.functional.linear(flat, weight, bias).addmm_(low, low_b.T, alpha=scaling)
-        ctx.save_for_backward(flat, low, weight, low_a, low_b)
+            low = x @ low_a.T
+            y = nn.functional.linear(x, weight, bias).addmm_(low, low_b.T, alpha=scaling)
+        ctx.save_for_backward(x, low, weight, low_a, low_b)
         ctx.scaling, ctx.dtypes = scaling, (a.dtype, b.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        flat, low, weight, a, b = ctx.saved_tensors
-        g = gradients[0].reshape(-1, gradients[0].shape[-1])
+        x, low, weight, a, b = ctx.saved_tensors
+        (g,) = gradients
         back = (g @ b).mul_(ctx.scaling)  # (n, r)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (g @ weight).addmm_(back, a).view(*gradients[0].shape[:-1], -1)
-        grad_a = (back.T @ flat).to(ctx.dtypes[0])
+            grad_x = (g @ weight).addmm_(back, a)
+        grad_a = (back.T @ x).to(ctx.dtypes[0])
         grad_b = (g.T @ low).mul_(ctx.scaling).to(ctx.dtypes[1])
         return grad_x, None, None, grad_a, grad_b, None

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from latent_cot.chain import Chain, ChainRules
-from latent_cot.checks import too_long
+from latent_cot.checks import no_room, too_long
 from latent_cot.errors import UsageError
 from latent_cot.kv_cache import KVCache
 from latent_cot.lm import LanguageModel
@@ -184,7 +184,8 @@ class _Batch:
         self.cache = lm.new_cache(model)
         self.columns = 0
         """Of the cache, behind the prefix."""
-        self.prefix = shared_prefix(prompts) if self.cache.joinable else 0
+        # Behind it stands the padding of the shorter ones.
+        self.prefix = shared_prefix(prompts) if self.cache.joinable and lm.abilities.gaps else 0
         """Tokens with which all prompts begin: run once, and in memory once."""
         self.prefix_cache: KVCache | None = None
         if self.prefix:
@@ -232,7 +233,9 @@ class _Batch:
             self.cache.rearrange(sources, self.lm.device)
         self.columns += 1
         self._drop_dead_columns()
-        device = self.lm.device
+        device, limit = self.lm.device, self.lm.max_positions
+        if limit is not None and max(row.position for row in self.rows) >= limit:
+            raise UsageError(no_room(limit))
         positions = torch.tensor([row.position for row in self.rows], device=device)
         self.hidden = self.lm.decode_step(
             self.model, torch.tensor(tokens, device=device)[:, None], self._mask(), positions[:, None], self.cache

@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from latent_cot.errors import UsageError
 Status = Literal["running", "stopped", "failed", "finished"]
 """A killed process leaves "running"."""
 
+MAX_CONFIG_BYTES = 2**20
 EVENTS = "events.jsonl"
 RATIONALES = "rationales.jsonl"
 KEPT_CHECKPOINTS = 2
@@ -95,7 +97,8 @@ class RunFolder:
         """An existing run. Raises UsageError if there is none at `path`, or its configuration is broken."""
         file = path / "config.yaml"
         try:
-            config = yaml.safe_load(file.read_bytes())
+            with file.open("rb") as stream:
+                config = yaml.safe_load(stream.read(MAX_CONFIG_BYTES))
         except (FileNotFoundError, NotADirectoryError) as error:
             missing = "it has no config.yaml" if path.is_dir() else "no such folder"
             raise UsageError(f"{path}: no run folder ({missing}); give the --output-dir of a run") from error
@@ -139,7 +142,7 @@ class RunFolder:
 
     def _refuse_links(self) -> None:
         """A folder of somebody else's may have a link where something is written, to a file of the user's."""
-        for name in (".lock", ".lock.pid", EVENTS, RATIONALES):
+        for name in (".lock", ".lock.pid", EVENTS, RATIONALES, "checkpoints"):
             if (self.path / name).is_symlink():
                 raise UsageError(f"{self.path / name}: a symbolic link, which is not written through; take it away")
 
@@ -453,10 +456,13 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
     try:
         files = json.loads(manifest.read_bytes())["files"]
         for name, expected in files.items():
-            found = _fingerprint(folder / name)
-            if found["size"] != expected["size"]:
-                raise _DamagedError(f"{folder / name} has {found['size']} bytes, not {expected['size']}")
-            if found != expected:
+            mode, size = (folder / name).lstat()[stat.ST_MODE], (folder / name).lstat().st_size
+            # A folder of somebody else's may name any file there is, one without an end too.
+            if not stat.S_ISREG(mode) or ".." in Path(name).parts or Path(name).is_absolute():
+                raise _DamagedError(f"{manifest} names {name}, which is no file of this checkpoint")
+            if size != expected["size"]:
+                raise _DamagedError(f"{folder / name} has {size} bytes, not {expected['size']}")
+            if _fingerprint(folder / name) != expected:
                 raise _DamagedError(f"{folder / name} has changed since it was written (its hash is wrong)")
         if "state.json" not in files:
             raise _DamagedError(f"{manifest} lacks state.json")

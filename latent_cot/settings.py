@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import reprlib
 import types
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -178,14 +179,14 @@ def _overlay(base: Any, record: Any, where: str, path: str) -> Any:
     if record is None:  # a section all of whose lines are commented out
         return base
     if not isinstance(record, Mapping):
-        raise UsageError(f"{where}: {path or 'the file'} must be a mapping of settings, not {record!r:.80}")
+        raise UsageError(f"{where}: {path or 'the file'} must be a mapping of settings, not {_short(record)}")
     kinds: dict[str, Any] = _types(type(base))  # type: ignore[arg-type]  # a mypy quirk
     values = {}
     for key, value in record.items():
         inner = f"{path}.{key}" if path else str(key)
         if key not in kinds:
             known = [f"{path}.{name}" if path else name for name in kinds]
-            raise UsageError(f"{where}: unknown setting {inner!r:.80}.{did_you_mean(inner, known)}")
+            raise UsageError(f"{where}: unknown setting {_short(inner)}.{did_you_mean(inner, known)}")
         own = getattr(base, key)
         values[key] = (
             _overlay(own, value, where, inner) if is_dataclass(own) else _structure(value, kinds[key], where, inner)
@@ -205,7 +206,7 @@ def _structure(value: Any, kind: Any, where: str, path: str) -> Any:
         if value in arguments:
             return value
         expected = f"one of {', '.join(arguments)};{did_you_mean(value, arguments)}".removesuffix(";")
-        raise UsageError(f"{where}: {path} is {value!r:.80}, expected {expected}")
+        raise UsageError(f"{where}: {path} is {_short(value)}, expected {expected}")
     if origin is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     if origin is dict and isinstance(value, Mapping):
@@ -220,14 +221,23 @@ def _structure(value: Any, kind: Any, where: str, path: str) -> Any:
                 pass
     if kind in (bool, int, float, str) and type(value) is kind:  # exact: True is no integer
         return value
-    raise UsageError(f"{where}: {path} is {value!r:.80}, expected {_expected(kind)}")
+    raise UsageError(f"{where}: {path} is {_short(value)}, expected {_expected(kind)}")
+
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
+
+
+def _short(value: Any) -> str:
+    """For messages. A few lines of YAML may be a value that is too large to be written out: aliases of aliases."""
+    return f"{value!r:.80}" if isinstance(value, str) else f"{_REPR.repr(value):.80}"
 
 
 def _option(value: Any, where: str, path: str) -> str:
     """A task's option is text; `digits: 1` is what one writes."""
     if isinstance(value, str) or type(value) in (int, float):
         return str(value)
-    raise UsageError(f"{where}: {path} is {value!r:.80}, expected text, e.g. '3,4'")
+    raise UsageError(f"{where}: {path} is {_short(value)}, expected text, e.g. '3,4'")
 
 
 def _expected(kind: Any) -> str:

@@ -30,8 +30,9 @@ class TextCodec:
     """
 
     # Sentencepiece tokenizers put a space before the first piece and strip it when they decode. With
-    # a first piece of our own, cut off afterwards, all tokenizers behave alike.
-    _ANCHOR = "="
+    # a first piece of our own, cut off afterwards, all tokenizers behave alike. A text that the first of these
+    # is one token with ("=" before "=> 5") has the next before it.
+    _ANCHORS = ("=", "0", ",")
 
     def __init__(
         self,
@@ -43,7 +44,8 @@ class TextCodec:
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
-        self._anchor = self._plain(self._ANCHOR)
+        self._anchors = {anchor: self._plain(anchor) for anchor in self._ANCHORS}
+        self._anchor = self._anchors[self._ANCHORS[0]]
         self._anchor_text = self._raw_decode(self._anchor)
         self.stop_id = self._stop_id(stop)
         self._allowed_characters = allowed_characters
@@ -65,9 +67,11 @@ class TextCodec:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as the continuation of something, without special tokens."""
-        anchored = self._plain(self._ANCHOR + text)
-        n = len(self._anchor)
-        return anchored[n:] if anchored[:n] == self._anchor else self._plain(text)
+        for anchor, alone in self._anchors.items():
+            anchored = self._plain(anchor + text)
+            if anchored[: len(alone)] == alone:
+                return anchored[len(alone) :]
+        return self._plain(text)
 
     # -- ids to text ---------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import latent_cot as lc
 from latent_cot.api.rationales import Rationales
 from latent_cot.api.results import Results
 from latent_cot.interrupts import stop_signals
+from latent_cot.loop import Loop
 from latent_cot.scored import ScoredRationale, Stop, Token, pieces
 from latent_cot.settings import load_config
 from latent_cot.text import TextCodec
@@ -259,6 +260,12 @@ def test_samples_add_up(run: lc.Run) -> None:
 def test_the_same_seed_gives_the_same_sample(run: lc.Run) -> None:
     assert run.sample(QUESTION, n=3, seed=1) == run.sample(QUESTION, n=3, seed=1)
     assert run.sample(QUESTION, n=3, seed=1) != run.sample(QUESTION, n=3, seed=2)
+
+
+def test_no_weights_where_a_method_decodes_in_another_way(run: lc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loop, "draws_as_it_is", False)
+    found = run.sample(QUESTION, n=6)
+    assert found[0].weight is None and found.ess is None and found.bound is None
 
 
 def test_no_weights_from_a_tempered_sample(run: lc.Run) -> None:

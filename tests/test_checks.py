@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from latent_cot.chain import ChainRules
 from latent_cot.checks import check_demonstrations, check_examples, check_lengths, check_tools
@@ -18,7 +19,12 @@ from latent_cot.tasks.common import check_answers
 from latent_cot.text import TextCodec
 from latent_cot.types import DataRequest, Example, Rationale, TaskData
 from tests.loops import CONFIG, make
-from tests.worlds import ALPHABET, CountTool, PlainTask, ToyTask, language_model
+from tests.worlds import ALPHABET, CountTool, FakeTool, PlainTask, ToyTask, language_model
+
+
+class LongTool(FakeTool):
+    def __call__(self, request: str) -> str:
+        return "1" * 20
 
 
 class Arrow(CountTool):
@@ -112,3 +118,13 @@ def test_questions_that_leave_no_room_are_refused_at_once_and_in_time(tiny_model
     chain = Rationale((5,) * 9, (True,) * 9, (True,) * 10, "")
     with pytest.raises(UsageError, match=r"a text of 513 tokens .* longer than the model's 512"):
         score(lm, lm.dense("q"), [Group(codec.encode(long.x), [chain], [4] * 5)], codec, answers_at="end")
+
+
+def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) -> None:
+    """It is not known before how much that is. In a table of positions there would be nothing to look up."""
+    lm = language_model(tiny_model("gpt2"))
+    codec = TextCodec(lm.tokenizer, allowed_characters="1=")
+    rules = ChainRules(codec, [LongTool()], max_tokens=12)
+    with pytest.raises(UsageError, match="with what tools have put into it, are more than the model's 512 tokens"):
+        rollout(lm, lm.dense("q"), [[5] * 500], rules, n=8, generator=torch.Generator().manual_seed(0))
+    rollout(lm, lm.dense("q"), [[5] * 300], rules, n=8, generator=torch.Generator().manual_seed(0))

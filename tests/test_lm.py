@@ -250,6 +250,24 @@ def test_gradients_through_trees_are_those_through_paths(
         torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-3)
 
 
+def test_what_an_adapted_layer_returns_may_be_written_into(lm: LanguageModel) -> None:
+    """Gemma 3n scales it in place."""
+    _, layer = lm._adapted[0]
+    x = torch.randn(2, 3, layer.in_features, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for in_place in (True, False):
+        with lm.trainable("q"):
+            y = layer(x)
+            y = y.mul_(2.0) if in_place else y * 2.0
+            y.square().sum().backward()
+        weights = [weight for weight in lm.parameters("q").values() if weight.grad is not None]
+        gradients.append([weight.grad for weight in weights])
+        for weight in weights:
+            weight.grad = None
+    assert len(gradients[0]) == 2
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
     """Each layer runs twice in an update, and once without gradients."""
     tree = TokenTree()
@@ -298,6 +316,8 @@ def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
         by_tree = lm.logits(lm.hidden(model, trees))
         by_path = lm.logits(run_paths(model, trees, linear_head=lm.abilities.linear_head))
         some = lm.logits(lm.hidden(model, trees), torch.tensor([3, 50]))
+        most = lm.logits(lm.hidden(model, trees), torch.arange(5, by_tree.shape[1]))
+    torch.testing.assert_close(most, by_tree[:, 5:])
     torch.testing.assert_close(by_tree, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(by_path, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(some, expected[:, [3, 50]], atol=1e-4, rtol=1e-4)

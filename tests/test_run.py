@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -708,6 +710,28 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"{name}: a symbolic link"), folder.lock():
         pass
     assert precious.read_text() == "mine\nand unfinished"
+
+
+def test_no_checkpoint_is_written_or_cleared_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "theirs" / ".precious.tmp").mkdir(parents=True)
+    folder = RunFolder.create(tmp_path / "run", {"seed": 1})
+    (folder.path / "checkpoints").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UsageError, match="checkpoints: a symbolic link"), folder.lock():
+        folder.save({}, lambda target: None)
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == [".precious.tmp"]
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../../secret", "link"])
+def test_a_manifest_that_names_files_of_others(folder: RunFolder, name: str) -> None:
+    """`/dev/zero` has size 0 and no end."""
+    checkpoint = folder.save({}, lambda target: None)
+    (folder.path.parent / "secret").touch()
+    (checkpoint / "link").symlink_to("/dev/zero")
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"][name] = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=f"names {re.escape(name)}, which is no file of this checkpoint"):
+        folder.latest()
 
 
 def test_folders_are_put_in_place_as_a_whole(tmp_path: Path) -> None:

@@ -326,3 +326,14 @@ def test_code_that_a_run_names_is_not_run_unasked(overrides: dict[str, Any]) -> 
         refuse_code(config, "run/config.yaml", trusted=False)
     refuse_code(config, "run/config.yaml", trusted=True)
     refuse_code(from_dict({}, "config.yaml"), "run/config.yaml", trusted=False)
+
+
+def test_aliases_of_aliases_are_not_written_out() -> None:
+    """300 bytes that stand for 10^9 entries."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 9)]
+    bomb = parse_yaml("\n".join(lines), "x")["a8"]
+    for record in ({"seed": bomb}, {"data": {"options": {"operands": bomb}}}, {"e_step": bomb}):
+        with pytest.raises(UsageError, match="x: ") as raised:
+            from_dict(record, "x")
+        assert len(str(raised.value)) < 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
@@ -144,3 +144,15 @@ def test_a_trigger_of_bytes_that_are_no_text_by_themselves() -> None:
     assert len(codec.encode("⇒")) == 3
     assert ids[-1] in codec.ending_with("⇒")
     assert not any(codec.pieces[token].isascii() for token in codec.ending_with("⇒"))
+
+
+@pytest.mark.parametrize("text", ["\\boxed{5}", "=> 5", "= 5", " 12", "-5", "", "5 = =>"])
+def test_an_anchor_that_is_one_token_with_what_follows(text: str) -> None:
+    """As in Mistral's vocabulary, where `=` and `=>` begin a text as one token each, with the space put before it."""
+    pieces = [*"▁=>\\boxed{}0123456789-,", "▁=", "▁0", "▁,", "==", "=>", "▁==", "▁=>", "▁=\\"]
+    merges = [("▁", "="), ("▁", "0"), ("▁", ","), ("▁=", "="), ("▁=", ">"), ("▁=", "\\"), ("=", "="), ("=", ">")]
+    backend = Tokenizer(BPE(vocab={piece: i for i, piece in enumerate([END, *pieces])}, merges=merges))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END))
+    assert codec.decode(codec.encode(text)) == text

@@ -139,8 +139,9 @@ class Run:
         if asked not in self._adapters:
             self._source.require(asked)
         example = self._example(question, answer)
-        counts = sample_rationales(self._in_memory(), example, asked, n=n, temperature=temperature, seed=seed)
-        return self._scored(example, counts, asked, weighed=temperature == 1)
+        loop = self._in_memory()
+        counts = sample_rationales(loop, example, asked, n=n, temperature=temperature, seed=seed)
+        return self._scored(example, counts, asked, weighed=temperature == 1 and loop.draws_as_it_is)
 
     def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:
         """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token.

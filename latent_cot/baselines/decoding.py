@@ -30,8 +30,7 @@ class Decoding(Loop):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
         c = config.decode
-        plain = c.strategy == "sample" and c.multiple == 1
-        if not isinstance(task, MeasuredTask) and not plain:
+        if not isinstance(task, MeasuredTask) and not _is_plain(config):
             raise UsageError(
                 f"--decode.strategy {c.strategy}: the task {task.name} has right answers, on which chains vote; "
                 "give --decode.strategy sample and --decode.multiple 1"
@@ -43,6 +42,10 @@ class Decoding(Loop):
 
     def plan(self) -> list[Phase]:
         return self.round(0, "init", last=True)
+
+    @property
+    def draws_as_it_is(self) -> bool:
+        return _is_plain(self.config)
 
     def draw_tests(
         self,
@@ -105,6 +108,11 @@ class Decoding(Loop):
                 best = own.argsort(descending=True)[:n].tolist()
                 kept[g] = dict.fromkeys((groups[g].rationales[i] for i in best), 1)
         return [kept[g] for g in range(len(groups))]
+
+
+def _is_plain(config: RunConfig) -> bool:
+    """Rationales are sampled, and all are kept."""
+    return config.decode.strategy == "sample" and config.decode.multiple == 1
 
 
 def _stops(log_pterm: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:

@@ -58,6 +58,15 @@ def test_as_many_as_are_asked_for(lm: LanguageModel, strategy: str) -> None:
         assert all(sample.count == 1 for of_one in found for sample in of_one)
 
 
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [({"strategy": "sample"}, True), ({"strategy": "nucleus"}, False), ({"strategy": "sample", "multiple": 2}, False)],
+)
+def test_only_plain_samples_can_be_weighed(lm: LanguageModel, settings: dict[str, Any], plain: bool) -> None:
+    assert make(lm, config_of(**settings), LengthTask()).draws_as_it_is is plain
+    assert make(lm, CONFIG).draws_as_it_is
+
+
 @pytest.mark.parametrize("strategy", ["sample", "nucleus", "beam", "diverse-beam"])
 def test_more_chains_give_likelier_rationales(lm: LanguageModel, strategy: str) -> None:
     likelihood = []
