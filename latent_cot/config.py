@@ -245,7 +245,7 @@ class EMConfig:
     model: str = "smollm2-135m"
     """A Hugging Face causal LM: hub name or local folder."""
     output_dir: str | None = None
-    """The run folder; None: runs/TASK-MODEL-seedSEED."""
+    """The run folder; None: runs/TASK-MODEL-seedSEED, or runs/TASK-METHOD-MODEL-seedSEED if the method is not EM."""
     seed: int = 0
     """Seeds everything: the data, the rollouts, the adapters."""
     condition: Literal["x", "xy"] = "x"

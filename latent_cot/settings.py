@@ -54,6 +54,12 @@ def load_config(
     text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     config = from_dict(parse_yaml(text, f"preset {name}"), f"preset {name}")
     record, where = ({}, "") if file is None else (read_settings(file), str(file))
+    own = record.get("task") if isinstance(record, Mapping) else None
+    if task is not None and isinstance(own, str) and Path(own).absolute() != Path(task).absolute():
+        raise UsageError(
+            f"--task {task}: the settings in {file} are those of {own}; leave --task out, or take `task:` out of the "
+            "file if its other settings suit"
+        )
     config = replace(config, task=task or from_dict(record, where, config).task)
     config = from_dict(task_preset(config.task, name), f"preset {name} of {config.task}", config)
     config = with_method(config, method or from_dict(record, where, config).method)

@@ -128,7 +128,7 @@ class Task(Protocol):
     description: str
     """One line for `latent-cot tasks`."""
     tools: tuple[str, ...]
-    """Names of the tools a chain may call."""
+    """The tools a chain may call: a name, or FILE.py:CLASS with the file in full, such as `f"{__file__}:Modulo"`."""
     stop: str | None
     """The text whose token ends a rationale; None: the tokenizer's end-of-sequence token."""
     allowed_characters: str | None

@@ -27,6 +27,7 @@ from latent_cot.settings import (
     to_dict,
     to_yaml,
 )
+from latent_cot.weights import ALIASES
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 
@@ -171,6 +172,14 @@ def test_each_preset_is_valid(name: str) -> None:
     check(load_config(name))
 
 
+@pytest.mark.parametrize("task", tasks.names())
+@pytest.mark.parametrize("name", presets())
+def test_each_presets_model_can_be_fetched(name: str, task: str) -> None:
+    """A hub name has an owner, whatever transformers' own examples call it."""
+    model = load_config(name, task=task).model
+    assert model in ALIASES or "/" in model
+
+
 def test_a_tasks_own_preset_is_over_the_general_one(tmp_path: Path) -> None:
     general = ("cpu", "paper", "smoke")
     assert set(presets()) == set(general)
@@ -187,7 +196,8 @@ def test_a_tasks_own_preset_is_over_the_general_one(tmp_path: Path) -> None:
     file.write_text("task: someones.py\n")
     other = load_config("paper", file)
     assert (other.task, other.rollout.min_tokens, other.lora.rank) == ("someones.py", 0, 64)
-    assert load_config("paper", file, task="arithmetic") == load_config("paper")
+    with pytest.raises(UsageError, match=r"--task arithmetic: the settings in .* are those of someones\.py"):
+        load_config("paper", file, task="arithmetic")
     assert task_preset("no_such_task", "paper") == task_preset("../arithmetic", "paper") == {}
 
 

@@ -102,7 +102,6 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
         to_text: the YAML of --print-config.
     """
     path = Path(config.output_dir or default_folder(config)).expanduser()
-    config = replace(config, output_dir=str(path))
     if options.resume:
         config = resumed(config, path, given(argv))
         refuse_code(config, path / "config.yaml", trusted=options.trust_code)
@@ -112,7 +111,7 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
         print(to_text(config), end="")
         return 0
     if not options.resume:
-        config = with_absolute_paths(config)
+        config = with_absolute_paths(replace(config, output_dir=str(path)))
         refuse_unwritable(path)
     return _train(config, path, options)
 
@@ -144,8 +143,8 @@ def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
             say_stopped(console, command_for(config), path, options, trust(config))
             return 128 + (number or signal.SIGINT)
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {path}. See also:")
-    for command in ("eval", "report"):
-        say(console, f"  latent-cot {command} {quoted(path)}{trust(config)}")
+    for command in (f"eval {quoted(path)} --size {config.evaluation.size}", f"report {quoted(path)}"):
+        say(console, f"  latent-cot {command}{trust(config)}")
     if options.json and main:
         print_json({"run": str(path), **results})
     return 0

@@ -120,7 +120,7 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
             return 128 + (stopped_by() or signal.SIGINT)
     say(console, f"Done; a run folder for each task is in {path}. See also:")
     for name, config in zip(names, configs, strict=True):
-        say(console, f"  latent-cot eval {quoted(path / name)}{trust(config)}")
+        say(console, f"  latent-cot eval {quoted(path / name)} --size {config.evaluation.size}{trust(config)}")
     if options.json:
         print_json({"run": str(path), "tasks": dict(zip(names, results, strict=True))})
     return 0

@@ -215,7 +215,16 @@ def test_flags_override_the_file_and_the_file_the_preset(cli: Cli, tmp_path: Pat
     assert config.e_step.huber is None
     assert config.data.options == {"digits": "2"}
     assert config.e_step.questions == 4  # the preset's
-    assert config.output_dir == "runs/arithmetic-smollm2-135m-seed8"
+    assert config.output_dir is None  # that of another seed or method would be another
+
+
+def test_settings_of_another_task_are_refused(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "printed.yaml"
+    file.write_text(cli("em", "--print-config").out)
+    refused = cli("em", "--config", file, "--task", "continuation", "--print-config")
+    assert refused.status == 2 and "--task continuation: the settings in" in refused.err
+    assert "are those of arithmetic" in refused.err.replace("\n", " ")
+    assert cli("em", "--config", file, "--task", "arithmetic", "--seed", 3, "--print-config").status == 0
 
 
 def test_the_printed_configuration_is_a_configuration(cli: Cli, tmp_path: Path) -> None:
