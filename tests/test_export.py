@@ -212,9 +212,9 @@ def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Pa
 @pytest.mark.real_model
 @pytest.mark.parametrize("flags", [[], ["--merge"]])
 def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
-    """The run is the folder in LATENT_COT_RUN, or a short one in fp32. In bf16 two ways to compute the same logits round
-    differently, and where two tokens are nearly as likely, as they often are after a short training, answers differ:
-    of a trained run, one of a hundred may."""
+    """The run is the folder in LATENT_COT_RUN, or a short one in fp32. In bf16 two ways to compute the same logits are
+    rounded differently, and where two tokens are nearly as likely, as they often are after a short training, answers
+    differ: of a trained run, one of a hundred may."""
     folder = Path(os.environ.get("LATENT_COT_RUN", tmp_path / "run"))
     if not folder.exists():
         settings = "rounds: 1\ninit_step: {steps: 40, batch_size: 8}\ndata: {demonstrations: 50, pairs: 8}\n"
