@@ -37,11 +37,11 @@ from safetensors import SafetensorError
 
 from latent_cot import __version__
 from latent_cot.errors import UsageError
+from latent_cot.settings import MAX_CONFIG_BYTES
 
 Status = Literal["running", "stopped", "failed", "finished"]
 """A killed process leaves "running"."""
 
-MAX_CONFIG_BYTES = 2**20
 EVENTS = "events.jsonl"
 RATIONALES = "rationales.jsonl"
 KEPT_CHECKPOINTS = 2
@@ -98,7 +98,10 @@ class RunFolder:
         file = path / "config.yaml"
         try:
             with file.open("rb") as stream:
-                config = yaml.safe_load(stream.read(MAX_CONFIG_BYTES))
+                text = stream.read(MAX_CONFIG_BYTES + 1)
+            if len(text) > MAX_CONFIG_BYTES:
+                raise ValueError("larger than 1 MiB")
+            config = yaml.safe_load(text)
         except (FileNotFoundError, NotADirectoryError) as error:
             missing = "it has no config.yaml" if path.is_dir() else "no such folder"
             raise UsageError(f"{path}: no run folder ({missing}); give the --output-dir of a run") from error
@@ -456,12 +459,12 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
     try:
         files = json.loads(manifest.read_bytes())["files"]
         for name, expected in files.items():
-            mode, size = (folder / name).lstat()[stat.ST_MODE], (folder / name).lstat().st_size
+            found = (folder / name).lstat()
             # A folder of somebody else's may name any file there is, one without an end too.
-            if not stat.S_ISREG(mode) or ".." in Path(name).parts or Path(name).is_absolute():
+            if not stat.S_ISREG(found.st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
                 raise _DamagedError(f"{manifest} names {name}, which is no file of this checkpoint")
-            if size != expected["size"]:
-                raise _DamagedError(f"{folder / name} has {size} bytes, not {expected['size']}")
+            if found.st_size != expected["size"]:
+                raise _DamagedError(f"{folder / name} has {found.st_size} bytes, not {expected['size']}")
             if _fingerprint(folder / name) != expected:
                 raise _DamagedError(f"{folder / name} has changed since it was written (its hash is wrong)")
         if "state.json" not in files:

@@ -11,9 +11,10 @@ import transformers
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
+from latent_cot.architecture import Abilities
 from latent_cot.chain import ChainRules
 from latent_cot.errors import UsageError
-from latent_cot.lm import Abilities, LanguageModel
+from latent_cot.lm import LanguageModel
 from latent_cot.rollout import rollout
 from latent_cot.scoring import score
 from latent_cot.text import TextCodec

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from latent_cot.architecture import Trees
 from latent_cot.buffer import ReplayBuffer
 from latent_cot.chain import ChainRules
 from latent_cot.e_step import Batch, Behaviour, Query, _temperatures, collect, describe, update
-from latent_cot.lm import LanguageModel, Trees
+from latent_cot.lm import LanguageModel
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES
 from latent_cot.reward import Reward
 from latent_cot.text import TextCodec

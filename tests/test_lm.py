@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latent_cot import tree as tree_module
+from latent_cot.architecture import Abilities, run_flat, run_padded, run_paths
 from latent_cot.errors import UsageError
-from latent_cot.lm import Abilities, LanguageModel, run_flat, run_padded, run_paths
+from latent_cot.lm import LanguageModel
 from latent_cot.tree import TokenTree
 from latent_cot.weights import load_model_and_tokenizer
 from tests.worlds import language_model, shake

@@ -10,10 +10,10 @@ from typing import Literal
 import pytest
 import torch
 
+from latent_cot.architecture import Trees
 from latent_cot.chain import encode_rationale
 from latent_cot.cli import main
 from latent_cot.config import RunConfig
-from latent_cot.lm import Trees
 from latent_cot.scoring import Group, Scores, score
 from latent_cot.session import Session, open_session
 

@@ -100,6 +100,13 @@ def test_a_broken_run_json_does_not_stop_a_run(folder: RunFolder) -> None:
     assert folder.read_json("run.json")["status"] == "running"
 
 
+def test_a_configuration_is_read_whole_or_not_at_all(folder: RunFolder) -> None:
+    file = folder.path / "config.yaml"
+    file.write_bytes(file.read_bytes() + b"# " + b"x" * 2**20 + b"\n")
+    with pytest.raises(UsageError, match=r"config\.yaml: cannot be read; .*larger than 1 MiB"):
+        RunFolder.open(folder.path)
+
+
 def test_create_refuses_a_run(folder: RunFolder) -> None:
     before = (folder.path / "config.yaml").read_bytes()
     with pytest.raises(UsageError, match=r"--output-dir .*holds a run.*--resume"):

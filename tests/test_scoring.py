@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latent_cot.architecture import Trees
 from latent_cot.chain import ChainRules
-from latent_cot.lm import Adapter, LanguageModel, Trees
+from latent_cot.lm import Adapter, LanguageModel
 from latent_cot.scoring import Group, Scores, score, score_in_batches
 from latent_cot.text import TextCodec
 from latent_cot.types import Rationale

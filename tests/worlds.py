@@ -11,9 +11,10 @@ import torch
 from hypothesis import Phase
 from peft import LoraConfig
 
+from latent_cot.architecture import Trees
 from latent_cot.chain import Chain, ChainRules
 from latent_cot.errors import ToolError, UsageError
-from latent_cot.lm import ADAPTERS, LanguageModel, Trees
+from latent_cot.lm import ADAPTERS, LanguageModel
 from latent_cot.types import DataRequest, Example, Rationale, TaskData
 from latent_cot.weights import load_model_and_tokenizer
 

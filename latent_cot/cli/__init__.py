@@ -46,6 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its escape
             stream.reconfigure(errors="backslashreplace")
     try:
+        status = _run(argv)
+        if sys.stdout is not None:  # it is where the shell has closed it
+            sys.stdout.flush()  # here, before the interpreter does it, whose complaints name no remedy
+        return status
+    except BrokenPipeError:  # e.g. `latent-cot tasks | true`
+        sys.stdout = None  # so that the interpreter does not try to flush it
+        return 128 + 13
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stdout = None  # the full disk may be its own
+        _print_error(f"the disk is full ({error}); make room, or write elsewhere")
+        return EXIT_USAGE
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
         if not argv or argv[0] in ("-h", "--help"):
             print(_help())
             return 0 if argv else EXIT_USAGE
@@ -61,8 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "use several)"
             )
         status: int = importlib.import_module(f"latent_cot.cli.{argv[0]}").run(argv[1:])
-        if sys.stdout is not None:  # it is where the shell has closed it
-            sys.stdout.flush()  # here, before the interpreter does it, whose complaints name no remedy
         return status
     except UsageError as error:
         _print_error(str(error))
@@ -72,15 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SystemExit as stop:  # raised by tyro after --help and on unreadable flags
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
-    except BrokenPipeError:  # e.g. `latent-cot tasks | true`
-        sys.stdout = None  # so that the interpreter does not try to flush it
-        return 128 + 13
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        sys.stdout = None  # the full disk may be its own
-        _print_error(f"the disk is full ({error}); make room, or write elsewhere")
-        return EXIT_USAGE
 
 
 def _help() -> str:

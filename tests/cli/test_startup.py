@@ -66,10 +66,11 @@ def test_an_output_that_cannot_be_written() -> None:
     assert done.stderr.startswith("error: the disk is full"), done.stderr
 
 
-def test_nobody_reads_to_the_end() -> None:
+@pytest.mark.parametrize("argv", [["tools"], ["--help"], ["em", "--help"]])
+def test_nobody_reads_to_the_end(argv: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "latent_cot.cli", "tools"]
+    command = [sys.executable, "-m", "latent_cot.cli", *argv]
     with open(writer, "w") as closed:
         done = subprocess.run(command, env=environment(), stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
