@@ -375,11 +375,11 @@ class LanguageModel:
         if not self.abilities.linear_head:
             return (hidden if ids is None else hidden[:, ids]).float()
         weight, bias = self._base_head.weight, getattr(self._base_head, "bias", None)
-        few = ids is not None and (len(ids) < _FEW * len(weight) or len(hidden) > hidden.shape[1])
-        if few:
+        copied = ids is not None and (len(ids) < _FEW * len(weight) or len(hidden) > hidden.shape[1])
+        if copied:
             weight, bias = weight[ids], None if bias is None else bias[ids]
         logits = nn.functional.linear(hidden.to(weight.dtype), weight, bias)
-        return (logits if ids is None or few else logits[:, ids]).float()
+        return (logits if ids is None or copied else logits[:, ids]).float()
 
     def decode_step(
         self,
