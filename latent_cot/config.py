@@ -76,12 +76,12 @@ class EStepConfig:
     """How often a demonstration's question is drawn, relative to 1."""
     pair_weight: float = 1.0
     """How often a question without rationale is drawn, relative to 1."""
-    objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb", "rooted"] = "pooled-subtb"
+    objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"
     """The loss: `subtb` (the paper's Eq. 3), `pooled-subtb` (over all trajectories of a question), `vargrad` or
-    `tb` (trajectory balance), `prefix-tb` (the same of every prefix; for rewards that are nothing almost everywhere),
-    or `rooted` (VarGrad, and each prefix against the empty one)."""
+    `tb` (trajectory balance), or `prefix-tb` (the same of every prefix; for rewards that are nothing almost
+    everywhere). The last two learn one log Z, which all questions share."""
     log_z_learning_rate: float = 0.1
-    """Of the log Z(X) that `tb` and `prefix-tb` learn for each question, in nats a step."""
+    """Of the log Z that `tb` and `prefix-tb` learn, in nats a step."""
     huber: float | None = 10.0
     """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
     (see `docs/log.md`)."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from latent_cot.buffer import ReplayBuffer, Stored
 from latent_cot.chain import ChainRules
@@ -158,33 +159,30 @@ def update(
     """One gradient step of q on the balance of the collected rationales, in micro-batches of questions, which several
     processes divide among them.
 
-    `log_z` holds each question's parameter log Z(X), (), for an objective that learns it.
+    `log_z` holds what log Z(X) is taken for, () for each question, for an objective that learns it.
     """
     started = time.perf_counter()
     n = len(batches)
     own = lm.processes.share(range(n))
     batches = [batches[g] for g in own]
-    log_z = None if log_z is None else [log_z[g] for g in own]
-    groups = [Group(batch.query.policy_prompt, batch.rationales) for batch in batches]
     loss_of = OBJECTIVES[objective]
     loss_sum, variance_sum, log_z_sum = 0.0, 0.0, 0.0
     with lm.trainable("q") as model:
-        for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens):
-            width = scores.states.shape[1]
-            padded = [
-                torch.nn.functional.pad(batches[g].log_reward, (0, width - batches[g].log_reward.shape[1]))
-                for g in members
-            ]
-            states = last_state(scores.states) if objective in COMPLETE_ONLY else scores.states
-            log_reward = torch.cat(padded).to(scores.states.device)
-            censored = below_floor(log_reward, states, scores.group, reward_floor)
-            tempered = temper(log_reward, states, scores.group, temperature=reward_temperature, floor=reward_floor)
-            weight = torch.cat([torch.tensor(batches[g].counts, dtype=torch.float32) for g in members])
-            a = log_flow(scores.log_pf, scores.log_pterm, tempered, states)
-            z = None if log_z is None else torch.stack([log_z[g] for g in members]).to(a.device)
-            losses, info = loss_of(
-                Balance(a, states, scores.group, weight.to(a.device), scores.log_pterm, z, censored, huber)
-            )
+        for members, balance in _balances(
+            lm,
+            model,
+            batches,
+            rules,
+            complete_only=objective in COMPLETE_ONLY,
+            reward_temperature=reward_temperature,
+            reward_floor=reward_floor,
+            huber=huber,
+            max_tokens=max_tokens,
+        ):
+            if log_z is not None:
+                of_members = torch.stack([log_z[own[g]] for g in members])
+                balance = balance._replace(log_z=of_members.to(balance.a.device))
+            losses, info = loss_of(balance)
             lm.accelerator.backward(losses.sum() / n)
             loss_sum += float(losses.detach().sum())
             variance_sum += float(info.variance.sum())
@@ -192,6 +190,65 @@ def update(
         norm = optimiser.step(step)
     loss_sum, variance_sum, log_z_sum = lm.processes.sum([loss_sum, variance_sum, log_z_sum])
     return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def mean_log_z(
+    lm: LanguageModel,
+    batches: Sequence[Batch],
+    rules: ChainRules,
+    *,
+    reward_temperature: float,
+    reward_floor: float | None,
+    max_tokens: int,
+) -> float:
+    """The mean of a over the complete rationales of a question, tempered, averaged over the questions that have one
+    above the floor: what a learned log Z starts from. 0 if no question has."""
+    found = []
+    for _, balance in _balances(
+        lm,
+        lm.dense("q"),
+        batches,
+        rules,
+        complete_only=True,
+        reward_temperature=reward_temperature,
+        reward_floor=reward_floor,
+        huber=None,
+        max_tokens=max_tokens,
+    ):
+        _, info = OBJECTIVES["vargrad"](balance)
+        assert balance.censored is not None
+        known = balance.group[(balance.states & ~balance.censored).any(1)].unique()
+        found += info.log_z[known].tolist()
+    return sum(found) / len(found) if found else 0.0
+
+
+def _balances(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    rules: ChainRules,
+    *,
+    complete_only: bool,
+    reward_temperature: float,
+    reward_floor: float | None,
+    huber: float | None,
+    max_tokens: int,
+) -> Iterator[tuple[list[int], Balance]]:
+    """What the loss is a function of, in micro-batches of these questions; with gradients if `model` has them."""
+    groups = [Group(batch.query.policy_prompt, batch.rationales) for batch in batches]
+    for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens):
+        width = scores.states.shape[1]
+        padded = [
+            torch.nn.functional.pad(batches[g].log_reward, (0, width - batches[g].log_reward.shape[1])) for g in members
+        ]
+        states = last_state(scores.states) if complete_only else scores.states
+        log_reward = torch.cat(padded).to(states.device)
+        censored = below_floor(log_reward, states, scores.group, reward_floor)
+        tempered = temper(log_reward, states, scores.group, temperature=reward_temperature, floor=reward_floor)
+        weight = torch.cat([torch.tensor(batches[g].counts, dtype=torch.float32) for g in members])
+        a = log_flow(scores.log_pf, scores.log_pterm, tempered, states)
+        yield members, Balance(a, states, scores.group, weight.to(a.device), censored=censored, huber=huber)
 
 
 def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale], bool] | None) -> dict[str, float]:

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from latent_cot.baselines import METHODS
 from latent_cot.buffer import ReplayBuffer, rationale_to_json
 from latent_cot.config import RunConfig
 from latent_cot.draws import draw_distinct, seed_of, slices
-from latent_cot.e_step import Batch, Behaviour, collect, describe, update
+from latent_cot.e_step import Batch, Behaviour, collect, describe, mean_log_z, update
 from latent_cot.errors import UsageError
 from latent_cot.experience import gather, log_probs_of
 from latent_cot.lm import Adapter
@@ -53,8 +52,9 @@ class EM(Loop):
         if c.prior == "sampler":
             self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
         self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
-        self.log_z = [torch.nn.Parameter(torch.zeros(())) for _ in self.questions]
-        """log Z(X) of each training question, for an objective that learns it."""
+        self.log_z = torch.nn.Parameter(torch.zeros(()))
+        """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand questions:
+        a parameter of each question's own would never leave its start."""
 
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
@@ -62,12 +62,6 @@ class EM(Loop):
         if isinstance(task, RewardingTask) and config.e_step.prior == "sampler":
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
-            )
-        e = config.e_step
-        if e.objective in LEARNS_LOG_Z and not (config.evaluation.diagnostics and data.validation):
-            raise UsageError(
-                f"--e-step.objective {e.objective} learns log Z(X), which begins at the bound of validation questions: "
-                "give --evaluation.diagnostics and --data.validation, or another objective"
             )
         draws = "m_step" not in METHODS[config.method].unread
         if draws and config.m_step.excess is not None and config.m_step.temperature != 1:
@@ -98,12 +92,11 @@ class EM(Loop):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "buffer": self.buffer.state_dict(), "log_z": [z.item() for z in self.log_z]}
+        return {**super().state_dict(), "buffer": self.buffer.state_dict(), "log_z": self.log_z.item()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         self.buffer.load_state_dict(saved["buffer"])
-        for z, value in zip(self.log_z, saved["log_z"], strict=True):
-            z.data.fill_(value)
+        self.log_z.data.fill_(saved["log_z"])
 
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
@@ -123,12 +116,7 @@ class EM(Loop):
         if self.state.unit == 0:
             self._fill_buffer()
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
-        if self.state.unit == 0:
-            before = self.state.posterior.get(str(phase.round), {}).get("before", [])
-            bounds = [one["bound"] for one in before if math.isfinite(one.get("bound", math.nan))]
-            for z in self.log_z:
-                z.data.fill_(sum(bounds) / len(bounds) if bounds else 0.0)
-        log_z = self.log_z if c.objective in LEARNS_LOG_Z else []
+        log_z = [self.log_z] if c.objective in LEARNS_LOG_Z else []
         optimiser = self._new_optimiser("q", schedule, c.clip, log_z=log_z, log_z_rate=c.log_z_learning_rate)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
         for step in range(self.state.unit, c.steps):
@@ -150,6 +138,16 @@ class EM(Loop):
             for batch in batches:
                 self.state.budget.sampled(batch.rationales, batch.sampled)
             temperature = self.reward_temperature(step)
+            if log_z and step == 0:
+                start = mean_log_z(
+                    self.lm,
+                    batches,
+                    self.rules,
+                    reward_temperature=temperature,
+                    reward_floor=c.reward_floor,
+                    max_tokens=c.max_batch_tokens,
+                )
+                self.log_z.data.fill_(start)
             info = update(
                 self.lm,
                 batches,
@@ -161,7 +159,7 @@ class EM(Loop):
                 reward_floor=c.reward_floor,
                 huber=c.huber,
                 max_tokens=c.max_batch_tokens,
-                log_z=[log_z[i] for i in chosen] if log_z else None,
+                log_z=log_z * len(batches) or None,
             )
             self.state.budget.gradient_steps += 1
             figures = describe(batches, self.is_correct if self.tells_right else None)

@@ -43,8 +43,7 @@ class AdapterOptimiser:
         weights: the adapter's.
         schedule: of their learning rate.
         clip: largest norm of their gradient.
-        log_z: learned log-partition functions, a parameter each, with a constant learning rate of their own. One that
-            has no gradient in a step stays where it is: in a vector, its momentum would carry it away.
+        log_z: learned log-partition functions, a parameter each, with a constant learning rate of their own.
         log_z_rate: that learning rate, in nats a step.
         processes: each of which has the gradients of its share of a step's questions.
     """

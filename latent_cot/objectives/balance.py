@@ -17,7 +17,6 @@ At the optimum every a_i of a question equals its log Z(X). The objectives diffe
     vargrad        the last ones of all trajectories of a question to their mean
     trajectory_balance   the last one of each trajectory to a learned log Z(X)
     prefix_balance       those of all trajectories to a learned log Z(X)
-    rooted         the last ones to their mean, and the others of a trajectory to its first
 """
 
 from __future__ import annotations
@@ -28,10 +27,6 @@ import torch
 
 IMPOSSIBLE = 1e4
 """Nats below the best of its question at which an impossible rationale is put where there is no floor."""
-
-
-ROOTED_WEIGHT = 0.25
-"""η of `rooted`: as in the experiments of its authors."""
 
 
 class Balance(NamedTuple):
@@ -45,10 +40,8 @@ class Balance(NamedTuple):
     """(B,) long, the question of each trajectory, 0 to G − 1."""
     weight: torch.Tensor
     """(B,) how often each distinct trajectory was sampled."""
-    log_pterm: torch.Tensor | None = None
-    """(B, S) log q(⊤ | s_i), the part of a whose gradient `rooted` stops; others do without."""
     log_z: torch.Tensor | None = None
-    """(G,) the parameter of each question, for an objective in `LEARNS_LOG_Z`."""
+    """(G,) log Z(X) of each question as it is learned, for an objective in `LEARNS_LOG_Z`."""
     censored: torch.Tensor | None = None
     """(B, S) bool, states of whose reward only an upper bound is known: see `below_floor`."""
     huber: float | None = None
@@ -136,13 +129,16 @@ def pooled_subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     Half the mean of (a_i − a_j)² over all pairs of states of a question is their variance. Trajectories
     of one question are so tied to each other even where they share no prefix but s_0.
 
-    With `huber` a deviation is that from the question's mean. Returns each question's loss, (G,), and its diagnostics.
+    The mean is that of the known states, those that are not `censored`. It is a function of a, and the loss has a
+    gradient through it: under a floor that is what draws the known rationales *up* where q gives too much to those
+    below. (Without a floor, and squared, it is zero.)
+
+    Returns each question's loss, (G,), and its diagnostics.
     """
     w = b.weight[:, None] * b.states
     known = w if b.censored is None else w * ~b.censored
     mean = _group_mean(b.a, known, b.group)
-    # The gradient of Σ w (a − mean)² through the mean is zero; detached, it is zero for Huber too.
-    deviation = _one_sided(b.a - mean.detach()[b.group, None], b.censored)
+    deviation = _one_sided(b.a - mean[b.group, None], b.censored)
     # Where all that is known of a question are upper bounds, there is nothing to compare them with.
     w = w * (_group_mean(torch.ones_like(b.a), known, b.group) > 0)[b.group, None]
     loss = _group_mean(_penalty(deviation, b.huber), w, b.group)
@@ -161,7 +157,7 @@ def subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     pairs = (n * (n - 1) / 2).to(a.dtype)
     if b.huber is None and (b.censored is None or not bool(b.censored.any())):
         # Centred first: nΣa² − (Σa)² of large, nearly equal values would cancel in float32.
-        centre = (a.sum(1) / n.clamp(min=1)).detach()
+        centre = a.sum(1) / n.clamp(min=1)
         centred = torch.where(states, a - centre[:, None], 0.0)
         total = n * (centred**2).sum(1) - centred.sum(1) ** 2
     else:
@@ -211,33 +207,6 @@ def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     )
     residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
     return _group_mean(_penalty(residual, b.huber), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
-
-
-def rooted(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
-    """VarGrad, and η times the mean over a trajectory's states of (a_i − a_0)²: O(S) terms instead of SubTB's O(S²).
-
-    After Wang et al., "Rooted absorbed prefix trajectory balance" (RapTB, 2026). They find that q can satisfy many
-    of SubTB's windows at once by moving the probability of stopping up or down everywhere, so that its lengths
-    drift. Hence each state is compared with the first only, and no gradient goes through log q(⊤ | s_i) there:
-    stopping is learnt from complete trajectories alone.
-
-    What is not RapTB's: log Z(X) is the mean over the trajectories, not a parameter. And RapTB's absorbed targets,
-    which stand in for the reward of a prefix that earns none of its own, are left out. Here every prefix has a
-    likelihood of Y, and the targets would move the optimum away from the posterior, which is kept as it is.
-
-    A trajectory with a single state has no second term. Result as for `pooled_subtb`.
-    """
-    assert b.log_pterm is not None
-    anchor, _ = vargrad(b)
-    a = torch.where(b.states, b.a + b.log_pterm - b.log_pterm.detach(), 0.0)  # a, without its gradient
-    first = b.states & (b.states.cumsum(1) == 1)
-    residual = a - (a * first).sum(1, keepdim=True)
-    if b.censored is not None:
-        residual = _two_sided(residual, b.censored, (b.censored & first).any(1, keepdim=True))
-    others = b.states & ~first
-    n = others.sum(1)
-    spread = (_penalty(residual, b.huber) * others).sum(1) / n.clamp(min=1)
-    return anchor + ROOTED_WEIGHT * _group_mean(spread[:, None], b.weight[:, None], b.group), _info(b)
 
 
 def _info(b: Balance) -> BalanceInfo:

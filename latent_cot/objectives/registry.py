@@ -11,7 +11,6 @@ from latent_cot.objectives.balance import (
     BalanceInfo,
     pooled_subtb,
     prefix_balance,
-    rooted,
     subtb,
     trajectory_balance,
     vargrad,
@@ -26,11 +25,10 @@ OBJECTIVES: Mapping[str, Objective] = {
     "vargrad": vargrad,
     "tb": trajectory_balance,
     "prefix-tb": prefix_balance,
-    "rooted": rooted,
 }
 
 COMPLETE_ONLY = frozenset({"vargrad", "tb"})
 """Objectives of complete rationales: the log-reward of their prefixes need not be known."""
 
 LEARNS_LOG_Z = frozenset({"tb", "prefix-tb"})
-"""Objectives that have a parameter log Z(X) for each question."""
+"""Objectives that learn log Z(X)."""
