@@ -35,13 +35,14 @@ from rich.table import Table
 from benchmarks import plain
 from benchmarks.machine import Machine, measure
 from benchmarks.meter import Meter
-from latent_cot import e_step, weights
-from latent_cot.buffer import ReplayBuffer
-from latent_cot.config import RunConfig
-from latent_cot.loop import Loop
-from latent_cot.optimise import AdapterOptimiser, Schedule
-from latent_cot.session import Session, lora_config, open_session, peak_memory_bytes
-from latent_cot.settings import load_config
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import load_config
+from latent_cot.methods import e_step
+from latent_cot.methods.loop import Loop
+from latent_cot.model import weights
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.rationales.buffer import ReplayBuffer
+from latent_cot.run.session import Session, lora_config, open_session, peak_memory_bytes
 
 WORKLOADS = ("default", "untrained", "paper")
 

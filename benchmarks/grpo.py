@@ -48,7 +48,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from latent_cot.weights import quiet_transformers
+from latent_cot.model.weights import quiet_transformers
 
 _PASS_SIZE = 16
 """Completions of a forward and backward pass: the speed hardly depends on it, and a small one saves memory."""

@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from benchmarks.machine import Machine, synchronise
-from latent_cot import e_step
-from latent_cot.buffer import ReplayBuffer
-from latent_cot.kv_cache import KVCache, SlotLayer
-from latent_cot.lm import LanguageModel
-from latent_cot.reward import Reward
-from latent_cot.tree import TokenTree, n_distinct
+from latent_cot.methods import e_step
+from latent_cot.model.kv_cache import KVCache, SlotLayer
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.tree import TokenTree, n_distinct
+from latent_cot.rationales.buffer import ReplayBuffer
+from latent_cot.rationales.reward import Reward
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Part:
 
 @dataclass
 class Meter:
-    """Times the parts of `latent_cot.e_step` while it is switched on."""
+    """Times the parts of `latent_cot.methods.e_step` while it is switched on."""
 
     lm: LanguageModel
     machine: Machine

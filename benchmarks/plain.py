@@ -1,7 +1,7 @@
 """The E-step with the cost model of the paper's own code, written anew and plainly: the yardstick of `estep.py`.
 
-It computes what `latent_cot.e_step` computes (the same alphabet, stop, tool calls and states, the same log q and
-log-rewards, the loss `subtb`), the way the reference code (github.com/GFNOrg/gfn-lm-tuning, folder
+It computes what `latent_cot.methods.e_step` computes (the same alphabet, stop, tool calls and states, the same log q,
+log-rewards and the loss `subtb`), the way the reference code (github.com/GFNOrg/gfn-lm-tuning, folder
 `infill_subj_arithmetic`) goes about it. Each cost, and where the reference has it:
 
 * One question at a time, its prompt repeated for each of its trajectories (`main.py`, `train`: a micro-batch is one
@@ -27,7 +27,7 @@ Where the two part, this is the cheaper one, or as dear:
 * With `granularity="step"`, which the reference has not, trajectories that are not at a state are not scored.
 * The reference's position ids are off in cached steps behind padding; here they are right, at no cost.
 * p is `lm.dense("p")`, its adapter merged: what the reference pays for its base model with adapters switched off.
-* It runs on the same model object as `latent_cot.e_step`: layers that are faster there are faster here.
+* It runs on the same model object as `latent_cot.methods.e_step`: layers that are faster there are faster here.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from latent_cot.chain import Chain, ChainRules
-from latent_cot.e_step import Query
-from latent_cot.lm import LanguageModel
+from latent_cot.methods.e_step import Query
+from latent_cot.model.lm import LanguageModel
+from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.types import Rationale
 
 

@@ -39,9 +39,9 @@ from benchmarks.growth import Growth, measure
 from benchmarks.machine import describe
 from benchmarks.workloads import SAMPLES, BufferWork, EStepWork
 from latent_cot.cli.options import progress_console
-from latent_cot.errors import UsageError
-from latent_cot.plots import check_plot, figure_in
-from latent_cot.session import peak_memory_bytes
+from latent_cot.report.plots import check_plot, figure_in
+from latent_cot.run.session import peak_memory_bytes
+from latent_cot.types import UsageError
 
 SECTIONS = ("trajectories", "length", "prefixes", "prompt", "tools", "buffer")
 MAX_EXPONENT = 1.1

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from latent_cot import e_step, tools
-from latent_cot.buffer import ReplayBuffer
-from latent_cot.chain import ChainRules
-from latent_cot.errors import ToolError
-from latent_cot.optimise import AdapterOptimiser, Schedule
-from latent_cot.reward import Reward, prefix_log_rewards
-from latent_cot.rollout import rollout
-from latent_cot.scoring import Group
-from latent_cot.session import open_session
-from latent_cot.settings import load_config
-from latent_cot.text import TextCodec
-from latent_cot.types import Rationale, Tool
+from latent_cot import tools
+from latent_cot.config.settings import load_config
+from latent_cot.methods import e_step
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.buffer import ReplayBuffer
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.reward import Reward, prefix_log_rewards
+from latent_cot.rationales.rollout import rollout
+from latent_cot.rationales.scoring import Group
+from latent_cot.run.session import open_session
+from latent_cot.types import Rationale, Tool, ToolError
 
 SAMPLES = 8
 """Rationales a question."""

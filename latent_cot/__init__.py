@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from latent_cot.api.results import Evaluation, Results
     from latent_cot.api.run import Run, load
     from latent_cot.api.training import Callback, Unit, configure, train
-    from latent_cot.config import RunConfig
-    from latent_cot.errors import ToolError, UsageError
-    from latent_cot.scored import ScoredRationale
-    from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, Tool
+    from latent_cot.config.schema import RunConfig
+    from latent_cot.methods.scored import ScoredRationale
+    from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, Tool, ToolError, UsageError
 
 __all__ = [
     # runs
@@ -60,10 +59,9 @@ _MODULES = {
     "latent_cot.api.training": ("train", "configure", "Unit", "Callback"),
     "latent_cot.api.rationales": ("Rationales", "LoggedRationales", "LoggedRationale"),
     "latent_cot.api.results": ("Results", "Evaluation"),
-    "latent_cot.config": ("RunConfig",),
-    "latent_cot.scored": ("ScoredRationale",),
-    "latent_cot.types": ("Task", "Tool", "Example", "Rationale", "DataRequest", "TaskData"),
-    "latent_cot.errors": ("UsageError", "ToolError"),
+    "latent_cot.config.schema": ("RunConfig",),
+    "latent_cot.methods.scored": ("ScoredRationale",),
+    "latent_cot.types": ("Task", "Tool", "Example", "Rationale", "DataRequest", "TaskData", "UsageError", "ToolError"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -21,23 +21,22 @@ from typing import Any
 
 import torch
 
-from latent_cot.baselines import METHODS
-from latent_cot.buffer import ReplayBuffer, rationale_to_json
-from latent_cot.config import RunConfig
-from latent_cot.draws import draw_distinct, seed_of, slices
-from latent_cot.e_step import Batch, Behaviour, collect, describe, mean_log_z, update
-from latent_cot.errors import UsageError
-from latent_cot.experience import gather, log_probs_of
-from latent_cot.lm import Adapter
-from latent_cot.loop import Job, Loop
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import RunConfig
+from latent_cot.methods.e_step import Batch, Behaviour, collect, describe, mean_log_z, update
+from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.seeding import draw_distinct, seed_of, slices
+from latent_cot.methods.state import Drawn, Info, Phase
+from latent_cot.model.lm import Adapter
+from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
 from latent_cot.objectives.importance import NEGLIGIBLE, truncated_weights
-from latent_cot.optimise import Schedule
-from latent_cot.reward import Prior
-from latent_cot.rollout import count_distinct, rollout
-from latent_cot.scoring import Group
-from latent_cot.state import Drawn, Info, Phase
-from latent_cot.types import Example, Rationale, RewardingTask, SeedingTask, Task, TaskData
+from latent_cot.rationales.buffer import ReplayBuffer, rationale_to_json
+from latent_cot.rationales.experience import gather, log_probs_of
+from latent_cot.rationales.reward import Prior
+from latent_cot.rationales.rollout import count_distinct, rollout
+from latent_cot.rationales.scoring import Group
+from latent_cot.types import Example, Rationale, RewardingTask, SeedingTask, Task, TaskData, UsageError
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""

@@ -19,8 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from latent_cot.errors import UsageError, did_you_mean
-from latent_cot.types import Task
+from latent_cot.types import Task, UsageError, did_you_mean
 
 __all__ = ["load", "names"]
 

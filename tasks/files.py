@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from latent_cot.errors import UsageError
+from latent_cot.types import UsageError
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LINE_CHARACTERS = 10_000

@@ -6,9 +6,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.files import field, read_rows
-from latent_cot.types import Example, Rationale
+from latent_cot.types import Example, Rationale, UsageError
 
 
 class PlainTask:

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl
 
-from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks.files import MAX_LINE_CHARACTERS, Row, field, read_rows, read_text
+from latent_cot.types import UsageError, did_you_mean
 
 HUB = "hub:"
 MAX_HUB_ROWS = 100_000

@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latent_cot.baselines import METHODS
-from latent_cot.chain import ChainRules
-from latent_cot.config import EStepConfig, EvaluationConfig, MStepConfig, RolloutConfig, RunConfig
-from latent_cot.lm import LanguageModel
-from latent_cot.loop import Loop
-from latent_cot.optimizer_state import load_optimizer, save_optimizer
-from latent_cot.session import saved_adapters
-from latent_cot.state import State
-from latent_cot.text import TextCodec
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import EStepConfig, EvaluationConfig, MStepConfig, RolloutConfig, RunConfig
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.state import State
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.run.session import saved_adapters
 from latent_cot.types import DataRequest
 from tests.worlds import CountTool, ToyTask
 

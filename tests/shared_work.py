@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from latent_cot import e_step, experience, m_step
-from latent_cot.baselines import forward_kl, policy_gradient
-from latent_cot.chain import ChainRules
-from latent_cot.config import ForwardKLConfig, MethodName, PolicyGradientConfig, SFTConfig
-from latent_cot.lm import LanguageModel
-from latent_cot.optimise import AdapterOptimiser, Schedule
-from latent_cot.reward import Reward
-from latent_cot.rollout import count_distinct, rollout
-from latent_cot.scoring import Group
-from latent_cot.text import TextCodec
+from latent_cot.config.schema import ForwardKLConfig, MethodName, PolicyGradientConfig, SFTConfig
+from latent_cot.methods import e_step, forward_kl, m_step, policy_gradient
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales import experience
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.rollout import count_distinct, rollout
+from latent_cot.rationales.scoring import Group
 from tests.loops import CONFIG, make, outcome
-from tests.test_e_step import queries
+from tests.methods.test_e_step import queries
 from tests.worlds import FakeTool, language_model, random_chain
 
 METHODS: dict[MethodName, dict[str, Any]] = {

@@ -18,11 +18,11 @@ import yaml
 import latent_cot
 from latent_cot import types
 from latent_cot.cli import COMMANDS, main
-from latent_cot.settings import load_config, to_dict
+from latent_cot.config.settings import load_config, to_dict
 from latent_cot.tasks import names
 from tests.cli.conftest import environment
 from tests.conftest import ROOT
-from tests.report.conftest import browser  # noqa: F401
+from tests.report.web.conftest import browser  # noqa: F401
 
 DOCS = ROOT / "docs"
 

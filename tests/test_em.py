@@ -14,14 +14,13 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from latent_cot.config import RolloutConfig, RunConfig
-from latent_cot.draws import draw_distinct, slices
+from latent_cot.config.schema import RolloutConfig, RunConfig
 from latent_cot.em import EM, ROUND
-from latent_cot.errors import UsageError
-from latent_cot.lm import ADAPTERS, LanguageModel
-from latent_cot.scoring import Group, score
-from latent_cot.state import Budget, Drawn, State
-from latent_cot.types import DataRequest, Example, Rationale
+from latent_cot.methods.seeding import draw_distinct, slices
+from latent_cot.methods.state import Budget, Drawn, State
+from latent_cot.model.lm import ADAPTERS, LanguageModel
+from latent_cot.rationales.scoring import Group, score
+from latent_cot.types import DataRequest, Example, Rationale, UsageError
 from tests.loops import CONFIG, FIT, make, outcome, run_in_parts
 from tests.worlds import PlainTask, ToyTask, language_model
 
@@ -49,7 +48,7 @@ VARIANTS = {
 @pytest.fixture(autouse=True)
 def several_units_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one batch each: there are few test questions here, and a run has to be resumed between units."""
-    monkeypatch.setattr("latent_cot.examined.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("latent_cot.methods.examined.BATCHES_AT_ONCE", 1)
 
 
 @pytest.fixture(scope="module")

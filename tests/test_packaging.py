@@ -83,7 +83,7 @@ def test_installed_metadata_agrees() -> None:
 
 def test_importing_the_package_loads_no_torch() -> None:
     """`latent-cot --help` and a task's own tests must not wait for it."""
-    code = "import sys, latent_cot.types, latent_cot.weights; sys.exit('torch' in sys.modules)"
+    code = "import sys, latent_cot.types, latent_cot.model.weights; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 

@@ -10,12 +10,12 @@ from typing import Literal
 import pytest
 import torch
 
-from latent_cot.architecture import Trees
-from latent_cot.chain import encode_rationale
 from latent_cot.cli import main
-from latent_cot.config import RunConfig
-from latent_cot.scoring import Group, Scores, score
-from latent_cot.session import Session, open_session
+from latent_cot.config.schema import RunConfig
+from latent_cot.model.architecture import Trees
+from latent_cot.rationales.chain import encode_rationale
+from latent_cot.rationales.scoring import Group, Scores, score
+from latent_cot.run.session import Session, open_session
 
 pytestmark = pytest.mark.real_model
 

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from latent_cot.weights import quiet_transformers
+from latent_cot.model.weights import quiet_transformers
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"

@@ -11,12 +11,11 @@ import torch
 from hypothesis import Phase
 from peft import LoraConfig
 
-from latent_cot.architecture import Trees
-from latent_cot.chain import Chain, ChainRules
-from latent_cot.errors import ToolError, UsageError
-from latent_cot.lm import ADAPTERS, LanguageModel
-from latent_cot.types import DataRequest, Example, Rationale, TaskData
-from latent_cot.weights import load_model_and_tokenizer
+from latent_cot.model.architecture import Trees
+from latent_cot.model.lm import ADAPTERS, LanguageModel
+from latent_cot.model.weights import load_model_and_tokenizer
+from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.types import DataRequest, Example, Rationale, TaskData, ToolError, UsageError
 
 ALPHABET = " ,.1234567890=+-"
 

@@ -19,8 +19,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from latent_cot.errors import UsageError, did_you_mean
-from latent_cot.types import Tool
+from latent_cot.types import Tool, UsageError, did_you_mean
 
 __all__ = ["load", "names"]
 

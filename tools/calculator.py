@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_cot.errors import ToolError
+from latent_cot.types import ToolError
 
 if TYPE_CHECKING:
     from sympy import Rational

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from latent_cot.errors import UsageError
+from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
     import datasets

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import Progress as RichProgress
 
 from latent_cot.api import show
-from latent_cot.display import Clock, Display, Progress, progress_line
+from latent_cot.report.terminal import Clock, Display, Progress, progress_line
 
 if TYPE_CHECKING:
-    from latent_cot.loop import Loop
-    from latent_cot.state import Phase
+    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.state import Phase
 
 OnUnit = Callable[["Loop", "Phase", Mapping[str, Any]], None]
 

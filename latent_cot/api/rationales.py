@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 from latent_cot.api import show
 from latent_cot.api.frames import data_frame, data_set
-from latent_cot.buffer import rationale_from_json
-from latent_cot.display import printable
-from latent_cot.errors import UsageError
-from latent_cot.lm import Adapter
-from latent_cot.run import RATIONALES, RunFolder
-from latent_cot.scored import ScoredRationale
-from latent_cot.types import Example, Rationale
+from latent_cot.methods.scored import ScoredRationale
+from latent_cot.model.lm import Adapter
+from latent_cot.rationales.buffer import rationale_from_json
+from latent_cot.report.terminal import printable
+from latent_cot.run.run_folder import RATIONALES, RunFolder
+from latent_cot.types import Example, Rationale, UsageError
 
 if TYPE_CHECKING:
     import datasets

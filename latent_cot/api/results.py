@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from latent_cot.api import show
 from latent_cot.api.frames import data_frame
-from latent_cot.display import metric_text
-from latent_cot.errors import UsageError
-from latent_cot.types import Metric
+from latent_cot.report.terminal import metric_text
+from latent_cot.types import Metric, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from latent_cot.evaluate import Mistakes, Outcome
+    from latent_cot.evaluation.evaluate import Mistakes, Outcome
 
 Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Column -> split -> `Accuracy.to_json()`, or metric -> `Figure.to_json()`."""
@@ -115,7 +114,7 @@ class Evaluation:
         return data_frame(self._answers(), columns=_ANSWERS)
 
     def _answers(self) -> Iterator[dict[str, Any]]:
-        from latent_cot.evaluate import mistake
+        from latent_cot.evaluation.evaluate import mistake
 
         for reasoner, splits in self.outcomes.items():
             for split, outcomes in splits.items():
@@ -129,7 +128,7 @@ class Evaluation:
     def mistakes_of(self, reasoner: str) -> pd.DataFrame:
         """The categories of mistakes over all splits, the most frequent first: how often, their share of the wrong
         answers, what they mean, and the first question with its chain."""
-        from latent_cot.evaluate import Mistakes
+        from latent_cot.evaluation.evaluate import Mistakes
 
         of_splits = list(self.mistakes[reasoner].values())
         pooled = Mistakes(of_splits[0].task)

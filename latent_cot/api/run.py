@@ -7,26 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_cot import reasoners, tasks
+from latent_cot import tasks
 from latent_cot.api import show
 from latent_cot.api.frames import data_frame
 from latent_cot.api.results import Evaluation, Results
-from latent_cot.config import RunConfig
-from latent_cot.display import printable
-from latent_cot.errors import UsageError
-from latent_cot.plots import Curve
-from latent_cot.run import RunFolder
-from latent_cot.settings import check_temperature
-from latent_cot.splits import splits_of, sweep_of
-from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import check_temperature
+from latent_cot.evaluation.splits import splits_of, sweep_of
+from latent_cot.report.plots import Curve
+from latent_cot.report.terminal import printable
+from latent_cot.run import reasoners
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from latent_cot.api.rationales import LoggedRationales, Rationales
     from latent_cot.api.training import Callback
-    from latent_cot.lm import Adapter
-    from latent_cot.loop import Loop
+    from latent_cot.methods.loop import Loop
+    from latent_cot.model.lm import Adapter
 
 
 def load(target: str | Path, *, task: str | None = None, trust_code: bool = False) -> Run:
@@ -131,7 +131,7 @@ class Run:
 
         Raises UsageError if it is no question of this task.
         """
-        from latent_cot.scored import sample_rationales
+        from latent_cot.methods.scored import sample_rationales
 
         _check_at_least_1(n=n)
         check_temperature(temperature, "temperature")
@@ -152,7 +152,7 @@ class Run:
         Raises UsageError for a rationale that the model could not have written: a token that is not allowed, a call
         that fails, an end where a chain may not stop.
         """
-        from latent_cot.chain import encode_rationale
+        from latent_cot.rationales.chain import encode_rationale
 
         _check_at_least_1(rationales=len(rationales))
         given: tuple[object, ...] = rationales
@@ -272,7 +272,7 @@ class Run:
         self, example: Example, counts: Mapping[Any, int], sampler: Adapter | None, *, weighed: bool
     ) -> Rationales:
         from latent_cot.api.rationales import Rationales
-        from latent_cot.scored import score_rationales
+        from latent_cot.methods.scored import score_rationales
 
         found = score_rationales(
             self._in_memory(),

@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from latent_cot.display import printable
+from latent_cot.report.terminal import printable
 
 if TYPE_CHECKING:
-    from latent_cot.lm import Adapter
-    from latent_cot.scored import ScoredRationale, Stop, Token
+    from latent_cot.methods.scored import ScoredRationale, Stop, Token
+    from latent_cot.model.lm import Adapter
 
 STYLE = """<style>
 .lcot {font-size: 13px; line-height: 1.5; margin: .4em 0}

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_cot import reasoners
 from latent_cot.api.run import Run, load, source_of
-from latent_cot.config import RunConfig
-from latent_cot.errors import UsageError
-from latent_cot.paths import default_folder, with_absolute_paths
-from latent_cot.run import RunFolder
-from latent_cot.settings import check, from_dict, load_config, to_dict
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import check, from_dict, load_config, to_dict
+from latent_cot.run import reasoners
+from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.loop import Loop
-    from latent_cot.session import Session
-    from latent_cot.state import Phase
+    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.state import Phase
+    from latent_cot.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ def train(
         _refuse_difference(config, path)
         run = load(path, trust_code=True)  # code that the caller has just named
         return run if run.status == "finished" else go_on(run, callbacks, progress)
-    from latent_cot.session import open_session
+    from latent_cot.run.session import open_session
 
     return _run(open_session(config), path, callbacks, progress, resume=False)
 
 
 def go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
     """See `Run.resume`."""
-    from latent_cot.session import open_session
+    from latent_cot.run.session import open_session
 
     if run.path is None:
         raise UsageError(f"{run.config.model}: a base model is no run; start one by train()")
@@ -113,8 +113,8 @@ def go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
 
 def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
     from latent_cot.api.progress import training
-    from latent_cot.interrupts import stop_signals
-    from latent_cot.session import Stopped, claim_folder, run_loop
+    from latent_cot.run.interrupts import stop_signals
+    from latent_cot.run.session import Stopped, claim_folder, run_loop
 
     processes = session.lm.processes
     # Only now: a mistyped model leaves no folder behind.
@@ -142,7 +142,7 @@ def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: boo
 
 
 def _unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> Unit:
-    from latent_cot.display import Progress
+    from latent_cot.report.terminal import Progress
 
     progress = Progress.of(loop)
     figures = {key: value for key, value in info.items() if key != "samples"}

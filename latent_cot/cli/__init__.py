@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from latent_cot import __version__
-from latent_cot.errors import UsageError, did_you_mean
+from latent_cot.types import UsageError, did_you_mean
 
 COMMANDS = {
     "em": "train: alternate E-step and M-step, evaluate after each round",
@@ -104,7 +104,7 @@ def _print_error(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from latent_cot.display import printable
+    from latent_cot.report.terminal import printable
 
     # The message may quote a file or a model: made harmless, and never read as markup.
     line = Text.assemble(("error: ", "bold red"), printable(message, keep_newlines=True))

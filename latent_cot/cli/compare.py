@@ -14,26 +14,26 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from latent_cot import tasks, tracking
-from latent_cot.baselines import METHODS, Spend
+from latent_cot import tasks
 from latent_cot.cli.fit import refuse_unwritable, say
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.comparison import beside, plan, records, round_zero, table
-from latent_cot.comparison.beside import Beside, Target
-from latent_cot.comparison.plan import Run, Variant
-from latent_cot.comparison.records import Record
-from latent_cot.comparison.table import Row
-from latent_cot.display import Display, narrow_tables
-from latent_cot.errors import UsageError
-from latent_cot.interrupts import stop_signals
-from latent_cot.paths import with_absolute_paths
-from latent_cot.run import RunFolder, write_json, write_text
-from latent_cot.settings import check, from_dict, load_config, to_dict
-from latent_cot.splits import numbers_of
-from latent_cot.types import MeasuredTask, Metric, is_answer_given
+from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.settings import check, from_dict, load_config, to_dict
+from latent_cot.evaluation.splits import numbers_of
+from latent_cot.report.comparison import paired_difference, plan, records, shared_init, table
+from latent_cot.report.comparison.paired_difference import Beside, Target, splits_of
+from latent_cot.report.comparison.plan import Run, Variant
+from latent_cot.report.comparison.records import Record
+from latent_cot.report.comparison.table import Row
+from latent_cot.report.terminal import Display, narrow_tables
+from latent_cot.run import tracking
+from latent_cot.run.interrupts import stop_signals
+from latent_cot.run.paths import with_absolute_paths
+from latent_cot.run.run_folder import RunFolder, write_json, write_text
+from latent_cot.types import MeasuredTask, Metric, UsageError, is_answer_given
 
 if TYPE_CHECKING:
-    from latent_cot.session import Session
+    from latent_cot.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def run(argv: Sequence[str]) -> int:
     if status:
         return status
     of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
-    compared, unknown = ([], []) if target is None else beside.differences(of_runs, target)
+    compared, unknown = ([], []) if target is None else paired_difference.differences(of_runs, target)
     if unknown:
         what = "Which answers are right, or to which questions,"
         say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
@@ -189,7 +189,7 @@ def _target(text: str, runs: Sequence[Run]) -> Target:
         raise UsageError(f"--against: {task.name} has figures instead of right answers; leave it out")
     answer_given = is_answer_given(task)
     reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, answer_given) for one in runs}
-    return beside.parse_target(text, reasoners)
+    return paired_difference.parse_target(text, reasoners)
 
 
 def _variants(options: CompareOptions) -> list[Variant]:
@@ -237,7 +237,7 @@ def _recorded(options: CompareOptions, runs: Sequence[Run], console: Console) ->
 
 def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, str], console: Console) -> int:
     """Do what is left to do. Returns 0, or the status of a signal."""
-    from latent_cot.session import Stopped, open_session, run_loop
+    from latent_cot.run.session import Stopped, open_session, run_loop
 
     tracking.check(options.track)
     session: Session | None = None
@@ -260,7 +260,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
                         session,
                         folder,
                         resume=there,
-                        round_zero=round_zero.folder_of(one),
+                        round_zero=shared_init.folder_of(one),
                         on_unit=tracking.both(display.on_unit, tracker.on_unit),
                         should_stop=lambda: stopped_by() is not None,
                     )
@@ -299,7 +299,7 @@ def _write(
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
     write_json(path / "comparison.json", found)
     metrics = _metrics(first.task)
-    differences = beside.to_markdown(compared) if compared else None
+    differences = paired_difference.to_markdown(compared) if compared else None
     write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))
     try:
         table.save_plot(rows, path / "comparison.svg", title, metrics, _numbers(first.task, table.splits_of(rows)))
@@ -340,7 +340,7 @@ def _tables(rows: Sequence[Row], metrics: Mapping[str, Metric], width: int) -> I
 
 def _differences(found: Sequence[Beside], width: int) -> Iterator[Table]:
     columns = {
-        split: [beside.difference_text(one.splits.get(split)) for one in found] for split in beside.splits_of(found)
+        split: [paired_difference.difference_text(one.splits.get(split)) for one in found] for split in splits_of(found)
     }
     names = {"method, reasoner": [one.name for one in found], "less that of": [one.less for one in found]}
-    return narrow_tables(names, columns, beside.HEADING, width)
+    return narrow_tables(names, columns, paired_difference.HEADING, width)

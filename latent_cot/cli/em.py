@@ -11,9 +11,9 @@ import yaml
 
 from latent_cot.cli.fit import RunOptions, run_tasks
 from latent_cot.cli.options import parse, value_of
-from latent_cot.config import EMConfig, RunConfig
-from latent_cot.errors import UsageError
-from latent_cot.settings import load_config, to_dict
+from latent_cot.config.schema import EMConfig, RunConfig
+from latent_cot.config.settings import load_config, to_dict
+from latent_cot.types import UsageError
 
 
 @dataclass(frozen=True)

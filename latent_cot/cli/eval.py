@@ -13,20 +13,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latent_cot import outcomes, plots, reasoners, tasks
+from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.display import RATIONALE_HEADING, Items, accuracy_table, marked, metrics_table, printable
-from latent_cot.errors import UsageError
-from latent_cot.paths import check_writable
-from latent_cot.settings import check_temperature
-from latent_cot.splits import Split, splits_of, sweep_of
-from latent_cot.types import DrawingTask, Measured, MeasuredTask, Task
+from latent_cot.config.settings import check_temperature
+from latent_cot.evaluation import outcomes
+from latent_cot.evaluation.splits import Split, splits_of, sweep_of
+from latent_cot.report import plots
+from latent_cot.report.terminal import RATIONALE_HEADING, Items, accuracy_table, marked, metrics_table, printable
+from latent_cot.run import reasoners
+from latent_cot.run.paths import check_writable
+from latent_cot.types import DrawingTask, Measured, MeasuredTask, Task, UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.config import EvaluationConfig
-    from latent_cot.evaluate import Mistakes
-    from latent_cot.lm import Adapter
-    from latent_cot.loop import Loop
+    from latent_cot.config.schema import EvaluationConfig
+    from latent_cot.evaluation.evaluate import Mistakes
+    from latent_cot.methods.loop import Loop
+    from latent_cot.model.lm import Adapter
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _print_accuracies(console: Console, curves: Sequence[plots.Curve], report: _
 
 def _print_errors(console: Console, loop: Loop, report: _Report) -> None:
     """A table a reasoner, over all splits: categories by frequency, each with its first example."""
-    from latent_cot.evaluate import Mistakes
+    from latent_cot.evaluation.evaluate import Mistakes
 
     for reasoner, splits in report.mistakes.items():
         pooled = Mistakes(loop.task)
@@ -266,8 +268,8 @@ def _decoding(options: EvalOptions, configured: EvaluationConfig, task: Task) ->
 def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: EvalOptions, console: Console) -> None:
     import torch
 
-    from latent_cot.evaluate import Accuracy, Mistakes, answer_questions
-    from latent_cot.measure import figure_of, measure
+    from latent_cot.evaluation.evaluate import Accuracy, Mistakes, answer_questions
+    from latent_cot.evaluation.measure import figure_of, measure
 
     total = len(names) * sum(len(split.examples) for split in report.splits.values())
     with Items(console, "questions", total) as progress:

@@ -11,11 +11,12 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from latent_cot import reasoners, tasks
+from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.config import data_request
-from latent_cot.display import printable
-from latent_cot.errors import UsageError
+from latent_cot.config.schema import data_request
+from latent_cot.report.terminal import printable
+from latent_cot.run import reasoners
+from latent_cot.types import UsageError
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def run(argv: Sequence[str]) -> int:
     target = options.target.expanduser()
     console = progress_console(to_stderr=options.json)
 
-    from latent_cot.export import folder, hub
-    from latent_cot.export.description import describe
+    from latent_cot.run.export import folder, hub
+    from latent_cot.run.export.description import describe
 
     folder.refuse_unless_free(target, source.folder.path, force=options.force)
     base = folder.Base.of(source.config.model)

@@ -15,16 +15,16 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from latent_cot import tracking
 from latent_cot.cli import mixture
 from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, value_of
-from latent_cot.config import RunConfig
-from latent_cot.display import Display, printable
-from latent_cot.errors import UsageError
-from latent_cot.interrupts import stop_signals
-from latent_cot.paths import default_folder, with_absolute_paths
-from latent_cot.run import RunFolder
-from latent_cot.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
+from latent_cot.report.terminal import Display, printable
+from latent_cot.run import tracking
+from latent_cot.run.interrupts import stop_signals
+from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import UsageError
 
 # With --resume the settings are the run's own; these only say which run, and how to report.
 _WITH_RESUME = {
@@ -117,7 +117,7 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
 
 
 def _train(config: RunConfig, path: Path, options: RunOptions) -> int:
-    from latent_cot.session import Stopped, claim_folder, open_session, run_loop
+    from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop
 
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)

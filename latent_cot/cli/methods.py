@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latent_cot.baselines import METHODS
 from latent_cot.cli.options import Switch, parse, print_json
+from latent_cot.config.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ def run(argv: Sequence[str]) -> int:
         return 0
     for name, method in METHODS.items():
         print(f"{name}: {method.description}")
-    print("\nEach is a file in latent_cot/baselines/ (em.py for EM); its settings: latent-cot fit --help.")
+    print("\nEach is a file in latent_cot/methods/ (em.py for EM); its settings: latent-cot fit --help.")
     return 0

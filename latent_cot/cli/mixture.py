@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from latent_cot import tracking
 from latent_cot.cli.options import given, print_json, progress_console, value_of
-from latent_cot.display import Display
-from latent_cot.errors import UsageError
-from latent_cot.interrupts import stop_signals
-from latent_cot.paths import default_folder, with_absolute_paths
-from latent_cot.run import RunFolder, refuse_unless_free
-from latent_cot.settings import check, refuse_code, to_dict
+from latent_cot.config.settings import check, refuse_code, to_dict
+from latent_cot.report.terminal import Display
+from latent_cot.run import tracking
+from latent_cot.run.interrupts import stop_signals
+from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.run.run_folder import RunFolder, refuse_unless_free
+from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
     from latent_cot.cli.fit import RunOptions
-    from latent_cot.config import RunConfig
-    from latent_cot.session import Session
+    from latent_cot.config.schema import RunConfig
+    from latent_cot.run.session import Session
 
 
 def tasks_named(argv: Sequence[str]) -> list[str]:
@@ -81,8 +81,8 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
 
 def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, options: RunOptions) -> int:
     from latent_cot.cli.fit import command_for, quoted, say, say_stopped, trust
-    from latent_cot.mixture import check_phases, newest_in_common, run_in_turns
-    from latent_cot.session import Running, Stopped
+    from latent_cot.run.mixture import check_phases, newest_in_common, run_in_turns
+    from latent_cot.run.session import Running, Stopped
 
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
@@ -145,8 +145,8 @@ def _create(path: Path, names: Sequence[str], configs: Sequence[RunConfig]) -> l
 
 def _open_sessions(configs: Sequence[RunConfig]) -> list[Session]:
     """One for each task, all with the same model."""
-    from latent_cot.mixture import check_model
-    from latent_cot.session import open_session
+    from latent_cot.run.mixture import check_model
+    from latent_cot.run.session import open_session
 
     check_model(configs)
     first = open_session(configs[0], console=Console(stderr=True))

@@ -12,11 +12,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from latent_cot import outcomes
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.display import narrow_tables, printable
-from latent_cot.errors import UsageError
-from latent_cot.outcomes import RIGHT, Difference
+from latent_cot.evaluation import outcomes
+from latent_cot.evaluation.outcomes import RIGHT, Difference
+from latent_cot.report.terminal import narrow_tables, printable
+from latent_cot.types import UsageError
 
 _SPLIT_WIDTH = 24
 """Characters of a split's name that are shown on a line; a file's path goes on on the next one."""

@@ -12,19 +12,19 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from latent_cot import __version__, reasoners, tasks
+from latent_cot import __version__, tasks
 from latent_cot.cli.options import Switch, parse, progress_console
-from latent_cot.display import Items, printable
-from latent_cot.errors import UsageError
-from latent_cot.paths import check_writable
-from latent_cot.report import FORMAT, cache, logs, page
-from latent_cot.run import RunFolder
-from latent_cot.settings import check_temperature
-from latent_cot.splits import splits_of, sweep_of
-from latent_cot.types import Example, Task
+from latent_cot.config.settings import check_temperature
+from latent_cot.evaluation.splits import splits_of, sweep_of
+from latent_cot.report.terminal import Items, printable
+from latent_cot.report.web import FORMAT, cache, logs, page
+from latent_cot.run import reasoners
+from latent_cot.run.paths import check_writable
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import Example, Task, UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.lm import Adapter
+    from latent_cot.model.lm import Adapter
 
 VALIDATION = "validation"
 """Name of the questions kept out of training for tuning, among the splits."""
@@ -153,7 +153,7 @@ def _samples(
     if kept is not None:
         return kept
 
-    from latent_cot.report.samples import Settings, sample
+    from latent_cot.report.web.samples import Settings, sample
 
     loop = reasoners.load(one.source, reasoners.shown_data(one.source, one.task), console)
     total = sum(map(len, questions.values()))

@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from latent_cot import reasoners, tasks
+from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.display import RATIONALE_HEADING, marked, printable
-from latent_cot.errors import UsageError
-from latent_cot.settings import check_temperature
-from latent_cot.types import Example, MeasuredTask
+from latent_cot.config.settings import check_temperature
+from latent_cot.report.terminal import RATIONALE_HEADING, marked, printable
+from latent_cot.run import reasoners
+from latent_cot.types import Example, MeasuredTask, UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.lm import Adapter
-    from latent_cot.loop import Loop
-    from latent_cot.scored import ScoredRationale
+    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.scored import ScoredRationale
+    from latent_cot.model.lm import Adapter
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _sample(loop: Loop, reasoner: Adapter, example: Example, options: SampleOptions) -> list[ScoredRationale]:
-    from latent_cot.scored import sample_rationales, score_rationales
+    from latent_cot.methods.scored import sample_rationales, score_rationales
 
     counts = sample_rationales(loop, example, reasoner, n=options.n, temperature=options.temperature, seed=options.seed)
     scored = score_rationales(loop, example, counts, with_q=reasoner == "q", proposal=None).rationales

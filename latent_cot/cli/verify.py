@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.errors import UsageError, did_you_mean
+from latent_cot.types import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from latent_cot.verify.run import Case, Result
-    from latent_cot.verify.train import Settings
+    from latent_cot.methods.verify.run import Case, Result
+    from latent_cot.methods.verify.train import Settings
 
 Names = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(VerifyOptions, argv, "verify")
     import torch
 
-    from latent_cot.verify.train import Settings
+    from latent_cot.methods.verify.train import Settings
 
     # The models are so small that a second thread costs more than it gains.
     threads = torch.get_num_threads()
@@ -63,10 +63,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _cases(options: VerifyOptions) -> list[Case]:
+    from latent_cot.methods.verify import run as verify
+    from latent_cot.methods.verify.faults import FAULTS
+    from latent_cot.methods.verify.worlds import WORLDS
     from latent_cot.objectives import OBJECTIVES
-    from latent_cot.verify import run as verify
-    from latent_cot.verify.faults import FAULTS
-    from latent_cot.verify.worlds import WORLDS
 
     for flag, names, known in (
         ("--world", options.world, list(WORLDS)),
@@ -86,7 +86,7 @@ def _cases(options: VerifyOptions) -> list[Case]:
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:
-    from latent_cot.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT
+    from latent_cot.methods.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT
 
     console = progress_console(to_stderr=options.json)
     started = time.perf_counter()
@@ -118,7 +118,7 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
 
 def _run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Result]:
     """All cases; on a terminal with a bar, elsewhere with a line each."""
-    from latent_cot.verify.run import run_case
+    from latent_cot.methods.verify.run import run_case
 
     results: list[Result] = []
     started = time.perf_counter()
@@ -178,7 +178,7 @@ def _verdict(result: Result) -> Text:
 
 
 def _fault_line(result: Result) -> Text:
-    from latent_cot.verify.faults import FAULTS
+    from latent_cot.methods.verify.faults import FAULTS
 
     assert result.case.fault is not None
     found = Text("detected", style="green") if result.ok else Text("NOT DETECTED", style="bold red")

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.arithmetic.expression import (
     MAX_DIGITS,
     OPERATORS,
@@ -17,7 +16,7 @@ from latent_cot.tasks.arithmetic.expression import (
     replay,
 )
 from latent_cot.tasks.files import Row, field, read_rows, shorten
-from latent_cot.types import Example
+from latent_cot.types import Example, UsageError
 
 _OURS = ("question", "answer", "rationale")
 _PUBLISHED = ("str_query", "num_sol", "str_rationale", "str_sol")

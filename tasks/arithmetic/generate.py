@@ -8,9 +8,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.arithmetic.expression import MAX_DIGITS, MAX_OPERANDS, OPERATORS, Expression
 from latent_cot.tasks.common import Share, check_options, share_of, shuffled
+from latent_cot.types import UsageError
 
 MAX_QUESTIONS = 1_000_000
 """Of one draw: a bound on time and memory."""

@@ -8,14 +8,13 @@ from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
-from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks.arithmetic import examples
 from latent_cot.tasks.arithmetic.examples import build, demonstrate, parse_question
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
 from latent_cot.tasks.common import drop_seen, share_of
-from latent_cot.types import DataRequest, Example, Rationale, Sweep, TaskData
+from latent_cot.types import DataRequest, Example, Rationale, Sweep, TaskData, UsageError, did_you_mean
 
 SPLIT_SIZE = 500
 MAX_POINTS = 100

@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks import sources
 from latent_cot.tasks.common import Share, share_of
 from latent_cot.tasks.files import shorten
-from latent_cot.types import Example
+from latent_cot.types import Example, UsageError
 
 OWN = str(Path(__file__).with_name("prompts.txt"))
 """The task's own few."""

@@ -11,12 +11,11 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks import embeddings, sources
 from latent_cot.tasks.common import check_options
 from latent_cot.tasks.continuation import metrics, prompts
 from latent_cot.tasks.plain import PlainMeasuredTask
-from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData
+from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData, UsageError, did_you_mean
 
 ABBREVIATIONS = frozenset(
     ("Mr", "Mrs", "Ms", "Dr", "St", "Sen", "Rep", "Gov", "Gen", "Prof", "Jr", "Sr", "Inc", "Ltd", "Co", "Corp", "No")

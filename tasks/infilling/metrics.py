@@ -12,10 +12,9 @@ from importlib.util import find_spec
 from math import nan
 from typing import TYPE_CHECKING
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks import embeddings
 from latent_cot.tasks.embeddings import cosines
-from latent_cot.types import Measured, Metric, Sample
+from latent_cot.types import Measured, Metric, Sample, UsageError
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU

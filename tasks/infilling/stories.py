@@ -5,10 +5,9 @@ from __future__ import annotations
 import string
 from typing import NamedTuple
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks import files
 from latent_cot.tasks.common import share_of
-from latent_cot.types import Example
+from latent_cot.types import Example, UsageError
 
 SENTENCES = tuple(f"sentence{i}" for i in range(1, 6))
 """The columns of a table of stories, as ROCStories has them."""

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks.common import check_options
 from latent_cot.tasks.files import shorten
 from latent_cot.tasks.infilling import metrics, stories
 from latent_cot.tasks.plain import PlainMeasuredTask
-from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData
+from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData, UsageError, did_you_mean
 
 OWN_STORIES = str(Path(__file__).with_name("stories.csv"))
 

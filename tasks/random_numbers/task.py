@@ -8,12 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.common import check_options
 from latent_cot.tasks.files import field, read_rows, shorten
 from latent_cot.tasks.plain import PlainMeasuredTask
 from latent_cot.tasks.random_numbers import figures
-from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData
+from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData, UsageError
 
 MOST_NUMBERS = 10_000
 """Between the bounds: each is scored by itself in tests."""

@@ -7,11 +7,10 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latent_cot.errors import UsageError, did_you_mean
 from latent_cot.tasks.common import check_options, drop_seen
 from latent_cot.tasks.files import Row, shorten
 from latent_cot.tasks.sources import HUB, rows_of
-from latent_cot.types import DataRequest, Example, Rationale, TaskData
+from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError, did_you_mean
 
 LABELS = ("objective", "subjective")
 """By their number in the published files."""

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from benchmarks import estep
 from benchmarks.machine import Machine
 from benchmarks.meter import Meter, linear_weights
-from latent_cot.kv_cache import KVCache
+from latent_cot.model.kv_cache import KVCache
 from tests.worlds import language_model
 
 

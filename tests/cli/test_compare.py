@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from latent_cot import session
-from latent_cot.baselines import METHODS
 from latent_cot.cli import main
-from latent_cot.comparison import round_zero
-from latent_cot.comparison.plan import Run, read_variants
-from latent_cot.config import DataConfig, LessonConfig, MStepConfig, RunConfig
-from latent_cot.display import Display
-from latent_cot.loop import Loop
-from latent_cot.run import RunFolder
-from latent_cot.state import Phase
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import DataConfig, LessonConfig, MStepConfig, RunConfig
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.state import Phase
+from latent_cot.report.comparison import shared_init
+from latent_cot.report.comparison.plan import Run, read_variants
+from latent_cot.report.terminal import Display
+from latent_cot.run import session
+from latent_cot.run.run_folder import RunFolder
 from tests.cli.conftest import Cli
 
 SMOKE = ["compare", "--preset", "smoke", "--set", "precision=fp32"]
@@ -141,7 +141,7 @@ def test_round_zero_is_done_once(compared: Path) -> None:
 def test_another_seed_or_other_settings_have_another_round_zero(tmp_path: Path) -> None:
     def folder(**changes: Any) -> Path:
         config = RunConfig(output_dir=str(tmp_path / "em" / "seed0"))
-        return round_zero.folder_of(Run("em", dataclasses.replace(config, **changes)))
+        return shared_init.folder_of(Run("em", dataclasses.replace(config, **changes)))
 
     own = folder()
     assert own.parents[1] == tmp_path

@@ -26,8 +26,9 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
-from latent_cot import settings, tasks
+from latent_cot import tasks
 from latent_cot.cli import main
+from latent_cot.config import settings
 from tests.cli.conftest import SMOKE, Cli
 from tests.conftest import ROOT
 
@@ -180,7 +181,7 @@ def test_a_documented_command_works(
         elif word.startswith("runs/") and not Path(word).exists() and "--output-dir" not in arguments:
             shutil.copytree(run_of(task_of(word)), word)
     if arguments[0] == "verify":
-        pytest.skip("its quick form is run by tests/test_verify.py; in full it takes minutes")
+        pytest.skip("its quick form is run by tests/methods/test_verify.py; in full it takes minutes")
     if arguments[0] == "eval":
         arguments += ["--size", "3", "--max-tokens", "8"]
     if arguments[0] == "paired":

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from latent_cot.display import Display
-from latent_cot.loop import Loop
-from latent_cot.settings import from_dict
-from latent_cot.state import Phase
+from latent_cot.config.settings import from_dict
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.state import Phase
+from latent_cot.report.terminal import Display
 from tests.cli.conftest import SMOKE, Cli, environment, spawn
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from latent_cot import tasks
-from latent_cot.config import data_request
-from latent_cot.settings import load_config
+from latent_cot.config.schema import data_request
+from latent_cot.config.settings import load_config
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES
 from tests.cli.conftest import SMOKE, Cli
 

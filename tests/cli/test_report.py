@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from latent_cot.report import cache
+from latent_cot.report.web import cache
 from tests.cli.conftest import Cli, environment
 
 SMALL = ["--questions", 2, "-n", 3]
@@ -72,7 +72,7 @@ def test_other_settings_or_adapters_are_sampled_anew(cli: Cli, run: Path) -> Non
 
 
 def test_from_the_logs_alone(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_cot.reasoners.load", None)
+    monkeypatch.setattr("latent_cot.run.reasoners.load", None)
     called = cli("report", run, "--no-model")
     assert called.status == 0, called.err
     assert not (run / cache.FILE).exists()

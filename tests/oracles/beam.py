@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from latent_cot.chain import ChainRules
+from latent_cot.rationales.chain import ChainRules
 
 Chain = tuple[int, ...]
 

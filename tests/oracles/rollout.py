@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from latent_cot.errors import ToolError
-from latent_cot.types import Rationale, Tool, ToolCall
+from latent_cot.types import Rationale, Tool, ToolCall, ToolError
 from tests.oracles.scoring import last_logits
 
 Noise = Callable[[int], torch.Tensor]

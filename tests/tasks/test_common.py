@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.common import check_options, drop_seen, repeats, share_of, shuffled
-from latent_cot.types import Example
+from latent_cot.types import Example, UsageError
 
 
 def test_shares_are_pinned() -> None:

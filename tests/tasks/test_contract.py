@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from latent_cot.errors import UsageError
-from latent_cot.measure import figures
+from latent_cot.evaluation.measure import figures
 from latent_cot.tasks.common import drop_seen, repeats
 from latent_cot.types import (
     DataRequest,
@@ -23,6 +22,7 @@ from latent_cot.types import (
     SweepableTask,
     Task,
     TaskData,
+    UsageError,
     has_one_question,
 )
 

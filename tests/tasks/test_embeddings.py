@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks import embeddings
+from latent_cot.types import UsageError
 
 TEXTS = ["A cat sat on the mat.", "A kitten was sitting on the rug.", "Interest rates rose in May.", ""]
 

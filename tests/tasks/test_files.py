@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.files import field, read_rows
+from latent_cot.types import UsageError
 
 
 def write(folder: Path, text: str) -> str:

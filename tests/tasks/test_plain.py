@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot import tasks
-from latent_cot.errors import UsageError
+from latent_cot.types import UsageError
 
 TASK = """
 from latent_cot.tasks.plain import PlainTask
@@ -71,7 +71,7 @@ TASK = Strict()
 """
     )
     text = (tmp_path / "echo.py").read_text()
-    (tmp_path / "echo.py").write_text("from latent_cot.errors import UsageError\n" + text)
+    (tmp_path / "echo.py").write_text("from latent_cot.types import UsageError\n" + text)
     task = tasks.load(str(tmp_path / "echo.py"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "x", "answer": 7, "rationale": " x"}\n{"question": "y", "answer": null}\n')

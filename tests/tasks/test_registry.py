@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot import tasks
-from latent_cot.errors import UsageError
-from latent_cot.types import DataRequest, Rationale
+from latent_cot.types import DataRequest, Rationale, UsageError
 
 ROOT = Path(__file__).parents[2]
 

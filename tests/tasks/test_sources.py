@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.sources import HubSource, rows_of, texts_of
+from latent_cot.types import UsageError
 
 
 def test_a_text_file_has_a_row_a_line(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_cot.errors import ToolError
 from latent_cot.tools.calculator import (
     MAX_DEPTH,
     MAX_OPERAND_DIGITS,
@@ -23,6 +22,7 @@ from latent_cot.tools.calculator import (
     MAX_RESULT_CHARACTERS,
     Calculator,
 )
+from latent_cot.types import ToolError
 
 ARITHMETIC = Path(__file__).parents[3] / "shared" / "data" / "arithmetic" / "arithmetic_with_tool"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latent_cot import tools
-from latent_cot.errors import ToolError
-from latent_cot.types import Tool
+from latent_cot.types import Tool, ToolError
 
 EXAMPLES = {
     # name: a chain that ends with the trigger, what the tool reads, what it writes

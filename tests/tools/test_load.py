@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot import tools
-from latent_cot.errors import ToolError, UsageError
+from latent_cot.types import ToolError, UsageError
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "tools" / "README.md"

@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latent_cot import tasks
-from latent_cot.errors import UsageError
 from latent_cot.tasks import files
 from latent_cot.tasks.arithmetic.expression import parse, rationale
 from latent_cot.tasks.common import drop_seen, repeats
-from latent_cot.types import DataRequest, Example
+from latent_cot.types import DataRequest, Example, UsageError
 
 TASK = tasks.load("arithmetic")
 GOOD = '{"question": "12 + 7 - 5", "answer": 14, "rationale": "12 + 7 =, 19 - 5 ="}'

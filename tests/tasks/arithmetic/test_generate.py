@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.arithmetic.expression import MAX_DIGITS, parse
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.common import Share, share_of
+from latent_cot.types import UsageError
 
 
 def test_options() -> None:

@@ -9,12 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from latent_cot import tools
-from latent_cot.errors import ToolError
 from latent_cot.tasks import load
 from latent_cot.tasks.arithmetic.examples import parse_question
 from latent_cot.tasks.arithmetic.expression import Expression, Step
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
-from latent_cot.types import DiagnosingTask, Rationale, ToolCall
+from latent_cot.types import DiagnosingTask, Rationale, ToolCall, ToolError
 
 TASK = load("arithmetic")
 CALCULATOR = tools.load("calculator")

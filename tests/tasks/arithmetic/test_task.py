@@ -8,10 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.arithmetic import TASK
 from latent_cot.tasks.common import share_of
-from latent_cot.types import DataRequest, Example, Rationale, ToolCall
+from latent_cot.types import DataRequest, Example, Rationale, ToolCall, UsageError
 
 
 def test_the_papers_example() -> None:

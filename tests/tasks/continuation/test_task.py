@@ -13,13 +13,12 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from latent_cot.cli import main
-from latent_cot.errors import UsageError
-from latent_cot.settings import load_config
+from latent_cot.config.settings import load_config
+from latent_cot.model.text import TextCodec
 from latent_cot.tasks import embeddings, sources
 from latent_cot.tasks.common import share_of
 from latent_cot.tasks.continuation import TASK, metrics, prompts
-from latent_cot.text import TextCodec
-from latent_cot.types import DataRequest, Measured, Rationale, Sample
+from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
 from tests.conftest import ROOT
 from tests.tiny import build_tokenizer
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks import embeddings
 from latent_cot.tasks.infilling import TASK, metrics, stories
-from latent_cot.types import DataRequest, Measured, Rationale, Sample
+from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
 
 
 def sample(

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from latent_cot import tasks
-from latent_cot.errors import UsageError
 from latent_cot.tasks.common import share_of
 from latent_cot.tasks.infilling import stories
 from latent_cot.tasks.infilling.task import OWN_STORIES
-from latent_cot.types import DataRequest, Example, MeasuredTask, Rationale, is_answer_given
+from latent_cot.types import DataRequest, Example, MeasuredTask, Rationale, UsageError, is_answer_given
 from tests.conftest import ROOT
 
 TASK = tasks.load("infilling")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from latent_cot.cli import main
-from latent_cot.errors import UsageError
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.tasks.random_numbers.figures import METRICS, kl_from_uniform, read, read_leading, tv_from_uniform
-from latent_cot.types import DataRequest, Measured, Rationale, Sample
+from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
 
 
 @pytest.mark.parametrize(

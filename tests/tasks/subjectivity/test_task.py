@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from latent_cot.errors import UsageError
 from latent_cot.tasks.common import drop_seen
 from latent_cot.tasks.subjectivity import TASK
-from latent_cot.types import DataRequest, SeedingTask
+from latent_cot.types import DataRequest, SeedingTask, UsageError
 from tests.conftest import ROOT
 
 ROWS = [{"text": f"sentence number {i} .", "label": i % 2} for i in range(20)]

@@ -1,0 +1,236 @@
+"""The methods that can be compared, by name: EM and the baselines. Each is a `Loop` in a file of its own.
+
+All start from the same initial p, see the same examples under the same rules, and are decoded and graded by
+the same code. Importing this loads no torch: a method's class is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from latent_cot.config.schema import RunConfig
+from latent_cot.types import UsageError
+
+if TYPE_CHECKING:
+    from latent_cot.methods.loop import Loop
+
+
+class Spend(NamedTuple):
+    """What training may cost, or is going to cost. Round 0 (`init_step`), which all methods share, is left out."""
+
+    trajectories: int
+    """Rationales sampled."""
+    gradient_steps: int
+    """Optimiser steps."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry."""
+
+    description: str
+    """One line for `latent-cot methods`."""
+    target: str
+    """`module:class` of its loop."""
+    planned: Callable[[RunConfig], Spend]
+    """What a configuration costs. Replayed rationales and early stopping make it less."""
+    within: Callable[[RunConfig, Spend], RunConfig]
+    """The configuration with its numbers of steps such that it costs at most so much, and hardly less."""
+    reasoners: Callable[[RunConfig, bool], tuple[Literal["p", "q"], ...]] = lambda config, answer_given: ("p",)
+    """Which adapters answer questions in the end, given whether the answer is part of a test question. None: there is
+    nothing that can be tested."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of its own, between those of the preset and of the user."""
+    condition: Literal["x", "xy"] | None = None
+    """What q must see; None: what the user likes."""
+    has_e_step: bool = False
+    """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
+    unread: Collection[str] = ()
+    """Settings, and sections of them, that it does not read, beside those of other methods."""
+
+    @property
+    def implied(self) -> Mapping[str, Any]:
+        """`settings`, and the condition."""
+        return self.settings if self.condition is None else {**self.settings, "condition": self.condition}
+
+    def load(self) -> type[Loop]:
+        module, _, name = self.target.partition(":")
+        loop: type[Loop] = getattr(importlib.import_module(module), name)
+        return loop
+
+
+def _questions(config: RunConfig) -> int:
+    return config.data.demonstrations + config.data.pairs
+
+
+def _em_planned(config: RunConfig) -> Spend:
+    e, m = config.e_step, config.m_step
+    trajectories = e.steps * e.questions * e.samples + _questions(config) * m.samples
+    return Spend(config.rounds * trajectories, config.rounds * (e.steps + m.steps))
+
+
+def _em_reasoners(config: RunConfig, answer_given: bool) -> tuple[Literal["p", "q"], ...]:
+    """A q that sees Y can be tested only where tests give it; p has learned to write Y, not to read it."""
+    if config.condition == "x":
+        return ("q", "p")
+    return ("q",) if answer_given else ("p",)
+
+
+def _em_within(config: RunConfig, spend: Spend) -> RunConfig:
+    e = config.e_step
+    drawn = _questions(config) * config.m_step.samples
+    of_round = spend.trajectories // max(1, config.rounds)
+    steps = _steps(of_round - drawn, e.questions * e.samples, drawn, config.rounds)
+    return replace(config, e_step=replace(e, steps=steps))
+
+
+def _planned_by(section: str) -> Callable[[RunConfig], Spend]:
+    """Of a method that samples `questions` x `samples` rationales a step, as this section says."""
+
+    def planned(config: RunConfig) -> Spend:
+        c = getattr(config, section)
+        return Spend(c.steps * c.questions * c.samples, c.steps * getattr(c, "epochs", 1))
+
+    return planned
+
+
+def _within_by(section: str) -> Callable[[RunConfig, Spend], RunConfig]:
+    def within(config: RunConfig, spend: Spend) -> RunConfig:
+        c = getattr(config, section)
+        scaled: Any = {section: replace(c, steps=_steps(spend.trajectories, c.questions * c.samples))}
+        return replace(config, **scaled)
+
+    return within
+
+
+def _sft_within(config: RunConfig, spend: Spend) -> RunConfig:
+    return replace(config, sft=replace(config.sft, steps=spend.gradient_steps))
+
+
+def _rejection_planned(config: RunConfig) -> Spend:
+    c = config.rejection
+    return Spend(c.rounds * c.trajectories, c.rounds * c.steps)
+
+
+def _rejection_within(config: RunConfig, spend: Spend) -> RunConfig:
+    c = config.rejection
+    trajectories = _steps(spend.trajectories, max(1, c.rounds))
+    steps = spend.gradient_steps // max(1, c.rounds)
+    return replace(config, rejection=replace(c, trajectories=trajectories, steps=steps))
+
+
+def _forward_kl_planned(config: RunConfig) -> Spend:
+    c = config.forward_kl
+    trajectories = c.steps * c.questions * c.samples + _drawn_by_forward_kl(config)
+    return Spend(c.rounds * trajectories, c.rounds * (c.steps + config.m_step.steps))
+
+
+def _forward_kl_within(config: RunConfig, spend: Spend) -> RunConfig:
+    c, drawn = config.forward_kl, _drawn_by_forward_kl(config)
+    of_round = spend.trajectories // max(1, c.rounds)
+    steps = _steps(of_round - drawn, c.questions * c.samples, drawn, c.rounds)
+    return replace(config, forward_kl=replace(c, steps=steps))
+
+
+def _drawn_by_forward_kl(config: RunConfig) -> int:
+    return min(_questions(config), config.forward_kl.model_questions) * config.forward_kl.model_samples
+
+
+def _steps(trajectories: int, of_step: int, drawn: int = 0, rounds: int = 1) -> int:
+    """How many steps of `of_step` trajectories there can be. Raises UsageError if there is none."""
+    if trajectories < of_step:
+        least = rounds * (of_step + drawn)
+        raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
+    return trajectories // of_step
+
+
+_DRAWING = ("m_step.samples", "m_step.temperature", "m_step.keep", "m_step.excess")
+"""How EM draws what its M-step learns."""
+
+METHODS: Mapping[str, Method] = {
+    "few-shot": Method(
+        "prompting: k demonstrations before the question, nothing is trained",
+        "latent_cot.methods.few_shot:FewShot",
+        planned=lambda _: Spend(0, 0),
+        within=lambda config, _: config,
+        unread=("m_step",),
+    ),
+    "decode": Method(
+        "decoding the initial p: by sampling, nucleus, beam or diverse beam; nothing else is trained",
+        "latent_cot.methods.decoding:Decoding",
+        planned=lambda _: Spend(0, 0),
+        within=lambda config, _: config,
+        unread=("m_step",),
+    ),
+    "sft": Method(
+        "supervised fine-tuning on the demonstrations, stopped early by validation",
+        "latent_cot.methods.sft:SFT",
+        planned=lambda config: Spend(0, config.sft.steps),
+        within=_sft_within,
+        unread=("m_step",),
+    ),
+    "ppo": Method(
+        "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
+        "latent_cot.methods.ppo:PPO",
+        planned=_planned_by("ppo"),
+        within=_within_by("ppo"),
+        reasoners=lambda config, answer_given: ("q",),
+        condition="x",
+        unread=("m_step",),
+    ),
+    "grpo": Method(
+        "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
+        "latent_cot.methods.grpo:GRPO",
+        planned=_planned_by("grpo"),
+        within=_within_by("grpo"),
+        reasoners=lambda config, answer_given: ("q",),
+        condition="x",
+        unread=("m_step",),
+    ),
+    "rejection": Method(
+        "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
+        "latent_cot.methods.rejection:Rejection",
+        planned=_rejection_planned,
+        within=_rejection_within,
+        unread=("m_step.steps", *_DRAWING),
+    ),
+    "forward-kl": Method(
+        "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
+        "latent_cot.methods.forward_kl:ForwardKL",
+        planned=_forward_kl_planned,
+        within=_forward_kl_within,
+        reasoners=_em_reasoners,
+        settings={"condition": "xy"},
+        unread=_DRAWING,
+    ),
+    "gflownet": Method(
+        "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
+        "latent_cot.methods.gflownet:GFlowNet",
+        planned=_planned_by("e_step"),
+        within=_within_by("e_step"),
+        has_e_step=True,
+        reasoners=lambda config, answer_given: ("q",) if config.condition == "x" or answer_given else (),
+        unread=("m_step",),
+    ),
+    "em": Method(
+        "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --condition xy, and an M-step on p",
+        "latent_cot.em:EM",
+        planned=_em_planned,
+        within=_em_within,
+        has_e_step=True,
+        reasoners=_em_reasoners,
+    ),
+    "em-xy": Method(
+        "EM with the sampler q(Z | X, Y), which sees the answer",
+        "latent_cot.em:EM",
+        planned=_em_planned,
+        within=_em_within,
+        has_e_step=True,
+        reasoners=_em_reasoners,
+        condition="xy",
+    ),
+}
+"""Method's name -> what it is."""

@@ -1,0 +1,233 @@
+"""Decode, grade, vote, give the accuracy with its interval, and say what the wrong chains did wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from scipy.stats import binomtest
+
+from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.rollout import rollout
+from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.types import DiagnosingTask, Example, Rationale, Task
+
+Judge = Literal["p", "q", "base"]
+"""Who picks the answer among candidates: an adapter, or the base model as it is without any."""
+
+MISTAKES: Mapping[str, str] = {
+    "token limit": "the chain was cut at the largest number of tokens",
+    "failed call": "a tool refused one of the chain's requests",
+    "no answer": "the chain stopped and arrives at no answer",
+    "wrong answer": "none of these: the chain arrives at a wrong answer",
+}
+"""Category of a wrong chain -> what it means: for all tasks, by the first that applies."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one test question."""
+
+    example: Example
+    rationales: Sequence[Rationale]
+    answers: Sequence[str | None]
+    """The answer of each rationale; None where it arrives at none."""
+    answer: str | None
+    """The answer given: the most frequent one."""
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers."""
+
+    correct: int
+    n: int
+
+    @classmethod
+    def of(cls, marks: str) -> Accuracy:
+        """Of a "1" for each right answer and a "0" for each other."""
+        return cls(marks.count("1"), len(marks))
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.n if self.n else float("nan")
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson's score interval for a proportion."""
+        if not self.n:
+            return (0.0, 1.0)
+        bounds = binomtest(self.correct, self.n).proportion_ci(level, method="wilson")
+        return float(bounds.low), float(bounds.high)
+
+    def to_json(self) -> dict[str, float | int | list[float]]:
+        return {
+            "accuracy": self.value,
+            "correct": self.correct,
+            "n": self.n,
+            "interval_95": list(self.interval()),
+        }
+
+
+NO_RATIONALE = Rationale((), (), (True,), "")
+"""The empty chain, before an answer that is given at once."""
+
+# Questions take the places of those that are answered, until so many batches are done: the last chains of a
+# batch would leave most of it empty.
+BATCHES_AT_ONCE = 4
+
+
+def majority(answers: Sequence[str | None]) -> str | None:
+    """The most frequent answer, the earliest of equally frequent ones; chains without an answer do not vote."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    return max(votes, key=lambda answer: votes[answer]) if votes else None
+
+
+def answer_questions(
+    lm: LanguageModel,
+    sampler: Adapter | None,
+    task: Task,
+    examples: Sequence[Example],
+    rules: ChainRules,
+    *,
+    judge: Judge | None = None,
+    prefix: str = "",
+    votes: int = 1,
+    temperature: float = 0.0,
+    batch_size: int = 128,
+    generator: torch.Generator | None = None,
+) -> Iterator[Outcome]:
+    """Let a reasoner, which sees X only, answer each question, with about `batch_size` chains in progress.
+
+    Args:
+        sampler: who writes the rationales, "p" or "q"; None: nobody, the answer comes right after the question.
+        judge: who picks the answer after them, where it is one of a few candidates; None: the sampler itself.
+        prefix: text before each question, such as demonstrations.
+        votes: rationales a question; the majority of their answers is given.
+        temperature: 0 is greedy (then one vote is as good as many).
+    """
+    codec = rules.codec
+    size = BATCHES_AT_ONCE * max(1, batch_size // votes)
+    for start in range(0, len(examples), size):
+        batch = examples[start : start + size]
+        prompts = [codec.encode_prompt(prefix + example.x) for example in batch]
+        sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
+        if sampler is not None:
+            sampled = rollout(
+                lm,
+                lm.dense(sampler),
+                prompts,
+                rules,
+                n=votes,
+                temperature=temperature,
+                generator=generator,
+                batch_size=max(batch_size, votes),
+            )
+        decided = read_answers(lm, judge or sampler or "p", task, batch, prompts, sampled, rules)
+        for example, rationales, answers in zip(batch, sampled, decided, strict=True):
+            answer = majority(answers)
+            yield Outcome(example, rationales, answers, answer, task.grade(example, answer))
+
+
+@torch.no_grad()
+def read_answers(
+    lm: LanguageModel,
+    judge: Judge,
+    task: Task,
+    examples: Sequence[Example],
+    prompts: Sequence[Sequence[int]],
+    rationales: Sequence[Sequence[Rationale]],
+    rules: ChainRules,
+) -> list[list[str | None]]:
+    """Read the answer of each question's rationales off them, or let the judge pick the likeliest of the task's
+    candidates after each."""
+    found: list[list[str | None]] = []
+    groups: list[Group] = []
+    names: list[list[str]] = []
+    for example, prompt, of_one in zip(examples, prompts, rationales, strict=True):
+        candidates = task.candidates(example)
+        found.append([task.answer(rationale) for rationale in of_one] if candidates is None else [])
+        first, *others = map(rules.codec.encode, (candidates or {"": ""}).values())
+        names.append(list(candidates or ()))
+        groups.append(Group(prompt, of_one, first, others))
+    picked = [g for g, of_one in enumerate(names) if of_one]
+    if not picked:
+        return found
+    with lm.without_adapters() if judge == "base" else nullcontext(lm.dense(judge)) as model:
+        for members, scores in score_in_batches(
+            lm, model, [groups[g] for g in picked], rules.codec, max_tokens=4096, answers_at="end"
+        ):
+            # Y was scored at the ends only: elsewhere there are zeros, and -inf for a candidate that is not there.
+            log_y = torch.cat([scores.log_y[..., None], scores.log_others], -1).sum(1)  # (B, candidates)
+            for k, m in enumerate(members):
+                best = log_y[scores.group == k].argmax(-1).tolist()
+                found[picked[m]] = [names[picked[m]][place] for place in best]
+    return found
+
+
+@dataclass
+class Mistakes:
+    """What the wrong ones of a reasoner's answers did wrong, each counted in one category."""
+
+    task: Task
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, tuple[Outcome, Rationale]] = field(default_factory=dict)
+    """Category -> the first question with this mistake, and its chain."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a wrong answer. A vote is judged by the first chain that arrives at the answer given."""
+        chain = next(
+            z for z, answer in zip(outcome.rationales, outcome.answers, strict=True) if answer == outcome.answer
+        )
+        category = mistake(self.task, outcome.example, chain, outcome.answer)
+        self.counts[category] += 1
+        self.first.setdefault(category, (outcome, chain))
+
+    def merge(self, other: Mistakes) -> None:
+        """Add those of another split."""
+        self.counts += other.counts
+        self.first = other.first | self.first
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """Category -> what it means, in the order in which they are shown."""
+        own = self.task.mistakes if isinstance(self.task, DiagnosingTask) else {}
+        return {**own, **{name: meaning for name, meaning in MISTAKES.items() if name not in own}}
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The categories that occur, the most frequent first, each with its share of the wrong answers."""
+        order = {name: place for place, name in enumerate(self.meanings)}
+        ranked = sorted(self.counts, key=lambda name: (-self.counts[name], order.get(name, len(order))))
+        return [
+            {
+                "category": name,
+                "meaning": self.meanings.get(name, ""),
+                "count": self.counts[name],
+                "share": self.counts[name] / self.counts.total(),
+                "example": {
+                    "question": self.first[name][0].example.question,
+                    "right": self.first[name][0].example.answer,
+                    "answer": self.first[name][0].answer,
+                    "chain": self.first[name][1].text,
+                },
+            }
+            for name in ranked
+        ]
+
+
+def mistake(task: Task, example: Example, rationale: Rationale, answer: str | None) -> str:
+    """The one category of a chain that does not arrive at the right answer: the task's, else one of `MISTAKES`."""
+    if isinstance(task, DiagnosingTask):
+        category = task.mistake(example, rationale)
+        if category is not None:
+            return category
+    if rationale.cut:
+        return "token limit"
+    if any(call.error is not None for call in rationale.calls):
+        return "failed call"
+    return "no answer" if answer is None else "wrong answer"

@@ -1,0 +1,83 @@
+"""The test questions that a user names: splits, patterns such as `operands=3..10`, files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latent_cot.tasks.common import check_answers, drop_seen, repeats
+from latent_cot.types import Example, Sweep, SweepableTask, Task, UsageError, has_one_question
+
+
+@dataclass(frozen=True)
+class Split:
+    """Test questions, less those that were seen in training."""
+
+    examples: Sequence[Example]
+    dropped: int
+    """Questions left out because the run was trained on them, or because the user excludes them."""
+    repeated: int
+    """Questions kept that repeat an earlier one."""
+
+
+def sweep_of(task: Task, pattern: str) -> Sweep:
+    """The splits that a pattern stands for; a task without numbers of its own knows single ones only."""
+    return task.sweep(pattern) if isinstance(task, SweepableTask) else Sweep(pattern, (), {pattern: {}})
+
+
+def numbers_of(task: Task, split: str) -> dict[str, int] | None:
+    """The numbers that a split's name stands for; None if it stands for none."""
+    if not isinstance(task, SweepableTask):
+        return None
+    try:
+        points = task.sweep(split).points
+    except UsageError:
+        return None
+    return dict(points[split]) if split in points else None
+
+
+def splits_of(
+    task: Task,
+    sweeps: Sequence[Sweep],
+    *,
+    files: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    size: int | None = None,
+    training: Sequence[Example] = (),
+) -> dict[str, Split]:
+    """Split's name, or file, -> its questions. With neither sweeps nor files: the task's default splits.
+
+    Args:
+        exclude: files whose questions are dropped, as those of `training` are.
+        size: the first questions of each split only; None: all of them.
+
+    Raises UsageError for an unknown split, a bad file, and where nothing is left.
+    """
+    named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
+    seen = [
+        *(() if has_one_question(task) else training),
+        *(example for path in exclude for example in task.read(path)),
+    ]
+    splits = {}
+    for name in [*named, *files]:
+        examples = task.read(name) if name in files else _enough_of(task, name, size, seen)
+        check_answers(task, name, examples)
+        kept, dropped = drop_seen(examples, seen)
+        if not kept:
+            seen_in = "seen in training or excluded" if exclude else "seen in training"
+            why = f"all of its {dropped} questions were {seen_in}; nothing is left" if dropped else "no questions"
+            raise UsageError(f"{name}: {why}")
+        kept = kept[:size]
+        splits[name] = Split(kept, dropped, repeats(kept))
+    return splits
+
+
+def _enough_of(task: Task, name: str, size: int | None, seen: Sequence[Example]) -> list[Example]:
+    """A split's first questions, so many that `size` are left without those that were seen, if it has them."""
+    wanted = size
+    while True:
+        examples = task.split(name, wanted)
+        kept, dropped = drop_seen(examples, seen)
+        if size is None or wanted is None or len(kept) >= size or len(examples) < wanted:
+            return examples
+        wanted = size + dropped

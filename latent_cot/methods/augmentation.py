@@ -1,0 +1,178 @@
+"""Lessons: what a rationale is learned behind in an M-step, varied so that p finds its place by what is written.
+
+A model that only ever sees short chains learns where to look by counting steps and tokens: right on all chains as
+short, wrong on longer ones. Three variations take away what could be counted:
+
+* the steps before a random one are dropped, so that the next one has to follow from the question and the last step, or
+  the last few; steps of other rationales may stand in their place, as many as there would be in a longer chain;
+* words of other questions stand before and behind what is asked, joined to it at a word that both have: a place in the
+  question is not told by what is counted from its beginning or its end;
+* positions are left out at random between words, so that the same text stands at other distances (after the random
+  positions of Ruoss et al., "Randomized Positional Encodings Boost Length Generalization of Transformers", ACL 2023).
+
+Rollouts and tests know nothing of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, pairwise, takewhile
+
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.scoring import Group
+from latent_cot.types import Rationale
+
+
+def vary(
+    lesson: Group,
+    others: Sequence[Group],
+    codec: TextCodec,
+    rng: random.Random,
+    *,
+    history_dropout: float,
+    strange_steps: int,
+    kept_steps: int,
+    joined_questions: int,
+    gap_share: float,
+    words_with_gaps: float,
+    largest_gap: int,
+) -> Group:
+    """The lesson of one rationale, or a variation of it.
+
+    Args:
+        others: the lessons of other rationales.
+        history_dropout: probability that the steps before a random one are dropped.
+        strange_steps: how many steps of others may take their place, at most.
+        kept_steps: how many of the last steps are not dropped.
+        joined_questions: how many of the others' questions are joined to the question, on either side, at most.
+        gap_share: probability that positions are left out.
+        words_with_gaps: before this share of the prompt's words.
+        largest_gap: how many at one place, at most.
+    """
+    if rng.random() < history_dropout:
+        dropped = drop_history(lesson, others, codec, rng, strange=strange_steps, kept=kept_steps)
+        if joined_questions:
+            dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, most=joined_questions)
+        lesson = dropped
+    if rng.random() < gap_share:
+        lesson = leave_gaps(lesson, codec, rng, share=words_with_gaps, largest=largest_gap)
+    return lesson
+
+
+def drop_history(
+    lesson: Group, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, strange: int, kept: int = 1
+) -> Group:
+    """Go on behind a random complete step: the question, up to `strange` steps of others, the last `kept` steps up to
+    that one, what follows.
+
+    Up to that step nothing is learned. Without strange steps before them, the kept ones lose the punctuation that
+    joined them to the one before. Where it is the first step, and where there is none, the lesson stays as it is.
+    """
+    (rationale,) = lesson.rationales
+    steps = steps_of(rationale)
+    if len(steps) < 2:
+        return lesson
+    k = rng.randrange(len(steps))
+    if k == 0:
+        return lesson
+    strangers = [step for other in others for z in other.rationales for step in steps_of(z)[1:]]
+    number = rng.randint(0, strange) if strangers else 0
+    before = [token for _ in range(number) for token in rng.choice(strangers)]
+    first = max(0, k + 1 - kept)
+    if before and first == 0:  # what joins it to them is in the second step
+        before += takewhile(lambda token: _joins(codec.pieces[token]), steps[1])
+    context = [*before, *chain.from_iterable(steps[first : k + 1])]
+    while context and _joins(codec.pieces[context[0]]):
+        context = context[1:]
+    end = step_ends(rationale)[k]
+    rest = replace(
+        rationale,
+        tokens=rationale.tokens[end:],
+        chosen=rationale.chosen[end:],
+        states=rationale.states[end:],
+        text=codec.decode(rationale.tokens[end:]),
+        calls=tuple(replace(call, position=call.position - end) for call in rationale.calls if call.position > end),
+    )
+    return replace(lesson, prompt=[*lesson.prompt, *context], rationales=[rest])
+
+
+def join_questions(
+    lesson: Group, asked: int, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, most: int
+) -> Group:
+    """Join words of 0 to `most` others before what is asked, and of as many behind it.
+
+    `9 - 4 + 1`, `1 + 2 - 3` and `6 - 3 + 7` make `9 - 4 + 1 + 2 - 3 + 7`: two questions are joined at a word that both
+    have, so that the joint looks like any other place. What is asked is what lies between the tokens with which all
+    prompts begin and those with which all end.
+
+    Before it they stand only where the lesson has steps to go on from, which say what place is meant; behind it only
+    where there is a step to learn, which is then all that is learned: how a chain goes on at the end of its own
+    question, and Y, are not known.
+
+    Args:
+        asked: the number of the prompt's tokens that are the question; a rationale's steps may stand behind them.
+    """
+    question, context = lesson.prompt[:asked], lesson.prompt[asked:]
+    (rationale,) = lesson.rationales
+    prompts = [question, *(other.prompt for other in others)]
+    begin = _in_common(prompts)
+    while begin and codec.pieces[question[begin - 1]].isspace():
+        begin -= 1
+    end = _in_common([prompt[begin:][::-1] for prompt in prompts])
+    own, *strange = (_words(prompt[begin : len(prompt) - end], codec) for prompt in prompts)
+    if not own:
+        return lesson
+    words = own
+    for _ in range(rng.randint(0, most) if context else 0):
+        heads = [text[:i] for text in strange for i in range(1, len(text)) if text[i] == words[0]]
+        words = [*rng.choice(heads), *words] if heads else words
+    goes_on = False
+    for _ in range(rng.randint(0, most) if rationale.tokens else 0):
+        tails = [text[i + 1 :] for text in strange for i in range(len(text) - 1) if text[i] == words[-1]]
+        words = [*words, *rng.choice(tails)] if tails else words
+        goes_on = goes_on or bool(tails)
+    prompt = [*question[:begin], *chain.from_iterable(words), *question[len(question) - end :], *context]
+    if goes_on:
+        return replace(lesson, prompt=prompt, rationales=[replace(rationale, cut=True)], answer=())
+    return replace(lesson, prompt=prompt)
+
+
+def _words(tokens: Sequence[int], codec: TextCodec) -> list[tuple[int, ...]]:
+    """The tokens of each word; a word is what begins with a space."""
+    starts = [i for i, token in enumerate(tokens) if not i or codec.pieces[token][:1].isspace()]
+    return [tuple(tokens[i:j]) for i, j in pairwise([*starts, len(tokens)])]
+
+
+def _in_common(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
+
+
+def steps_of(rationale: Rationale) -> list[tuple[int, ...]]:
+    """The tokens of each step, with what joins it to the one before."""
+    return [rationale.tokens[begin:end] for begin, end in pairwise([0, *step_ends(rationale)])]
+
+
+def step_ends(rationale: Rationale) -> list[int]:
+    """Numbers of tokens after which the chain may stop; 0 is left out."""
+    return [i for i, state in enumerate(rationale.states) if state and i]
+
+
+def leave_gaps(lesson: Group, codec: TextCodec, rng: random.Random, *, share: float, largest: int) -> Group:
+    """Leave out 1 to `largest` positions before a share of the prompt's words, and 0 to `largest` before each step.
+
+    A word is what begins with a space; its tokens stay together, as do those of a step.
+    """
+    (rationale,) = lesson.rationales
+    words = (codec.pieces[token][:1].isspace() and rng.random() < share for token in lesson.prompt)
+    before_words = [rng.randint(1, largest) if word else 0 for word in words]
+    starts = {0, *step_ends(rationale)}
+    before_steps = [rng.randint(0, largest) if i in starts else 0 for i in range(len(rationale))]
+    return replace(lesson, gaps=[*before_words, *before_steps])
+
+
+def _joins(piece: str) -> bool:
+    """Is it punctuation only, such as the comma between two steps?"""
+    return not any(character.isalnum() or character.isspace() for character in piece)

@@ -1,0 +1,120 @@
+"""Decoding an untrained model: what a task's figures are worth without learning anything.
+
+The strategies are those that sentences are usually decoded by. All choose from the alphabet that q chooses from, stop
+where it may stop, and give as many rationales for a question; with `multiple` k they may spend k times as many chains
+on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from latent_cot.config.schema import RunConfig, tool_names
+from latent_cot.evaluation.measure import Counts, draw
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.state import Phase
+from latent_cot.model.lm import Adapter
+from latent_cot.rationales.beam import beam_search
+from latent_cot.rationales.rollout import count_distinct
+from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.types import MeasuredTask, Rationale, Task, TaskData, UsageError
+
+
+class Decoding(Loop):
+    """Nothing is trained, but for the initial p that all methods start from."""
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        c = config.decode
+        if not isinstance(task, MeasuredTask) and not _is_plain(config):
+            raise UsageError(
+                f"--decode.strategy {c.strategy}: the task {task.name} has right answers, on which chains vote; "
+                "give --decode.strategy sample and --decode.multiple 1"
+            )
+        if tool_names(config, task) and c.strategy in ("beam", "diverse-beam"):
+            raise UsageError(
+                f"--decode.strategy {c.strategy}: its chains cannot call tools; give rollout: {{tools: []}} in --config"
+            )
+
+    def plan(self) -> list[Phase]:
+        return self.round(0, "init", last=True)
+
+    @property
+    def draws_as_it_is(self) -> bool:
+        return _is_plain(self.config)
+
+    def draw_tests(
+        self,
+        reasoner: Adapter,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[Counts]:
+        c = self.config.decode
+        if c.strategy in ("beam", "diverse-beam"):
+            return [self._search(reasoner, prompt, n) for prompt in prompts]
+        sampled = draw(
+            self.lm,
+            self.lm.dense(reasoner),
+            prompts,
+            self.test_rules,
+            n=n * c.multiple,
+            temperature=temperature,
+            top_p=c.top_p if c.strategy == "nucleus" else 1.0,
+            batch_size=self.config.evaluation.batch_size,
+            generator=generator,
+        )
+        return sampled if c.multiple == 1 else self._likeliest(reasoner, prompts, sampled, n)
+
+    def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:
+        """The n likeliest of a beam; or the likeliest of each of n groups, some of which may agree."""
+        c = self.config.decode
+        diverse = c.strategy == "diverse-beam"
+        found = beam_search(
+            self.lm,
+            self.lm.dense(reasoner),
+            prompt,
+            self.test_rules,
+            beams=n * c.multiple,
+            groups=n if diverse else 1,
+            penalty=c.diversity_penalty if diverse else 0.0,
+        )
+        kept = [group[0] for group in found if group] if diverse else found[0][:n]
+        return count_distinct([one.rationale for one in kept])
+
+    @torch.no_grad()
+    def _likeliest(
+        self, reasoner: Adapter, prompts: Sequence[Sequence[int]], sampled: Sequence[Counts], n: int
+    ) -> list[Counts]:
+        """Of each question's distinct rationales the n that are likeliest under the reasoner, each once."""
+        groups = [Group(prompt, list(counts)) for prompt, counts in zip(prompts, sampled, strict=True)]
+        kept: dict[int, Mapping[Rationale, int]] = {}
+        for members, scores in score_in_batches(
+            self.lm,
+            self.lm.dense(reasoner),
+            groups,
+            self.test_rules.codec,
+            max_tokens=self.config.e_step.max_batch_tokens,
+        ):
+            log_prob = (scores.log_pf.sum(1) + _stops(scores.log_pterm, [groups[g] for g in members])).cpu()
+            for k, g in enumerate(members):
+                own = log_prob[scores.group.cpu() == k]
+                best = own.argsort(descending=True)[:n].tolist()
+                kept[g] = dict.fromkeys((groups[g].rationales[i] for i in best), 1)
+        return [kept[g] for g in range(len(groups))]
+
+
+def _is_plain(config: RunConfig) -> bool:
+    """Rationales are sampled, and all are kept."""
+    return config.decode.strategy == "sample" and config.decode.multiple == 1
+
+
+def _stops(log_pterm: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
+    """(B,) log-probability of each rationale's own stop, given (B, N + 1) those at every prefix."""
+    ends = torch.tensor([len(rationale) for group in groups for rationale in group.rationales])
+    return log_pterm.gather(1, ends.to(log_pterm.device)[:, None])[:, 0]

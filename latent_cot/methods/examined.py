@@ -1,0 +1,298 @@
+"""The reasoners p and q of a run: what they read of a question, and how they are tested.
+
+`Loop` (`loop.py`) trains them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import RunConfig
+from latent_cot.evaluation.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questions
+from latent_cot.evaluation.measure import Counts, draw, figures, judge, log_probs_of_texts
+from latent_cot.methods.e_step import Query
+from latent_cot.methods.seeding import seed_of, slices
+from latent_cot.methods.state import Info, Phase, State
+from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.rationales.reward import own_log_reward
+from latent_cot.rationales.scoring import Group
+from latent_cot.types import (
+    Example,
+    ListingTask,
+    Measured,
+    MeasuredTask,
+    Rationale,
+    RewardingTask,
+    Sample,
+    Task,
+    TaskData,
+    is_answer_given,
+)
+
+
+def tells_right(task: Task, questions: Sequence[Example]) -> bool:
+    """Whether a rationale of such questions is right or wrong by itself."""
+    if isinstance(task, RewardingTask):
+        return True
+    return not (isinstance(task, MeasuredTask) or any(map(task.candidates, questions)))
+
+
+class Examined:
+    """The two reasoners of a run, their task, and its questions.
+
+    Args:
+        config: all settings.
+        lm: the model with its adapters p and q.
+        task, data: what to learn, and from which examples.
+        tests: the test questions of each split.
+        rules: what a rationale may look like in training ...
+        test_rules: ... and in tests.
+        state: on resuming, where the run is.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        lm: LanguageModel,
+        task: Task,
+        data: TaskData,
+        tests: Mapping[str, Sequence[Example]],
+        rules: ChainRules,
+        test_rules: ChainRules,
+        *,
+        state: State | None = None,
+    ) -> None:
+        self.config, self.lm, self.task, self.data = config, lm, task, data
+        self.tests, self.rules, self.test_rules = tests, rules, test_rules
+        self.state = state or State()
+        self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
+        self.questions = [*data.demonstrations, *data.pairs]
+
+    # -- who they are --------------------------------------------------------------------------------
+
+    @property
+    def reasoners(self) -> tuple[Adapter, ...]:
+        """Which adapters can answer a question whose answer is not known, once the method has trained them."""
+        return METHODS[self.config.method].reasoners(self.config, self.answer_given)
+
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        """Who writes a reasoner's rationales in tests. None: nobody, it answers at once."""
+        return reasoner
+
+    def judge_of(self, reasoner: Adapter) -> Judge:
+        """Who decides among candidates after them: p itself; for q, which learns to write rationales only, the base
+        model."""
+        return "p" if reasoner == "p" else "base"
+
+    @property
+    def answer_given(self) -> bool:
+        """Whether the answer is part of a test question."""
+        return is_answer_given(self.task)
+
+    # -- what they read ------------------------------------------------------------------------------
+
+    @property
+    def shown(self) -> int:
+        """Demonstrations before p's questions: with `init: prompt`, as long as p is the base model."""
+        return self.config.shots if self.config.init == "prompt" and not self.state.model_trained else 0
+
+    @property
+    def model_prefix(self) -> str:
+        """Those demonstrations as text, the tools' results written out."""
+        shown = zip(self.data.demonstrations[: self.shown], self.demonstrations, strict=False)
+        stop = self.task.stop or ""
+        return "".join(f"{e.x}{rationale.text}{stop if e.y is None else e.y}\n" for e, rationale in shown)
+
+    def query(self, example: Example) -> Query:
+        """A training question as q and p read it."""
+        codec = self.rules.codec
+        return Query(
+            example,
+            policy_prompt=codec.encode_prompt(self._seen_by_sampler(example)),
+            model_prompt=codec.encode_prompt(self.model_prefix + example.x),
+            answer=codec.encode(example.y or ""),
+        )
+
+    def test_prompt(self, reasoner: Adapter, example: Example) -> list[int]:
+        """What a reasoner reads of a test question, demonstrations before it included."""
+        return self.rules.codec.encode_prompt(self.test_text(reasoner, example))
+
+    def test_text(self, reasoner: Adapter, example: Example) -> str:
+        """The same as text."""
+        if reasoner == "q":
+            return self._seen_by_sampler(example)
+        if not self.answer_given:
+            return self.model_prefix + example.x
+        shown = zip(self.data.demonstrations, self.demonstrations[: self.shown], strict=False)
+        stop = self.task.stop or ""
+        prefix = "".join(f"{self.task.posterior_prompt(one)}{rationale.text}{stop}\n" for one, rationale in shown)
+        return prefix + self.task.posterior_prompt(example)
+
+    def _seen_by_sampler(self, example: Example) -> str:
+        return example.x if self.config.condition == "x" else self.task.posterior_prompt(example)
+
+    # -- what they write -----------------------------------------------------------------------------
+
+    @property
+    def tells_right(self) -> bool:
+        """Whether `is_correct` can tell."""
+        return tells_right(self.task, self.questions)
+
+    def is_correct(self, example: Example, rationale: Rationale) -> bool:
+        """Does a rationale arrive at the example's answer, or is it worth anything by the task's own reward? True where
+        nobody can tell: with candidates, which only p can pick, and where there is no right answer."""
+        if isinstance(self.task, RewardingTask):
+            return own_log_reward(self.task, example, rationale, len(rationale), self.rules.codec) > -math.inf
+        if isinstance(self.task, MeasuredTask) or self.task.candidates(example) is not None:
+            return True
+        return self.task.grade(example, self.task.answer(rationale))
+
+    @property
+    def draws_as_it_is(self) -> bool:
+        """What `draw_tests` draws at temperature 1 has the reasoner's own distribution."""
+        return True
+
+    def draw_tests(
+        self,
+        reasoner: Adapter,
+        prompts: Sequence[Sequence[int]],
+        *,
+        n: int,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> list[Counts]:
+        """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way."""
+        return draw(
+            self.lm,
+            self.lm.dense(reasoner),
+            prompts,
+            self.test_rules,
+            n=n,
+            temperature=temperature,
+            batch_size=self.config.evaluation.batch_size,
+            generator=generator,
+        )
+
+    def sample_tests(
+        self,
+        reasoner: Adapter,
+        examples: Sequence[Example],
+        *,
+        seed: int,
+        n: int | None = None,
+        temperature: float | None = None,
+    ) -> list[Measured]:
+        """Rationales for test questions of a task that has figures of them, with the base model's opinion.
+
+        Args:
+            n, temperature: other than those of the configuration.
+        """
+        task, c = self.task, self.config.evaluation
+        assert isinstance(task, MeasuredTask)
+        counts = self.draw_tests(
+            reasoner,
+            [self.test_prompt(reasoner, example) for example in examples],
+            n=n or c.samples or task.samples,
+            temperature=c.temperature if temperature is None else temperature,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        codec = self.rules.codec
+        groups = [
+            Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
+            for example, of_one in zip(examples, counts, strict=True)
+        ]
+        samples = judge(self.lm, task, groups, counts, max_tokens=self.config.e_step.max_batch_tokens)
+        return self._measured(reasoner, examples, samples)
+
+    def _measured(
+        self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
+    ) -> list[Measured]:
+        listed: list[Sequence[float] | None] = [None] * len(examples)
+        if isinstance(self.task, ListingTask):
+            listed = [
+                log_probs_of_texts(
+                    self.lm,
+                    self.lm.dense(reasoner),
+                    self.test_prompt(reasoner, example),
+                    self.task.texts(example),
+                    self.test_rules,
+                )
+                for example in examples
+            ]
+        return [Measured(*one) for one in zip(examples, samples, listed, strict=True)]
+
+    # -- the evaluation, a phase of every method -----------------------------------------------------
+
+    def evaluate(self, phase: Phase) -> Iterator[Info]:
+        """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
+        yield from self._measure(phase, self.task) if isinstance(self.task, MeasuredTask) else self._grade(phase)
+
+    def _grade(self, phase: Phase) -> Iterator[Info]:
+        units = self._evaluation_units(phase)
+        for unit in range(self.state.unit, len(units)):
+            reasoner, split, members = units[unit]
+            # Reasoners with the same sampler decide after the same rationales.
+            alike = [
+                (self.sampler_of(one), *where) == (self.sampler_of(reasoner), split, members) for one, *where in units
+            ]
+            marks = self._mark(reasoner, [self.tests[split][i] for i in members], alike.index(True))
+            of_reasoner = self.state.right.setdefault(str(phase.round), {}).setdefault(reasoner, {})
+            of_reasoner[split] = of_reasoner.get(split, "") + marks
+            yield {"reasoner": reasoner, "split": split, **Accuracy.of(of_reasoner[split]).to_json()}
+
+    def _measure(self, phase: Phase, task: MeasuredTask) -> Iterator[Info]:
+        """The samples of a split are kept in the state until it is complete: its figures need all of them."""
+        units = self._evaluation_units(phase)
+        for unit in range(self.state.unit, len(units)):
+            reasoner, split, members = units[unit]
+            if members.start == 0:
+                self.state.sampled = []
+            examples = [self.tests[split][i] for i in members]
+            seed = self._unit_seed(unit)
+            self.state.sampled += [list(one.samples) for one in self.sample_tests(reasoner, examples, seed=seed)]
+            if members.stop < len(self.tests[split]):
+                yield {"reasoner": reasoner, "split": split, "questions": members.stop}
+                continue
+            questions = self._measured(reasoner, self.tests[split], self.state.sampled)
+            found = {name: figure.to_json() for name, figure in figures(task, questions).items()}
+            of_round = self.state.metrics.setdefault(str(phase.round), {})
+            of_round.setdefault(reasoner, {})[split] = found
+            self.state.sampled = []
+            yield {"reasoner": reasoner, "split": split, "questions": members.stop, "metrics": found}
+
+    def _mark(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> str:
+        """For each question "1" if its answer is right, else "0"."""
+        c = self.config.evaluation
+        outcomes = answer_questions(
+            self.lm,
+            self.sampler_of(reasoner),
+            self.task,
+            examples,
+            self.test_rules,
+            judge=self.judge_of(reasoner),
+            prefix=self.model_prefix if self.sampler_of(reasoner) != "q" else "",
+            votes=c.votes,
+            temperature=c.temperature,
+            batch_size=c.batch_size,
+            generator=torch.Generator().manual_seed(self._unit_seed(unit)),
+        )
+        return "".join("1" if outcome.correct else "0" for outcome in outcomes)
+
+    def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
+        c = self.config.evaluation
+        chains = (c.samples or self.task.samples) if isinstance(self.task, MeasuredTask) else c.votes
+        reasoners: tuple[Adapter, ...] = self.reasoners if phase.round else ("p",)
+        return [
+            (reasoner, split, members)
+            for reasoner in reasoners
+            for split, questions in self.tests.items()
+            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, c.batch_size // chains))
+        ]
+
+    def _unit_seed(self, unit: int) -> int:
+        return seed_of(self.config.seed, self.state.phase, unit)

@@ -1,0 +1,28 @@
+"""Few-shot chain-of-thought prompting: the base model with k demonstrations before the question."""
+
+from __future__ import annotations
+
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.state import Phase
+from latent_cot.model.lm import Adapter
+
+
+class FewShot(Loop):
+    """Nothing is trained. Where no rationale is demonstrated, questions are shown with their answers, and answered at
+    once."""
+
+    def plan(self) -> list[Phase]:
+        return [Phase(0, "evaluate")]
+
+    @property
+    def shown(self) -> int:
+        return self.config.fewshot.k
+
+    @property
+    def model_prefix(self) -> str:
+        if self.data.demonstrations:
+            return super().model_prefix
+        return "".join(f"{example.x}{example.y}\n" for example in self.data.pairs[: self.shown])
+
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        return super().sampler_of(reasoner) if self.data.demonstrations else None

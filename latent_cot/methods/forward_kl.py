@@ -1,0 +1,151 @@
+"""A posterior learned by forward KL, and an importance-weighted M-step: "Variational reasoning for language models"
+(Zhou et al., ICLR 2026, arXiv 2509.22637), in the form of reweighted wake-sleep (Bornschein & Bengio, 2015).
+
+    posterior  minimise KL(p(Z | X, Y) || q): samples from q itself, weighted by w ∝ p(Z Y | X) / q(Z)
+    draw       samples from q for some training questions, with such weights
+    M-step     raise Σ w̃ log p(Z Y | X), the gradient of the importance-weighted bound on log p(Y | X)
+
+The E-step's target is the same posterior as the GFlowNet's; what differs is the divergence. All samples come from q,
+whose chains reach Y more often than p's, and their weights are exact.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.seeding import draw_distinct, slices
+from latent_cot.methods.state import Drawn, Info, Phase
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo, importance_weights, weighted_likelihood
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.experience import Experience, gather, log_probs_of, policy_log_probs
+
+
+class ForwardKL(Loop):
+    """Alternate the two."""
+
+    def plan(self) -> list[Phase]:
+        rounds = self.config.forward_kl.rounds
+        phases = self.round(0, "init")
+        if self.config.condition == "xy":
+            phases.append(Phase(1, "imitate"))
+        for number in range(1, rounds + 1):
+            phases += self.round(number, "prepare", "posterior", "diagnose", "draw", "m_step", last=number == rounds)
+        return phases
+
+    def jobs(self) -> Mapping[str, Job]:
+        c = self.config.forward_kl
+        return {
+            **super().jobs(),
+            "posterior": Job(self.posterior, lambda _: c.steps),
+            "draw": Job(self.draw, lambda _: len(self._parts)),
+        }
+
+    def posterior(self, phase: Phase) -> Iterator[Info]:
+        """Train q, each optimiser step on samples of its own."""
+        c, tokens = self.config.forward_kl, self.config.e_step.max_batch_tokens
+        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        for step in range(self.state.unit, c.steps):
+            rng = random.Random(self._unit_seed(step))
+            chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
+            experience = self._experience(chosen, rng.getrandbits(60), c.samples)
+            info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=tokens)
+            self.state.budget.gradient_steps += 1
+            yield {**vars(info), "distinct": len(experience.rationales) / float(experience.count.sum())}
+
+    def draw(self, phase: Phase) -> Iterator[Info]:
+        """Weighted rationales for the M-step."""
+        c = self.config.forward_kl
+        if self.state.unit == 0:
+            self.state.drawn = []
+        for unit in range(self.state.unit, len(self._parts)):
+            order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._n_drawn)
+            members = [order[k] for k in self._parts[unit]]
+            experience = self._experience(members, self._unit_seed(unit + 1), c.model_samples)
+            weight, info = weigh(self.lm, experience, self.rules, max_tokens=self.config.e_step.max_batch_tokens)
+            rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
+            kept = [Drawn(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
+            self.state.drawn.extend(kept)
+            yield {"drawn": int(experience.count.sum()), "kept": len(kept), "ess": float(info.ess.mean())}
+
+    def _experience(self, members: list[int], seed: int, n: int) -> Experience:
+        queries = [self.query(self.questions[i]) for i in members]
+        return gather(queries, self._sample("q", members, seed, n=n), self.reward)
+
+    @property
+    def _n_drawn(self) -> int:
+        return min(self.config.forward_kl.model_questions, len(self.questions))
+
+    @property
+    def _parts(self) -> list[range]:
+        return slices(self._n_drawn, max(1, self.config.rollout.batch_size // self.config.forward_kl.model_samples))
+
+
+@dataclass(frozen=True)
+class ForwardKLInfo:
+    """What a step saw; means over the questions."""
+
+    loss: float
+    """−Σ w̃ log q(Z), nats."""
+    ess: float
+    """Effective sample size of the weights, as a share of the samples."""
+    bound: float
+    """Importance-weighted estimate of log p(Y | X), nats, over the questions with a possible sample."""
+    gradient_norm: float
+    seconds: float
+
+
+def update(
+    lm: LanguageModel,
+    experience: Experience,
+    rules: ChainRules,
+    optimiser: AdapterOptimiser,
+    step: int,
+    *,
+    max_tokens: int,
+) -> ForwardKLInfo:
+    """One gradient step of q on the weighted likelihood of its own samples."""
+    started = time.perf_counter()
+    n = len(experience.groups)
+    loss_sum = ess = 0.0
+    bounds: list[float] = []
+    with lm.trainable("q") as model:
+        for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens, shared=True):
+            log_q = log_prob.sum(1)
+            group = _renumbered(experience.group[rows]).to(log_q.device)
+            weight, info = importance_weights(
+                experience.log_reward[rows].to(log_q.device),
+                log_q.detach(),
+                experience.count[rows].to(log_q.device),
+                group,
+            )
+            loss = weighted_likelihood(log_q, weight, group).sum() / n
+            lm.accelerator.backward(loss)
+            loss_sum += float(loss.detach())
+            ess += float(info.ess.sum()) / n
+            bounds += info.bound[info.bound.isfinite()].tolist()
+        norm = optimiser.step(step)
+    loss_sum, ess, possible, bound_sum = lm.processes.sum([loss_sum, ess, len(bounds), sum(bounds)])
+    bound = bound_sum / possible if possible else float("-inf")
+    return ForwardKLInfo(loss_sum, ess, bound, norm, time.perf_counter() - started)
+
+
+def weigh(
+    lm: LanguageModel, experience: Experience, rules: ChainRules, *, max_tokens: int
+) -> tuple[torch.Tensor, ImportanceInfo]:
+    """(B,) normalised importance weights of rationales sampled from q."""
+    log_q = log_probs_of(lm, lm.dense("q"), experience, rules.codec, max_tokens=max_tokens)
+    return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
+
+
+def _renumbered(group: torch.Tensor) -> torch.Tensor:
+    """The groups of some rows, numbered from 0 in the order of the rows."""
+    places: dict[int, int] = {}
+    return torch.tensor([places.setdefault(int(g), len(places)) for g in group])

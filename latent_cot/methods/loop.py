@@ -1,0 +1,338 @@
+"""What the runs of all methods have in common: EM (`em.py`) and the baselines (`baselines/`) are each a `Loop`.
+
+A loop goes through phases. A phase is a generator that does one unit of work (an optimiser step, a batch of
+questions) between two `yield`s; between units the run can be saved, stopped and resumed. All randomness of
+a unit is seeded by its place in the loop, so there is no random state to save, and a resumed run is the run
+that was never stopped.
+
+A method says what its phases are (`plan`) and what each of them does (`jobs`). Here are those that several
+methods share: the fine-tuning on demonstrations that all of them start from, the comparison of q with the
+posterior, drawing rationales, and the M-step. What p and q read, and their evaluation, are in `examined.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import MStepConfig, RunConfig
+from latent_cot.evaluation.diagnostics import diagnose, mean_figures
+from latent_cot.methods import m_step
+from latent_cot.methods.augmentation import vary
+from latent_cot.methods.examined import Examined
+from latent_cot.methods.seeding import seed_of, slices
+from latent_cot.methods.state import Drawn, Info, Phase, State
+from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.reward import Comparison, Reward, other_answers
+from latent_cot.rationales.rollout import rollout
+from latent_cot.rationales.scoring import Group
+from latent_cot.types import Example, Rationale, RewardingTask, Task, TaskData, UsageError
+
+
+class Job(NamedTuple):
+    """What a kind of phase does."""
+
+    work: Callable[[Phase], Iterator[Info]]
+    """Does the units from `state.unit` on, and yields the figures of each."""
+    units: Callable[[Phase], int]
+    """How many there are, for a progress display."""
+
+
+class Loop(Examined, ABC):
+    """One run of a method.
+
+    Args:
+        config, lm, task, data, tests, rules, test_rules: as `Examined` has them.
+        state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
+        restore: on resuming, puts the saved optimiser state into an optimiser.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        lm: LanguageModel,
+        task: Task,
+        data: TaskData,
+        tests: Mapping[str, Sequence[Example]],
+        rules: ChainRules,
+        test_rules: ChainRules,
+        *,
+        state: State | None = None,
+        restore: Callable[[torch.optim.Optimizer], None] | None = None,
+    ) -> None:
+        super().__init__(config, lm, task, data, tests, rules, test_rules, state=state)
+        own_reward = task if isinstance(task, RewardingTask) else None
+        e = config.e_step
+        normalised = e.answer_reward == "normalised"
+        compared = normalised or e.wrong_candidate_penalty > 0 or e.answer_weight != 1
+        self.reward = Reward(
+            lm,
+            rules.codec,
+            own_reward,
+            e.score_tool_tokens,
+            e.max_batch_tokens,
+            Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
+            copy_penalty=e.copy_penalty,
+        )
+        self.optimiser: AdapterOptimiser | None = None
+        self._restore = restore
+        self.phases = self.plan()
+        self.begun = self.state.phase if self.state.unit else self.state.phase - 1
+        """The last phase that has begun."""
+        if state is None:
+            for adapter in ("p", "q"):
+                lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
+        before the model is loaded; a method adds what it needs."""
+        learned = {"m-step": [] if "m_step" in METHODS[config.method].unread else [*data.demonstrations, *data.pairs]}
+        learned["init-step"] = list(data.demonstrations) if config.init == "demonstrations" else []
+        for step, examples in learned.items():
+            target = (config.m_step if step == "m-step" else config.init_step).target
+            if target == "candidates" and not all(map(task.candidates, examples)):
+                raise UsageError(
+                    f"--{step}.target candidates: {task.name} has questions without candidates, of which there is "
+                    "nothing to tell apart; give joint or answer"
+                )
+            if target == "answer" and any(not example.y for example in examples):
+                raise UsageError(
+                    f"--{step}.target answer: {task.name} has questions without an answer to learn; give joint"
+                )
+
+    @abstractmethod
+    def plan(self) -> list[Phase]:
+        """The phases in order."""
+
+    def jobs(self) -> Mapping[str, Job]:
+        """Phase's name -> what it does. A method adds its own."""
+        c = self.config
+        return {
+            "init": Job(self.init, lambda _: c.init_step.steps if self._learns_demonstrations else 0),
+            "imitate": Job(self.imitate, lambda _: c.init_step.steps if self.demonstrations else 0),
+            "prepare": Job(self.prepare, lambda _: len(self._diagnostic_units)),
+            "diagnose": Job(self.diagnose, lambda _: len(self._diagnostic_units)),
+            "m_step": Job(self.m_step, self._m_step_units),
+            "evaluate": Job(self.evaluate, lambda phase: len(self._evaluation_units(phase))),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that has to be saved beside the adapters and the optimiser, as JSON. A method adds its own."""
+        return {"loop": self.state.to_json()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take over what a method has added to `state_dict`: nothing, unless it says otherwise."""
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    def begin(self, number: int) -> None:
+        """Do what has to be done before the first unit of phase `number`, if it has not been done."""
+        if number > self.begun:
+            self.begun = number
+            self.start(self.phases[number])
+
+    def run(self) -> Iterator[tuple[Phase, Info]]:
+        """Go through the phases from where `state` is. After each unit its figures are yielded, and the
+        caller may save, or stop for good: what it has then is the state after that unit."""
+        jobs = self.jobs()
+        while self.state.phase < len(self.phases):
+            phase = self.phases[self.state.phase]
+            self.begin(self.state.phase)
+            for info in jobs[phase.name].work(phase):
+                self.state.unit += 1
+                yield phase, info
+            self.state.phase += 1
+            self.state.unit = 0
+            self.optimiser = None
+
+    def units(self, phase: Phase) -> int:
+        """The number of units of a phase, for a progress display."""
+        return self.jobs()[phase.name].units(phase)
+
+    # -- phases that methods share -------------------------------------------------------------------
+
+    def round(self, number: int, *names: str, last: bool = False) -> list[Phase]:
+        """A round of such phases, evaluated at its end if it is the `last` one or all are to be.
+
+        Round 0 is "init", the initial p, and the same for all methods that train."""
+        evaluated = last or self.config.evaluation.every_round
+        return [Phase(number, name) for name in (*names, *(["evaluate"] if evaluated else []))]
+
+    def start(self, phase: Phase) -> None:
+        """What adapters begin a phase as. With several tasks it is done for all of them before any goes on: none may
+        find, or undo, what another has learned in the meantime."""
+        if phase.name == "imitate":
+            self.lm.copy_adapter("p", "q")
+        elif phase.name == "prepare":
+            self.start_sampler(phase.round)
+
+    def init(self, phase: Phase) -> Iterator[Info]:
+        """p before the first round: fine-tuned on the demonstrations' own rationales, if so configured."""
+        if self._learns_demonstrations:
+            yield from self._fit("p", self._demonstrated, self.config.init_step)
+
+    def imitate(self, phase: Phase) -> Iterator[Info]:
+        """A start for a q that sees Y: its prompt is one that p has never read."""
+        if self.demonstrations:
+            yield from self._fit("q", self._demonstrated, self.config.init_step)
+
+    def prepare(self, phase: Phase) -> Iterator[Info]:
+        """How far q is from the posterior before its training."""
+        yield from self.diagnose(phase)
+
+    def diagnose(self, phase: Phase) -> Iterator[Info]:
+        """Compare q with the posterior on validation questions."""
+        c, e = self.config.evaluation, self.config.e_step
+        units = self._diagnostic_units
+        for unit in range(self.state.unit, len(units)):
+            figures = diagnose(
+                self.lm,
+                [self.query(self.data.validation[i]) for i in units[unit]],
+                self.rules,
+                self.reward,
+                n=c.diagnostic_samples,
+                reward_temperature=self.final_reward_temperature,
+                reward_floor=e.reward_floor,
+                max_tokens=e.max_batch_tokens,
+                generator=torch.Generator().manual_seed(self._unit_seed(unit)),
+            )
+            when = "before" if phase.name == "prepare" else "after"
+            found = self.state.posterior.setdefault(str(phase.round), {}).setdefault(when, [])
+            found.extend(vars(f) for f in figures)
+            yield mean_figures(found)
+
+    def m_step(self, phase: Phase) -> Iterator[Info]:
+        """Fine-tune p on the rationales that were drawn."""
+        if self.state.drawn:
+            yield from self._fit("p", self.state.drawn, self.model_step)
+            self.state.model_trained = self.state.model_trained or self.model_step.steps > 0
+        elif self.state.unit == 0:
+            yield {"note": "no rationale arrives at its answer: p stays as it is"}
+
+    # -- what they share -----------------------------------------------------------------------------
+
+    def start_sampler(self, number: int) -> None:
+        """q ← p at the beginning of a round, if q reads what p reads."""
+        if self.config.condition == "x" and (number == 1 or self.config.e_step.start == "p"):
+            self.lm.copy_adapter("p", "q")
+
+    @property
+    def model_step(self) -> MStepConfig:
+        """How p is fine-tuned on drawn rationales."""
+        return self.config.m_step
+
+    @property
+    def final_reward_temperature(self) -> float:
+        """T of the log R / T that q is trained towards in the end."""
+        return 1.0
+
+    def _sample(self, adapter: Adapter, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
+        """Rationales for these training questions, on the budget. `sampling`: n and temperature of `rollout`."""
+        queries = [self.query(self.questions[i]) for i in members]
+        sampled = rollout(
+            self.lm,
+            self.lm.dense(adapter),
+            [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries],
+            self.rules,
+            generator=torch.Generator().manual_seed(seed),
+            **sampling,
+        )
+        for rationales in sampled:
+            self.state.budget.sampled(rationales)
+        return sampled
+
+    def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
+        """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
+        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        sees_answer = adapter == "q" and self.config.condition == "xy"
+        for step in range(self.state.unit, c.steps):
+            info = self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
+            if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
+                self.lm.interpolate(adapter, c.interpolation)
+            yield info
+
+    def _likelihood_step(
+        self,
+        adapter: Adapter,
+        records: Sequence[Drawn],
+        c: MStepConfig,
+        optimiser: AdapterOptimiser,
+        step: int,
+        *,
+        sees_answer: bool,
+    ) -> Info:
+        torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
+        rng = random.Random(self._unit_seed(step))
+        batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
+        chosen = [records[k] for k in batch]
+        lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
+        target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
+        variations = vars(self.config.lessons)
+        if sees_answer:  # a question joined to others has another answer
+            variations = {**variations, "joined_questions": 0}
+        mean_weight = sum(one.weight for one in records) / len(records)
+        groups = []
+        for k, lesson, one in zip(batch, lessons, chosen, strict=True):
+            others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
+            lesson = vary(lesson, others, self.rules.codec, rng, **variations)
+            if target == "candidates":
+                example = self.questions[one.question]
+                lesson = replace(lesson, others=other_answers(self.task, example, self.rules.codec))
+            groups.append(lesson)
+        info = m_step.update(
+            self.lm,
+            adapter,
+            groups,
+            self.rules,
+            optimiser,
+            step,
+            max_tokens=c.max_batch_tokens,
+            weights=[[one.weight / mean_weight] for one in chosen],
+            target=target,
+        )
+        self.state.budget.gradient_steps += 1
+        return vars(info)
+
+    def _lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
+        """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to
+        write it and stop."""
+        codec = self.rules.codec
+        if sees_answer:
+            return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale], [codec.stop_id])
+        return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
+
+    def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
+        self.optimiser = AdapterOptimiser(
+            self.lm.parameters(adapter), schedule, clip, processes=self.lm.processes, **log_z
+        )
+        if self.state.unit and self._restore is not None:
+            self._restore(self.optimiser.adam)
+        self._restore = None
+        return self.optimiser
+
+    @property
+    def _learns_demonstrations(self) -> bool:
+        return self.config.init == "demonstrations" and bool(self.demonstrations)
+
+    @property
+    def _demonstrated(self) -> list[Drawn]:
+        return [Drawn(i, rationale) for i, rationale in enumerate(self.demonstrations)]
+
+    def _m_step_units(self, phase: Phase) -> int:
+        present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase
+        return 1 if present and not self.state.drawn else self.model_step.steps
+
+    @property
+    def _diagnostic_units(self) -> list[range]:
+        c = self.config.evaluation
+        questions = min(c.diagnostics, len(self.data.validation))
+        return slices(questions, max(1, self.config.rollout.batch_size // c.diagnostic_samples))

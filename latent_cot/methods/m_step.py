@@ -1,0 +1,128 @@
+"""One optimiser step of the M-step: raise log p(Z Y | X) of given rationales."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.optimise import AdapterOptimiser
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.reward import normalised_log_y
+from latent_cot.rationales.scoring import Group, score_in_batches
+
+Target = Literal["joint", "answer", "candidates"]
+"""Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
+
+
+@dataclass(frozen=True)
+class LikelihoodInfo:
+    """What an update saw."""
+
+    loss: float
+    """(Weighted) mean negative log-likelihood of a token, in nats; of an answer, if it is one among candidates."""
+    gradient_norm: float
+    seconds: float
+
+
+def update(
+    lm: LanguageModel,
+    adapter: Adapter,
+    groups: Sequence[Group],
+    rules: ChainRules,
+    optimiser: AdapterOptimiser,
+    step: int,
+    *,
+    max_tokens: int,
+    weights: Sequence[Sequence[float]] | None = None,
+    target: Target = "joint",
+) -> LikelihoodInfo:
+    """One gradient step on the likelihood of each group's rationales and of Y behind each.
+
+    The tokens a tool wrote are attended to but not learned. Where Y begins with the stop, p ends a rationale by Y's
+    first token; else the stop, which is then no token of the text, is learned besides. `weights` holds, for each group,
+    the weight of each of its rationales' log-likelihoods, of mean 1 over all that is learned; None: 1. (Divided by the
+    weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) Several
+    processes divide the groups among them.
+    """
+    started = time.perf_counter()
+    if weights is None:
+        weights = [[1.0] * len(group.rationales) for group in groups]
+    tokens = sum(n for group in groups for n in _tokens(group, rules.codec.stop_id, target))
+    groups, weights = lm.processes.share(groups), lm.processes.share(weights)
+    total = 0.0
+    with lm.trainable(adapter, dropout=True) as model:
+        for members, log_likelihood in _log_likelihoods(lm, model, groups, rules, max_tokens, target):
+            loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / tokens
+            lm.accelerator.backward(loss)
+            total += float(loss.detach())
+        norm = optimiser.step(step)
+    (total,) = lm.processes.sum([total])
+    return LikelihoodInfo(total, norm, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def held_out_loss(
+    lm: LanguageModel, adapter: Adapter, groups: Sequence[Group], rules: ChainRules, *, max_tokens: int
+) -> float:
+    """What `update` would call the loss of these rationales, in nats, without learning them."""
+    scored = _log_likelihoods(lm, lm.dense(adapter), groups, rules, max_tokens)
+    total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
+    return -total / sum(n for group in groups for n in _tokens(group, rules.codec.stop_id))
+
+
+def _log_likelihoods(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    rules: ChainRules,
+    max_tokens: int,
+    target: Target = "joint",
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """The groups of each micro-batch, and (B,) log-likelihoods of their rationales."""
+    for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"):
+        ends = torch.tensor([len(rationale) for g in members for rationale in groups[g].rationales])
+        if target != "joint":
+            log_y = scores.log_y if target == "answer" else normalised_log_y(scores)
+            yield members, log_y.gather(1, ends[:, None].to(log_y.device))[:, 0]
+            continue
+        stop_id = rules.codec.stop_id
+        ends_by_stop = torch.tensor([_ends_by_stop(groups[g], stop_id) for g in members])[scores.group.cpu()]
+        stop = scores.log_pterm.gather(1, ends[:, None].to(scores.group.device))[:, 0]
+        yield members, scores.log_pf.sum(1) + scores.log_y.sum(1) + stop * ends_by_stop.to(stop.device)
+
+
+def _ends_by_stop(group: Group, stop_id: int) -> bool:
+    """Whether a rationale's end has to be learned besides Y, which does not begin with it."""
+    return list(group.answer[:1]) != [stop_id]
+
+
+def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:
+    """How many tokens of each rationale, and behind it, are learned; the stop counts as one, a forced one is none; a
+    choice among candidates counts as one."""
+    if target != "joint":
+        return [len(group.answer) if target == "answer" else 1] * len(group.rationales)
+    stop = _ends_by_stop(group, stop_id)
+    return [sum(z.chosen) + len(group.answer) + int(stop and not z.cut) for z in group.rationales]
+
+
+def epoch_batch(n: int, size: int, step: int, seed: str) -> list[int]:
+    """The indices of batch `step` when n items are gone through in a new random order each epoch.
+
+    A function of its arguments only, so that a resumed run takes the same batches.
+    """
+    batch = []
+    orders: dict[int, list[int]] = {}
+    for k in range(step * size, (step + 1) * size):
+        epoch, place = divmod(k, n)
+        if epoch not in orders:
+            orders[epoch] = list(range(n))
+            random.Random(f"{seed}/{epoch}").shuffle(orders[epoch])
+        batch.append(orders[epoch][place])
+    return batch

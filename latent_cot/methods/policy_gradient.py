@@ -1,0 +1,210 @@
+"""What PPO and GRPO share: q(Z | X) starts from the initial p, samples rationales, and is pulled towards those of
+high reward by the clipped surrogate. p, which gives the reward and is what q is kept near to, stays as it is.
+
+Where the E-step makes q(Z) proportional to the reward, this makes q prefer the highest one.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from latent_cot.config.schema import PolicyGradientConfig, RunConfig
+from latent_cot.methods.examined import tells_right
+from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.seeding import draw_distinct
+from latent_cot.methods.state import Info, Phase
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.objectives.balance import temper
+from latent_cot.objectives.policy_gradient import clipped_surrogate, kl_penalty
+from latent_cot.rationales.buffer import rationale_to_json
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.experience import Experience, gather, policy_log_probs
+from latent_cot.types import Task, TaskData, UsageError
+
+
+class PolicyGradient(Loop):
+    """A method that maximises the reward of q's rationales."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> PolicyGradientConfig:
+        """The method's section of the configuration."""
+
+    @abstractmethod
+    def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+        """(B, S) the advantage of each action. `old` (B, S) are its log-probabilities under the q that sampled,
+        `reward` (B,) those of the complete rationales."""
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        section = "ppo" if config.method == "ppo" else "grpo"
+        if getattr(config, section).reward == "correct" and not tells_right(task, [*data.demonstrations, *data.pairs]):
+            raise UsageError(
+                f"--{section}.reward correct: a rationale of {task.name} is not right or wrong by itself; leave it out"
+            )
+
+    kl_in_loss: bool
+    """Whether the KL to p is a term of the loss, and not part of the reward."""
+
+    def plan(self) -> list[Phase]:
+        return [*self.round(0, "init"), *self.round(1, "prepare", "policy", "diagnose", last=True)]
+
+    def jobs(self) -> Mapping[str, Job]:
+        return {**super().jobs(), "policy": Job(self.policy, lambda _: self.settings.steps)}
+
+    def policy(self, phase: Phase) -> Iterator[Info]:
+        """Train q; a unit is a batch of rollouts and the gradient steps on it."""
+        c, e = self.settings, self.config.e_step
+        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        for step in range(self.state.unit, c.steps):
+            rng = random.Random(self._unit_seed(step))
+            chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
+            sampled = self._sample("q", chosen, rng.getrandbits(60), n=c.samples)
+            queries = [self.query(self.questions[i]) for i in chosen]
+            experience = gather(queries, sampled, self.reward)
+            right = torch.tensor(
+                [
+                    float(self.is_correct(queries[g].example, rationale))
+                    for g, rationale in zip(experience.group.tolist(), experience.rationales, strict=True)
+                ]
+            )
+            reward = right if c.reward == "correct" else floored(experience, c.reward_floor)
+            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=e.max_batch_tokens)
+            info = update(
+                self.lm,
+                experience,
+                old,
+                self.advantages(experience, old, reward),
+                self.rules,
+                optimiser,
+                step,
+                epochs=c.epochs,
+                clip_range=c.clip_range,
+                kl=c.kl if self.kl_in_loss else 0.0,
+                max_tokens=e.max_batch_tokens,
+            )
+            self.state.budget.gradient_steps += c.epochs
+            yield {
+                **vars(info),
+                **describe(experience, right if self.tells_right else None),
+                "samples": self._shown_samples(chosen, experience),
+            }
+
+    def _shown_samples(self, chosen: list[int], experience: Experience, n: int = 2) -> list[Info]:
+        """The first rationale of the first questions, for people to read."""
+        firsts = [experience.group.tolist().index(g) for g in range(min(n, len(chosen)))]
+        return [
+            {
+                "question": self.questions[chosen[g]].question,
+                "rationale": rationale_to_json(experience.rationales[b]),
+                "log_reward": float(experience.log_reward[b]),
+                "count": int(experience.count[b]),
+            }
+            for g, b in enumerate(firsts)
+        ]
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What the gradient steps on a batch saw; means over the sampled rationales, and over the steps."""
+
+    loss: float
+    kl: float
+    """Estimate of KL(q || p) of a rationale, nats (the mean of log q − log p), of the q that sampled."""
+    clipped: float
+    """Share of actions whose gradient the clipping has cut off."""
+    gradient_norm: float
+    seconds: float
+
+
+def floored(experience: Experience, floor: float | None) -> torch.Tensor:
+    """(B,) log-rewards, those too far below the best of their question raised: the E-step's floor."""
+    one = torch.ones(len(experience.rationales), 1, dtype=torch.bool)
+    return temper(experience.log_reward[:, None], one, experience.group, floor=floor)[:, 0]
+
+
+@torch.no_grad()
+def log_probs_when_sampled(
+    lm: LanguageModel, experience: Experience, rules: ChainRules, *, max_tokens: int
+) -> torch.Tensor:
+    """(B, S) log q of the actions before any update.
+
+    By the model that is trained, not by its merged copy: in bf16 the two differ, and the first ratios would not be 1.
+    """
+    old = torch.zeros_like(experience.reference)
+    with lm.trainable("q") as model:
+        for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens):
+            old[rows] = log_prob.cpu()
+    return old
+
+
+def update(
+    lm: LanguageModel,
+    experience: Experience,
+    old: torch.Tensor,
+    advantage: torch.Tensor,
+    rules: ChainRules,
+    optimiser: AdapterOptimiser,
+    step: int,
+    *,
+    epochs: int,
+    clip_range: float,
+    kl: float,
+    max_tokens: int,
+) -> PolicyInfo:
+    """`epochs` gradient steps of q on the clipped surrogate plus `kl` times the KL penalty, each on the whole batch."""
+    started = time.perf_counter()
+    n = float(experience.count.sum())
+    actions = float((experience.count[:, None] * experience.mask).sum())
+    loss_sum = clipped = norms = 0.0
+    for _ in range(epochs):
+        with lm.trainable("q") as model:
+            for rows, log_prob in policy_log_probs(
+                lm, model, experience, rules.codec, max_tokens=max_tokens, shared=True
+            ):
+                there = log_prob.device
+                mask, count = experience.mask[rows].to(there), experience.count[rows].to(there)
+                losses, info = clipped_surrogate(
+                    log_prob, old[rows].to(there), advantage[rows].to(there), mask, clip_range=clip_range
+                )
+                if kl:
+                    losses = losses + kl * kl_penalty(log_prob, experience.reference[rows].to(there), mask)
+                loss = (count * losses).sum() / n
+                lm.accelerator.backward(loss)
+                loss_sum += float(loss.detach())
+                clipped += float((count * info.clipped).sum())
+            norms += optimiser.step(step)
+    loss_sum, clipped = lm.processes.sum([loss_sum, clipped])
+    drift = (experience.count * (old - experience.reference).mul(experience.mask).sum(1)).sum() / n
+    return PolicyInfo(
+        loss_sum / epochs,
+        float(drift),
+        clipped / (epochs * actions),
+        norms / epochs,
+        time.perf_counter() - started,
+    )
+
+
+def describe(experience: Experience, right: torch.Tensor | None) -> dict[str, float]:
+    """Figures of the sampled rationales. The mean log-reward is that of those that are worth anything, if any are; the
+    accuracy needs (B,) `right`, 1 for a rationale that is."""
+    count, n = experience.count, float(experience.count.sum())
+    failed = torch.tensor([any(call.error is not None for call in r.calls) for r in experience.rationales])
+    cut = torch.tensor([rationale.cut for rationale in experience.rationales])
+    possible = experience.log_reward > -torch.inf
+    log_reward = (count * experience.log_reward)[possible].sum() / count[possible].sum()
+    return {
+        **({"log_reward": float(log_reward)} if bool(possible.any()) else {}),
+        **({} if right is None else {"accuracy": float((count * right).sum()) / n}),
+        "distinct": len(experience.rationales) / n,
+        "cut": float((count * cut).sum()) / n,
+        "failed_calls": float((count * failed).sum()) / n,
+    }

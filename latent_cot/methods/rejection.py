@@ -1,0 +1,81 @@
+"""Rejection-sampling EM: STaR (Zelikman et al., 2022) and ReST-EM (Singh et al., "Beyond human data", 2024).
+
+    sample  chains from p for the training questions, keep the distinct ones that arrive at Y
+    M-step  p ← the initial p, fine-tuned on them and on the demonstrations
+
+As in ReST-EM, chains are sampled at a temperature, each round fine-tunes the same starting point, and a question
+keeps a bounded number of chains. Left out: STaR's rationalisation, in which p is shown the answer of a question that it
+got wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from latent_cot.config.schema import MStepConfig
+from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.m_step import epoch_batch
+from latent_cot.methods.seeding import seed_of, slices
+from latent_cot.methods.state import Drawn, Info, Phase
+
+
+class Rejection(Loop):
+    """p is the only model. The adapter q, which is not needed, holds what each round fine-tunes."""
+
+    def plan(self) -> list[Phase]:
+        rounds = self.config.rejection.rounds
+        phases = self.round(0, "init")
+        for number in range(1, rounds + 1):
+            phases += self.round(number, "sample", "m_step", last=number == rounds)
+        return phases
+
+    def jobs(self) -> Mapping[str, Job]:
+        return {**super().jobs(), "sample": Job(self.sample, lambda _: len(self._batches))}
+
+    @property
+    def model_step(self) -> MStepConfig:
+        return replace(self.config.m_step, steps=self.config.rejection.steps)
+
+    def sample(self, phase: Phase) -> Iterator[Info]:
+        """Chains from p, a batch a unit, over all training questions in random order, again and again."""
+        c = self.config.rejection
+        if self.state.unit == 0:
+            if phase.round == 1:
+                self._set_start()
+            self.state.drawn = self._demonstrated if c.demonstrations else []
+        for unit in range(self.state.unit, len(self._batches)):
+            order_seed = f"{self.config.seed}/{self.state.phase}"
+            batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
+            members = batch[: len(self._batches[unit])]
+            sampled = self._sample("p", members, self._unit_seed(unit), temperature=c.temperature)
+            right = 0
+            kept = Counter(d.question for d in self.state.drawn)
+            known = {(d.question, d.rationale.tokens) for d in self.state.drawn}
+            for question, (rationale,) in zip(members, sampled, strict=True):
+                if not self.is_correct(self.questions[question], rationale):
+                    continue
+                right += 1
+                if kept[question] < c.per_question and (question, rationale.tokens) not in known:
+                    kept[question] += 1
+                    known.add((question, rationale.tokens))
+                    self.state.drawn.append(Drawn(question, rationale))
+            share = {"accuracy": right / len(members)} if self.tells_right else {}
+            yield {"drawn": len(members), "kept": len(self.state.drawn), **share}
+
+    def start(self, phase: Phase) -> None:
+        """An M-step fine-tunes the starting point, not the last p."""
+        super().start(phase)
+        if phase.name == "m_step" and self.state.drawn and self.config.rejection.start != "last":
+            self.lm.copy_adapter("q", "p")
+
+    def _set_start(self) -> None:
+        if self.config.rejection.start == "base":
+            self.lm.reset_adapter("q", seed=seed_of(self.config.seed, "q"))
+        else:
+            self.lm.copy_adapter("p", "q")
+
+    @property
+    def _batches(self) -> list[range]:
+        return slices(self.config.rejection.trajectories, self.config.rollout.batch_size)

@@ -1,0 +1,211 @@
+"""Rationales of one question, and what q, p and the reward make of them, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latent_cot.evaluation.evaluate import read_answers
+from latent_cot.methods.loop import Loop
+from latent_cot.model.lm import Adapter
+from latent_cot.objectives.importance import importance_weights
+from latent_cot.rationales.scoring import Group, score
+from latent_cot.types import Example, MeasuredTask, Rationale
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a rationale."""
+
+    text: str
+    chosen: bool
+    """Did the reasoner choose it, or did a tool write it?"""
+    log_q: float | None
+    """log q of it given what is before, nats; None for a tool's token, and where there is no q."""
+    log_p: float | None
+    """log p of it, likewise."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A prefix at which a chain may stop."""
+
+    position: int
+    """Number of tokens before it; 0 is the empty rationale."""
+    log_q: float | None
+    """log q(⊤ | prefix), nats; 0 at the end of a chain that was cut; None where there is no q."""
+    log_p: float
+    """log p(⊤ | prefix), likewise."""
+    log_reward: float | None
+    """log R of the prefix as a complete rationale, nats: log p(z_{1:i} Y | X), unless the task has a reward of its own;
+    None: Y is not known."""
+
+
+@dataclass(frozen=True)
+class ScoredRationale:
+    """A distinct rationale of a question."""
+
+    rationale: Rationale
+    count: int
+    """How often it was sampled."""
+    log_q: float | None
+    """log q(Z | X), or log q(Z | X, Y) in a run whose q sees the answer: the stop included, at temperature 1, nats.
+    None where there is no q."""
+    log_p: float
+    """log p(Z | X), likewise; behind the prompt that tests give p, which has the answer too in a task whose tests
+    give it (infilling), where log R does not."""
+    log_reward: float | None
+    """log R, which is log p(Z Y | X) unless the task has a reward of its own, nats; None: Y is not known."""
+    weight: float | None
+    """Its share of the posterior, as the sample tells: R / the probability it was sampled with, times `count`, over the
+    sum of these. None where that cannot be told: Y is not known, or the sample is none of temperature 1."""
+    answer: str | None
+    """The answer it arrives at."""
+    correct: bool | None
+    """None: the right answer is not known."""
+    tokens: tuple[Token, ...]
+    stops: tuple[Stop, ...]
+    """The prefixes at which it may stop, the whole rationale last."""
+
+    @property
+    def text(self) -> str:
+        """The tools' results included."""
+        return self.rationale.text
+
+    def log_prob(self, reasoner: Adapter) -> float:
+        """log q or log p. Raises ValueError where there is no q."""
+        value = self.log_q if reasoner == "q" else self.log_p
+        if value is None:
+            raise ValueError("there is no q")
+        return value
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The rationales of a question with their weights."""
+
+    rationales: Sequence[ScoredRationale]
+    """In the order in which they were given."""
+    ess: float | None
+    """Effective sample size of the weights as a share of the samples: 1 if all weigh the same."""
+    bound: float | None
+    """log of the mean weight, nats: in expectation a lower bound on log p(Y | X)."""
+
+
+def sample_rationales(
+    loop: Loop, example: Example, reasoner: Adapter, *, n: int, temperature: float, seed: int
+) -> dict[Rationale, int]:
+    """How often each distinct rationale occurs among `n` of a reasoner, in order of first occurrence."""
+    prompts = [loop.test_prompt(reasoner, example)]
+    generator = torch.Generator().manual_seed(seed)
+    (counts,) = loop.draw_tests(reasoner, prompts, n=n, temperature=temperature, generator=generator)
+    return dict(counts)
+
+
+@torch.no_grad()
+def score_rationales(
+    loop: Loop,
+    example: Example,
+    counts: Mapping[Rationale, int],
+    *,
+    with_q: bool,
+    proposal: Adapter | None,
+) -> Weighed:
+    """What q, p and the reward make of a question's rationales.
+
+    Args:
+        counts: distinct rationale -> how often it was sampled.
+        with_q: whether there is a q to score them with; p there is always.
+        proposal: the reasoner that they were sampled from, at temperature 1; None: from none, so that they have no
+            weights.
+    """
+    codec, query, rationales = loop.test_rules.codec, loop.query(example), list(counts)
+    adapters: tuple[Adapter, ...] = ("q", "p") if with_q else ("p",)
+    prompts = {"q": query.policy_prompt, "p": loop.test_prompt("p", example)}
+    scores = {name: score(loop.lm, loop.lm.dense(name), [Group(prompts[name], rationales)], codec) for name in adapters}
+    token_log_probs = {name: s.log_pf.tolist() for name, s in scores.items()}
+    stop_log_probs = {name: s.log_pterm.tolist() for name, s in scores.items()}
+    totals = {
+        name: [
+            sum(token_log_probs[name][b]) + stop_log_probs[name][b][len(rationale)]
+            for b, rationale in enumerate(rationales)
+        ]
+        for name in adapters
+    }
+    rewards = _log_rewards(loop, example, query.model_prompt, query.answer, rationales)
+
+    weights: list[float] | None = None
+    ess = bound = None
+    if rewards is not None and proposal is not None:
+        log_reward = torch.tensor([row[len(z)] for row, z in zip(rewards, rationales, strict=True)])
+        group = torch.zeros(len(rationales), dtype=torch.long)
+        count = torch.tensor(list(counts.values()), dtype=torch.float64)
+        weight, info = importance_weights(
+            log_reward.double(), torch.tensor(totals[proposal], dtype=torch.float64), count, group
+        )
+        weights, ess, bound = weight.tolist(), float(info.ess), float(info.bound)
+
+    graded = example.answer is not None and not isinstance(loop.task, MeasuredTask)
+    judge = loop.judge_of(proposal or "p")
+    (answers,) = read_answers(loop.lm, judge, loop.task, [example], [query.model_prompt], [rationales], loop.test_rules)
+    found = []
+    for b, rationale in enumerate(rationales):
+        answer, n = answers[b], len(rationale)
+        found.append(
+            ScoredRationale(
+                rationale,
+                counts[rationale],
+                totals["q"][b] if "q" in totals else None,
+                totals["p"][b],
+                None if rewards is None else rewards[b][n],
+                None if weights is None else weights[b],
+                answer,
+                loop.task.grade(example, answer) if graded else None,
+                tuple(
+                    Token(
+                        piece,
+                        chosen,
+                        token_log_probs["q"][b][i] if chosen and "q" in scores else None,
+                        token_log_probs["p"][b][i] if chosen else None,
+                    )
+                    for i, (piece, chosen) in enumerate(
+                        zip(pieces(rationale.tokens, codec.decode), rationale.chosen, strict=True)
+                    )
+                ),
+                tuple(
+                    Stop(
+                        i,
+                        stop_log_probs["q"][b][i] if "q" in scores else None,
+                        stop_log_probs["p"][b][i],
+                        None if rewards is None else rewards[b][i],
+                    )
+                    for i in range(n + 1)
+                    if rationale.states[i]
+                ),
+            )
+        )
+    return Weighed(found, ess, bound)
+
+
+def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """The text that each token adds; together they are the text of all. A character that several tokens make up
+    belongs to the last of them."""
+    found, shown = [], 0
+    for i in range(1, len(tokens) + 1):
+        text = decode(tokens[:i])
+        incomplete = text.endswith("\N{REPLACEMENT CHARACTER}") and i < len(tokens)
+        found.append("" if incomplete else text[shown:])
+        shown = shown if incomplete else len(text)
+    return found
+
+
+def _log_rewards(
+    loop: Loop, example: Example, prompt: Sequence[int], answer: Sequence[int], rationales: Sequence[Rationale]
+) -> list[list[float]] | None:
+    """(B, N + 1) log R of every prefix; None where Y is not known and the reward needs it."""
+    if example.y is None and loop.reward.task is None:
+        return None
+    (table,) = loop.reward.of_prefixes([example], [Group(prompt, rationales, answer)])
+    return table.tolist()

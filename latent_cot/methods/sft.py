@@ -1,0 +1,121 @@
+"""Supervised fine-tuning on the demonstrations, stopped early.
+
+It goes on from the initial p, which has itself been fine-tuned on the demonstrations (`init_step`), so that it is
+never given less training than what the other methods start from. Every `check_every` steps the validation questions are
+answered as test questions are; after `patience` checks without a new best it stops, and the best p is kept. Where a
+task has no right answers, the check is the loss of the validation questions' own rationales. The test splits play no
+part in this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from latent_cot.config.schema import MStepConfig, RunConfig
+from latent_cot.evaluation.evaluate import NO_RATIONALE
+from latent_cot.methods import m_step
+from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.m_step import Target
+from latent_cot.methods.state import Drawn, Info, Phase
+from latent_cot.model.lm import Adapter
+from latent_cot.model.optimise import Schedule
+from latent_cot.rationales.chain import encode_rationale
+from latent_cot.types import Example, MeasuredTask, Task, TaskData, UsageError
+
+
+class SFT(Loop):
+    """p learns from the demonstrations only, as tests ask for their rationales. The adapter q, which is not needed,
+    holds the best p so far.
+
+    Where there are none, and the answer is one of a few candidates, p learns to tell it from the others right after the
+    question, and answers so. Without validation questions there is no early stopping: the last p is kept.
+    """
+
+    def plan(self) -> list[Phase]:
+        return [*self.round(0, "init"), *self.round(1, "fit", last=True)]
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        if not data.demonstrations and not all(map(task.candidates, data.pairs)):
+            raise UsageError(
+                "--method sft learns --data.demonstrations, whose answers are read off rationales; give some"
+            )
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether there is no rationale to learn."""
+        return not self.data.demonstrations
+
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        return None if self.answers_at_once else super().sampler_of(reasoner)
+
+    def jobs(self) -> Mapping[str, Job]:
+        return {**super().jobs(), "fit": Job(self.fit, self._fit_units)}
+
+    def fit(self, phase: Phase) -> Iterator[Info]:
+        """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
+        c, step_config = self.config.sft, self._step_config
+        records = [Drawn(i, NO_RATIONALE) for i in range(len(self.questions))]
+        records = records if self.answers_at_once else self._demonstrated
+        schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
+        optimiser = self._new_optimiser("p", schedule, step_config.clip)
+        while (unit := self.state.unit) < self._fit_units(phase):
+            figures: Info = {}
+            for step in range(max(0, unit - 1) * c.check_every, min(unit * c.check_every, c.steps)):
+                figures = self._likelihood_step(
+                    "p", records, step_config, optimiser, step, sees_answer=self.answer_given
+                )
+                self.state.model_trained = True
+            found = self._check(unit)
+            if found > max(self.state.checks, default=-math.inf) or not self._held_out:
+                self.lm.copy_adapter("p", "q")
+            self.state.checks.append(found)
+            yield {**figures, **self._shown_check(found, max(self.state.checks))}
+        self.lm.copy_adapter("q", "p")
+        self.lm.interpolate("p", c.interpolation)
+
+    def _check(self, unit: int) -> float:
+        """How good p is now, the higher the better: right answers, or minus the loss of held-out rationales."""
+        if not self._held_out:
+            return 0
+        if not isinstance(self.task, MeasuredTask):
+            return self._mark("p", self._held_out, unit).count("1")
+        groups = [
+            self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.answer_given)
+            for example in self._held_out
+        ]
+        tokens = self.config.init_step.max_batch_tokens
+        return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=tokens)
+
+    def _shown_check(self, found: float, best: float) -> Info:
+        if not self._held_out:
+            return {}
+        if isinstance(self.task, MeasuredTask):
+            return {"validation_loss": -found, "best_loss": -best}
+        return {"validation": found / len(self._held_out), "best": best / len(self._held_out)}
+
+    @property
+    def _held_out(self) -> Sequence[Example]:
+        return self.data.validation[: self.config.sft.questions]
+
+    def _fit_units(self, phase: Phase) -> int:
+        """The checks there will be at most; those that were made, once it has stopped early."""
+        c, checks = self.config.sft, self.state.checks
+        most = 1 + -(-c.steps // c.check_every)
+        since_best = len(checks) - 1 - checks.index(max(checks)) if checks else 0
+        return len(checks) if since_best >= c.patience and self._held_out else most
+
+    @property
+    def _step_config(self) -> MStepConfig:
+        c = self.config.sft
+        target: Target = "candidates" if self.answers_at_once else "joint"
+        return replace(
+            self.config.init_step,
+            batch_size=c.batch_size,
+            learning_rate=c.learning_rate,
+            steps=c.steps,
+            target=target,
+        )

@@ -1,0 +1,135 @@
+"""Where a run is in the loop, and what it has found so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from latent_cot.evaluation.diagnostics import mean_figures
+from latent_cot.evaluation.evaluate import Accuracy
+from latent_cot.rationales.buffer import rationale_from_json, rationale_to_json
+from latent_cot.run.run_folder import Checkpoint
+from latent_cot.types import Rationale, Sample, UsageError
+
+Info = dict[str, Any]
+"""The figures of a unit of work."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the loop."""
+
+    round: int
+    name: str
+
+
+class Drawn(NamedTuple):
+    """A rationale to fine-tune on."""
+
+    question: int
+    """Index of its training question."""
+    rationale: Rationale
+    weight: float = 1.0
+    """Of its log-likelihood."""
+
+
+@dataclass
+class Budget:
+    """What training has cost. Evaluation and diagnostics are not counted."""
+
+    trajectories: int = 0
+    """Rationales sampled."""
+    tokens: int = 0
+    """Their tokens, the tools' included."""
+    gradient_steps: int = 0
+    """Optimiser steps of either adapter, those on the demonstrations included."""
+
+    def sampled(self, rationales: Sequence[Rationale], counts: Sequence[int] | None = None) -> None:
+        """Count these rationales, each as often as it was sampled (None: once)."""
+        for rationale, count in zip(rationales, counts or [1] * len(rationales), strict=True):
+            self.trajectories += count
+            self.tokens += count * len(rationale)
+
+
+@dataclass
+class State:
+    """Where a run is and what it has found; with the adapters, the optimiser and the buffer, all of it."""
+
+    phase: int = 0
+    """Index into `Loop.phases`."""
+    unit: int = 0
+    """Units of that phase that are done."""
+    model_trained: bool = False
+    """Whether an M-step has changed p."""
+    drawn: list[Drawn] = field(default_factory=list)
+    """Rationales for the M-step."""
+    budget: Budget = field(default_factory=Budget)
+    checks: list[float] = field(default_factory=list)
+    """How good p was at each check of a method that stops early: right answers to the validation questions or, where
+    there are none, minus the loss of their rationales."""
+    right: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    """round -> reasoner -> split -> "1" or "0" for each question, in their order."""
+    metrics: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+    """round -> reasoner -> split -> metric -> `measure.Figure.to_json()`."""
+    sampled: list[list[Sample]] = field(default_factory=list)
+    """The samples of each question so far of the split that is being measured."""
+    posterior: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
+    """round -> "before" or "after" q's training -> figures of each validation question."""
+
+    def to_json(self) -> dict[str, Any]:
+        drawn = [[d.question, rationale_to_json(d.rationale), d.weight] for d in self.drawn]
+        sampled = [
+            [[rationale_to_json(s.rationale), s.log_z, s.log_y, s.count] for s in of_one] for of_one in self.sampled
+        ]
+        return {**vars(self), "drawn": drawn, "sampled": sampled, "budget": asdict(self.budget)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> State:
+        drawn = [Drawn(question, rationale_from_json(one), weight) for question, one, weight in record["drawn"]]
+        kept = record.get("sampled", [])
+        sampled = [[Sample(rationale_from_json(z), *rest) for z, *rest in of_one] for of_one in kept]
+        return cls(**{**record, "drawn": drawn, "sampled": sampled, "budget": Budget(**record["budget"])})
+
+    @classmethod
+    def saved_in(cls, checkpoint: Checkpoint) -> State:
+        """The state in a checkpoint. Raises UsageError for one of a version that saved something else."""
+        try:
+            return cls.from_json(checkpoint.state["loop"])
+        except (KeyError, TypeError, ValueError) as error:  # something is missing, or there is more
+            raise UsageError(
+                f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version "
+                "for this run, or start again in another --output-dir"
+            ) from error
+
+    @staticmethod
+    def model_trained_in(checkpoint: Checkpoint) -> bool:
+        """Whether an M-step had changed p. A run of another version can be read, if not gone on with."""
+        try:
+            return bool(checkpoint.state["loop"]["model_trained"])
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version for this run"
+            ) from error
+
+    def results(self) -> dict[str, Any]:
+        """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
+        posterior (round -> before and after its training; means over the validation questions), and what it cost."""
+        posterior = {
+            number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
+            for number, of_round in self.posterior.items()
+        }
+        accuracy = {
+            number: {
+                reasoner: {split: Accuracy.of(marks).to_json() for split, marks in splits.items()}
+                for reasoner, splits in reasoners.items()
+            }
+            for number, reasoners in self.right.items()
+        }
+        return {
+            "accuracy": accuracy,
+            "right": self.right,
+            "metrics": self.metrics,
+            "posterior": posterior,
+            "budget": asdict(self.budget),
+        }

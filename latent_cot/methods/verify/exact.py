@@ -1,0 +1,125 @@
+"""The posterior p(Z | X, Y), log Z(X) and log q by brute force: every rationale, each scored by itself.
+
+This is the reference that the engine is held against, so it shares nothing with what computes the same
+numbers there: no token tree, no key-value cache, no padding. It takes from the engine the weights of a
+model, and `Chain`, which defines what a rationale is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.types import Rationale
+
+
+def enumerate_rationales(rules: ChainRules) -> list[Rationale]:
+    """Every complete rationale: it stops at a state, or is cut at `max_tokens` chosen tokens."""
+    tokens = [int(token) for token in rules.codec.actions if token != rules.codec.stop_id]
+
+    def grow(chosen: tuple[int, ...]) -> Iterator[Rationale]:
+        chain = Chain(rules)
+        for token in chosen:
+            chain.push(token)
+        if chain.may_stop or chain.full:
+            yield chain.finish()
+        if not chain.full:
+            for token in tokens:
+                yield from grow((*chosen, token))
+
+    return list(grow(()))
+
+
+def log_joint(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    rationales: Sequence[Rationale],
+    answer: Sequence[int],
+    codec: TextCodec,
+) -> torch.Tensor:
+    """(B,) log p(Z Y | X) in nats: the tokens of Z that were chosen, over the actions; Y, over all tokens."""
+    return _log_probs(model, prompt, rationales, answer, codec, with_stop=False)
+
+
+def log_policy(
+    model: PreTrainedModel, prompt: Sequence[int], rationales: Sequence[Rationale], codec: TextCodec
+) -> torch.Tensor:
+    """(B,) log q(Z | prompt) in nats: the tokens of Z that were chosen and, unless it was cut, the stop."""
+    return _log_probs(model, prompt, rationales, (), codec, with_stop=True)
+
+
+@torch.no_grad()
+def _log_probs(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    rationales: Sequence[Rationale],
+    answer: Sequence[int],
+    codec: TextCodec,
+    *,
+    with_stop: bool,
+) -> torch.Tensor:
+    values = torch.empty(len(rationales), dtype=torch.float64)
+    by_length = sorted(range(len(rationales)), key=lambda k: len(rationales[k]))
+    for n, group in itertools.groupby(by_length, key=lambda k: len(rationales[k])):
+        rows = list(group)
+        zs = [rationales[k] for k in rows]
+        sequences = torch.tensor([[*prompt, *z.tokens, *answer] for z in zs])
+        logits = model(input_ids=sequences, use_cache=False).logits.double()
+        logits = logits[:, len(prompt) - 1 :]  # (B, n + |Y| + 1, V); entry i predicts the token after the prefix s_i
+
+        blocked = torch.ones(len(zs), n + 1, codec.vocab_size, dtype=torch.bool)
+        blocked[:, :, codec.actions] = False
+        blocked[:, :, codec.stop_id] = ~torch.tensor([z.states for z in zs])
+        over_actions = logits[:, : n + 1].masked_fill(blocked, -torch.inf).log_softmax(-1)
+
+        tokens = torch.tensor([z.tokens for z in zs], dtype=torch.long).reshape(len(zs), n)
+        chosen = torch.tensor([z.chosen for z in zs], dtype=torch.bool).reshape(len(zs), n)
+        log_token = over_actions[:, :n].gather(2, tokens[:, :, None])[:, :, 0]
+        total = torch.where(chosen, log_token, 0.0).sum(1)  # a tool's tokens: probability one
+        if with_stop:
+            cut = torch.tensor([z.cut for z in zs])
+            total = total + torch.where(cut, 0.0, over_actions[:, n, codec.stop_id])
+        if answer:
+            over_all = logits[:, n : n + len(answer)].log_softmax(-1)
+            total = total + over_all.gather(2, torch.tensor(answer).expand(len(zs), -1)[:, :, None]).sum((1, 2))
+        values[rows] = total
+    return values
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far q is from the posterior, for one question; over all rationales, nothing sampled."""
+
+    kl: float
+    """KL(q ‖ p(Z | X, Y)), nats."""
+    total_variation: float
+    """Half the sum of |q − p|: the largest difference in the probability of any set of rationales."""
+    mass: float
+    """Sum of q over the rationales listed: 1, or the list is not complete."""
+
+
+def log_partition(log_joint: torch.Tensor) -> float:
+    """log Z(X) = log p(Y | X) = log of the sum over Z of p(Z Y | X), nats."""
+    return float(torch.logsumexp(log_joint, 0))
+
+
+def distance(log_q: torch.Tensor, log_joint: torch.Tensor) -> Distance:
+    """Between q and the posterior p(Z | X, Y) = p(Z Y | X) / Z(X).
+
+    Args:
+        log_q: (B,) nats, from `log_policy`.
+        log_joint: (B,) nats, of the same rationales.
+    """
+    log_p = log_joint - log_partition(log_joint)
+    q = log_q.exp()
+    return Distance(
+        kl=float((q * (log_q - log_p)).sum()),
+        total_variation=float((q - log_p.exp()).abs().sum()) / 2,
+        mass=float(q.sum()),
+    )

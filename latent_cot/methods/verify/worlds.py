@@ -1,0 +1,172 @@
+"""Worlds in which every rationale can be listed: a tiny language model, two questions, and the rules of a chain.
+
+The models have random weights. Nothing is claimed about what they can do; what matters is that p(X Z Y) is
+a distribution like any other, far from uniform, and that it can be summed up exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from latent_cot.methods.e_step import Query
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.types import Example, Tool, ToolError
+
+END = "<end>"
+CHARACTERS = "ab12=,."
+"""With END, the vocabulary: one token a character."""
+
+QUESTIONS = (Example(x="ab", y=".a", question="ab"), Example(x="b1a", y=".b2", question="b1a"))
+
+
+class CountingTool:
+    """Writes a text of zero to three tokens that depends on what it is asked with, and sometimes refuses.
+
+    Asked at once, it fails; after `a` it writes nothing; else one token for each token it reads, at most three.
+    """
+
+    name = "counting"
+    description = "for `latent-cot verify`"
+    trigger = "="
+
+    def request(self, text: str) -> str:
+        return text.removesuffix("=").rsplit("=", 1)[-1]
+
+    def __call__(self, request: str) -> str:
+        if not request:
+            raise ToolError("nothing to count")
+        return "" if request == "a" else "212"[: len(request)]
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """What a world is made from."""
+
+    description: str
+    seed: int
+    """Of the model's weights. Chosen among the first twenty so that the posterior is spread
+    over many rationales, s_0 and the tool's among them, and is far from where q starts."""
+    steps: int
+    """Of training: what a world of its size needs."""
+    rules: Mapping[str, Any]
+    """Arguments of `ChainRules`, the codec aside."""
+    stop: str | None = None
+    allowed_characters: str | None = None
+    sees_answer: bool = False
+    """q's prompt is X and Y, not X alone."""
+    tools: Sequence[Tool] = field(default=())
+
+
+WORLDS: Mapping[str, WorldSpec] = {
+    "plain": WorldSpec("any token; stop anywhere", seed=0, steps=450, rules={"max_tokens": 3}),
+    "tool": WorldSpec(
+        "a tool writes 0 to 3 tokens, or refuses",
+        seed=7,
+        steps=450,
+        rules={"max_tokens": 4},
+        allowed_characters="ab=",
+        tools=(CountingTool(),),
+    ),
+    "steps": WorldSpec(
+        "stop only where a step is complete",
+        seed=13,
+        steps=400,
+        rules={"max_tokens": 5, "granularity": "step", "step_delimiter": ","},
+        allowed_characters="ab,",
+    ),
+    "constrained": WorldSpec(
+        "three letters; the stop is the answer's first token",
+        seed=10,
+        steps=350,
+        rules={"max_tokens": 5},
+        stop=".",
+        allowed_characters="ab1",
+    ),
+    "xy": WorldSpec(
+        "q reads X and Y, p reads X",
+        seed=0,
+        steps=250,
+        rules={"max_tokens": 4},
+        allowed_characters="ab1",
+        sees_answer=True,
+    ),
+}
+"""Name -> world."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A world, built."""
+
+    lm: LanguageModel
+    rules: ChainRules
+    queries: tuple[Query, ...]
+
+
+def build(spec: WorldSpec, *, rank: int = 32) -> World:
+    """A new model with its adapters p and q, q equal to p as at the start of an E-step.
+
+    Args:
+        rank: of the adapters; the model's width by default, so that capacity is no excuse.
+    """
+    tokenizer = _tokenizer()
+    codec = TextCodec(tokenizer, stop=spec.stop, allowed_characters=spec.allowed_characters)
+    rules = ChainRules(codec, spec.tools, **spec.rules)
+    queries = tuple(
+        Query(
+            example,
+            policy_prompt=codec.encode_prompt(example.x + (example.y or "") * spec.sees_answer),
+            model_prompt=codec.encode_prompt(example.x),
+            answer=codec.encode(example.y or ""),
+        )
+        for example in QUESTIONS
+    )
+    return World(_language_model(tokenizer, spec.seed, rank), rules, queries)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    pieces = [END, *CHARACTERS]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def _language_model(tokenizer: PreTrainedTokenizerFast, seed: int, rank: int) -> LanguageModel:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.25,  # large, so that the next token depends visibly on all tokens before it
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        base = LlamaForCausalLM(config)
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    lm = LanguageModel(base, tokenizer, lora)
+    lm.reset_adapter("p", seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(lm.parameters("p").items()):
+            if "lora_B" in name:  # p is not the base model: a mix-up of the two would be noticed
+                weight.copy_(0.02 * torch.randn(weight.shape, generator=generator))
+    lm.copy_adapter("p", "q")
+    return lm

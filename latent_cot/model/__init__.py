@@ -1,0 +1,1 @@
+"""One language model with its adapters, made fast."""

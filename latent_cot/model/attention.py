@@ -1,0 +1,227 @@
+"""Attention for token trees that lie one behind the other, without padding, in one row.
+
+All layers but attention treat tokens one by one, so a batch of trees of different sizes can run as a single
+row of exactly as many tokens as there are nodes. In attention a node sees its ancestors, which are in its own
+tree or in the beginning that all trees share; only there are the trees laid out side by side and padded.
+
+transformers lets an attention function be registered by name; a model switches to it with
+`set_attn_implementation`. For any other batch ours is transformers' "sdpa".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+from latent_cot.model.kv_cache import beginning_of, behind_beginning, with_spare_columns
+from latent_cot.model.tree import FlatTrees
+
+NAME = "latent-cot-trees"
+# More scores than this are not written out, but left to torch's fused kernel, which makes a block of them at a time.
+_MOST_SCORES = 2**25
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A `tree.Block` on the device."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    mask: torch.Tensor
+    """(R, 1, Q, K), added to the scores."""
+    own_keys: bool
+    """No key belongs to two rows, so that gradients need not be added up."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    blocks: Sequence[_Cells]
+    cell_of: torch.Tensor
+    """(N,) where each node is among the blocks' queries, block after block."""
+
+
+# The layout of the last forward pass over trees, and of the backward pass that follows it (gradient
+# checkpointing runs the forward pass again). A module-level variable, since an attention function is handed
+# nothing of ours that every architecture passes through, and the backward pass may run in another thread.
+_layout: _Layout | None = None
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Let a model that uses transformers' "sdpa" use ours. Returns whether it does."""
+    AttentionInterface.register(NAME, tree_attention)
+    AttentionMaskInterface.register(NAME, eager_mask)  # made once a pass, to be added in every layer
+    if model.config._attn_implementation != "sdpa":
+        return False
+    model.set_attn_implementation(NAME)
+    return bool(model.config._attn_implementation == NAME)
+
+
+def uninstall(model: PreTrainedModel) -> None:
+    model.set_attn_implementation("sdpa")
+
+
+def lay_out(trees: FlatTrees, model: PreTrainedModel) -> torch.Tensor:
+    """Prepare a pass of `model` over `trees`. Returns the attention mask to call it with, (1, 1, 1, N).
+
+    A mask of four dimensions is handed on to the attention function as it is. One of a single row for N > 1
+    queries makes no sense to any other: it is the sign that the pass is over trees.
+    """
+    global _layout
+    device, dtype = model.device, model.dtype
+    blocks = []
+    for block in trees.blocks:
+        mask = additive(block.attention[:, None].to(device), dtype)
+        blocks.append(_Cells(block.queries.to(device), block.keys.to(device), mask, own_keys=block.own_keys))
+    _layout = _Layout(blocks, trees.cell_of.to(device))
+    return torch.zeros(1, 1, 1, len(trees.input_ids), dtype=dtype, device=device)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of query (1, H, N, D), key and value (1, H or fewer, N, D); returns (1, N, H, D)."""
+    nodes = query.shape[2]
+    plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if beginning_of(key) is not None:
+        scores = 0 if attention_mask is None else query[..., 0].numel() * attention_mask.shape[-1]
+        if plain and attention_mask is not None and scores <= _MOST_SCORES and not dropout:
+            return _attend_behind(query, key, value, attention_mask, scale).transpose(1, 2), None
+        key, value = behind_beginning(key), behind_beginning(value)
+    if nodes == 1 and query.device.type == "cpu" and plain and attention_mask is not None and not dropout:
+        return _attend_decoding(query, key, value, attention_mask, scale).transpose(1, 2), None
+    if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
+        output: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
+        return output, None
+    if not plain:
+        raise ValueError("attention with a soft cap, a position bias or sinks")
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
+    outputs = []
+    for block in _layout.blocks:
+        # With a single block its queries, and perhaps its keys, are all nodes, each once.
+        inverse = _layout.cell_of if len(_layout.blocks) == 1 else None
+        own = inverse if block.own_keys else None
+        o = attend(
+            _take(q, block.queries, inverse).transpose(1, 2),
+            _take(k, block.keys, own).transpose(1, 2),
+            _take(v, block.keys, own).transpose(1, 2),
+            block.mask,
+            scale,
+        )
+        outputs.append(o.transpose(1, 2).flatten(0, 1))
+    cells = torch.cat(outputs)
+    return cells.index_select(0, _layout.cell_of)[None], None
+
+
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask that is added to scores: 0 where `seen` is True, else the lowest number there is."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def _attend_decoding(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`attend` of one query a row. The products do not copy a cache's buffer that is taken as a whole, and the softmax
+    is fast on rows of whole vectors."""
+    columns = key.shape[2]
+    wide_key, wide_value = with_spare_columns(key), with_spare_columns(value)
+    spare = wide_key.shape[2] - columns
+    if not spare or wide_value.shape[2] != wide_key.shape[2]:
+        return attend(query, key, value, mask, scale)
+    mask = nn.functional.pad(mask[..., :columns], (0, spare), value=torch.finfo(mask.dtype).min)
+    return attend(query, wide_key, wide_value, mask, scale)
+
+
+def _attend_behind(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`attend` to a beginning that all rows share, and to what each has behind it.
+
+    The queries of all rows are one matrix, whose products with the beginning's keys and values read these once.
+    """
+    rows, heads, width, size = query.shape
+    groups, columns = key.shape[1], key.shape[2]
+    first_key, first_value = beginning_of(key), beginning_of(value)
+    if first_key is None or first_value is None:
+        raise ValueError("this model changes keys or values behind the cache")
+    shared = first_key.shape[2]
+    # Columns to spare are masked out. They make whole vectors of a row of weights, and spare the products a copy.
+    first_key, first_value, key, value = map(with_spare_columns, (first_key, first_value, key, value))
+    split = first_key.shape[2]
+    lowest = torch.finfo(mask.dtype).min
+    own_mask = nn.functional.pad(mask[..., shared:], (0, key.shape[2] - columns), value=lowest)
+
+    def with_first(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """x (R, G, n, m) times first (G, m, l), the rows of a group as one matrix."""
+        product = torch.matmul(x.transpose(0, 1).reshape(groups, -1, x.shape[3]), first)
+        return product.view(groups, rows, -1, first.shape[2]).transpose(0, 1)
+
+    folded = query.reshape(rows, groups, heads // groups * width, size) * scale
+    scores = query.new_empty(rows, groups, folded.shape[2], split + key.shape[2])
+    scores[..., :split] = with_first(folded, first_key[0].transpose(1, 2))
+    scores[..., shared:split] = lowest
+    own = torch.matmul(folded, key.transpose(2, 3)).view(rows, groups, -1, width, key.shape[2])
+    scores[..., split:] = (own + own_mask[:, :, None]).flatten(2, 3)
+    kind = None if scores.shape[3] % 32 == 0 else torch.float32  # as in `attend`
+    weights = scores.softmax(-1, dtype=kind).to(value.dtype)
+    output = torch.matmul(weights[..., split:], value) + with_first(weights[..., :split], first_value[0])
+    return output.view(rows, heads, width, size)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Softmax attention of query (R, H, Q, D) over key and value (R, G, K, D), G dividing H, under `mask`.
+
+    On a CPU torch's fused kernel is slow for short sequences and slower still in its backward pass (measured at
+    sixty tokens: five times the time of the matrix products written out), so they are written out there.
+    """
+    rows, heads, width, size = query.shape
+    groups = key.shape[1]
+    if query.device.type != "cpu":
+        key, value = (x.repeat_interleave(heads // groups, 1) for x in (key, value))
+        return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    folded = query.reshape(rows, groups, heads // groups * width, size) * scale
+    scores = torch.matmul(folded, key.transpose(2, 3)).view(rows, groups, heads // groups, width, key.shape[2])
+    # Rows of whole vectors are fast in bf16 too; others are not.
+    kind = None if key.shape[2] % 32 == 0 else torch.float32
+    weights = (scores + mask[:, :, None]).softmax(-1, dtype=kind).view(rows, groups, -1, key.shape[2])
+    return torch.matmul(weights.to(value.dtype), value).view(rows, heads, width, size)
+
+
+def _take(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor | None) -> torch.Tensor:
+    """x[index] for x (N, ...) and index (R, L)."""
+    if inverse is None or not (x.requires_grad and torch.is_grad_enabled()):
+        return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+    return cast("torch.Tensor", _Gather.apply(x, index, inverse))
+
+
+class _Gather(torch.autograd.Function):
+    """x[index], where each row of x is wanted once and otherwise only as padding that gets no gradient: then
+    the gradient is a gather too, and not an addition of scattered rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradients[0].flatten(0, 1).index_select(0, inverse), None, None

@@ -1,0 +1,426 @@
+"""One base model in memory, two LoRA adapters on it: the model `p` and the policy `q`.
+
+The algorithm needs two things of a language model: hidden states at the nodes of token trees, and
+logits from them, over the actions of a rationale or over the whole vocabulary. Everything that depends on
+the architecture is here.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from latent_cot.model import lora as lora_layer
+from latent_cot.model.architecture import (
+    Abilities,
+    close,
+    features_of,
+    is_half,
+    run_flat,
+    run_padded,
+    run_paths,
+    some_tokens,
+    table_of_positions,
+)
+from latent_cot.model.kv_cache import KVCache
+from latent_cot.model.packed import PackedLinear, pack_linear
+from latent_cot.model.processes import Processes
+from latent_cot.model.tree import TokenTree
+from latent_cot.types import UsageError
+
+Adapter = Literal["p", "q"]
+ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
+Weights = Literal["p", "q", "prior"]
+"""The reasoners' adapters and, in a run that has one, what q once was (`LanguageModel.add_prior`)."""
+
+_FEW = 0.25
+"""Of the vocabulary: the output layer's rows of so few tokens are copied before the product; else all logits are made,
+and some taken, unless there are so many that it is the larger copy."""
+
+
+class LanguageModel:
+    """A causal LM with adapters `p` and `q`.
+
+    Args:
+        base: any Hugging Face causal LM.
+        tokenizer: its tokenizer.
+        lora: rank, targets and so on of both adapters. Freshly made, both equal the base model.
+        accelerator: owns device and precision.
+        gradient_checkpointing: keep only each layer's input for the backward pass and run the layer again there:
+            less memory, a third more time.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        lora: LoraConfig,
+        accelerator: Accelerator | None = None,
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.accelerator = accelerator or Accelerator(cpu=True)
+        self.processes = Processes(self.accelerator)
+        self.tokenizer = tokenizer
+        base.requires_grad_(False)
+        base.eval()
+        base.to(self.accelerator.device)
+        self.abilities = Abilities.of(base)
+        self._refuse_without_cache(base)
+        self.abilities = replace(self.abilities, cascade=self._cascades(base))
+        self._base_head = base.get_output_embeddings()
+        self.max_positions = table_of_positions(base)
+        """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
+        as rotary ones, and a longer text is only one of a length that it was not trained with."""
+        # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
+        self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
+        self._fresh: set[Weights] = set()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
+            self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")
+            self.peft.add_adapter("q", copy.deepcopy(lora))
+        self.peft.eval()
+        if isinstance(cast("PreTrainedModel", self.peft.get_base_model()).get_output_embeddings(), LoraLayer):
+            raise ValueError("the output layer cannot be adapted; leave it out")
+        # Found once: going through all modules takes longer than the optimiser's step.
+        modules = self.peft.get_base_model().named_modules()
+        self._adapted: list[tuple[str, Any]] = [(name, m) for name, m in modules if isinstance(m, LoraLayer)]
+        self._refuse_unfit_layers()
+        self._weights: dict[Weights, dict[str, nn.Parameter]] = {
+            adapter: self._weights_of(adapter) for adapter in ADAPTERS
+        }
+        self._active: Weights | None = None
+        self._checkpointed: list[nn.Module] = []
+        if gradient_checkpointing:
+            self._checkpointed = _checkpoint_layers(cast("PreTrainedModel", self.peft.get_base_model()))
+        self._prepare_copies()
+        for _, layer in self._adapted:
+            if isinstance(layer, LoraLinear):
+                lora_layer.fuse(layer)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    # -- adapters ------------------------------------------------------------------------------------
+
+    def add_prior(self) -> None:
+        """Make room for a third adapter, which is never trained: a copy of another as it is at some time."""
+        if "prior" in self._weights:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.peft.add_adapter("prior", copy.deepcopy(self.peft.peft_config["q"]))
+        self._weights["prior"] = self._weights_of("prior")
+        for weight in self._weights["prior"].values():
+            weight.requires_grad_(False)
+        self._copies["prior"] = copy.deepcopy(self._copies["q"])
+        self._share_frozen(self._copies["prior"])
+
+    def _weights_of(self, adapter: Weights) -> dict[str, nn.Parameter]:
+        weights = self.peft.named_parameters()
+        return {name: weight for name, weight in weights if "lora_" in name and f".{adapter}." in name}
+
+    def parameters(self, adapter: Weights) -> dict[str, nn.Parameter]:
+        """The adapter's own weights by name."""
+        return dict(self._weights[adapter])
+
+    @torch.no_grad()
+    def copy_adapter(self, source: Weights, target: Weights) -> None:
+        """Make `target` equal to `source`."""
+        weights = self.parameters(source)
+        for name, weight in self.parameters(target).items():
+            weight.copy_(weights[name.replace(f".{target}.", f".{source}.")])
+        self._fresh.discard(target)
+
+    @torch.no_grad()
+    def interpolate(self, adapter: Weights, share: float) -> None:
+        """Move the model that `adapter` makes to (1 − share) base + share adapted, exactly: its change of the base
+        model's weights, B A, is scaled.
+
+        Fine-tuned weights averaged with those they began from keep more of what the first could do outside of the
+        training distribution (WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+        """
+        for name, weight in self.parameters(adapter).items():
+            if "lora_B" in name or "lora_embedding_B" in name:
+                weight.mul_(share)
+        self._fresh.discard(adapter)
+
+    @torch.no_grad()
+    def reset_adapter(self, adapter: Weights, seed: int) -> None:
+        """Make `adapter` a fresh LoRA adapter, equal to the base model: A random, B zero."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in sorted(self.parameters(adapter).items()):
+            if "lora_B" in name or "lora_embedding_A" in name:
+                weight.zero_()
+            else:
+                bound = 1 / weight.shape[-1] ** 0.5  # peft's own kaiming_uniform(a=√5)
+                noise = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
+                weight.copy_(noise)
+        self._fresh.discard(adapter)
+
+    def save_adapter(self, adapter: Weights, folder: Path) -> None:
+        """Write it in PEFT's own format (`PeftModel.from_pretrained(base, folder)` loads it)."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = get_peft_model_state_dict(self.peft, adapter_name=adapter)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+        config = copy.deepcopy(self.peft.peft_config[adapter])
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+
+    def load_adapter(self, adapter: Weights, folder: Path) -> None:
+        """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
+        from peft import set_peft_model_state_dict
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = folder / "adapter_model.safetensors"
+        try:
+            state = load_file(file)
+        except FileNotFoundError as error:
+            raise UsageError(f"{file}: no such file; {folder} holds no adapter") from error
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{file}: cannot be read ({error}); the file is damaged or was cut short") from error
+        from peft import get_peft_model_state_dict
+
+        own = get_peft_model_state_dict(self.peft, adapter_name=adapter)
+        shapes = {name: tuple(weight.shape) for name, weight in own.items()}
+        theirs = {name: tuple(weight.shape) for name, weight in state.items()}
+        if shapes != theirs:
+            wrong = min(set(shapes.items()) ^ set(theirs.items()))
+            raise UsageError(
+                f"{file}: an adapter of another model, or of other LoRA settings (first difference: {wrong[0]} "
+                f"of shape {wrong[1]}); give the --model and --lora settings it was trained with"
+            )
+        set_peft_model_state_dict(self.peft, state, adapter_name=adapter)
+        self._fresh.discard(adapter)
+
+    # -- models to run -------------------------------------------------------------------------------
+
+    @contextmanager
+    def trainable(self, adapter: Weights, *, dropout: bool = False) -> Iterator[PreTrainedModel]:
+        """The base model with `adapter` switched on and its weights requiring gradients.
+
+        Args:
+            dropout: LoRA's own, where it is configured: for fine-tuning. A log q of a sampler is to be that of the
+                weights that sampled.
+        """
+        if self._active != adapter:
+            self.peft.set_adapter(adapter)
+            for other, weights in self._weights.items():
+                for weight in weights.values():
+                    weight.requires_grad_(other == adapter)
+            self._active = adapter
+        self._fresh.discard(adapter)
+        self._switch_training(True, dropout=dropout)
+        try:
+            yield cast("PreTrainedModel", self.peft.get_base_model())
+        finally:
+            self._switch_training(False, dropout=False)
+            self._fresh.discard(adapter)
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[PreTrainedModel]:
+        """The base model as it was before any training, for scoring."""
+        with self.peft.disable_adapter():
+            yield cast("PreTrainedModel", self.peft.get_base_model())
+        self._active = None  # PEFT has switched on the gradients of an adapter again
+
+    @torch.no_grad()
+    def dense(self, adapter: Weights) -> PreTrainedModel:
+        """A copy of the base model with `adapter` merged into its weights, for sampling and scoring.
+
+        Unmerged LoRA on all linear layers triples the time of a decoding step. The copy is made afresh
+        from the base each time the adapter has changed: merging back and forth in bf16 would drift.
+        """
+        model = self._copies[adapter]
+        if adapter not in self._fresh:
+            for name, layer in self._adapted:
+                weight = lora_layer.merged_weight(layer, adapter)
+                target: Any = model.get_submodule(name)
+                if isinstance(target, PackedLinear):
+                    target.pack(weight)
+                else:
+                    target.weight.copy_(weight)
+            self._fresh.add(adapter)
+        return model
+
+    def _switch_training(self, on: bool, *, dropout: bool) -> None:
+        """LoRA's own dropout, and gradient checkpointing: the base model's own dropout stays off."""
+        for _, layer in self._adapted:
+            layer.lora_dropout.train(dropout)
+        for layer in self._checkpointed:
+            layer.training = on  # of the layer itself, not of what is in it
+
+    @torch.no_grad()
+    def _refuse_without_cache(self, base: PreTrainedModel) -> None:
+        """Raises UsageError where sampling from a key-value cache, in rows of different lengths that change places and
+        branch, would fail or not be the model's."""
+        some = torch.tensor(some_tokens(base, 11), device=self.device)
+        ids, tokens, sources = some[:8].view(2, 4), some[8:, None], [1, 0, 0]
+        seen = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]], device=self.device)
+        reason = "what it then says is another thing"
+        try:
+            cache = self.new_cache(base)
+            self.decode_step(base, ids, seen, (seen.cumsum(1) - 1).clamp(min=0), cache)
+            cache.rearrange(sources, self.device)
+            ids, seen = torch.cat([ids[sources], tokens], 1), nn.functional.pad(seen[sources], (0, 1), value=1)
+            last = self.decode_step(base, tokens, seen, seen.cumsum(1)[:, -1:] - 1, cache)
+            with self.accelerator.autocast():
+                alone = [
+                    features_of(base, self.abilities.linear_head, input_ids=row[mask.bool()][None])[:, -1]
+                    for row, mask in zip(ids, seen, strict=True)
+                ]
+            # Behind three tokens a whole network may amplify what bf16 rounds, to some 6 %.
+            same = close(last, torch.cat(alone), tolerance=0.25 if is_half(last) else None)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            same, reason = False, str(error)
+        if not same:
+            raise UsageError(f"--model: a {type(base).__name__} cannot go on from a key-value cache ({reason})")
+
+    @torch.no_grad()
+    def _cascades(self, base: PreTrainedModel) -> bool:
+        """Whether attention finds a beginning that the cache keeps apart from the rows (`Abilities.cascade`)."""
+        ids = torch.arange(5, device=self.device)[None]
+        first = KVCache(base.config)
+        if self.abilities.trees != "flat" or not first.joinable:
+            return False
+        seen = torch.ones(2, 5, dtype=torch.long, device=self.device)
+        rest = ids[:, 2:].expand(2, -1)
+        self.decode_step(base, ids[:, :2], seen[:1, :2], ids[:, :2], first)
+        found = []
+        for apart in (False, True):
+            cache = KVCache(base.config, first, apart=apart)
+            try:
+                self.decode_step(base, rest[:, :2], seen[:, :4], rest[:, :2], cache)
+                found.append(self.decode_step(base, rest[:, 2:], seen, rest[:, 2:], cache))
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                return False
+        return close(found[1], found[0])
+
+    def _refuse_unfit_layers(self) -> None:
+        """Raises ValueError for an adapted module that is no layer with one weight, such as a mixture's experts."""
+        for name, layer in self._adapted:
+            base = layer.get_base_layer()
+            if ".base_layer" in name or not isinstance(getattr(base, "weight", None), torch.Tensor):
+                raise ValueError(f"{name} is a {type(base).__name__}, which is no linear layer; name those that are")
+
+    def _prepare_copies(self) -> None:
+        """Let the copies hold only the adapted weights themselves; all others are the base model's own."""
+        for model in self._copies.values():
+            for name, _ in self._adapted:
+                packed = pack_linear(model.get_submodule(name))
+                if packed is not None:
+                    model.set_submodule(name, packed)
+            self._share_frozen(model)
+
+    def _share_frozen(self, model: PreTrainedModel) -> None:
+        adapted = {name for name, _ in self._adapted}
+        frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
+        for name, weight in model.named_parameters():
+            if name.removesuffix(".weight") not in adapted:
+                weight.data = frozen[name].data
+
+    # -- forward passes ------------------------------------------------------------------------------
+
+    def hidden(self, model: PreTrainedModel, trees: Sequence[TokenTree]) -> torch.Tensor:
+        """(nodes, H) final hidden states at the nodes of `trees`, tree after tree.
+
+        For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
+        """
+        linear_head = self.abilities.linear_head
+        if self.max_positions is not None:
+            longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
+            if longest > self.max_positions:
+                raise UsageError(
+                    f"--model: a text of {longest} tokens (positions that --lessons.gap-share leaves out count) is "
+                    f"longer than the model's {self.max_positions}; give shorter questions or rationales, or another "
+                    "model"
+                )
+        kind, window = self.abilities.trees, self.abilities.window
+        if window is not None:
+            # Some models count the columns of a row from each other, whatever its mask says of them.
+            lengths = [len(tree) if kind == "padded" else max(tree.positions, default=0) + 1 for tree in trees]
+            kind = "paths" if max(lengths, default=0) > window else kind
+        with self.accelerator.autocast():
+            match kind:
+                case "flat":
+                    return run_flat(model, trees, linear_head=linear_head)
+                case "padded":
+                    return run_padded(model, trees, linear_head=linear_head)
+                case "paths":
+                    return run_paths(model, trees, linear_head=linear_head)
+
+    def logits(self, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, V), or (n, len(ids)), float32 logits at n hidden states: of all tokens, or of `ids` only."""
+        if not self.abilities.linear_head:
+            return (hidden if ids is None else hidden[:, ids]).float()
+        weight, bias = self._base_head.weight, getattr(self._base_head, "bias", None)
+        copied = ids is not None and (len(ids) < _FEW * len(weight) or len(hidden) > hidden.shape[1])
+        if copied:
+            weight, bias = weight[ids], None if bias is None else bias[ids]
+        logits = nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+        return (logits if ids is None or copied else logits[:, ids]).float()
+
+    def decode_step(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        cache: KVCache,
+    ) -> torch.Tensor:
+        """(B, H) hidden state (see `hidden`) after the last of `input_ids` (B, n); extends `cache`.
+
+        `attention_mask` (B, past + n) is 0 where padded, `position_ids` (B, n).
+        """
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "use_cache": True,
+            self.abilities.cache_argument: cache,
+        }
+        with self.accelerator.autocast():
+            if self.abilities.linear_head:
+                features: torch.Tensor = model.base_model(**arguments).last_hidden_state
+            else:
+                features = model(**arguments).logits
+        return features[:, -1]
+
+    def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
+        """An empty cache, or one whose rows all go on behind the single row of `beginning`."""
+        return KVCache(model.config, beginning, apart=self.abilities.cascade)
+
+
+def _checkpoint_layers(base: PreTrainedModel) -> list[nn.Module]:
+    """Switch on gradient checkpointing; returns the layers, which do it when they are in training mode.
+
+    Raises ValueError if the architecture does not support it.
+    """
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers: list[nn.Module] = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        for name, value in list(vars(layer).items()):
+            if "dropout" in name and isinstance(value, float):  # of its own, which training mode would switch on
+                setattr(layer, name, 0.0)
+    return layers

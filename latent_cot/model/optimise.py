@@ -1,0 +1,94 @@
+"""AdamW on one adapter, with the learning rate a function of the step: what both EM steps train with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from latent_cot.model.processes import Processes
+from latent_cot.types import UsageError
+
+MAX_SKIPPED = 5
+"""So many steps in a row without finite gradients are no accident."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate by step: linear warm-up, then cosine decay to 0 or constant."""
+
+    peak: float
+    steps: int
+    warmup: int
+    decay: Literal["cosine", "constant"]
+
+    def at(self, step: int) -> float:
+        """The learning rate of step 0, 1, ..., steps − 1; never 0, so that no step is wasted."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        if self.decay == "constant":
+            return self.peak
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class AdapterOptimiser:
+    """AdamW with gradient clipping over an adapter's weights.
+
+    Args:
+        weights: the adapter's.
+        schedule: of their learning rate.
+        clip: largest norm of their gradient.
+        log_z: learned log-partition functions, a parameter each, with a constant learning rate of their own.
+        log_z_rate: that learning rate, in nats a step.
+        processes: each of which has the gradients of its share of a step's questions.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        schedule: Schedule,
+        clip: float,
+        *,
+        log_z: Sequence[nn.Parameter] = (),
+        log_z_rate: float = 0.1,
+        processes: Processes | None = None,
+    ) -> None:
+        self.weights = [weights[name] for name in sorted(weights)]
+        self.schedule = schedule
+        self.clip = clip
+        self.log_z = list(log_z)
+        self.processes = processes or Processes()
+        groups = [{"params": self.weights, "lr": schedule.peak, "weight_decay": 0.01}]
+        if self.log_z:
+            groups.append({"params": self.log_z, "lr": log_z_rate, "weight_decay": 0.0})
+        self.adam = torch.optim.AdamW(groups, fused=True)
+        self._skipped = 0
+
+    def step(self, number: int) -> float:
+        """Update with the accumulated gradients and clear them; returns their norm before clipping.
+
+        A step with a gradient that is infinite, or no number, would ruin the adapter and is left out; its norm is then
+        none either. Raises UsageError after `MAX_SKIPPED` of them in a row.
+        """
+        self.processes.sum_gradients([*self.weights, *self.log_z])
+        norm = float(nn.utils.clip_grad_norm_(self.weights, self.clip))
+        if not all(bool(z.grad.isfinite()) for z in self.log_z if z.grad is not None):
+            norm = math.nan
+        if math.isfinite(norm):
+            self._skipped = 0
+            self.adam.param_groups[0]["lr"] = self.schedule.at(number)
+            self.adam.step()
+        else:
+            self._skipped += 1
+        self.adam.zero_grad(set_to_none=True)
+        if self._skipped >= MAX_SKIPPED:
+            raise UsageError(
+                f"training has come apart: the gradients of {self._skipped} steps in a row are infinite or no numbers; "
+                f"start again with a lower learning rate (here {self.schedule.peak})"
+            )
+        return norm

@@ -1,0 +1,150 @@
+"""Between text and token ids, for any tokenizer: prompts, continuations, and a rationale's alphabet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from latent_cot.types import UsageError
+
+_NO_TEXT = "\ufffd"
+"""What bytes that are no character are decoded as."""
+
+
+class TextCodec:
+    """Encodes prompts and continuations, decodes chains, and holds the *actions*: what q may choose.
+
+    A rationale is never retokenised: its ids are kept from the moment they are chosen or injected.
+    Only whole pieces (a prompt, a tool's result, an answer) are encoded, each by itself, so that the
+    ids before and after a piece do not depend on it.
+
+    Args:
+        tokenizer: any Hugging Face tokenizer. Its padding token is never used: padding lives in masks.
+        stop: the text whose single token ends a rationale; None for the end-of-sequence token. A text
+            that this tokenizer splits into several tokens falls back on end-of-sequence.
+        allowed_characters: a rationale's tokens consist of these characters only; None for no limit.
+        allows: a further condition on a token's text; None for none.
+    """
+
+    # Sentencepiece tokenizers put a space before the first piece and strip it when they decode. With
+    # a first piece of our own, cut off afterwards, all tokenizers behave alike. A text that the first of these
+    # is one token with ("=" before "=> 5") has the next before it.
+    _ANCHORS = ("=", "0", ",")
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stop: str | None = None,
+        allowed_characters: str | None = None,
+        allows: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        self._anchors = {anchor: self._plain(anchor) for anchor in self._ANCHORS}
+        self._anchor = self._anchors[self._ANCHORS[0]]
+        self._anchor_text = self._raw_decode(self._anchor)
+        self.stop_id = self._stop_id(stop)
+        self._allowed_characters = allowed_characters
+        self._allows = allows
+
+    # -- text to ids ---------------------------------------------------------------------------------
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a prompt, with the special tokens the tokenizer begins a text with. Never empty."""
+        ids = list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"])
+        plain = self._plain(text)
+        # A tokenizer may append special tokens: what stands before the text is kept, what stands behind it is not.
+        ends = [end for end in range(len(ids), len(plain) - 1, -1) if ids[end - len(plain) : end] == plain]
+        ids = ids[: ends[0]] if ends else plain
+        if not ids:
+            first = self.tokenizer.bos_token_id
+            ids = [self.tokenizer.eos_token_id if first is None else first]
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as the continuation of something, without special tokens."""
+        for anchor, alone in self._anchors.items():
+            anchored = self._plain(anchor + text)
+            if anchored[: len(alone)] == alone:
+                return anchored[len(alone) :]
+        return self._plain(text)
+
+    # -- ids to text ---------------------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` as the continuation of something: a leading space is kept."""
+        return self._raw_decode([*self._anchor, *ids])[len(self._anchor_text) :]
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The text of each token of the vocabulary by itself; V strings."""
+        rows = [[*self._anchor, i] for i in range(self.vocab_size)]
+        texts = self.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
+        return [text[len(self._anchor_text) :] for text in texts]
+
+    # -- the alphabet of a rationale -----------------------------------------------------------------
+
+    @cached_property
+    def actions(self) -> torch.Tensor:
+        """(A,) ascending ids of what the policy may choose: the allowed tokens and the stop."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+        if self._allowed_characters is None and self._allows is None:
+            return torch.tensor([i for i in range(self.vocab_size) if i not in special or i == self.stop_id])
+        ids = {i for i, piece in enumerate(self.pieces) if i not in special and self._is_allowed(piece)}
+        if not ids - {self.stop_id}:
+            raise UsageError(
+                f"no token of this model's vocabulary is allowed (characters: {self._allowed_characters!r}): "
+                "the task's rationales cannot be written with it; take another --model"
+            )
+        return torch.tensor(sorted(ids | {self.stop_id}))
+
+    @cached_property
+    def action_index(self) -> torch.Tensor:
+        """(V,) index of each token among `actions`; -1 for a token the policy may not choose."""
+        index = torch.full((self.vocab_size,), -1)
+        index[self.actions] = torch.arange(len(self.actions))
+        return index
+
+    @property
+    def stop_index(self) -> int:
+        """Index of the stop among `actions`."""
+        return int(self.action_index[self.stop_id])
+
+    def ending_with(self, suffix: str) -> frozenset[int]:
+        """Tokens after which a text may end with `suffix`."""
+        split = not suffix.isascii()  # its last character may be several tokens, bytes that are no text by themselves
+        return frozenset(
+            i
+            for i, piece in enumerate(self.pieces)
+            if piece and (piece.endswith(suffix) or suffix.endswith(piece) or (split and _NO_TEXT in piece))
+        )
+
+    def _is_allowed(self, piece: str) -> bool:
+        if self._allowed_characters is not None and not (piece and set(piece) <= set(self._allowed_characters)):
+            return False
+        return self._allows is None or self._allows(piece)
+
+    # -- helpers -------------------------------------------------------------------------------------
+
+    def _plain(self, text: str) -> list[int]:
+        # A user who types "<|endoftext|>" means these characters, not the special token.
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _raw_decode(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _stop_id(self, stop: str | None) -> int:
+        if stop is not None:
+            ids = self.encode(stop)
+            if len(ids) == 1:
+                return ids[0]
+        if self.tokenizer.eos_token_id is None:
+            raise UsageError("the tokenizer has no end-of-sequence token, which ends a rationale; take another --model")
+        return int(self.tokenizer.eos_token_id)

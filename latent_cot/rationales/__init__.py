@@ -1,0 +1,1 @@
+"""A rationale's life: its rules, how it is sampled, scored, rewarded and replayed."""

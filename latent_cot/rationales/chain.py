@@ -1,0 +1,178 @@
+"""How a rationale grows: which prefixes are states, and what a tool adds.
+
+`Chain` is the only place that knows. The sampler pushes the tokens it draws; `encode_rationale` pushes
+the tokens of a demonstration; so a replayed, demonstrated or sampled rationale has the same masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from latent_cot.model.text import TextCodec
+from latent_cot.types import Rationale, Tool, ToolCall, ToolError, UsageError
+
+Granularity = Literal["token", "step"]
+
+MAX_RESULT_TOKENS = 64
+"""A tool's result of more tokens counts as a failed call."""
+
+
+@dataclass(frozen=True)
+class ChainRules:
+    """What a rationale may look like."""
+
+    codec: TextCodec
+    tools: Sequence[Tool] = ()
+    granularity: Granularity = "token"
+    """`token`: every prefix is a state (but not inside a tool's result). `step`: s_0 and the end of each
+    complete step, which is a tool's result or the step delimiter."""
+    step_delimiter: str | None = None
+    min_tokens: int = 0
+    """A prefix with fewer chosen tokens is no state. At 0 the empty rationale s_0 is one."""
+    max_tokens: int = 64
+    """A chain with this many chosen tokens is cut: stopped by force."""
+
+    def __post_init__(self) -> None:
+        if self.granularity == "step" and not self.tools and self.step_delimiter is None:
+            raise UsageError(
+                "--rollout.granularity step: the task has no tool and no step_delimiter, so that nothing tells where a "
+                "step ends; give token, or the task a step_delimiter"
+            )
+        triggers = {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
+        object.__setattr__(self, "_triggers", triggers)
+
+    def asks(self, tool: Tool, token: int) -> bool:
+        """Could this token have completed the tool's trigger? Cheap; the text decides."""
+        return token in self._triggers[tool.trigger]  # type: ignore[attr-defined]
+
+
+class Chain:
+    """A rationale being written."""
+
+    def __init__(self, rules: ChainRules) -> None:
+        self.rules = rules
+        self.tokens: list[int] = []
+        self.chosen: list[bool] = []
+        self.calls: list[ToolCall] = []
+        self.n_chosen = 0
+        self.states = [rules.min_tokens == 0]
+
+    def copy(self) -> Chain:
+        """A chain that goes on from here by itself."""
+        twin = Chain(self.rules)
+        twin.tokens, twin.chosen, twin.states = self.tokens[:], self.chosen[:], self.states[:]
+        twin.calls, twin.n_chosen = self.calls[:], self.n_chosen
+        return twin
+
+    @property
+    def full(self) -> bool:
+        """It has as many chosen tokens as it may have, and must stop here."""
+        return self.n_chosen >= self.rules.max_tokens
+
+    @property
+    def may_stop(self) -> bool:
+        """Is the present prefix a state?"""
+        return self.states[-1]
+
+    def push(self, token: int) -> list[int]:
+        """Add a token that the policy chose. Returns the tokens that a tool adds behind it."""
+        self._append(token, chosen=True)
+        self.n_chosen += 1
+        result = self._call_tools(token)
+        for injected in result or ():
+            self._append(injected, chosen=False)
+        self.states[-1] = self._ends_at_state(after_result=result is not None)
+        return result or []
+
+    def finish(self) -> Rationale:
+        """The rationale, ended here: by the stop, or by force if this prefix is no state or it is full."""
+        return Rationale(
+            tokens=tuple(self.tokens),
+            chosen=tuple(self.chosen),
+            states=(*self.states[:-1], True),
+            text=self.rules.codec.decode(self.tokens),
+            cut=self.full or not self.may_stop,
+            calls=tuple(self.calls),
+        )
+
+    def _append(self, token: int, *, chosen: bool) -> None:
+        self.tokens.append(token)
+        self.chosen.append(chosen)
+        self.states.append(False)
+
+    def _ends_at_state(self, *, after_result: bool) -> bool:
+        if self.n_chosen < self.rules.min_tokens:
+            return False
+        if self.rules.granularity == "token":
+            return True
+        delimiter = self.rules.step_delimiter
+        return after_result or (delimiter is not None and self.rules.codec.decode(self.tokens).endswith(delimiter))
+
+    def _call_tools(self, token: int) -> list[int] | None:
+        """The tokens of the result; None if no tool was called, or the call failed."""
+        codec = self.rules.codec
+        for tool in self.rules.tools:
+            if not self.rules.asks(tool, token):
+                continue
+            text = codec.decode(self.tokens)
+            if not text.endswith(tool.trigger):
+                continue
+            request, position = "", len(self.tokens)
+            try:
+                request = tool.request(text)
+                result = tool(request)
+                if not isinstance(result, str):
+                    raise UsageError(
+                        f"tool {tool.name}: {request!r} gave {result!r}; a tool returns text, or raises ToolError"
+                    )
+                ids = codec.encode(result)
+                if len(ids) > MAX_RESULT_TOKENS:
+                    raise ToolError(f"the result has {len(ids)} tokens, more than {MAX_RESULT_TOKENS}")
+            except ToolError as error:
+                self.calls.append(ToolCall(tool.name, position, request, None, error=str(error)))
+                return None
+            self.calls.append(ToolCall(tool.name, position, request, result, n_tokens=len(ids)))
+            return ids
+        return None
+
+
+def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> Rationale:
+    """A demonstrated rationale (without the tools' results) as the trajectory that would sample it.
+
+    Args:
+        written: the text may hold the tools' results, as `Rationale.text` does; they are not taken for the model's.
+
+    Raises UsageError if the policy could not have written it: a token outside the allowed alphabet, a
+    tool call that fails, too many tokens, or an end that is no state.
+    """
+    chain = Chain(rules)
+    codec = rules.codec
+    rest = text
+    while rest:
+        # A tool's result goes in right after its trigger, so what follows is encoded by itself, as the
+        # sampler would see it: with the result before it.
+        cuts = [rest.find(tool.trigger) + len(tool.trigger) for tool in rules.tools if tool.trigger in rest]
+        segment = rest[: min(cuts)] if cuts else rest
+        rest, called = rest[len(segment) :], len(chain.calls)
+        for token in codec.encode(segment):
+            if codec.action_index[token] < 0 or token == codec.stop_id:
+                raise UsageError(
+                    f"demonstration {text!r}: the token {codec.pieces[token]!r} is not one a rationale may contain"
+                )
+            if chain.full:
+                raise UsageError(
+                    f"demonstration {text!r} has more than {rules.max_tokens} tokens: raise --rollout.max-tokens"
+                )
+            chain.push(token)
+        if written and len(chain.calls) > called:
+            rest = rest.removeprefix(chain.calls[-1].result or "")
+    for call in chain.calls:
+        if call.error:
+            raise UsageError(f"demonstration {text!r}: the call {call.request!r} fails: {call.error}")
+    if not chain.may_stop:
+        few = chain.n_chosen < rules.min_tokens
+        why = f"it has fewer than {rules.min_tokens} tokens: --rollout.min-tokens" if few else "an incomplete step"
+        raise UsageError(f"demonstration {text!r} ends where a chain may not stop ({why})")
+    return chain.finish()

@@ -1,0 +1,326 @@
+"""Batched sampling of rationales with a key-value cache and tools called inline.
+
+Every row of the batch advances by exactly one token a step. A row whose chain has asked for a tool is fed
+the result's tokens, one a step, while the other rows sample theirs: nothing stalls, and the cache is never
+thrown away, whatever the lengths of the results.
+
+A row is a distinct chain, not a sample. The n samples of a question begin as one row, and a row branches
+when its samples disagree about the next token: each still draws its own token, from the same distribution
+as if it had been alone, but what they share is computed once. A sampler that is sure of itself needs a
+fraction of the rows. Rows that end leave the batch, and waiting prompts take their places.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from latent_cot.model.kv_cache import KVCache
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.tree import shared_prefix
+from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.run.preflight import no_room, too_long
+from latent_cot.types import Rationale, UsageError
+
+# Prompts are let in when this share of the places is free: a pass for each one would be slow.
+_LET_IN_AT = 0.25
+# Columns that no row uses any more are dropped when there are this many: it costs a copy of the cache.
+_DEAD_COLUMNS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A sample that is to choose its next token."""
+
+    index: int
+    """Of the sample: prompt x n + k."""
+    chain: Chain
+
+
+@dataclass
+class _Row:
+    """A distinct chain of one prompt."""
+
+    chain: Chain
+    samples: list[int]
+    """The samples whose chain this is so far."""
+    start: int
+    """The cache's column of its first token (behind the prefix that all prompts share)."""
+    position: int
+    """Position of its next token."""
+    pending: deque[int] = field(default_factory=deque)
+    """A tool's tokens that have still to be fed."""
+
+    def branch(self, samples: list[int]) -> _Row:
+        return _Row(self.chain.copy(), samples, self.start, self.position)
+
+
+def count_distinct(rationales: Sequence[Rationale]) -> dict[Rationale, int]:
+    """How often each distinct rationale occurs, in order of first occurrence."""
+    counts: dict[Rationale, int] = {}
+    for rationale in rationales:
+        counts[rationale] = counts.get(rationale, 0) + 1
+    return counts
+
+
+@torch.no_grad()
+def rollout(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rules: ChainRules,
+    *,
+    n: int = 1,
+    temperature: float | Sequence[Sequence[float]] = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+) -> list[list[Rationale]]:
+    """Sample `n` rationales for each prompt.
+
+    Args:
+        model: the weights to sample from, e.g. `lm.dense("q")`.
+        prompts: token ids, of any lengths; each is run once and shared by its n rationales.
+        temperature: of all rationales, or of each of the n of each prompt; 0 is greedy.
+        top_p: below 1, nucleus sampling: only the likeliest tokens are drawn whose probabilities, at this temperature,
+            come to that much.
+        generator: on the CPU. The same generator state gives the same rationales, with as many processes.
+        batch_size: samples in progress at once, if there are more; None: all.
+
+    Returns one list of `n` rationales a prompt.
+    """
+    heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n)
+    share = lm.processes.share(range(len(prompts)))
+    generator = lm.processes.generator(generator)
+    own = [prompts[i] for i in share]
+    return lm.processes.join(_rollout(lm, model, own, rules, n, heat[share].flatten(), top_p, generator, batch_size))
+
+
+def _rollout(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rules: ChainRules,
+    n: int,
+    heat: torch.Tensor,
+    top_p: float,
+    generator: torch.Generator | None,
+    batch_size: int | None,
+) -> list[list[Rationale]]:
+    """`rollout` in this process. `heat` (prompts x n)."""
+    if not prompts:
+        return []
+    longest, limit = max(map(len, prompts)), lm.max_positions
+    if limit is not None and longest + rules.max_tokens > limit:
+        raise UsageError(too_long(longest, rules.max_tokens, limit))
+    actions = rules.codec.actions.to(lm.device)
+    batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
+    while batch.admit():
+        draws = batch.draws()
+        logits = lm.logits(batch.hidden, actions).cpu()
+        chosen = _sample(
+            logits[[row for row, _ in draws]],
+            [draw for _, draw in draws],
+            heat,
+            rules.codec.stop_index,
+            top_p,
+            generator,
+        )
+        batch.advance({draw.index: action for (_, draw), action in zip(draws, chosen, strict=True)})
+    return [[batch.finished[i * n + k] for k in range(n)] for i in range(len(prompts))]
+
+
+def _sample(
+    logits: torch.Tensor,
+    draws: Sequence[Draw],
+    temperature: torch.Tensor,
+    stop_index: int,
+    top_p: float,
+    generator: torch.Generator | None,
+) -> list[int]:
+    """The action of each draw. `logits` (draws, A); `temperature` of every sample there is."""
+    if bool(logits.isnan().any()):
+        raise UsageError("the model's logits are no numbers: its training has come apart; lower the learning rate")
+    heat = temperature[[draw.index for draw in draws]]
+    stoppable = torch.tensor([draw.chain.may_stop for draw in draws], dtype=torch.bool)
+    logits[~stoppable, stop_index] = -torch.inf
+    greedy = logits.argmax(-1)
+    if not draws or bool((heat == 0).all()):
+        return greedy.tolist()
+    scaled = logits / heat.clamp(min=1e-6)[:, None]
+    if top_p < 1:
+        # The warper wants token ids, and does not look at them.
+        scaled = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), scaled)
+    drawn = torch.multinomial(scaled.softmax(-1), 1, generator=generator)[:, 0]
+    return torch.where(heat == 0, greedy, drawn).tolist()
+
+
+class _Batch:
+    """The rows in progress, their cache, and the prompts that wait."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        rules: ChainRules,
+        n: int,
+        places: int,
+    ) -> None:
+        self.lm, self.model, self.prompts, self.rules = lm, model, prompts, rules
+        self.n, self.places = n, places
+        # The longest first: a prompt can only join rows that have as many columns as it has tokens.
+        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+        self.rows: list[_Row] = []
+        self.hidden = torch.empty(0)
+        """(rows, H) at the last token of each row."""
+        self.finished: dict[int, Rationale] = {}
+        self.cache = lm.new_cache(model)
+        self.columns = 0
+        """Of the cache, behind the prefix."""
+        # Behind it stands the padding of the shorter ones.
+        self.prefix = shared_prefix(prompts) if self.cache.joinable and lm.abilities.gaps else 0
+        """Tokens with which all prompts begin: run once, and in memory once."""
+        self.prefix_cache: KVCache | None = None
+        if self.prefix:
+            self.prefix_cache = lm.new_cache(model)
+            ids = torch.tensor([prompts[0][: self.prefix]], device=lm.device)
+            positions = torch.arange(self.prefix, device=lm.device)[None]
+            lm.decode_step(model, ids, torch.ones_like(ids), positions, self.prefix_cache)
+
+    # -- one step ------------------------------------------------------------------------------------
+
+    def admit(self) -> bool:
+        """Let waiting prompts take free places. Returns False when there is nothing left to do."""
+        free = (self.places - sum(len(row.samples) for row in self.rows)) // self.n
+        if not self.rows:
+            self.cache, self.columns, self.hidden = self.lm.new_cache(self.model), 0, torch.empty(0)
+        elif not self.cache.joinable or free * self.n < _LET_IN_AT * self.places:
+            return True
+        chosen = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        if chosen:
+            self._prefill(chosen)
+        return bool(self.rows)
+
+    def draws(self) -> list[tuple[int, Draw]]:
+        """(row, draw) of each sample that is to choose a token now."""
+        return [
+            (place, Draw(index, row.chain))
+            for place, row in enumerate(self.rows)
+            if not row.pending
+            for index in row.samples
+        ]
+
+    def advance(self, action_of: dict[int, int]) -> None:
+        """Give each row its next token, let rows branch and leave, and run the model on the tokens."""
+        going: list[tuple[int, _Row, int]] = []  # (the row it was, row, token)
+        for place, row in enumerate(self.rows):
+            if row.pending:
+                going.append((place, row, row.pending.popleft()))
+            else:
+                going.extend((place, *branch) for branch in self._choose(row, action_of))
+        if not going:
+            self.rows = []
+            return
+        sources, self.rows, tokens = _keep_in_place(going)
+        if sources != list(range(self.hidden.shape[0])):
+            self.cache.rearrange(sources, self.lm.device)
+        self.columns += 1
+        self._drop_dead_columns()
+        device, limit = self.lm.device, self.lm.max_positions
+        if limit is not None and max(row.position for row in self.rows) >= limit:
+            raise UsageError(no_room(limit))
+        positions = torch.tensor([row.position for row in self.rows], device=device)
+        self.hidden = self.lm.decode_step(
+            self.model, torch.tensor(tokens, device=device)[:, None], self._mask(), positions[:, None], self.cache
+        )
+        for row in self.rows:
+            row.position += 1
+
+    def _choose(self, row: _Row, action_of: dict[int, int]) -> list[tuple[_Row, int]]:
+        """What becomes of a row: (row, token) for each token that one of its samples chose, less the ends."""
+        codec = self.rules.codec
+        samples_of: dict[int, list[int]] = {}
+        for index in row.samples:
+            samples_of.setdefault(action_of[index], []).append(index)
+        if codec.stop_index in samples_of:
+            self._finish(row.chain, samples_of.pop(codec.stop_index))
+        branches = [row.branch(samples) for samples in samples_of.values()]
+        going = []
+        for branch, action in zip(branches, samples_of, strict=True):
+            token = int(codec.actions[action])
+            branch.pending.extend(branch.chain.push(token))
+            if branch.chain.full:  # a result that is still pending need not be fed any more
+                self._finish(branch.chain, branch.samples)
+            else:
+                going.append((branch, token))
+        return going
+
+    def _finish(self, chain: Chain, samples: Sequence[int]) -> None:
+        rationale = chain.finish()
+        self.finished.update(dict.fromkeys(samples, rationale))
+
+    # -- the cache -----------------------------------------------------------------------------------
+
+    def _prefill(self, chosen: Sequence[int]) -> None:
+        """Run prompts, each once, and add a row for each."""
+        device, prefix = self.lm.device, self.prefix
+        rests = [self.prompts[i][prefix:] for i in chosen]
+        width = max(map(len, rests))
+        ids = torch.zeros(len(rests), width, dtype=torch.long)
+        mask = torch.zeros(len(rests), prefix + width, dtype=torch.long)
+        mask[:, :prefix] = 1
+        for row, rest in enumerate(rests):
+            ids[row, width - len(rest) :] = torch.tensor(rest)
+            mask[row, prefix + width - len(rest) :] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix:]
+        cache = self.lm.new_cache(self.model, self.prefix_cache)
+        hidden = self.lm.decode_step(self.model, ids.to(device), mask.to(device), positions.to(device), cache)
+        if self.rows:
+            self.cache.join(cache)
+            self.hidden = torch.cat([self.hidden, hidden])
+        else:
+            self.cache, self.columns, self.hidden = cache, width, hidden
+        for i, rest in zip(chosen, rests, strict=True):
+            samples = list(range(i * self.n, (i + 1) * self.n))
+            start = self.columns - len(rest)
+            self.rows.append(_Row(Chain(self.rules), samples, start, prefix + len(rest)))
+
+    def _mask(self) -> torch.Tensor:
+        """(rows, prefix + columns) long: 1 from each row's first token on, and for the prefix."""
+        starts = torch.tensor([row.start for row in self.rows])[:, None]
+        own = (torch.arange(self.columns) >= starts).long()
+        return torch.nn.functional.pad(own, (self.prefix, 0), value=1).to(self.lm.device)
+
+    def _drop_dead_columns(self) -> None:
+        if not self.cache.joinable:
+            return
+        dead = min(row.start for row in self.rows)
+        if self.waiting:  # those who wait must still find room
+            dead = min(dead, self.columns - (len(self.prompts[self.waiting[0]]) - self.prefix))
+        if dead >= _DEAD_COLUMNS:
+            self.cache.drop_columns(dead)
+            self.columns -= dead
+            for row in self.rows:
+                row.start -= dead
+
+
+def _keep_in_place(going: Sequence[tuple[int, _Row, int]]) -> tuple[list[int], list[_Row], list[int]]:
+    """Arrange rows so that as few as possible have to be copied: the first branch of a row stays where the
+    row was, the others fill the gaps. Returns each place's source, row and token."""
+    placed: dict[int, tuple[int, _Row, int]] = {}
+    others = []
+    for entry in going:
+        if entry[0] < len(going) and entry[0] not in placed:
+            placed[entry[0]] = entry
+        else:
+            others.append(entry)
+    gaps = (place for place in range(len(going)) if place not in placed)
+    placed.update(zip(gaps, others, strict=True))
+    arranged = [placed[place] for place in range(len(going))]
+    return [e[0] for e in arranged], [e[1] for e in arranged], [e[2] for e in arranged]

@@ -1,0 +1,250 @@
+"""Log-probabilities of rationales under an adapter, teacher-forced, one token tree a question.
+
+Both reasoners define the probability of a rationale in the same way, by the process that samples it: at
+each prefix a softmax over the actions (the allowed tokens, and the stop where it is allowed); a tool's
+tokens have probability one. Sampling, the policy's log q, the reward's log p and the M-step's likelihood
+all use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import log_softmax
+from transformers import PreTrainedModel
+
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.text import TextCodec
+from latent_cot.model.tree import ROW_MULTIPLE, TokenTree, micro_batches
+from latent_cot.types import Rationale
+
+# Rows of full-vocabulary logits computed at once: bounds memory at 64 x V x 4 bytes, and stays in the cache.
+_VOCABULARY_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Group:
+    """The distinct rationales of one question, to be scored together."""
+
+    prompt: Sequence[int]
+    """Token ids before the rationale."""
+    rationales: Sequence[Rationale]
+    answer: Sequence[int] = ()
+    """Token ids of Y; empty where Y is not scored."""
+    others: Sequence[Sequence[int]] = ()
+    """Token ids of the answers that Y is compared with, where it is one of a few candidates; scored where Y is."""
+    gaps: Sequence[int] = ()
+    """How many positions to leave out before each token of the prompt and of the rationale, of which there is but one;
+    empty: none."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities, in nats, of B rationales of at most N tokens; 0 where padded or not a state."""
+
+    log_pf: torch.Tensor
+    """(B, N) of each token the policy chose; 0 for a tool's tokens."""
+    log_pterm: torch.Tensor
+    """(B, N + 1) of stopping at each prefix that is a state; 0 at the end of a rationale that was cut."""
+    log_y: torch.Tensor
+    """(B, N + 1) of the whole answer Y after each scored prefix; 0 where not asked for."""
+    log_others: torch.Tensor
+    """(B, N + 1, C) of each of up to C other answers, likewise; −inf where a group has fewer."""
+    log_tool: torch.Tensor
+    """(B, N) of each of a tool's tokens under the whole vocabulary; 0 elsewhere or where not asked for."""
+    states: torch.Tensor
+    """(B, N + 1) bool: prefixes at which stopping is allowed."""
+    group: torch.Tensor
+    """(B,) long: the group each rationale belongs to, counted from 0."""
+
+
+def score(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    codec: TextCodec,
+    *,
+    answers_at: str = "none",
+    tool_tokens: bool = False,
+) -> Scores:
+    """Score every rationale of `groups` in one forward pass.
+
+    Args:
+        model: `lm.dense(...)`, or the model that `lm.trainable(...)` gives, for gradients.
+        answers_at: after which prefixes to score Y: "none", "states" (all of them) or "end".
+        tool_tokens: whether to fill `log_tool`.
+    """
+    return _score(lm, model, [_Layout(group, answers_at) for group in groups], codec, tool_tokens=tool_tokens)
+
+
+def score_in_batches(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    codec: TextCodec,
+    *,
+    max_tokens: int,
+    answers_at: str = "none",
+    tool_tokens: bool = False,
+) -> Iterator[tuple[list[int], Scores]]:
+    """`score`, in micro-batches of whole groups that pad to at most `max_tokens` tokens.
+
+    Yields the indices of the groups of each micro-batch and their scores.
+    """
+    layouts = [_Layout(group, answers_at) for group in groups]
+    for batch in micro_batches([layout.tree for layout in layouts], max_tokens):
+        yield batch, _score(lm, model, [layouts[g] for g in batch], codec, tool_tokens=tool_tokens)
+
+
+def _score(
+    lm: LanguageModel, model: PreTrainedModel, layouts: Sequence[_Layout], codec: TextCodec, *, tool_tokens: bool
+) -> Scores:
+    hidden = lm.hidden(model, [layout.tree for layout in layouts])
+    actions = codec.actions.to(hidden.device)
+    index_of = codec.action_index
+
+    prefix_rows: list[int] = []  # (hidden row, may stop there) of each prefix of each rationale
+    may_stop: list[bool] = []
+    chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
+    stop_cells: list[tuple[int, int, int]] = []  # (b, i, prefix entry)
+    tool_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
+    answer_cells: list[tuple[int, int, int, int, int]] = []  # (b, i, answer, hidden row, token)
+    group_of: list[int] = []
+    rationales: list[Rationale] = []
+    offset = 0
+    for g, layout in enumerate(layouts):
+        entry_of: dict[tuple[int, bool], int] = {}
+        for rationale, prefixes in zip(layout.group.rationales, layout.prefixes, strict=True):
+            b = len(rationales)
+            rationales.append(rationale)
+            group_of.append(g)
+            last = len(rationale)
+            for i, node in enumerate(prefixes):
+                stops = rationale.states[i] and not (i == last and rationale.cut)
+                key = (node, stops)
+                if key not in entry_of:
+                    entry_of[key] = len(prefix_rows)
+                    prefix_rows.append(offset + node)
+                    may_stop.append(stops)
+                if stops:
+                    stop_cells.append((b, i, entry_of[key]))
+                if i < last:
+                    token = rationale.tokens[i]
+                    if rationale.chosen[i]:
+                        chosen_cells.append((b, i, entry_of[key], int(index_of[token])))
+                    elif tool_tokens:
+                        tool_cells.append((b, i, offset + node, token))
+            for i, branches in layout.answers_of(rationale, prefixes):
+                answer_cells.extend(
+                    (b, i, k, offset + parent, token) for k, branch in enumerate(branches) for parent, token in branch
+                )
+        offset += len(layout.tree)
+
+    size, longest = len(rationales), max((len(r) for r in rationales), default=0)
+    device = hidden.device
+    spare = -len(prefix_rows) % ROW_MULTIPLE  # read by nothing
+    prefix_rows, may_stop = prefix_rows + [0] * spare, may_stop + [True] * spare
+    logits = lm.logits(hidden[torch.tensor(prefix_rows, device=device)], actions)
+    blocked = ~torch.tensor(may_stop, device=device)
+    stop_column = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
+    stop_column[codec.stop_index] = True
+    log_probs = log_softmax(logits.masked_fill(blocked[:, None] & stop_column, -torch.inf), -1)
+
+    log_pf = logits.new_zeros(size, longest)
+    if chosen_cells:
+        at_b, at_i, entry, action = _columns(chosen_cells, device)
+        log_pf = log_pf.index_put((at_b, at_i), log_probs[entry, action])
+    log_pterm = logits.new_zeros(size, longest + 1)
+    if stop_cells:
+        at_b, at_i, entry = _columns(stop_cells, device)
+        log_pterm = log_pterm.index_put((at_b, at_i), log_probs[entry, codec.stop_index])
+
+    states = torch.zeros(size, longest + 1, dtype=torch.bool)
+    for row, rationale in enumerate(rationales):
+        states[row, : len(rationale) + 1] = torch.tensor(rationale.states)
+    most = max((len(layout.group.others) for layout in layouts), default=0)
+    log_answers = _sum_into((size, longest + 1, 1 + most), answer_cells, lm, hidden)
+    others_of = torch.tensor([len(layouts[g].group.others) for g in group_of], device=device)
+    fewer = torch.arange(most, device=device) >= others_of[:, None]  # (B, C)
+    return Scores(
+        log_pf=log_pf,
+        log_pterm=log_pterm,
+        log_y=log_answers[..., 0],
+        log_others=log_answers[..., 1:].masked_fill(fewer[:, None], -torch.inf),
+        log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
+        states=states.to(device),
+        group=torch.tensor(group_of, device=device),
+    )
+
+
+class _Layout:
+    """A group's tree, and where the prefixes of its rationales are in it."""
+
+    def __init__(self, group: Group, answers_at: str) -> None:
+        self.group = group
+        self.answers_at = answers_at
+        self.tree = TokenTree()
+        if group.gaps and len(group.rationales) > 1:
+            raise ValueError("gaps are those of a single rationale")
+        n = len(group.prompt)
+        root = self.tree.extend(-1, group.prompt, gaps=group.gaps[:n])[-1]
+        self.prefixes = [
+            [root, *self.tree.extend(root, rationale.tokens, gaps=group.gaps[n:])] for rationale in group.rationales
+        ]
+        self._branches: dict[int, list[list[tuple[int, int]]]] = {}
+        for rationale, prefixes in zip(group.rationales, self.prefixes, strict=True):
+            for _ in self.answers_of(rationale, prefixes):
+                pass
+
+    def answers_of(
+        self, rationale: Rationale, prefixes: Sequence[int]
+    ) -> Iterator[tuple[int, list[list[tuple[int, int]]]]]:
+        """(i, [[(parent node, token) of each token] of Y and of each other answer]) for each prefix after which they
+        are scored. Answers that begin alike share these nodes."""
+        if self.answers_at == "none" or not self.group.answer:
+            return
+        for i, node in enumerate(prefixes):
+            if i == len(rationale) or (self.answers_at == "states" and rationale.states[i]):
+                if node not in self._branches:
+                    self._branches[node] = [self._branch(node, answer) for answer in self._answers]
+                yield i, self._branches[node]
+
+    @property
+    def _answers(self) -> list[Sequence[int]]:
+        return [self.group.answer, *self.group.others]
+
+    def _branch(self, node: int, answer: Sequence[int]) -> list[tuple[int, int]]:
+        # The last token of an answer predicts nothing that is scored: it needs no node.
+        path = self.tree.extend(node, answer[:-1], branch="answer")
+        return list(zip([node, *path], answer, strict=True))
+
+
+def _columns(cells: Sequence[tuple[int, ...]], device: torch.device) -> Sequence[torch.Tensor]:
+    return torch.tensor(cells, device=device).unbind(1)
+
+
+def _sum_into(
+    shape: tuple[int, ...],
+    cells: Sequence[tuple[int, ...]],
+    lm: LanguageModel,
+    hidden: torch.Tensor,
+) -> torch.Tensor:
+    """For each (*place, row, token) add log softmax(logits[row])[token], over the whole vocabulary, to that place of a
+    zero tensor of this shape."""
+    total = torch.zeros(shape, device=hidden.device)
+    if not cells:
+        return total
+    distinct = sorted({(row, token) for *_, row, token in cells})
+    place = {key: k for k, key in enumerate(distinct)}
+    rows, tokens = _columns(distinct, hidden.device)
+    values = torch.cat(
+        [
+            -torch.nn.functional.cross_entropy(lm.logits(hidden[r]), t, reduction="none")
+            for r, t in zip(rows.split(_VOCABULARY_ROWS), tokens.split(_VOCABULARY_ROWS), strict=True)
+        ]
+    )
+    *where, _, _ = _columns(cells, hidden.device)
+    which = torch.tensor([place[row, token] for *_, row, token in cells], device=hidden.device)
+    return total.index_put(tuple(where), values[which], accumulate=True)

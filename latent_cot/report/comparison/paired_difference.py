@@ -1,0 +1,135 @@
+"""The rows of a comparison beside one of them, question by question.
+
+All runs are tested on the same questions, so that the difference of two rows is surer than their intervals side by side
+look: see `outcomes.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from latent_cot.evaluation import outcomes
+from latent_cot.evaluation.outcomes import RIGHT, Difference, Question
+from latent_cot.report.comparison.records import Record
+from latent_cot.types import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A row minus the one that it is compared with."""
+
+    variant: str
+    reasoner: str
+    against: tuple[str, str]
+    """Variant and reasoner."""
+    seeds: tuple[int, ...]
+    """Those that both have; a question counts by its mean over them."""
+    splits: Mapping[str, Difference]
+    """Those in which both were asked the same questions."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}, {self.reasoner}"
+
+    @property
+    def less(self) -> str:
+        """The name of the other row."""
+        return ", ".join(self.against)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What rows are compared with."""
+
+    variant: str
+    reasoner: str | None
+    """None: the one of the same name or, where there is none, the last one."""
+
+
+def parse_target(text: str, reasoners: Mapping[str, Sequence[str]]) -> Target:
+    """`VARIANT` or `VARIANT:REASONER`.
+
+    Args:
+        reasoners: those of each variant that is compared.
+
+    Raises UsageError for one that is not compared.
+    """
+    variant, _, reasoner = text.partition(":")
+    if variant not in reasoners:
+        raise UsageError(f"--against {text}: {variant!r} is not compared.{did_you_mean(variant, reasoners)}")
+    if reasoner and reasoner not in reasoners[variant]:
+        raise UsageError(f"--against {text}: the reasoners of {variant} are {' and '.join(reasoners[variant])}")
+    return Target(variant, reasoner or None)
+
+
+def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside], list[str]]:
+    """Each row beside the target, in their order; and the rows of which it is not known which answers are right.
+
+    The first is empty where that is not known of the target.
+    """
+    rows = {
+        (record["variant"], reasoner): {
+            one["seed"]: _marks(one, reasoner) for one in records if one["variant"] == record["variant"]
+        }
+        for record in records
+        for reasoner in record["accuracy"]
+    }
+    known = {row: seeds for row, seeds in rows.items() if all(seeds.values())}
+    targets = [reasoner for variant, reasoner in known if variant == target.variant]
+    unknown = [f"{variant}, {reasoner}" for variant, reasoner in rows if (variant, reasoner) not in known]
+    if not targets or (target.reasoner is not None and target.reasoner not in targets):
+        return [], unknown
+    found = []
+    for (variant, reasoner), seeds in known.items():
+        other = target.reasoner or (reasoner if reasoner in targets else targets[-1])
+        against = (target.variant, other)
+        common = [seed for seed in seeds if seed in known[against]]
+        if (variant, reasoner) == against or not common:
+            continue
+        by_split = outcomes.differences([seeds[s] for s in common], [known[against][s] for s in common])
+        of_right = {split: figures[RIGHT] for split, figures in by_split.items()}
+        found.append(Beside(variant, reasoner, against, tuple(common), of_right))
+    return found, unknown
+
+
+def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]:
+    """Which questions are right; nothing if that, or what was asked, is not recorded. Other questions have other
+    names."""
+    asked = record.get("questions", {})
+    return {
+        Question(split, f"{asked[split]}/{number}", 0): {RIGHT: float(mark)}
+        for split, marks in record.get("right", {}).get(reasoner, {}).items()
+        if asked.get(split) is not None
+        for number, mark in enumerate(marks)
+    }
+
+
+def difference_text(difference: Difference | None) -> str:
+    """`+2.5 (-0.1 to +5.1)`, in points of 100."""
+    if difference is None or difference.interval_95 is None:
+        return "-"
+    low, high = difference.interval_95
+    return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+HEADING = (
+    "% right, less that of the row named: mean over the questions (95 % interval), all seeds together; -: asked others"
+)
+"""What the differences are."""
+
+
+def splits_of(found: Sequence[Beside]) -> list[str]:
+    return list(dict.fromkeys(split for one in found for split in one.splits))
+
+
+def to_markdown(found: Sequence[Beside]) -> str:
+    """A table with a row for each."""
+    splits = splits_of(found)
+    columns = ["", "less that of", *splits]
+    lines = [f"{HEADING}.", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    lines += [
+        f"| {' | '.join([one.name, one.less, *(difference_text(one.splits.get(split)) for split in splits)])} |"
+        for one in found
+    ]
+    return "\n".join(lines) + "\n"

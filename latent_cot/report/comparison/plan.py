@@ -1,0 +1,227 @@
+"""Which runs a comparison consists of: its variants, and the configuration of each with a seed."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import (
+    DEFAULT_PRESET,
+    differences,
+    flag,
+    from_dict,
+    load_config,
+    parse_yaml,
+    read_settings,
+)
+from latent_cot.types import UsageError, did_you_mean
+
+_SHIPPED = resources.files("latent_cot.config") / "presets" / "variants"
+
+IGNORED = ("output_dir", "checkpoint_seconds")
+"""Settings that change nothing of what comes out."""
+
+_SET_BY_ITSELF = {"method": "--methods or --variants", "seed": "--seeds", "output_dir": "--output-dir"}
+"""Settings that differ from run to run -> what gives them."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the comparison."""
+
+    name: str
+    method: str
+    overrides: Mapping[str, Any]
+    """Settings, in the form of a configuration file."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the comparison."""
+
+    variant: str
+    config: RunConfig
+    """With the seed and the folder."""
+
+    @property
+    def folder(self) -> Path:
+        assert self.config.output_dir is not None
+        return Path(self.config.output_dir)
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}, seed {self.config.seed}"
+
+
+# -- variants --------------------------------------------------------------------------------------------
+
+
+def methods(names: Sequence[str]) -> list[Variant]:
+    """A variant for each method, with its default settings. Raises UsageError for an unknown one."""
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(f"--methods {name}: there is no such method.{did_you_mean(name, METHODS)}")
+    return [Variant(name, name, {}) for name in names]
+
+
+def shipped() -> list[str]:
+    """Names of the variant files that come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_variants(source: str) -> list[Variant]:
+    """The variants of a file, `name: {method: ..., overrides: {...}}`, or of a shipped one by its name.
+
+    Raises UsageError naming the file and the variant.
+    """
+    if source in shipped():
+        text, where = (_SHIPPED / f"{source}.yaml").read_text(encoding="utf-8"), f"--variants {source}"
+    else:
+        where = f"--variants {source}"
+        try:
+            text = Path(source).expanduser().read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{where}: no such file, and none of that name is shipped.{did_you_mean(source, shipped())}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{where}: cannot be read ({error})") from error
+    record = parse_yaml(text, where)
+    if not isinstance(record, Mapping) or not record:
+        raise UsageError(f"{where}: must be a mapping of names to {{method: NAME, overrides: {{...}}}}")
+    return [_variant(str(name), entry, f"{where}: {name}") for name, entry in record.items()]
+
+
+def _variant(name: str, entry: Any, where: str) -> Variant:
+    if not name or not all(character.isalnum() or character in "-_.+" for character in name) or name[0] == ".":
+        raise UsageError(f"{where}: a variant's name is that of a folder: letters, digits, - _ . +")
+    if not isinstance(entry, Mapping) or not {"method"} <= entry.keys() <= {"method", "overrides"}:
+        raise UsageError(f"{where}: write it as {{method: NAME, overrides: {{...}}}}")
+    method, overrides = entry["method"], entry.get("overrides") or {}
+    if method not in METHODS:
+        raise UsageError(f"{where}: there is no method {method!r}.{did_you_mean(str(method), METHODS)}")
+    if not isinstance(overrides, Mapping):
+        raise UsageError(f"{where}: overrides must be a mapping of settings")
+    _refuse_set_by_itself(overrides, where)
+    return Variant(name, method, overrides)
+
+
+def parse_setting(text: str, known: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """`VARIANT:flag=value`, or `flag=value` for all -> (the variant, the setting as a configuration file has it).
+
+    Raises UsageError for another form or an unknown variant.
+    """
+    path, equals, value = text.partition("=")
+    variant, colon, rest = path.rpartition(":")
+    if not equals or not rest:
+        raise UsageError(f"--set {text}: write it as flag=value or METHOD:flag=value, e.g. ppo:ppo.kl=0.1")
+    if colon and variant not in known:
+        raise UsageError(f"--set {text}: {variant!r} is not compared.{did_you_mean(variant, known)}")
+    record: Any = parse_yaml(value, f"--set {text}") if value not in ("", "None") else None
+    for key in reversed(rest.removeprefix("--").replace("-", "_").split(".")):
+        record = {key: record}
+    _refuse_set_by_itself(record, f"--set {text}")
+    return (variant if colon else None), record
+
+
+def _refuse_set_by_itself(record: Mapping[str, Any], where: str) -> None:
+    for key, option in _SET_BY_ITSELF.items():
+        if key in record:
+            raise UsageError(f"{where}: a comparison sets {key} itself; use {option}")
+
+
+# -- the runs --------------------------------------------------------------------------------------------
+
+
+def parse_budget(text: str, own: Spend) -> Spend | None:
+    """`trajectories=5120` or `trajectories=5120,gradient-steps=160`, what is not named as `own` has it; "none": None.
+
+    Raises UsageError.
+    """
+    if text == "none":
+        return None
+    values = own._asdict()
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        name = key.strip().replace("-", "_")
+        if name not in values or not value.strip().isdecimal() or int(value) < 1:
+            raise UsageError(f"--budget {text}: write it as trajectories=5120,gradient-steps=160, or none")
+        values[name] = int(value)
+    return Spend(**values)
+
+
+def configure(
+    variant: Variant,
+    seed: int,
+    common: Mapping[str, Any],
+    overrides: Sequence[Mapping[str, Any]],
+    budget: Spend | None,
+    *,
+    preset: str | None = None,
+    file: str | None = None,
+) -> RunConfig:
+    """The configuration of a run: preset, method, file, the settings common to all, the variant's, the budget.
+
+    Raises UsageError for a bad setting, for one that contradicts the budget, and for a budget too small for a step.
+    """
+    named = [record["task"] for record in (common, variant.overrides, *overrides) if "task" in record]
+    base = load_config(preset, file, variant.method, named[-1] if named else None)
+    of_file = {} if file is None else read_settings(file)
+    _refuse_set_by_itself(of_file, str(file))
+    config = from_dict(common, "--set", base)
+    config = from_dict(variant.overrides, f"variant {variant.name}", config)
+    for record in overrides:
+        config = from_dict(record, f"--set {variant.name}", config)
+    config = replace(config, seed=seed)
+    if budget is None:
+        return config
+    try:
+        scaled = METHODS[variant.method].within(config, budget)
+    except UsageError as error:
+        raise UsageError(f"{variant.name}: {error}") from error
+    given = dict.fromkeys(_paths(of_file), f" in {file}")
+    given |= {path: "" for record in (common, variant.overrides, *overrides) for path in _paths(record)}
+    for path, value, other in differences(config, scaled):
+        if path in given:
+            raise UsageError(
+                f"{variant.name}: {flag(path)} is {value}{given[path]}, but the budget makes it {other}; leave it "
+                "out, or compare with --budget none"
+            )
+    return scaled
+
+
+def command_of(config: RunConfig, preset: str | None) -> str:
+    """The command that does the run again, in its default folder: everything that the preset does not say."""
+    words = ["latent-cot", "fit", "--method", config.method]
+    words += ["--preset", preset] if preset not in (None, DEFAULT_PRESET) else []
+    base = load_config(preset, method=config.method, task=config.task)
+    words += ["--task", config.task] if config.task != load_config(preset).task else []
+    for path, _, value in differences(base, config):
+        if path not in IGNORED:
+            words += _flag_words(path, value)
+    return shlex.join(words)
+
+
+def _flag_words(path: str, value: Any) -> list[str]:
+    name = flag(path)
+    if isinstance(value, bool):
+        head, dot, last = name.removeprefix("--").rpartition(".")
+        return [name if value else f"--{head}{dot}no-{last}"]
+    if isinstance(value, Mapping):
+        return [name, *(word for item in value.items() for word in item)]
+    return [name, *value] if isinstance(value, tuple) else [name, str(value)]
+
+
+def _paths(record: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in record.items():
+        inner = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            yield from _paths(value, inner)
+        else:
+            yield inner

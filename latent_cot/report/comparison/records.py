@@ -1,0 +1,150 @@
+"""A finished run as a record, from its folder or from the comparison.json of an earlier comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latent_cot import tasks
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import SECTIONS
+from latent_cot.config.settings import differences, flag, from_dict, to_dict
+from latent_cot.report.comparison.plan import IGNORED, Run, command_of
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import UsageError, is_answer_given
+
+Record = Mapping[str, Any]
+"""As `record_of` makes it and comparison.json has it."""
+
+MAX_RECORDS_BYTES = 2**27
+
+_KEYS: Mapping[str, Any] = {
+    **{key: {} for key in ("variant", "seed", "config", "accuracy", "metrics", "command")},
+    "budget": {"trajectories": {}, "gradient_steps": {}},
+    "resources": {"phases": {}},
+}
+"""What `table.summarise` and `find_record` read of a record."""
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run is there and complete. Raises UsageError, naming what differs, if another one is."""
+    if not (run.folder / "config.yaml").exists():
+        return False
+    folder = RunFolder.open(run.folder)
+    if other := _other_settings(folder.config, run, str(run.folder / "config.yaml")):
+        raise UsageError(
+            f"{run.folder}: holds a run with other settings ({other}); compare in another --output-dir, or remove it"
+        )
+    return (run.folder / "results.json").exists()
+
+
+def read_records(files: Iterable[Path]) -> list[Record]:
+    """The runs of earlier comparisons, from their comparison.json. Raises UsageError naming file and run."""
+    return [record for file in files for record in _read_records(file)]
+
+
+def _read_records(file: Path) -> list[Record]:
+    where = f"--records {file}"
+    try:
+        if file.stat().st_size > MAX_RECORDS_BYTES:
+            raise UsageError(f"{where}: larger than {MAX_RECORDS_BYTES:,} bytes; it is no comparison.json")
+        runs = json.loads(file.read_bytes())["runs"]
+        for run in runs:
+            _check_keys(run, _KEYS)
+            _check_marks(run.get("right", {}))
+    except FileNotFoundError as error:
+        raise UsageError(f"{where}: no such file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: cannot be read ({error})") from error
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{where}: is no comparison.json of `latent-cot compare` (no {error} in a run)") from error
+    return list(runs)
+
+
+def _check_keys(record: Any, keys: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError if a record has not these keys, and those below them."""
+    for key, below in keys.items():
+        _check_keys(record[key], below)
+
+
+def _check_marks(right: Any) -> None:
+    """Raises TypeError if what says which questions are right is not reasoner -> split -> a "1" or "0" for each."""
+    for marks in (marks for of_reasoner in dict(right).values() for marks in dict(of_reasoner).values()):
+        if not isinstance(marks, str) or not set(marks) <= {"0", "1"}:
+            raise TypeError("`right` of ones and zeros")
+
+
+def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str]:
+    """The last record of this run; where it has only been recorded with other settings, what differs.
+
+    Raises UsageError if a record's configuration is none, or figures of a split are missing in it.
+    """
+    other = ""
+    for record in reversed(records):
+        if (record["variant"], record["seed"]) == (run.variant, run.config.seed):
+            found = _other_settings(record["config"], run, f"the record of {run.name}")
+            if not found:
+                try:
+                    return {**record, **_in_order(run, record)}, ""
+                except (KeyError, TypeError) as error:
+                    raise UsageError(f"the record of {run.name} has no figures of {error}; leave it out") from error
+            other = other or found
+    return None, other
+
+
+def _other_settings(there: Any, run: Run, where: str) -> str:
+    """In which settings a recorded configuration differs from the run's, as text; empty if in none that matters."""
+    others = (section for method, section in SECTIONS.items() if method != run.config.method)
+    unread = {*IGNORED, *others, *METHODS[run.config.method].unread}
+    entries = differences(from_dict(there, where), run.config)
+    other = [entry for entry in entries if unread.isdisjoint((entry[0], entry[0].partition(".")[0]))]
+    return "; ".join(f"{flag(path)} {old} there, {new} here" for path, old, new in other[:5])
+
+
+def record_of(run: Run, preset: str | None) -> dict[str, Any]:
+    """A finished run, as comparison.json has it; splits and reasoners in the configuration's order.
+
+    Raises UsageError if its files cannot be read.
+    """
+    folder = RunFolder.open(run.folder)
+    results, about = folder.read_json("results.json"), folder.read_json("run.json")
+    planned = METHODS[run.config.method].planned(run.config)
+    return {
+        "variant": run.variant,
+        "method": run.config.method,
+        "seed": run.config.seed,
+        **_in_order(run, {kind: _last(results.get(kind, {})) for kind in _FIGURES}),
+        "questions": results.get("questions", {}),
+        "posterior": results["posterior"],
+        "budget": {**results["budget"], "planned": planned._asdict()},
+        "resources": results["resources"],
+        "command": command_of(run.config, preset),
+        "folder": str(run.folder),
+        "config": to_dict(run.config),
+        "versions": about["versions"],
+        "platform": about["platform"],
+        "torch_threads": about["torch_threads"],
+    }
+
+
+_FIGURES = ("accuracy", "metrics", "right")
+
+
+def _in_order(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures by reasoner and split, in the configuration's order: JSON has them in that of the alphabet."""
+    task = tasks.load(run.config.task)
+    splits = run.config.evaluation.splits or task.default_splits
+    reasoners = METHODS[run.config.method].reasoners(run.config, is_answer_given(task))
+    return {
+        kind: {name: {split: of_kind[name][split] for split in splits} for name in reasoners if name in of_kind}
+        for kind in _FIGURES
+        if (of_kind := found.get(kind)) is not None
+    }
+
+
+def _last(rounds: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the last round has; nothing if there is none."""
+    found: Mapping[str, Any] = rounds[max(rounds, key=int)] if rounds else {}
+    return found

@@ -1,0 +1,204 @@
+"""Accuracy along a number, such as that of operands: as a table with bars, and as a figure in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from latent_cot.run.paths import check_writable
+from latent_cot.types import Example, Sweep, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "pdf", "png")
+BAR_WIDTH = 20
+"""Characters of a bar at 100 %, where there is room for it."""
+_SHORTEST_BAR = 5
+"""A shorter one shows nothing and is left out."""
+_LINES_NAMED_INSIDE = 4
+_MARKERS = "osD^vP"
+
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Reasoner -> split -> `Accuracy.to_json()`."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One test split of a curve."""
+
+    split: str
+    values: tuple[int, ...]
+    """Of the curve's axes."""
+    trained: bool
+    """Was there a training question with the same numbers?"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test splits along one number or more."""
+
+    axes: tuple[str, ...]
+    points: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, sweep: Sweep, training: Iterable[Example]) -> Curve:
+        """A sweep's points in its order; a question's numbers are read off its `meta`."""
+        names = tuple(dict.fromkeys(name for numbers in sweep.points.values() for name in numbers))
+        seen = {tuple(example.meta.get(name) for name in names) for example in training}
+        return cls(
+            sweep.axes,
+            tuple(
+                Point(split, tuple(numbers[axis] for axis in sweep.axes), tuple(map(numbers.get, names)) in seen)
+                for split, numbers in sweep.points.items()
+            ),
+        )
+
+    @classmethod
+    def along(cls, axis: str, numbers: Mapping[str, Mapping[str, int]]) -> Curve | None:
+        """The splits that differ in one number alone: of several such sets the largest. None if it has less than three,
+        or several with the same number, such as those of test and of validation questions.
+
+        Args:
+            numbers: split -> number -> value.
+        """
+        alike: dict[tuple[tuple[str, int], ...], list[tuple[int, str]]] = {}
+        for split, values in numbers.items():
+            if axis in values:
+                rest = tuple(sorted((name, value) for name, value in values.items() if name != axis))
+                alike.setdefault(rest, []).append((values[axis], split))
+        found = max(alike.values(), key=len, default=[])
+        if len(found) < 3 or len({value for value, _ in found}) < len(found):
+            return None
+        return cls((axis,), tuple(Point(split, (value,), trained=False) for value, split in sorted(found)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The points as rows: split, the axes' values, and whether there were such questions in training."""
+        rows = (
+            {"split": point.split, **dict(zip(self.axes, point.values, strict=True)), "trained": point.trained}
+            for point in self.points
+        )
+        return {"axes": list(self.axes), "points": list(rows)}
+
+    def lines(self) -> Iterator[tuple[str, Sequence[Point]]]:
+        """What is drawn as one line: all points, or, where a second number varies, those that share its value."""
+        for rest in dict.fromkeys(point.values[1:] for point in self.points):
+            label = ", ".join(f"{value} {axis}" for axis, value in zip(self.axes[1:], rest, strict=True))
+            yield label, [point for point in self.points if point.values[1:] == rest]
+
+
+def curve_table(curve: Curve, results: Results, width: int, *, ascii_only: bool = False) -> Table:
+    """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar.
+
+    Args:
+        width: of the terminal. The bars are what is shortened, or left out, for want of room.
+    """
+    rows = [[str(value) for value in point.values] for point in curve.points]
+    for numbers, point in zip(rows, curve.points, strict=True):
+        numbers[-1] += "*" if point.trained else " "
+    figures = {name: [_figure(splits[point.split]) for point in curve.points] for name, splits in results.items()}
+    columns = [*zip(curve.axes, *rows, strict=True), *((name, *cells) for name, cells in figures.items())]
+    # of the columns without bars: with the padding and a line
+    used = 1 + sum(max(map(cell_len, column)) + 3 for column in columns)
+    bar = min(BAR_WIDTH, (width - used) // max(1, len(results)) - 1)
+    character = "#" if ascii_only else "\N{FULL BLOCK}"
+    caption = "% right (95 % interval)" + ("; * as in training" if any(point.trained for point in curve.points) else "")
+    table = Table(caption=caption, caption_justify="left")
+    for axis in curve.axes:
+        table.add_column(Text(axis), justify="right", no_wrap=True)
+    for reasoner in results:
+        table.add_column(Text(reasoner), no_wrap=True)
+    for i, (numbers, point) in enumerate(zip(rows, curve.points, strict=True)):
+        cells = (Text(_bar(splits[point.split], bar, character) + figures[name][i]) for name, splits in results.items())
+        table.add_row(*numbers, *cells)
+    return table
+
+
+def _bar(accuracy: Mapping[str, Any], width: int, character: str) -> str:
+    """With a space behind it; nothing where there is no room."""
+    return (character * round(width * accuracy["accuracy"])).ljust(width + 1) if width >= _SHORTEST_BAR else ""
+
+
+def _figure(accuracy: Mapping[str, Any]) -> str:
+    low, high = accuracy["interval_95"]
+    return f"{100 * accuracy['accuracy']:5.1f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def check_plot(path: Path) -> None:
+    """Raises UsageError if no figure can be written there: better before a long evaluation than after it."""
+    if path.suffix.removeprefix(".") not in FORMATS:
+        raise UsageError(f"--plot {path}: the name must end with .{', .'.join(FORMATS)}")
+    check_writable(path, "--plot")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("--plot needs matplotlib: pip install 'latent-cot[plot]', or leave --plot out") from None
+
+
+@contextmanager
+def figure_in(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches to draw on, which is then written to `path`: the same figure gives the same file.
+
+    Raises ImportError without matplotlib, and UsageError if the file cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: it keeps global state and looks for a display
+
+    with matplotlib.rc_context({"svg.hashsalt": "latent-cot", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
+        try:
+            figure.savefig(path, metadata=metadata)
+        except OSError as error:
+            raise UsageError(f"{path}: the figure cannot be written: {error}") from None
+
+
+def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
+    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
+
+    Raises UsageError if it cannot be written.
+    """
+    beside = len(results) > _LINES_NAMED_INSIDE
+    height = max(3.8, 0.22 * len(results) + 0.8) if beside else 3.8
+    with figure_in(path, 5.2 * len(curves), height) as figure:
+        for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+            _draw(axes, curve, results)
+            if not beside:
+                axes.legend(fontsize="small")
+        if beside:
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+        figure.suptitle(plain(title), fontsize="medium", wrap=True)
+
+
+def _draw(axes: Axes, curve: Curve, results: Results) -> None:
+    for reasoner, splits in results.items():
+        for label, points in curve.lines():
+            where = [point.values[0] for point in points]
+            figures = [splits[point.split] for point in points]
+            right = [100 * figure["accuracy"] for figure in figures]
+            low, high = ([100 * figure["interval_95"][end] for figure in figures] for end in (0, 1))
+            name = f"{reasoner}, {label}" if label else reasoner
+            marker = _MARKERS[len(axes.get_lines()) % len(_MARKERS)]
+            (line,) = axes.plot(where, right, marker=marker, markersize=4, label=plain(name))
+            axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    for number, value in enumerate(sorted({point.values[0] for point in curve.points if point.trained})):
+        # matplotlib leaves what begins with an underscore out of the legend
+        label = "_again" if number else "as in training"
+        axes.axvspan(value - 0.5, value + 0.5, color="0.92", zorder=0, linewidth=0, label=label)
+    axes.set(xlabel=plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
+    axes.set_xticks(sorted({point.values[0] for point in curve.points}))
+    axes.grid(alpha=0.3)
+
+
+def plain(text: str) -> str:
+    """`$` would begin a formula."""
+    return text.replace("$", r"\$")

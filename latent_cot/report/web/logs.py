@@ -1,0 +1,251 @@
+"""What a run folder tells by itself: no model and no torch is loaded.
+
+Figures come from `events.jsonl` and not from `results.json`, so that a run that goes on, or was stopped, can be shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import tool_names
+from latent_cot.evaluation.splits import numbers_of
+from latent_cot.report.terminal import metric_text
+from latent_cot.run.reasoners import Source
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import Example, MeasuredTask, Metric, Task, UsageError
+
+Json = dict[str, Any]
+
+POSTERIOR = {"prepare": "before", "diagnose": "after"}
+"""Phases that compare q with the posterior -> when, relative to q's training."""
+LOGGED_STEPS = 3
+"""Of each phase that logs rationales: from so many steps, the first to the last, samples are shown."""
+_NOT_FIGURES = {"time", "kind", "round", "unit"}
+
+
+def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Example]) -> Json:
+    """All that the report shows of a run but `samples`.
+
+    Args:
+        training: the run's training questions, to tell which of a sweep's numbers were trained on.
+
+    Raises UsageError if a log is broken.
+    """
+    config = source.config
+    events = list(folder.events())
+    record = folder.read_json("run.json")
+    return {
+        "name": folder.path.absolute().name,
+        "task": config.task,
+        "model": config.model,
+        "method": config.method,
+        "condition": config.condition,
+        "status": record.get("status"),
+        "facts": facts(source, task, record, _cost(folder)),
+        "settings": folder.config,
+        "notes": [event["text"] for event in events if event["kind"] == "note" and "text" in event],
+        "steps": steps(events),
+        "posterior": posterior(events),
+        "accuracy": accuracy(events, task, training),
+        "metrics": metrics(events, task),
+        "logged": logged(folder.rationales()),
+    }
+
+
+# -- what was run ------------------------------------------------------------------------------------------
+
+
+def facts(source: Source, task: Task, record: Mapping[str, Any], cost: Mapping[str, Any]) -> list[list[str]]:
+    """[label, value] pairs: what was run, on what, and what it took."""
+    config, d = source.config, source.config.data
+    sees = "q sees the answer, q(Z | X, Y)" if config.condition == "xy" else "q sees the question only, q(Z | X)"
+    method = METHODS[config.method]
+    samples = "q" in source.reasoners or config.condition == "xy"
+    tools = tool_names(config, task)
+    found = {
+        "task": task.description,
+        "method": method.description + (f"; here {sees}" if samples else ""),
+        "model": f"{config.model}, LoRA of rank {config.lora.rank}",
+        "tools": ", ".join(tools) or "none",
+        "data": f"{d.demonstrations} demonstrations, {d.pairs} question-answer pairs, {d.validation} for validation",
+        "seed": str(config.seed),
+        "status": str(record.get("status")),
+        "started": _moment(record.get("started_at")),
+        "time": _duration(cost.get("seconds")),
+        "memory": f"{cost['peak_memory_bytes'] / 1e9:.1f} GB at the peak" if cost.get("peak_memory_bytes") else "",
+        "training": _training(cost),
+        "machine": f"{record.get('platform', '?')}, threads: {record.get('torch_threads', '?')}",
+        "versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
+    }
+    return [[label, value] for label, value in found.items() if value]
+
+
+def _training(cost: Mapping[str, Any]) -> str:
+    if "gradient_steps" not in cost:
+        return ""
+    return f"{cost['trajectories']:,} rationales sampled, {cost['gradient_steps']:,} gradient steps"
+
+
+def _cost(folder: RunFolder) -> Json:
+    """Seconds, memory and the budget spent, of a finished run; else nothing."""
+    try:
+        results = folder.read_json("results.json")
+    except UsageError:
+        return {}
+    return {**results.get("resources", {}), **results.get("budget", {})}
+
+
+def _moment(text: object) -> str:
+    try:
+        return datetime.fromisoformat(str(text)).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return ""
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+# -- its figures -------------------------------------------------------------------------------------------
+
+
+def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    """Phase -> figure -> its value at each unit of work, in order; None where a unit has none.
+
+    Each phase has the columns `round` and `unit`, and those of its figures that are numbers.
+    """
+    units: dict[str, list[Mapping[str, Any]]] = {}
+    for event in events:
+        if "unit" in event and event["kind"] != "evaluate":
+            units.setdefault(event["kind"], []).append(event)
+    table: dict[str, dict[str, list[Any]]] = {}
+    for phase, found in units.items():
+        names = dict.fromkeys(
+            name
+            for event in found
+            for name, value in event.items()
+            if name not in _NOT_FIGURES and isinstance(value, int | float)
+        )
+        table[phase] = {name: [_rounded(event.get(name)) for event in found] for name in ("round", "unit", *names)}
+    return table
+
+
+def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:
+    """How near q was to the posterior: a row a round and `when` ("before" or "after" q's training)."""
+    rows: dict[tuple[int, str], Json] = {}
+    for event in events:
+        if event["kind"] in POSTERIOR:
+            key = (event["round"], POSTERIOR[event["kind"]])
+            # A unit's figures are means over all questions so far: the last one's count.
+            figures = {name: _rounded(value) for name, value in event.items() if name not in _NOT_FIGURES}
+            rows[key] = {"round": key[0], "when": key[1], **figures}
+    return [rows[key] for key in sorted(rows, key=lambda key: (key[0], key[1] == "after"))]
+
+
+def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence[Example]) -> list[Json]:
+    """The share of right answers: a row a round, reasoner and split, with its 95 % interval.
+
+    `numbers` are those that name the split, such as that of operands, if the task has such splits; `trained`
+    tells whether there was a training question with the same numbers.
+    """
+    latest: dict[tuple[int, str, str], Mapping[str, Any]] = {}
+    for event in events:
+        if event["kind"] == "evaluate" and "interval_95" in event:
+            latest[event["round"], event["reasoner"], event["split"]] = event
+    numbers = {split: numbers_of(task, split) for _, _, split in latest}
+    names = tuple(dict.fromkeys(name for found in numbers.values() for name in found or ()))
+    trained = {tuple(example.meta.get(name) for name in names) for example in training}
+    return [
+        {
+            "round": number,
+            "reasoner": reasoner,
+            "split": split,
+            "accuracy": event["accuracy"],
+            "n": event["n"],
+            "interval": event["interval_95"],
+            "numbers": (found := numbers[split]),
+            "trained": tuple(map(found.get, names)) in trained if found and training else None,
+        }
+        for (number, reasoner, split), event in latest.items()
+    ]
+
+
+def metrics(events: Iterable[Mapping[str, Any]], task: Task) -> list[Json]:
+    """The figures that a task has instead of right answers: a row a round, reasoner, split and metric."""
+    known = task.metrics if isinstance(task, MeasuredTask) else {}
+    latest: dict[tuple[int, str, str, str], Json] = {}
+    for event in events:
+        for name, found in event.get("metrics", {}).items() if event["kind"] == "evaluate" else ():
+            place = {"round": event["round"], "reasoner": event["reasoner"], "split": event["split"], "metric": name}
+            metric = known.get(name, Metric(""))
+            about = {"description": metric.description, "better": metric.better, "text": metric_text(found, metric)}
+            figures = {"value": _rounded(found["value"]), "n": found["n"], "interval": found["interval_95"]}
+            latest[event["round"], event["reasoner"], event["split"], name] = {**place, **about, **figures}
+    return list(latest.values())
+
+
+def _rounded(value: Any) -> Any:
+    """A figure to 5 significant digits: more cannot be seen."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+# -- its rationales ----------------------------------------------------------------------------------------
+
+
+def logged(records: Iterable[Json]) -> list[Json]:
+    """Rationales that were sampled while training, at the first, the middle and the last steps of each phase."""
+    chosen: list[Json] = []
+    for _, group in groupby(records, itemgetter("round", "phase")):
+        found = list(group)
+        units = list(dict.fromkeys(record["unit"] for record in found))
+        last = len(units) - 1
+        wanted = {units[round(k * last / (LOGGED_STEPS - 1))] for k in range(LOGGED_STEPS)}
+        chosen += [record for record in found if record["unit"] in wanted]
+    return [
+        {
+            "round": record["round"],
+            "phase": record["phase"],
+            "unit": record["unit"],
+            "question": record["question"],
+            "text": segments(record["rationale"]),
+            "cut": record["rationale"]["cut"],
+            "log_reward": _rounded(record["log_reward"]),
+            "count": record["count"],
+        }
+        for record in chosen
+    ]
+
+
+def segments(rationale: Mapping[str, Any]) -> list[list[str]]:
+    """A rationale's text in [kind, text] parts: "own" what the model wrote, "tool" a tool's result, "failed" why a call
+    failed (which is no part of the text).
+
+    The log has the text and the tokens, but only the tokenizer knows which tokens are which characters: a call's
+    request is looked for in the text, and its result behind that. A result that is not found stays in an "own" part.
+    """
+    text, parts, shown, cursor = rationale["text"], [], 0, 0
+    for call in rationale["calls"]:
+        asked = text.find(call["request"], cursor)
+        cursor = cursor if asked < 0 else asked + len(call["request"])
+        if call["result"] is None:
+            continue
+        begin = text.find(call["result"], cursor)
+        if asked < 0 or begin < 0:
+            continue
+        parts += [["own", text[shown:begin]], ["tool", call["result"]]]
+        shown = cursor = begin + len(call["result"])
+    parts.append(["own", text[shown:]])
+    parts += [["failed", f"{call['request']}: {call['error']}"] for call in rationale["calls"] if call["error"]]
+    return [part for part in parts if part[1]]

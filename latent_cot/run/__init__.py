@@ -1,0 +1,1 @@
+"""A run on disk: its folder, how it is started, resumed, followed, loaded and exported."""

@@ -1,0 +1,181 @@
+"""The folder of an exported reasoner: weights, tokenizer, generation settings, and a model card.
+
+    adapter_model.safetensors, adapter_config.json   the adapter in PEFT's format; or, merged into the base model,
+    model.safetensors, config.json                   ... a model in transformers' format
+    tokenizer.json, tokenizer_config.json            the base model's tokenizer
+    generation_config.json                           greedy decoding, the stop, the number of tokens
+    latent_cot.json                                  what transformers has no words for: prompt, alphabet, tools, ...
+    README.md                                        the model card, with a program that uses all this
+
+Everything appears at once, by renaming, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from transformers import GenerationConfig
+
+from latent_cot import __version__
+from latent_cot.methods.loop import Loop
+from latent_cot.model import lora, weights
+from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.run.export.card import render
+from latent_cot.run.export.description import Description
+from latent_cot.types import UsageError
+
+SETTINGS = "latent_cot.json"
+"""Its presence makes a folder an exported reasoner."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of an export."""
+
+    folder: Path
+    """Where it is on this machine."""
+    name: str
+    """What others load it by: its name on the hub, or `folder`."""
+    on_hub: bool
+    revision: str | None
+    """The snapshot on the hub; None: not known, or not from there."""
+    source: str
+    """Where these weights came from, in words."""
+    licence: str | None
+    """As the hub abbreviates it, e.g. `"apache-2.0"`; None: not known on this machine."""
+    dequantised: bool
+    """Whether they are an approximation of the weights on the hub."""
+
+    @property
+    def short_name(self) -> str:
+        return Path(self.name).name
+
+    @classmethod
+    def of(cls, model: str) -> Base:
+        """That of the configuration's `model`. Raises UsageError as `weights.resolve` does."""
+        folder = weights.resolve(model)
+        found = weights.provenance(folder)
+        hub_id, revision, licence = found.get("hub_id"), found.get("revision"), weights.licence(folder)
+        if hub_id is None:
+            return cls(folder, str(folder), False, None, "a local folder", licence, False)
+        if "gguf_sha256" in found:
+            text = f"{found['source']}: 4-bit weights, de-quantised (sha256 of the file: {found['gguf_sha256']})"
+            return cls(folder, hub_id, True, None, text, licence, True)
+        return cls(folder, hub_id, True, revision, f"the hub, revision {revision}", licence, False)
+
+
+def refuse_unless_free(target: Path, run: Path, *, force: bool) -> None:
+    """Raises UsageError if the export may not be put there."""
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target}: is a file; give a folder")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not force:
+        raise UsageError(f"{target}: is not empty; give a new folder, or replace it with --force")
+    if not (target / SETTINGS).is_file() or target.resolve() in [run.resolve(), *run.resolve().parents]:
+        raise UsageError(f"{target}: holds no exported reasoner (no {SETTINGS}), so --force does not replace it")
+
+
+def build(
+    loop: Loop,
+    reasoner: Adapter,
+    base: Base,
+    description: Description,
+    target: Path,
+    *,
+    merge: bool,
+    hub_name: str | None = None,
+) -> None:
+    """Write everything into `target`; what is there is replaced (see `refuse_unless_free`).
+
+    Args:
+        loop: with the run's adapters, see `reasoners.load`.
+        merge: the whole model, instead of an adapter.
+        hub_name: the name under which it will be on the hub, for the model card.
+
+    Raises UsageError if it cannot be written.
+    """
+
+    def write(folder: Path) -> None:
+        if merge:
+            _save_merged(loop.lm, reasoner, base, folder, trust=loop.config.trust_remote_code)
+        else:
+            _save_adapter(loop.lm, reasoner, base, folder)
+        tokenizer = loop.lm.tokenizer
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token  # prompts of different lengths are padded
+        tokenizer.save_pretrained(folder)
+        _generation(loop, description).save_pretrained(folder)
+        settings = {"format": 1, "latent_cot": __version__, "merged": merge, **description.to_json()}
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (folder / SETTINGS).write_text(text, encoding="utf-8")
+        card = folder / "README.md"
+        card.write_text(render(description, base, merge, hub_name), encoding="utf-8")
+        for path in folder.iterdir():
+            path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
+
+    try:
+        _at_once(target, write)
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written ({error}); give another folder") from error
+
+
+def _save_adapter(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path) -> None:
+    lm.save_adapter(reasoner, folder)
+    config = LoraConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path, config.revision = base.name, base.revision
+    config.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _save_merged(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path, trust: bool) -> None:
+    """The weights that the run was tested with, to the last bit: merged and rounded as `LanguageModel.dense` does."""
+    wrapped = lm.peft.get_base_model()
+    dtype = next(wrapped.parameters()).dtype
+    model, _ = weights.load_model_and_tokenizer(base.folder, dtype=dtype, trust_remote_code=trust)
+    for name, layer in wrapped.named_modules():
+        if isinstance(layer, LoraLayer):
+            target: Any = model.get_submodule(name)
+            target.weight.copy_(lora.merged_weight(layer, reasoner))
+    with weights.quiet_transformers():
+        model.save_pretrained(folder)
+
+
+def _generation(loop: Loop, description: Description) -> GenerationConfig:
+    """Greedy, as in tests. Tools, and an alphabet of characters, are beyond it."""
+    tokenizer = loop.lm.tokenizer
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=description.max_tokens,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=description.stop_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=list(description.forbidden) or None,
+    )
+
+
+def _at_once(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, and put it in the place of `target`."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        write(new)
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except OSError:
+            if old.exists():
+                os.replace(old, target)
+            raise

@@ -1,0 +1,107 @@
+"""What is looked at before a run begins: tools that nothing calls, demonstrations that arrive nowhere, and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from latent_cot.config.schema import DataConfig
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.tasks.common import name_of
+from latent_cot.types import Example, MeasuredTask, Rationale, RewardingTask, Task, TaskData, Tool, UsageError
+
+
+def too_long(prompt: int, chosen: int, limit: int) -> str:
+    """What is said of a prompt of so many tokens, before a rationale of at most so many."""
+    return (
+        f"--model: a question of {prompt} tokens (with what stands before it) and a rationale of up to {chosen} are "
+        f"more than the model's {limit}; give shorter questions, fewer --rollout.max-tokens or "
+        "--evaluation.max-tokens, or another model"
+    )
+
+
+def no_room(limit: int) -> str:
+    """What is said of a rationale that has become longer than that, by what tools have put into it."""
+    return (
+        f"--model: a question and its rationale, with what tools have put into it, are more than the model's {limit} "
+        "tokens; give shorter questions, fewer --rollout.max-tokens or --evaluation.max-tokens, or another model"
+    )
+
+
+def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
+    """Raises UsageError if the longest question leaves no room for a rationale of `chosen` tokens within `limit`."""
+    if limit is None:
+        return
+    texts = sorted((example.x for example in examples), key=len)[-3:]  # the longest in characters may not be in tokens
+    longest = max((len(codec.encode_prompt(text)) for text in texts), default=0)
+    if longest + chosen > limit:
+        raise UsageError(too_long(longest, chosen, limit))
+
+
+def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
+    """A sentence on how many there are, if that is fewer than were asked for.
+
+    Raises UsageError if there are none, and for one without an answer, which is what a method learns from.
+    """
+    parts = {"demonstrations": data.demonstrations, "pairs": data.pairs, "validation": data.validation}
+    if not (data.demonstrations or data.pairs):
+        raise UsageError(f"{task.name} has no examples to train with; look at the task's `load` and at its data")
+    for part, examples in parts.items():
+        for example in examples:
+            if example.y is None and not isinstance(task, RewardingTask):
+                raise UsageError(f"{name_of(example)}: no answer, and --data.{part} need one; add it, or leave it out")
+            candidates = task.candidates(example)
+            if candidates is not None and example.answer is not None and example.answer not in candidates:
+                raise UsageError(f"{name_of(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
+    fewer = {part: len(examples) for part, examples in parts.items() if len(examples) < getattr(asked, part)}
+    if not fewer:
+        return []
+    return ["There are " + ", ".join(f"{n} of {getattr(asked, part)} {part}" for part, n in fewer.items()) + "."]
+
+
+def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -> None:
+    """Raises UsageError for a tool that no chain of the task could call."""
+    triggers: dict[str, str] = {}
+    for name, tool in zip(names, chain_tools, strict=True):
+        if other := triggers.get(tool.trigger):
+            raise UsageError(
+                f"--rollout.tools {name}: its trigger {tool.trigger!r} is that of {other} too; leave one out"
+            )
+        triggers[tool.trigger] = name
+        strange = [c for c in tool.trigger if task.allowed_characters is not None and c not in task.allowed_characters]
+        if strange:
+            raise UsageError(
+                f"--rollout.tools {name}: its trigger {tool.trigger!r} has {strange[0]!r}, which is not among the "
+                f"characters of a rationale of {task.name}; give the tool another trigger, or leave it out"
+            )
+
+
+def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRules) -> list[str]:
+    """A sentence on those that do not arrive at their own answer; none, if all do.
+
+    Raises UsageError for one that q could not write, and if none arrives.
+    """
+    rationales = [_encoded(example, rules) for example in examples]
+    if isinstance(task, MeasuredTask | RewardingTask) or any(map(task.candidates, examples)):
+        return []  # there is no answer to be read off a rationale
+    answers = [task.answer(rationale) for rationale in rationales]
+    wrong = [k for k, example in enumerate(examples) if not task.grade(example, answers[k])]
+    if not wrong:
+        return []
+    example, answer = examples[wrong[0]], answers[wrong[0]]
+    first = f"{example.asked!r} at {answer!r}, not at {example.answer!r}"
+    if len(wrong) == len(examples):
+        raise UsageError(
+            f"no demonstration of {task.name} arrives at its own answer: {first}; look at the task's `answer` and "
+            "`grade`, and at the examples' `z` and `answer`"
+        )
+    return [f"{len(wrong)} of {len(examples)} demonstrations do not arrive at their own answer: {first}."]
+
+
+def _encoded(example: Example, rules: ChainRules) -> Rationale:
+    """Raises UsageError, naming where it comes from, if q could not write this rationale."""
+    try:
+        return encode_rationale(example.z or "", rules)
+    except UsageError as error:
+        source = example.meta.get("source")
+        raise UsageError(f"{source}: {error}" if source else str(error)) from error

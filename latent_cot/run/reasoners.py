@@ -1,0 +1,174 @@
+"""What can be sampled and tested: the reasoners of a run, or a base model as it is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_cot import tasks
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import RunConfig, data_request
+from latent_cot.config.settings import check, from_dict, load_config, refuse_code
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import Example, Task, TaskData, UsageError, is_answer_given
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from latent_cot.methods.loop import Loop
+    from latent_cot.model.lm import Adapter
+    from latent_cot.run.session import Session
+
+
+_LISTED = 8
+"""Runs that are named when the one asked for is not there."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user named: a run folder, or a base model."""
+
+    config: RunConfig
+    folder: RunFolder | None
+    """None: a base model, whose only reasoner is p, the model itself."""
+
+    @property
+    def reasoners(self) -> tuple[Adapter, ...]:
+        """Those that answer a question whose answer is not known."""
+        if self.folder is None:
+            return ("p",)
+        return METHODS[self.config.method].reasoners(self.config, is_answer_given(tasks.load(self.config.task)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end; a base model needs none."""
+        return self.folder is None or (self.folder.path / "results.json").exists()
+
+    def describe(self) -> dict[str, str | None]:
+        run = str(self.folder.path) if self.folder else None
+        return {"run": run, "model": self.config.model, "task": self.config.task}
+
+    def require(self, reasoner: Adapter) -> None:
+        """Raises UsageError if it cannot answer."""
+        if reasoner in self.reasoners:
+            return
+        if self.folder is None:
+            raise UsageError(f"--reasoner {reasoner}: an untrained model has the reasoner p only")
+        other = self.reasoners[0]
+        why = f"a run of {self.config.method} answers with {other}"
+        if reasoner == "q" and self.config.condition == "xy":
+            why = "in this run q sees the answer (condition xy), so that it cannot be tested"
+        raise UsageError(f"--reasoner {reasoner}: {why}; use {other}")
+
+
+def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
+    """A run folder if `target` has a config.yaml, else a base model. Raises UsageError for neither, and for a run
+    whose configuration names code unless it is `trusted`."""
+    path = Path(target).expanduser()
+    try:
+        is_run = (path / "config.yaml").exists()
+    except OSError as error:  # a name that is too long, say
+        raise UsageError(
+            f"{target}: no such folder ({error.strerror}); give the --output-dir of a run, or a model's name on the "
+            "hub or folder"
+        ) from error
+    if is_run:
+        folder = RunFolder.open(path)
+        config = from_dict(folder.config, str(path / "config.yaml"))
+        check(config)
+        refuse_code(config, path / "config.yaml", trusted=trusted)
+        _refuse_moved(config, path / "config.yaml")
+        if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
+            raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
+        return Source(config, folder)
+    if (path / "comparison.json").exists():
+        runs = sorted(str(file.parent) for file in path.glob("[!.]*/seed*/config.yaml"))  # .round-0 is no run
+        raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise UsageError(
+            f"{target}: neither a run (no config.yaml) nor a model (no config.json); give the --output-dir of "
+            "a run, or a model"
+        )
+    if not path.exists():
+        _refuse_missing_folder(target, path)
+    config = load_config(task=task)
+    config = replace(config, model=target, lora=replace(config.lora, rank=1))
+    loaded = tasks.load(config.task)
+    if not loaded.tools and loaded.step_delimiter is None:  # there are no steps
+        config = replace(config, rollout=replace(config.rollout, granularity="token"))
+    return Source(config, None)
+
+
+def _refuse_moved(config: RunConfig, file: Path) -> None:
+    """Raises UsageError where a file or folder of this run is not where it was: it names them by absolute paths."""
+    named = [("model", config.model), ("task", config.task)]
+    named += [("rollout.tools", re.sub(r"(?<=\.py):\w+$", "", tool)) for tool in config.rollout.tools or ()]
+    files = config.data.train_file or ""  # one, or several with commas between them
+    named += [("data.train_file", name) for name in ([files] if Path(files).exists() else files.split(","))]
+    for key, name in named:
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise UsageError(f"{file}: its `{key}` is {name}, which is not there any more; write there where it is now")
+
+
+def _refuse_missing_folder(target: str, path: Path) -> None:
+    """Raises UsageError where `target` can only be meant as a folder, and not as owner/name on the hub: by its form, or
+    since there are runs beside it."""
+    runs = sorted(file.parent.name for file in path.parent.glob("*/config.yaml")) if path.parent != Path() else []
+    if not runs and len(Path(target).parts) <= 2 and target[:1] not in ("", ".", "~", os.sep):
+        return
+    more = ", ..." if len(runs) > _LISTED else ""
+    there = f" (in {path.parent}: {', '.join(runs[:_LISTED])}{more})" if runs else ""
+    raise UsageError(
+        f"{target}: no such folder; give the --output-dir of a run{there}, or a model's name on the hub or folder"
+    )
+
+
+def load(source: Source, data: TaskData, console: Console) -> Loop:
+    """The reasoners in memory, within the loop they come from: it knows the prompts that they read.
+
+    Args:
+        data: the training examples, which p's prompt may show (`init: prompt`).
+    """
+    from latent_cot.run.session import load_reasoners, open_session
+
+    session = open_session(source.config, console=console, load_data=False)
+    if source.folder is not None:
+        load_reasoners(session, source.folder)
+    return loop_of(session, source, data)
+
+
+def loop_of(session: Session, source: Source, data: TaskData) -> Loop:
+    """The loop of a source whose adapters are in the session's model already."""
+    from latent_cot.methods.state import State
+
+    trained = source.folder is not None and _is_model_trained(source.folder)
+    return session.loop(data, state=State(model_trained=trained))
+
+
+def training_data(source: Source, task: Task) -> TaskData:
+    """The examples that a run learned from; none for a base model."""
+    return TaskData((), (), ()) if source.folder is None else task.load(data_request(source.config))
+
+
+def shown_data(source: Source, task: Task) -> TaskData:
+    """Those that p's prompt may show: none, unless it is one of `init: prompt` or few-shot prompting. Loading them is a
+    waste otherwise."""
+    shows = source.config.init == "prompt" or source.config.method == "few-shot"
+    return training_data(source, task) if shows else TaskData((), (), ())
+
+
+def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
+    """What the reasoners were trained on: nothing, for a base model."""
+    return [] if source.folder is None else [*data.demonstrations, *data.pairs]
+
+
+def _is_model_trained(folder: RunFolder) -> bool:
+    """Has an M-step changed p? If all checkpoints were deleted, the run is taken to be complete."""
+    from latent_cot.methods.state import State
+
+    checkpoint = folder.latest()
+    return True if checkpoint is None else State.model_trained_in(checkpoint)

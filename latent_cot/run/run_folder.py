@@ -1,0 +1,559 @@
+"""The run folder: what a run writes, and what it needs to go on after it was stopped, or killed.
+
+    config.yaml        the resolved configuration; its presence makes a folder a run folder
+    run.json           seed, versions, machine, status
+    events.jsonl       the event log: one JSON object a line, only ever appended to
+    rationales.jsonl   sampled rationales, likewise
+    checkpoints/NNNNNN/  state.json, the caller's files, and manifest.json with their sizes and hashes
+    p/, q/             the final adapters in PEFT's format, written by the caller; prior/, if the reward needs it
+    results.json       the evaluation
+    report-samples.json  rationales that `latent-cot report` has sampled
+    .lock, .lock.pid   held by the one process that may write
+
+Every file but the two logs appears at once, by renaming, or not at all. Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from latent_cot import __version__
+from latent_cot.config.settings import MAX_CONFIG_BYTES
+from latent_cot.types import UsageError
+
+Status = Literal["running", "stopped", "failed", "finished"]
+"""A killed process leaves "running"."""
+
+EVENTS = "events.jsonl"
+RATIONALES = "rationales.jsonl"
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state whose files have been verified."""
+
+    path: Path
+    """The folder with the files that `write` stored."""
+    state: dict[str, Any]
+    """As it was given to `RunFolder.save`, tuples as lists."""
+    log_sizes: dict[str, int]
+    """Bytes of each log when the state was saved."""
+    skipped: tuple[str, ...] = ()
+    """One sentence for each newer checkpoint that is damaged."""
+
+
+class RunFolder:
+    """One run on disk. Whoever writes holds `lock()`; reading needs no lock.
+
+    Make it by `create` or `open`. Every write raises UsageError, naming the file and the remedy, where the
+    disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        """The resolved configuration, as read from YAML: tuples are lists."""
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
+        """Make the folder, its parents too, for a new run.
+
+        Raises UsageError if it holds a run or anything else, or cannot be written.
+        """
+        text = yaml.safe_dump(config, sort_keys=False)
+        folder = cls(path, yaml.safe_load(text))
+        try:
+            refuse_unless_free(path)
+            path.mkdir(parents=True, exist_ok=True)
+            with folder.lock():
+                refuse_unless_free(path)  # another process may have been quicker
+                _replace(path / "config.yaml", text.encode())
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise UsageError(f"--output-dir {path}: cannot be written ({error}); give another one") from error
+        folder.mark("running")
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. Raises UsageError if there is none at `path`, or its configuration is broken."""
+        file = path / "config.yaml"
+        try:
+            with file.open("rb") as stream:
+                text = stream.read(MAX_CONFIG_BYTES + 1)
+            if len(text) > MAX_CONFIG_BYTES:
+                raise ValueError("larger than 1 MiB")
+            config = yaml.safe_load(text)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            missing = "it has no config.yaml" if path.is_dir() else "no such folder"
+            raise UsageError(f"{path}: no run folder ({missing}); give the --output-dir of a run") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:  # a YAMLError names the line
+            raise UsageError(f"{file}: cannot be read; put it right, or start a new run: {error}") from error
+        if not isinstance(config, dict):
+            raise UsageError(f"{file}: holds no settings; put it right, or start a new run")
+        return cls(path, config)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes here. Raises UsageError naming the process that already is.
+
+        The lock is the kernel's: it ends with the process, however that ends. What a killed process left of
+        a last line in the logs is cut off.
+        """
+        self._refuse_links()
+        lock = FileLock(self.path / ".lock")
+        owner = self.path / ".lock.pid"  # a file of its own: filelock may truncate the lock file
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            holder = "unknown"  # it has only just got the lock, or is about to end
+            with suppress(OSError):
+                holder = owner.read_text().strip()
+            raise UsageError(
+                f"{self.path}: in use by another process (pid {holder}); wait for it, or give another --output-dir"
+            ) from error
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        try:
+            with _writing(self.path):
+                owner.write_text(f"{os.getpid()} on {platform.node()}\n")
+                for name in (EVENTS, RATIONALES):
+                    _keep_lines(self.path / name)
+            yield
+        finally:
+            with suppress(OSError):
+                owner.unlink()
+            lock.release()
+
+    def _refuse_links(self) -> None:
+        """A folder of somebody else's may have a link where something is written, to a file of the user's."""
+        for name in (".lock", ".lock.pid", EVENTS, RATIONALES, "checkpoints"):
+            if (self.path / name).is_symlink():
+                raise UsageError(f"{self.path / name}: a symbolic link, which is not written through; take it away")
+
+    def mark(self, status: Status) -> None:
+        """Write run.json: the status, and the versions and machine of this process. `started_at` stays."""
+        now = _now()
+        started = now
+        if (self.path / "run.json").exists():
+            with suppress(UsageError, KeyError, TypeError):
+                started = self.read_json("run.json")["started_at"]
+        record = {"status": status, "seed": self.config.get("seed"), "started_at": started, "updated_at": now}
+        self.write_json("run.json", {**record, **environment()})
+
+    @contextmanager
+    def marking_failure(self) -> Iterator[None]:
+        """Mark a run as failed, and log why, when an error ends what is done in here, unless it was marked already."""
+        try:
+            yield
+        except Exception as error:
+            # Of no avail where the disk is full, which may be the error; that one is what the user must see.
+            with suppress(UsageError, KeyError, TypeError):
+                if self.read_json("run.json")["status"] == "running":
+                    self.mark("failed")
+                    self.log("note", text=f"Failed: {type(error).__name__}: {error}")
+            raise
+
+    # -- logs ----------------------------------------------------------------------------------------
+
+    def log(self, kind: str, /, **fields: Any) -> dict[str, Any]:
+        """Append an event; returns it as written: non-finite numbers are null."""
+        event = finite(dict([("time", _now()), ("kind", kind)], **fields))
+        self._append(EVENTS, [event])
+        return event  # type: ignore[no-any-return]
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All complete events, oldest first; a last line that was cut short is left out.
+
+        Raises UsageError for any other line that is no JSON object.
+        """
+        return self._records(EVENTS)
+
+    def rationales(self) -> Iterator[dict[str, Any]]:
+        """All complete records of rationales.jsonl, likewise."""
+        return self._records(RATIONALES)
+
+    def _records(self, name: str) -> Iterator[dict[str, Any]]:
+        file = self.path / name
+        if not file.exists():
+            return
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    event = None
+                if not isinstance(event, dict):
+                    raise UsageError(f"{file}, line {number}: no JSON object; take the line out")
+                yield event
+
+    def append_rationales(self, records: Iterable[dict[str, Any]]) -> None:
+        """Append to rationales.jsonl, all or none; non-finite numbers become null."""
+        self._append(RATIONALES, map(finite, records))
+
+    def _append(self, name: str, records: Iterable[Any]) -> None:
+        # ASCII only: no lone surrogate or exotic line separator in a model's text can break a line.
+        data = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode("ascii")
+        path = self.path / name
+        with _writing(path):
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with path.open("ab") as file:
+                    file.write(data)
+            except BaseException:  # half a line would spoil the next one
+                with suppress(OSError):
+                    os.truncate(path, size)
+                raise
+
+    # -- JSON ----------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a file at once, keys sorted. JSON has no NaN or infinity: they become null."""
+        with _writing(self.path / name):
+            _replace(self.path / name, _json_text(value).encode("ascii"))
+
+    def read_json(self, name: str) -> Any:
+        """Raises UsageError if there is no such file, or it is broken."""
+        file = self.path / name
+        try:
+            return json.loads(file.read_bytes())
+        except FileNotFoundError as error:
+            raise UsageError(f"{file}: no such file; the run has not got that far") from error
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file}: cannot be read ({error}); the file is damaged") from error
+
+    # -- checkpoints ---------------------------------------------------------------------------------
+
+    def adapters(self) -> Path:
+        """Where the adapters `p/` and `q/` are: in the run's folder once it is finished, else in its newest checkpoint.
+
+        Raises UsageError if nothing was saved yet.
+        """
+        if all((self.path / adapter / "adapter_model.safetensors").is_file() for adapter in ("p", "q")):
+            return self.path
+        checkpoint = self.latest()
+        if checkpoint is None:
+            raise UsageError(f"{self.path}: nothing was saved in this run yet; go on with --resume")
+        return checkpoint.path
+
+    def put_folders(self, names: Iterable[str], write: Callable[[Path], None]) -> None:
+        """Put folders into the run's, each as a whole: what is half written is never taken for an adapter.
+
+        Args:
+            write: makes folders of these names in the folder it is given.
+        """
+        temporary = self.path / ".folders.tmp"
+        with _writing(self.path):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            try:
+                temporary.mkdir()
+                write(temporary)
+                for path in [*temporary.rglob("*"), temporary]:
+                    _fsync(path)
+                for name in names:
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+                    os.replace(temporary / name, self.path / name)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            _fsync(self.path)
+
+    def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
+        """Save a checkpoint and drop all but the newest two; returns its folder.
+
+        On failure nothing is left of it, and the older ones are untouched.
+
+        Args:
+            state: JSON with string keys; −inf, inf and NaN and the order of keys survive.
+            write: stores the caller's files (tensors, adapters) in the folder it is given.
+        """
+        logs = [path for name in (EVENTS, RATIONALES) if (path := self.path / name).exists()]
+        sizes = {path.name: path.stat().st_size for path in logs}
+        encoded = json.dumps({"log_sizes": sizes, "state": _encode(state)}, allow_nan=False).encode("ascii")
+        folder = self.path / "checkpoints"
+        number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
+        target, temporary = folder / f"{number:06d}", folder / f".{number:06d}.tmp"
+        with _writing(folder):
+            try:
+                for abandoned in folder.glob(".*.tmp"):  # by a process that was killed
+                    shutil.rmtree(abandoned)
+                temporary.mkdir(parents=True)
+                write(temporary)
+                (temporary / "state.json").write_bytes(encoded)
+                paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+                files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in paths}
+                (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2))
+                for path in [*temporary.rglob("*"), temporary, *logs]:
+                    _fsync(path)
+                os.replace(temporary, target)
+                _fsync(folder)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def latest(self) -> Checkpoint | None:
+        """The newest intact checkpoint; None if none was saved.
+
+        Raises UsageError, naming what is damaged, if there are checkpoints but none is intact.
+        """
+        return next(self.intact(), None)
+
+    def intact(self) -> Iterator[Checkpoint]:
+        """The intact checkpoints, newest first; raises as `latest` does."""
+        damages: list[str] = []
+        found = False
+        for path in reversed(self._checkpoints()):
+            try:
+                saved = _read_checkpoint(path)
+            except _DamagedError as damage:
+                damages.append(str(damage))
+            else:
+                found = True
+                yield Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
+        if damages and not found:
+            raise UsageError(
+                f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. Restore the files, or start "
+                "again in another --output-dir"
+            )
+
+    def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
+        """Cut the logs back to where they were at the checkpoint, and drop newer (damaged) checkpoints.
+
+        A resumed run then logs no event twice. None rewinds to the start. Returns a sentence for each log
+        that was shorter than it should be.
+        """
+        warnings = []
+        with _writing(self.path):
+            for name in (EVENTS, RATIONALES):
+                size = checkpoint.log_sizes.get(name, 0) if checkpoint else 0
+                kept = _keep_lines(self.path / name, size)
+                if kept < size:
+                    warnings.append(f"{self.path / name}: {size - kept} bytes are missing from its end.")
+            for path in self._checkpoints():
+                if checkpoint is None or int(path.name) > int(checkpoint.path.name):
+                    shutil.rmtree(path)
+        return warnings
+
+    def _checkpoints(self) -> list[Path]:
+        """Oldest first, damaged ones included."""
+        folders = (path for path in (self.path / "checkpoints").glob("[0-9]*") if path.name.isdecimal())
+        return sorted(folders, key=lambda path: int(path.name))
+
+
+class Follower(RunFolder):
+    """A run's folder as those of its processes see it that are not the main one: they read, and write nothing."""
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The main process has it."""
+        yield
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Nothing."""
+
+    def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
+        """Nothing."""
+        return self.path
+
+    def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
+        """Nothing: the main process does it, and warns."""
+        return []
+
+    def _append(self, name: str, records: Iterable[Any]) -> None:
+        """Nothing."""
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine of this process, as JSON."""
+    import torch  # here: it takes seconds
+
+    packages = ("torch", "transformers", "peft", "accelerate")
+    return {
+        "versions": {
+            "latent_cot": __version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once, and its folder if there is none. Raises UsageError if it cannot be written."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The same for JSON, keys sorted. JSON has no NaN or infinity: they become null."""
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities, which JSON cannot express, replaced by None; tuples become lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+# Rewards of −inf are part of a run's state, so that there non-finite numbers are kept: {"$float": "-inf"}.
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str) or key == "$float":
+                raise TypeError(f"a checkpoint's state cannot have the key {key!r}")
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    return float(value["$float"]) if "$float" in value else value
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not as it was written; the message names the file."""
+
+
+def _read_checkpoint(folder: Path) -> dict[str, Any]:
+    """`log_sizes` and `state`, once all files have been compared with the manifest."""
+    manifest = folder / "manifest.json"
+    try:
+        files = json.loads(manifest.read_bytes())["files"]
+        for name, expected in files.items():
+            found = (folder / name).lstat()
+            # A folder of somebody else's may name any file there is, one without an end too.
+            if not stat.S_ISREG(found.st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
+                raise _DamagedError(f"{manifest} names {name}, which is no file of this checkpoint")
+            if found.st_size != expected["size"]:
+                raise _DamagedError(f"{folder / name} has {found.st_size} bytes, not {expected['size']}")
+            if _fingerprint(folder / name) != expected:
+                raise _DamagedError(f"{folder / name} has changed since it was written (its hash is wrong)")
+        if "state.json" not in files:
+            raise _DamagedError(f"{manifest} lacks state.json")
+        return json.loads((folder / "state.json").read_bytes(), object_hook=_decode)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise _DamagedError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamagedError(f"{manifest} is broken") from error
+
+
+def refuse_unless_free(path: Path) -> None:
+    """Only what an interrupted `create` leaves may be where a run begins. Raises UsageError."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--output-dir {path}: is a file; give a folder")
+    if (path / "config.yaml").exists():
+        raise UsageError(f"--output-dir {path}: holds a run; go on with it by --resume, or give another one")
+    if path.exists() and any(not e.name.startswith((".lock", ".config.yaml.")) for e in path.iterdir()):
+        raise UsageError(f"--output-dir {path}: is not empty and holds no run; give a new or empty folder")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn failures to write into UsageErrors about `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError | SafetensorError) -> UsageError:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
+    reason = "the disk is full" if full else str(error)
+    remedy = "free space" if full else "make it writable"
+    return UsageError(
+        f"{path}: cannot be written ({reason}); {remedy} and go on with --resume, or give another --output-dir"
+    )
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that at any moment it is the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        _fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _fsync(path.parent)
+
+
+def _keep_lines(path: Path, size: int | None = None) -> int:
+    """Cut a log to the complete lines within its first `size` bytes; returns how many bytes those are."""
+    if not path.exists():
+        return 0
+    with path.open("r+b") as file:
+        length = file.seek(0, os.SEEK_END)
+        end = length if size is None else min(size, length)
+        while end:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            end = start + newline + 1
+            if newline >= 0:
+                break
+        if end < length:
+            file.truncate(end)
+    return end
+
+
+def _fsync(path: Path) -> None:
+    """Have the kernel put a file, or the entries of a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,478 @@
+"""From a configuration to a run of its method: load what is needed, go through the loop, save, resume."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from peft import LoraConfig
+from rich.console import Console
+
+from latent_cot import tasks, tools
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
+from latent_cot.config.settings import to_dict
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.state import Phase, State
+from latent_cot.model import weights
+from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
+from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.model.processes import Processes
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.run.preflight import check_demonstrations, check_examples, check_lengths, check_tools
+from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
+from latent_cot.tasks.common import check_answers, digest, drop_seen, fingerprint
+from latent_cot.types import AlphabetTask, Example, Task, TaskData, UsageError, has_one_question, is_answer_given
+
+MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
+"""Sessions that agree in these can have the same model."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model with its two adapters."""
+
+    lm: LanguageModel
+    source: Mapping[str, str]
+    """Where it came from."""
+    note: str
+    """A sentence on device and precision."""
+
+
+@dataclass
+class Session:
+    """Everything a command needs, built from a configuration."""
+
+    config: RunConfig
+    model: LoadedModel
+    task: Task
+    data: TaskData
+    tests: dict[str, list[Example]]
+    rules: ChainRules
+    """For training."""
+    test_rules: ChainRules
+    """For tests: chains may be longer."""
+    notes: list[str]
+    """Sentences the user should see."""
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self.model.lm
+
+    def loop(self, data: TaskData | None = None, **arguments: Any) -> Loop:
+        """The method's loop. `data`: other training examples than the session's own."""
+        method = METHODS[self.config.method].load()
+        data = self.data if data is None else data
+        return method(self.config, self.lm, self.task, data, self.tests, self.rules, self.test_rules, **arguments)
+
+
+class Stopped(Exception):
+    """The run was asked to stop; everything is saved."""
+
+
+def open_session(
+    config: RunConfig, *, console: Console | None = None, load_data: bool = True, loaded: Session | None = None
+) -> Session:
+    """Load the task, its tools and data, and the base model with two fresh adapters.
+
+    With `load_data=False` there are no training examples and no tests (to answer a user's own questions). If `loaded`
+    has the same base model with adapters of the same kind, that model is used again: a loop makes its own
+    adapters afresh.
+
+    Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
+    """
+    task = tasks.load(config.task)
+    if not METHODS[config.method].reasoners(config, is_answer_given(task)):
+        raise UsageError(
+            f"--condition {config.condition}: the tests of {task.name} do not give the answer, which q would have to "
+            f"read, and with --method {config.method} there is nobody else to test; give --condition x"
+        )
+    names = tool_names(config, task)
+    chain_tools = [tools.load(name) for name in names]
+    data = TaskData((), (), ())
+    tests: dict[str, list[Example]] = {}
+    notes: list[str] = []
+    if load_data:
+        data = task.load(data_request(config))
+        notes += data.notes
+        check_tools(task, names, chain_tools)
+        notes += check_examples(task, data, config.data)
+        METHODS[config.method].load().check(config, task, data)
+        tests, dropped = test_splits(task, config.evaluation, data)
+        notes += dropped
+
+    model = loaded.model if loaded is not None and _same_model(loaded.config, config) else _load_model(config, console)
+    lm = model.lm
+    if _has_prior(config):
+        lm.add_prior()
+    set_seed(config.seed)
+    notes.append(model.note)
+    codec = TextCodec(
+        lm.tokenizer,
+        stop=task.stop,
+        allowed_characters=task.allowed_characters,
+        allows=task.allows if isinstance(task, AlphabetTask) else None,
+    )
+    rules = ChainRules(
+        codec,
+        chain_tools,
+        config.rollout.granularity,
+        task.step_delimiter,
+        config.rollout.min_tokens,
+        config.rollout.max_tokens,
+    )
+    notes += check_demonstrations(task, data.demonstrations, rules)
+    test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
+    check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.pairs, *data.validation], rules.max_tokens)
+    check_lengths(lm.max_positions, codec, [one for split in tests.values() for one in split], test_rules.max_tokens)
+    return Session(config, model, task, data, tests, rules, test_rules, notes)
+
+
+class Running:
+    """A loop with its folder, gone through unit by unit: what it finds is logged, its state saved.
+
+    The caller holds `folder.lock()`.
+
+    Args:
+        resume: the folder holds a run that has begun ...
+        checkpoint: ... and goes on from here; from the start if there is none.
+        round_zero: where runs with the same round 0 keep it. It is taken from there, or put there.
+        on_unit: called after each unit of work, e.g. by a display.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        folder: RunFolder,
+        *,
+        resume: bool = False,
+        checkpoint: Checkpoint | None = None,
+        round_zero: Path | None = None,
+        on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
+    ) -> None:
+        if resume and checkpoint is None and (folder.path / "results.json").exists():
+            _refuse_finished(folder.path)
+        warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
+        self.session, self.folder, self.on_unit = session, folder, on_unit
+        self._training = _digest(session.data)
+        if checkpoint is not None and checkpoint.state.get("training", self._training) != self._training:
+            _refuse_other_data(session.config, checkpoint.path)
+        self.loop = _make_loop(session, checkpoint)
+        none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
+        self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
+        self._seconds: dict[str, float] = dict(self._spent["phases"])
+        self._started = self._saved = self._lap = time.monotonic()
+        folder.mark("running")
+        for note in [*session.notes, *warnings]:
+            folder.log("note", text=note)
+        # The first phase of methods that train; few-shot prompting has no round 0.
+        self._round_zero = round_zero if self.loop.phases[0] == Phase(0, "init") else None
+        if self._round_zero is not None and checkpoint is None:
+            self._begin_after(self._round_zero)
+        self._units = self.loop.run()
+
+    def advance(self) -> bool:
+        """Do a unit of work; returns False if there was none left."""
+        self._lap = time.monotonic()
+        found = next(self._units, None)
+        if found is None:
+            return False
+        (phase, info), unit = found, self.loop.state.unit
+        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + time.monotonic() - self._lap
+        figures = {key: value for key, value in info.items() if key != "samples"}
+        self.folder.log(phase.name, round=phase.round, unit=unit, **figures)
+        self.folder.append_rationales(
+            {"round": phase.round, "phase": phase.name, "unit": unit, **sample} for sample in info.get("samples", ())
+        )
+        self.on_unit(self.loop, phase, info)
+        if self.loop.state.phase == 0 and unit == self.loop.units(phase) and self._round_zero is not None:
+            self._keep(self._round_zero)
+        return True
+
+    def save(self, *, older_than: float = 0.0, turn: int | None = None) -> None:
+        """Save everything, if the last save is older than so many seconds.
+
+        Args:
+            turn: where several runs that take turns have come to, to tell which of their checkpoints belong together.
+        """
+        if time.monotonic() - self._saved < older_than:
+            return
+        self.folder.save(
+            {
+                **self.loop.state_dict(),
+                "resources": self._cost(),
+                "turn": turn,
+                "training": self._training,
+            },
+            lambda target: _write_state(self.loop, target),
+        )
+        self._saved = time.monotonic()
+
+    def stop(self, *, turn: int | None = None) -> None:
+        """Save everything; the run can go on another time."""
+        self.save(turn=turn)
+        self.folder.mark("stopped")
+
+    def finish(self, *, turn: int | None = None) -> dict[str, Any]:
+        """Write the adapters and `results.json`, and return what is in it."""
+        self.save(turn=turn)
+        if self.session.lm.processes.main:
+            names = saved_adapters(self.session.config)
+            self.folder.put_folders(names, lambda target: _write_adapters(self.session.lm, target, names))
+        results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
+        self.folder.write_json("results.json", results)
+        self.folder.mark("finished")
+        return results
+
+    def _keep(self, path: Path) -> None:
+        """Save the state after round 0 for other runs to begin from."""
+        folder = RunFolder.open(path) if (path / "config.yaml").exists() else RunFolder.create(path, self.folder.config)
+        with folder.lock():
+            folder.rewind(None)
+            for event in self.folder.events():
+                if event["kind"] == "init":
+                    folder.log(event["kind"], **event)
+            after = replace(self.loop.state, phase=1, unit=0)
+            folder.save(
+                {"loop": after.to_json(), "resources": self._cost(), "training": self._training},
+                lambda target: _write_adapters(self.loop.lm, target, ADAPTERS),
+            )
+
+    def _begin_after(self, path: Path) -> None:
+        """Take over another run's state after round 0, and its log and costs; nothing, if none was kept, or one of
+        other training data, which this run's own will replace."""
+        if not (path / "config.yaml").exists() or (kept := (folder := RunFolder.open(path)).latest()) is None:
+            return
+        if kept.state.get("training", self._training) != self._training:
+            self.folder.log("note", text=f"Round 0 is done again: that in {path} is of other training data.")
+            return
+        self.loop.state = State.saved_in(kept)
+        _read_adapters(self.loop.lm, kept.path, ADAPTERS)
+        self._spent = kept.state["resources"]
+        self._seconds = dict(self._spent["phases"])
+        self.folder.log("note", text=f"Round 0 is taken from {path}.")
+        for event in folder.events():
+            self.folder.log(event["kind"], **event)
+
+    def _cost(self) -> dict[str, Any]:
+        return {
+            "seconds": self._spent["seconds"] + time.monotonic() - self._started,
+            "phases": self._seconds,
+            "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak_memory_bytes()),
+        }
+
+
+def claim_folder(path: Path, config: RunConfig, processes: Processes, *, resume: bool) -> RunFolder:
+    """The folder of a run that goes on (`resume`), or that of a new one, which is made: by the main process, which is
+    the only one that writes there."""
+    if processes.main:
+        folder = RunFolder.open(path) if resume else RunFolder.create(path, to_dict(config))
+    processes.wait()
+    return folder if processes.main else Follower.open(path)
+
+
+def run_loop(
+    session: Session,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    round_zero: Path | None = None,
+    on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Go through the loop, saving now and then, and write the adapters and `results.json`.
+
+    The caller holds `folder.lock()`.
+
+    Args:
+        resume: go on from the newest intact checkpoint; from the start if there is none.
+        round_zero, on_unit: see `Running`.
+        should_stop: asked after each unit; if True in any of the processes, all is saved and `Stopped` is raised.
+
+    Returns the content of `results.json`.
+    """
+    checkpoint = folder.latest() if resume else None
+    with folder.marking_failure():
+        running = Running(session, folder, resume=resume, checkpoint=checkpoint, round_zero=round_zero, on_unit=on_unit)
+        while running.advance():
+            if session.lm.processes.any(should_stop()):
+                running.stop()
+                raise Stopped
+            running.save(older_than=session.config.checkpoint_seconds)
+        return running.finish()
+
+
+def load_reasoners(session: Session, folder: RunFolder) -> None:
+    """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
+    _read_adapters(session.lm, folder.adapters(), saved_adapters(session.config))
+
+
+def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
+    """The first `size` questions of each split that are not in the training data, and what was dropped.
+
+    Raises UsageError for a split of which nothing is left.
+    """
+    training = [] if has_one_question(task) else [*data.demonstrations, *data.pairs]
+    tests, notes = {}, []
+    for name in task.default_splits if evaluation.splits is None else evaluation.splits:
+        examples = task.split(name)
+        check_answers(task, name, examples)
+        kept, dropped = drop_seen(examples, training)
+        if not kept:
+            why = f"all its {dropped} questions are training data" if dropped else "it has no questions"
+            raise UsageError(f"--evaluation.splits {name}: {why}; leave it out")
+        if dropped:
+            notes.append(f"Split {name}: {dropped} questions that are in the training data were dropped.")
+        tests[name] = kept[: evaluation.size]
+    return tests, notes
+
+
+def lora_config(settings: LoraSettings) -> LoraConfig:
+    """PEFT's configuration of an adapter."""
+    targets: str | list[str] = settings.target_modules
+    if targets != "all-linear":
+        targets = [name.strip() for name in settings.target_modules.split(",")]
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
+    """The type of the base model's weights, and why."""
+    if wanted != "auto":
+        return (torch.bfloat16 if wanted == "bf16" else torch.float32), f"--precision {wanted}"
+    if torch.cuda.is_available():
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        able = any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    return (torch.bfloat16, "the hardware has bf16") if able else (torch.float32, "the hardware has no bf16")
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
+    folder = weights.resolve(config.model, console=console)
+    precision, reason = choose_precision(config.precision)
+    AcceleratorState._reset_state()  # a second session of this process may want another precision
+    # Unless it is told so, accelerate does not see that processes without a GPU belong together.
+    cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision is torch.bfloat16 else "no")
+    several = f", in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}{several}: {reason}."
+    model, tokenizer = weights.load_model_and_tokenizer(
+        folder, dtype=precision, trust_remote_code=config.trust_remote_code
+    )
+    try:
+        lm = LanguageModel(
+            model,
+            tokenizer,
+            lora_config(config.lora),
+            accelerator,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+    except ValueError as error:  # PEFT: a target module the model does not have
+        if "checkpointing" in str(error):
+            raise UsageError(f"--gradient-checkpointing: {error}") from error
+        raise UsageError(f"--lora.target-modules {config.lora.target_modules}: {error}") from error
+    return LoadedModel(lm, weights.provenance(folder), note)
+
+
+def _same_model(a: RunConfig, b: RunConfig) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in MODEL_SETTINGS)
+
+
+def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
+    if checkpoint is None:
+        return session.loop()
+    loop = session.loop(
+        state=State.saved_in(checkpoint),
+        restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
+    )
+    loop.load_state_dict(checkpoint.state)
+    _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
+    return loop
+
+
+def _refuse_finished(path: Path) -> NoReturn:
+    """Without a checkpoint it would begin anew, over its own results."""
+    raise UsageError(
+        f"{path}: is finished, and its checkpoints are gone; restore {path / 'checkpoints'}, or start a new run in "
+        "another --output-dir"
+    )
+
+
+def _refuse_other_data(config: RunConfig, checkpoint: Path) -> NoReturn:
+    file = f" ({config.data.train_file})" if config.data.train_file else ""
+    raise UsageError(
+        f"{checkpoint}: the training data are not those that this run began with; restore them{file}, or start again "
+        "in another --output-dir"
+    )
+
+
+def _digest(data: TaskData) -> str:
+    """What is saved refers to training examples by their place: they must be the same, in the same order."""
+    parts = (data.demonstrations, data.pairs, data.validation)
+    return digest([number, e.x, e.y, e.z, e.answer] for number, part in enumerate(parts) for e in part)
+
+
+def _has_prior(config: RunConfig) -> bool:
+    return config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
+
+
+def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
+    """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
+    return (*ADAPTERS, "prior") if _has_prior(config) else ADAPTERS
+
+
+def _read_adapters(lm: LanguageModel, source: Path, adapters: Sequence[Weights]) -> None:
+    for adapter in adapters:
+        lm.load_adapter(adapter, source / adapter)
+
+
+def _write_adapters(lm: LanguageModel, target: Path, adapters: Sequence[Weights]) -> None:
+    for adapter in adapters:
+        lm.save_adapter(adapter, target / adapter)
+
+
+def _write_state(loop: Loop, target: Path) -> None:
+    _write_adapters(loop.lm, target, saved_adapters(loop.config))
+    if loop.optimiser is not None:
+        save_optimizer(loop.optimiser.adam, target)
+
+
+def _describe(session: Session) -> dict[str, Any]:
+    """What the figures are figures of."""
+    c = session.config
+    return {
+        "method": c.method,
+        "task": c.task,
+        "model": c.model,
+        "model_source": dict(session.model.source),
+        "seed": c.seed,
+        "condition": c.condition,
+        "decoding": {
+            "max_tokens": c.evaluation.max_tokens,
+            "votes": c.evaluation.votes,
+            "temperature": c.evaluation.temperature,
+        },
+        "questions": {split: fingerprint(examples) for split, examples in session.tests.items()},
+    }

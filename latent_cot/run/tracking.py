@@ -1,0 +1,287 @@
+"""A run's figures in TensorBoard, Weights & Biases, MLflow, or whatever else accelerate has a tracker class for.
+
+`Tracking.on_unit` is given to `session.run_loop`, next to the display: the loop knows nothing of it. What is tracked,
+and under which names, is in `docs/tracking.md`.
+
+A unit of work has a step, its place in the whole run. `tracking.json` in the run folder holds the last step that each
+tracker was given. It is written first: a process that is killed in between loses that unit's figures, rather than
+giving them twice when the run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from latent_cot.report.terminal import printable
+from latent_cot.types import UsageError, did_you_mean, first_line
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.state import Phase
+    from latent_cot.run.run_folder import RunFolder
+
+PROJECT = "latent-cot"
+"""The project, or experiment, of all runs."""
+EXTRAS = ("mlflow", "tensorboard", "wandb")
+"""Trackers for which there is an extra `track-NAME`; the package of any other is named after it."""
+FILE = "tracking.json"
+_NOT_IN_NAMES = re.compile(r"[^\w\-./ ]")  # MLflow's rule; a split may be called `operands=5,digits=2`
+
+OnUnit = Callable[["Loop", "Phase", Mapping[str, Any]], None]
+"""What `session.run_loop` calls after each unit of work."""
+Figures = dict[str, float]
+Saved = dict[str, Any]
+"""What `tracking.json` has of a tracker: the last `step`, and the `id` of its own run, if it can go on with that."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rationales that were sampled in a unit."""
+
+    name: str
+    rows: Sequence[tuple[int, int, str, str, float, int]]
+
+    COLUMNS = ("round", "step", "question", "rationale", "log_reward", "count")
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises UsageError for a tracker that there is not, is not installed, or is named twice."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+    missing = {str(kind) for kind in LoggerType} - {str(kind) for kind in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--track {name}: there is no such tracker.{did_you_mean(name, known)}")
+        if list(names).count(name) > 1:
+            raise UsageError(f"--track {name}: is given twice; give it once")
+        if name in missing:
+            package = f"'latent-cot[track-{name}]'" if name in EXTRAS else name.replace("_", "-")
+            raise UsageError(f"--track {name}: its package is not installed: pip install {package}")
+
+
+class Tracking:
+    """Gives a run's figures to trackers. Use it as a context manager, while the run's folder is locked.
+
+    Args:
+        names: trackers, which `check` has found in order.
+        settings: the run's configuration, as `settings.to_dict` gives it.
+        warn: is told of a tracker that fails, which is then left out: a run of hours does not die of a server that is
+            down.
+    """
+
+    def __init__(
+        self, names: Iterable[str], folder: RunFolder, settings: Mapping[str, Any], *, warn: Callable[[str], None]
+    ) -> None:
+        self.names, self.folder, self.settings, self.warn = tuple(names), folder, settings, warn
+        self._trackers: dict[str, GeneralTracker] = {}
+        self._saved: dict[str, Saved] = {}
+
+    def __enter__(self) -> Tracking:
+        if not self.names:
+            return self
+        if (self.folder.path / FILE).exists():
+            self._saved = self.folder.read_json(FILE)
+        try:
+            for name in self.names:
+                self._open(name)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._each(lambda tracker: tracker.finish())
+        self._trackers.clear()
+
+    def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+        """Track a unit of work, just finished, where that was not done before the run was stopped or killed."""
+        if not self._trackers:
+            return
+        step = step_of(loop)
+        behind = [name for name in self._trackers if self._saved[name]["step"] < step]
+        if not behind:
+            return
+        for name in behind:
+            self._saved[name]["step"] = step
+        self.folder.write_json(FILE, self._saved)
+        figures, table = figures_of(loop, phase, info), table_of(phase, info, step)
+        if figures:
+            self._each(lambda tracker: tracker.log(figures, step=step), behind)
+        if table is not None:
+            self._each(lambda tracker: _log_table(tracker, table, step), behind)
+
+    def _open(self, name: str) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        saved = self._saved.get(name)
+        try:
+            with _own_stdout():
+                project, arguments = self._arguments(name)
+                tracker = LOGGER_TYPE_TO_CLASS[name](project, **arguments)
+                tracker.start()
+                self._trackers[name] = tracker
+                if saved is None or not _goes_on(name):
+                    tracker.store_init_configuration(flat(self.settings))
+        except Exception as error:  # each client has its own
+            raise UsageError(
+                f"--track {name}: cannot be started: {first_line(error)}. Put it right, or leave it out, and go on "
+                "with --resume"
+            ) from error
+        self._saved[name] = {"step": 0, **(saved or {}), **_identity(name, tracker)}
+        self.folder.write_json(FILE, self._saved)
+
+    def _arguments(self, name: str) -> tuple[str, dict[str, Any]]:
+        """What the tracker's class takes: the project, where to write, and the run to go on with."""
+        identity = self._saved.get(name, {}).get("id")
+        path = self.folder.path
+        match name:
+            case "tensorboard":
+                return name, {"logging_dir": path}  # a folder of this name in the run's own
+            case "wandb":
+                run = {"name": path.name, "dir": str(path), "id": identity or uuid.uuid4().hex[:8], "resume": "allow"}
+                return os.environ.get("WANDB_PROJECT", PROJECT), run
+            case "mlflow":
+                return PROJECT, {"run_name": path.name, "run_id": identity}  # its class reads its environment variables
+            case _:
+                return PROJECT, {}
+
+    def _each(self, act: Callable[[GeneralTracker], object], names: Iterable[str] | None = None) -> None:
+        for name in [*self._trackers] if names is None else names:
+            if name not in self._trackers:
+                continue
+            try:
+                with _own_stdout():
+                    act(self._trackers[name])
+            except Exception as error:  # each client has its own
+                del self._trackers[name]
+                self.warn(f"--track {name}: failed, and is left out from now on ({first_line(error)})")
+
+
+def both(first: OnUnit, second: OnUnit) -> OnUnit:
+    """One observer of a run's units that is two."""
+
+    def on_unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+        first(loop, phase, info)
+        second(loop, phase, info)
+
+    return on_unit
+
+
+# -- what is tracked -------------------------------------------------------------------------------------
+
+
+def step_of(loop: Loop) -> int:
+    """The place of the unit just finished in the whole run, from 1 on: the same when a run is resumed."""
+    return sum(loop.units(phase) for phase in loop.phases[: loop.state.phase]) + loop.state.unit
+
+
+def figures_of(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> Figures:
+    """Name -> figure of a unit: its own, and those of the round once they are complete. Finite ones only."""
+    found: dict[str, Any] = {}
+    if "split" not in info:  # the figures of half a test split would look like those of the whole
+        found = {f"round{phase.round}/{phase.name}/{name}": value for name, value in info.items()}
+    if loop.state.unit == loop.units(phase):
+        found |= _of_round(loop.state.results(), phase)
+    return {_NOT_IN_NAMES.sub("_", name): float(value) for name, value in found.items() if _is_finite(value)}
+
+
+def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
+    """What a phase that is complete has found about its round: one point of a curve over rounds."""
+    number = str(phase.round)
+    if phase.name == "evaluate":
+        accuracy = {
+            f"accuracy/{reasoner}/{split}": one["accuracy"]
+            for reasoner, splits in results["accuracy"].get(number, {}).items()
+            for split, one in splits.items()
+        }
+        metrics = {
+            f"{metric}/{reasoner}/{split}": one["value"]
+            for reasoner, splits in results["metrics"].get(number, {}).items()
+            for split, found in splits.items()
+            for metric, one in found.items()
+        }
+        return accuracy | metrics
+    when = {"prepare": "before", "diagnose": "after"}.get(phase.name)
+    figures = results["posterior"].get(number, {}).get(when, {})
+    return {f"posterior/{when}/{name}": value for name, value in figures.items() if name != "n"}
+
+
+def table_of(phase: Phase, info: Mapping[str, Any], step: int) -> Table | None:
+    """The rationales that a unit shows; None if it shows none."""
+    rows = [
+        (phase.round, step, one["question"], one["rationale"]["text"], float(one["log_reward"]), one["count"])
+        for one in info.get("samples", ())
+    ]
+    return Table(f"round{phase.round}/{phase.name}/rationales", rows) if rows else None
+
+
+def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, str | int | float | bool]:
+    """`{"e_step": {"steps": 40}}` as `{"e_step.steps": 40}`; what is no number or truth value is text."""
+    found: dict[str, str | int | float | bool] = {}
+    for name, value in settings.items():
+        inner = f"{path}{name}"
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{inner}.")
+        else:
+            found[inner] = value if isinstance(value, str | int | float | bool) else str(value)
+    return found
+
+
+# -- what trackers differ in -----------------------------------------------------------------------------
+
+
+def _log_table(tracker: GeneralTracker, table: Table, step: int) -> None:
+    """As a table where the tracker has one. A model's text is a cell's content, and never markup."""
+    if tracker.name == "mlflow":
+        import mlflow
+
+        columns = dict(zip(Table.COLUMNS, map(list, zip(*table.rows, strict=True)), strict=True))
+        mlflow.log_table(columns, artifact_file="rationales.json", run_id=tracker.tracker.info.run_id)
+    elif tracker.name == "tensorboard":
+        tracker.tracker.add_text(table.name, _markdown(table), step)
+    elif hasattr(tracker, "log_table"):
+        tracker.log_table(table.name, columns=list(Table.COLUMNS), data=[list(row) for row in table.rows], step=step)
+
+
+def _markdown(table: Table) -> str:
+    """For TensorBoard, which reads text as Markdown with HTML in it: a code block, in which neither means anything."""
+    rows = [Table.COLUMNS, *((*row[:4], f"{row[4]:.2f}", row[5]) for row in table.rows)]
+    return "\n".join("    " + "  |  ".join(printable(str(cell)) for cell in row) for row in rows)
+
+
+def _goes_on(name: str) -> bool:
+    """Can it go on with the run that it has of an earlier process? Any other tracker begins a new one."""
+    return name in EXTRAS
+
+
+def _identity(name: str, tracker: GeneralTracker) -> Saved:
+    match name:
+        case "wandb":
+            return {"id": tracker.tracker.id}
+        case "mlflow":
+            return {"id": tracker.tracker.info.run_id}
+        case _:
+            return {}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[None]:
+    """Standard output is the command's own (`--json`): what clients print goes to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

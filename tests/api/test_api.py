@@ -1,0 +1,449 @@
+"""The Python interface: what `import latent_cot` offers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import latent_cot as lc
+from latent_cot.api.rationales import Rationales
+from latent_cot.api.results import Results
+from latent_cot.config.settings import load_config
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.scored import ScoredRationale, Stop, Token, pieces
+from latent_cot.model.text import TextCodec
+from latent_cot.run.interrupts import stop_signals
+from latent_cot.types import Rationale, ToolCall
+from tests.conftest import ROOT
+from tests.tiny import build_tokenizer
+
+QUESTION = "6 - 0 - 4 - 8"
+CHAIN = " 6 - 0 = 6, 6 - 4 = 2, 2 - 8 = -6"
+HOSTILE = '<script>alert("x")</script>&\x1b[31m\u202e'
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model_dir: Path) -> dict[str, Any]:
+    return {"model": str(tiny_model_dir), "precision": "fp32", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> lc.Run:
+    """A finished run. Do not write into its folder."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+    return lc.train(lc.configure("smoke"), output_dir=folder, **settings)
+
+
+# -- the package -------------------------------------------------------------------------------------------
+
+
+def test_importing_loads_next_to_nothing() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import latent_cot as lc; dir(lc); lc.configure; "
+        "print([m for m in ('torch', 'transformers', 'pandas', 'datasets', 'sympy') if m in sys.modules])"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_is_there_and_explained() -> None:
+    for name in lc.__all__:
+        assert getattr(lc, name).__doc__ or name == "Callback"  # an alias
+        assert name in dir(lc)
+    with pytest.raises(AttributeError, match="'latent_cot' has no attribute 'lode'"):
+        lc.lode  # noqa: B018
+
+
+# -- configuring and training ------------------------------------------------------------------------------
+
+
+def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
+    config = lc.configure(
+        "smoke", rounds=3, e_step={"steps": 7}, rollout={"tools": ("calculator",)}, output_dir=tmp_path
+    )
+    assert (config.rounds, config.e_step.steps, config.e_step.samples) == (3, 7, 4)
+    assert config.rollout.tools == ("calculator",)
+    assert config.output_dir == str(tmp_path)
+    assert lc.configure(method="em-xy").condition == "xy"
+    assert lc.configure(task="random_numbers") == load_config(task="random_numbers") != lc.configure()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"roundz": 2}, "unknown setting 'roundz'. Did you mean 'rounds'"),
+        ({"e_step": {"stepz": 2}}, "Did you mean 'e_step.steps'"),
+        ({"rounds": "two"}, "rounds is 'two', expected an integer"),
+        ({"e_step": {"samples": 0}}, "--e-step.samples is 0"),
+    ],
+)
+def test_bad_settings(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(lc.UsageError, match=message):
+        lc.configure(**wrong)
+
+
+def test_a_callback_sees_each_unit_and_may_stop(run: lc.Run, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Stopped in the E-step and resumed, the run is the one that was never stopped."""
+    units: list[lc.Unit] = []
+    others: list[int] = []
+
+    def stop_in_the_e_step(unit: lc.Unit) -> bool:
+        units.append(unit)
+        return unit.phase == "e_step"
+
+    def count(unit: lc.Unit) -> None:  # called in the last unit too, behind the one that stops
+        others.append(unit.number)
+
+    stopped = lc.train(
+        lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[stop_in_the_e_step, count], **settings
+    )
+    assert stopped.status == "stopped"
+    assert len(units) == len(others)
+    last = units[-1]
+    assert (last.round, last.phase, last.number, last.of) == (1, "e_step", 1, 2)
+    assert 0 < last.share < 1
+    assert math.isfinite(last.figures["loss"])
+    assert "samples" not in last.figures and last.samples[0]["rationale"]["tokens"]
+    with pytest.raises(lc.UsageError, match=r"results\.json: no such file"):
+        _ = stopped.results
+
+    finished = lc.load(tmp_path / "run").resume(callbacks=[units.append], progress=False)
+    assert finished.status == "finished"
+    assert units[-1].share == 1
+    assert finished.results["accuracy"] == run.results["accuracy"]
+    assert finished.results["posterior"] == run.results["posterior"]
+    assert list(finished.rationales()) == list(run.rationales())
+
+
+def test_ctrl_c_saves_and_returns(tmp_path: Path, settings: dict[str, Any]) -> None:
+    def interrupt(unit: lc.Unit) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[interrupt], **settings)
+    assert stopped.status == "stopped"
+    assert len(stopped.events.query("kind == 'init'")) == 1
+
+
+def test_signals_are_left_alone_in_other_threads() -> None:
+    found: list[int | None] = []
+
+    def work() -> None:
+        with stop_signals() as stopped_by:
+            found.append(stopped_by())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None]
+
+
+def test_train_again_with_resume(run: lc.Run, settings: dict[str, Any]) -> None:
+    again = lc.train(lc.configure("smoke"), output_dir=run.path, resume=True, **settings)
+    assert again.status == "finished"
+    with pytest.raises(lc.UsageError, match=r"holds a run with e_step\.steps 2, not 3"):
+        lc.train(lc.configure("smoke"), output_dir=run.path, resume=True, e_step={"steps": 3}, **settings)
+    with pytest.raises(lc.UsageError, match="holds a run"):
+        lc.train(lc.configure("smoke"), output_dir=run.path, **settings)
+    with pytest.raises(lc.UsageError, match="a base model is no run"):
+        lc.load(settings["model"]).resume()
+
+
+# -- what a run left ---------------------------------------------------------------------------------------
+
+
+def test_results_and_events(run: lc.Run) -> None:
+    assert run.path is not None
+    assert run.config.output_dir == str(run.path)
+    record = json.loads((run.path / "results.json").read_text())
+    assert dict(run.results) == record
+    frame = run.results.to_pandas()
+    assert list(frame["round"]) == sorted(frame["round"])
+    assert set(frame["reasoner"]) == {"p", "q"}
+    row = frame.query("round == 1 and reasoner == 'q' and split == '4-operands'").iloc[0]
+    expected = record["accuracy"]["1"]["q"]["4-operands"]
+    assert [row["accuracy"], row["low"], row["high"], row["n"]] == [
+        *(expected["accuracy"], *expected["interval_95"], expected["n"])
+    ]
+    events = run.events
+    assert len(events) == len((run.path / "events.jsonl").read_text().splitlines())
+    assert events["time"].is_monotonic_increasing
+    assert events.query("kind == 'e_step'")["loss"].notna().all()
+
+
+def test_results_come_in_the_order_of_the_splits() -> None:
+    found = {"accuracy": 0.5, "correct": 1, "n": 2, "interval_95": [0.1, 0.9]}
+    record = {"accuracy": {"10": {"p": {"b": found, "a": found}}, "2": {"p": {"a": found, "b": found}}}}
+    frame = Results(record, {}, ["b", "a"]).to_pandas()
+    assert list(zip(frame["round"], frame["split"], strict=True)) == [(2, "b"), (2, "a"), (10, "b"), (10, "a")]
+    assert repr(Results(record, {}, ["b", "a"])).splitlines()[1].split() == ["b", "50", "(10–90)", "50", "(10–90)"]
+
+
+def test_damaged_results_are_named() -> None:
+    broken: list[dict[str, Any]] = [{}, {"accuracy": {"one": {}}}, {"accuracy": {"1": {"p": ["x"]}}}]
+    for record in broken:
+        with pytest.raises(lc.UsageError, match=r"results\.json: its part 'accuracy' is not as a run writes it"):
+            Results(record, {}, []).to_pandas()
+
+
+def test_logged_rationales(run: lc.Run, tmp_path: Path) -> None:
+    logged = list(run.rationales())
+    assert {one.phase for one in logged} == {"e_step"}
+    frame, dataset = run.rationales().to_pandas(), run.rationales().to_dataset()
+    assert len(frame) == len(dataset) == len(logged)
+    assert list(frame["text"]) == dataset["text"][:] == [one.rationale.text for one in logged]
+    assert dataset[0]["tokens"] == list(logged[0].rationale.tokens)
+    assert dataset[0]["tool_calls"][0]["tool"] == "calculator"
+
+
+def test_a_damaged_log_is_named(run: lc.Run, tmp_path: Path) -> None:
+    assert run.path is not None
+    (tmp_path / "config.yaml").write_text((run.path / "config.yaml").read_text())
+    (tmp_path / "rationales.jsonl").write_text('{"round": 1, "rationale": {}}\n')
+    with pytest.raises(lc.UsageError, match=r"rationales\.jsonl, line 1: no record of a rationale"):
+        list(lc.load(tmp_path).rationales())
+
+
+def test_code_in_a_run_folder_needs_trust(run: lc.Run, tmp_path: Path) -> None:
+    assert run.path is not None
+    task = tmp_path / "mine.py"
+    task.write_text("from latent_cot.tasks.arithmetic import TASK\n")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    settings = (run.path / "config.yaml").read_text().replace("task: arithmetic", f"task: {task}")
+    (folder / "config.yaml").write_text(settings)
+    with pytest.raises(lc.UsageError, match=r"names code to run: .*mine\.py"):
+        lc.load(folder)
+    assert lc.load(folder, trust_code=True).task.name == "arithmetic"
+
+
+# -- sampling and scoring ----------------------------------------------------------------------------------
+
+
+def test_samples_add_up(run: lc.Run) -> None:
+    found = run.sample(QUESTION, n=6)
+    assert found.reasoner == "q" and found.n == sum(item.count for item in found) == 6
+    assert found.question == QUESTION and found.example.answer == "-6"
+    weights = [item.weight for item in found if item.weight is not None]
+    assert len(weights) == len(found)
+    assert sum(weights) == pytest.approx(1)
+    assert weights == sorted(weights, reverse=True)
+    for item in found:
+        assert item.text == "".join(token.text for token in item.tokens)
+        assert item.log_q is not None and item.stops[-1].log_q is not None
+        total_q = sum(token.log_q for token in item.tokens if token.log_q is not None) + item.stops[-1].log_q
+        total_p = sum(token.log_p for token in item.tokens if token.log_p is not None) + item.stops[-1].log_p
+        assert item.log_q == pytest.approx(total_q)
+        assert item.log_p == pytest.approx(total_p)
+        assert item.log_reward == item.stops[-1].log_reward
+        assert item.stops[-1].position == len(item.tokens)
+        assert [token.chosen for token in item.tokens] == [token.log_q is not None for token in item.tokens]
+    # The definition: the weights are R / q, the bound the log of their mean, the ESS (Σ w)² / Σ w² ÷ n.
+    raw = [
+        math.exp((item.log_reward or 0) - (item.log_q or 0) - (found.bound or 0))
+        for item in found
+        for _ in range(item.count)
+    ]
+    assert sum(raw) / 6 == pytest.approx(1, rel=1e-4)
+    assert found.ess == pytest.approx(sum(raw) ** 2 / sum(w**2 for w in raw) / 6, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_sample(run: lc.Run) -> None:
+    assert run.sample(QUESTION, n=3, seed=1) == run.sample(QUESTION, n=3, seed=1)
+    assert run.sample(QUESTION, n=3, seed=1) != run.sample(QUESTION, n=3, seed=2)
+
+
+def test_no_weights_where_a_method_decodes_in_another_way(run: lc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loop, "draws_as_it_is", False)
+    found = run.sample(QUESTION, n=6)
+    assert found[0].weight is None and found.ess is None and found.bound is None
+
+
+def test_no_weights_from_a_tempered_sample(run: lc.Run) -> None:
+    found = run.sample(QUESTION, n=2, temperature=0, reasoner="p")
+    assert [item.count for item in found] == [2]
+    assert found[0].weight is None and found.ess is None and found.bound is None
+    assert found[0].log_reward is not None
+
+
+def test_scoring_a_chain_with_or_without_the_results(run: lc.Run) -> None:
+    whole, early = run.score(QUESTION, CHAIN, " 6 - 0 = 6, 6 - 4 =")
+    assert whole.text == CHAIN and whole.correct
+    assert early.text == " 6 - 0 = 6, 6 - 4 = 2" and not early.correct
+    assert whole.weight is None
+    (bare,) = run.score(QUESTION, " 6 - 0 =, 6 - 4 =, 2 - 8 =")
+    assert bare.rationale == whole.rationale
+    assert bare.log_q == pytest.approx(whole.log_q, abs=1e-4)
+    # The states of the shorter chain are those of the longer one: the same prefixes.
+    for a, b in zip(early.stops, whole.stops, strict=False):
+        assert a.position == b.position
+        assert a.log_q == pytest.approx(b.log_q, abs=1e-4)
+        assert a.log_p == pytest.approx(b.log_p, abs=1e-4)
+        assert a.log_reward == pytest.approx(b.log_reward, abs=1e-3)
+
+
+def test_samples_are_those_of_the_command_line(run: lc.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    from latent_cot.cli import main
+
+    found = run.sample(QUESTION, n=4, seed=3)
+    capsys.readouterr()
+    assert main(["sample", str(run.path), "--question", QUESTION, "-n", "4", "--seed", "3", "--json"]) == 0
+    printed = {one["text"]: one for one in json.loads(capsys.readouterr().out)["samples"]}
+    assert printed.keys() == {item.text for item in found}
+    for item in found:
+        assert printed[item.text]["log_prob"] == pytest.approx(item.log_q, abs=1e-4)
+        assert printed[item.text]["log_reward"] == pytest.approx(item.log_reward, abs=1e-3)
+
+
+def test_bad_questions_and_chains(run: lc.Run) -> None:
+    with pytest.raises(lc.UsageError, match="question"):
+        run.sample("how many?")
+    with pytest.raises(lc.UsageError, match="n is 0"):
+        run.sample(QUESTION, n=0)
+    with pytest.raises(lc.UsageError, match="temperature is nan"):
+        run.sample(QUESTION, temperature=math.nan)
+    with pytest.raises(lc.UsageError, match="not one a rationale may contain"):
+        run.score(QUESTION, " six")
+    with pytest.raises(lc.UsageError, match="may not stop"):
+        run.score(QUESTION, " 6 - 0")
+    with pytest.raises(lc.UsageError, match="rationales is 0"):
+        run.score(QUESTION)
+    with pytest.raises(TypeError, match="rationales are texts"):
+        run.score(QUESTION, lc.Example("x").z)  # type: ignore[arg-type]
+
+
+def test_a_base_model(tiny_model_dir: Path) -> None:
+    base = lc.load(tiny_model_dir, task="arithmetic")
+    assert (base.status, base.path, base.reasoners) == ("untrained", None, ("p",))
+    found = base.sample(QUESTION, n=2)
+    assert found.reasoner == "p"
+    assert all(item.log_q is None and item.weight is not None for item in found)
+    with pytest.raises(lc.UsageError, match="no q"):
+        found.coloured_by("q")
+    with pytest.raises(lc.UsageError, match="--reasoner q: an untrained model"):
+        base.sample(QUESTION, reasoner="q")
+    with pytest.raises(lc.UsageError, match="a base model has no results"):
+        _ = base.results
+
+
+@pytest.mark.parametrize("text", ["12 = 34", "é", "日本 x", "a\u0301"])
+def test_pieces_are_the_text(text: str) -> None:
+    codec = TextCodec(build_tokenizer(merges=[("1", "2"), (" ", "=")]))
+    tokens = codec.encode(text)
+    assert "".join(pieces(tokens, codec.decode)) == codec.decode(tokens)
+
+
+def test_a_character_of_several_tokens() -> None:
+    """As with byte-level tokenizers: half a character decodes to a replacement character."""
+    text = "a€b"
+    data = text.encode()
+
+    def decode(ids: Any) -> str:
+        return bytes(data[i] for i in ids).decode(errors="replace")
+
+    assert pieces(range(len(data)), decode) == ["a", "", "", "€", "b"]
+
+
+# -- evaluating --------------------------------------------------------------------------------------------
+
+
+def test_evaluation(run: lc.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    from latent_cot.cli import main
+
+    found = run.evaluate("operands=4..5", size=3, max_tokens=8, progress=False)
+    assert found.points == {
+        "4-operands": {"operands": 4, "digits": 1, "trained": True},
+        "5-operands": {"operands": 5, "digits": 1, "trained": False},
+    }
+    frame = found.to_pandas()
+    assert list(frame["operands"]) == [4, 5, 4, 5] and list(frame["n"]) == [3] * 4
+    answers = found.answers()
+    assert len(answers) == 12
+    wrong = answers.query("reasoner == 'q' and not correct")
+    assert wrong["mistake"].notna().all()
+    assert found.mistakes_of("q")["count"].sum() == len(wrong)
+    # As the command line has it.
+    capsys.readouterr()
+    options = ["--split", "operands=4..5", "--size", "3", "--max-tokens", "8", "--json"]
+    assert main(["eval", str(run.path), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == found.figures
+    # And what was asked for once is not kept.
+    assert run.evaluate("4-operands", size=1, reasoner="p", progress=False).answers()["chain"].str.len().item() > 8
+
+
+def test_bad_evaluations(run: lc.Run, settings: dict[str, Any]) -> None:
+    with pytest.raises(lc.UsageError, match="no test split"):
+        run.evaluate("5-operandz")
+    with pytest.raises(lc.UsageError, match="votes is 3: at temperature 0"):
+        run.evaluate(votes=3, temperature=0)
+    with pytest.raises(lc.UsageError, match="size is 0"):
+        run.evaluate(size=0)
+    with pytest.raises(lc.UsageError, match="an untrained model has the reasoner p only"):
+        lc.load(settings["model"]).evaluate(reasoner="q")
+
+
+def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: dict[str, Any]) -> None:
+    small: dict[str, Any] = {
+        "init": "base",
+        "rollout": {"granularity": "token", "max_tokens": 4},
+        "m_step": {"steps": 0},
+    }
+    evaluation = {"splits": None, "samples": 20, "max_tokens": 4, "diagnostics": 1}
+    config = lc.configure("smoke", task="random_numbers", evaluation=evaluation, **small)
+    run = lc.train(config, output_dir=tmp_path / "run", **settings)
+    frame = run.results.to_pandas()
+    assert set(frame["metric"]) <= set(run.task.metrics)  # type: ignore[attr-defined]
+    assert frame["value"].notna().any()
+    found = run.evaluate(progress=False)
+    assert set(found.to_pandas()["metric"]) == set(frame["metric"])
+    assert found.answers().empty and not found.mistakes
+    name = frame["metric"].iloc[0]
+    assert name in repr(run.results) and name in run.results._repr_html_() and name in found._repr_html_()
+
+
+# -- looks -------------------------------------------------------------------------------------------------
+
+
+def hostile_rationales() -> Rationales:
+    call = ToolCall(HOSTILE, 1, HOSTILE, HOSTILE, n_tokens=1)
+    failed = ToolCall("calculator", 3, HOSTILE, None, error=HOSTILE)
+    z = Rationale((1, 2, 3), (True, False, True), (True, False, True, True), HOSTILE * 3, calls=(call, failed))
+    tokens = (Token(HOSTILE, True, -1.0, -2.0), Token(HOSTILE, False, None, None), Token(HOSTILE, True, -0.5, -0.1))
+    stops = tuple(Stop(i, -1.0, -1.0, -3.0) for i in (0, 2, 3))
+    item = ScoredRationale(z, 1, -2.5, -3.1, -3.0, 1.0, HOSTILE, False, tokens, stops)
+    example = lc.Example(HOSTILE, question=HOSTILE)
+    return Rationales(example, (item,), "q", 1.0, -0.5, "q")
+
+
+def test_hostile_text_is_shown_and_not_run() -> None:
+    found = {"accuracy": 0.5, "correct": 1, "n": 2, "interval_95": [0.1, 0.9]}
+    results = Results({"accuracy": {"1": {HOSTILE: {HOSTILE: found}}}}, {}, [])
+    run = lc.load(f"{HOSTILE}", task="arithmetic")
+    for shown in (hostile_rationales(), results, run):
+        html = shown._repr_html_()
+        assert "<script" not in html
+        assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;\\x1b[31m\\u202e" in html
+        for text in (html, repr(shown)):
+            assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_a_rationale_in_html(run: lc.Run) -> None:
+    (item,) = run.score(QUESTION, CHAIN)
+    html = run.score(QUESTION, CHAIN)._repr_html_()
+    assert html.count('<b class="tool"') == 3 + 1  # and once in the legend
+    assert html.count("⊤</i>") == len(item.stops) + 1
+    assert 'title="calculator: 6 - 0"' in html
+    assert f"log p {item.tokens[0].log_p:.2f}".replace("-", "−") in html
+    assert " 6 - 0 =‹6›, 6 - 4 =‹2›, 2 - 8 =‹-6›" in repr(run.score(QUESTION, CHAIN))
+    assert "finished" in repr(run) and "3-operands" in run._repr_html_()
+    by_p = run.score(QUESTION, CHAIN).coloured_by("p")._repr_html_()
+    assert "log p of a token" in by_p and "log q of a token" in html

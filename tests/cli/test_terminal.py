@@ -1,0 +1,161 @@
+"""What is shown: hostile text made harmless, tools' results marked, the time that is left."""
+
+from __future__ import annotations
+
+import errno
+import io
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from latent_cot.cli import paired
+from latent_cot.evaluation.outcomes import RIGHT, Difference
+from latent_cot.methods.state import Phase
+from latent_cot.report.terminal import (
+    Clock,
+    Display,
+    Items,
+    accuracy_table,
+    marked,
+    narrow_tables,
+    printable,
+    round_columns,
+    samples_table,
+)
+
+
+def decode(ids: Sequence[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+def rationale(text: str, calls: Sequence[dict[str, Any]] = (), cut: bool = False) -> dict[str, Any]:
+    return {"tokens": list(map(ord, text)), "text": text, "calls": list(calls), "cut": cut}
+
+
+def rendered(thing: object) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=120, force_terminal=False).print(thing)
+    return stream.getvalue()
+
+
+@given(st.text())
+def test_nothing_printed_can_steer_a_terminal(text: str) -> None:
+    shown = printable(text)
+    assert not any(unicodedata.category(c).startswith("C") or c in "\u2028\u2029" for c in shown)
+    shown.encode()  # no lone surrogates
+
+
+def test_ordinary_text_is_left_alone() -> None:
+    assert printable("6 − 0 = 6, ünïcode [bold]") == "6 − 0 = 6, ünïcode [bold]"
+    assert printable("a\nb", keep_newlines=True) == "a\nb"
+    assert printable("a\nb\x1b[31m") == "a\\nb\\x1b[31m"
+
+
+def test_a_tools_result_is_set_off_and_a_failed_call_flagged() -> None:
+    result = {"position": 7, "n_tokens": 2, "result": " 6"}
+    failed = {"position": 15, "n_tokens": 0, "result": None}
+    text = marked(rationale(" 6 - 0= 6, 5 5=", [result, failed], cut=True), decode)
+    assert text.plain == " 6 - 0=‹6›, 5 5=‹✗› [cut]"
+    styled = [text.plain[span.start : span.end] for span in text.spans]
+    assert styled == ["‹6›", "‹✗›", " [cut]"]
+
+
+def test_markup_in_a_models_text_is_text() -> None:
+    sample = {"question": "[red]q", "rationale": rationale("[link=x]a\x1b[0m"), "log_reward": -1.0, "count": 2}
+    shown = rendered(samples_table([sample], decode))
+    assert "[red]q" in shown
+    assert "[link=x]a\\x1b[0m" in shown
+    assert "×2" in shown
+
+
+def test_accuracies_stand_beside_those_of_the_round_before() -> None:
+    def figures(correct: int) -> dict[str, Any]:
+        return {"3-operands": {"accuracy": correct / 4, "n": 4, "interval_95": [0.0, 1.0]}}
+
+    results = {"0": {"p": figures(1)}, "1": {"q": figures(2), "p": figures(3) | {"new": figures(4)["3-operands"]}}}
+    columns = round_columns(results, 1)
+    assert list(columns) == ["q", "p", "p, round 0"]
+    shown = rendered(accuracy_table(columns))
+    (row,) = [line for line in shown.splitlines() if "3-operands" in line]
+    assert row.index("50.0") < row.index("75.0") < row.index("25.0")
+    (new,) = [line for line in shown.splitlines() if "new" in line]
+    assert new.count("-") >= 2  # not measured for q, nor in round 0
+
+
+def test_the_time_left_is_that_of_what_was_measured() -> None:
+    clock = Clock()
+    assert clock.left({"e_step": 3}) is None
+    clock.measured("e_step", 2.0)
+    clock.measured("e_step", 4.0)
+    assert clock.left({"e_step": 3}) == pytest.approx(9.0)
+    clock.measured("m_step", 0.5)
+    assert clock.left({"e_step": 1, "m_step": 4}) == pytest.approx(5.0)
+
+
+def test_phases_not_measured_yet_are_estimated_from_the_others() -> None:
+    clock = Clock()
+    clock.measured("m_step", 1.0)
+    left = clock.left({"e_step": 2, "something-new": 1})
+    assert left is not None
+    assert left > 2.0  # an E-step unit costs more than an M-step unit
+
+
+def test_wide_tables_are_divided_not_cut() -> None:
+    names = {"method": ["em, p", "rejection, p"]}
+    columns = {f"{k}-operands": ["95.3 ± 1.2 (94-96)", "100.0 ± 0.0 (100-100)"] for k in range(3, 9)}
+    console = Console(width=80, file=io.StringIO(), record=True)
+    tables = list(narrow_tables(names, columns, "% right", 80))
+    for table in tables:
+        console.print(table)
+    text = console.export_text()
+    assert len(tables) > 1 and "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert text.count("100.0 ± 0.0 (100-100)") == len(columns) and text.count("rejection, p") == len(tables)
+    assert text.count("% right") == 1
+    assert len(list(narrow_tables(names, columns, "", 400))) == 1
+    (narrow,) = narrow_tables(names, {}, "nothing", 80)
+    assert narrow.row_count == 2
+
+
+@pytest.mark.parametrize("split", ["3-operands", "/somewhere/with/a/long/name/that/has/no/end/questions.jsonl"])
+def test_differences_on_a_narrow_terminal_are_not_cut(split: str) -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    paired._show(console, {split: {RIGHT: Difference(500, 0.875, 0.5, (0.125, 0.625), 400, 100, 0.001)}})
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "+37.5 (+12.5 to +62.5)" in text and "difference (95 %)" in text and "0.001" in text
+    assert split[:24] in text and split[-8:] in text
+    assert text.count("┏") <= 3, "a long name does not leave each column a table of its own"
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
+    console, now = Console(width=80, file=io.StringIO(), record=True), [0.0]
+    with Items(console, "questions", 100, time_of=lambda: now[0]) as items:
+        for seconds in (1, 1, 60, 1, 120):
+            now[0] += seconds
+            items.advance(10)
+    assert console.export_text() == "questions 30/100  2:25 left\nquestions 50/100  3:03 left\n"
+    terminal = Console(width=80, file=io.StringIO(), force_terminal=True)
+    with Items(terminal, "questions", 3) as items:
+        items.advance(3)
+    assert items.done == 3
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])
+def test_a_run_outlives_its_display(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+    """A closed pipe, of which rich makes a SystemExit, and a full disk are no reason to lose a run."""
+    calls = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        raise failure
+
+    display = Display(Console(file=io.StringIO()))
+    monkeypatch.setattr(Display, "_show", fail)
+    for _ in range(2):
+        display.on_unit(None, Phase(0, "init"), {})  # type: ignore[arg-type]
+    assert len(calls) == 1

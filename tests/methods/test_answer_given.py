@@ -1,0 +1,112 @@
+"""Tasks whose tests give the answer, as between a story's beginning and its ending: who reads it and learns from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import FewShotConfig, RunConfig, SFTConfig
+from latent_cot.config.settings import check, with_method
+from latent_cot.methods import m_step
+from latent_cot.model.lm import LanguageModel
+from latent_cot.rationales.scoring import Group
+from latent_cot.run.session import open_session
+from latent_cot.types import UsageError
+from tests.loops import CONFIG, make, outcome, run_in_parts
+from tests.measured import LengthTask
+from tests.worlds import language_model
+
+WORLD = dataclasses.replace(
+    CONFIG,
+    condition="xy",
+    rollout=dataclasses.replace(CONFIG.rollout, granularity="token"),
+    evaluation=dataclasses.replace(CONFIG.evaluation, votes=1, samples=3),
+    e_step=dataclasses.replace(CONFIG.e_step, replay=0.0),
+    fewshot=FewShotConfig(k=2),
+    sft=SFTConfig(steps=4, check_every=2, batch_size=2, learning_rate=1e-2, warmup=1),
+)
+
+
+def task() -> LengthTask:
+    return LengthTask(stop=".", allowed_characters=" abc.", answer_given=True)
+
+
+def config_of(method: str) -> RunConfig:
+    config = with_method(WORLD, method)
+    check(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"), perturb=False)
+
+
+@pytest.fixture
+def lessons(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Group]]:
+    """(adapter, group) of everything that is learned by likelihood."""
+    seen: list[tuple[str, Group]] = []
+    really = m_step.update
+
+    def update(lm: LanguageModel, adapter: Any, groups: Sequence[Group], *arguments: Any, **more: Any) -> Any:
+        seen.extend((adapter, group) for group in groups)
+        return really(lm, adapter, groups, *arguments, **more)
+
+    monkeypatch.setattr(m_step, "update", update)
+    return seen
+
+
+@pytest.mark.parametrize(("method", "adapter"), [("sft", "p"), ("gflownet", "q"), ("em-xy", "q")])
+def test_what_reads_the_answer_learns_to_stop_behind_the_rationale(
+    lm: LanguageModel, lessons: list[tuple[str, Group]], method: str, adapter: str
+) -> None:
+    loop = make(lm, config_of(method), task())
+    codec = loop.rules.codec
+    plain = [(codec.encode_prompt(e.x), codec.encode(e.y or "")) for e in loop.data.demonstrations]
+    posterior = [
+        (codec.encode_prompt(loop.task.posterior_prompt(e)), [codec.stop_id]) for e in loop.data.demonstrations
+    ]
+    for phase, _ in loop.run():
+        if phase.name in ("init", "imitate", "fit") and lessons:
+            expected = plain if phase.name == "init" else posterior
+            assert {name for name, _ in lessons} == {"p" if phase.name == "init" else adapter}
+            assert all((list(group.prompt), list(group.answer)) in expected for _, group in lessons)
+        lessons.clear()
+
+
+@pytest.mark.parametrize("method", ["few-shot", "sft", "gflownet", "em-xy"])
+def test_whoever_is_tested_reads_the_answer(lm: LanguageModel, method: str) -> None:
+    loop = make(lm, config_of(method), task())
+    list(loop.run())
+    last = loop.state.metrics[max(loop.state.metrics)]
+    assert list(last) == list(loop.reasoners) == (["q"] if method in ("gflownet", "em-xy") else ["p"])
+    (example, *_) = loop.tests["test"]
+    for reasoner in loop.reasoners:
+        assert loop.test_text(reasoner, example).endswith(loop.task.posterior_prompt(example))
+
+
+def test_shown_demonstrations_have_the_form_of_the_question(lm: LanguageModel) -> None:
+    loop = make(lm, config_of("few-shot"), task())
+    assert loop.test_text("p", loop.tests["test"][0]) == "a?. a.\nab?. ab.\ncc?."
+
+
+def test_the_sampler_starts_from_the_demonstrations_and_is_resumed(lm: LanguageModel, tmp_path: Path) -> None:
+    config = config_of("gflownet")
+    loop = make(lm, config, task())
+    assert [phase.name for phase in loop.phases if phase.round] == [
+        *("imitate", "prepare", "e_step", "diagnose", "evaluate")
+    ]
+    list(loop.run())
+    assert outcome(run_in_parts(lm, config, tmp_path, 2, task())) == outcome(loop)
+
+
+def test_a_sampler_that_needs_an_answer_nobody_gives(tiny_model_dir: Path) -> None:
+    config = dataclasses.replace(with_method(RunConfig(), "gflownet"), condition="xy", model=str(tiny_model_dir))
+    assert METHODS["gflownet"].reasoners(config, False) == ()
+    with pytest.raises(UsageError, match="--condition xy: the tests of arithmetic do not give the answer"):
+        open_session(config)

@@ -1,0 +1,230 @@
+"""Updates and figures against those computed by hand, in a double loop, or by autograd from the formula."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from latent_cot.config.schema import PolicyGradientConfig
+from latent_cot.evaluation.diagnostics import diagnose
+from latent_cot.methods import forward_kl, m_step, policy_gradient
+from latent_cot.methods.ppo import PPO
+from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.optimise import Schedule
+from latent_cot.model.text import TextCodec
+from latent_cot.objectives import Balance, below_floor, prefix_balance, temper, trajectory_balance
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.experience import Experience, action_mask, gather, log_probs_of, policy_log_probs
+from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.rollout import rollout
+from latent_cot.rationales.scoring import Group, score
+from latent_cot.types import Rationale
+from tests.methods.test_e_step import queries
+from tests.methods.test_m_step import NoStep
+from tests.worlds import FakeTool, language_model, random_chain
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def rules(lm: LanguageModel) -> ChainRules:
+    return ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def seen(lm: LanguageModel, rules: ChainRules) -> Experience:
+    """Three questions with three distinct rationales each, one of them twice."""
+    asked = queries(3)
+    rng = random.Random(0)
+    sampled = []
+    for _ in asked:
+        pool = [random_chain(rules, rng, k) for k in (1, 3, 5)]
+        sampled.append([pool[0], pool[0], pool[1], pool[2]])
+    return gather(asked, sampled, Reward(lm, rules.codec, max_tokens=200))
+
+
+def no_step(lm: LanguageModel, adapter: Adapter) -> Any:
+    """An optimiser that keeps the gradient and takes no step."""
+    for weight in lm.parameters(adapter).values():
+        weight.grad = None
+    return NoStep(lm.parameters(adapter), Schedule(1.0, 1, 0, "constant"), 1e9)
+
+
+def autograd(loss: torch.Tensor, optimiser: Any) -> torch.Tensor:
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, optimiser.weights)])
+
+
+# -- policy gradients ------------------------------------------------------------------------------------
+
+
+def test_actions_are_what_was_chosen_and_a_stop_that_was_not_forced() -> None:
+    stopped = Rationale((1, 2), (True, False), (True, False, True), "")
+    cut = Rationale((1,), (True,), (True, True), "", cut=True)
+    assert action_mask([stopped, cut], 4).tolist() == [[True, False, True, False], [True, False, False, False]]
+
+
+def test_advantages_of_ppo() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    old = torch.tensor([[-1.0, -2.0], [-1.0, 0.0]])
+    reference = torch.tensor([[-2.0, -4.0], [-3.0, 0.0]])  # log ratios 1, 2 | 2
+    reward = torch.tensor([-5.0, -1.0])
+    experience = Experience([], [], torch.tensor([2.0, 1.0]), torch.tensor([0, 0]), mask, reference, reward)
+    of = SimpleNamespace(settings=PolicyGradientConfig(kl=0.5, deviation_floor=0.0, advantage="leave-one-out"))
+    found = PPO.advantages(cast("PPO", of), experience, old, reward)
+    # The whole: -6.5 (twice), -2. The others' mean: (-6.5 - 2) / 2 = -4.25 | -6.5. To go: -6.5, -6 | -2.
+    raw = torch.tensor([[-2.25, -1.75], [4.5, 0.0]])
+    scale = math.sqrt((2 * (2.25**2 + 1.75**2) + 4.5**2) / 5)
+    torch.testing.assert_close(found, raw / scale)
+
+
+def test_a_policy_gradient_with_a_kl_penalty(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
+    old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=200)
+    noise = torch.randn(seen.mask.shape, generator=torch.Generator().manual_seed(0))
+    advantage = torch.where(seen.mask, noise, 0.0)
+    optimiser = no_step(lm, "q")
+    policy_gradient.update(
+        lm, seen, old, advantage, rules, optimiser, 0, epochs=1, clip_range=0.2, kl=0.7, max_tokens=200
+    )
+    total = torch.zeros(())
+    with lm.trainable("q") as model:
+        for rows, log_p in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):
+            for k, row in enumerate(rows):
+                for i in range(log_p.shape[1]):
+                    if seen.mask[row, i]:
+                        gap = seen.reference[row, i] - log_p[k, i]
+                        gain = (log_p[k, i] - old[row, i]).exp() * advantage[row, i]
+                        total = total + seen.count[row] * (0.7 * (gap.exp() - gap - 1) - gain)
+        expected = autograd(total / seen.count.sum(), optimiser)
+    torch.testing.assert_close(optimiser.gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+# -- weighted likelihoods --------------------------------------------------------------------------------
+
+
+def test_importance_weights_are_p_over_q(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
+    weight, _ = forward_kl.weigh(lm, seen, rules, max_tokens=200)
+    log_q = log_probs_of(lm, lm.dense("q"), seen, rules.codec, max_tokens=200)
+    for g in range(3):
+        rows = (seen.group == g).nonzero()[:, 0]
+        expected = (seen.count[rows].log() + seen.log_reward[rows] - log_q[rows]).softmax(0)
+        torch.testing.assert_close(weight[rows], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_forward_kl_step_is_the_weighted_likelihood(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
+    optimiser = no_step(lm, "q")
+    forward_kl.update(lm, seen, rules, optimiser, 0, max_tokens=200)
+    weight, _ = forward_kl.weigh(lm, seen, rules, max_tokens=200)
+    total = torch.zeros(())
+    with lm.trainable("q") as model:
+        for rows, log_q in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):
+            total = total - (weight[rows] * log_q.sum(1)).sum()
+        expected = autograd(total / 3, optimiser)
+    torch.testing.assert_close(optimiser.gradient, expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [(0.25, 1.75), (0.002, 0.002)])
+def test_weights_of_the_m_step_scale_each_likelihood(
+    lm: LanguageModel, rules: ChainRules, weights: Sequence[float]
+) -> None:
+    """Also where all of a batch are light: it then counts for less than another."""
+    rng = random.Random(1)
+    groups = [Group([5, 6], [random_chain(rules, rng, k)], [4, 5]) for k in (2, 4)]
+
+    def gradient(of: Sequence[Group], weights: Sequence[float]) -> torch.Tensor:
+        optimiser = no_step(lm, "p")
+        m_step.update(lm, "p", of, rules, optimiser, 0, max_tokens=1, weights=[[weight] for weight in weights])
+        found: torch.Tensor = optimiser.gradient
+        return found
+
+    tokens = [m_step._tokens(group, rules.codec.stop_id)[0] for group in groups]
+    alone = [gradient([group], [1.0]) for group in groups]
+    expected = sum(w * n * g for w, n, g in zip(weights, tokens, alone, strict=True)) / sum(tokens)
+    torch.testing.assert_close(gradient(groups, weights), expected, rtol=1e-3, atol=1e-6)
+
+
+# -- balance and its figures -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [trajectory_balance, prefix_balance])
+def test_a_learned_log_z_with_a_floor_and_a_cap(objective: Callable[[Balance], Any]) -> None:
+    """What is below the floor counts where it is too likely only, and large residuals linearly."""
+    states, group = torch.ones(3, 1, dtype=torch.bool), torch.zeros(3, dtype=torch.long)
+    censored = torch.tensor([[False], [True], [True]])
+    a, log_z = torch.tensor([[20.0], [5.0], [-4.0]]), torch.tensor([0.0])
+    balance = Balance(a, states, group, torch.ones(3), log_z=log_z, censored=censored, huber=10.0)
+    loss, _ = objective(balance)
+    assert float(loss) == pytest.approx((2 * 10 * 20 - 10**2 + 0 + 4**2) / 3)
+
+
+@pytest.mark.parametrize("objective", [trajectory_balance, prefix_balance])
+def test_samples_that_are_worth_nothing_do_not_move_log_z(objective: Callable[[Balance], Any]) -> None:
+    states, group = torch.ones(2, 1, dtype=torch.bool), torch.tensor([0, 0])
+    rewards = torch.full((2, 1), -math.inf)
+    a = (temper(rewards, states, group) + torch.tensor([[3.0], [2.0]])).requires_grad_()
+    log_z = torch.tensor([4.6], requires_grad=True)
+    censored = below_floor(rewards, states, group, None)
+    loss, _ = objective(Balance(a, states, group, torch.ones(2), log_z=log_z, censored=censored))
+    loss.sum().backward()
+    assert log_z.grad is not None and float(log_z.grad) == 0
+    assert float(loss.detach()) == 0
+
+
+def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> None:
+    asked = queries(3)
+    reward = Reward(lm, rules.codec, max_tokens=200)
+    temperature, floor, n = 0.5, 6.0, 12
+    found = diagnose(
+        lm,
+        asked,
+        rules,
+        reward,
+        n=n,
+        reward_temperature=temperature,
+        reward_floor=floor,
+        max_tokens=200,
+        generator=torch.Generator().manual_seed(3),
+    )
+    prompts = [query.policy_prompt for query in asked]
+    sampled = rollout(lm, lm.dense("q"), prompts, rules, n=n, generator=torch.Generator().manual_seed(3))
+    some_below = False
+    for query, rationales, figures in zip(asked, sampled, found, strict=True):
+        (rewards,) = reward.of_prefixes([query.example], [Group(query.model_prompt, rationales, query.answer)])
+        with torch.no_grad():
+            scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, rationales)], rules.codec)
+        best = float(rewards.max())
+        flows: list[tuple[float, bool]] = []
+        weights, mass = [], {}
+        for b, rationale in enumerate(rationales):
+            log_q = 0.0
+            for i in range(len(rationale) + 1):
+                if rationale.states[i]:
+                    stopped = log_q + float(scores.log_pterm[b, i])
+                    worth = float(rewards[b, i])
+                    flows.append((max(worth, best - floor) / temperature - stopped, worth < best - floor))
+                if i < len(rationale):
+                    log_q += float(scores.log_pf[b, i])
+            weights.append(float(rewards[b, len(rationale)]) - stopped)
+            mass[rationale] = math.exp(stopped)
+        known = [flow for flow, below in flows if not below]
+        mean = sum(known) / len(known)
+        variance = sum((min(flow - mean, 0) if below else flow - mean) ** 2 for flow, below in flows) / len(flows)
+        w = torch.tensor(weights, dtype=torch.float64)
+        some_below |= any(below for _, below in flows)
+        assert figures.variance == pytest.approx(variance, rel=1e-3)
+        assert figures.log_z == pytest.approx(mean, abs=1e-3)
+        assert figures.censored == pytest.approx(sum(below for _, below in flows) / len(flows))
+        assert figures.bound == pytest.approx(float(w.logsumexp(0)) - math.log(n), abs=1e-3)
+        assert figures.ess == pytest.approx(float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()) / n, rel=1e-3)
+        assert figures.mass == pytest.approx(sum(mass.values()), rel=1e-3)
+        assert figures.cut == sum(rationale.cut for rationale in rationales) / n
+    assert some_below

@@ -1,0 +1,299 @@
+"""Collecting and updating: the whole E-step's loss and gradient against the oracles."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latent_cot.methods.e_step import Batch, Behaviour, Query, _temperatures, collect, describe, update
+from latent_cot.model.architecture import Trees
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.text import TextCodec
+from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.rationales.buffer import ReplayBuffer
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.reward import Reward
+from latent_cot.types import Example, Rationale
+from tests.oracles import scoring
+from tests.oracles import subtb as oracle
+from tests.worlds import FakeTool, language_model
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def rules(lm: LanguageModel) -> ChainRules:
+    """Few characters, so that the tool is called in most chains."""
+    return ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=5)
+
+
+def queries(n: int) -> list[Query]:
+    rng = random.Random(0)
+    return [
+        Query(
+            Example(f"x{i}", question=f"x{i}"),
+            policy_prompt=[rng.randrange(90) for _ in range(rng.randint(1, 7))],
+            model_prompt=[rng.randrange(90) for _ in range(rng.randint(1, 7))],
+            answer=[rng.randrange(90) for _ in range(rng.randint(1, 4))],
+        )
+        for i in range(n)
+    ]
+
+
+def gather(
+    lm: LanguageModel,
+    rules: ChainRules,
+    buffer: ReplayBuffer,
+    *,
+    replay: float = 0.0,
+    n: int = 3,
+    samples: int = 6,
+    tool_tokens: bool = False,
+    seed: int = 0,
+    ends_only: bool = False,
+) -> list[Batch]:
+    return collect(
+        lm,
+        queries(n),
+        [Behaviour(temperature=1.5, replay=replay)] * n,
+        rules,
+        buffer,
+        Reward(lm, rules.codec, tool_tokens=tool_tokens, max_tokens=500),
+        samples=samples,
+        generator=torch.Generator().manual_seed(seed),
+        ends_only=ends_only,
+    )
+
+
+class Recorder:
+    """In the place of an optimiser: keeps the gradient and changes nothing."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.weights = [weight for _, weight in sorted(lm.parameters("q").items())]
+        self.gradient = torch.empty(0)
+
+    def step(self, number: int) -> float:
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights]
+        self.gradient = torch.cat([g.flatten() for g in gradients])
+        for weight in self.weights:
+            weight.grad = None
+        return float(self.gradient.norm())
+
+
+def measure(lm: LanguageModel, batches: Sequence[Batch], rules: ChainRules, **options: Any) -> tuple[Any, torch.Tensor]:
+    recorder = Recorder(lm)
+    settings: dict[str, Any] = {
+        "objective": "pooled-subtb",
+        "reward_temperature": 1.0,
+        "reward_floor": None,
+        "huber": None,
+        "max_tokens": 500,
+    }
+    info = update(lm, batches, rules, recorder, 0, **{**settings, **options})  # type: ignore[arg-type]
+    return info, recorder.gradient
+
+
+@pytest.mark.parametrize("objective", sorted(COMPLETE_ONLY))
+def test_the_rewards_of_ends_are_enough_for_some(lm: LanguageModel, rules: ChainRules, objective: str) -> None:
+    """The loss and the gradient are the same, also of what is replayed; the others need those of the prefixes."""
+    found = []
+    for ends_only in (False, True):
+        buffer = ReplayBuffer(tolerance=0)
+        gather(lm, rules, buffer, seed=1, ends_only=ends_only)
+        batches = gather(lm, rules, buffer, replay=0.5, ends_only=ends_only)
+        log_z = [torch.tensor(0.5)] * len(batches) if objective in LEARNS_LOG_Z else None
+        found.append(measure(lm, batches, rules, objective=objective, reward_floor=8.0, log_z=log_z))
+        without = measure(lm, batches, rules)[0].loss
+        assert (without > 1e4) == ends_only
+    (every, gradient), (ends, gradient_of_ends) = found
+    assert ends.loss == pytest.approx(every.loss, rel=1e-5)
+    assert ends.variance == pytest.approx(every.variance, rel=1e-5)
+    torch.testing.assert_close(gradient_of_ends, gradient)
+
+
+def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    batches = gather(lm, rules, buffer, tool_tokens=True)
+    codec = rules.codec
+    calls = 0
+    for batch, query in zip(batches, queries(3), strict=True):
+        assert batch.query == query
+        assert sum(batch.counts) == 6
+        assert batch.sampled == batch.counts
+        assert len(set(batch.rationales)) == len(batch.rationales)
+        for rationale, row in zip(batch.rationales, batch.log_reward, strict=True):
+            calls += len(rationale.calls)
+            with torch.no_grad():
+                expected = scoring.log_reward(
+                    lm.dense("p"),
+                    query.model_prompt,
+                    rationale,
+                    query.answer,
+                    codec.actions.tolist(),
+                    codec.stop_id,
+                    tool_tokens=True,
+                )
+            size = len(rationale) + 1
+            torch.testing.assert_close(row[:size].double(), expected, atol=1e-4, rtol=1e-6)
+            assert bool((row[size:] == -math.inf).all())
+        stored = {item.rationale: item.log_reward for item in buffer.stored(query.example.key)}
+        for rationale, row in zip(batch.rationales, batch.log_reward, strict=True):
+            assert stored[rationale] == tuple(row[: len(rationale) + 1].tolist())
+    assert calls > 3
+
+
+@pytest.mark.parametrize("objective", ["subtb", "pooled-subtb"])
+@pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
+def test_loss_and_gradient_are_the_oracles(tiny_model: Callable[[str], Path], objective: str, trees: Trees) -> None:
+    """Through the model: also a tool's tokens, whose log q is no part of the loss, move no gradient."""
+    lm = language_model(tiny_model("llama"), trees=trees)
+    rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=4)
+    codec = rules.codec
+    batches = gather(lm, rules, ReplayBuffer(), n=2, samples=4)
+    assert any(not all(r.chosen) for batch in batches for r in batch.rationales)
+    info, gradient = measure(lm, batches, rules, objective=objective, reward_temperature=0.7, max_tokens=30)
+    total = torch.zeros((), dtype=torch.float64)
+    with lm.trainable("q") as model:
+        for batch in batches:
+            flows, losses, mass = [], [], 0
+            for rationale, count, row in zip(batch.rationales, batch.counts, batch.log_reward, strict=True):
+                prompt, actions = batch.query.policy_prompt, codec.actions.tolist()
+                log_pf, log_pterm = scoring.log_policy(model, prompt, rationale, actions, codec.stop_id)
+                parts = (row[: len(rationale) + 1] / 0.7, log_pf, log_pterm, rationale.states)
+                flows += [oracle.flow(*parts)] * count
+                if oracle.sub_trajectories(rationale.states):
+                    losses += [oracle.mean_subtb(*parts)] * count
+                    mass += count
+            total = total + (oracle.pooled(flows) if objective == "pooled-subtb" else torch.stack(losses).sum() / mass)
+        total = total / len(batches)
+        expected = torch.autograd.grad(total, [w for _, w in sorted(lm.parameters("q").items())])
+    assert info.loss == pytest.approx(float(total.detach()), rel=1e-3)
+    flat = torch.cat([g.flatten() for g in expected])
+    assert float(flat.norm()) > 1
+    torch.testing.assert_close(gradient, flat, rtol=1e-2, atol=1e-3 * float(flat.abs().max()))
+
+
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - LEARNS_LOG_Z))
+@pytest.mark.parametrize("huber", [None, 3.0])
+def test_a_replayed_step_is_the_fresh_one(
+    lm: LanguageModel, rules: ChainRules, objective: str, huber: float | None
+) -> None:
+    """The same loss and gradient: the tools' output, the masks and the rewards come back from the buffer."""
+    buffer = ReplayBuffer(tolerance=0)
+    fresh = gather(lm, rules, buffer)
+    state = buffer.state_dict()
+    buffer.load_state_dict(state)
+    once = [Batch(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.sampled) for b in fresh]
+    replayed = gather(lm, rules, buffer, replay=1.0, seed=1)
+    assert any(r.calls for batch in replayed for r in batch.rationales)
+    assert not any(any(batch.sampled) for batch in replayed)
+    for a, b in zip(once, replayed, strict=True):
+        assert set(a.rationales) == set(b.rationales)
+    expected, expected_gradient = measure(lm, once, rules, objective=objective, huber=huber)
+    found, gradient = measure(lm, replayed, rules, objective=objective, huber=huber)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.variance == pytest.approx(expected.variance, rel=1e-5)
+    assert found.log_z == pytest.approx(expected.log_z, rel=1e-5)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_replay_falls_back_on_the_policy_and_draws_by_reward(lm: LanguageModel, rules: ChainRules) -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    assert all(sum(batch.sampled) == 6 for batch in gather(lm, rules, buffer, replay=1.0))
+    replayed = gather(lm, rules, buffer, replay=1.0, samples=2)
+    assert all(sum(batch.counts) == 2 and not any(batch.sampled) for batch in replayed)
+
+
+def test_sampled_and_replayed_ones_of_a_question_are_one_batch(lm: LanguageModel, rules: ChainRules) -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    gather(lm, rules, buffer)
+    stored = {q.example.key: {s.rationale: s.log_reward for s in buffer.stored(q.example.key)} for q in queries(3)}
+    both = 0
+    for batch in gather(lm, rules, buffer, replay=1 / 3, samples=6, seed=1):
+        known = stored[batch.query.example.key]
+        assert sum(batch.counts) == 6
+        assert sum(batch.sampled) == 4
+        assert len(set(batch.rationales)) == len(batch.rationales)
+        for rationale, count, sampled, row in zip(
+            batch.rationales, batch.counts, batch.sampled, batch.log_reward, strict=True
+        ):
+            both += 0 < sampled < count
+            size = len(rationale) + 1
+            assert sampled or row[:size].tolist() == list(known[rationale])
+            assert bool((row[size:] == -math.inf).all())
+            if rationale in known:
+                assert row[:size].tolist() == pytest.approx(known[rationale], abs=1e-4)
+    assert both, "no rationale was both sampled and replayed: the merge of counts was not tested"
+
+
+@pytest.mark.parametrize("objective", ["subtb", "pooled-subtb"])
+def test_micro_batches_and_order_change_nothing(lm: LanguageModel, rules: ChainRules, objective: str) -> None:
+    batches = gather(lm, rules, ReplayBuffer(), n=4)
+    expected, expected_gradient = measure(lm, batches, rules, objective=objective)
+    for order, max_tokens in (([0, 1, 2, 3], 1), ([3, 1, 0, 2], 200), ([2, 3, 1, 0], 10_000)):
+        found, gradient = measure(lm, [batches[i] for i in order], rules, objective=objective, max_tokens=max_tokens)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert found.log_z == pytest.approx(expected.log_z, rel=1e-4)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("floor", [None, 20.0])
+def test_impossible_rationales_leave_the_gradient_finite(
+    lm: LanguageModel, rules: ChainRules, floor: float | None
+) -> None:
+    batches = gather(lm, rules, ReplayBuffer())
+    batches[0].log_reward.fill_(-math.inf)
+    batches[1].log_reward[0] = -math.inf
+    info, gradient = measure(lm, batches, rules, reward_floor=floor)
+    assert math.isfinite(info.loss)
+    assert bool(gradient.isfinite().all())
+
+
+def test_only_q_is_trained(lm: LanguageModel, rules: ChainRules) -> None:
+    batches = gather(lm, rules, ReplayBuffer())
+    measure(lm, batches, rules)
+    assert all(weight.grad is None for weight in lm.parameters("p").values())
+
+
+def test_the_trajectory_balance_of_the_right_question(lm: LanguageModel, rules: ChainRules) -> None:
+    """Micro-batches reorder the questions; each must meet its own log Z."""
+    batches = gather(lm, rules, ReplayBuffer(), n=3)
+    gradients = []
+    for max_tokens in (1, 10_000):
+        log_z = torch.tensor([-20.0, -30.0, -10.0], requires_grad=True)
+        measure(lm, batches, rules, objective="tb", log_z=list(log_z), max_tokens=max_tokens)
+        assert log_z.grad is not None
+        gradients.append(log_z.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
+def test_figures_of_a_step(lm: LanguageModel, rules: ChainRules) -> None:
+    batches = gather(lm, rules, ReplayBuffer())
+
+    def right(example: Example, rationale: Rationale) -> bool:
+        return len(rationale) > 3
+
+    figures = describe(batches, right)
+    listed = [r for batch in batches for r, n in zip(batch.rationales, batch.counts, strict=True) for _ in range(n)]
+    assert len(listed) == 18
+    assert figures["accuracy"] == pytest.approx(sum(len(r) > 3 for r in listed) / 18)
+    assert figures["cut"] == pytest.approx(sum(r.cut for r in listed) / 18)
+    assert figures["distinct"] == pytest.approx(sum(len(batch.rationales) for batch in batches) / 18)
+    failed = [any(call.result is None for call in r.calls) for r in listed]
+    assert 0 < sum(failed) < 18
+    assert figures["failed_calls"] == pytest.approx(sum(failed) / 18)
+    assert describe([], right) == {}
+
+
+def test_on_policy_and_tempered_rationales_are_mixed_within_a_question() -> None:
+    assert _temperatures(Behaviour(1.3, share=0.25), 8) == [1.3] * 2 + [1.0] * 6
+    assert _temperatures(Behaviour(), 3) == [1.0] * 3

@@ -1,0 +1,117 @@
+"""In a world so small that every rationale can be listed, q becomes the posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from latent_cot.methods.e_step import Behaviour, Query, collect, update
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.buffer import ReplayBuffer
+from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.rationales.reward import Reward
+from latent_cot.types import Example, Rationale
+from tests.oracles import scoring
+from tests.worlds import CountTool, language_model
+
+
+def every_rationale(rules: ChainRules, chosen: tuple[int, ...] = ()) -> Iterator[Rationale]:
+    """All that the policy could write: those that stop, and those that are cut."""
+    chain = Chain(rules)
+    for token in chosen:
+        chain.push(token)
+    if chain.full or chain.may_stop:
+        yield chain.finish()
+    if not chain.full:
+        for action in rules.codec.actions.tolist():
+            if action != rules.codec.stop_id:
+                yield from every_rationale(rules, (*chosen, action))
+
+
+@torch.no_grad()
+def log_policy(lm: LanguageModel, query: Query, rules: ChainRules, rationales: list[Rationale]) -> torch.Tensor:
+    """log q of each rationale, by the oracle."""
+    codec = rules.codec
+    values = []
+    for rationale in rationales:
+        parts = scoring.log_policy(lm.dense("q"), query.policy_prompt, rationale, codec.actions.tolist(), codec.stop_id)
+        values.append(parts[0].sum() + parts[1][-1])
+    return torch.stack(values)
+
+
+@torch.no_grad()
+def log_posterior(
+    lm: LanguageModel, query: Query, rules: ChainRules, rationales: list[Rationale], temperature: float
+) -> torch.Tensor:
+    """log of R(Z)^(1/T) / Σ R^(1/T), by the oracle."""
+    codec = rules.codec
+    rewards = [
+        scoring.log_reward(lm.dense("p"), query.model_prompt, r, query.answer, codec.actions.tolist(), codec.stop_id)[
+            -1
+        ]
+        for r in rationales
+    ]
+    return (torch.stack(rewards) / temperature).log_softmax(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "world"), [("pooled-subtb", "tool"), ("subtb", "token")])
+def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: str, world: str) -> None:
+    lm = language_model(tiny_model("llama"), rank=16)
+    lm.reset_adapter("q", seed=0)
+    tools = [] if world == "token" else [CountTool()]
+    codec = TextCodec(lm.tokenizer, allowed_characters="abc" if world == "token" else "ab=")
+    rules = ChainRules(codec, tools, max_tokens=3)
+    queries = [
+        Query(Example(x, question=x), codec.encode_prompt(f"{x} {y}"), codec.encode_prompt(x), codec.encode(y))
+        for x, y in (("one?", ". 1"), ("and two?", ". It is 2"))
+    ]
+    rationales = list(every_rationale(rules))
+    temperature = 1.5  # not 1, so that q must become the tempered posterior and not p's
+    targets = [log_posterior(lm, query, rules, rationales, temperature) for query in queries]
+
+    def divergences() -> list[float]:
+        found = []
+        for query, target in zip(queries, targets, strict=True):
+            log_q = log_policy(lm, query, rules, rationales)
+            assert float(log_q.exp().sum()) == pytest.approx(1), "the list is complete and q is normalised"
+            found.append(float((log_q.exp() * (log_q - target)).sum()))
+        return found
+
+    before = divergences()
+    steps = 150
+    optimiser = AdapterOptimiser(lm.parameters("q"), Schedule(5e-3, steps, 5, "cosine"), 1.0)
+    buffer, reward = ReplayBuffer(tolerance=0), Reward(lm, codec)
+    for step in range(steps):
+        batches = collect(
+            lm,
+            queries,
+            [Behaviour(temperature=2.0 if step % 2 else 1.0)] * 2,
+            rules,
+            buffer,
+            reward,
+            samples=16,
+            generator=torch.Generator().manual_seed(step),
+        )
+        update(
+            lm,
+            batches,
+            rules,
+            optimiser,
+            step,
+            objective=objective,
+            reward_temperature=temperature,
+            reward_floor=None,
+            huber=3.0,
+            max_tokens=5000,
+        )
+    after = divergences()
+    assert len(rationales) == 40
+    assert min(before) > 0.4
+    assert max(after) < 0.1
+    assert sum(after) < sum(before) / 20

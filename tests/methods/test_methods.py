@@ -1,0 +1,293 @@
+"""What holds for every method: it can be stopped anywhere, it spends what was planned, it learns what it should."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.schema import (
+    FewShotConfig,
+    ForwardKLConfig,
+    PolicyGradientConfig,
+    RejectionConfig,
+    RunConfig,
+    SFTConfig,
+)
+from latent_cot.config.settings import check, with_method
+from latent_cot.methods.few_shot import FewShot
+from latent_cot.methods.loop import Loop
+from latent_cot.model.lm import ADAPTERS, LanguageModel
+from latent_cot.types import Example, UsageError
+from tests.loops import CONFIG, make, outcome, run_in_parts
+from tests.worlds import ToyTask, language_model
+
+POLICY = PolicyGradientConfig(steps=3, questions=2, samples=4, epochs=2, learning_rate=1e-2, warmup=1)
+WORLD = dataclasses.replace(
+    CONFIG,
+    data=dataclasses.replace(CONFIG.data, demonstrations=2, pairs=4, validation=2),
+    e_step=dataclasses.replace(CONFIG.e_step, replay=0.0),
+    fewshot=FewShotConfig(k=2),
+    sft=SFTConfig(steps=5, check_every=2, patience=9, batch_size=2, learning_rate=1e-2, warmup=1, interpolation=0.9),
+    ppo=dataclasses.replace(POLICY, kl=0.2),
+    grpo=dataclasses.replace(POLICY, advantage="normalised"),
+    rejection=RejectionConfig(rounds=2, trajectories=10, steps=3),
+    forward_kl=ForwardKLConfig(
+        rounds=2, steps=3, questions=2, samples=3, learning_rate=1e-2, warmup=1, model_questions=4, model_samples=2
+    ),
+)
+"""A configuration for any method, in the toy world: 2 demonstrations, 4 pairs, 2 validation questions."""
+
+
+def config_of(method: str, **changes: Any) -> RunConfig:
+    config = with_method(dataclasses.replace(WORLD, **changes), method)
+    check(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"), perturb=False)
+
+
+def weights(loop: Loop) -> dict[str, list[list[float]]]:
+    return {adapter: [w.tolist() for w in loop.lm.parameters(adapter).values()] for adapter in ADAPTERS}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("em", "em-xy")])  # see test_em.py
+def test_a_stopped_run_is_the_run_that_was_never_stopped(lm: LanguageModel, method: str, tmp_path: Path) -> None:
+    config = config_of(method)
+    loop = make(lm, config)
+    units: dict[tuple[int, str], int] = {}
+    for phase, _ in loop.run():
+        units[phase.round, phase.name] = units.get((phase.round, phase.name), 0) + 1
+    expected = outcome(loop)
+    assert units == {(phase.round, phase.name): loop.units(phase) for phase in loop.phases}
+    for k in (1, 3):
+        assert outcome(run_in_parts(lm, config, tmp_path, k)) == expected, f"stopped after each {k} units"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_spends_what_was_planned(lm: LanguageModel, method: str) -> None:
+    config = config_of(method)
+    loop = make(lm, config)
+    shared = 0
+    for phase, _ in loop.run():
+        shared += phase.name in ("init", "imitate")
+    spent = loop.state.budget
+    assert Spend(spent.trajectories, spent.gradient_steps - shared) == METHODS[method].planned(config)
+    assert spent.tokens >= spent.trajectories or not spent.trajectories
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_start_from_the_same_model_and_are_tested_alike(lm: LanguageModel, method: str) -> None:
+    loop = make(lm, config_of(method))
+    for phase, _ in loop.run():
+        if phase.name not in ("init", "evaluate"):
+            break
+    if method != "few-shot":
+        em = make(lm, config_of("em"))
+        for phase, _ in em.run():
+            if phase.name not in ("init", "evaluate"):
+                break
+        assert em.state.right["0"] == loop.state.right["0"]
+    list(loop.run())
+    last = max(loop.state.results()["accuracy"], key=int)
+    assert set(loop.state.results()["accuracy"][last]) == set(loop.reasoners)
+
+
+OTHER_M_STEP = dataclasses.replace(
+    CONFIG.m_step,
+    steps=7,
+    batch_size=3,
+    samples=1,
+    temperature=0.3,
+    keep="correct",
+    excess=1.0,
+    learning_rate=1e-3,
+    warmup=0,
+    clip=0.1,
+)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.unread])
+def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str) -> None:
+    unread = METHODS[method].unread
+    names = {name.removeprefix("m_step.") for name in unread if name != "m_step"}
+    changed = {name: getattr(OTHER_M_STEP, name) for name in names}
+    assert all(getattr(CONFIG.m_step, name) != value for name, value in changed.items())
+    other = OTHER_M_STEP if "m_step" in unread else dataclasses.replace(CONFIG.m_step, **changed)
+    outcomes = []
+    for config in (config_of(method), config_of(method, m_step=other)):
+        loop = make(lm, config)
+        list(loop.run())
+        outcomes.append(outcome(loop))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_tested_after_the_last_round_only_if_so_configured(lm: LanguageModel, method: str) -> None:
+    evaluation = dataclasses.replace(CONFIG.evaluation, every_round=False)
+    loop = make(lm, config_of(method, evaluation=evaluation))
+    assert [phase.name for phase in loop.phases].count("evaluate") == 1
+    assert loop.phases[-1].name == "evaluate"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_budget_is_kept(method: str) -> None:
+    """Hardly less, and never more; and the default is what EM spends."""
+    config = with_method(RunConfig(), method)
+    own = METHODS["em"].planned(RunConfig())
+    for spend in (own, Spend(20_000, 500)):
+        planned = METHODS[method].planned(METHODS[method].within(config, spend))
+        assert planned.trajectories <= spend.trajectories
+        if planned.trajectories:
+            assert planned.trajectories > 0.98 * spend.trajectories
+    if method != "gflownet":  # whose E-step is by default one of EM's, not two with what is drawn
+        assert METHODS[method].planned(METHODS[method].within(config, own)) == METHODS[method].planned(config)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "forward-kl", "gflownet", "em"])
+def test_a_budget_that_is_too_small(method: str) -> None:
+    with pytest.raises(UsageError, match="--budget: too few"):
+        METHODS[method].within(with_method(RunConfig(), method), Spend(10, 10))
+
+
+def test_few_shot_shows_demonstrations_and_trains_nothing(lm: LanguageModel) -> None:
+    loop = make(lm, config_of("few-shot"))
+    assert isinstance(loop, FewShot)
+    assert loop.model_prefix == "a? a= 2. It is 2.\nab? ab= 3. It is 3.\n"
+    before = weights(loop)
+    list(loop.run())
+    assert weights(loop) == before
+    assert make(lm, config_of("few-shot", fewshot=FewShotConfig(k=0))).model_prefix == ""
+
+
+class Scripted(ToyTask):
+    """Counts the validation checks, and says how many answers are right in each."""
+
+    def __init__(self, right: list[int]) -> None:
+        super().__init__()
+        self.right, self.asked = right, 0
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        if example.question not in ("bc", "cba"):
+            return False
+        check, place = divmod(self.asked, 2)
+        self.asked += 1
+        return place < self.right[check]
+
+
+def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
+    sft = SFTConfig(steps=40, check_every=2, patience=2, batch_size=2, learning_rate=1e-2, warmup=1)
+    loop = make(lm, config_of("sft", sft=sft), Scripted([0, 1, 1, 2, 2, 1, 0, 0]))
+    seen = []
+    for phase, info in loop.run():
+        if phase.name == "fit":
+            seen.append((info["validation"], weights(loop)["p"]))
+        elif phase.round == 1:
+            break
+    assert loop.state.checks == [0, 1, 1, 2, 2, 1]  # two without a new best
+    assert loop.state.budget.gradient_steps == 3 + 5 * 2
+    assert weights(loop)["p"] == seen[3][1], "not the best one"
+    assert seen[4][1] != seen[3][1]
+
+
+def test_sft_without_checks_takes_all_steps(lm: LanguageModel) -> None:
+    sft = SFTConfig(steps=5, check_every=2, patience=1, questions=0, batch_size=2, learning_rate=1e-2, warmup=1)
+    loop = make(lm, config_of("sft", sft=sft), Scripted([]))
+    seen = []
+    for phase, info in loop.run():
+        if phase.name == "fit":
+            assert "validation" not in info
+            seen.append(weights(loop)["p"])
+        elif phase.round == 1:
+            break
+    assert loop.state.budget.gradient_steps == 3 + 5
+    assert weights(loop)["p"] == seen[-1] != seen[-2]
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "gflownet"])
+def test_the_sampler_learns_and_the_model_stays(lm: LanguageModel, method: str) -> None:
+    loop = make(lm, config_of(method))
+    initial = None
+    for phase, _ in loop.run():
+        if phase.name == "prepare":
+            initial = weights(loop)["p"]
+            assert weights(loop)["q"] == initial
+    assert weights(loop)["p"] == initial
+    assert weights(loop)["q"] != initial
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+@pytest.mark.parametrize("advantage", ["leave-one-out", "normalised"])
+def test_policy_gradient_raises_the_reward(lm: LanguageModel, method: str, advantage: Any) -> None:
+    """Not a claim about the method: a sign error would lower it."""
+    c = dataclasses.replace(POLICY, steps=25, questions=6, samples=16, epochs=1, advantage=advantage, kl=0.0)
+    loop = make(lm, config_of(method, ppo=c, grpo=c))
+    rewards = [info["log_reward"] for phase, info in loop.run() if phase.name == "policy"]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 2
+
+
+@pytest.mark.parametrize("reward", ["correct", "log-reward"])
+def test_a_reward_of_right_or_wrong(lm: LanguageModel, reward: Any) -> None:
+    """Where no chain is right there is nothing to learn; the log-reward still tells them apart."""
+    c = dataclasses.replace(POLICY, reward=reward, kl=0.0)
+    loop = make(lm, config_of("grpo", grpo=c), Scripted([0] * 99))
+    norms = [info["gradient_norm"] for phase, info in loop.run() if phase.name == "policy"]
+    assert all((norm == 0) == (reward == "correct") for norm in norms)
+
+
+def test_rejection_keeps_right_distinct_chains_and_starts_afresh(lm: LanguageModel) -> None:
+    c = RejectionConfig(rounds=2, trajectories=60, per_question=2, steps=2)
+    loop = make(lm, config_of("rejection", rejection=c))
+    task, initial = ToyTask(), None
+    for phase, info in loop.run():
+        if phase.name == "sample" and initial is None:
+            initial = weights(loop)["p"]
+            assert weights(loop)["q"] == initial
+        if phase.name == "m_step":
+            drawn = [(d.question, d.rationale.tokens) for d in loop.state.drawn]
+            assert len(set(drawn)) == len(drawn)
+            assert all([q for q, _ in drawn].count(q) <= c.per_question for q, _ in drawn)
+            for d in loop.state.drawn:
+                assert task.grade(loop.questions[d.question], task.answer(d.rationale))
+            assert "loss" in info
+    assert weights(loop)["q"] == initial, "the starting point has moved"
+
+
+def test_forward_kl_draws_normalised_weights(lm: LanguageModel) -> None:
+    loop = make(lm, config_of("forward-kl"))
+    for phase, _ in loop.run():
+        if phase.name == "m_step":
+            total: dict[int, float] = {}
+            for d in loop.state.drawn:
+                total[d.question] = total.get(d.question, 0.0) + d.weight
+            assert len(total) == 4  # model_questions
+            assert all(value == pytest.approx(1, abs=0.01) for value in total.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "parts"),
+    [
+        ("few-shot", {"fewshot": FewShotConfig(k=3)}, ["--fewshot.k is 3", "2 --data.demonstrations"]),
+        ("sft", {"data": dataclasses.replace(WORLD.data, validation=0)}, ["--method sft", "--data.validation"]),
+        ("ppo", {"ppo": dataclasses.replace(POLICY, samples=1)}, ["--ppo.samples is 1"]),
+        ("grpo", {"grpo": dataclasses.replace(POLICY, clip_range=1.5)}, ["--grpo.clip-range is 1.5"]),
+        ("rejection", {"rejection": RejectionConfig(rounds=0)}, ["--rejection.rounds is 0"]),
+    ],
+)
+def test_settings_that_make_no_sense(method: str, changes: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        config_of(method, **changes)
+    assert all(part in str(refused.value) for part in parts)
+
+
+@pytest.mark.parametrize(("method", "condition"), [("em-xy", "x"), ("ppo", "xy")])
+def test_a_condition_that_contradicts_the_method(method: str, condition: Any) -> None:
+    with pytest.raises(UsageError, match=f"--condition {condition}"):
+        check(dataclasses.replace(with_method(WORLD, method), condition=condition))

@@ -1,0 +1,153 @@
+"""What the loops hand to their parts: settings that would be ignored without a trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from latent_cot import em as em_module
+from latent_cot.config.schema import PolicyGradientConfig, RejectionConfig
+from latent_cot.evaluation.diagnostics import mean_figures
+from latent_cot.methods import examined as examined_module
+from latent_cot.methods import loop as loop_module
+from latent_cot.methods import m_step as m_step_module
+from latent_cot.methods import policy_gradient as policy_gradient_module
+from latent_cot.methods.loop import Loop
+from latent_cot.model.lm import LanguageModel
+from latent_cot.rationales.scoring import Group
+from tests.loops import CONFIG, make
+from tests.methods.test_methods import config_of, weights
+from tests.worlds import language_model
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"), perturb=False)
+
+
+def spy(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[tuple[Any, dict[str, Any]]]:
+    """The arguments of all calls to come; log Z, which is learned, as it was."""
+    calls: list[tuple[Any, dict[str, Any]]] = []
+    original = getattr(module, name)
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        log_z = [z.item() for z in options.get("log_z") or ()]
+        calls.append((arguments, {**options, "log_z": log_z}))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, name, recorded)
+    return calls
+
+
+def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "collect")
+    diagnoses = spy(monkeypatch, loop_module, "diagnose")
+    tempered = {"reward_temperature": 1.0, "final_reward_temperature": 0.4, "reward_horizon": 3}
+    e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay=0.0, **tempered)  # type: ignore[arg-type]
+    em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
+    list(em.run())
+    assert [options["reward_temperature"] for _, options in updates] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+    assert {options["reward_temperature"] for _, options in diagnoses} == {0.4}
+    bound = mean_figures(em.state.posterior["1"]["before"])["bound"]
+    assert bound < -0.1
+    assert updates[0][1]["log_z"] == pytest.approx([bound] * e_step.questions, abs=1e-4)
+    behaviours = [behaviour for arguments, _ in collected for behaviour in arguments[2]]
+    assert {one.share for one in behaviours} == {e_step.tempered / (e_step.tempered + e_step.on_policy)}
+    assert all(e_step.temperature_low <= one.temperature <= e_step.temperature_high for one in behaviours)
+
+
+def test_log_z_starts_from_the_questions_that_can_be_answered(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = spy(monkeypatch, em_module, "update")
+    e_step = dataclasses.replace(CONFIG.e_step, objective="tb")
+    em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
+    bounds = []
+    for phase, _ in em.run():
+        if not updates and (before := em.state.posterior.get("1", {}).get("before")) and phase.name != "e_step":
+            before[0]["bound"] = -math.inf
+            bounds = [one["bound"] for one in before[1:]]
+    assert updates[0][1]["log_z"][0] == pytest.approx(sum(bounds) / len(bounds), abs=1e-4)
+
+
+def test_the_buffers_seeds_are_rewarded_as_p_reads_them(lm: LanguageModel) -> None:
+    e_step = dataclasses.replace(CONFIG.e_step, buffer_tolerance=0.0)
+    em = make(lm, dataclasses.replace(CONFIG, condition="xy", rounds=1, e_step=e_step))
+    assert isinstance(em, em_module.EM)
+    em._fill_buffer()
+    query, demonstration = em.query(em.questions[0]), em.demonstrations[0]
+    (rewards,) = em.reward.of_prefixes([query.example], [Group(query.model_prompt, [demonstration], query.answer)])
+    (stored,) = [one for one in em.buffer.stored(query.example.key) if one.rationale == demonstration]
+    assert stored.priority == pytest.approx(float(rewards[0, len(demonstration)]), abs=1e-3)
+
+
+def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    original = Loop._fit
+
+    def fit(self: Loop, *arguments: Any) -> Iterator[Any]:
+        begun.append((self.phases[self.state.phase].name, weights(self)["p"]))
+        yield from original(self, *arguments)
+
+    monkeypatch.setattr(Loop, "_fit", fit)
+    loop = make(lm, config_of("rejection", rejection=RejectionConfig(rounds=2, trajectories=20, steps=2)))
+    list(loop.run())
+    starts = [start for name, start in begun if name == "m_step"]
+    assert len(starts) == 2
+    assert starts[0] == starts[1] == weights(loop)["q"]
+
+
+def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = spy(monkeypatch, examined_module, "answer_questions")
+    m_step = dataclasses.replace(CONFIG.m_step, steps=0)
+    list(make(lm, dataclasses.replace(CONFIG, init="prompt", shots=2, rounds=1, m_step=m_step)).run())
+    assert {(arguments[1], bool(options["prefix"])) for arguments, options in asked} == {("p", True), ("q", False)}
+
+
+def test_weights_of_what_was_drawn_reach_the_update(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divided by their mean."""
+    updates = spy(monkeypatch, m_step_module, "update")
+    m_step = dataclasses.replace(CONFIG.m_step, samples=4, excess=60.0, batch_size=24)
+    em = make(lm, dataclasses.replace(CONFIG, rounds=1, m_step=m_step))
+    for phase, _ in em.run():
+        if phase.name == "draw":
+            updates.clear()
+    drawn = [one.weight for one in em.state.drawn]
+    mean = sum(drawn) / len(drawn)
+    given = {weight for _, options in updates for (weight,) in options["weights"]}
+    assert given <= {weight / mean for weight in drawn}
+    assert len(given) > 1
+
+
+def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever p learns: answers only, or questions that are joined to others, whose answer is another."""
+    updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, loop_module, "vary")
+    steps = {name: dataclasses.replace(getattr(CONFIG, name), target="answer") for name in ("init_step", "m_step")}
+    lessons = dataclasses.replace(CONFIG.lessons, joined_questions=2)
+    loop = make(lm, dataclasses.replace(CONFIG, condition="xy", rounds=1, lessons=lessons, **steps))
+    list(loop.run())
+    assert {(arguments[1], options["target"]) for arguments, options in updates} == {("q", "joint"), ("p", "answer")}
+    with_y = [loop.rules.codec.encode_prompt(loop.task.posterior_prompt(question)) for question in loop.questions]
+    joined = {(arguments[0].prompt in with_y, options["joined_questions"]) for arguments, options in varied}
+    assert joined == {(True, 0), (False, 2)}
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    floors, updates = (
+        spy(monkeypatch, policy_gradient_module, "floored"),
+        spy(monkeypatch, policy_gradient_module, "update"),
+    )
+    settings = PolicyGradientConfig(steps=2, questions=2, samples=3, reward_floor=7.0, epochs=2, clip_range=0.3, kl=0.4)
+    list(make(lm, config_of(method, **{method: settings})).run())
+    assert [arguments[1] for arguments, _ in floors] == [7.0, 7.0]
+    given = [{name: options[name] for name in ("epochs", "clip_range", "kl")} for _, options in updates]
+    assert given == [{"epochs": 2, "clip_range": 0.3, "kl": 0.4 if method == "grpo" else 0.0}] * 2

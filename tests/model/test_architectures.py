@@ -1,0 +1,169 @@
+"""Architectures with something of their own: windows of attention, soft-capped logits, experts, recurrences."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from latent_cot.model.architecture import Abilities
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.rollout import rollout
+from latent_cot.rationales.scoring import score
+from latent_cot.types import UsageError
+from tests.rationales.test_scoring import assert_scores, random_groups
+from tests.tiny import build_tokenizer
+from tests.worlds import ALPHABET
+
+WINDOW = 12
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_LOCAL_AND_GLOBAL = ["sliding_attention", "full_attention"]
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", {"sliding_window": WINDOW}),
+    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 0}),
+    "qwen2, no window": ("Qwen2", {"sliding_window": WINDOW}),
+    "gemma2": ("Gemma2", {"head_dim": 8, "sliding_window": WINDOW}),
+    "gemma3": ("Gemma3", {"head_dim": 8, "sliding_window": WINDOW, "layer_types": _LOCAL_AND_GLOBAL}),
+    "gpt-neo": (
+        "GPTNeo",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
+    ),
+}
+
+
+def build(family: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """A tiny model with random weights."""
+    name = f"{family}TextConfig" if hasattr(transformers, f"{family}TextConfig") else f"{family}Config"
+    if family in ("Mpt", "OPT", "TrOCR"):
+        sizes: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    elif family == "GPTNeo":
+        sizes = {k: v for k, v in _SIZES.items() if not k.startswith("num_")}
+    elif family == "RecurrentGemma":
+        sizes = {k: v for k, v in _SIZES.items() if k not in ("max_position_embeddings", "initializer_range")}
+    else:
+        sizes = _SIZES
+    config = getattr(transformers, name)(vocab_size=len(build_tokenizer()), **{**sizes, **settings})
+    torch.manual_seed(0)
+    model: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config)
+    return model
+
+
+def language_model(family: str, settings: dict[str, Any]) -> LanguageModel:
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    return LanguageModel(build(family, settings), build_tokenizer(), lora)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_sampled_is_what_is_scored(name: str) -> None:
+    """Beyond a window of attention, and within it."""
+    lm = language_model(*MODELS[name])
+    assert (lm.abilities.window is None) == name.endswith("no window")
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    for seed in range(3):
+        groups = random_groups(codec, random.Random(seed), longest=9)
+        scores = score(lm, lm.dense("q"), groups, codec, answers_at="states", tool_tokens=True)
+        assert_scores(scores, lm.dense("q"), groups, codec, "states", True)
+    prompt = list(range(3, 3 + WINDOW))
+    rules = ChainRules(codec, max_tokens=6)
+    with torch.no_grad():
+        ((chain,),) = rollout(lm, lm.dense("q"), [prompt], rules, temperature=0.0)
+        actions = codec.actions
+        for i in range(len(chain) + (not chain.cut)):
+            ids = torch.tensor([[*prompt, *chain.tokens[:i]]])
+            best = int(actions[lm.dense("q")(input_ids=ids, use_cache=False).logits[0, -1, actions].argmax()])
+            assert best == (chain.tokens[i] if i < len(chain) else codec.stop_id)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_soft_capped_head_is_not_taken_for_a_linear_one(dtype: torch.dtype) -> None:
+    model = build("Gemma2", {"head_dim": 8, "tie_word_embeddings": False})
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)  # logits near the cap, as trained ones are
+    linear = build("Mistral", {})
+    for one in (model, linear):
+        one.to(dtype=dtype).eval()  # type: ignore[call-arg]
+    assert not Abilities.of(model).linear_head
+    assert Abilities.of(linear).linear_head
+
+
+def test_experts_are_refused_where_they_cannot_be_adapted() -> None:
+    mixtral = ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2})
+    with pytest.raises(ValueError, match=r"mlp\.experts is a MixtralExperts, which is no linear layer"):
+        language_model(*mixtral)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    LanguageModel(build(*mixtral), build_tokenizer(), lora)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("RecurrentGemma", {"attention_window_size": WINDOW}),
+        ("RecurrentGemma", {}),  # its state is in the model: what is done to the rows of a cache does not reach it
+        ("TrOCR", {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}),  # counts
+    ],
+)
+def test_an_architecture_without_a_cache_to_go_on_from_is_refused(family: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"--model: a {family}ForCausalLM cannot go on from a key-value cache"):
+        language_model(family, settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2, "initializer_range": 0.3}),
+        ("GPTNeo", {**MODELS["gpt-neo"][1], "max_position_embeddings": 128}),
+    ],
+)
+def test_where_columns_are_counted_no_padding_stands_behind_a_common_beginning(
+    family: str, settings: dict[str, Any]
+) -> None:
+    """Prompts of different lengths, sampled together and each by itself."""
+    lm = language_model(family, settings)
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    prompts = [codec.encode_prompt(text) for text in ("What is 3+4? " * 2 + rest for rest in ("", "and", "or even 5"))]
+    rules = ChainRules(codec, max_tokens=8)
+    together = rollout(lm, lm.dense("q"), prompts, rules, temperature=0.0)
+    assert together == [
+        chains for prompt in prompts for chains in rollout(lm, lm.dense("q"), [prompt], rules, temperature=0.0)
+    ]
+
+
+def test_checkpointing_switches_on_no_dropout_of_the_models_own() -> None:
+    model = build(
+        "OPT",
+        {
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "dropout": 0.1,
+            "word_embed_proj_dim": 32,
+        },
+    )
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    lm = LanguageModel(model, build_tokenizer(), lora, gradient_checkpointing=True)
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        expected = lm.dense("q")(input_ids=ids, use_cache=False).logits
+    with lm.trainable("q") as trained:
+        found = trained(input_ids=ids, use_cache=False).logits
+    assert found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,136 @@
+"""Several processes find what one finds, and stay alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from latent_cot.cli import main
+from latent_cot.model.processes import Processes
+from latent_cot.run.interrupts import stop_signals
+from latent_cot.run.run_folder import RunFolder
+from tests.run.test_kill import outcome
+
+ROOT = Path(__file__).parents[2]
+TWO = [
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node",
+    "2",
+    "--rdzv-backend",
+    "c10d",
+    "--rdzv-endpoint",
+    "localhost:0",
+]
+
+
+def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in so many processes; raises if one fails."""
+    command = [sys.executable, *(TWO if processes == 2 else []), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_single_process_has_everything() -> None:
+    processes = Processes()
+    assert (processes.count, processes.main) == (1, True)
+    assert processes.join(processes.share([3, 1, 2])) == [3, 1, 2]
+    assert processes.sum([1.5, 2.0]) == [1.5, 2.0]
+    assert [processes.any(value) for value in (True, False)] == [True, False]
+    generator = torch.Generator()
+    assert processes.generator(generator) is generator
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, 2.0])
+    processes.sum_gradients([weight])
+    assert weight.grad.tolist() == [1.0, 2.0]
+    processes.wait()
+
+
+@pytest.fixture(scope="module")
+def found(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """Number of processes -> what each of them has found."""
+    results = {}
+    for count in (1, 2):
+        folder = tmp_path_factory.mktemp("found")
+        launch("-m", "tests.shared_work", str(tiny_model_dir), str(folder), processes=count)
+        results[count] = [json.loads((folder / f"{index}.json").read_text()) for index in range(count)]
+        assert [one["count"] for one in results[count]] == [count] * count
+    return results
+
+
+def test_two_processes_find_what_one_finds(found: dict[int, list[dict[str, Any]]]) -> None:
+    """Rewards, greedy chains, the figures of updates of all kinds, and the weights after them."""
+    (alone,), (first, _) = found[1], found[2]
+    assert alone["gradients"].keys() == first["gradients"].keys()
+    assert first["gradients"]["greedy"] == alone["gradients"]["greedy"]
+    for name, expected in alone["gradients"].items():
+        for ours, theirs in zip(first["gradients"][name], expected, strict=True):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_all_processes_stay_alike(found: dict[int, list[dict[str, Any]]]) -> None:
+    """Exactly, to the end of a run: adapters, buffer, state."""
+    first, second = found[2]
+    assert first == second
+
+
+def test_a_run_in_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """One of them writes, once; it is repeatable, and one process goes on with it and reads it."""
+    settings = ["--model", str(tiny_model_dir), "--preset", "smoke", "--checkpoint-seconds", "0"]
+    outcomes = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        done = launch("-m", "latent_cot.cli", "em", *settings, "--output-dir", str(folder), "--json")
+        results = json.loads(done.stdout)
+        assert results["run"] == str(folder)
+        outcomes.append(outcome(folder))
+        events = [event for event in RunFolder.open(folder).events() if event["kind"] != "note"]
+        units = [(event["round"], event["kind"], event["unit"]) for event in events]
+        assert len(units) == len(set(units)) > 10
+        assert any("in 2 processes" in event["text"] for event in RunFolder.open(folder).events() if "text" in event)
+    assert outcomes[0] == outcomes[1]
+
+    for name in ("a", "b"):
+        for finished in ("results.json", "p", "q"):
+            (tmp_path / name / finished).rename(tmp_path / f"{name}-was-{finished}")
+        newest = max((tmp_path / name / "checkpoints").iterdir())
+        newest.rename(tmp_path / f"{name}-was-{newest.name}")
+    assert main(["em", "--output-dir", str(tmp_path / "a"), "--resume"]) == 0
+    assert outcome(tmp_path / "a")["p"] == outcomes[1]["p"]
+    launch("-m", "latent_cot.cli", "em", "--output-dir", str(tmp_path / "b"), "--resume")
+    assert outcome(tmp_path / "b") == outcomes[1]
+
+
+def test_what_one_process_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["eval", "runs/x"]) == 2
+    assert "without torchrun or accelerate launch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "stops"), [("1", False), ("2", True)])
+def test_a_launcher_repeats_the_terminals_signal(monkeypatch: pytest.MonkeyPatch, count: str, stops: bool) -> None:
+    """Which is then no second one: that aborts at once. A later one is."""
+    monkeypatch.setenv("WORLD_SIZE", count)
+    now = [0.0]
+    monkeypatch.setattr("latent_cot.run.interrupts.time.monotonic", lambda: now[0])
+    with stop_signals() as stopped_by:
+        signal.raise_signal(signal.SIGINT)
+        now[0] = 0.5
+        with nullcontext() if stops else pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stopped_by() == signal.SIGINT
+        now[0] = 60.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,158 @@
+"""Between text and ids, for several tokenizers, and the alphabet of a rationale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from latent_cot.model.text import TextCodec
+from latent_cot.types import UsageError
+from tests.tiny import CHARACTERS, END, VARIANTS
+from tests.worlds import ALPHABET
+
+text = st.text(alphabet=CHARACTERS, max_size=30)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def tokenizer(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> PreTrainedTokenizerBase:
+    loaded = AutoTokenizer.from_pretrained(tiny_model(request.param))
+    assert isinstance(loaded, PreTrainedTokenizerBase)
+    return loaded
+
+
+@given(text)
+def test_a_continuation_survives_the_round_trip(tokenizer: PreTrainedTokenizerBase, piece: str) -> None:
+    codec = TextCodec(tokenizer)
+    assert codec.decode(codec.encode(piece)) == piece
+    assert codec.decode(codec.encode_prompt(piece)) == piece or not piece
+
+
+@given(text, text)
+def test_decoding_a_chain_is_decoding_its_pieces(tokenizer: PreTrainedTokenizerBase, left: str, right: str) -> None:
+    codec = TextCodec(tokenizer)
+    assert codec.decode([*codec.encode(left), *codec.encode(right)]) == left + right
+
+
+def test_the_pieces_are_the_tokens_texts(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer)
+    assert len(codec.pieces) == codec.vocab_size == len(tokenizer)
+    for token in codec.encode(" 12, 3 = 4"):
+        assert codec.pieces[token] == codec.decode([token])
+    assert "".join(codec.pieces[token] for token in codec.encode(" 12 = 4")) == " 12 = 4"
+
+
+def test_a_prompt_is_never_empty(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert len(TextCodec(tokenizer).encode_prompt("")) == 1
+
+
+def test_special_tokens_in_a_text_are_its_characters(tokenizer: PreTrainedTokenizerBase) -> None:
+    """A user's text cannot end a rationale."""
+    codec = TextCodec(tokenizer)
+    for ids in (codec.encode(f"a{END}b"), codec.encode_prompt(f"a{END}b")):
+        assert codec.stop_id not in ids
+        assert codec.decode(ids) == f"a{END}b"
+
+
+def test_actions_are_the_allowed_tokens_and_the_stop(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer, allowed_characters=ALPHABET)
+    actions = codec.actions.tolist()
+    assert actions == sorted(actions)
+    for token, piece in enumerate(codec.pieces):
+        allowed = piece != "" and set(piece) <= set(ALPHABET)
+        assert (token in actions) == (allowed or token == codec.stop_id)
+        assert int(codec.action_index[token]) == (actions.index(token) if token in actions else -1)
+    assert actions[codec.stop_index] == codec.stop_id
+
+
+def test_without_a_limit_every_token_is_an_action_but_special_ones(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer)
+    special = set(tokenizer.all_special_ids)
+    assert tokenizer.eos_token_id in special
+    expected = [i for i in range(len(tokenizer)) if i not in special or i == codec.stop_id]
+    assert codec.actions.tolist() == expected
+    assert codec.stop_id in expected
+
+
+def test_text_that_looks_like_a_special_token_is_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer)
+    ids = codec.encode_prompt(f"a{tokenizer.eos_token}b")
+    assert tokenizer.eos_token_id not in ids
+
+
+def test_the_stop_may_be_a_token_of_ones_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    codec = TextCodec(tokenizer, stop="\n", allowed_characters="ab")
+    assert codec.pieces[codec.stop_id] == "\n"
+    assert sorted(codec.pieces[a] for a in codec.actions.tolist()) == ["\n", "a", "b"]
+
+
+def test_a_stop_of_several_tokens_falls_back_on_end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert TextCodec(tokenizer, stop="the end").stop_id == tokenizer.eos_token_id
+
+
+def test_an_alphabet_no_token_has_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="--model"):
+        _ = TextCodec(tokenizer, allowed_characters="ß").actions
+
+
+@pytest.mark.parametrize("suffix", ["=", " =", "12", "abc"])
+def test_tokens_that_can_complete_a_suffix(tokenizer: PreTrainedTokenizerBase, suffix: str) -> None:
+    codec = TextCodec(tokenizer)
+    found = codec.ending_with(suffix)
+    for before in ("", "a", "1", "7 ", " "):
+        assert codec.encode(before + suffix)[-1] in found
+    assert all(codec.pieces[token].endswith(suffix[-1]) for token in found)
+
+
+def test_special_tokens_without_a_name_are_no_actions(tiny_model: Callable[[str], Path]) -> None:
+    """As trained vocabularies have many, such as `<repo_name>`."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    tokenizer.add_tokens([AddedToken("<file>", special=True), AddedToken("word", special=False)])
+    assert tokenizer.convert_tokens_to_ids("<file>") not in tokenizer.all_special_ids
+    actions = TextCodec(tokenizer).actions.tolist()
+    assert tokenizer.convert_tokens_to_ids("<file>") not in actions
+    assert tokenizer.convert_tokens_to_ids("word") in actions
+
+
+@pytest.mark.parametrize("form", ["[B] $A [E]", "[B] $A", "$A [E]", "[B] [E] $A"])
+def test_what_a_tokenizer_puts_before_a_prompt_is_kept(tiny_model: Callable[[str], Path], form: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    tokenizer.add_tokens([AddedToken("[B]", special=True), AddedToken("[E]", special=True)])
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("[B]", "[E]")}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=list(ids.items()))
+    before = [ids[name] for name in form.split("$A")[0].split()]
+    codec = TextCodec(tokenizer)
+    assert codec.encode_prompt("ab ab") == [*before, *codec.encode("ab ab")]
+
+
+def test_a_trigger_of_bytes_that_are_no_text_by_themselves() -> None:
+    """A byte-level vocabulary without a token for the arrow."""
+    alphabet = sorted(ByteLevel.alphabet())
+    model = BPE(vocab={piece: i for i, piece in enumerate([END, *alphabet])}, merges=[])
+    backend = Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END))
+    ids = codec.encode("7 km ⇒")
+    assert len(codec.encode("⇒")) == 3
+    assert ids[-1] in codec.ending_with("⇒")
+    assert not any(codec.pieces[token].isascii() for token in codec.ending_with("⇒"))
+
+
+@pytest.mark.parametrize("text", ["\\boxed{5}", "=> 5", "= 5", " 12", "-5", "", "5 = =>"])
+def test_an_anchor_that_is_one_token_with_what_follows(text: str) -> None:
+    """As in Mistral's vocabulary, where `=` and `=>` begin a text as one token each, with the space put before it."""
+    pieces = [*"▁=>\\boxed{}0123456789-,", "▁=", "▁0", "▁,", "==", "=>", "▁==", "▁=>", "▁=\\"]
+    merges = [("▁", "="), ("▁", "0"), ("▁", ","), ("▁=", "="), ("▁=", ">"), ("▁=", "\\"), ("=", "="), ("=", ">")]
+    backend = Tokenizer(BPE(vocab={piece: i for i, piece in enumerate([END, *pieces])}, merges=merges))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END))
+    assert codec.decode(codec.encode(text)) == text

@@ -1,0 +1,101 @@
+"""Beam search and diverse beam search, beside searches that can be checked by eye."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.beam import beam_search
+from latent_cot.rationales.chain import ChainRules
+from tests.oracles import beam as oracle
+from tests.worlds import CountTool, language_model
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("llama"))
+
+
+def rules_of(lm: LanguageModel, characters: str = "abc", max_tokens: int = 4, min_tokens: int = 1) -> ChainRules:
+    codec = TextCodec(lm.tokenizer, stop=".", allowed_characters=characters)
+    return ChainRules(codec, min_tokens=min_tokens, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("text", ["Once?", "So it is"])
+def test_with_beams_for_everything_it_lists_everything(lm: LanguageModel, text: str) -> None:
+    rules = rules_of(lm)
+    prompt = rules.codec.encode_prompt(text)
+    everything = oracle.enumerate_chains(lm.dense("p"), prompt, rules)
+    assert len(everything) == 3 + 9 + 27 + 81
+    assert sum(p.exp() for _, p in everything) == pytest.approx(1.0, abs=1e-4)
+    (found,) = beam_search(lm, lm.dense("p"), prompt, rules, beams=200)
+    best = sorted(everything, key=lambda one: -one[1])
+    assert [one.rationale.tokens for one in found] == [tokens for tokens, _ in best]
+    assert [one.log_prob for one in found] == pytest.approx([float(p) for _, p in best], abs=1e-4)
+    assert {one.rationale.cut for one in found} == {False, True}
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3, 5])
+@pytest.mark.parametrize(("groups", "penalty"), [(1, 0.0), (2, 0.7), (3, 2.0)])
+def test_it_is_the_search_by_eye(lm: LanguageModel, beams: int, groups: int, penalty: float) -> None:
+    rules = rules_of(lm, "abcdefg", max_tokens=5)
+    for text in ("Once?", "So it is", "b"):
+        prompt = rules.codec.encode_prompt(text)
+        found = beam_search(lm, lm.dense("q"), prompt, rules, beams=beams * groups, groups=groups, penalty=penalty)
+        expected = oracle.search(lm.dense("q"), prompt, rules, width=beams, groups=groups, penalty=penalty)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert [one.rationale.tokens for one in ours] == [tokens for tokens, _ in theirs]
+            assert [one.log_prob for one in ours] == pytest.approx([p for _, p in theirs], abs=1e-4)
+
+
+def test_plain_beams_are_those_of_transformers(lm: LanguageModel) -> None:
+    """With all of the vocabulary allowed, where its rules and ours are the same."""
+    codec = TextCodec(lm.tokenizer, stop=".")
+    rules = ChainRules(codec, max_tokens=6, min_tokens=0)
+    prompt = codec.encode_prompt("Once")
+    special = [i for i in lm.tokenizer.all_special_ids if i != codec.stop_id]
+    model = language_model(Path(lm.tokenizer.name_or_path), perturb=False).dense("p")
+    (found,) = beam_search(lm, model, prompt, rules, beams=4)
+    generate: Any = model.generate
+    theirs = generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        num_beams=4,
+        num_return_sequences=4,
+        max_new_tokens=6,
+        length_penalty=0.0,
+        early_stopping="never",
+        do_sample=False,
+        suppress_tokens=special,
+        eos_token_id=codec.stop_id,
+        pad_token_id=lm.tokenizer.pad_token_id,
+        renormalize_logits=True,
+    )
+    decoded = [str(lm.tokenizer.decode(row[len(prompt) :])) for row in theirs]
+    texts = [text.split(".")[0].replace("<|endoftext|>", "") for text in decoded]
+    assert [one.rationale.text for one in found] == texts
+
+
+def test_groups_avoid_each_other(lm: LanguageModel) -> None:
+    rules = rules_of(lm, "abcdefgh", max_tokens=6)
+    prompt = rules.codec.encode_prompt("Say")
+    same = beam_search(lm, lm.dense("p"), prompt, rules, beams=4, groups=4)
+    apart = beam_search(lm, lm.dense("p"), prompt, rules, beams=4, groups=4, penalty=50.0)
+    assert len({group[0].rationale for group in same}) == 1
+    chains = [group[0].rationale.tokens for group in apart]
+    assert all(a[0] != b[0] for a, b in itertools.combinations(chains, 2))
+
+
+def test_what_it_refuses(lm: LanguageModel) -> None:
+    rules = rules_of(lm)
+    with pytest.raises(ValueError, match="groups"):
+        beam_search(lm, lm.dense("p"), [1], rules, beams=3, groups=2)
+    with pytest.raises(ValueError, match="tools"):
+        beam_search(lm, lm.dense("p"), [1], ChainRules(rules.codec, [CountTool()]), beams=3)

@@ -1,0 +1,270 @@
+"""The replay buffer: order, capacity, near duplicates, sampling, and its state."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from rapidfuzz.distance import Levenshtein
+
+from latent_cot.rationales.buffer import COMPARE_ALL, ReplayBuffer, rationale_from_json, rationale_to_json
+from latent_cot.rationales.near_index import CANDIDATES
+from latent_cot.types import Rationale, ToolCall
+from tests.oracles import buffer as oracle
+
+
+def rationale(*tokens: int) -> Rationale:
+    n = len(tokens)
+    return Rationale(tokens, (True,) * n, (True,) * (n + 1), "".join(map(str, tokens)))
+
+
+def offer(buffer: ReplayBuffer, tokens: tuple[int, ...], reward: float, question: str = "x") -> bool:
+    return buffer.add(question, rationale(*tokens), [-math.inf] * len(tokens) + [reward])
+
+
+def reloaded(buffer: ReplayBuffer) -> ReplayBuffer:
+    """A new buffer from the state of this one, by way of JSON text."""
+    other = ReplayBuffer(buffer.capacity, buffer.tolerance)
+    other.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
+    return other
+
+
+def test_best_first_and_bounded() -> None:
+    buffer = ReplayBuffer(capacity=2, tolerance=0)
+    assert offer(buffer, (1,), -3)
+    assert offer(buffer, (2,), -1)
+    assert offer(buffer, (3,), -2)
+    assert not offer(buffer, (4,), -5)
+    assert [item.rationale.tokens for item in buffer.stored("x")] == [(2,), (3,)]
+    assert len(buffer) == 2
+
+
+def test_questions_have_stores_of_their_own() -> None:
+    buffer = ReplayBuffer(capacity=1)
+    offer(buffer, (1,), -3, "x")
+    offer(buffer, (1,), -4, "y")
+    assert buffer.stored("y")[0].priority == -4
+    assert "x" in buffer
+    assert "z" not in buffer
+    assert buffer.sample("z", 3) == []
+    buffer.clear()
+    assert len(buffer) == 0
+    assert "x" not in buffer
+
+
+def test_an_equal_rationale_is_not_added() -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    assert offer(buffer, (1, 2), -3)
+    assert not offer(buffer, (1, 2), -3)
+    assert len(buffer) == 1
+
+
+def test_of_two_near_ones_the_better_stays() -> None:
+    buffer = ReplayBuffer(tolerance=0.25)
+    assert offer(buffer, (1, 2, 3, 4), -3)
+    assert not offer(buffer, (1, 2, 3, 5), -4)
+    assert offer(buffer, (1, 2, 3, 6), -2)
+    assert [item.rationale.tokens for item in buffer.stored("x")] == [(1, 2, 3, 6)]
+
+
+class BesideTheOracle(RuleBasedStateMachine):
+    """Whatever is added, saved, restored and forgotten, the buffer holds what the oracle holds."""
+
+    @initialize(capacity=st.integers(1, 12), tolerance=st.sampled_from([0.0, 0.1, 0.25, 0.5]))
+    def begin(self, capacity: int, tolerance: float) -> None:
+        self.buffer = ReplayBuffer(capacity, tolerance)
+        self.oracle = oracle.ReplayBuffer(capacity, tolerance)
+
+    @rule(
+        question=st.sampled_from("xy"),
+        tokens=st.lists(st.sampled_from([0, 1, 0xD800]), max_size=7).map(tuple),  # a surrogate: chr() of it is no text
+        log_reward=st.sampled_from([-math.inf, -900.0, -3.0, -2.0, -1.5, -1.0, -0.0]),
+    )
+    def add(self, question: str, tokens: tuple[int, ...], log_reward: float) -> None:
+        assert offer(self.buffer, tokens, log_reward, question) == self.oracle.add(question, tokens, log_reward)
+
+    @rule()
+    def clear(self) -> None:
+        self.buffer.clear()
+        self.oracle.stores.clear()
+
+    @rule(seed=st.integers(0, 9), n=st.integers(1, 4))
+    def resume(self, seed: int, n: int) -> None:
+        resumed = reloaded(self.buffer)
+        for question in self.oracle.stores:
+            draws = [b.sample(question, n, torch.Generator().manual_seed(seed)) for b in (self.buffer, resumed)]
+            assert draws[0] == draws[1]
+        self.buffer = resumed
+
+    @invariant()
+    def same_content(self) -> None:
+        for question in "xy":
+            expected = self.oracle.stores.get(question, [])
+            held = [(item.rationale.tokens, item.priority) for item in self.buffer.stored(question)]
+            assert held == expected
+            assert (question in self.buffer) == bool(expected)
+        assert len(self.buffer) == sum(map(len, self.oracle.stores.values()))
+
+
+TestBesideTheOracle = BesideTheOracle.TestCase
+TestBesideTheOracle.settings = settings(max_examples=60, stateful_step_count=60)
+
+
+def test_everything_is_replayed_if_there_is_little() -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    offer(buffer, (1,), -1)
+    offer(buffer, (2,), -9)
+    assert len(buffer.sample("x", 2)) == len(buffer.sample("x", 5)) == 2
+
+
+def test_replay_is_in_proportion_to_the_reward() -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    rewards = {(1,): math.log(0.6), (2,): math.log(0.3), (3,): math.log(0.1)}
+    for tokens, reward in rewards.items():
+        offer(buffer, tokens, reward - 500)
+    generator = torch.Generator().manual_seed(0)
+    drawn = Counter(item.rationale.tokens for _ in range(3000) for item in buffer.sample("x", 2, generator))
+    for tokens, reward in rewards.items():
+        assert drawn[tokens] / 6000 == pytest.approx(math.exp(reward), abs=0.03)
+
+
+def test_impossible_rationales_can_be_sampled() -> None:
+    buffer = ReplayBuffer(tolerance=0)
+    for token in range(3):
+        offer(buffer, (token,), -math.inf)
+    assert len(buffer.sample("x", 2, torch.Generator().manual_seed(0))) == 2
+
+
+def test_draws_have_the_oracles_probabilities() -> None:
+    """Within 4 standard deviations, for weights that change between the draws."""
+    rng = random.Random(1)
+    buffer, plain = ReplayBuffer(40, 0.0), oracle.ReplayBuffer(40, 0.0)
+    for step in range(300):
+        tokens, reward = (step,), rng.gauss(-400, 2) + step / 100
+        assert offer(buffer, tokens, reward) == plain.add("x", tokens, reward)
+    expected = dict(zip([tokens for tokens, _ in plain.stores["x"]], plain.probabilities("x"), strict=True))
+    generator, n = torch.Generator().manual_seed(0), 20_000
+    drawn = Counter(item.rationale.tokens for _ in range(n // 10) for item in buffer.sample("x", 10, generator))
+    assert drawn.keys() <= expected.keys()
+    for key, share in expected.items():
+        assert abs(drawn[key] - n * share) < 4 * math.sqrt(n * share * (1 - share)) + 1
+
+
+def test_a_reward_that_is_no_number_is_refused() -> None:
+    buffer = ReplayBuffer()
+    assert not offer(buffer, (1,), math.nan)
+    assert "x" not in buffer
+
+
+def random_tokens(rng: random.Random, length: int = 24) -> tuple[int, ...]:
+    return tuple(rng.randrange(16) for _ in range(length))
+
+
+def test_order_capacity_and_equality_are_exact_in_a_large_store() -> None:
+    rng = random.Random(0)
+    buffer, plain = ReplayBuffer(300, 0.0), oracle.ReplayBuffer(300, 0.0)
+    seen = [random_tokens(rng, 5) for _ in range(700)]
+    for _ in range(1500):
+        tokens, reward = rng.choice(seen), float(rng.randint(-50, 0))
+        assert offer(buffer, tokens, reward) == plain.add("x", tokens, reward)
+    assert [(item.rationale.tokens, item.priority) for item in buffer.stored("x")] == plain.stores["x"]
+
+
+def test_near_ones_are_exact_again_once_a_store_has_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that has been large has an index, which must be kept up, and not be relied on while it is small."""
+    rng = random.Random(0)
+    buffer, plain = ReplayBuffer(30, 0.25), oracle.ReplayBuffer(30, 0.25)
+    monkeypatch.setattr("latent_cot.rationales.buffer.COMPARE_ALL", 0)
+    for _ in range(30):
+        offer(buffer, random_tokens(rng, 8), -9.0)
+    assert buffer._stores["x"]._index is not None
+    monkeypatch.setattr("latent_cot.rationales.buffer.COMPARE_ALL", COMPARE_ALL)
+    plain.stores["x"] = [(item.rationale.tokens, item.priority) for item in buffer.stored("x")]
+    for _ in range(300):
+        tokens, reward = random_tokens(rng, rng.randint(3, 9)), rng.choice([-9.5, -9.0, -8.0, -7.0])
+        assert offer(buffer, tokens, reward) == plain.add("x", tokens, reward)
+    assert [(item.rationale.tokens, item.priority) for item in buffer.stored("x")] == plain.stores["x"]
+    large = reloaded(buffer)
+    monkeypatch.setattr("latent_cot.rationales.buffer.COMPARE_ALL", 0)
+    for tokens in (random_tokens(rng, 8) for _ in range(100)):
+        assert offer(buffer, tokens, -6.0) == offer(large, tokens, -6.0)  # its index is as good as a new one
+
+
+def test_most_near_ones_are_found_in_a_large_store() -> None:
+    """What is offered is one token away from a stored one; most of the time only the better one stays."""
+    rng = random.Random(0)
+    buffer = ReplayBuffer(5000, 0.1)
+    stored = [random_tokens(rng) for _ in range(1000)]
+    for tokens in stored:
+        offer(buffer, tokens, -2.0)
+    before = len(buffer)
+    worse = better = 0
+    for tokens in rng.sample(stored, 200):
+        place = rng.randrange(24)
+        changed = (*tokens[:place], 16, *tokens[place + 1 :])
+        worse += not offer(buffer, changed, -3.0)
+        better += offer(buffer, changed, -1.0)
+    assert worse > 195
+    assert better == 200
+    assert len(buffer) < before + 10
+
+
+def test_comparisons_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the size, also among sequences that all look the same to the index."""
+    compared = 0
+
+    def distance(a: str, b: str, *, score_cutoff: int | None = None) -> int:
+        nonlocal compared
+        compared += 1
+        return Levenshtein.distance(a, b, score_cutoff=score_cutoff)
+
+    monkeypatch.setattr("latent_cot.rationales.buffer.Levenshtein", SimpleNamespace(distance=distance))
+    buffer = ReplayBuffer(10_000, 0.001)
+    for step in range(500):
+        before = compared
+        assert offer(buffer, (*[7] * 30, step), -1.0)
+        assert compared - before <= max(COMPARE_ALL, CANDIDATES)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.1, 0.3])
+def test_a_resumed_large_store_goes_on_as_the_one_never_stopped(tolerance: float) -> None:
+    rng = random.Random(0)
+    buffer = ReplayBuffer(400, tolerance)
+    offers = [(random_tokens(rng, rng.randint(4, 9)), float(rng.randint(-300, 0))) for _ in range(3000)]
+    for tokens, reward in offers[:1500]:
+        offer(buffer, tokens, reward)
+    resumed = reloaded(buffer)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    for tokens, reward in offers[1500:]:
+        assert offer(buffer, tokens, reward) == offer(resumed, tokens, reward)
+        assert buffer.sample("x", 3, generators[0]) == resumed.sample("x", 3, generators[1])
+    assert buffer.stored("x") == resumed.stored("x")
+    assert buffer.state_dict() == resumed.state_dict()
+
+
+def test_the_state_is_json_and_complete() -> None:
+    """Tool output, masks and −inf included: what is replayed is what was sampled."""
+    buffer = ReplayBuffer(tolerance=0)
+    with_tool = Rationale(
+        (1, 2, 3),
+        (True, False, False),
+        (True, False, False, True),
+        "=14",
+        cut=True,
+        calls=(ToolCall("calculator", 1, "12 + 2", "14", n_tokens=2), ToolCall("calculator", 1, "", None, "bad")),
+    )
+    buffer.add("x", with_tool, [-1.5, -math.inf, -math.inf, -0.1])
+    offer(buffer, (4,), -7)
+    offer(buffer, (5,), -8, "y")
+    other = reloaded(buffer)
+    for question in "xy":
+        assert other.stored(question) == buffer.stored(question)
+    assert rationale_from_json(json.loads(json.dumps(rationale_to_json(with_tool)))) == with_tool

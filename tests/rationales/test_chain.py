@@ -1,0 +1,214 @@
+"""How a rationale grows: the masks, the tools, and demonstrations."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import MAX_RESULT_TOKENS, Chain, ChainRules, encode_rationale
+from latent_cot.types import Rationale, ToolCall, ToolError, UsageError
+from tests.worlds import ALPHABET, CountTool, FakeTool, random_chain
+
+
+@pytest.fixture(scope="module", params=["llama", "multi_digit"])
+def codec(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> TextCodec:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(request.param))
+    return TextCodec(tokenizer, allowed_characters=ALPHABET + "abc")
+
+
+def write(rules: ChainRules, text: str) -> Chain:
+    chain = Chain(rules)
+    for token in rules.codec.encode(text):
+        chain.push(token)
+    return chain
+
+
+@pytest.fixture(scope="module")
+def single(tiny_model: Callable[[str], Path]) -> TextCodec:
+    """One token a character, so that masks can be written down."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    return TextCodec(tokenizer, allowed_characters=ALPHABET + "abc")
+
+
+T, F = True, False
+
+
+def test_the_masks_of_a_call_at_token_granularity(single: TextCodec) -> None:
+    """`ab=` asks, ` 3` is written (1 + 2 + ...): no state between the trigger and the end of the result."""
+    rationale = write(ChainRules(single, [CountTool()]), "ab=").finish()
+    assert rationale.text == "ab= 2"
+    assert rationale.chosen == (T, T, T, F, F)
+    assert rationale.states == (T, T, T, F, F, T)
+    assert not rationale.cut
+    assert rationale.calls == (ToolCall("count", 3, "ab", " 2", n_tokens=2),)
+
+
+def test_the_masks_of_a_call_at_step_granularity(single: TextCodec) -> None:
+    chain = write(ChainRules(single, [CountTool()], granularity="step"), "ab=c")
+    assert chain.states == [T, F, F, F, F, T, F]
+    assert not chain.may_stop
+    assert chain.finish().cut, "a chain that ends at no state has been ended by force"
+
+
+def test_a_delimiter_ends_a_step(single: TextCodec) -> None:
+    rules = ChainRules(single, granularity="step", step_delimiter=", ")
+    assert write(rules, "a, b,").states == [T, F, F, T, F, F]
+
+
+def test_a_failed_call_leaves_the_chain_going(single: TextCodec) -> None:
+    class Broken(CountTool):
+        def __call__(self, request: str) -> str:
+            raise ToolError("no")
+
+    rationale = write(ChainRules(single, [Broken()]), "a=b").finish()
+    assert rationale.text == "a=b"
+    assert rationale.states == (T, T, T, T)
+    assert rationale.calls == (ToolCall("count", 2, "a", None, error="no"),)
+
+
+@pytest.mark.parametrize(("length", "fails"), [(MAX_RESULT_TOKENS, False), (MAX_RESULT_TOKENS + 1, True)])
+def test_a_result_that_is_too_long_is_a_failed_call(single: TextCodec, length: int, fails: bool) -> None:
+    class Long(CountTool):
+        def __call__(self, request: str) -> str:
+            return "1" * length
+
+    rationale = write(ChainRules(single, [Long()]), "=").finish()
+    assert (rationale.calls[0].error is not None) == fails
+    assert len(rationale) == 1 + (0 if fails else length)
+
+
+def test_a_result_of_no_token_is_no_failure(single: TextCodec) -> None:
+    class Silent(CountTool):
+        def __call__(self, request: str) -> str:
+            return ""
+
+    rationale = write(ChainRules(single, [Silent()]), "a=").finish()
+    assert rationale.states == (T, T, T)
+    assert rationale.calls == (ToolCall("count", 2, "a", ""),)
+
+
+def test_a_trigger_in_a_result_does_not_ask(single: TextCodec) -> None:
+    class Chatty(CountTool):
+        def __call__(self, request: str) -> str:
+            return "1="
+
+    rationale = write(ChainRules(single, [Chatty()]), "=").finish()
+    assert rationale.text == "=1="
+    assert len(rationale.calls) == 1
+
+
+def test_a_trigger_of_several_characters(codec: TextCodec) -> None:
+    class Wide(CountTool):
+        trigger = " ="
+
+        def request(self, text: str) -> str:
+            return text.removesuffix(" =")
+
+    rules = ChainRules(codec, [Wide()])
+    assert write(rules, "a=b").finish().text == "a=b"
+    assert write(rules, "a =").finish().text == "a = 1"
+
+
+def test_a_short_chain_may_not_stop(single: TextCodec) -> None:
+    """Only chosen tokens count."""
+    chain = write(ChainRules(single, [CountTool()], min_tokens=3), "a=bc")
+    assert chain.finish().text == "a= 1bc"
+    assert chain.states == [F, F, F, F, F, T, T]
+
+
+def test_a_chain_is_full_after_max_tokens_chosen_ones(single: TextCodec) -> None:
+    chain = Chain(ChainRules(single, [CountTool()], max_tokens=2))
+    chain.push(single.encode("a")[0])
+    full = [chain.full]
+    chain.push(single.encode("=")[0])
+    assert [*full, chain.full] == [False, True]
+    rationale = chain.finish()
+    assert rationale.cut
+    assert rationale.text == "a= 1"
+    assert rationale.states[-1]
+
+
+def test_step_granularity_needs_something_that_ends_a_step(single: TextCodec) -> None:
+    with pytest.raises(UsageError, match="step"):
+        ChainRules(single, granularity="step")
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    granularity=st.sampled_from(["token", "step"]),
+    min_tokens=st.integers(0, 4),
+    length=st.integers(0, 12),
+)
+def test_invariants_of_any_chain(codec: TextCodec, seed: int, granularity: Any, min_tokens: int, length: int) -> None:
+    rules = ChainRules(codec, [FakeTool()], granularity=granularity, min_tokens=min_tokens, max_tokens=10)
+    rationale = random_chain(rules, random.Random(seed), length)
+    n = len(rationale)
+    assert len(rationale.chosen) == n
+    assert len(rationale.states) == n + 1
+    assert rationale.states[-1]
+    assert rationale.text == codec.decode(rationale.tokens)
+    assert sum(rationale.chosen) <= 10
+    written = sum(call.n_tokens for call in rationale.calls)
+    assert sum(rationale.chosen) == n - written
+    for call in rationale.calls:
+        assert (call.result is None) == (call.error is not None)
+        span = range(call.position, call.position + call.n_tokens)
+        assert not any(rationale.chosen[i] for i in span)
+        assert not any(rationale.states[i] for i in span), "a state before a result, or inside it"
+        assert rationale.chosen[call.position - 1]
+    for i in range(n):
+        if rationale.states[i]:
+            assert sum(rationale.chosen[:i]) >= min_tokens
+
+
+# -- demonstrations ------------------------------------------------------------------------------------
+
+
+def test_a_demonstration_is_the_chain_that_samples_it(codec: TextCodec) -> None:
+    """Its tokens, masks and calls: what is replayed has the tools' output in it."""
+    rules = ChainRules(codec, [CountTool()], granularity="step")
+    rationale = encode_rationale("ab=, 12=", rules)
+    assert rationale.text == "ab= 2, 12= 6"
+    chain = Chain(rules)
+    for token, chosen in zip(rationale.tokens, rationale.chosen, strict=True):
+        if chosen:
+            chain.push(token)
+    assert chain.finish() == rationale
+    assert [call.result for call in rationale.calls] == [" 2", " 6"]
+
+
+def test_an_empty_demonstration(single: TextCodec) -> None:
+    assert encode_rationale("", ChainRules(single)) == Rationale((), (), (True,), "")
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("aXb", {}, "'X'"),
+        ("abcabc", {"max_tokens": 5}, "max-tokens"),
+        ("ab=c", {"granularity": "step"}, "may not stop"),
+        ("a", {"min_tokens": 2}, "may not stop"),
+    ],
+)
+def test_a_demonstration_the_policy_could_not_write_is_refused(
+    single: TextCodec, text: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        encode_rationale(text, ChainRules(single, [CountTool()], **settings))
+
+
+def test_a_demonstration_whose_call_fails_is_refused(single: TextCodec) -> None:
+    class Broken(CountTool):
+        def __call__(self, request: str) -> str:
+            raise ToolError("the sky is falling")
+
+    with pytest.raises(UsageError, match="the sky is falling"):
+        encode_rationale("a=", ChainRules(single, [Broken()]))

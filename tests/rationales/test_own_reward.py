@@ -1,0 +1,245 @@
+"""A task's own reward: which token sequences have it, what the methods make of it, and what q becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latent_cot.config.schema import PolicyGradientConfig
+from latent_cot.config.settings import with_method
+from latent_cot.em import EM
+from latent_cot.evaluation.diagnostics import diagnose, mean_figures
+from latent_cot.evaluation.measure import log_probs_of_texts
+from latent_cot.methods.e_step import Behaviour, Query, collect, update
+from latent_cot.methods.verify.exact import enumerate_rationales, log_policy
+from latent_cot.model.lm import LanguageModel
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.buffer import ReplayBuffer
+from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.rationales.reward import Reward, own_log_rewards
+from latent_cot.rationales.scoring import Group
+from latent_cot.tasks.random_numbers import TASK
+from latent_cot.types import DataRequest, Example, UsageError
+from tests.loops import CONFIG, make
+from tests.worlds import CountTool, ToyTask, language_model
+
+EXAMPLE = Example("x", question="x")
+
+
+class Lengths:
+    """Worth the text's length; nothing if there is an `a` in it."""
+
+    def log_reward(self, example: Example, text: str) -> float:
+        return -math.inf if "a" in text else -float(len(text))
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
+    return language_model(tiny_model("multi_digit"))
+
+
+def rules_of(lm: LanguageModel, characters: str, tools: tuple[CountTool, ...] = (), max_tokens: int = 3) -> ChainRules:
+    return ChainRules(TextCodec(lm.tokenizer, allowed_characters=characters), tools, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("tools", [(), (CountTool(),)])
+def test_each_text_counts_once(lm: LanguageModel, tools: tuple[CountTool, ...]) -> None:
+    """A number of two digits is one token or two: of all ways to spell a text, a prefix's too, the tokenizer's has the
+    reward."""
+    rules = rules_of(lm, "12a=", tools)
+    rationales = enumerate_rationales(rules)
+    rewards = own_log_rewards(Lengths(), EXAMPLE, rationales, rules.codec)
+    spelled: Counter[str] = Counter()
+    for rationale, row in zip(rationales, rewards.tolist(), strict=True):
+        for n in range(len(rationale) + 1):
+            if not rationale.states[n] or "a" in (text := rules.codec.decode(rationale.tokens[:n])):
+                assert row[n] == -math.inf
+            elif row[n] > -math.inf:
+                assert row[n] == -len(text)
+        assert all(value == -math.inf for value in row[len(rationale) + 1 :])
+        if row[len(rationale)] > -math.inf:
+            spelled[rationale.text] += 1
+            if not rationale.calls:
+                assert encode_rationale(rationale.text, rules).tokens == rationale.tokens
+    assert set(spelled.values()) == {1}
+    assert set(spelled) == {r.text for r in rationales if "a" not in r.text and _fits(r.text, rules)}
+    assert len(spelled) < sum("a" not in r.text for r in rationales)
+
+
+def _fits(text: str, rules: ChainRules) -> bool:
+    """Whether the text can be written in its own tokens, a result of the counting tool being two of them."""
+    pieces = text.split("=")
+    own = [pieces[0], *(piece[2:] if rules.tools else piece for piece in pieces[1:])]
+    marked = [piece + "=" for piece in own[:-1]] + own[-1:]
+    tokens = [rules.codec.encode(piece) for piece in marked] if rules.tools else [rules.codec.encode(text)]
+    return sum(map(len, tokens)) <= rules.max_tokens
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_complete_rationales_have_the_reward_of_their_last_prefix(lm: LanguageModel, own: bool) -> None:
+    rules = rules_of(lm, "12a=", (CountTool(),))
+    rationales = enumerate_rationales(rules)
+    groups = [Group([5, 6], rationales[::7], [7, 8]), Group([6], rationales[3::11], [9])]
+    reward = Reward(lm, rules.codec, Lengths() if own else None, tool_tokens=True, max_tokens=2000)
+    prefixes = reward.of_prefixes([EXAMPLE, EXAMPLE], groups)
+    seen = []
+    for members, _, log_reward in reward.of_complete([EXAMPLE, EXAMPLE], groups):
+        expected = [row[len(r)] for g in members for r, row in zip(groups[g].rationales, prefixes[g], strict=True)]
+        torch.testing.assert_close(log_reward, torch.stack(expected), atol=1e-4, rtol=0)
+        seen += members
+    assert sorted(seen) == [0, 1]
+
+
+class Uniform:
+    """Some numbers of one token or two behind a space are worth 1."""
+
+    texts = (" 1", " 2", " 11", " 12", " 21", " 22", " 212")
+
+    def log_reward(self, example: Example, text: str) -> float:
+        return 0.0 if text in self.texts else -math.inf
+
+
+def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
+    """Over all the rationales there are, each spelling of a number among them. q starts as the base model."""
+    lm = language_model(tiny_model("multi_digit"), rank=32, perturb=False)
+    rules, task = rules_of(lm, " 12"), Uniform()
+    query = Query(EXAMPLE, [5, 6], [5, 6], [])
+    reward = Reward(lm, rules.codec, task)
+    rationales = enumerate_rationales(rules)
+    log_reward = own_log_rewards(task, EXAMPLE, rationales, rules.codec)
+    ends = torch.tensor([len(rationale) for rationale in rationales])[:, None]
+    target = log_reward.gather(1, ends)[:, 0].double().softmax(0)
+    assert sorted(target.tolist())[-8:] == pytest.approx([0, *[1 / 7] * 7])
+
+    def total_variation() -> float:
+        q = log_policy(lm.dense("q"), query.policy_prompt, rationales, rules.codec).exp()
+        assert float(q.sum()) == pytest.approx(1, abs=1e-4)
+        return float((q - target).abs().sum()) / 2
+
+    before = total_variation()
+    steps = 150
+    log_z = [torch.nn.Parameter(torch.zeros(()))]
+    schedule = Schedule(5e-3, steps, 5, "cosine")
+    optimiser = AdapterOptimiser(lm.parameters("q"), schedule, 0.3, log_z=log_z, log_z_rate=0.1)
+    buffer = ReplayBuffer(tolerance=0)
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        behaviour = [Behaviour(2.0, share=0.25)]
+        batches = collect(lm, [query], behaviour, rules, buffer, reward, samples=64, generator=generator)
+        update(
+            lm,
+            batches,
+            rules,
+            optimiser,
+            step,
+            objective="prefix-tb",
+            reward_temperature=1.0,
+            reward_floor=8.0,
+            huber=10.0,
+            max_tokens=5000,
+            log_z=log_z,
+        )
+    assert before > 0.9
+    assert total_variation() < 0.04
+    assert log_z[0].item() == pytest.approx(math.log(7), abs=0.2)
+    listed = log_probs_of_texts(lm, lm.dense("q"), query.policy_prompt, task.texts, rules)
+    assert sum(map(math.exp, listed)) > 0.96
+    (figures,) = diagnose(
+        lm,
+        [query],
+        rules,
+        reward,
+        n=400,
+        reward_temperature=1.0,
+        reward_floor=8.0,
+        max_tokens=5000,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert figures.bound == pytest.approx(math.log(7), abs=0.05)
+    assert figures.ess > 0.95
+
+
+def test_samples_that_are_worth_nothing_have_figures_too(lm: LanguageModel) -> None:
+    rules = rules_of(lm, "abc")
+    example = TASK.example("0..9")
+    query = Query(example, [5, 6], [5, 6], [])
+    (figures,) = diagnose(
+        lm,
+        [query],
+        rules,
+        Reward(lm, rules.codec, TASK),
+        n=8,
+        reward_temperature=1.0,
+        reward_floor=None,
+        max_tokens=500,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert figures.ess == 0
+    assert figures.bound == -math.inf
+    assert math.isnan(figures.variance) and math.isnan(figures.log_z)
+    assert figures.censored == 1
+    known = {**vars(figures), "variance": 3.0, "log_z": 1.0}
+    assert mean_figures([vars(figures), known])["variance"] == 3
+
+
+@dataclasses.dataclass
+class ShortTask(ToyTask):
+    """Shorter chains are better; there is no Y."""
+
+    name: str = "short"
+    tools: tuple[str, ...] = ()
+    allowed_characters: str | None = " abc"
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        return Example(f"{question}?", None, f" {question}", None, question)
+
+    def log_reward(self, example: Example, text: str) -> float:
+        return -4.0 * len(text) if text else -math.inf
+
+
+@pytest.mark.parametrize("method", ["gflownet", "ppo", "grpo", "forward-kl", "rejection", "em"])
+def test_every_method_learns_from_it(tiny_model: Callable[[str], Path], method: str) -> None:
+    lm = language_model(tiny_model("llama"), perturb=False)
+    policy = PolicyGradientConfig(steps=12, questions=4, samples=16, learning_rate=1e-2, warmup=1, kl=0.0)
+    e_step = dataclasses.replace(CONFIG.e_step, steps=12, samples=16, replay=0.0, seed_buffer=False)
+    forward_kl = dataclasses.replace(CONFIG.forward_kl, rounds=1, steps=12, samples=16, learning_rate=1e-2)
+    rejection = dataclasses.replace(CONFIG.rejection, rounds=1, trajectories=64, steps=12)
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    changes: dict[str, Any] = {"rollout": rollout, "e_step": e_step, "ppo": policy, "grpo": policy, "rounds": 1}
+    config = dataclasses.replace(CONFIG, **changes, forward_kl=forward_kl, rejection=rejection)
+    config = with_method(config, method)
+    loop = make(lm, dataclasses.replace(config, condition="x"), ShortTask())
+    rewards = [i["log_reward"] for phase, i in loop.run() if phase.name in ("e_step", "policy") and "log_reward" in i]
+    if method in ("gflownet", "ppo", "grpo"):
+        assert statistics.median(rewards[-4:]) > statistics.median(rewards[:4]) + 1
+
+
+def test_no_weights_where_the_reward_is_no_probability(tiny_model: Callable[[str], Path]) -> None:
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    config = dataclasses.replace(CONFIG, rollout=rollout, m_step=dataclasses.replace(CONFIG.m_step, excess=1.0))
+    with pytest.raises(UsageError, match=r"--m-step\.excess"):
+        EM.check(config, ShortTask(), ShortTask().load(DataRequest()))
+    prior = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, prior="sampler"))
+    with pytest.raises(UsageError, match=r"--e-step\.prior sampler"):
+        EM.check(prior, ShortTask(), ShortTask().load(DataRequest()))
+
+
+def test_a_text_that_is_spelled_otherwise_is_not_right(tiny_model: Callable[[str], Path]) -> None:
+    """It is worth nothing, so nothing may be learned from it by those that keep what is right."""
+    lm = language_model(tiny_model("multi_digit"), perturb=False)
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    loop = make(lm, dataclasses.replace(CONFIG, rollout=rollout), ShortTask())
+    rationales = enumerate_rationales(dataclasses.replace(loop.rules, max_tokens=2))
+    rewards = own_log_rewards(ShortTask(), loop.questions[0], rationales, loop.rules.codec)
+    worth = [bool(row[len(rationale)] > -math.inf) for rationale, row in zip(rationales, rewards, strict=True)]
+    assert [loop.is_correct(loop.questions[0], rationale) for rationale in rationales] == worth
+    assert any(worth) and not all(worth)

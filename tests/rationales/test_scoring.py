@@ -1,0 +1,255 @@
+"""Scores against the oracle, which runs every prefix by itself: in fp32 to 1e-4 nats."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latent_cot.model.architecture import Trees
+from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.scoring import Group, Scores, score, score_in_batches
+from latent_cot.types import Rationale
+from tests.oracles import scoring as oracle
+from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model, masked_rationale, random_chain
+
+NATS = 1e-4
+
+Loader = Callable[..., LanguageModel]
+
+
+@pytest.fixture(scope="module")
+def load(tiny_model: Callable[[str], Path]) -> Loader:
+    @functools.cache
+    def cached(variant: str, **abilities: Any) -> LanguageModel:
+        return language_model(tiny_model(variant), **abilities)
+
+    return cached
+
+
+def codec_of(lm: LanguageModel, *, constrained: bool = True) -> TextCodec:
+    return TextCodec(lm.tokenizer, allowed_characters=ALPHABET if constrained else None)
+
+
+def random_groups(codec: TextCodec, rng: random.Random, size: int = 3, longest: int = 7) -> list[Group]:
+    """Prompts and answers of different lengths; chains with tools, cut ones, repeated and shared ones, empty ones."""
+    groups = []
+    for _ in range(size):
+        rules = ChainRules(
+            codec,
+            [FakeTool()] if rng.random() < 0.8 else [],
+            granularity=rng.choice(["token", "step"]),
+            step_delimiter=rng.choice([None, "."]) or ".",
+            min_tokens=rng.choice([0, 0, 2]),
+            max_tokens=longest,
+        )
+        chains = [random_chain(rules, rng, rng.randint(rules.min_tokens, longest)) for _ in range(rng.randint(1, 3))]
+        chains.append(rng.choice(chains))
+        vocabulary = codec.vocab_size
+        prompt = [rng.randrange(vocabulary) for _ in range(rng.randint(1, 9))]
+        answer = [rng.randrange(vocabulary) for _ in range(rng.randint(1, 4))]
+        groups.append(Group(prompt, chains, answer))
+    return groups
+
+
+def assert_scores(
+    scores: Scores, model: torch.nn.Module, groups: list[Group], codec: TextCodec, answers_at: str, tool_tokens: bool
+) -> None:
+    actions, stop = codec.actions.tolist(), codec.stop_id
+    b = 0
+    with torch.no_grad():
+        for g, group in enumerate(groups):
+            for rationale in group.rationales:
+                n = len(rationale)
+                log_pf, log_pterm = oracle.log_policy(model, group.prompt, rationale, actions, stop)
+                log_y, log_tool = torch.zeros(n + 1), torch.zeros(n)
+                for i in range(n + 1):
+                    prefix = [*group.prompt, *rationale.tokens[:i]]
+                    if (answers_at == "states" and rationale.states[i]) or (answers_at == "end" and i == n):
+                        log_y[i] = oracle.log_text(model, prefix, group.answer)
+                    if tool_tokens and i < n and not rationale.chosen[i]:
+                        log_tool[i] = oracle.log_text(model, prefix, [rationale.tokens[i]])
+                expected = {"log_pf": log_pf, "log_pterm": log_pterm, "log_y": log_y, "log_tool": log_tool}
+                for name, values in expected.items():
+                    row = getattr(scores, name)[b]
+                    assert row.dtype == torch.float32
+                    torch.testing.assert_close(
+                        row[: len(values)].double(), values.double(), atol=NATS, rtol=0, msg=name
+                    )
+                    assert not row[len(values) :].any(), name
+                assert scores.states[b].tolist() == [*rationale.states, *[False] * (scores.states.shape[1] - n - 1)]
+                assert int(scores.group[b]) == g
+                b += 1
+    assert b == len(scores.group)
+
+
+VARIANTS = [
+    ("llama", {}),
+    ("llama", {"trees": "paths"}),
+    ("llama", {"linear_head": False}),
+    ("gpt2", {}),
+    ("gpt2", {"trees": "paths", "linear_head": False}),
+    ("multi_digit", {}),
+]
+
+
+@pytest.mark.parametrize(("variant", "abilities"), VARIANTS, ids=str)
+@pytest.mark.parametrize("constrained", [True, False], ids=["constrained", "unconstrained"])
+@settings(max_examples=4, phases=NO_SHRINKING)
+@given(
+    seed=st.integers(0, 2**32),
+    answers_at=st.sampled_from(["none", "states", "end"]),
+    tool_tokens=st.booleans(),
+    adapter=st.sampled_from(["p", "q"]),
+)
+def test_scores_are_the_oracles(
+    load: Loader,
+    variant: str,
+    abilities: dict[str, bool],
+    constrained: bool,
+    seed: int,
+    answers_at: str,
+    tool_tokens: bool,
+    adapter: Adapter,
+) -> None:
+    lm = load(variant, **abilities)
+    codec = codec_of(lm, constrained=constrained)
+    groups = random_groups(codec, random.Random(seed))
+    with torch.no_grad():
+        scores = score(lm, lm.dense(adapter), groups, codec, answers_at=answers_at, tool_tokens=tool_tokens)
+    with lm.trainable(adapter) as unmerged:
+        assert_scores(scores, unmerged, groups, codec, answers_at, tool_tokens)
+
+
+@settings(max_examples=20, phases=NO_SHRINKING)
+@given(seed=st.integers(0, 2**32))
+def test_masks_of_any_kind(load: Loader, seed: int) -> None:
+    """Masks that no chain has, so that nothing is right by accident."""
+    lm = load("llama")
+    codec = codec_of(lm)
+    rng = random.Random(seed)
+    actions = [a for a in codec.actions.tolist() if a != codec.stop_id]
+    chains: list[Rationale] = []
+    for _ in range(3):
+        n = rng.randint(0, 6)
+        chosen = [rng.random() < 0.6 for _ in range(n)]
+        tokens = [rng.choice(actions) if c else rng.randrange(codec.vocab_size) for c in chosen]
+        states = [rng.random() < 0.5 for _ in range(n + 1)]
+        chains.append(masked_rationale(tokens, chosen, states, cut=rng.random() < 0.4))
+    groups = [Group([5, 6, 7], chains, [8, 9])]
+    with torch.no_grad():
+        scores = score(lm, lm.dense("q"), groups, codec, answers_at="states", tool_tokens=True)
+    assert_scores(scores, lm.dense("q"), groups, codec, "states", True)
+
+
+def test_a_cut_chain_and_its_uncut_twin_share_a_tree(load: Loader) -> None:
+    """At the same prefix one may stop and the other must: only the first has the stop in its softmax."""
+    lm = load("llama")
+    codec = codec_of(lm)
+    token = codec.encode("1")[0]
+    short = masked_rationale([token], [True], [True, True])
+    cut = masked_rationale([token], [True], [True, True], cut=True)
+    longer = masked_rationale([token, token], [True, True], [True, False, True])
+    groups = [Group([5], [short, cut, longer])]
+    with torch.no_grad():
+        scores = score(lm, lm.dense("q"), groups, codec)
+    assert float(scores.log_pterm[0, 1]) < 0
+    assert float(scores.log_pterm[1, 1]) == 0
+    assert float(scores.log_pterm[2, 1]) == 0
+    assert_scores(scores, lm.dense("q"), groups, codec, "none", False)
+
+
+@pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
+def test_batching_changes_nothing(load: Loader, trees: Trees) -> None:
+    """Neither the order of the questions, nor the size of a micro-batch, nor what a question is padded to."""
+    lm = load("llama", trees=trees)
+    codec = codec_of(lm)
+    groups = random_groups(codec, random.Random(1), size=7)
+    with torch.no_grad():
+        alone = [score(lm, lm.dense("q"), [group], codec, answers_at="states") for group in groups]
+        for max_tokens in (1, 100, 10_000):
+            seen = []
+            for members, scores in score_in_batches(
+                lm, lm.dense("q"), groups[::-1], codec, max_tokens=max_tokens, answers_at="states"
+            ):
+                seen += members
+                for place, member in enumerate(members):
+                    single = alone[len(groups) - 1 - member]
+                    rows = scores.group == place
+                    width = single.states.shape[1]
+                    for name in ("log_pf", "log_pterm", "log_y", "states"):
+                        size = width - (name == "log_pf")
+                        together = getattr(scores, name)[rows]
+                        torch.testing.assert_close(together[:, :size], getattr(single, name), atol=NATS, rtol=0)
+                        assert not together[:, size:].any()
+            assert sorted(seen) == list(range(len(groups)))
+
+
+def test_merged_and_unmerged_adapters_agree(load: Loader) -> None:
+    lm = load("llama")
+    codec = codec_of(lm)
+    groups = random_groups(codec, random.Random(2))
+    with torch.no_grad():
+        merged = score(lm, lm.dense("q"), groups, codec, answers_at="states")
+        other = score(lm, lm.dense("p"), groups, codec, answers_at="states")
+        with lm.trainable("q") as model:
+            unmerged = score(lm, model, groups, codec, answers_at="states")
+    for name in ("log_pf", "log_pterm", "log_y"):
+        torch.testing.assert_close(getattr(merged, name), getattr(unmerged, name), atol=NATS, rtol=0)
+        assert float((getattr(merged, name) - getattr(other, name)).abs().max()) > 0.01, "p and q are the same"
+
+
+@pytest.mark.parametrize(("variant", "abilities"), VARIANTS[:5], ids=str)
+def test_gradients_are_the_oracles(load: Loader, variant: str, abilities: dict[str, bool]) -> None:
+    """Of a random combination of all the scores, with respect to the adapter's weights."""
+    lm = load(variant, **abilities)
+    codec = codec_of(lm)
+    groups = random_groups(codec, random.Random(3), size=2, longest=5)
+    gradients = []
+    for fast in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        with lm.trainable("q") as model:
+            if fast:
+                scores = score(lm, model, groups, codec, answers_at="end")
+                rows = [
+                    (scores.log_pf[b, :n], scores.log_pterm[b, : n + 1], scores.log_y[b, n])
+                    for b, n in enumerate(len(r) for group in groups for r in group.rationales)
+                ]
+            else:
+                rows = [
+                    (
+                        *oracle.log_policy(model, group.prompt, r, codec.actions.tolist(), codec.stop_id),
+                        oracle.log_text(model, [*group.prompt, *r.tokens], group.answer),
+                    )
+                    for group in groups
+                    for r in group.rationales
+                ]
+            total = torch.zeros((), dtype=torch.float64)
+            for parts in rows:
+                for part in parts:
+                    total = total + (part.double() * torch.rand(part.shape, generator=generator).double()).sum()
+            weights = [weight for _, weight in sorted(lm.parameters("q").items())]
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, weights)]))
+    assert float(gradients[1].norm()) > 1
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-3, rtol=1e-3)
+
+
+def test_the_answer_may_begin_like_the_rationale(load: Loader) -> None:
+    """Y's tokens and Z's agree; each must still be scored after its own prefix, under its own softmax."""
+    lm = load("llama")
+    codec = codec_of(lm)
+    tokens = codec.encode("1+1")
+    rationale = masked_rationale(tokens, [True] * 3, [True] * 4)
+    groups = [Group([5, 6], [rationale], tokens)]
+    with torch.no_grad():
+        scores = score(lm, lm.dense("p"), groups, codec, answers_at="states")
+    assert_scores(scores, lm.dense("p"), groups, codec, "states", False)

@@ -1,0 +1,442 @@
+"""Variants, budgets and what runs add up to: everything of a comparison that needs no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import check, differences, from_dict, load_config, parse_yaml, to_dict, with_method
+from latent_cot.evaluation import intervals
+from latent_cot.report.comparison import paired_difference, plan, records, table
+from latent_cot.report.comparison.plan import Run, Variant, command_of, configure, parse_budget, parse_setting
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.types import Metric, UsageError
+
+OWN = METHODS["em"].planned(RunConfig())
+
+
+def test_em_spends_what_it_says() -> None:
+    assert Spend(2 * (40 * 8 * 8 + 1050), 2 * (40 + 40)) == OWN
+
+
+@pytest.mark.parametrize("source", plan.shipped())
+@pytest.mark.parametrize("budget", [OWN, None])
+def test_shipped_variants_are_configurations(source: str, budget: Spend | None) -> None:
+    for variant in plan.read_variants(source):
+        config = configure(variant, 3, {}, [], budget)
+        check(config)
+        assert (config.method, config.seed) == (variant.method, 3)
+        planned = METHODS[config.method].planned(config)
+        if budget is not None and planned.trajectories:
+            assert 0.95 * budget.trajectories < planned.trajectories <= budget.trajectories
+
+
+def test_what_is_shipped() -> None:
+    assert {"ablations", "data-efficiency", "few-shot"} <= set(plan.shipped())
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["must be a mapping"]),
+        ("a: 1", ["a: write it as"]),
+        ("a: {method: sfd}", ["no method 'sfd'", "Did you mean 'sft'"]),
+        ("a: {method: em, override: {}}", ["a: write it as"]),
+        ("../a: {method: em}", ["../a: a variant's name"]),
+        ("a: [", ["not valid YAML"]),
+        ("a: {method: em, overrides: {seed: 4}}", ["a: a comparison sets seed itself; use --seeds"]),
+    ],
+)
+def test_bad_variants(tmp_path: Path, text: str, parts: list[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as refused:
+        plan.read_variants(str(file))
+    assert all(part in str(refused.value) for part in [str(file), *parts])
+
+
+def test_no_such_variants() -> None:
+    with pytest.raises(UsageError, match=r"--variants ablation: no such file.* Did you mean 'ablations'\?"):
+        plan.read_variants("ablation")
+
+
+def test_settings() -> None:
+    names = ["em", "ppo"]
+    assert parse_setting("ppo:ppo.kl=0.1", names) == ("ppo", {"ppo": {"kl": 0.1}})
+    assert parse_setting("--e-step.huber=None", names) == (None, {"e_step": {"huber": None}})
+    assert parse_setting("evaluation.splits=[3-operands, a]", names)[1] == {
+        "evaluation": {"splits": ["3-operands", "a"]}
+    }
+    for text in ("ppo.kl", "=3", "grpo:grpo.kl=1"):
+        with pytest.raises(UsageError, match="--set"):
+            parse_setting(text, names)
+    for text, flag in {"seed=5": "--seeds", "ppo:seed=5": "--seeds", "output-dir=/x": "--output-dir"}.items():
+        with pytest.raises(UsageError, match=rf"--set {text}: .*; use {flag}"):
+            parse_setting(text, names)
+
+
+def test_budgets() -> None:
+    assert parse_budget("none", OWN) is None
+    assert parse_budget("trajectories=100", OWN) == Spend(100, OWN.gradient_steps)
+    assert parse_budget("trajectories=100,gradient-steps=7", OWN) == Spend(100, 7)
+    for text in ("100", "trajectories=-1", "trajectories=x", "tokens=3", ""):
+        with pytest.raises(UsageError, match=r"--budget.*write it as"):
+            parse_budget(text, OWN)
+
+
+def test_a_setting_that_the_budget_contradicts() -> None:
+    variant = Variant("mine", "ppo", {"ppo": {"steps": 5}})
+    with pytest.raises(UsageError, match=r"mine: --ppo.steps is 5, but the budget makes it 112.*--budget none"):
+        configure(variant, 0, {}, [], OWN)
+    assert configure(variant, 0, {}, [], None).ppo.steps == 5
+
+
+def test_a_file_that_the_budget_contradicts(tmp_path: Path) -> None:
+    file, variant = tmp_path / "f.yaml", Variant("ppo", "ppo", {})
+    file.write_text("ppo: {steps: 50}\n")
+    with pytest.raises(UsageError, match=r"ppo: --ppo.steps is 50 in .*f\.yaml, but the budget makes it 112"):
+        configure(variant, 0, {}, [], OWN, file=str(file))
+    assert configure(variant, 0, {}, [], None, file=str(file)).ppo.steps == 50
+    file.write_text("# nothing\nppo:\n")
+    assert configure(variant, 0, {}, [], OWN, file=str(file)).ppo.steps == 112
+    file.write_text("seed: 5\n")
+    with pytest.raises(UsageError, match=r"f\.yaml: a comparison sets seed itself; use --seeds"):
+        configure(variant, 0, {}, [], None, file=str(file))
+
+
+def test_a_budget_too_small_for_a_step_names_the_variant() -> None:
+    with pytest.raises(UsageError, match=r"^mine: --budget: too few trajectories"):
+        configure(Variant("mine", "ppo", {}), 0, {}, [], Spend(1, 1))
+
+
+def test_the_layers_of_a_runs_settings() -> None:
+    """Common settings, then the variant's, then those of --set for it alone."""
+    variant = Variant("mine", "ppo", {"ppo": {"kl": 0.2, "epochs": 3}})
+    config = configure(variant, 7, {"ppo": {"kl": 0.1, "warmup": 5}}, [{"ppo": {"epochs": 4}}], OWN)
+    assert (config.ppo.kl, config.ppo.epochs, config.ppo.warmup, config.seed) == (0.2, 4, 5, 7)
+
+
+def other_config(method: str) -> RunConfig:
+    """Settings of all types that differ from the defaults."""
+    config = with_method(RunConfig(), method)
+    return dataclasses.replace(
+        config,
+        seed=5,
+        model="some where/else",
+        data=dataclasses.replace(config.data, options={"digits": "1,2", "operators": "+-"}),
+        e_step=dataclasses.replace(config.e_step, huber=None, learning_rate=3e-5, seed_buffer=False),
+        evaluation=dataclasses.replace(
+            config.evaluation, splits=("3-operands", "operands=4,digits=2"), every_round=False
+        ),
+        ppo=dataclasses.replace(config.ppo, kl=1e-7),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", [None, "smoke"])
+def test_the_command_of_a_run_gives_its_configuration(
+    method: str, preset: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from latent_cot.cli.fit import run
+
+    config = other_config(method)
+    words = shlex.split(command_of(config, preset))
+    assert words[:2] == ["latent-cot", "fit"]
+    assert run([*words[2:], "--print-config", "--output-dir", "x"]) == 0
+    printed = parse_yaml(capsys.readouterr().out, "x")
+    assert printed == to_dict(dataclasses.replace(config, output_dir="x"))
+
+
+def test_differences() -> None:
+    a = RunConfig()
+    b = dataclasses.replace(a, rounds=3, ppo=dataclasses.replace(a.ppo, kl=0.5))
+    assert list(differences(a, a)) == []
+    assert list(differences(a, b)) == [("rounds", 2, 3), ("ppo.kl", 0.2, 0.5)]
+
+
+def test_a_run_that_is_there(tmp_path: Path) -> None:
+    config = dataclasses.replace(load_config("smoke"), output_dir=str(tmp_path / "run"))
+    run = Run("em", config)
+    assert not records.is_finished(run)
+    folder = RunFolder.create(run.folder, to_dict(dataclasses.replace(config, output_dir="elsewhere")))
+    assert not records.is_finished(run)
+    folder.write_json("results.json", {})
+    assert records.is_finished(run)
+    other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, clip=2.0))
+    with pytest.raises(UsageError, match=r"other settings \(--m-step.clip 1.0 there, 2.0 here\).*--output-dir"):
+        records.is_finished(Run("em", other))
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"), [({}, "'runs'"), ({"runs": [{"variant": "em"}]}, "'seed'"), ({"runs": [3]}, "subscript")]
+)
+def test_records_that_are_none(tmp_path: Path, content: Any, missing: str) -> None:
+    file = tmp_path / "comparison.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=rf"comparison.json: is no comparison.json.*{missing}"):
+        records.read_records([file])
+
+
+def test_the_last_record_with_the_same_settings_is_taken() -> None:
+    config = dataclasses.replace(RunConfig(), seed=1, output_dir="here")
+    other = dataclasses.replace(config, rounds=7)
+    figures: dict[str, Any] = {"accuracy": {}, "metrics": {}}
+    there = dataclasses.replace(config, output_dir="there")
+    kept = {"variant": "em", "seed": 1, "config": to_dict(there), **figures, "place": 1}
+    changed = {**kept, "config": to_dict(other), "place": 2}
+    elsewhere = {**kept, "seed": 2, "place": 3}
+    assert records.find_record(Run("em", config), [changed, kept, {**kept, "place": 4}, changed, elsewhere]) == (
+        {**kept, "place": 4},
+        "",
+    )
+    assert records.find_record(Run("em", config), [changed]) == (None, "--rounds 7 there, 2 here")
+    assert records.find_record(Run("sft", config), [kept]) == (None, "")
+    # Another method's settings make no difference.
+    of_others = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, kl=3.0))
+    assert records.find_record(Run("em", of_others), [kept]) == (kept, "")
+    assert records.find_record(Run("em", dataclasses.replace(of_others, method="ppo")), [kept])[0] is None
+    # Neither do those that the method does not read.
+    for method, changed_step, is_found in (
+        ("ppo", {"steps": 9}, True),
+        ("rejection", {"steps": 9}, True),
+        ("rejection", {"keep": "all"}, True),
+        ("rejection", {"learning_rate": 0.5}, False),
+        ("em", {"steps": 9}, False),
+    ):
+        sought = from_dict({"method": method}, "", config)
+        recorded = from_dict({"method": method, "m_step": changed_step}, "", there)
+        found, _ = records.find_record(Run("em", sought), [{**kept, "config": to_dict(recorded)}])
+        assert (found is not None) == is_found, (method, changed_step)
+    with pytest.raises(UsageError, match="record of em, seed 1 has no figures of '3-operands'"):
+        records.find_record(Run("em", config), [{**kept, "accuracy": {"q": {}}}])
+
+
+def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:
+    """A run with one reasoner; split -> (right, n)."""
+    splits = {name: {"accuracy": a / n, "correct": a, "n": n} for name, (a, n) in right.items()}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "accuracy": {"p": splits},
+        "metrics": {},
+        "budget": {"trajectories": 100 * (seed + 1), "gradient_steps": 10},
+        "resources": {"phases": {"init": 1.0, "m_step": 2.0, "evaluate": 50.0, "prepare": 9.0}},
+    }
+
+
+RECORDS = [
+    record("sft", 0, near=(9, 10), far=(2, 10)),
+    record("sft", 1, near=(7, 10), far=(0, 10)),
+    record("em", 0, near=(10, 10)),
+]
+
+
+def test_rows() -> None:
+    sft, em = table.summarise(RECORDS)
+    near = sft.cells["near"]
+    assert (near.mean, near.correct, near.n) == (0.8, 16, 20)
+    assert near.deviation == pytest.approx(statistics.stdev([0.9, 0.7]))
+    low, high = near.interval_95  # Wilson's for 16 of 20, by its formula
+    z, p, n = 1.959964, 0.8, 20
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert [low, high] == pytest.approx([centre - half, centre + half], abs=1e-6)
+    assert em.cells["near"].deviation is None
+    assert (sft.trajectories, sft.gradient_steps, sft.seconds, sft.seeds) == (150, 10, 3.0, (0, 1))
+
+
+def test_the_written_tables(tmp_path: Path) -> None:
+    rows = table.summarise(RECORDS)
+    text = table.to_markdown(rows, "toy", {"sft seed 0": "latent-cot fit --method sft"})
+    assert "| sft, p | 80.0 ± 14.1 (58-92) | 10.0 ± 14.1 (3-30) | 150 | 10 | 0.1 |" in text
+    assert "| em, p | 100.0 (72-100) | - | 100 | 10 | 0.1 |" in text
+    assert "over 2 seeds" in text and "n = 10 to 20" in text
+    assert "- sft seed 0: `latent-cot fit --method sft`" in text
+    alone = table.heading([row for row in rows if row.variant == "em"])
+    assert alone == "% right: one seed (95 % interval of the pooled answers), n = 10"
+    pytest.importorskip("matplotlib")
+    table.save_plot(rows, tmp_path / "a.svg", "toy")
+    table.save_plot(rows, tmp_path / "b.svg", "toy")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "sft, p" in (tmp_path / "a.svg").read_text()
+
+
+# -- metrics instead of right answers ------------------------------------------------------------------------
+
+METRICS = {
+    "likelihood": Metric("mean log p, nats", axis="y", format="{:.1f}"),
+    "diversity": Metric("1 − mean cosine", axis="x"),
+    "unused": Metric("nobody has it"),
+}
+
+
+def measured(variant: str, seed: int, likelihood: float | None, diversity: float) -> dict[str, Any]:
+    figures = {
+        "likelihood": {"value": likelihood, "n": 5, "interval_95": [0.0, 1.0]},
+        "diversity": {"value": diversity, "n": 5, "interval_95": None},
+    }
+    return record(variant, seed) | {"accuracy": {}, "metrics": {"q": {"test": figures}}}
+
+
+MEASURED = [measured("sft", 0, None, 0.25), measured("em", 0, -10.0, 0.5), measured("em", 1, -13.0, 0.75)]
+
+
+def test_metrics_over_seeds() -> None:
+    sft, em = table.summarise(MEASURED)
+    assert (em.variant, em.reasoner, em.seeds, em.cells) == ("em", "q", (0, 1), {})
+    found = em.metrics["test"]
+    assert (found["likelihood"].mean, found["likelihood"].n) == (-11.5, 10)
+    assert found["likelihood"].deviation == pytest.approx(statistics.stdev([-10.0, -13.0]))
+    assert math.isnan(sft.metrics["test"]["likelihood"].mean)
+    assert sft.metrics["test"]["diversity"].deviation is None
+
+
+def test_the_table_and_the_plot_of_metrics(tmp_path: Path) -> None:
+    rows = table.summarise(MEASURED)
+    assert table.columns_of(rows, METRICS) == {
+        "likelihood": ["-", "-11.5 ± 2.1"],
+        "diversity": ["0.25", "0.625 ± 0.177"],
+    }
+    text = table.to_markdown(rows, "t", {}, METRICS)
+    assert "|  | likelihood | diversity | trajectories |" in text
+    assert "mean ± standard deviation over 2 seeds, n = 5 to 10 questions" in text
+    assert "likelihood: mean log p, nats." in text
+    for metrics in (METRICS, {name: Metric("no axis") for name in METRICS}):
+        plot = tmp_path / "plot.svg"
+        table.save_plot(rows, plot, "t", metrics)
+        assert b"em, q" in plot.read_bytes()
+
+
+# -- rows beside each other ----------------------------------------------------------------------------------
+
+
+def marked(variant: str, seed: int, asked: str = "a", **right: str) -> dict[str, Any]:
+    """A run on the split "near": reasoner -> which questions are right; of `asked`, whatever that is."""
+    return {
+        **record(variant, seed, near=(1, 4)),
+        "accuracy": {name: {"near": {}} for name in right},
+        "right": {name: {"near": marks} for name, marks in right.items()},
+        "questions": {"near": asked},
+    }
+
+
+MARKED = [
+    marked("em", 0, q="0011", p="1111"),
+    marked("em", 1, q="0011", p="0111"),
+    marked("sft", 0, p="1000"),
+    marked("sft", 1, p="1010"),
+    marked("ppo", 0, q="0001"),
+    marked("ppo", 1, q="1011"),
+]
+
+
+REASONERS = {"em": ("q", "p"), "sft": ("p",), "ppo": ("q",)}
+
+
+def test_rows_beside_one_of_them() -> None:
+    found, unknown = paired_difference.differences(MARKED, paired_difference.parse_target("em", REASONERS))
+    assert not unknown
+    assert [(one.name, one.against, one.seeds) for one in found] == [
+        ("sft, p", ("em", "p"), (0, 1)),
+        ("ppo, q", ("em", "q"), (0, 1)),
+    ]
+    sft = found[0].splits["near"]
+    # By hand: sft (1, 0, .5, 0) and em (.5, 1, 1, 1) over the seeds.
+    assert (sft.n, sft.first, sft.second, sft.higher, sft.lower) == (4, 0.375, 0.875, 1, 3)
+    between = intervals.of_matched_proportions(np.array([0.5, -1, -0.5, -1]))
+    assert sft.interval_95 == between
+    low, high = (f"{100 * x:+.1f}" for x in between)
+    assert paired_difference.difference_text(sft) == f"-50.0 ({low} to {high})"
+    text = paired_difference.to_markdown(found)
+    assert f"| sft, p | em, p | -50.0 ({low} to {high}) |" in text and text.startswith(
+        "% right, less that of the row named:"
+    )
+
+
+def test_all_rows_beside_one_reasoner() -> None:
+    found, _ = paired_difference.differences(MARKED, paired_difference.parse_target("em:p", REASONERS))
+    assert [(one.name, one.against) for one in found] == [
+        ("em, q", ("em", "p")),
+        ("sft, p", ("em", "p")),
+        ("ppo, q", ("em", "p")),
+    ]
+
+
+def test_what_was_asked_other_questions_has_no_difference() -> None:
+    others = [*MARKED[:2], marked("sft", 0, asked="b", p="1000"), marked("sft", 1, asked="b", p="1010")]
+    target = paired_difference.Target("em", "p")
+    _, sft = paired_difference.differences(others, target)[0]
+    assert sft.name == "sft, p" and not sft.splits
+    known, _ = paired_difference.differences(MARKED, target)
+    assert "| sft, p | em, p | - |" in paired_difference.to_markdown([sft, *known])
+
+
+def test_without_a_digest_of_the_questions_there_is_no_difference() -> None:
+    """The first question of one record need not be the first of the other."""
+    bare = [{**one, "questions": {}} for one in MARKED]
+    found, unknown = paired_difference.differences(bare, paired_difference.Target("em", "p"))
+    assert (found, unknown) == ([], ["em, q", "em, p", "sft, p", "ppo, q"])
+
+
+def test_rows_of_which_it_is_not_known() -> None:
+    old = [*MARKED[:2], record("sft", 0, near=(1, 4)), marked("sft", 1, p="1010")]
+    found, unknown = paired_difference.differences(old, paired_difference.Target("em", None))
+    assert (found, unknown) == ([], ["sft, p"])
+    assert paired_difference.differences(old, paired_difference.Target("sft", None)) == ([], ["sft, p"])
+    with pytest.raises(UsageError, match="'emm' is not compared"):
+        paired_difference.parse_target("emm", REASONERS)
+    with pytest.raises(UsageError, match="--against ppo:p: the reasoners of ppo are q"):
+        paired_difference.parse_target("ppo:p", REASONERS)
+
+
+def test_accuracies_are_drawn_along_the_numbers_of_their_splits(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    splits = {"3-operands": (9, 10), "4-operands": (8, 10), "5-operands": (2, 10)}
+    numbers = {name: {"operands": 3 + k, "digits": 1} for k, name in enumerate(splits)}
+    both = table.summarise([record(name, 0, **splits) for name in ("sft", "em")])
+    table.save_plot(both, tmp_path / "lines.svg", "toy", numbers=numbers)
+    drawn = (tmp_path / "lines.svg").read_text()
+    assert ">operands<" in drawn and ">3-operands<" not in drawn and ">em, p<" in drawn
+    # Nothing may be left out: a split without numbers, or a row without one of the splits, makes bars of all.
+    table.save_plot(both, tmp_path / "a.svg", "toy", numbers={k: numbers[k] for k in list(numbers)[:2]})
+    fewer = table.summarise([record("sft", 0, **splits), record("em", 0, **dict(list(splits.items())[:2]))])
+    table.save_plot(fewer, tmp_path / "b.svg", "toy", numbers=numbers)
+    for name in ("a.svg", "b.svg"):
+        drawn = (tmp_path / name).read_text()
+        assert ">5-operands<" in drawn and ">operands<" not in drawn
+
+
+def test_the_names_of_many_rows_fit(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    splits = {"3-operands": (9, 10), "4-operands": (8, 10), "5-operands": (2, 10)}
+    numbers = {name: {"operands": 3 + k} for k, name in enumerate(splits)}
+    rows = table.summarise([record(f"variant-{k}", 0, **splits) for k in range(40)])
+    table.save_plot(rows, tmp_path / "many.svg", "toy", numbers=numbers)
+    drawn = (tmp_path / "many.svg").read_text()
+    height = float(re.findall(r'viewBox="0 0 [\d.]+ ([\d.]+)"', drawn)[0])
+    places = [float(y) for y in re.findall(r' y="([\d.-]+)"[^>]*>variant-\d+, p<', drawn)]
+    assert len(places) == 40 and min(places) > 0 and max(places) < height
+
+
+@pytest.mark.parametrize("right", [{"p": {"near": None}}, {"p": {"near": "12"}}, {"p": ["1"]}, "1"])
+def test_records_with_broken_marks(tmp_path: Path, right: Any) -> None:
+    file = tmp_path / "comparison.json"
+    file.write_text(
+        json.dumps({"runs": [{**record("sft", 0, near=(1, 2)), "config": {}, "command": "", "right": right}]})
+    )
+    with pytest.raises(UsageError, match=r"comparison\.json: "):
+        records.read_records([file])
+    file.write_text("[" * 200_000)
+    with pytest.raises(UsageError, match="cannot be read"):
+        records.read_records([file])

@@ -1,0 +1,145 @@
+"""Curves: which points they have, and how they are shown."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from latent_cot.report.plots import BAR_WIDTH, Curve, Point, check_plot, curve_table, save_plot
+from latent_cot.types import Example, Sweep, UsageError
+
+SWEEP = Sweep(
+    "bits=4,8,colours=1,2",
+    ("bits", "colours"),
+    {f"{b}-{c}": {"bits": b, "colours": c, "size": 3} for b in (4, 8) for c in (1, 2)},
+)
+TRAINING = [
+    Example("?", meta={"bits": 4, "colours": 1, "size": 3}),
+    Example("?", meta={"bits": 8, "colours": 1, "size": 2}),  # another size
+    Example("?", meta={}),
+]
+
+
+def accuracy(correct: int, n: int = 10) -> dict[str, Any]:
+    return {"accuracy": correct / n, "correct": correct, "n": n, "interval_95": [0.0, 1.0]}
+
+
+RESULTS = {
+    "q": {"4-1": accuracy(10), "4-2": accuracy(5), "8-1": accuracy(0), "8-2": accuracy(2)},
+    "p": {"4-1": accuracy(1), "4-2": accuracy(1), "8-1": accuracy(1), "8-2": accuracy(1)},
+}
+
+
+def rendered(curve: Curve, *, ascii_only: bool = False, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(curve_table(curve, RESULTS, width, ascii_only=ascii_only))
+    return console.export_text()
+
+
+def test_points_know_whether_there_were_such_questions_in_training() -> None:
+    curve = Curve.of(SWEEP, TRAINING)
+    assert [point.trained for point in curve.points] == [True, False, False, False]
+    assert [point.values for point in curve.points] == [(4, 1), (4, 2), (8, 1), (8, 2)]
+    assert curve.to_json()["points"][0] == {"split": "4-1", "bits": 4, "colours": 1, "trained": True}
+
+
+def test_a_line_for_each_value_of_the_second_number() -> None:
+    lines = dict(Curve.of(SWEEP, []).lines())
+    assert {label: [point.split for point in points] for label, points in lines.items()} == {
+        "1 colours": ["4-1", "8-1"],
+        "2 colours": ["4-2", "8-2"],
+    }
+    single = Curve(("bits",), (Point("4-1", (4,), True), Point("8-1", (8,), False)))
+    assert [label for label, _ in single.lines()] == [""]
+
+
+def test_bars_are_as_long_as_the_accuracy() -> None:
+    text = rendered(Curve.of(SWEEP, TRAINING), ascii_only=True)
+    rows = [line for line in text.splitlines() if "(0-100)" in line]
+    assert [[len(bar) for bar in re.findall("#+", row)] for row in rows] == [
+        [BAR_WIDTH, BAR_WIDTH // 10],
+        [BAR_WIDTH // 2, BAR_WIDTH // 10],
+        [BAR_WIDTH // 10],
+        [BAR_WIDTH // 5, BAR_WIDTH // 10],
+    ]
+    assert ["1*" in row for row in rows] == [True, False, False, False]
+    assert " 50.0" in rows[1]
+
+
+@pytest.mark.parametrize(("width", "longest"), [(80, 14), (70, 9), (60, 0)])
+def test_on_a_narrow_terminal_bars_are_shorter(width: int, longest: int) -> None:
+    text = rendered(Curve.of(SWEEP, TRAINING), ascii_only=True, width=width)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "bits" in text and "colours" in text
+    rows = [line for line in text.splitlines() if "(0-100)" in line]
+    assert [re.findall(r"\d+\*?", row)[:2] for row in rows] == [["4", "1*"], ["4", "2"], ["8", "1"], ["8", "2"]]
+    assert all(row.count("(0-100)") == 2 for row in rows)
+    assert max(len(bar) for bar in re.findall("#*", text)) == longest
+
+
+@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+def test_the_same_figures_give_the_same_file(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    for file in files:
+        check_plot(file)
+        save_plot(file, [Curve.of(SWEEP, TRAINING), Curve.of(SWEEP, [])], RESULTS, "mine: $x$ and $")
+    first, second = (file.read_bytes() for file in files)
+    assert first == second
+    if suffix == "svg":
+        for text in (b"q, 1 colours", b"p, 2 colours", b"as in training", b"mine: $x$ and $"):
+            assert text in first
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **settings: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *arguments, **settings)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=re.escape("pip install 'latent-cot[plot]'")):
+        check_plot(tmp_path / "a.svg")
+
+
+@pytest.mark.parametrize("name", ["a", "a.gif", "absent/a.svg", "folder.svg"])
+def test_bad_paths(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(UsageError, match="--plot"):
+        check_plot(tmp_path / name)
+
+
+def test_no_import_without_need() -> None:
+    code = "import sys, latent_cot.report.plots; assert not {'matplotlib', 'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_splits_that_differ_in_one_number() -> None:
+    numbers = {
+        "8-operands": {"operands": 8, "digits": 1},
+        "3-operands": {"operands": 3, "digits": 1},
+        "2-digits": {"operands": 3, "digits": 2},
+        "4-operands": {"operands": 4, "digits": 1},
+        "other": {},
+    }
+    curve = Curve.along("operands", numbers)
+    assert curve is not None
+    assert [(point.split, point.values) for point in curve.points] == [
+        ("3-operands", (3,)),
+        ("4-operands", (4,)),
+        ("8-operands", (8,)),
+    ]
+    assert Curve.along("digits", numbers) is None, "two points are no curve"
+    assert Curve.along("unknown", numbers) is None
+    twice = {**numbers, "validation-3-operands": numbers["3-operands"]}
+    assert Curve.along("operands", twice) is None, "test and validation questions are no line"

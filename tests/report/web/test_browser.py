@@ -1,0 +1,388 @@
+"""The report in Chromium: it loads without a complaint and without a network, and the explorer does what it says."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import re
+from typing import Any
+
+import pytest
+
+from tests.report.web import made_up
+from tests.report.web.conftest import Open
+
+pytestmark = pytest.mark.slow
+
+Json = dict[str, Any]
+CHAIN = ".pane .chain"
+
+
+@pytest.fixture(scope="module")
+def small() -> Json:
+    return made_up.large(questions=6, chains=5)
+
+
+def sampled(run: Json, k: int = 0) -> Json:
+    question: Json = run["samples"]["questions"][k]
+    return question
+
+
+def path_of(question: Json, leaf: int) -> list[int]:
+    path = []
+    while leaf >= 0:
+        path.append(leaf)
+        leaf = question["nodes"]["parent"][leaf]
+    return path[::-1]
+
+
+def log_q_of(question: Json, chain: Json) -> float:
+    nodes = question["nodes"]
+    tokens = sum(nodes["log_q"][node] or 0.0 for node in path_of(question, chain["leaf"]))
+    return float(tokens + nodes["stop_q"][chain["leaf"]])
+
+
+def weights_of(question: Json) -> list[float]:
+    """Posterior weights of the chains, the largest first."""
+    rewards = [question["nodes"]["log_reward"][chain["leaf"]] for chain in question["chains"]]
+    total = sum(map(math.exp, rewards))
+    return sorted((math.exp(reward) / total for reward in rewards), reverse=True)
+
+
+def shares(texts: list[str]) -> list[float]:
+    """The numbers of texts like "posterior 62 %"; "< 0.1 %" is 0."""
+    found = [re.search(r"(< )?([0-9.]+) %", text) for text in texts]
+    return [0.0 if match is None or match[1] else float(match[2]) / 100 for match in found]
+
+
+# -- it loads ----------------------------------------------------------------------------------------------
+
+
+def test_every_chart_is_drawn(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    opened.see_all()
+    titles = opened.texts("figure figcaption strong")
+    wanted = {"Right answers by operands", "3-operands", "loss", "log-reward", "Var(log R − log q)", "bound", "right"}
+    assert wanted <= set(titles)
+    assert opened.page.locator("figure .canvas > svg, figure .canvas > figure").count() == len(titles)
+    assert opened.texts("h1") == ["made-up"]
+    assert "integer arithmetic" in opened.page.inner_text("#run")
+
+
+@pytest.mark.parametrize("nothing", ["samples", "everything"])
+def test_a_run_without(open_page: Open, small: Json, nothing: str) -> None:
+    run = copy.deepcopy(small)
+    run["samples"] = None
+    if nothing == "everything":
+        run |= {"steps": {}, "accuracy": [], "posterior": [], "logged": [], "notes": [], "status": "running"}
+    opened = open_page(run)
+    opened.see_all()
+    assert "No rationales were sampled" in opened.page.inner_text("#rationales")
+    assert ("No accuracy was measured" in opened.page.inner_text("#accuracy")) == (nothing == "everything")
+
+
+def test_a_task_without_answers_and_rewards(open_page: Open, small: Json) -> None:
+    run = copy.deepcopy(small)
+    for question in run["samples"]["questions"]:
+        question["answer"] = None
+        question["nodes"]["log_reward"] = [None] * len(question["nodes"]["parent"])
+        question["chains"] = [{**chain, "right": None, "answer": None} for chain in question["chains"]]
+    opened = open_page(run)
+    assert opened.page.locator(CHAIN).count() == 5
+    assert "posterior" not in opened.texts(".chain-head")[0]
+    masses = shares(opened.texts(f"{CHAIN} .meter"))
+    assert masses == sorted(masses, reverse=True), "without a reward the order is q's"
+    assert opened.page.get_by_role("button", name="✗ wrong").count() == 0
+
+
+def test_figures_of_a_task_without_right_answers(open_page: Open, small: Json) -> None:
+    place = {"round": 1, "reasoner": "q", "split": "test"}
+    about = {"metric": "diversity", "description": "how varied", "better": "higher", "text": "0.5 (0.4 to 1)"}
+    opened = open_page({**small, "accuracy": [], "metrics": [{**place, **about}]})
+    assert opened.texts("#accuracy h2") == ["Figures"]
+    assert opened.texts("#accuracy tbody th") == ["diversity\nhow varied; higher is better"]
+    assert opened.texts("#accuracy td") == ["0.5 (0.4 to 1)"]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (360, "light"), (360, "dark")])
+def test_nothing_sticks_out_and_text_can_be_read(open_page: Open, small: Json, width: int, scheme: str) -> None:
+    opened = open_page(small, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    opened.see_all()
+    for view in ("list", "tree"):
+        opened.page.get_by_role("button", name=view, exact=True).click()
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    contrasts = opened.page.evaluate(CONTRASTS)
+    assert len(contrasts) == 8
+    assert min(contrasts) >= 4.5
+
+
+# WCAG's contrast of text and background, of each level of the scale; a level without a colour is on the page's.
+CONTRASTS = """
+() => [...document.querySelectorAll('.legend.scale .token')].map((token) => {
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const luminance = (colours) => {
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const page = getComputedStyle(document.body).backgroundColor;
+  const style = getComputedStyle(token);
+  const [a, b] = [luminance([page, style.backgroundColor]), luminance([style.color])];
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+})
+"""
+
+
+def test_the_theme_can_be_chosen(open_page: Open, small: Json) -> None:
+    opened = open_page(small, color_scheme="light")
+    colours = []
+    for _ in range(4):
+        colours.append(opened.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        opened.page.click("#theme")
+    light, explicit, dark, back = colours
+    assert light == explicit == back != dark
+
+
+def test_5000_rationales_load_in_two_seconds_and_ten_megabytes(open_page: Open) -> None:
+    opened = open_page(made_up.large(questions=250, chains=20))
+    assert opened.cpu_seconds() < 2
+    assert opened.file.stat().st_size < 10e6
+    assert opened.texts(".count") == ["250 questions, 5,000 chains"]
+    for key in ("t", "p", "w", "j"):  # and stays quick
+        opened.page.keyboard.press(key)
+    opened.page.get_by_role("searchbox").fill("9 + 9")
+    assert not opened.texts(".count")[0].startswith("250 ")
+    assert opened.cpu_seconds() < 4
+
+
+# -- the explorer ------------------------------------------------------------------------------------------
+
+
+def test_chains_are_sorted_by_posterior_weight(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    found = shares(opened.texts(f"{CHAIN} .meter:has-text('posterior')"))
+    wanted = weights_of(sampled(small))
+    assert found == pytest.approx(wanted, abs=0.006)
+    logs = [float(text.split("log q ")[1].split("\n")[0].replace("−", "-")) for text in opened.texts(".numbers")]
+    question = sampled(small)
+    assert sorted(logs) == pytest.approx(sorted(log_q_of(question, chain) for chain in question["chains"]), abs=0.006)
+
+
+def test_a_question_is_picked(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    assert opened.texts(".pane .prompt code") == ["Question: 100 + 0 = ? Answer:"]
+    opened.page.locator(".question-item").nth(3).click()
+    assert opened.texts(".pane .prompt code") == ["Question: 103 + 3 = ? Answer:"]
+    assert opened.page.locator("[role=option][aria-selected=true] code").text_content() == "103 + 3"
+    opened.page.locator(".questions").focus()
+    opened.page.keyboard.press("ArrowDown")
+    assert opened.texts(".pane .prompt code") == ["Question: 104 + 4 = ? Answer:"]
+    opened.page.keyboard.press("Home")
+    assert opened.texts(".pane .prompt code") == ["Question: 100 + 0 = ? Answer:"]
+
+
+def test_right_and_wrong_are_filtered(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    chains = [chain for question in small["samples"]["questions"] for chain in question["chains"]]
+    for name, right in (("✗ wrong", False), ("✓ right", True)):
+        opened.page.get_by_role("button", name=name).click()
+        verdicts = opened.texts(f"{CHAIN} .verdict")
+        assert verdicts and set(verdicts) == {name}
+        wanted = sum(chain["right"] is right for chain in chains)
+        assert opened.texts(".count")[0].endswith(f", {wanted} chains")
+    opened.page.get_by_role("button", name="all", exact=True).click()
+    assert opened.texts(".count") == ["6 questions, 30 chains"]
+
+
+def test_search_finds_questions_and_chains(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    opened.page.get_by_role("searchbox").fill("103 + 3")
+    assert opened.texts(".pane .prompt code") == ["Question: 103 + 3 = ? Answer:"]
+    first = sampled(small)["chains"][0]
+    tokens = small["samples"]["tokens"]
+    nodes = sampled(small)["nodes"]
+    text = "".join(tokens[nodes["token"][node]] for node in path_of(sampled(small), first["leaf"])[1:])
+    opened.page.get_by_role("searchbox").fill(text.strip().upper())
+    assert opened.texts(".pane .prompt code") == ["Question: 100 + 0 = ? Answer:"]
+    assert opened.page.locator(CHAIN).count() == 1
+    opened.page.get_by_role("searchbox").fill("nothing like this")
+    assert "Nothing matches" in opened.page.inner_text(".panes")
+    opened.page.get_by_label("Split").select_option("5-operands")
+    opened.page.get_by_role("searchbox").fill("")
+    assert opened.page.locator(".question-item code").all_text_contents() == ["101 + 1", "104 + 4"]
+
+
+def test_tokens_are_coloured_by_q_or_by_p(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    question = sampled(small)
+    least = (0.99, 0.95, 0.8, 0.5, 0.25, 0.1, 0.01, 0.0)
+    for key in ("p", "q"):
+        opened.page.keyboard.press(key)
+        found = opened.page.evaluate(
+            "() => [...document.querySelectorAll('.pane .token')].map((t) => [Number(t.dataset.node), t.className])"
+        )
+        assert len(found) > 20
+        for node, name in found:
+            probability = math.exp(question["nodes"][f"log_{key}"][node])
+            level = next(k for k, bound in enumerate(least) if probability >= bound)
+            assert name == f"token s{level}"
+
+
+def test_a_tools_tokens_are_set_apart(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    question = sampled(small)
+    tools = [node for node, log_q in enumerate(question["nodes"]["log_q"]) if log_q is None and node]
+    found = opened.page.evaluate("() => [...document.querySelectorAll('.pane .tool')].map((t) => +t.dataset.node)")
+    assert set(found) == set(tools)
+    opened.page.locator(".pane .tool").first.hover()
+    assert opened.texts("#tooltip strong") == ["calculator: 1 + 1 → 2"]
+    assert "not a choice of the model" in opened.page.inner_text("#tooltip")
+
+
+def test_hover_and_focus_tell_a_tokens_figures(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    nodes = sampled(small)["nodes"]
+
+    def tooltip() -> str:
+        return str(opened.page.inner_text("#tooltip")).replace("−", "-")
+
+    token = opened.page.locator(".pane .token").nth(2)
+    token.hover()
+    node = int(token.get_attribute("data-node"))
+    assert f"{nodes['log_q'][node]:.3f}" in tooltip() and f"{nodes['log_p'][node]:.3f}" in tooltip()
+    state = opened.page.locator(".pane .state").nth(1)
+    state.hover()
+    node = int(state.get_attribute("data-node"))
+    for figure in ("log_reward", "stop_q", "stop_p"):
+        assert f"{nodes[figure][node]:.3f}" in tooltip(), figure
+    opened.page.keyboard.press("Escape")
+    assert opened.page.locator("#tooltip").is_hidden()
+
+    opened.page.locator(f"{CHAIN} [tabindex='0']").first.focus()
+    assert "s₀" in tooltip() and f"{nodes['log_reward'][0]:.3f}" in tooltip()
+    opened.page.keyboard.press("ArrowRight")
+    focused = opened.page.evaluate("document.activeElement.dataset.node")
+    assert nodes["parent"][int(focused)] == 0
+    assert f"{nodes['log_q'][int(focused)]:.3f}" in tooltip()
+    assert opened.page.evaluate("document.activeElement.getAttribute('aria-describedby')") == "tooltip"
+    opened.page.keyboard.press("ArrowDown")
+    second = opened.page.evaluate(
+        "[...document.querySelectorAll('.chain')].indexOf(document.activeElement.closest('.chain'))"
+    )
+    assert second == 1
+
+
+def test_a_tap_tells_them_too(open_page: Open, small: Json) -> None:
+    opened = open_page(small, viewport={"width": 360, "height": 700}, has_touch=True)
+    opened.page.locator(".pane .token").first.tap()
+    assert "log q" in opened.page.inner_text("#tooltip")
+    box = opened.page.locator("#tooltip").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+
+
+def test_chains_are_merged_into_a_tree(open_page: Open) -> None:
+    rng = random.Random(0)
+    vocabulary: list[str] = []
+    begin = [("own", " 1"), ("own", " +"), ("own", " 1"), ("ask", " ="), ("tool", " 2")]
+    rationales = [begin, [*begin, ("own", ","), ("own", " 3")], [*begin, ("own", ","), ("own", " 4")], [("own", " 7")]]
+    question = made_up.question("1 + 1", rationales, vocabulary, rng)
+    question["nodes"]["stop_q"] = [None if stop is None else -0.5 for stop in question["nodes"]["stop_q"]]
+    run = made_up.run_of(made_up.samples_of([question], vocabulary, 4))
+    opened = open_page(run)
+    opened.page.keyboard.press("t")
+    # s0 -> "1 + 1 =2", which may stop, or go on with "," to "3" or "4"; and "7"
+    texts = [re.sub(r"\s", "", text) for text in opened.texts(".segment .chain-text")]
+    assert sorted(texts) == sorted(["", "1+1=2", ",", "3", "4", "7"])
+    assert opened.page.locator(".tree .end .verdict").count() == 4
+
+    masses = {
+        re.sub(r"\s", "", segment.locator(".chain-text").inner_text()): shares([segment.locator(".mass").inner_text()])[
+            0
+        ]
+        for segment in opened.page.locator(".segment").all()
+    }
+    q = [math.exp(log_q_of(question, chain)) for chain in question["chains"]]
+    assert masses["1+1=2"] == pytest.approx(sum(q[:3]), abs=0.006)
+    assert masses[","] == pytest.approx(sum(q[1:3]), abs=0.006)
+    assert masses["7"] == pytest.approx(q[3], abs=0.006)
+    opened.page.keyboard.press("p")
+    assert "posterior weight" in opened.page.inner_text(".tree-frame")
+    assert shares([opened.page.locator(".segment .mass").first.inner_text()]) == [1.0]
+
+
+def test_keys(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    press = opened.page.keyboard.press
+
+    def prompt() -> list[str]:
+        return opened.texts(".pane .prompt code")
+
+    press("j")
+    press("j")
+    press("k")
+    assert prompt() == ["Question: 101 + 1 = ? Answer:"]
+    press("w")
+    press("w")
+    assert set(opened.texts(f"{CHAIN} .verdict")) == {"✗ wrong"}
+    press("w")
+    press("/")
+    opened.page.keyboard.type("jt")  # letters in a field are letters
+    assert opened.page.get_by_role("searchbox").input_value() == "jt"
+    opened.page.get_by_role("searchbox").fill("")
+    opened.page.locator("body").click(position={"x": 2, "y": 300})
+    press("?")
+    assert opened.page.get_by_role("dialog").is_visible()
+    press("Escape")
+    assert opened.page.get_by_role("dialog").is_hidden()
+
+
+def test_two_runs_side_by_side(open_page: Open, small: Json) -> None:
+    other = made_up.large(questions=4, chains=5, seed=1, name="other")
+    opened = open_page(small, other)
+    opened.see_all()
+    assert opened.texts(".pane h4") == ["made-up", "other"]
+    assert opened.texts(".pane .prompt code") == ["Question: 100 + 0 = ? Answer:"] * 2
+    opened.page.locator(".question-item").nth(5).click()  # a question of the first run only
+    assert "Not sampled" in opened.page.locator(".pane").nth(1).inner_text()
+    opened.page.get_by_label("Run on the left").select_option("1")
+    assert opened.texts(".pane h4") == ["other", "other"]
+    assert "e_step.name" in opened.page.inner_text("#settings table")
+    assert {"made-up, q", "other, q"} <= set(opened.texts("#accuracy .legend-item"))
+
+
+# -- hostile text ------------------------------------------------------------------------------------------
+
+
+def test_what_a_model_wrote_is_text(open_page: Open) -> None:
+    opened = open_page(made_up.hostile())
+    opened.see_all()
+    for key in "jjjjjjj":
+        opened.page.keyboard.press(key)
+    for key in "tt":
+        opened.page.keyboard.press(key)
+        for token in opened.page.locator(".pane [data-node]").all()[:6]:
+            token.hover()
+    opened.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert opened.page.evaluate("window.hacked") is None
+    assert opened.page.locator("script").count() == 4  # the data, two libraries, the report's own
+    assert opened.page.locator("img, iframe, object, embed, link:not([rel=icon])").count() == 0
+    shown = opened.page.inner_text("body")
+    for text in (
+        "</script><script>window.hacked = 1</script>",
+        "<img src=x onerror='window.hacked = 2'>",
+        "${alert(1)}",
+    ):
+        assert text in shown
+    assert not set("\u2028\u2029\u202e\u2066\x00\x07\ud800") & set(shown)
+    for visible in (r"line\u{2028}separator", r"\u{202e}right to left", r"nul\u{0} bell\u{7}"):
+        assert visible in shown
+
+
+def test_the_policy_refuses_other_scripts(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    opened.page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'hacked = 1'}))")
+    assert opened.page.evaluate("window.hacked") is None
+    assert any("Content Security Policy" in complaint for complaint in opened.complaints)
+    opened.complaints.clear()

@@ -1,0 +1,461 @@
+"""An exported reasoner, used by a process that does not have this package, answers as the run does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.constants
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GenerationConfig
+
+from latent_cot import tasks, tools
+from latent_cot.cli import main
+from latent_cot.config.schema import data_request
+from latent_cot.evaluation.evaluate import Outcome, answer_questions
+from latent_cot.model import weights
+from latent_cot.model.lm import Adapter
+from latent_cot.run import reasoners
+from latent_cot.types import DataRequest, Example, Rationale, ToolError
+from tests.conftest import ROOT
+
+HUB_ID = "owner/tiny"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+N = 100
+
+CANDIDATES_TASK = '''
+"""Odd or even: picked by its likelihood, at any token, with a system prompt in braces."""
+from latent_cot.types import DataRequest, Example, TaskData
+
+class Parity:
+    name = "parity"
+    description = "is a number odd?"
+    tools = ()
+    stop = None
+    allowed_characters = "abcdefghijklmnopqrstuvwxyz "
+    step_delimiter = None
+    default_splits = ("test",)
+
+    def allows(self, piece):
+        return "e" not in piece
+
+    def load(self, request):
+        made = [self.example(str(n), "odd" if n % 2 else "even") for n in range(40)]
+        return TaskData((), tuple(made[:30]), tuple(made[30:]))
+
+    def split(self, name, size=None):
+        return [self.example(str(n), "odd" if n % 2 else "even") for n in range(100, 140)][:size]
+
+    def read(self, path):
+        return []
+
+    def example(self, question, answer=None):
+        y = None if answer is None else f"; {answer}"
+        return Example(x=f"{{number}} {question}:", y=y, answer=answer, question=question)
+
+    def posterior_prompt(self, example):
+        return f"{example.x} {example.answer}."
+
+    def candidates(self, example):
+        return {"odd": "; odd", "even": "; even"}
+
+    def answer(self, rationale):
+        return None
+
+    def grade(self, example, answer):
+        return answer is not None and answer == example.answer
+
+TASK = Parity()
+'''
+
+
+def snapshot(hub: Path, hub_id: str, model: Path) -> None:
+    """Let a Hugging Face cache hold `model` under a name."""
+    repository = hub / f"models--{hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(REVISION)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / REVISION).symlink_to(model)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A Hugging Face cache with the tiny model."""
+    folder = tmp_path_factory.mktemp("hub")
+    snapshot(folder, HUB_ID, tiny_model_dir)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Path:
+    """A short run of a model from the hub: enough that its chains differ, and call the calculator."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    steps = "{steps: 60, batch_size: 8, learning_rate: 0.01}"
+    settings = (
+        f"init_step: {steps}\ndata: {{demonstrations: 40, pairs: 8, validation: 4}}\nlora: {{rank: 16, alpha: 32}}\n"
+    )
+    settings += "lessons: {history_dropout: 0.0, gap_share: 0.0}\n"
+    (folder.parent / "settings.yaml").write_text(f"{settings}e_step: {{steps: 1, learning_rate: 0.001}}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+        command = ["em", "--preset", "smoke", "--precision", "fp32", "--model", HUB_ID, "--output-dir", str(folder)]
+        assert main([*command, "--config", str(folder.parent / "settings.yaml")]) == 0
+    return folder
+
+
+@pytest.fixture
+def offline_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
+
+
+def card(folder: Path) -> tuple[dict[str, Any], str, str]:
+    """Front matter, text and program of an export's README."""
+    _, front, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    [program] = re.findall(r"^```python\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+    return yaml.safe_load(front), body, program
+
+
+def solve_with_card(folder: Path, hub: Path, questions: Sequence[Any]) -> list[tuple[str, str | None]]:
+    """(chain, answer) of each question, by the README's program as it stands, in a process of its own."""
+    _, _, program = card(folder)
+    program += (
+        f"\n    import json, sys\n    assert 'latent_cot' not in sys.modules\n"
+        f"    print(json.dumps(solve(json.loads({json.dumps(json.dumps(questions))}))))\n"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [(chain, answer) for chain, answer in json.loads(done.stdout.splitlines()[-1])]
+
+
+def solve_here(run: Path, reasoner: Adapter, split: str, n: int, *, trusted: bool = False) -> list[Outcome]:
+    """What `latent-cot eval` finds."""
+    source = reasoners.find(str(run), None, trusted=trusted)
+    task = tasks.load(source.config.task)
+    loop = reasoners.load(source, task.load(data_request(source.config)), Console(quiet=True))
+    return list(
+        answer_questions(
+            loop.lm,
+            loop.sampler_of(reasoner),
+            loop.task,
+            task.split(split, n),
+            loop.test_rules,
+            judge=loop.judge_of(reasoner),
+            prefix=loop.model_prefix if reasoner == "p" else "",
+        )
+    )
+
+
+# -- the same answers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("reasoner", "flags"), [("q", []), ("q", ["--merge"])])
+@pytest.mark.usefixtures("offline_hub")
+def test_the_cards_program_gives_the_runs_greedy_chains(
+    reasoner: Adapter, flags: list[str], run: Path, hub: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "exported"
+    assert main(["export", str(run), str(target), "--reasoner", reasoner, *flags]) == 0
+    outcomes = solve_here(run, reasoner, "4-operands", N)
+    assert len({o.rationales[0].text for o in outcomes}) > N / 3, "the chains are too much alike to tell anything"
+    assert sum(call.result is not None for o in outcomes for call in o.rationales[0].calls) > N / 3
+    assert sum(o.answer is not None for o in outcomes) > N / 20
+    found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
+    assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
+
+
+def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Path, tiny_model_dir: Path) -> None:
+    """p judges by itself what follows its chains, q leaves that to the base model."""
+    (tmp_path / "parity.py").write_text(CANDIDATES_TASK)
+    settings = "init: base\nrollout: {granularity: token, tools: []}\nm_step: {steps: 8, learning_rate: 0.02}\n"
+    (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [test]}}\n")
+    folder, target = tmp_path / "run", tmp_path / "exported"
+    arguments = ["--task", str(tmp_path / "parity.py"), "--model", str(tiny_model_dir), "--output-dir", str(folder)]
+    base = ["em", "--preset", "smoke", "--precision", "fp32", "--config", str(tmp_path / "settings.yaml")]
+    assert main([*base, *arguments]) == 0
+    cases: list[tuple[Adapter, list[str]]] = [("p", []), ("q", ["--merge"])]
+    for reasoner, flags in cases:
+        command = ["export", str(folder), str(target), "--reasoner", reasoner, "--trust-code", "--force", *flags]
+        assert main(command) == 0
+        outcomes = solve_here(folder, reasoner, "test", 20, trusted=True)
+        found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
+        assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
+        assert {answer for _, answer in found} <= {"odd", "even"}
+        assert any(chain for chain, _ in found) and not any("e" in chain for chain, _ in found)
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("flags", [[], ["--merge"]])
+def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
+    """The run is the folder in LATENT_COT_RUN, or a short one in fp32. In bf16 two ways to compute the same logits are
+    rounded differently, and where two tokens are nearly as likely, as they often are after a short training, answers
+    differ: of a trained run, one of a hundred may."""
+    folder = Path(os.environ.get("LATENT_COT_RUN", tmp_path / "run"))
+    if not folder.exists():
+        settings = "rounds: 1\ninit_step: {steps: 40, batch_size: 8}\ndata: {demonstrations: 50, pairs: 8}\n"
+        (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [4-operands], max_tokens: 60}}\n")
+        arguments = ["--config", str(tmp_path / "settings.yaml"), "--output-dir", str(folder)]
+        assert main(["em", "--preset", "smoke", "--precision", "fp32", *arguments]) == 0
+    base = weights.resolve(weights.DEFAULT_MODEL, offline=True)
+    snapshot(tmp_path / "hub", weights.ALIASES[weights.DEFAULT_MODEL].hub_id, base)
+    target = tmp_path / "exported"
+    assert main(["export", str(folder), str(target), "--reasoner", "q", *flags]) == 0
+    outcomes = solve_here(folder, "q", "4-operands", N)
+    found = solve_with_card(target, tmp_path / "hub", [outcome.example.question for outcome in outcomes])
+    alike = sum(answer == outcome.answer for (_, answer), outcome in zip(found, outcomes, strict=True))
+    assert alike >= N - 1
+
+
+# -- the files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_others_can_load_what_it_names(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "exported"
+    assert main(["export", str(run), str(target), "--reasoner", "q"]) == 0
+    config = json.loads((target / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (HUB_ID, REVISION)
+    assert (
+        load_file(target / "adapter_model.safetensors").keys()
+        == load_file(run / "q" / "adapter_model.safetensors").keys()
+    )
+    generation = GenerationConfig.from_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    assert (generation.do_sample, generation.max_new_tokens) == (False, 40)
+    assert tokenizer.decode([generation.eos_token_id]) == "."
+    settings = json.loads((target / "latent_cot.json").read_text())
+    assert settings["prompt"] == "Question: {question} = ? Answer:"
+    assert [tool["trigger"] for tool in settings["tools"]] == ["="]
+    assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {(target / "README.md").stat().st_mode & 0o777}
+    named = [path.name for path in target.iterdir() if str(tmp_path) in path.read_text(errors="replace")]
+    assert not named, "a path of this machine"
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_the_card_says_what_was_measured(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), str(tmp_path / "exported"), "--reasoner", "q"]) == 0
+    front, body, _ = card(tmp_path / "exported")
+    assert front["base_model"] == HUB_ID and front["library_name"] == "peft"
+    measured = json.loads((run / "results.json").read_text())["accuracy"]["1"]["q"]
+    stated = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in front["model-index"][0]["results"]}
+    assert stated == pytest.approx({split: one["accuracy"] for split, one in measured.items()}, abs=1e-4)
+    for split, one in measured.items():
+        low, high = (f"{100 * bound:.1f}" for bound in one["interval_95"])
+        assert f"| `{split}` | {100 * one['accuracy']:.1f} | {low} to {high} | {one['n']} |" in body
+    assert "demonstrated rationale: 40; questions with no more than their answer: 8" in body
+    assert "before q's training (n = 4)" in body
+    assert "## Limits" in body and "## Licence" in body
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
+    stopped = Path(shutil.copytree(run, tmp_path / "stopped"))
+    for name in ("p", "q"):
+        shutil.rmtree(stopped / name)
+    (stopped / "results.json").unlink()
+    assert main(["export", str(stopped), str(tmp_path / "exported"), "--reasoner", "p"]) == 0
+    assert "was not finished" in card(tmp_path / "exported")[1]
+
+
+# -- what is refused, and that a failure leaves nothing behind --------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    assert main(["export", *map(str, argv)]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_a_folder_that_is_not_empty(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "mine").touch()
+    assert "--force" in refused(capsys, run, target)
+    assert "holds no exported reasoner" in refused(capsys, run, target, "--force")
+    assert [path.name for path in target.iterdir()] == ["mine"]
+    assert "holds no exported reasoner" in refused(capsys, run, run.parent, "--force")
+    (target / "mine").unlink()
+    assert main(["export", str(run), str(target)]) == 0
+    assert "--force" in refused(capsys, run, target)
+    assert main(["export", str(run), str(target), "--merge", "--force"]) == 0
+    assert not (target / "adapter_config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_all_or_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise OSError("no space left on device")
+
+    target = tmp_path / "target"
+    assert main(["export", str(run), str(target)]) == 0
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    monkeypatch.setattr("latent_cot.run.export.folder.render", fail)
+    assert main(["export", str(run), str(target), "--force"]) == 2
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert main(["export", str(run), str(tmp_path / "other")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--public"], "--push"), (["--push", "no name"], "--push no name"), (["--push", "name"], "owner/name")],
+)
+@pytest.mark.usefixtures("offline_hub")
+def test_flags_that_make_no_sense(
+    flags: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, run, tmp_path / "target", *flags)
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_base_model_is_no_run(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing to export" in refused(capsys, tiny_model_dir, tmp_path / "target")
+
+
+# -- the hub -------------------------------------------------------------------------------------------
+
+
+class FakeHub:
+    """`HfApi`, of a hub that has `public` models already."""
+
+    public: tuple[str, ...] = ()
+    calls: list[tuple[str, Mapping[str, Any]]]
+
+    def create_repo(self, name: str, **arguments: Any) -> str:
+        self.calls.append(("create_repo", {"name": name, **arguments}))
+        return f"https://hub.invalid/{name}"
+
+    def model_info(self, name: str) -> Any:
+        return type("Info", (), {"private": name not in self.public})
+
+    def upload_folder(self, **arguments: Any) -> None:
+        names = {path.name for path in Path(arguments["folder_path"]).iterdir()}
+        self.calls.append(("upload_folder", {**arguments, "names": names}))
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
+    kind = type("Fake", (FakeHub,), {"calls": []})
+    monkeypatch.setattr(huggingface_hub, "HfApi", kind)
+    return kind
+
+
+@pytest.mark.usefixtures("offline_hub")
+@pytest.mark.parametrize("public", [False, True])
+def test_push(public: bool, run: Path, tmp_path: Path, fake_hub: type[FakeHub]) -> None:
+    flags = ["--push", "me/mine", *(["--public"] if public else [])]
+    assert main(["export", str(run), str(tmp_path / "target"), *flags]) == 0
+    (create, created), (upload, uploaded) = fake_hub.calls
+    assert (create, upload) == ("create_repo", "upload_folder")
+    assert created["name"] == "me/mine" and created["private"] is not public
+    assert uploaded["repo_id"] == "me/mine" and {"README.md", "adapter_model.safetensors"} <= uploaded["names"]
+    assert 'MODEL = "me/mine"' in card(tmp_path / "target")[2]
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_nothing_private_goes_into_a_public_model(
+    run: Path, tmp_path: Path, fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_hub.public = ("me/mine",)
+    assert "public" in refused(capsys, run, tmp_path / "target", "--push", "me/mine")
+    assert [name for name, _ in fake_hub.calls] == ["create_repo"]
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_a_hub_that_cannot_be_reached(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """HF_HUB_OFFLINE is set in tests."""
+    message = refused(capsys, run, tmp_path / "target", "--push", "me/mine")
+    assert "hf auth login" in message and "only the upload is left" in message
+    assert (tmp_path / "target" / "README.md").exists()
+
+
+def test_an_adapter_of_a_local_model_is_not_pushed(
+    run: Path, hub: Path, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = Path(shutil.copytree(run, tmp_path / "local"))
+    text = (local / "config.yaml").read_text().replace(HUB_ID, str(tiny_model_dir))
+    (local / "config.yaml").write_text(text)
+    assert "--merge" in refused(capsys, local, tmp_path / "target", "--push", "me/mine")
+
+
+# -- portable forms ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def portable() -> Callable[[str], str | None]:
+    spec = importlib.util.spec_from_file_location("_portable", ROOT / "tools" / "_portable_calculator.py")
+    assert spec is not None and spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    calculator: Callable[[str], str | None] = module.calculator
+    return calculator
+
+
+def by_the_tool(text: str) -> str | None:
+    calculator = tools.load("calculator")
+    try:
+        return calculator(calculator.request(text))
+    except ToolError:
+        return None
+
+
+NUMBERS = st.from_regex(r"\A-? ?([0-9]{1,13}(\.[0-9]{1,12})?|\.[0-9]{1,12})\Z")
+EXPRESSIONS = st.builds(
+    lambda a, b, operator, gap: f"{a}{gap}{operator}{gap}{b}",
+    NUMBERS,
+    NUMBERS,
+    st.sampled_from("+-*/−×÷"),
+    st.sampled_from(["", " "]),
+)
+ALPHABET = st.text(st.sampled_from(" ,.0123456789=+-*/;:\n"), max_size=30)
+
+
+@given(ALPHABET, st.one_of(EXPRESSIONS, ALPHABET), st.sampled_from(["", " "]))
+def test_the_portable_calculator_is_the_tool(
+    portable: Callable[[str], str | None], before: str, expression: str, gap: str
+) -> None:
+    text = f"{before}, {expression}{gap}="
+    assert portable(text) == by_the_tool(text)
+
+
+@pytest.mark.parametrize("text", [" 6 - 0 =", "0.5 + .25 =", "1 / 3 =", "1 / 0 =", "1 / 1024 =", "5 =", "1,000 + 2 ="])
+def test_the_portable_calculator_on_what_matters(portable: Callable[[str], str | None], text: str) -> None:
+    assert portable(text) == by_the_tool(text)
+
+
+def test_the_portable_answer_is_the_tasks() -> None:
+    task: Any = tasks.load("arithmetic")
+    namespace: dict[str, Any] = {}
+    exec(compile(task.portable, "portable", "exec"), namespace)  # noqa: S102
+    example: Example = task.load(DataRequest(demonstrations=1, pairs=0, validation=0)).demonstrations[0]
+    assert example.z is not None
+    assert namespace["answer"](example.z, " 14") == "14"
+    assert namespace["answer"](example.z, None) is None
+    assert task.answer(Rationale((), (), (True,), "")) is None

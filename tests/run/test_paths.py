@@ -1,0 +1,35 @@
+"""The files that a configuration names, in full."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from latent_cot.config.schema import DataConfig, EvaluationConfig, RolloutConfig, RunConfig
+from latent_cot.run.paths import with_absolute_paths
+
+
+def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run goes on from another folder; what is no file stays, though a folder may be called `test`."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jsonl", "b.csv", "task.py", "tool.py"):
+        Path(name).touch()
+    Path("test").mkdir()
+    Path("3-operands").touch()
+    config = replace(
+        RunConfig(),
+        task="task.py",
+        data=DataConfig(train_file="a.jsonl, b.csv"),
+        rollout=RolloutConfig(tools=("calculator", "tool.py:Tool")),
+        evaluation=EvaluationConfig(splits=("b.csv", "test", "3-operands", "hub:owner/name.csv", "missing.csv")),
+    )
+    found = with_absolute_paths(config)
+    here = str(tmp_path)
+    assert found.task == f"{here}/task.py"
+    assert found.data.train_file == f"{here}/a.jsonl,{here}/b.csv"
+    assert found.rollout.tools == ("calculator", f"{here}/tool.py:Tool")
+    assert found.evaluation.splits == (f"{here}/b.csv", "test", "3-operands", "hub:owner/name.csv", "missing.csv")
+    assert with_absolute_paths(found) == found
+    assert with_absolute_paths(RunConfig()) == RunConfig()

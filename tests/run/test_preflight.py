@@ -1,0 +1,129 @@
+"""What is refused, or told, before a run begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from latent_cot.config.schema import DataConfig
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.rollout import rollout
+from latent_cot.rationales.scoring import Group, score
+from latent_cot.run.preflight import check_demonstrations, check_examples, check_lengths, check_tools
+from latent_cot.tasks.common import check_answers
+from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
+from tests.loops import CONFIG, make
+from tests.worlds import ALPHABET, CountTool, FakeTool, PlainTask, ToyTask, language_model
+
+
+class LongTool(FakeTool):
+    def __call__(self, request: str) -> str:
+        return "1" * 20
+
+
+class Arrow(CountTool):
+    name = "arrow"
+    trigger = "->"
+
+
+def test_tools_that_could_never_be_called() -> None:
+    task = ToyTask()
+    check_tools(task, ["count"], [CountTool()])
+    with pytest.raises(UsageError, match=r"--rollout\.tools other: its trigger '=' is that of count too"):
+        check_tools(task, ["count", "other"], [CountTool(), CountTool()])
+    with pytest.raises(UsageError, match=r"--rollout\.tools arrow: its trigger '->' has '-', which is not among"):
+        check_tools(task, ["count", "arrow"], [CountTool(), Arrow()])
+    check_tools(PlainTask(), ["arrow"], [Arrow()])  # whose rationales are of any characters
+
+
+def test_demonstrations_arrive_at_their_answers(tiny_model: Callable[[str], Path]) -> None:
+    task, rules = ToyTask(), make(language_model(tiny_model("llama"), perturb=False), CONFIG).rules
+    right = task.load(DataRequest()).demonstrations
+    assert check_demonstrations(task, right, rules) == []
+    wrong = dataclasses.replace(right[0], answer="77")
+    (note,) = check_demonstrations(task, [*right, wrong], rules)
+    assert note == "1 of 3 demonstrations do not arrive at their own answer: 'a' at '2', not at '77'."
+    with pytest.raises(UsageError, match="no demonstration of toy arrives at its own answer: 'a' at '2', not at '77'"):
+        check_demonstrations(task, [wrong], rules)
+    written = dataclasses.replace(right[0], z=" zz=", meta={"source": "mine.jsonl:3"})
+    with pytest.raises(UsageError, match=r"^mine\.jsonl:3: demonstration"):
+        check_demonstrations(task, [written], rules)
+
+
+def test_where_an_answer_is_picked_among_candidates_it_is_not_read_off(tiny_model: Callable[[str], Path]) -> None:
+    task = PlainTask()
+    config = dataclasses.replace(CONFIG, rollout=dataclasses.replace(CONFIG.rollout, granularity="token"))
+    rules = make(language_model(tiny_model("llama"), perturb=False), config, task).rules
+    shown = dataclasses.replace(task.load(DataRequest()).pairs[0], z=" b")
+    assert check_demonstrations(task, [shown], rules) == []
+
+
+EXAMPLE = Example("Q: a", ". A: 2", " a=", "2", "a")
+
+
+def data_of(*examples: Example, validation: tuple[Example, ...] = ()) -> TaskData:
+    return TaskData((), examples, validation)
+
+
+def test_examples_need_answers_and_there_must_be_some() -> None:
+    task = ToyTask()
+    assert check_examples(task, data_of(EXAMPLE), DataConfig(demonstrations=0, pairs=1, validation=0)) == []
+    asked = DataConfig(demonstrations=0, pairs=9, validation=5)
+    assert check_examples(task, data_of(EXAMPLE), asked) == ["There are 1 of 9 pairs, 0 of 5 validation."]
+    with pytest.raises(UsageError, match="toy has no examples to train with"):
+        check_examples(task, data_of(), asked)
+    unknown = dataclasses.replace(EXAMPLE, y=None, answer=None, meta={"source": "mine.jsonl:3"})
+    with pytest.raises(UsageError, match=r"mine\.jsonl:3: 'a': no answer, and --data\.pairs need one"):
+        check_examples(task, data_of(EXAMPLE, unknown), asked)
+    with pytest.raises(UsageError, match=r"--data\.validation need one"):
+        check_examples(task, data_of(EXAMPLE, validation=(unknown,)), asked)
+
+
+def test_an_answer_must_be_among_the_candidates() -> None:
+    task = PlainTask()
+    labelled = task.load(DataRequest()).pairs[0]
+    candidates = task.candidates(labelled)
+    assert candidates
+    check_examples(task, data_of(labelled), DataConfig(pairs=1))
+    with pytest.raises(UsageError, match="its answer 'else' is none of"):
+        check_examples(task, data_of(dataclasses.replace(labelled, answer="else")), DataConfig(pairs=1))
+
+
+def test_test_questions_need_answers() -> None:
+    check_answers(ToyTask(), "test", [EXAMPLE])
+    with pytest.raises(UsageError, match=r"^mine\.jsonl: 1 of 2 questions have no answer to compare with.* 'a'"):
+        check_answers(ToyTask(), "mine.jsonl", [EXAMPLE, dataclasses.replace(EXAMPLE, answer=None)])
+
+
+def test_questions_that_leave_no_room_are_refused_at_once_and_in_time(tiny_model: Callable[[str], Path]) -> None:
+    """Before a run, and by the sampler and the scorer themselves."""
+    lm = language_model(tiny_model("gpt2"))
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    assert lm.max_positions == 512
+    assert language_model(tiny_model("llama")).max_positions is None  # its positions are rotary
+    long = dataclasses.replace(EXAMPLE, x="x" * 500)
+    check_lengths(512, codec, [EXAMPLE, long], 12)
+    check_lengths(None, codec, [EXAMPLE, long], 13)
+    with pytest.raises(UsageError, match=r"a question of 500 tokens .* of up to 13 are more than the model's 512"):
+        check_lengths(512, codec, [EXAMPLE, long], 13)
+    rules = ChainRules(codec, max_tokens=13)
+    with pytest.raises(UsageError, match="a question of 500 tokens"):
+        rollout(lm, lm.dense("q"), [codec.encode(long.x)], rules)
+    chain = Rationale((5,) * 9, (True,) * 9, (True,) * 10, "")
+    with pytest.raises(UsageError, match=r"a text of 513 tokens .* longer than the model's 512"):
+        score(lm, lm.dense("q"), [Group(codec.encode(long.x), [chain], [4] * 5)], codec, answers_at="end")
+
+
+def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) -> None:
+    """It is not known before how much that is. In a table of positions there would be nothing to look up."""
+    lm = language_model(tiny_model("gpt2"))
+    codec = TextCodec(lm.tokenizer, allowed_characters="1=")
+    rules = ChainRules(codec, [LongTool()], max_tokens=12)
+    with pytest.raises(UsageError, match="with what tools have put into it, are more than the model's 512 tokens"):
+        rollout(lm, lm.dense("q"), [[5] * 500], rules, n=8, generator=torch.Generator().manual_seed(0))
+    rollout(lm, lm.dense("q"), [[5] * 300], rules, n=8, generator=torch.Generator().manual_seed(0))
