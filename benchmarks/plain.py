@@ -41,9 +41,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from latent_cot.methods.e_step import Query
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.rationales.scoring import Query
 from latent_cot.types import Rationale
 
 

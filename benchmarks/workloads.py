@@ -23,7 +23,7 @@ from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward, prefix_log_rewards
 from latent_cot.rationales.rollout import rollout
-from latent_cot.rationales.scoring import Group
+from latent_cot.rationales.scoring import Group, Query
 from latent_cot.run.session import open_session
 from latent_cot.types import Rationale, Tool, ToolError
 
@@ -50,7 +50,7 @@ class EStepWork:
         )
         self.lm, self.codec = self.session.lm, self.session.rules.codec
         self.queries = [
-            e_step.Query(pair, self.codec.encode_prompt(pair.x), self.codec.encode_prompt(pair.x), self._answer(pair.y))
+            Query(pair, self.codec.encode_prompt(pair.x), self.codec.encode_prompt(pair.x), self._answer(pair.y))
             for pair in self.session.data.pairs
         ]
         # A learning rate of 0: each run finds the same q.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latent_cot.api.rationales import LoggedRationale, LoggedRationales, Rationales
     from latent_cot.api.results import Evaluation, Results
     from latent_cot.api.run import Run, load
-    from latent_cot.api.training import Callback, Unit, configure, train
+    from latent_cot.api.training import Callback, Unit, configure, resume, train
     from latent_cot.config.schema import RunConfig
     from latent_cot.methods.scored import ScoredRationale
     from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, Tool, ToolError, UsageError
@@ -29,6 +29,7 @@ __all__ = [
     # runs
     "load",
     "train",
+    "resume",
     "configure",
     "Run",
     "RunConfig",
@@ -56,7 +57,7 @@ __all__ = [
 
 _MODULES = {
     "latent_cot.api.run": ("load", "Run"),
-    "latent_cot.api.training": ("train", "configure", "Unit", "Callback"),
+    "latent_cot.api.training": ("train", "resume", "configure", "Unit", "Callback"),
     "latent_cot.api.rationales": ("Rationales", "LoggedRationales", "LoggedRationale"),
     "latent_cot.api.results": ("Results", "Evaluation"),
     "latent_cot.config.schema": ("RunConfig",),

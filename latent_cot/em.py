@@ -31,12 +31,21 @@ from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
 from latent_cot.objectives.importance import NEGLIGIBLE, truncated_weights
-from latent_cot.rationales.buffer import ReplayBuffer, rationale_to_json
+from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.experience import gather, log_probs_of
 from latent_cot.rationales.reward import Prior
 from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Example, Rationale, RewardingTask, SeedingTask, Task, TaskData, UsageError
+from latent_cot.types import (
+    Example,
+    Rationale,
+    RewardingTask,
+    SeedingTask,
+    Task,
+    TaskData,
+    UsageError,
+    rationale_to_json,
+)
 
 ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""
@@ -256,6 +265,18 @@ class EM(Loop):
     @property
     def _questions_per_draw(self) -> int:
         return max(1, self.config.rollout.batch_size // self.config.m_step.samples)
+
+
+class GFlowNet(EM):
+    """GFlowNet fine-tuning, as in the paper's tables: one E-step, and no M-step.
+
+    The sampler is the reasoner: q(Z | X); or q(Z | X, Y), first fine-tuned on the demonstrations as it sees them, where
+    tests give Y. p stays the initial model, whose posterior q learns.
+    """
+
+    def plan(self) -> list[Phase]:
+        start = ["imitate"] if self.config.condition == "xy" else []
+        return [*self.round(0, "init"), *self.round(1, *start, "prepare", "e_step", "diagnose", last=True)]
 
 
 def _samples(batches: Sequence[Batch], n: int = 2) -> list[Info]:

@@ -17,8 +17,9 @@ This module imports neither torch nor transformers: a task or a tool needs nothi
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -391,6 +392,36 @@ class Portable(Protocol):
 
 
 Answers = Sequence[str | None]
+
+
+# -- to and from JSON ------------------------------------------------------------------------------------------
+
+
+def rationale_to_json(rationale: Rationale) -> dict[str, Any]:
+    """The inverse of `rationale_from_json`."""
+    return asdict(rationale)
+
+
+def rationale_from_json(record: dict[str, Any]) -> Rationale:
+    return Rationale(
+        tokens=tuple(record["tokens"]),
+        chosen=tuple(record["chosen"]),
+        states=tuple(record["states"]),
+        text=record["text"],
+        cut=record["cut"],
+        calls=tuple(ToolCall(**call) for call in record["calls"]),
+    )
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities, which JSON cannot express, replaced by None; tuples become lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 # -- errors: the two that a user or a model can cause; everything else is a bug and keeps its traceback --

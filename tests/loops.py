@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import EStepConfig, EvaluationConfig, MStepConfig, RolloutConfig, RunConfig
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.loop import Loop, method_class
 from latent_cot.methods.state import State
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
@@ -49,7 +48,7 @@ def make(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **ar
     rules = ChainRules(codec, tools, config.rollout.granularity, max_tokens=config.rollout.max_tokens)
     test_rules = dataclasses.replace(rules, max_tokens=config.evaluation.max_tokens)
     data, tests = task.load(DataRequest()), {"test": task.split("test")}
-    return METHODS[config.method].load()(config, lm, task, data, tests, rules, test_rules, **arguments)
+    return method_class(config.method)(config, lm, task, data, tests, rules, test_rules, **arguments)
 
 
 def outcome(loop: Loop) -> dict[str, Any]:

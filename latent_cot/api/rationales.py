@@ -10,10 +10,9 @@ from latent_cot.api import show
 from latent_cot.api.frames import data_frame, data_set
 from latent_cot.methods.scored import ScoredRationale
 from latent_cot.model.lm import Adapter
-from latent_cot.rationales.buffer import rationale_from_json
-from latent_cot.report.terminal import printable
+from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RATIONALES, RunFolder
-from latent_cot.types import Example, Rationale, UsageError
+from latent_cot.types import Example, Rationale, UsageError, rationale_from_json
 
 if TYPE_CHECKING:
     import datasets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation.splits import splits_of, sweep_of
 from latent_cot.report.plots import Curve
-from latent_cot.report.terminal import printable
 from latent_cot.run import reasoners
+from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task, UsageError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from latent_cot.api.rationales import LoggedRationales, Rationales
-    from latent_cot.api.training import Callback
     from latent_cot.methods.loop import Loop
     from latent_cot.model.lm import Adapter
 
@@ -218,12 +217,6 @@ class Run:
             seed=seed,
             progress=progress,
         )
-
-    def resume(self, *, callbacks: Iterable[Callback] = (), progress: bool = True) -> Run:
-        """Go on with a run that was stopped, or killed, with its own settings; returns it. See `train`."""
-        from latent_cot.api.training import go_on
-
-        return go_on(self, callbacks, progress)
 
     # -- how it looks --------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from latent_cot.report.terminal import printable
+from latent_cot.run.printable import printable
 
 if TYPE_CHECKING:
     from latent_cot.methods.scored import ScoredRationale, Stop, Token

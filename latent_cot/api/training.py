@@ -76,7 +76,7 @@ def train(
     """Train by any method, evaluate, and return the run, its model in memory.
 
     `lc.train(task="arithmetic", rounds=1)`. A run that was stopped, by a callback, by Ctrl-C or by a notebook's
-    stop button, is saved and returned as it is: `run.status` is then "stopped", and `run.resume()` goes on.
+    stop button, is saved and returned as it is: `run.status` is then "stopped", and `resume(run)` goes on.
 
     Args:
         config: from `configure`; None: what `configure` makes of the `settings`.
@@ -96,14 +96,18 @@ def train(
     if resume and (path / "config.yaml").exists():
         _refuse_difference(config, path)
         run = load(path, trust_code=True)  # code that the caller has just named
-        return run if run.status == "finished" else go_on(run, callbacks, progress)
+        return run if run.status == "finished" else _go_on(run, callbacks, progress)
     from latent_cot.run.session import open_session
 
     return _run(open_session(config), path, callbacks, progress, resume=False)
 
 
-def go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
-    """See `Run.resume`."""
+def resume(run: Run, *, callbacks: Iterable[Callback] = (), progress: bool = True) -> Run:
+    """Go on with a run that was stopped, or killed, with its own settings; returns it. See `train`."""
+    return _go_on(run, callbacks, progress)
+
+
+def _go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
     from latent_cot.run.session import open_session
 
     if run.path is None:
@@ -172,7 +176,7 @@ def _refuse_difference(config: RunConfig, path: Path) -> None:
         if name != "output_dir" and own.get(name) != wanted.get(name):
             raise UsageError(
                 f"{path}: holds a run with {name} {own.get(name)!r}, not {wanted.get(name)!r}; go on with it by "
-                "load(...).resume(), or give another output_dir"
+                "resume(load(...)), or give another output_dir"
             )
 
 

@@ -104,7 +104,7 @@ def _print_error(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from latent_cot.report.terminal import printable
+    from latent_cot.run.printable import printable
 
     # The message may quote a file or a model: made harmless, and never read as markup.
     line = Text.assemble(("error: ", "bold red"), printable(message, keep_newlines=True))

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from latent_cot import tasks
-from latent_cot.cli.fit import refuse_unwritable, say
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.cli.run_options import refuse_unwritable, say
 from latent_cot.config.methods import METHODS, Spend
 from latent_cot.config.settings import check, from_dict, load_config, to_dict
 from latent_cot.evaluation.splits import numbers_of

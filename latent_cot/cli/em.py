@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from latent_cot.cli.fit import RunOptions, run_tasks
+from latent_cot.cli.fit import run_tasks
 from latent_cot.cli.options import parse, value_of
+from latent_cot.cli.run_options import RunOptions
 from latent_cot.config.schema import EMConfig, RunConfig
 from latent_cot.config.settings import load_config, to_dict
 from latent_cot.types import UsageError

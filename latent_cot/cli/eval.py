@@ -19,9 +19,10 @@ from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.splits import Split, splits_of, sweep_of
 from latent_cot.report import plots
-from latent_cot.report.terminal import RATIONALE_HEADING, Items, accuracy_table, marked, metrics_table, printable
+from latent_cot.report.terminal import RATIONALE_HEADING, Items, accuracy_table, marked, metrics_table
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
+from latent_cot.run.printable import printable
 from latent_cot.types import DrawingTask, Measured, MeasuredTask, Task, UsageError
 
 if TYPE_CHECKING:

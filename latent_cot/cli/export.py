@@ -14,8 +14,8 @@ from rich.text import Text
 from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.config.schema import data_request
-from latent_cot.report.terminal import printable
 from latent_cot.run import reasoners
+from latent_cot.run.printable import printable
 from latent_cot.types import UsageError
 
 
@@ -61,10 +61,10 @@ def run(argv: Sequence[str]) -> int:
     console = progress_console(to_stderr=options.json)
 
     from latent_cot.run.export import folder, hub
-    from latent_cot.run.export.description import describe
+    from latent_cot.run.export.description import Base, describe
 
     folder.refuse_unless_free(target, source.folder.path, force=options.force)
-    base = folder.Base.of(source.config.model)
+    base = Base.of(source.config.model)
     if options.push is not None:
         hub.check_name(options.push)
         if not options.merge and not base.on_hub:

@@ -14,6 +14,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from latent_cot.cli.options import given, print_json, progress_console, value_of
+from latent_cot.cli.run_options import (
+    RunOptions,
+    command_for,
+    quoted,
+    refuse_json_of_yaml,
+    refuse_unwritable,
+    resumed,
+    say,
+    say_stopped,
+    trust,
+)
 from latent_cot.config.settings import check, refuse_code, to_dict
 from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
@@ -23,7 +34,6 @@ from latent_cot.run.run_folder import RunFolder, refuse_unless_free
 from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.cli.fit import RunOptions
     from latent_cot.config.schema import RunConfig
     from latent_cot.run.session import Session
 
@@ -49,8 +59,6 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
         argv: what the user wrote.
         to_text: the YAML of --print-config.
     """
-    from latent_cot.cli.fit import refuse_json_of_yaml, refuse_unwritable, resumed
-
     options = parts[0][1]
     names = [Path(config.task).stem for config, _ in parts]
     if len(set(names)) < len(names) or not all(names):
@@ -80,7 +88,6 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
 
 
 def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, options: RunOptions) -> int:
-    from latent_cot.cli.fit import command_for, quoted, say, say_stopped, trust
     from latent_cot.run.mixture import check_phases, newest_in_common, run_in_turns
     from latent_cot.run.session import Running, Stopped
 

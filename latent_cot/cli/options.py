@@ -52,6 +52,6 @@ def progress_console(*, to_stderr: bool) -> Console:
 
 def print_json(value: Any) -> None:
     """The one thing on standard output with `--json`. ASCII: no text of a model can steer the terminal."""
-    from latent_cot.run.run_folder import finite
+    from latent_cot.types import finite
 
     print(json.dumps(finite(value), indent=2, allow_nan=False))

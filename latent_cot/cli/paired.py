@@ -15,7 +15,8 @@ from rich.text import Text
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import RIGHT, Difference
-from latent_cot.report.terminal import narrow_tables, printable
+from latent_cot.report.terminal import narrow_tables
+from latent_cot.run.printable import printable
 from latent_cot.types import UsageError
 
 _SPLIT_WIDTH = 24

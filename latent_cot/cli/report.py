@@ -16,10 +16,11 @@ from latent_cot import __version__, tasks
 from latent_cot.cli.options import Switch, parse, progress_console
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation.splits import splits_of, sweep_of
-from latent_cot.report.terminal import Items, printable
+from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, cache, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
+from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Example, Task, UsageError
 

@@ -14,8 +14,9 @@ from rich.text import Text
 from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.config.settings import check_temperature
-from latent_cot.report.terminal import RATIONALE_HEADING, marked, printable
+from latent_cot.report.terminal import RATIONALE_HEADING, marked
 from latent_cot.run import reasoners
+from latent_cot.run.printable import printable
 from latent_cot.types import Example, MeasuredTask, UsageError
 
 if TYPE_CHECKING:

@@ -1,21 +1,17 @@
 """The methods that can be compared, by name: EM and the baselines. Each is a `Loop` in a file of its own.
 
 All start from the same initial p, see the same examples under the same rules, and are decoded and graded by
-the same code. Importing this loads no torch: a method's class is imported when it is asked for.
+the same code. This only names them: `methods.loop.method_class` imports the class of one.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.types import UsageError
-
-if TYPE_CHECKING:
-    from latent_cot.methods.loop import Loop
 
 
 class Spend(NamedTuple):
@@ -55,11 +51,6 @@ class Method:
     def implied(self) -> Mapping[str, Any]:
         """`settings`, and the condition."""
         return self.settings if self.condition is None else {**self.settings, "condition": self.condition}
-
-    def load(self) -> type[Loop]:
-        module, _, name = self.target.partition(":")
-        loop: type[Loop] = getattr(importlib.import_module(module), name)
-        return loop
 
 
 def _questions(config: RunConfig) -> int:
@@ -208,7 +199,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "gflownet": Method(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
-        "latent_cot.methods.gflownet:GFlowNet",
+        "latent_cot.em:GFlowNet",
         planned=_planned_by("e_step"),
         within=_within_by("e_step"),
         has_e_step=True,

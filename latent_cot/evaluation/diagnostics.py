@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from latent_cot.methods.e_step import Query
 from latent_cot.model.lm import LanguageModel
 from latent_cot.objectives import Balance, below_floor, log_flow, pooled_subtb, temper
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import count_distinct, rollout
-from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.rationales.scoring import Group, Query, score_in_batches
 from latent_cot.types import Rationale
 
 

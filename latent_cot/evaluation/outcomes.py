@@ -19,8 +19,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from latent_cot.evaluation import intervals
-from latent_cot.run.run_folder import finite
-from latent_cot.types import Example, Measured, UsageError
+from latent_cot.types import Example, Measured, UsageError, finite
 
 if TYPE_CHECKING:
     from latent_cot.evaluation.evaluate import Outcome

@@ -17,21 +17,8 @@ from latent_cot.rationales.buffer import ReplayBuffer, Stored
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import count_distinct, rollout
-from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.rationales.scoring import Group, Query, score_in_batches
 from latent_cot.types import Example, Rationale
-
-
-@dataclass(frozen=True)
-class Query:
-    """One training question of a step, as both sides read it."""
-
-    example: Example
-    policy_prompt: Sequence[int]
-    """What q reads: X, or X and Y."""
-    model_prompt: Sequence[int]
-    """What p reads: X."""
-    answer: Sequence[int]
-    """Y's tokens."""
 
 
 @dataclass(frozen=True)

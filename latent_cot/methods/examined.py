@@ -14,13 +14,12 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
 from latent_cot.evaluation.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questions
 from latent_cot.evaluation.measure import Counts, draw, figures, judge, log_probs_of_texts
-from latent_cot.methods.e_step import Query
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
-from latent_cot.rationales.scoring import Group
+from latent_cot.rationales.scoring import Group, Query
 from latent_cot.types import (
     Example,
     ListingTask,

@@ -12,6 +12,7 @@ posterior, drawing rationales, and the M-step. What p and q read, and their eval
 
 from __future__ import annotations
 
+import importlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -336,3 +337,10 @@ class Loop(Examined, ABC):
         c = self.config.evaluation
         questions = min(c.diagnostics, len(self.data.validation))
         return slices(questions, max(1, self.config.rollout.batch_size // c.diagnostic_samples))
+
+
+def method_class(name: str) -> type[Loop]:
+    """The loop of a method in the registry."""
+    module, _, attribute = METHODS[name].target.partition(":")
+    found: type[Loop] = getattr(importlib.import_module(module), attribute)
+    return found

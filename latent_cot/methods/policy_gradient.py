@@ -23,10 +23,9 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives.balance import temper
 from latent_cot.objectives.policy_gradient import clipped_surrogate, kl_penalty
-from latent_cot.rationales.buffer import rationale_to_json
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import Experience, gather, policy_log_probs
-from latent_cot.types import Task, TaskData, UsageError
+from latent_cot.types import Task, TaskData, UsageError, rationale_to_json
 
 
 class PolicyGradient(Loop):

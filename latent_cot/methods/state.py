@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 
 from latent_cot.evaluation.diagnostics import mean_figures
 from latent_cot.evaluation.evaluate import Accuracy
-from latent_cot.rationales.buffer import rationale_from_json, rationale_to_json
-from latent_cot.run.run_folder import Checkpoint
-from latent_cot.types import Rationale, Sample, UsageError
+from latent_cot.types import Rationale, Sample, rationale_from_json, rationale_to_json
 
 Info = dict[str, Any]
 """The figures of a unit of work."""
@@ -90,27 +88,6 @@ class State:
         kept = record.get("sampled", [])
         sampled = [[Sample(rationale_from_json(z), *rest) for z, *rest in of_one] for of_one in kept]
         return cls(**{**record, "drawn": drawn, "sampled": sampled, "budget": Budget(**record["budget"])})
-
-    @classmethod
-    def saved_in(cls, checkpoint: Checkpoint) -> State:
-        """The state in a checkpoint. Raises UsageError for one of a version that saved something else."""
-        try:
-            return cls.from_json(checkpoint.state["loop"])
-        except (KeyError, TypeError, ValueError) as error:  # something is missing, or there is more
-            raise UsageError(
-                f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version "
-                "for this run, or start again in another --output-dir"
-            ) from error
-
-    @staticmethod
-    def model_trained_in(checkpoint: Checkpoint) -> bool:
-        """Whether an M-step had changed p. A run of another version can be read, if not gone on with."""
-        try:
-            return bool(checkpoint.state["loop"]["model_trained"])
-        except (KeyError, TypeError) as error:
-            raise UsageError(
-                f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version for this run"
-            ) from error
 
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the

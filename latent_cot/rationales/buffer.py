@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from rapidfuzz.distance import Levenshtein
 
 from latent_cot.rationales.near_index import NearIndex, signature
 from latent_cot.rationales.sampling_tree import SamplingTree
-from latent_cot.types import Rationale, ToolCall
+from latent_cot.types import Rationale, rationale_from_json, rationale_to_json
 
 COMPARE_ALL = 64
 """Up to so many stored rationales, a new one is compared with each of them."""
@@ -239,19 +239,3 @@ class _Store:
 def key_of(tokens: Sequence[int]) -> str:
     """Token ids as a string, one character each. No vocabulary is as large as Unicode (1,114,112)."""
     return "".join(map(chr, tokens))
-
-
-def rationale_to_json(rationale: Rationale) -> dict[str, Any]:
-    """The inverse of `rationale_from_json`."""
-    return asdict(rationale)
-
-
-def rationale_from_json(record: dict[str, Any]) -> Rationale:
-    return Rationale(
-        tokens=tuple(record["tokens"]),
-        chosen=tuple(record["chosen"]),
-        states=tuple(record["states"]),
-        text=record["text"],
-        cut=record["cut"],
-        calls=tuple(ToolCall(**call) for call in record["calls"]),
-    )

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from latent_cot.methods.e_step import Query
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import count_distinct
-from latent_cot.rationales.scoring import Group, Scores, score_in_batches
+from latent_cot.rationales.scoring import Group, Query, Scores, score_in_batches
 from latent_cot.types import Rationale
 
 

@@ -24,7 +24,6 @@ from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import shared_prefix
 from latent_cot.rationales.chain import Chain, ChainRules
-from latent_cot.run.preflight import no_room, too_long
 from latent_cot.types import Rationale, UsageError
 
 # Prompts are let in when this share of the places is free: a pass for each one would be slow.
@@ -324,3 +323,20 @@ def _keep_in_place(going: Sequence[tuple[int, _Row, int]]) -> tuple[list[int], l
     placed.update(zip(gaps, others, strict=True))
     arranged = [placed[place] for place in range(len(going))]
     return [e[0] for e in arranged], [e[1] for e in arranged], [e[2] for e in arranged]
+
+
+def too_long(prompt: int, chosen: int, limit: int) -> str:
+    """What is said of a prompt of so many tokens, before a rationale of at most so many."""
+    return (
+        f"--model: a question of {prompt} tokens (with what stands before it) and a rationale of up to {chosen} are "
+        f"more than the model's {limit}; give shorter questions, fewer --rollout.max-tokens or "
+        "--evaluation.max-tokens, or another model"
+    )
+
+
+def no_room(limit: int) -> str:
+    """What is said of a rationale that has become longer than that, by what tools have put into it."""
+    return (
+        f"--model: a question and its rationale, with what tools have put into it, are more than the model's {limit} "
+        "tokens; give shorter questions, fewer --rollout.max-tokens or --evaluation.max-tokens, or another model"
+    )

@@ -18,10 +18,23 @@ from transformers import PreTrainedModel
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.model.tree import ROW_MULTIPLE, TokenTree, micro_batches
-from latent_cot.types import Rationale
+from latent_cot.types import Example, Rationale
 
 # Rows of full-vocabulary logits computed at once: bounds memory at 64 x V x 4 bytes, and stays in the cache.
 _VOCABULARY_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Query:
+    """One training question of a step, as both sides read it."""
+
+    example: Example
+    policy_prompt: Sequence[int]
+    """What q reads: X, or X and Y."""
+    model_prompt: Sequence[int]
+    """What p reads: X."""
+    answer: Sequence[int]
+    """Y's tokens."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ hostile: it goes through `printable` and is never read as rich markup.
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from latent_cot.run.printable import printable
 from latent_cot.types import MeasuredTask, Metric
 
 if TYPE_CHECKING:
@@ -69,16 +69,6 @@ _COST = {"init": 0.7, "imitate": 0.7, "prepare": 4.0, "e_step": 3.0, "diagnose":
     "fit": 20.0,
     "sample": 4.0,
 }
-
-
-def printable(text: str, *, keep_newlines: bool = False) -> str:
-    """`text` with what could steer a terminal (control characters, escapes, text direction) made visible."""
-    return "".join(
-        character
-        if unicodedata.category(character)[0] != "C" or (keep_newlines and character == "\n")
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text.replace("\u2028", "\n").replace("\u2029", "\n")
-    )
 
 
 def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str]) -> Text:

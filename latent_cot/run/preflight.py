@@ -7,25 +7,9 @@ from collections.abc import Sequence
 from latent_cot.config.schema import DataConfig
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.rationales.rollout import too_long
 from latent_cot.tasks.common import name_of
 from latent_cot.types import Example, MeasuredTask, Rationale, RewardingTask, Task, TaskData, Tool, UsageError
-
-
-def too_long(prompt: int, chosen: int, limit: int) -> str:
-    """What is said of a prompt of so many tokens, before a rationale of at most so many."""
-    return (
-        f"--model: a question of {prompt} tokens (with what stands before it) and a rationale of up to {chosen} are "
-        f"more than the model's {limit}; give shorter questions, fewer --rollout.max-tokens or "
-        "--evaluation.max-tokens, or another model"
-    )
-
-
-def no_room(limit: int) -> str:
-    """What is said of a rationale that has become longer than that, by what tools have put into it."""
-    return (
-        f"--model: a question and its rationale, with what tools have put into it, are more than the model's {limit} "
-        "tokens; give shorter questions, fewer --rollout.max-tokens or --evaluation.max-tokens, or another model"
-    )
 
 
 def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:

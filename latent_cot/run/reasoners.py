@@ -168,7 +168,7 @@ def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
 
 def _is_model_trained(folder: RunFolder) -> bool:
     """Has an M-step changed p? If all checkpoints were deleted, the run is taken to be complete."""
-    from latent_cot.methods.state import State
+    from latent_cot.run.session import model_trained_in
 
     checkpoint = folder.latest()
-    return True if checkpoint is None else State.model_trained_in(checkpoint)
+    return True if checkpoint is None else model_trained_in(checkpoint)

@@ -37,7 +37,7 @@ from safetensors import SafetensorError
 
 from latent_cot import __version__
 from latent_cot.config.settings import MAX_CONFIG_BYTES
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, finite
 
 Status = Literal["running", "stopped", "failed", "finished"]
 """A killed process leaves "running"."""
@@ -416,17 +416,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def _json_text(value: Any) -> str:
     return json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def finite(value: Any) -> Any:
-    """`value` with NaN and infinities, which JSON cannot express, replaced by None; tuples become lists."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 # Rewards of −inf are part of a run's state, so that there non-finite numbers are kept: {"$float": "-inf"}.

@@ -21,7 +21,7 @@ from latent_cot import tasks, tools
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.config.settings import to_dict
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.loop import Loop, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.model import weights
 from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
@@ -71,7 +71,7 @@ class Session:
 
     def loop(self, data: TaskData | None = None, **arguments: Any) -> Loop:
         """The method's loop. `data`: other training examples than the session's own."""
-        method = METHODS[self.config.method].load()
+        method = method_class(self.config.method)
         data = self.data if data is None else data
         return method(self.config, self.lm, self.task, data, self.tests, self.rules, self.test_rules, **arguments)
 
@@ -107,7 +107,7 @@ def open_session(
         notes += data.notes
         check_tools(task, names, chain_tools)
         notes += check_examples(task, data, config.data)
-        METHODS[config.method].load().check(config, task, data)
+        method_class(config.method).check(config, task, data)
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped
 
@@ -256,7 +256,7 @@ class Running:
         if kept.state.get("training", self._training) != self._training:
             self.folder.log("note", text=f"Round 0 is done again: that in {path} is of other training data.")
             return
-        self.loop.state = State.saved_in(kept)
+        self.loop.state = state_in(kept)
         _read_adapters(self.loop.lm, kept.path, ADAPTERS)
         self._spent = kept.state["resources"]
         self._seconds = dict(self._spent["phases"])
@@ -396,6 +396,27 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
     return LoadedModel(lm, weights.provenance(folder), note)
 
 
+def state_in(checkpoint: Checkpoint) -> State:
+    """The loop's state in a checkpoint. Raises UsageError for one of a version that saved something else."""
+    try:
+        return State.from_json(checkpoint.state["loop"])
+    except (KeyError, TypeError, ValueError) as error:  # something is missing, or there is more
+        raise UsageError(
+            f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version "
+            "for this run, or start again in another --output-dir"
+        ) from error
+
+
+def model_trained_in(checkpoint: Checkpoint) -> bool:
+    """Whether an M-step had changed p. A run of another version can be read, if not gone on with."""
+    try:
+        return bool(checkpoint.state["loop"]["model_trained"])
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version for this run"
+        ) from error
+
+
 def _same_model(a: RunConfig, b: RunConfig) -> bool:
     return all(getattr(a, name) == getattr(b, name) for name in MODEL_SETTINGS)
 
@@ -404,7 +425,7 @@ def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     if checkpoint is None:
         return session.loop()
     loop = session.loop(
-        state=State.saved_in(checkpoint),
+        state=state_in(checkpoint),
         restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
     )
     loop.load_state_dict(checkpoint.state)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from latent_cot.report.terminal import printable
+from latent_cot.run.printable import printable
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:

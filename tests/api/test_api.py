@@ -117,7 +117,7 @@ def test_a_callback_sees_each_unit_and_may_stop(run: lc.Run, tmp_path: Path, set
     with pytest.raises(lc.UsageError, match=r"results\.json: no such file"):
         _ = stopped.results
 
-    finished = lc.load(tmp_path / "run").resume(callbacks=[units.append], progress=False)
+    finished = lc.resume(lc.load(tmp_path / "run"), callbacks=[units.append], progress=False)
     assert finished.status == "finished"
     assert units[-1].share == 1
     assert finished.results["accuracy"] == run.results["accuracy"]
@@ -155,7 +155,7 @@ def test_train_again_with_resume(run: lc.Run, settings: dict[str, Any]) -> None:
     with pytest.raises(lc.UsageError, match="holds a run"):
         lc.train(lc.configure("smoke"), output_dir=run.path, **settings)
     with pytest.raises(lc.UsageError, match="a base model is no run"):
-        lc.load(settings["model"]).resume()
+        lc.resume(lc.load(settings["model"]))
 
 
 # -- what a run left ---------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.plain import PlainResult, e_step, modified_subtb
-from latent_cot.methods.e_step import Batch, Query, update
+from latent_cot.methods.e_step import Batch, update
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import prefix_log_rewards
 from latent_cot.rationales.rollout import rollout
-from latent_cot.rationales.scoring import Group, score
+from latent_cot.rationales.scoring import Group, Query, score
 from latent_cot.types import Example
 from tests.oracles import subtb as oracle
 from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model, random_chain

@@ -23,10 +23,10 @@ from latent_cot.report.terminal import (
     accuracy_table,
     marked,
     narrow_tables,
-    printable,
     round_columns,
     samples_table,
 )
+from latent_cot.run.printable import printable
 
 
 def decode(ids: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ import torch
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import DecodeConfig, RunConfig
 from latent_cot.config.settings import check, with_method
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.loop import Loop, method_class
 from latent_cot.model.lm import LanguageModel
 from latent_cot.types import DataRequest, Sample, UsageError
 from tests.loops import CONFIG, make
@@ -104,7 +104,7 @@ def test_nothing_is_spent(lm: LanguageModel) -> None:
 
 
 def check_loop(config: RunConfig, task: ToyTask) -> None:
-    METHODS["decode"].load().check(config, task, task.load(DataRequest()))
+    method_class("decode").check(config, task, task.load(DataRequest()))
 
 
 def test_what_it_refuses() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from latent_cot.methods.e_step import Batch, Behaviour, Query, _temperatures, collect, describe, update
+from latent_cot.methods.e_step import Batch, Behaviour, _temperatures, collect, describe, update
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
@@ -19,6 +19,7 @@ from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.scoring import Query
 from latent_cot.types import Example, Rationale
 from tests.oracles import scoring
 from tests.oracles import subtb as oracle

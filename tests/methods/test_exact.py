@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_cot.methods.e_step import Behaviour, Query, collect, update
+from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.scoring import Query
 from latent_cot.types import Example, Rationale
 from tests.oracles import scoring
 from tests.worlds import CountTool, language_model

@@ -9,6 +9,7 @@ import pytest
 
 from latent_cot.methods.state import Drawn, State
 from latent_cot.run.run_folder import Checkpoint
+from latent_cot.run.session import state_in
 from latent_cot.types import Rationale, UsageError
 
 
@@ -17,7 +18,7 @@ def test_a_saved_state_is_read_back() -> None:
         phase=3, unit=2, model_trained=True, drawn=[Drawn(1, Rationale((5,), (True,), (True, True), "x"), 0.5)]
     )
     saved = json.loads(json.dumps({"loop": state.to_json()}))
-    assert State.saved_in(Checkpoint(Path("checkpoints/1"), saved, {})) == state
+    assert state_in(Checkpoint(Path("checkpoints/1"), saved, {})) == state
 
 
 @pytest.mark.parametrize(
@@ -25,4 +26,4 @@ def test_a_saved_state_is_read_back() -> None:
 )
 def test_a_checkpoint_of_another_version_is_refused(saved: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"checkpoints/1: saved by another version .* another --output-dir"):
-        State.saved_in(Checkpoint(Path("checkpoints/1"), saved, {}))
+        state_in(Checkpoint(Path("checkpoints/1"), saved, {}))

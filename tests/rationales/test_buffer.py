@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from rapidfuzz.distance import Levenshtein
 
-from latent_cot.rationales.buffer import COMPARE_ALL, ReplayBuffer, rationale_from_json, rationale_to_json
+from latent_cot.rationales.buffer import COMPARE_ALL, ReplayBuffer
 from latent_cot.rationales.near_index import CANDIDATES
-from latent_cot.types import Rationale, ToolCall
+from latent_cot.types import Rationale, ToolCall, rationale_from_json, rationale_to_json
 from tests.oracles import buffer as oracle
 
 

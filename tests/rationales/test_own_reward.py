@@ -18,7 +18,7 @@ from latent_cot.config.settings import with_method
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
 from latent_cot.evaluation.measure import log_probs_of_texts
-from latent_cot.methods.e_step import Behaviour, Query, collect, update
+from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.methods.verify.exact import enumerate_rationales, log_policy
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -26,7 +26,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import Reward, own_log_rewards
-from latent_cot.rationales.scoring import Group
+from latent_cot.rationales.scoring import Group, Query
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.types import DataRequest, Example, UsageError
 from tests.loops import CONFIG, make

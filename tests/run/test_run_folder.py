@@ -26,9 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
-from latent_cot.run import run_folder
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, finite
 
 CONFIG = {"task": "arithmetic", "seed": 3, "e_step": {"learning_rate": 1.5e-4, "splits": ["a", "b"]}}
 
@@ -170,7 +169,6 @@ def test_importing_it_loads_no_torch() -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from latent_cot.run import run_folder
 from latent_cot.run.run_folder import RunFolder
 with RunFolder.open(Path(sys.argv[1])).lock():
     print("locked", flush=True)
@@ -235,7 +233,7 @@ def test_rationales_are_strict_json_lines(records: list[dict[str, Any]]) -> None
         folder.append_rationales(records[:2])
         folder.append_rationales(records[2:])
         lines = (folder.path / "rationales.jsonl").read_bytes().splitlines()
-    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == run_folder.finite(records)
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == finite(records)
 
 
 @given(st.integers(1, 200))
@@ -271,8 +269,7 @@ def test_a_record_that_is_no_json_leaves_no_trace(folder: RunFolder) -> None:
 FILL = """
 import json, resource, signal, sys
 from pathlib import Path
-from latent_cot.types import UsageError
-from latent_cot.run import run_folder
+from latent_cot.types import UsageError, finite
 from latent_cot.run.run_folder import RunFolder
 folder = RunFolder.open(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -302,7 +299,7 @@ def test_json_comes_back(value: Any) -> None:
     with scratch() as folder:
         folder.write_json("results.json", value)
         text = (folder.path / "results.json").read_text()
-        assert folder.read_json("results.json") == run_folder.finite(value)
+        assert folder.read_json("results.json") == finite(value)
         json.loads(text, parse_constant=pytest.fail)
         assert os.listdir(folder.path) == ["results.json"]
 
@@ -456,7 +453,6 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleaned_up(folder: RunF
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from latent_cot.run import run_folder
 from latent_cot.run.run_folder import RunFolder
 folder = RunFolder.open(Path(sys.argv[1]))
 def write(path):
@@ -509,8 +505,7 @@ FILL_CHECKPOINT = """
 import resource, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from latent_cot.types import UsageError
-from latent_cot.run import run_folder
+from latent_cot.types import UsageError, finite
 from latent_cot.run.run_folder import RunFolder
 folder = RunFolder.open(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

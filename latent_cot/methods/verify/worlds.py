@@ -15,10 +15,10 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from latent_cot.methods.e_step import Query
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.scoring import Query
 from latent_cot.types import Example, Tool, ToolError
 
 END = "<end>"

@@ -17,8 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from latent_cot.run.run_folder import finite
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, finite
 
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 """Of `vendor/`, in the order in which they are loaded."""

@@ -6,17 +6,14 @@ import ast
 import json
 import re
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from latent_cot import __version__
-from latent_cot.report.terminal import printable
-from latent_cot.run.export.description import Description
-
-if TYPE_CHECKING:
-    from latent_cot.run.export.folder import Base
+from latent_cot.run.export.description import Base, Description
+from latent_cot.run.printable import printable
 
 _FIGURES = {
     "variance": "variance of log R − log q over prefixes, nats²: 0 where q is the posterior",

@@ -9,13 +9,50 @@ from pathlib import Path
 from typing import Any
 
 from latent_cot.methods.loop import Loop
-from latent_cot.methods.state import State
+from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run.run_folder import RunFolder
+from latent_cot.run.session import state_in
 from latent_cot.types import AlphabetTask, Example, Portable, RewardingTask, Tool, UsageError
 
 _EXAMPLES = 50
 """Examples that a prompt's form must hold for."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of an export."""
+
+    folder: Path
+    """Where it is on this machine."""
+    name: str
+    """What others load it by: its name on the hub, or `folder`."""
+    on_hub: bool
+    revision: str | None
+    """The snapshot on the hub; None: not known, or not from there."""
+    source: str
+    """Where these weights came from, in words."""
+    licence: str | None
+    """As the hub abbreviates it, e.g. `"apache-2.0"`; None: not known on this machine."""
+    dequantised: bool
+    """Whether they are an approximation of the weights on the hub."""
+
+    @property
+    def short_name(self) -> str:
+        return Path(self.name).name
+
+    @classmethod
+    def of(cls, model: str) -> Base:
+        """That of the configuration's `model`. Raises UsageError as `weights.resolve` does."""
+        folder = weights.resolve(model)
+        found = weights.provenance(folder)
+        hub_id, revision, licence = found.get("hub_id"), found.get("revision"), weights.licence(folder)
+        if hub_id is None:
+            return cls(folder, str(folder), False, None, "a local folder", licence, False)
+        if "gguf_sha256" in found:
+            text = f"{found['source']}: 4-bit weights, de-quantised (sha256 of the file: {found['gguf_sha256']})"
+            return cls(folder, hub_id, True, None, text, licence, True)
+        return cls(folder, hub_id, True, revision, f"the hub, revision {revision}", licence, False)
 
 
 @dataclass(frozen=True)
@@ -257,7 +294,7 @@ def _results(folder: RunFolder) -> tuple[dict[str, Any], bool]:
         return folder.read_json("results.json"), True
     checkpoint = folder.latest()
     assert checkpoint is not None  # its adapters have been loaded
-    return State.saved_in(checkpoint).results(), False
+    return state_in(checkpoint).results(), False
 
 
 def _outcome(results: Mapping[str, Any], reasoner: Adapter, finished: bool) -> Outcome:

@@ -16,7 +16,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +29,11 @@ from latent_cot.methods.loop import Loop
 from latent_cot.model import lora, weights
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.run.export.card import render
-from latent_cot.run.export.description import Description
+from latent_cot.run.export.description import Base, Description
 from latent_cot.types import UsageError
 
 SETTINGS = "latent_cot.json"
 """Its presence makes a folder an exported reasoner."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """The base model of an export."""
-
-    folder: Path
-    """Where it is on this machine."""
-    name: str
-    """What others load it by: its name on the hub, or `folder`."""
-    on_hub: bool
-    revision: str | None
-    """The snapshot on the hub; None: not known, or not from there."""
-    source: str
-    """Where these weights came from, in words."""
-    licence: str | None
-    """As the hub abbreviates it, e.g. `"apache-2.0"`; None: not known on this machine."""
-    dequantised: bool
-    """Whether they are an approximation of the weights on the hub."""
-
-    @property
-    def short_name(self) -> str:
-        return Path(self.name).name
-
-    @classmethod
-    def of(cls, model: str) -> Base:
-        """That of the configuration's `model`. Raises UsageError as `weights.resolve` does."""
-        folder = weights.resolve(model)
-        found = weights.provenance(folder)
-        hub_id, revision, licence = found.get("hub_id"), found.get("revision"), weights.licence(folder)
-        if hub_id is None:
-            return cls(folder, str(folder), False, None, "a local folder", licence, False)
-        if "gguf_sha256" in found:
-            text = f"{found['source']}: 4-bit weights, de-quantised (sha256 of the file: {found['gguf_sha256']})"
-            return cls(folder, hub_id, True, None, text, licence, True)
-        return cls(folder, hub_id, True, revision, f"the hub, revision {revision}", licence, False)
 
 
 def refuse_unless_free(target: Path, run: Path, *, force: bool) -> None:
