@@ -150,7 +150,7 @@ def run_workload(session: Session, machine: Machine, options: Options, workload:
             break
     loop.lm.copy_adapter("p", "q")
     c = loop.config.e_step
-    optimiser = AdapterOptimiser(loop.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), c.clip)
+    optimiser = AdapterOptimiser(loop.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), c.max_grad_norm)
     meter = Meter(loop.lm, machine)
     buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
     one_step(loop, buffer, optimiser, 0)
@@ -233,7 +233,7 @@ def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step
         objective=c.objective,
         reward_temperature=c.reward_temperature,
         reward_floor=c.reward_floor,
-        huber=c.huber,
+        huber_delta=c.huber_delta,
         max_tokens=c.max_batch_tokens,
     )
     return batches

@@ -84,7 +84,7 @@ class EStepWork:
             objective=c.objective,
             reward_temperature=1.0,
             reward_floor=None,
-            huber=c.huber,
+            huber_delta=c.huber_delta,
             max_tokens=self.max_tokens,
         )
         return time.perf_counter() - started

@@ -125,7 +125,7 @@ class EM(Loop):
             self._fill_buffer()
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         log_z = [self.log_z] if c.objective in LEARNS_LOG_Z else []
-        optimiser = self._new_optimiser("q", schedule, c.clip, log_z=log_z, log_z_rate=c.log_z_learning_rate)
+        optimiser = self._new_optimiser("q", schedule, c.max_grad_norm, log_z=log_z, log_z_rate=c.log_z_learning_rate)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
@@ -165,7 +165,7 @@ class EM(Loop):
                 objective=c.objective,
                 reward_temperature=temperature,
                 reward_floor=c.reward_floor,
-                huber=c.huber,
+                huber_delta=c.huber_delta,
                 max_tokens=c.max_batch_tokens,
                 log_z=log_z * len(batches) or None,
             )
@@ -211,7 +211,7 @@ class EM(Loop):
     def reward_temperature(self, step: int) -> float:
         """T of log R / T at a step of the E-step."""
         c = self.config.e_step
-        share = min(1.0, step / max(1, c.reward_horizon))
+        share = min(1.0, step / max(1, c.reward_temperature_steps))
         return c.reward_temperature + (c.final_reward_temperature - c.reward_temperature) * share
 
     @property

@@ -31,7 +31,7 @@ CONFIG = RunConfig(
         replay=0.3,
         learning_rate=1e-2,
         warmup=1,
-        reward_horizon=3,
+        reward_temperature_steps=3,
     ),
     init_step=FIT,
     m_step=FIT,

@@ -72,7 +72,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         objective="tb",
         reward_temperature=1.0,
         reward_floor=None,
-        huber=None,
+        huber_delta=None,
         max_tokens=100,
         log_z=log_z[:-1],
     )

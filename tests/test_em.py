@@ -27,7 +27,7 @@ from tests.worlds import PlainTask, ToyTask, language_model
 VARIANTS = {
     "q sees X": CONFIG,
     "q sees X and Y": dataclasses.replace(
-        CONFIG, condition="xy", e_step=dataclasses.replace(CONFIG.e_step, objective="subtb", huber=None)
+        CONFIG, condition="xy", e_step=dataclasses.replace(CONFIG.e_step, objective="subtb", huber_delta=None)
     ),
     "prompt": dataclasses.replace(CONFIG, init="prompt", shots=2, rounds=1),
     "log Z is learned": dataclasses.replace(
@@ -295,7 +295,9 @@ def test_the_buffer_is_that_of_the_present_p(lm: LanguageModel) -> None:
 
 
 def test_the_reward_temperature(lm: LanguageModel) -> None:
-    c = dataclasses.replace(CONFIG.e_step, reward_temperature=1.0, final_reward_temperature=0.5, reward_horizon=10)
+    c = dataclasses.replace(
+        CONFIG.e_step, reward_temperature=1.0, final_reward_temperature=0.5, reward_temperature_steps=10
+    )
     em = make_em(lm, dataclasses.replace(CONFIG, e_step=c))
     assert [em.reward_temperature(step) for step in (0, 5, 10, 50)] == pytest.approx([1.0, 0.75, 0.5, 0.5])
 

@@ -82,7 +82,7 @@ class EStepConfig:
     everywhere). The last two learn one log Z, which all questions share."""
     log_z_learning_rate: float = 0.1
     """Of the log Z that `tb` and `prefix-tb` learn, in nats a step."""
-    huber: float | None = 10.0
+    huber_delta: float | None = 10.0
     """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
     (see `docs/log.md`)."""
     reward_floor: float | None = None
@@ -92,8 +92,8 @@ class EStepConfig:
     reward_temperature: float = 1.0
     """log R is divided by this at the first step ..."""
     final_reward_temperature: float = 1.0
-    """... and by this from the step `reward_horizon` on, linearly in between."""
-    reward_horizon: int = 40
+    """... and by this from the step `reward_temperature_steps` on, linearly in between."""
+    reward_temperature_steps: int = 40
     """Steps of that schedule."""
     prior: Literal["model", "sampler"] = "model"
     """What a rationale is worth before Y is looked at: log p(Z | X), so that q becomes the posterior of p; or
@@ -141,7 +141,7 @@ class EStepConfig:
     """Steps of linear warm-up."""
     decay: Literal["cosine", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""
-    clip: float = 100.0
+    max_grad_norm: float = 100.0
     """Largest norm of the gradient. Usual ones are 5 to 60: this is for accidents only."""
     max_batch_tokens: int = 3072
     """Padded tokens of one forward or backward pass: bounds memory, changes nothing else."""
@@ -173,7 +173,7 @@ class MStepConfig:
     """Steps of linear warm-up."""
     decay: Literal["cosine", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient."""
     interpolation: float = 1.0
     """At the end, how far p goes from the base model to what was learned, 0 to 1: below 1 what the base model could do,
@@ -355,7 +355,7 @@ class PolicyGradientConfig:
     """Batches of linear warm-up."""
     decay: Literal["cosine", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient."""
 
 
@@ -403,7 +403,7 @@ class ForwardKLConfig:
     """Steps of linear warm-up."""
     decay: Literal["cosine", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient."""
     model_questions: int = 262
     """Training questions, drawn at random, on which p learns in a round; ..."""

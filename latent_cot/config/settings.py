@@ -266,7 +266,7 @@ def _plain(value: Any) -> Any:
 
 _POSITIVE = (
     *("lora.rank", "lora.alpha", "rollout.max_tokens", "rollout.batch_size"),
-    *("e_step.questions", "e_step.samples", "e_step.huber", "e_step.reward_floor", "e_step.buffer_capacity"),
+    *("e_step.questions", "e_step.samples", "e_step.huber_delta", "e_step.reward_floor", "e_step.buffer_capacity"),
     "e_step.answer_weight",
     *("e_step.reward_temperature", "e_step.final_reward_temperature"),
     *("e_step.temperature_low", "e_step.temperature_high"),
@@ -276,14 +276,14 @@ _POSITIVE = (
     *(
         f"{step}.{name}"
         for step in ("e_step", "init_step", "m_step")
-        for name in ("learning_rate", "clip", "max_batch_tokens")
+        for name in ("learning_rate", "max_grad_norm", "max_batch_tokens")
     ),
     *(f"{step}.{name}" for step in ("init_step", "m_step") for name in ("batch_size", "samples")),
     *(f"sft.{name}" for name in ("check_every", "patience", "batch_size", "learning_rate")),
     *(
         f"{method}.{name}"
         for method in ("ppo", "grpo", "forward_kl")
-        for name in ("questions", "samples", "learning_rate", "clip")
+        for name in ("questions", "samples", "learning_rate", "max_grad_norm")
     ),
     *(f"{method}.{name}" for method in ("ppo", "grpo") for name in ("epochs", "reward_floor", "clip_range")),
     *(f"decode.{name}" for name in ("top_p", "multiple")),

@@ -139,7 +139,7 @@ def update(
     objective: str,
     reward_temperature: float,
     reward_floor: float | None,
-    huber: float | None,
+    huber_delta: float | None,
     max_tokens: int,
     log_z: Sequence[torch.Tensor] | None = None,
 ) -> UpdateInfo:
@@ -163,7 +163,7 @@ def update(
             complete_only=objective in COMPLETE_ONLY,
             reward_temperature=reward_temperature,
             reward_floor=reward_floor,
-            huber=huber,
+            huber_delta=huber_delta,
             max_tokens=max_tokens,
         ):
             if log_z is not None:
@@ -200,7 +200,7 @@ def mean_log_z(
         complete_only=True,
         reward_temperature=reward_temperature,
         reward_floor=reward_floor,
-        huber=None,
+        huber_delta=None,
         max_tokens=max_tokens,
     ):
         _, info = OBJECTIVES["vargrad"](balance)
@@ -219,7 +219,7 @@ def _balances(
     complete_only: bool,
     reward_temperature: float,
     reward_floor: float | None,
-    huber: float | None,
+    huber_delta: float | None,
     max_tokens: int,
 ) -> Iterator[tuple[list[int], Balance]]:
     """What the loss is a function of, in micro-batches of these questions; with gradients if `model` has them."""
@@ -235,7 +235,7 @@ def _balances(
         tempered = temper(log_reward, states, scores.group, temperature=reward_temperature, floor=reward_floor)
         weight = torch.cat([torch.tensor(batches[g].counts, dtype=torch.float32) for g in members])
         a = log_flow(scores.log_pf, scores.log_pterm, tempered, states)
-        yield members, Balance(a, states, scores.group, weight.to(a.device), censored=censored, huber=huber)
+        yield members, Balance(a, states, scores.group, weight.to(a.device), censored=censored, huber_delta=huber_delta)
 
 
 def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale], bool] | None) -> dict[str, float]:

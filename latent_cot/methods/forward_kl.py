@@ -51,7 +51,7 @@ class ForwardKL(Loop):
     def posterior(self, phase: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""
         c, tokens = self.config.forward_kl, self.config.e_step.max_batch_tokens
-        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)

@@ -253,7 +253,7 @@ class Loop(Examined, ABC):
 
     def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
-        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.clip)
+        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
         sees_answer = adapter == "q" and self.config.condition == "xy"
         for step in range(self.state.unit, c.steps):
             info = self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
@@ -311,9 +311,11 @@ class Loop(Examined, ABC):
             return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale], [codec.stop_id])
         return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
 
-    def _new_optimiser(self, adapter: Adapter, schedule: Schedule, clip: float, **log_z: Any) -> AdapterOptimiser:
+    def _new_optimiser(
+        self, adapter: Adapter, schedule: Schedule, max_grad_norm: float, **log_z: Any
+    ) -> AdapterOptimiser:
         self.optimiser = AdapterOptimiser(
-            self.lm.parameters(adapter), schedule, clip, processes=self.lm.processes, **log_z
+            self.lm.parameters(adapter), schedule, max_grad_norm, processes=self.lm.processes, **log_z
         )
         if self.state.unit and self._restore is not None:
             self._restore(self.optimiser.adam)

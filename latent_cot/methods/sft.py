@@ -61,7 +61,7 @@ class SFT(Loop):
         records = [Drawn(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
-        optimiser = self._new_optimiser("p", schedule, step_config.clip)
+        optimiser = self._new_optimiser("p", schedule, step_config.max_grad_norm)
         while (unit := self.state.unit) < self._fit_units(phase):
             figures: Info = {}
             for step in range(max(0, unit - 1) * c.check_every, min(unit * c.check_every, c.steps)):

@@ -42,7 +42,7 @@ class AdapterOptimiser:
     Args:
         weights: the adapter's.
         schedule: of their learning rate.
-        clip: largest norm of their gradient.
+        max_grad_norm: largest norm of their gradient.
         log_z: learned log-partition functions, a parameter each, with a constant learning rate of their own.
         log_z_rate: that learning rate, in nats a step.
         processes: each of which has the gradients of its share of a step's questions.
@@ -52,7 +52,7 @@ class AdapterOptimiser:
         self,
         weights: Mapping[str, nn.Parameter],
         schedule: Schedule,
-        clip: float,
+        max_grad_norm: float,
         *,
         log_z: Sequence[nn.Parameter] = (),
         log_z_rate: float = 0.1,
@@ -60,7 +60,7 @@ class AdapterOptimiser:
     ) -> None:
         self.weights = [weights[name] for name in sorted(weights)]
         self.schedule = schedule
-        self.clip = clip
+        self.max_grad_norm = max_grad_norm
         self.log_z = list(log_z)
         self.processes = processes or Processes()
         groups = [{"params": self.weights, "lr": schedule.peak, "weight_decay": 0.01}]
@@ -76,7 +76,7 @@ class AdapterOptimiser:
         none either. Raises UsageError after `MAX_SKIPPED` of them in a row.
         """
         self.processes.sum_gradients([*self.weights, *self.log_z])
-        norm = float(nn.utils.clip_grad_norm_(self.weights, self.clip))
+        norm = float(nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm))
         if not all(bool(z.grad.isfinite()) for z in self.log_z if z.grad is not None):
             norm = math.nan
         if math.isfinite(norm):

@@ -44,7 +44,7 @@ class Balance(NamedTuple):
     """(G,) log Z(X) of each question as it is learned, for an objective in `LEARNS_LOG_Z`."""
     censored: torch.Tensor | None = None
     """(B, S) bool, states of whose reward only an upper bound is known: see `below_floor`."""
-    huber: float | None = None
+    huber_delta: float | None = None
     """Beyond this many nats a deviation counts linearly (2δ|d| − δ²). None: squared."""
 
 
@@ -141,7 +141,7 @@ def pooled_subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     deviation = _one_sided(b.a - mean[b.group, None], b.censored)
     # Where all that is known of a question are upper bounds, there is nothing to compare them with.
     w = w * (_group_mean(torch.ones_like(b.a), known, b.group) > 0)[b.group, None]
-    loss = _group_mean(_penalty(deviation, b.huber), w, b.group)
+    loss = _group_mean(_penalty(deviation, b.huber_delta), w, b.group)
     variance = _group_mean(deviation.detach() ** 2, w, b.group)
     return loss, BalanceInfo(variance, mean.detach())
 
@@ -149,13 +149,13 @@ def pooled_subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
 def subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """Eq. 3, normalised: per trajectory the mean over its sub-trajectories (pairs i < j) of (a_i − a_j)².
 
-    With `huber` or `censored` the pairs are formed one by one, O(S²). A trajectory with a single state has no pair
+    With `huber_delta` or `censored` the pairs are formed one by one, O(S²). A trajectory with a single state has none
     and adds nothing. Returns for each question the weighted mean over its trajectories, (G,), and its diagnostics.
     """
     a, states = b.a, b.states
     n = states.sum(1)
     pairs = (n * (n - 1) / 2).to(a.dtype)
-    if b.huber is None and (b.censored is None or not bool(b.censored.any())):
+    if b.huber_delta is None and (b.censored is None or not bool(b.censored.any())):
         # Centred first: nΣa² − (Σa)² of large, nearly equal values would cancel in float32.
         centre = a.sum(1) / n.clamp(min=1)
         centred = torch.where(states, a - centre[:, None], 0.0)
@@ -165,7 +165,7 @@ def subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
         residual = a[:, :, None] - a[:, None, :]
         if b.censored is not None:
             residual = _two_sided(residual, b.censored[:, :, None], b.censored[:, None, :])
-        total = (_penalty(residual, b.huber) * both).sum((1, 2))
+        total = (_penalty(residual, b.huber_delta) * both).sum((1, 2))
     w = (b.weight * (pairs > 0))[:, None]
     loss = _group_mean((total / pairs.clamp(min=1))[:, None], w, b.group)
     return loss, _info(b)
@@ -206,13 +206,13 @@ def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
         * (_group_mean(torch.ones_like(b.a), b.weight[:, None] * known, b.group) > 0)[b.group, None]
     )
     residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
-    return _group_mean(_penalty(residual, b.huber), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
+    return _group_mean(_penalty(residual, b.huber_delta), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
 
 
 def _info(b: Balance) -> BalanceInfo:
     """The diagnostics that all objectives share: over all states, squared."""
     with torch.no_grad():
-        return pooled_subtb(b._replace(huber=None))[1]
+        return pooled_subtb(b._replace(huber_delta=None))[1]
 
 
 def last_state(states: torch.Tensor) -> torch.Tensor:
@@ -231,10 +231,12 @@ def _two_sided(difference: torch.Tensor, first: torch.Tensor, second: torch.Tens
     return -_one_sided(-_one_sided(difference, first), second)
 
 
-def _penalty(deviation: torch.Tensor, huber: float | None) -> torch.Tensor:
-    if huber is None:
+def _penalty(deviation: torch.Tensor, huber_delta: float | None) -> torch.Tensor:
+    if huber_delta is None:
         return deviation**2
-    return 2 * torch.nn.functional.huber_loss(deviation, torch.zeros_like(deviation), delta=huber, reduction="none")
+    return 2 * torch.nn.functional.huber_loss(
+        deviation, torch.zeros_like(deviation), delta=huber_delta, reduction="none"
+    )
 
 
 def _group_mean(values: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -110,7 +110,7 @@ def assert_same_as_latent_cot(
         objective="subtb",
         reward_temperature=reward_temperature,
         reward_floor=None,
-        huber=None,
+        huber_delta=None,
         max_tokens=500,
     )
     assert result.loss == pytest.approx(info.loss, rel=1e-3, abs=1e-6)

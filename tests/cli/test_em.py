@@ -206,13 +206,13 @@ def test_sigterm_to_a_process(cli: Cli, tmp_path: Path, tiny_model_dir: Path) ->
 
 def test_flags_override_the_file_and_the_file_the_preset(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("{rounds: 5, seed: 6, e_step: {steps: 7, huber: 1.5}}")
-    flags = ["--seed", 8, "--e-step.huber", "None", "--data.options", "digits", 2]
+    file.write_text("{rounds: 5, seed: 6, e_step: {steps: 7, huber_delta: 1.5}}")
+    flags = ["--seed", 8, "--e-step.huber-delta", "None", "--data.options", "digits", 2]
     printed = cli("em", "--preset=smoke", "--config", file, "--print-config", *flags)
     assert printed.status == 0
     config = from_dict(yaml.safe_load(printed.out), "x")
     assert (config.rounds, config.seed, config.e_step.steps) == (5, 8, 7)
-    assert config.e_step.huber is None
+    assert config.e_step.huber_delta is None
     assert config.data.options == {"digits": "2"}
     assert config.e_step.questions == 4  # the preset's
     assert config.output_dir is None  # that of another seed or method would be another

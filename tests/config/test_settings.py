@@ -43,7 +43,7 @@ def _configs() -> st.SearchStrategy[RunConfig]:
                 value = getattr(section, item.name)
                 if is_dataclass(value):
                     values[item.name] = vary(value)
-                elif item.name in ("huber", "reward_floor", "excess"):
+                elif item.name in ("huber_delta", "reward_floor", "excess"):
                     values[item.name] = draw(st.none() | st.floats(allow_nan=False))
                 elif isinstance(value, bool):
                     values[item.name] = draw(st.booleans())
@@ -83,7 +83,7 @@ def test_the_layers_override_in_order(tmp_path: Path) -> None:
     assert config.rounds == 7  # the file, over the preset's 1
     assert config.e_step.steps == 11
     assert config.e_step.questions == 32  # the preset, over the default
-    assert config.m_step.clip == RunConfig().m_step.clip  # the default
+    assert config.m_step.max_grad_norm == RunConfig().m_step.max_grad_norm  # the default
 
 
 def test_a_partial_section_keeps_what_it_does_not_name() -> None:
@@ -107,8 +107,8 @@ def test_numbers_are_read_as_people_write_them(text: str) -> None:
 
 
 def test_an_integer_is_a_number_and_options_are_text() -> None:
-    config = from_dict(parse_yaml("{e_step: {huber: 2}, data: {options: {digits: 1}}}", "x"), "x")
-    assert type(config.e_step.huber) is float
+    config = from_dict(parse_yaml("{e_step: {huber_delta: 2}, data: {options: {digits: 1}}}", "x"), "x")
+    assert type(config.e_step.huber_delta) is float
     assert config.data.options == {"digits": "1"}
 
 
@@ -123,7 +123,7 @@ def test_an_integer_is_a_number_and_options_are_text() -> None:
         ("rounds: '2'", ["rounds is '2'", "an integer"]),
         ("rounds: null", ["rounds is None", "an integer"]),
         ("e_step: {seed_buffer: 1}", ["e_step.seed_buffer is 1", "true or false"]),
-        ("e_step: {huber: lots}", ["e_step.huber is 'lots'", "a number"]),
+        ("e_step: {huber_delta: lots}", ["e_step.huber_delta is 'lots'", "a number"]),
         ("e_step: {decay: cosin}", ["e_step.decay is 'cosin'", "cosine, constant", "Did you mean 'cosine'"]),
         ("e_step: {decay: 1}", ["e_step.decay is 1", "cosine, constant"]),
         ("e_step: 3", ["e_step must be a mapping"]),
@@ -274,7 +274,7 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"e_step": {"learning_rate": float("nan")}}, "--e-step.learning-rate is nan"),
         ({"e_step": {"learning_rate": float("inf")}}, "--e-step.learning-rate is inf"),
         ({"e_step": {"reward_temperature": 0.0}}, "--e-step.reward-temperature is 0.0"),
-        ({"e_step": {"huber": 0.0}}, "--e-step.huber is 0.0"),
+        ({"e_step": {"huber_delta": 0.0}}, "--e-step.huber-delta is 0.0"),
         ({"e_step": {"on_policy": -0.5}}, "--e-step.on-policy is -0.5"),
         ({"e_step": {"on_policy": 0.0, "tempered": 0.0, "replay": 0.0}}, "--e-step.replay are all 0"),
         ({"e_step": {"pair_weight": 0.0, "demonstration_weight": 0.0}}, "--e-step.pair-weight leave"),
@@ -303,7 +303,7 @@ def test_a_value_out_of_range_names_its_flag(changes: dict[str, Any], named: str
     [
         {"rounds": 0},
         {"m_step": {"steps": 0, "warmup": 0}},
-        {"e_step": {"huber": None, "reward_floor": None, "reward_horizon": 0}},
+        {"e_step": {"huber_delta": None, "reward_floor": None, "reward_temperature_steps": 0}},
         {"evaluation": {"votes": 3, "temperature": 0.5}},
         {"evaluation": {"diagnostics": 0}},
     ],

@@ -161,7 +161,7 @@ def test_a_learned_log_z_with_a_floor_and_a_cap(objective: Callable[[Balance], A
     states, group = torch.ones(3, 1, dtype=torch.bool), torch.zeros(3, dtype=torch.long)
     censored = torch.tensor([[False], [True], [True]])
     a, log_z = torch.tensor([[20.0], [5.0], [-4.0]]), torch.tensor([0.0])
-    balance = Balance(a, states, group, torch.ones(3), log_z=log_z, censored=censored, huber=10.0)
+    balance = Balance(a, states, group, torch.ones(3), log_z=log_z, censored=censored, huber_delta=10.0)
     loss, _ = objective(balance)
     assert float(loss) == pytest.approx((2 * 10 * 20 - 10**2 + 0 + 4**2) / 3)
 

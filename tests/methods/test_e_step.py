@@ -96,7 +96,7 @@ def measure(lm: LanguageModel, batches: Sequence[Batch], rules: ChainRules, **op
         "objective": "pooled-subtb",
         "reward_temperature": 1.0,
         "reward_floor": None,
-        "huber": None,
+        "huber_delta": None,
         "max_tokens": 500,
     }
     info = update(lm, batches, rules, recorder, 0, **{**settings, **options})  # type: ignore[arg-type]
@@ -184,9 +184,9 @@ def test_loss_and_gradient_are_the_oracles(tiny_model: Callable[[str], Path], ob
 
 
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - LEARNS_LOG_Z))
-@pytest.mark.parametrize("huber", [None, 3.0])
+@pytest.mark.parametrize("huber_delta", [None, 3.0])
 def test_a_replayed_step_is_the_fresh_one(
-    lm: LanguageModel, rules: ChainRules, objective: str, huber: float | None
+    lm: LanguageModel, rules: ChainRules, objective: str, huber_delta: float | None
 ) -> None:
     """The same loss and gradient: the tools' output, the masks and the rewards come back from the buffer."""
     buffer = ReplayBuffer(tolerance=0)
@@ -199,8 +199,8 @@ def test_a_replayed_step_is_the_fresh_one(
     assert not any(any(batch.sampled) for batch in replayed)
     for a, b in zip(once, replayed, strict=True):
         assert set(a.rationales) == set(b.rationales)
-    expected, expected_gradient = measure(lm, once, rules, objective=objective, huber=huber)
-    found, gradient = measure(lm, replayed, rules, objective=objective, huber=huber)
+    expected, expected_gradient = measure(lm, once, rules, objective=objective, huber_delta=huber_delta)
+    found, gradient = measure(lm, replayed, rules, objective=objective, huber_delta=huber_delta)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.variance == pytest.approx(expected.variance, rel=1e-5)
     assert found.log_z == pytest.approx(expected.log_z, rel=1e-5)

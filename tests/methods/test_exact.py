@@ -108,7 +108,7 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
             objective=objective,
             reward_temperature=temperature,
             reward_floor=None,
-            huber=3.0,
+            huber_delta=3.0,
             max_tokens=5000,
         )
     after = divergences()

@@ -110,7 +110,7 @@ OTHER_M_STEP = dataclasses.replace(
     excess=1.0,
     learning_rate=1e-3,
     warmup=0,
-    clip=0.1,
+    max_grad_norm=0.1,
 )
 
 

@@ -48,7 +48,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[
 def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "collect")
     diagnoses = spy(monkeypatch, loop_module, "diagnose")
-    tempered = {"reward_temperature": 1.0, "final_reward_temperature": 0.4, "reward_horizon": 3}
+    tempered = {"reward_temperature": 1.0, "final_reward_temperature": 0.4, "reward_temperature_steps": 3}
     e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay=0.0, **tempered)  # type: ignore[arg-type]
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
     list(em.run())

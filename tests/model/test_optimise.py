@@ -37,12 +37,12 @@ def has_gradient(weight: torch.nn.Parameter) -> bool:
 
 
 def optimiser(weight: torch.nn.Parameter, **options: Any) -> AdapterOptimiser:
-    return AdapterOptimiser({"w": weight}, Schedule(0.1, 10, 0, "constant"), clip=1.0, **options)
+    return AdapterOptimiser({"w": weight}, Schedule(0.1, 10, 0, "constant"), max_grad_norm=1.0, **options)
 
 
 def test_a_step_follows_the_schedule_and_clears_the_gradient() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
-    own = AdapterOptimiser({"w": weight}, Schedule(0.1, 10, 4, "cosine"), clip=1.0)
+    own = AdapterOptimiser({"w": weight}, Schedule(0.1, 10, 4, "cosine"), max_grad_norm=1.0)
     weight.grad = torch.tensor([3.0, 4.0])
     assert own.step(1) == pytest.approx(5.0)
     assert own.adam.param_groups[0]["lr"] == pytest.approx(0.1 * 2 / 5)

@@ -94,7 +94,9 @@ def make_case(seed: int, groups: int = 2, rows: int = 3, longest: int = 6, pad: 
 def rows_of(b: Balance, rows: torch.Tensor) -> Balance:
     """The trajectories of these indices."""
     assert b.log_pterm is not None
-    return Balance(b.a[rows], b.states[rows], b.group[rows], b.weight[rows], b.log_pterm[rows], b.log_z, huber=b.huber)
+    return Balance(
+        b.a[rows], b.states[rows], b.group[rows], b.weight[rows], b.log_pterm[rows], b.log_z, huber_delta=b.huber_delta
+    )
 
 
 seeds = st.integers(0, 2**32)
@@ -153,10 +155,10 @@ def test_pooled_is_half_the_mean_squared_difference_of_all_pairs(seed: int) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("huber", [None, 2.0])
+@pytest.mark.parametrize("huber_delta", [None, 2.0])
 @settings(max_examples=30)
 @given(seed=seeds)
-def test_loss_and_gradient_vanish_at_the_posterior(name: str, huber: float | None, seed: int) -> None:
+def test_loss_and_gradient_vanish_at_the_posterior(name: str, huber_delta: float | None, seed: int) -> None:
     """Rewards that make every a_i of a question equal its log Z."""
     case = make_case(seed)
     log_z = torch.tensor([-7.0, 11.0], dtype=torch.float64)[case.group, None]
@@ -164,7 +166,7 @@ def test_loss_and_gradient_vanish_at_the_posterior(name: str, huber: float | Non
     case.log_reward = torch.where(case.states, log_z - zero_reward, 0.0)
     case.log_pf.requires_grad_()
     case.log_pterm.requires_grad_()
-    loss = case.loss(name, huber=huber)
+    loss = case.loss(name, huber_delta=huber_delta)
     loss.sum().backward()
     assert float(loss.detach().abs().max()) < 1e-20
     for tensor in (case.log_pf, case.log_pterm):
@@ -190,7 +192,7 @@ def test_huber_gradient_of_pairs_is_that_of_finite_differences() -> None:
     case = make_case(5, longest=4)
 
     def loss(a: torch.Tensor) -> torch.Tensor:
-        return subtb(Balance(a, case.states, case.group, case.weight, huber=2.0))[0]
+        return subtb(Balance(a, case.states, case.group, case.weight, huber_delta=2.0))[0]
 
     assert torch.autograd.gradcheck(loss, (case.flow().requires_grad_(),))
 
@@ -202,7 +204,7 @@ def test_pooled_huber_gradient_is_clipped_and_about_the_mean(seed: int) -> None:
     case = make_case(seed, groups=1)
     delta = 2.0
     a = case.flow().requires_grad_()
-    loss, info = pooled_subtb(case.balance(huber=delta)._replace(a=a))
+    loss, info = pooled_subtb(case.balance(huber_delta=delta)._replace(a=a))
     loss.sum().backward()
     weight = case.weight[:, None] * case.states
     expected = 2 * weight * (a.detach() - info.log_z).clamp(-delta, delta) / weight.sum()
@@ -214,67 +216,69 @@ def test_pooled_huber_gradient_is_clipped_and_about_the_mean(seed: int) -> None:
 @given(seed=seeds)
 def test_huber_is_the_square_below_delta(name: str, seed: int) -> None:
     case = make_case(seed)
-    torch.testing.assert_close(case.loss(name, huber=1e3), case.loss(name))
-    assert bool((case.loss(name, huber=0.5) <= case.loss(name) + 1e-12).all())
+    torch.testing.assert_close(case.loss(name, huber_delta=1e3), case.loss(name))
+    assert bool((case.loss(name, huber_delta=0.5) <= case.loss(name) + 1e-12).all())
 
 
 def test_huber_is_linear_beyond_delta() -> None:
     a, states = torch.tensor([[0.0, 10.0]]), torch.ones(1, 2, dtype=torch.bool)
     group, weight = torch.tensor([0]), torch.ones(1)
-    balance = Balance(a, states, group, weight, huber=3.0)
+    balance = Balance(a, states, group, weight, huber_delta=3.0)
     assert float(subtb(balance)[0]) == pytest.approx(2 * 3 * 10 - 9)
     assert float(pooled_subtb(balance)[0]) == pytest.approx(2 * 3 * 5 - 9)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("huber", [None, 2.0])
+@pytest.mark.parametrize("huber_delta", [None, 2.0])
 @settings(max_examples=20)
 @given(seed=seeds, constant=st.floats(-100, 100))
 def test_a_constant_added_to_a_questions_rewards_changes_nothing(
-    name: str, huber: float | None, seed: int, constant: float
+    name: str, huber_delta: float | None, seed: int, constant: float
 ) -> None:
     case = make_case(seed)
-    before = case.loss(name, huber=huber)
+    before = case.loss(name, huber_delta=huber_delta)
     case.log_reward = torch.where(case.states & (case.group == 1)[:, None], case.log_reward + constant, case.log_reward)
-    torch.testing.assert_close(case.loss(name, huber=huber), before)
+    torch.testing.assert_close(case.loss(name, huber_delta=huber_delta), before)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("huber", [None, 2.0])
+@pytest.mark.parametrize("huber_delta", [None, 2.0])
 @settings(max_examples=20)
 @given(seed=seeds)
-def test_padding_changes_nothing(name: str, huber: float | None, seed: int) -> None:
+def test_padding_changes_nothing(name: str, huber_delta: float | None, seed: int) -> None:
     case = make_case(seed)
-    before = case.loss(name, huber=huber)
+    before = case.loss(name, huber_delta=huber_delta)
     junk = torch.full((6, 3), 1e4, dtype=torch.float64)
     case.log_pterm = torch.cat([case.log_pterm, junk], 1)
     case.log_reward = torch.cat([case.log_reward, -junk], 1)
     case.log_pf = torch.nn.functional.pad(case.log_pf, (0, 3))
     case.states = torch.nn.functional.pad(case.states, (0, 3))
-    torch.testing.assert_close(case.loss(name, huber=huber), before)
+    torch.testing.assert_close(case.loss(name, huber_delta=huber_delta), before)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("huber", [None, 2.0])
+@pytest.mark.parametrize("huber_delta", [None, 2.0])
 @settings(max_examples=20)
 @given(seed=seeds, order=st.permutations(range(6)))
-def test_the_order_of_trajectories_changes_nothing(name: str, huber: float | None, seed: int, order: list[int]) -> None:
+def test_the_order_of_trajectories_changes_nothing(
+    name: str, huber_delta: float | None, seed: int, order: list[int]
+) -> None:
     case = make_case(seed)
-    permuted = rows_of(case.balance(huber=huber), torch.tensor(order))
+    permuted = rows_of(case.balance(huber_delta=huber_delta), torch.tensor(order))
     after = OBJECTIVES[name](permuted)[0]
-    torch.testing.assert_close(after, case.loss(name, huber=huber))
+    torch.testing.assert_close(after, case.loss(name, huber_delta=huber_delta))
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("huber", [None, 2.0])
+@pytest.mark.parametrize("huber_delta", [None, 2.0])
 @settings(max_examples=20)
 @given(seed=seeds)
-def test_a_weight_is_the_number_of_times_listed(name: str, huber: float | None, seed: int) -> None:
+def test_a_weight_is_the_number_of_times_listed(name: str, huber_delta: float | None, seed: int) -> None:
     case = make_case(seed)
     counts = case.weight.long()
-    once = case.balance(huber=huber)._replace(weight=torch.ones_like(case.weight))
+    once = case.balance(huber_delta=huber_delta)._replace(weight=torch.ones_like(case.weight))
     loss, info = OBJECTIVES[name](rows_of(once, torch.arange(6).repeat_interleave(counts)))
-    weighted, weighted_info = OBJECTIVES[name](case.balance(huber=huber))
+    weighted, weighted_info = OBJECTIVES[name](case.balance(huber_delta=huber_delta))
     torch.testing.assert_close(weighted, loss)
     torch.testing.assert_close(weighted_info, info)
 
@@ -428,11 +432,11 @@ def test_the_floor_is_that_of_the_own_question() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("huber", [None, 3.0])
+@pytest.mark.parametrize("huber_delta", [None, 3.0])
 @pytest.mark.parametrize("floor", [None, 20.0])
 @pytest.mark.parametrize("impossible", ["a state", "a trajectory", "a question", "everything"])
 def test_impossible_rationales_leave_loss_and_gradient_finite(
-    name: str, huber: float | None, floor: float | None, impossible: str
+    name: str, huber_delta: float | None, floor: float | None, impossible: str
 ) -> None:
     case = make_case(3)
     which = {
@@ -450,7 +454,9 @@ def test_impossible_rationales_leave_loss_and_gradient_finite(
     log_pf = case.log_pf.float().requires_grad_()
     log_pterm = case.log_pterm.float()
     a = log_flow(log_pf, log_pterm, tempered, case.states)
-    loss, info = OBJECTIVES[name](Balance(a, case.states, case.group, case.weight.float(), log_pterm, huber=huber))
+    loss, info = OBJECTIVES[name](
+        Balance(a, case.states, case.group, case.weight.float(), log_pterm, huber_delta=huber_delta)
+    )
     loss.sum().backward()
     assert bool(loss.isfinite().all())
     assert bool(info.variance.isfinite().all())
@@ -503,13 +509,15 @@ def test_censored_subtb_is_the_double_loop(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("huber", [None, 2.0])
+@pytest.mark.parametrize("huber_delta", [None, 2.0])
 @settings(max_examples=20)
 @given(seed=seeds)
-def test_nothing_censored_is_the_plain_loss(name: str, huber: float | None, seed: int) -> None:
+def test_nothing_censored_is_the_plain_loss(name: str, huber_delta: float | None, seed: int) -> None:
     case = make_case(seed)
     nothing = torch.zeros_like(case.states)
-    torch.testing.assert_close(case.loss(name, huber=huber, censored=nothing), case.loss(name, huber=huber))
+    torch.testing.assert_close(
+        case.loss(name, huber_delta=huber_delta, censored=nothing), case.loss(name, huber_delta=huber_delta)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

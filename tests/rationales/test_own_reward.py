@@ -144,7 +144,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
             objective="prefix-tb",
             reward_temperature=1.0,
             reward_floor=8.0,
-            huber=10.0,
+            huber_delta=10.0,
             max_tokens=5000,
             log_z=log_z,
         )

@@ -74,7 +74,7 @@ def test_no_such_variants() -> None:
 def test_settings() -> None:
     names = ["em", "ppo"]
     assert parse_setting("ppo:ppo.kl=0.1", names) == ("ppo", {"ppo": {"kl": 0.1}})
-    assert parse_setting("--e-step.huber=None", names) == (None, {"e_step": {"huber": None}})
+    assert parse_setting("--e-step.huber-delta=None", names) == (None, {"e_step": {"huber_delta": None}})
     assert parse_setting("evaluation.splits=[3-operands, a]", names)[1] == {
         "evaluation": {"splits": ["3-operands", "a"]}
     }
@@ -135,7 +135,7 @@ def other_config(method: str) -> RunConfig:
         seed=5,
         model="some where/else",
         data=dataclasses.replace(config.data, options={"digits": "1,2", "operators": "+-"}),
-        e_step=dataclasses.replace(config.e_step, huber=None, learning_rate=3e-5, seed_buffer=False),
+        e_step=dataclasses.replace(config.e_step, huber_delta=None, learning_rate=3e-5, seed_buffer=False),
         evaluation=dataclasses.replace(
             config.evaluation, splits=("3-operands", "operands=4,digits=2"), every_round=False
         ),
@@ -173,8 +173,10 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
     assert not records.is_finished(run)
     folder.write_json("results.json", {})
     assert records.is_finished(run)
-    other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, clip=2.0))
-    with pytest.raises(UsageError, match=r"other settings \(--m-step.clip 1.0 there, 2.0 here\).*--output-dir"):
+    other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, max_grad_norm=2.0))
+    with pytest.raises(
+        UsageError, match=r"\(--m-step.max-grad-norm 1.0 there, 2.0 here\).*--output-dir"
+    ):
         records.is_finished(Run("em", other))
 
 

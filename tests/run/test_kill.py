@@ -45,7 +45,7 @@ def test_killed_ten_times_ends_in_the_same_results(tmp_path: Path, tiny_model_di
         "checkpoint_seconds: 0.2\n"
         "rounds: 2\n"
         "init_step: {steps: 12}\n"
-        "e_step: {steps: 12, reward_horizon: 12}\n"
+        "e_step: {steps: 12, reward_temperature_steps: 12}\n"
         "m_step: {steps: 12}\n"
         "evaluation: {splits: [3-operands], size: 40}\n"
     )

@@ -25,8 +25,8 @@ class Settings:
     """Rationales sampled for each question of each step."""
     learning_rate: float = 5e-3
     warmup: int = 10
-    clip: float = 0.3
-    huber: float = 3.0
+    max_grad_norm: float = 0.3
+    huber_delta: float = 3.0
     log_z_learning_rate: float = 0.2
     on_policy: float = 0.4
     """Share of questions whose rationales come from q, ..."""
@@ -54,7 +54,7 @@ def train(
     optimiser = AdapterOptimiser(
         world.lm.parameters("q"),
         Schedule(c.learning_rate, steps, c.warmup, "cosine"),
-        c.clip,
+        c.max_grad_norm,
         log_z=log_z,
         log_z_rate=c.log_z_learning_rate,
     )
@@ -79,7 +79,7 @@ def train(
             objective=objective,
             reward_temperature=1.0,
             reward_floor=None,
-            huber=c.huber,
+            huber_delta=c.huber_delta,
             max_tokens=c.max_batch_tokens,
             log_z=log_z or None,
         )
