@@ -118,10 +118,10 @@ def configuration(workload: str, options: Options) -> RunConfig:
     if workload == "default":
         return config
     if workload == "untrained":
-        return replace(config, init="base")
+        return replace(config, p_init="base")
     return replace(
         config,
-        init="prompt",
+        p_init="prompt",
         shots=3,
         data=replace(config.data, options={"operands": "3"}),  # longer chains would not fit
         rollout=replace(config.rollout, granularity="token", min_tokens=5, max_tokens=options.paper_tokens),

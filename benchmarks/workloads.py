@@ -46,7 +46,7 @@ class EStepWork:
         data = replace(config.data, demonstrations=0, validation=0, pairs=64)
         evaluation = replace(config.evaluation, splits=())
         self.session = open_session(
-            replace(config, task="arithmetic", model=model, seed=seed, init="base", data=data, evaluation=evaluation)
+            replace(config, task="arithmetic", model=model, seed=seed, p_init="base", data=data, evaluation=evaluation)
         )
         self.lm, self.codec = self.session.lm, self.session.rules.codec
         self.queries = [

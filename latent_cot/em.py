@@ -86,7 +86,7 @@ class EM(Loop):
     def plan(self) -> list[Phase]:
         c = self.config
         phases = self.round(0, "init", last=c.rounds == 0)
-        if c.condition == "xy" and c.rounds:
+        if c.q_sees == "question-and-answer" and c.rounds:
             phases.append(Phase(1, "imitate"))
         for number in range(1, c.rounds + 1):
             phases += self.round(number, *ROUND, last=number == c.rounds)
@@ -109,7 +109,7 @@ class EM(Loop):
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
         decides_only = self.state.model_trained and self.config.m_step.target != "joint"
-        return "q" if decides_only and self.config.condition == "x" else reasoner
+        return "q" if decides_only and self.config.q_sees == "question" else reasoner
 
     # -- the phases ----------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class GFlowNet(EM):
     """
 
     def plan(self) -> list[Phase]:
-        start = ["imitate"] if self.config.condition == "xy" else []
+        start = ["imitate"] if self.config.q_sees == "question-and-answer" else []
         return [*self.round(0, "init"), *self.round(1, *start, "prepare", "e_step", "diagnose", last=True)]
 
 

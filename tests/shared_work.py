@@ -31,7 +31,10 @@ from tests.worlds import FakeTool, language_model, random_chain
 METHODS: dict[MethodName, dict[str, Any]] = {
     "em": {},
     "ppo": {"ppo": PolicyGradientConfig(steps=2, questions=3, samples=2)},
-    "forward-kl": {"condition": "xy", "forward_kl": ForwardKLConfig(rounds=1, steps=2, questions=3, samples=2)},
+    "forward-kl": {
+        "q_sees": "question-and-answer",
+        "forward_kl": ForwardKLConfig(rounds=1, steps=2, questions=3, samples=2),
+    },
     "sft": {"sft": SFTConfig(steps=2, check_every=1)},
 }
 

@@ -27,14 +27,16 @@ from tests.worlds import PlainTask, ToyTask, language_model
 VARIANTS = {
     "q sees X": CONFIG,
     "q sees X and Y": dataclasses.replace(
-        CONFIG, condition="xy", e_step=dataclasses.replace(CONFIG.e_step, objective="subtb", huber_delta=None)
+        CONFIG,
+        q_sees="question-and-answer",
+        e_step=dataclasses.replace(CONFIG.e_step, objective="subtb", huber_delta=None),
     ),
-    "prompt": dataclasses.replace(CONFIG, init="prompt", shots=2, rounds=1),
+    "prompt": dataclasses.replace(CONFIG, p_init="prompt", shots=2, rounds=1),
     "log Z is learned": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, objective="tb")
     ),
     "the sampler is the prior": dataclasses.replace(
-        CONFIG, condition="xy", e_step=dataclasses.replace(CONFIG.e_step, prior="sampler")
+        CONFIG, q_sees="question-and-answer", e_step=dataclasses.replace(CONFIG.e_step, prior="sampler")
     ),
     "too likely ones count for less": dataclasses.replace(
         CONFIG, rounds=1, m_step=dataclasses.replace(FIT, excess=66.0)
@@ -144,12 +146,14 @@ def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
         torch.testing.assert_close(found[0.5][name], weight * (0.5 if "lora_B" in name else 1.0))
 
 
-@pytest.mark.parametrize("condition", ["x", "xy"])
-def test_what_q_makes_too_likely_counts_for_less(lm: LanguageModel, condition: Literal["x", "xy"]) -> None:
+@pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
+def test_what_q_makes_too_likely_counts_for_less(
+    lm: LanguageModel, q_sees: Literal["question", "question-and-answer"]
+) -> None:
     """Each drawn rationale's weight beside one of its own log-reward and its own log-probability."""
     excess = 60.0  # about what Y costs in this world
     config = dataclasses.replace(
-        CONFIG, condition=condition, rounds=1, m_step=dataclasses.replace(FIT, samples=4, excess=excess)
+        CONFIG, q_sees=q_sees, rounds=1, m_step=dataclasses.replace(FIT, samples=4, excess=excess)
     )
     em = make_em(lm, config)
     for phase, _ in em.run():
@@ -178,11 +182,13 @@ def test_the_reward_is_the_configured_one(lm: LanguageModel) -> None:
     assert (comparison.normalised, comparison.penalty, comparison.weight) == (False, 0.0, 2.0)
 
 
-@pytest.mark.parametrize("condition", ["x", "xy"])
-def test_the_prior_is_the_sampler_before_its_first_e_step(lm: LanguageModel, condition: Literal["x", "xy"]) -> None:
+@pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
+def test_the_prior_is_the_sampler_before_its_first_e_step(
+    lm: LanguageModel, q_sees: Literal["question", "question-and-answer"]
+) -> None:
     """And stays it in later rounds; it reads what q reads."""
-    e_step = dataclasses.replace(CONFIG.e_step, prior="sampler", start="p")
-    em = make_em(lm, dataclasses.replace(CONFIG, condition=condition, rounds=2, e_step=e_step))
+    e_step = dataclasses.replace(CONFIG.e_step, prior="sampler", q_init="p")
+    em = make_em(lm, dataclasses.replace(CONFIG, q_sees=q_sees, rounds=2, e_step=e_step))
     priors = []
     for phase, _ in em.run():
         if phase.round:
@@ -199,23 +205,26 @@ def test_the_prior_is_the_sampler_before_its_first_e_step(lm: LanguageModel, con
 
 
 def test_what_q_and_p_read(lm: LanguageModel) -> None:
-    """With condition xy the answer is in q's prompt, never in p's."""
+    """With q_sees question-and-answer the answer is in q's prompt, never in p's."""
     task = ToyTask()
     example = task.example("ab")
-    prompts: dict[Literal["x", "xy"], str] = {"x": "ab?", "xy": "ab?. It is 3."}
-    for condition, seen in prompts.items():
-        em = make_em(lm, dataclasses.replace(CONFIG, condition=condition))
+    prompts: dict[Literal["question", "question-and-answer"], str] = {
+        "question": "ab?",
+        "question-and-answer": "ab?. It is 3.",
+    }
+    for q_sees, seen in prompts.items():
+        em = make_em(lm, dataclasses.replace(CONFIG, q_sees=q_sees))
         query = em.query(example)
         codec = em.rules.codec
         assert codec.decode(query.policy_prompt) == seen
         assert codec.decode(query.model_prompt) == "ab?"
         assert codec.decode(query.answer) == ". It is 3."
-        assert em.reasoners == (("q", "p") if condition == "x" else ("p",))
+        assert em.reasoners == (("q", "p") if q_sees == "question" else ("p",))
 
 
 def test_demonstrations_in_the_prompt_until_p_is_trained(lm: LanguageModel) -> None:
     """With the tools' results in them."""
-    em = make_em(lm, dataclasses.replace(CONFIG, init="prompt", shots=2))
+    em = make_em(lm, dataclasses.replace(CONFIG, p_init="prompt", shots=2))
     shown = "a? a= 2. It is 2.\nab? ab= 3. It is 3.\n"
     assert em.model_prefix == shown
     codec = em.rules.codec
@@ -227,14 +236,14 @@ def test_demonstrations_in_the_prompt_until_p_is_trained(lm: LanguageModel) -> N
         assert em.model_prefix == ("" if trained else shown)
 
 
-@pytest.mark.parametrize("condition", ["x", "xy"])
-def test_a_task_without_tools_and_demonstrations(lm: LanguageModel, condition: Any) -> None:
+@pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
+def test_a_task_without_tools_and_demonstrations(lm: LanguageModel, q_sees: Any) -> None:
     """Its answers are candidates, its chains may stop anywhere, and p starts from the base model."""
     config = dataclasses.replace(
         CONFIG,
-        condition=condition,
+        q_sees=q_sees,
         rounds=1,
-        init="base",
+        p_init="base",
         rollout=RolloutConfig(granularity="token", max_tokens=4, batch_size=6),
     )
     em = make_em(lm, config, PlainTask())

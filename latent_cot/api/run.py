@@ -246,7 +246,9 @@ class Run:
     @property
     def _adapters(self) -> tuple[Adapter, ...]:
         """Those that were trained: a q that sees the answer can be sampled from and scored with, though not tested."""
-        has_q = self._source.folder is not None and ("q" in self.reasoners or self.config.condition == "xy")
+        has_q = self._source.folder is not None and (
+            "q" in self.reasoners or self.config.q_sees == "question-and-answer"
+        )
         return ("q", "p") if has_q else ("p",)
 
     def _in_memory(self) -> Loop:

@@ -37,7 +37,7 @@ from latent_cot.run.paths import default_folder, with_absolute_paths
 class FitOptions(RunOptions):
     """Train a model by any method, and evaluate it. `latent-cot methods` lists them.
 
-    Settings come from the preset, then from the method (such as --condition xy of em-xy), then from the file of
+    Settings come from the preset, then from the method (em-xy: --q-sees question-and-answer), then from the file of
     --config, then from the flags below; each overrides the one before. A method reads the sections that it needs.
     --print-config shows the outcome.
     """

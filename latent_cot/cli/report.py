@@ -110,7 +110,7 @@ def _open(target: str, options: ReportOptions) -> _Run:
         raise UsageError(f"{target}: no run folder (it has no config.yaml); give the --output-dir of a run")
     reasoner: Adapter = options.reasoner or source.reasoners[0]
     if (
-        reasoner == "q" and source.config.condition != "xy"
+        reasoner == "q" and source.config.q_sees != "question-and-answer"
     ):  # one that sees the answer may be looked at, though not tested
         source.require("q")
     return _Run(source, source.folder, tasks.load(source.config.task), reasoner)

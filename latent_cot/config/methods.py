@@ -40,7 +40,7 @@ class Method:
     nothing that can be tested."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of its own, between those of the preset and of the user."""
-    condition: Literal["x", "xy"] | None = None
+    q_sees: Literal["question", "question-and-answer"] | None = None
     """What q must see; None: what the user likes."""
     has_e_step: bool = False
     """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
@@ -49,8 +49,8 @@ class Method:
 
     @property
     def implied(self) -> Mapping[str, Any]:
-        """`settings`, and the condition."""
-        return self.settings if self.condition is None else {**self.settings, "condition": self.condition}
+        """`settings`, and what q must see."""
+        return self.settings if self.q_sees is None else {**self.settings, "q_sees": self.q_sees}
 
 
 def _questions(config: RunConfig) -> int:
@@ -65,7 +65,7 @@ def _em_planned(config: RunConfig) -> Spend:
 
 def _em_reasoners(config: RunConfig, answer_given: bool) -> tuple[Literal["p", "q"], ...]:
     """A q that sees Y can be tested only where tests give it; p has learned to write Y, not to read it."""
-    if config.condition == "x":
+    if config.q_sees == "question":
         return ("q", "p")
     return ("q",) if answer_given else ("p",)
 
@@ -169,7 +169,7 @@ METHODS: Mapping[str, Method] = {
         planned=_planned_by("ppo"),
         within=_within_by("ppo"),
         reasoners=lambda config, answer_given: ("q",),
-        condition="x",
+        q_sees="question",
         unread=("m_step",),
     ),
     "grpo": Method(
@@ -178,7 +178,7 @@ METHODS: Mapping[str, Method] = {
         planned=_planned_by("grpo"),
         within=_within_by("grpo"),
         reasoners=lambda config, answer_given: ("q",),
-        condition="x",
+        q_sees="question",
         unread=("m_step",),
     ),
     "rejection": Method(
@@ -194,7 +194,7 @@ METHODS: Mapping[str, Method] = {
         planned=_forward_kl_planned,
         within=_forward_kl_within,
         reasoners=_em_reasoners,
-        settings={"condition": "xy"},
+        settings={"q_sees": "question-and-answer"},
         unread=_DRAWING,
     ),
     "gflownet": Method(
@@ -203,11 +203,11 @@ METHODS: Mapping[str, Method] = {
         planned=_planned_by("e_step"),
         within=_within_by("e_step"),
         has_e_step=True,
-        reasoners=lambda config, answer_given: ("q",) if config.condition == "x" or answer_given else (),
+        reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
         unread=("m_step",),
     ),
     "em": Method(
-        "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --condition xy, and an M-step on p",
+        "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --q-sees question-and-answer, and an M-step on p",
         "latent_cot.em:EM",
         planned=_em_planned,
         within=_em_within,
@@ -221,7 +221,7 @@ METHODS: Mapping[str, Method] = {
         within=_em_within,
         has_e_step=True,
         reasoners=_em_reasoners,
-        condition="xy",
+        q_sees="question-and-answer",
     ),
 }
 """Method's name -> what it is."""

@@ -65,7 +65,7 @@ class EStepConfig:
 
     steps: int = 40
     """Optimiser steps a round."""
-    start: Literal["p", "q"] = "q"
+    q_init: Literal["p", "q"] = "q"
     """What q is at the start of the second and later rounds: the present p, or the q of the round before. (In
     the first round there is only p.)"""
     questions: int = 8
@@ -248,16 +248,16 @@ class EMConfig:
     """The run folder; None: runs/TASK-MODEL-seedSEED, or runs/TASK-METHOD-MODEL-seedSEED if the method is not EM."""
     seed: int = 0
     """Seeds everything: the data, the rollouts, the adapters."""
-    condition: Literal["x", "xy"] = "x"
+    q_sees: Literal["question", "question-and-answer"] = "question"
     """What q sees: the question only, so that it can answer unseen ones itself; or the answer too, which makes
     it the true posterior, and p the reasoner."""
     rounds: int = 2
     """EM rounds."""
-    init: Literal["demonstrations", "base", "prompt"] = "demonstrations"
+    p_init: Literal["demonstrations", "base", "prompt"] = "demonstrations"
     """What p is before the first round: the base model fine-tuned on the demonstrations, the base model, or
     the base model with `shots` demonstrations in its prompt."""
     shots: int = 3
-    """Demonstrations in the prompt with `init: prompt`."""
+    """Demonstrations in the prompt with `p_init: prompt`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: bool = False
@@ -271,7 +271,7 @@ class EMConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     e_step: EStepConfig = field(default_factory=EStepConfig)
     init_step: MStepConfig = field(default_factory=lambda: MStepConfig(steps=60, batch_size=8, learning_rate=3e-4))
-    """Round 0 with `init: demonstrations`: an M-step on the given rationales."""
+    """Round 0 with `p_init: demonstrations`: an M-step on the given rationales."""
     m_step: MStepConfig = field(default_factory=MStepConfig)
     lessons: LessonConfig = field(default_factory=LessonConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

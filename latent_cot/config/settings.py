@@ -337,7 +337,7 @@ def check(config: RunConfig) -> None:
         raise UsageError(f"--lora.dropout is {config.lora.dropout}; it must be below 1")
     if data.demonstrations + data.pairs == 0:
         raise UsageError("--data.demonstrations and --data.pairs are both 0; there is nothing to learn from")
-    if config.init == "prompt" and config.shots > data.demonstrations:
+    if config.p_init == "prompt" and config.shots > data.demonstrations:
         raise UsageError(
             f"--shots is {config.shots}, more than the {data.demonstrations} --data.demonstrations; give fewer"
         )
@@ -383,11 +383,11 @@ def check(config: RunConfig) -> None:
 def _check_method(config: RunConfig) -> None:
     """What a method asks of settings that are not its own."""
     method, demonstrations = config.method, config.data.demonstrations
-    condition = METHODS[method].condition
-    if condition is not None and config.condition != condition:
+    q_sees = METHODS[method].q_sees
+    if q_sees is not None and config.q_sees != q_sees:
         raise UsageError(
-            f"--condition {config.condition}: q sees {'X only' if condition == 'x' else 'X and Y'} with --method "
-            f"{method}; give --condition {condition}"
+            f"--q-sees {config.q_sees}: q sees {'X only' if q_sees == 'question' else 'X and Y'} with --method "
+            f"{method}; give --q-sees {q_sees}"
         )
     shown = demonstrations or config.data.pairs
     if method == "few-shot" and config.fewshot.k > shown:

@@ -97,8 +97,8 @@ class Examined:
 
     @property
     def shown(self) -> int:
-        """Demonstrations before p's questions: with `init: prompt`, as long as p is the base model."""
-        return self.config.shots if self.config.init == "prompt" and not self.state.model_trained else 0
+        """Demonstrations before p's questions: with `p_init: prompt`, as long as p is the base model."""
+        return self.config.shots if self.config.p_init == "prompt" and not self.state.model_trained else 0
 
     @property
     def model_prefix(self) -> str:
@@ -133,7 +133,7 @@ class Examined:
         return prefix + self.task.posterior_prompt(example)
 
     def _seen_by_sampler(self, example: Example) -> str:
-        return example.x if self.config.condition == "x" else self.task.posterior_prompt(example)
+        return example.x if self.config.q_sees == "question" else self.task.posterior_prompt(example)
 
     # -- what they write -----------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class ForwardKL(Loop):
     def plan(self) -> list[Phase]:
         rounds = self.config.forward_kl.rounds
         phases = self.round(0, "init")
-        if self.config.condition == "xy":
+        if self.config.q_sees == "question-and-answer":
             phases.append(Phase(1, "imitate"))
         for number in range(1, rounds + 1):
             phases += self.round(number, "prepare", "posterior", "diagnose", "draw", "m_step", last=number == rounds)

@@ -97,7 +97,7 @@ class Loop(Examined, ABC):
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
         learned = {"m-step": [] if "m_step" in METHODS[config.method].unread else [*data.demonstrations, *data.pairs]}
-        learned["init-step"] = list(data.demonstrations) if config.init == "demonstrations" else []
+        learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
         for step, examples in learned.items():
             target = (config.m_step if step == "m-step" else config.init_step).target
             if target == "candidates" and not all(map(task.candidates, examples)):
@@ -223,7 +223,7 @@ class Loop(Examined, ABC):
 
     def start_sampler(self, number: int) -> None:
         """q ← p at the beginning of a round, if q reads what p reads."""
-        if self.config.condition == "x" and (number == 1 or self.config.e_step.start == "p"):
+        if self.config.q_sees == "question" and (number == 1 or self.config.e_step.q_init == "p"):
             self.lm.copy_adapter("p", "q")
 
     @property
@@ -254,7 +254,7 @@ class Loop(Examined, ABC):
     def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
         optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
-        sees_answer = adapter == "q" and self.config.condition == "xy"
+        sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
         for step in range(self.state.unit, c.steps):
             info = self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
             if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
@@ -324,7 +324,7 @@ class Loop(Examined, ABC):
 
     @property
     def _learns_demonstrations(self) -> bool:
-        return self.config.init == "demonstrations" and bool(self.demonstrations)
+        return self.config.p_init == "demonstrations" and bool(self.demonstrations)
 
     @property
     def _demonstrated(self) -> list[Drawn]:

@@ -82,7 +82,7 @@ def check_phases(loops: Sequence[Loop]) -> None:
     for loop in loops[1:]:
         if loop.phases != first.phases:
             own = f"{SECTIONS.get(loop.config.method)}.rounds"
-            settings = ("method", "condition", "rounds", "evaluation.every_round", own)
+            settings = ("method", "q_sees", "rounds", "evaluation.every_round", own)
             found = [one for one in differences(first.config, loop.config) if one[0] in settings]
             _refuse_difference("phases", first.config, loop.config, found)
 

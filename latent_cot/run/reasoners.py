@@ -60,8 +60,8 @@ class Source:
             raise UsageError(f"--reasoner {reasoner}: an untrained model has the reasoner p only")
         other = self.reasoners[0]
         why = f"a run of {self.config.method} answers with {other}"
-        if reasoner == "q" and self.config.condition == "xy":
-            why = "in this run q sees the answer (condition xy), so that it cannot be tested"
+        if reasoner == "q" and self.config.q_sees == "question-and-answer":
+            why = "in this run q sees the answer (--q-sees question-and-answer), so that it cannot be tested"
         raise UsageError(f"--reasoner {reasoner}: {why}; use {other}")
 
 
@@ -131,7 +131,7 @@ def load(source: Source, data: TaskData, console: Console) -> Loop:
     """The reasoners in memory, within the loop they come from: it knows the prompts that they read.
 
     Args:
-        data: the training examples, which p's prompt may show (`init: prompt`).
+        data: the training examples, which p's prompt may show (`p_init: prompt`).
     """
     from latent_cot.run.session import load_reasoners, open_session
 
@@ -155,9 +155,9 @@ def training_data(source: Source, task: Task) -> TaskData:
 
 
 def shown_data(source: Source, task: Task) -> TaskData:
-    """Those that p's prompt may show: none, unless it is one of `init: prompt` or few-shot prompting. Loading them is a
+    """Those that p's prompt may show: none, unless with `p_init: prompt` or few-shot prompting. Loading them is a
     waste otherwise."""
-    shows = source.config.init == "prompt" or source.config.method == "few-shot"
+    shows = source.config.p_init == "prompt" or source.config.method == "few-shot"
     return training_data(source, task) if shows else TaskData((), (), ())
 
 

@@ -94,8 +94,8 @@ def open_session(
     task = tasks.load(config.task)
     if not METHODS[config.method].reasoners(config, is_answer_given(task)):
         raise UsageError(
-            f"--condition {config.condition}: the tests of {task.name} do not give the answer, which q would have to "
-            f"read, and with --method {config.method} there is nobody else to test; give --condition x"
+            f"--q-sees {config.q_sees}: the tests of {task.name} do not give the answer, which q would have to "
+            f"read, and with --method {config.method} there is nobody else to test; give --q-sees question"
         )
     names = tool_names(config, task)
     chain_tools = [tools.load(name) for name in names]
@@ -489,7 +489,7 @@ def _describe(session: Session) -> dict[str, Any]:
         "model": c.model,
         "model_source": dict(session.model.source),
         "seed": c.seed,
-        "condition": c.condition,
+        "q_sees": c.q_sees,
         "decoding": {
             "max_tokens": c.evaluation.max_tokens,
             "votes": c.evaluation.votes,

@@ -74,7 +74,7 @@ def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
     assert (config.rounds, config.e_step.steps, config.e_step.samples) == (3, 7, 4)
     assert config.rollout.tools == ("calculator",)
     assert config.output_dir == str(tmp_path)
-    assert lc.configure(method="em-xy").condition == "xy"
+    assert lc.configure(method="em-xy").q_sees == "question-and-answer"
     assert lc.configure(task="random_numbers") == load_config(task="random_numbers") != lc.configure()
 
 
@@ -393,7 +393,7 @@ def test_bad_evaluations(run: lc.Run, settings: dict[str, Any]) -> None:
 
 def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: dict[str, Any]) -> None:
     small: dict[str, Any] = {
-        "init": "base",
+        "p_init": "base",
         "rollout": {"granularity": "token", "max_tokens": 4},
         "m_step": {"steps": 0},
     }

@@ -26,7 +26,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pa
 
 def test_fit(fitted: Path) -> None:
     results = json.loads((fitted / "results.json").read_text())
-    assert results["condition"] == "xy"
+    assert results["q_sees"] == "question-and-answer"
     found = results["metrics"]["1"]["q"]["test"]
     assert set(found) == set(TASK.metrics)
     assert found["ending"]["n"] == found["similarity"]["n"] == 3

@@ -281,7 +281,7 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"e_step": {"temperature_low": 2.0}}, "--e-step.temperature-low is 2.0, above"),
         ({"data": {"demonstrations": 0, "pairs": 0}}, "--data.demonstrations and --data.pairs"),
         ({"data": {"demonstrations": 0}, "e_step": {"pair_weight": 0.0}}, "leave no question"),
-        ({"init": "prompt", "shots": 51}, "--shots is 51"),
+        ({"p_init": "prompt", "shots": 51}, "--shots is 51"),
         ({"lora": {"dropout": 1.0}}, "--lora.dropout is 1.0"),
         ({"rollout": {"min_tokens": 41}}, "--rollout.min-tokens is 41"),
         ({"m_step": {"batch_size": 0}}, "--m-step.batch-size is 0"),

@@ -230,22 +230,27 @@ class GivenAnswerTask(LengthTask):
 
 
 @pytest.mark.parametrize(
-    ("method", "condition", "reasoners"),
-    [("em-xy", "xy", ("q",)), ("em", "xy", ("q",)), ("em", "x", ("q", "p")), ("few-shot", "x", ("p",))],
+    ("method", "q_sees", "reasoners"),
+    [
+        ("em-xy", "question-and-answer", ("q",)),
+        ("em", "question-and-answer", ("q",)),
+        ("em", "question", ("q", "p")),
+        ("few-shot", "question", ("p",)),
+    ],
 )
 def test_what_reasoners_read_where_the_answer_is_given(
-    tiny_model: Callable[[str], Path], method: str, condition: str, reasoners: tuple[str, ...]
+    tiny_model: Callable[[str], Path], method: str, q_sees: str, reasoners: tuple[str, ...]
 ) -> None:
     task = GivenAnswerTask()
     config: RunConfig = dataclasses.replace(
         with_method(CONFIG, method),
-        condition=condition,  # type: ignore[arg-type]
+        q_sees=q_sees,  # type: ignore[arg-type]
         rollout=dataclasses.replace(CONFIG.rollout, granularity="token"),
     )
     loop = make(language_model(tiny_model("llama"), perturb=False), config, task)
     assert loop.reasoners == reasoners
     example, decode = task.example("ab"), loop.rules.codec.tokenizer.decode
     both = task.posterior_prompt(example)
-    assert decode(loop.test_prompt("q", example)) == (both if condition == "xy" else example.x)
+    assert decode(loop.test_prompt("q", example)) == (both if q_sees == "question-and-answer" else example.x)
     shown = "".join(f"{task.posterior_prompt(d)}{d.z}\n" for d in loop.data.demonstrations[: loop.shown])
     assert decode(loop.test_prompt("p", example)) == shown + both

@@ -23,7 +23,7 @@ from tests.worlds import language_model
 
 WORLD = dataclasses.replace(
     CONFIG,
-    condition="xy",
+    q_sees="question-and-answer",
     rollout=dataclasses.replace(CONFIG.rollout, granularity="token"),
     evaluation=dataclasses.replace(CONFIG.evaluation, votes=1, samples=3),
     e_step=dataclasses.replace(CONFIG.e_step, replay=0.0),
@@ -106,7 +106,11 @@ def test_the_sampler_starts_from_the_demonstrations_and_is_resumed(lm: LanguageM
 
 
 def test_a_sampler_that_needs_an_answer_nobody_gives(tiny_model_dir: Path) -> None:
-    config = dataclasses.replace(with_method(RunConfig(), "gflownet"), condition="xy", model=str(tiny_model_dir))
+    config = dataclasses.replace(
+        with_method(RunConfig(), "gflownet"), q_sees="question-and-answer", model=str(tiny_model_dir)
+    )
     assert METHODS["gflownet"].reasoners(config, False) == ()
-    with pytest.raises(UsageError, match="--condition xy: the tests of arithmetic do not give the answer"):
+    with pytest.raises(
+        UsageError, match="--q-sees question-and-answer: the tests of arithmetic do not give the answer"
+    ):
         open_session(config)

@@ -31,7 +31,7 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
 def config_of(granularity: Any = "token", **decode: Any) -> RunConfig:
     rollout = dataclasses.replace(CONFIG.rollout, granularity=granularity, min_tokens=1)
     evaluation = dataclasses.replace(CONFIG.evaluation, samples=4, votes=1, max_tokens=4)
-    config = dataclasses.replace(CONFIG, init="base", rollout=rollout, evaluation=evaluation)
+    config = dataclasses.replace(CONFIG, p_init="base", rollout=rollout, evaluation=evaluation)
     return dataclasses.replace(with_method(config, "decode"), decode=DecodeConfig(**decode))
 
 

@@ -287,7 +287,7 @@ def test_settings_that_make_no_sense(method: str, changes: dict[str, Any], parts
     assert all(part in str(refused.value) for part in parts)
 
 
-@pytest.mark.parametrize(("method", "condition"), [("em-xy", "x"), ("ppo", "xy")])
-def test_a_condition_that_contradicts_the_method(method: str, condition: Any) -> None:
-    with pytest.raises(UsageError, match=f"--condition {condition}"):
-        check(dataclasses.replace(with_method(WORLD, method), condition=condition))
+@pytest.mark.parametrize(("method", "q_sees"), [("em-xy", "question"), ("ppo", "question-and-answer")])
+def test_a_condition_that_contradicts_the_method(method: str, q_sees: Any) -> None:
+    with pytest.raises(UsageError, match=f"--q-sees {q_sees}"):
+        check(dataclasses.replace(with_method(WORLD, method), q_sees=q_sees))

@@ -78,7 +78,7 @@ def test_log_z_starts_from_the_questions_that_can_be_answered(
 
 def test_the_buffers_seeds_are_rewarded_as_p_reads_them(lm: LanguageModel) -> None:
     e_step = dataclasses.replace(CONFIG.e_step, buffer_tolerance=0.0)
-    em = make(lm, dataclasses.replace(CONFIG, condition="xy", rounds=1, e_step=e_step))
+    em = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, e_step=e_step))
     assert isinstance(em, em_module.EM)
     em._fill_buffer()
     query, demonstration = em.query(em.questions[0]), em.demonstrations[0]
@@ -106,7 +106,7 @@ def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatc
 def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = spy(monkeypatch, examined_module, "answer_questions")
     m_step = dataclasses.replace(CONFIG.m_step, steps=0)
-    list(make(lm, dataclasses.replace(CONFIG, init="prompt", shots=2, rounds=1, m_step=m_step)).run())
+    list(make(lm, dataclasses.replace(CONFIG, p_init="prompt", shots=2, rounds=1, m_step=m_step)).run())
     assert {(arguments[1], bool(options["prefix"])) for arguments, options in asked} == {("p", True), ("q", False)}
 
 
@@ -132,7 +132,7 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
     updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, loop_module, "vary")
     steps = {name: dataclasses.replace(getattr(CONFIG, name), target="answer") for name in ("init_step", "m_step")}
     lessons = dataclasses.replace(CONFIG.lessons, joined_questions=2)
-    loop = make(lm, dataclasses.replace(CONFIG, condition="xy", rounds=1, lessons=lessons, **steps))
+    loop = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, lessons=lessons, **steps))
     list(loop.run())
     assert {(arguments[1], options["target"]) for arguments, options in updates} == {("q", "joint"), ("p", "answer")}
     with_y = [loop.rules.codec.encode_prompt(loop.task.posterior_prompt(question)) for question in loop.questions]

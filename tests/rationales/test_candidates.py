@@ -48,7 +48,7 @@ TASK = ThreeTask()
 EXAMPLES = [TASK.example(question) for question in ("aab", "ab", "ccb")]
 DIRECT = dataclasses.replace(
     CONFIG,
-    init="base",
+    p_init="base",
     rollout=RolloutConfig(granularity="token", max_tokens=4, batch_size=6),
     data=DataConfig(demonstrations=0, pairs=3, validation=0),
     e_step=dataclasses.replace(CONFIG.e_step, answer_reward="normalised", wrong_candidate_penalty=2.0, seed_samples=3),

@@ -217,7 +217,7 @@ def test_every_method_learns_from_it(tiny_model: Callable[[str], Path], method: 
     changes: dict[str, Any] = {"rollout": rollout, "e_step": e_step, "ppo": policy, "grpo": policy, "rounds": 1}
     config = dataclasses.replace(CONFIG, **changes, forward_kl=forward_kl, rejection=rejection)
     config = with_method(config, method)
-    loop = make(lm, dataclasses.replace(config, condition="x"), ShortTask())
+    loop = make(lm, dataclasses.replace(config, q_sees="question"), ShortTask())
     rewards = [i["log_reward"] for phase, i in loop.run() if phase.name in ("e_step", "policy") and "log_reward" in i]
     if method in ("gflownet", "ppo", "grpo"):
         assert statistics.median(rewards[-4:]) > statistics.median(rewards[:4]) + 1

@@ -174,9 +174,7 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
     folder.write_json("results.json", {})
     assert records.is_finished(run)
     other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, max_grad_norm=2.0))
-    with pytest.raises(
-        UsageError, match=r"\(--m-step.max-grad-norm 1.0 there, 2.0 here\).*--output-dir"
-    ):
+    with pytest.raises(UsageError, match=r"\(--m-step.max-grad-norm 1.0 there, 2.0 here\).*--output-dir"):
         records.is_finished(Run("em", other))
 
 

@@ -30,7 +30,7 @@ from tests.loops import CONFIG, make, outcome
 from tests.worlds import PlainTask, ToyTask, language_model
 
 TOKENS = dataclasses.replace(CONFIG.rollout, granularity="token")
-PLAIN = dataclasses.replace(CONFIG, rollout=TOKENS, rounds=1, init="base")
+PLAIN = dataclasses.replace(CONFIG, rollout=TOKENS, rounds=1, p_init="base")
 TOY = dataclasses.replace(CONFIG, rounds=1)
 
 
@@ -103,16 +103,16 @@ def test_they_share_one_q_and_each_has_its_own_rules(lm: LanguageModel) -> None:
     assert len(toy.rules.codec.actions) < len(plain.rules.codec.actions)
 
 
-@pytest.mark.parametrize("condition", ["x", "xy"])
+@pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
 @pytest.mark.parametrize("first", ["toy", "plain"])
 def test_adapters_are_copied_before_anybody_learns(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, condition: Any, first: str
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, q_sees: Any, first: str
 ) -> None:
     """The plain task has no units of imitation and none of the comparison with the posterior."""
     log: list[tuple[str, int, str]] = []
     parts = [
-        Part(make(lm, dataclasses.replace(TOY, condition=condition), ToyTask()), log),
-        Part(make(lm, dataclasses.replace(PLAIN, condition=condition), PlainTask()), log),
+        Part(make(lm, dataclasses.replace(TOY, q_sees=q_sees), ToyTask()), log),
+        Part(make(lm, dataclasses.replace(PLAIN, q_sees=q_sees), PlainTask()), log),
     ]
     copied: list[set[str]] = []
     copy = lm.copy_adapter

@@ -10,7 +10,7 @@ from latent_cot.config.schema import SECTIONS
 from latent_cot.config.settings import to_dict
 from latent_cot.report.comparison.plan import IGNORED, Run
 
-LATER = ("method", "condition", "rounds", "e_step", "m_step", "evaluation", *SECTIONS.values())
+LATER = ("method", "q_sees", "rounds", "e_step", "m_step", "evaluation", *SECTIONS.values())
 """Settings that round 0 does not depend on."""
 
 

@@ -45,7 +45,7 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
         "task": config.task,
         "model": config.model,
         "method": config.method,
-        "condition": config.condition,
+        "q_sees": config.q_sees,
         "status": record.get("status"),
         "facts": facts(source, task, record, _cost(folder)),
         "settings": folder.config,
@@ -64,9 +64,13 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
 def facts(source: Source, task: Task, record: Mapping[str, Any], cost: Mapping[str, Any]) -> list[list[str]]:
     """[label, value] pairs: what was run, on what, and what it took."""
     config, d = source.config, source.config.data
-    sees = "q sees the answer, q(Z | X, Y)" if config.condition == "xy" else "q sees the question only, q(Z | X)"
+    sees = (
+        "q sees the answer, q(Z | X, Y)"
+        if config.q_sees == "question-and-answer"
+        else "q sees the question only, q(Z | X)"
+    )
     method = METHODS[config.method]
-    samples = "q" in source.reasoners or config.condition == "xy"
+    samples = "q" in source.reasoners or config.q_sees == "question-and-answer"
     tools = tool_names(config, task)
     found = {
         "task": task.description,

@@ -76,7 +76,7 @@ def sample(
                 on_done(1)
     return {
         "reasoner": settings.reasoner,
-        "sees_answer": settings.reasoner == "q" and loop.config.condition == "xy",
+        "sees_answer": settings.reasoner == "q" and loop.config.q_sees == "question-and-answer",
         "own_reward": loop.reward.task is not None,
         "n": settings.samples,
         "temperature": settings.temperature,

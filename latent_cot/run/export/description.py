@@ -96,8 +96,8 @@ class Description:
     task_description: str
     reasoner: Adapter
     method: str
-    condition: str
-    """What q sees: "x", or "xy"."""
+    q_sees: str
+    """What q sees: "question", or "question-and-answer"."""
     own_reward: bool
     """Whether the task has a reward of its own, instead of p(X Z Y)."""
     seed: int
@@ -177,7 +177,7 @@ def describe(loop: Loop, reasoner: Adapter, folder: RunFolder, examples: Sequenc
         task_description=loop.task.description,
         reasoner=reasoner,
         method=c.method,
-        condition=c.condition,
+        q_sees=c.q_sees,
         own_reward=isinstance(loop.task, RewardingTask),
         seed=c.seed,
         rounds=c.rounds,

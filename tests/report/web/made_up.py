@@ -123,7 +123,14 @@ def run_of(samples: Json | None, name: str = "made-up") -> Json:
     text = [["own", " 1 + 1 ="], ["tool", " 2"], ["failed", "x: no"]]
     step = {"round": 1, "phase": "e_step", "unit": 1}
     logged = [{**step, "question": "1 + 1", "text": text, "cut": False, "log_reward": -0.5, "count": 8}]
-    head = {"name": name, "task": "arithmetic", "model": "tiny", "method": "em", "condition": "x", "status": "finished"}
+    head = {
+        "name": name,
+        "task": "arithmetic",
+        "model": "tiny",
+        "method": "em",
+        "q_sees": "question",
+        "status": "finished",
+    }
     facts = [["task", "integer arithmetic"], ["seed", "0"]]
     return {
         **head,

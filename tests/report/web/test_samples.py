@@ -61,10 +61,10 @@ def rationale_of(loop: Loop, found: Json, question: Json, leaf: int) -> Rational
     )
 
 
-@pytest.mark.parametrize("condition", ["x", "xy"])
-def test_figures_are_those_of_the_scores_and_of_the_reward(lm: LanguageModel, condition: Any) -> None:
-    loop, found = made(lm, dataclasses.replace(CONFIG, condition=condition))
-    assert found["sees_answer"] == (condition == "xy")
+@pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
+def test_figures_are_those_of_the_scores_and_of_the_reward(lm: LanguageModel, q_sees: Any) -> None:
+    loop, found = made(lm, dataclasses.replace(CONFIG, q_sees=q_sees))
+    assert found["sees_answer"] == (q_sees == "question-and-answer")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     examples = {e.question: e for e in (*loop.data.validation, *loop.tests["test"])}
     for question in found["questions"]:
