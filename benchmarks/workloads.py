@@ -43,7 +43,7 @@ class EStepWork:
 
     def __init__(self, model: str, seed: int, max_tokens: int | None = None) -> None:
         config = load_config()
-        data = replace(config.data, demonstrations=0, validation=0, pairs=64)
+        data = replace(config.data, demonstrations=0, validation=0, unlabelled=64)
         evaluation = replace(config.evaluation, splits=())
         self.session = open_session(
             replace(config, task="arithmetic", model=model, seed=seed, p_init="base", data=data, evaluation=evaluation)
@@ -51,7 +51,7 @@ class EStepWork:
         self.lm, self.codec = self.session.lm, self.session.rules.codec
         self.queries = [
             Query(pair, self.codec.encode_prompt(pair.x), self.codec.encode_prompt(pair.x), self._answer(pair.y))
-            for pair in self.session.data.pairs
+            for pair in self.session.data.unlabelled
         ]
         # A learning rate of 0: each run finds the same q.
         self.optimiser = AdapterOptimiser(self.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), 100.0)

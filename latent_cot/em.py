@@ -126,7 +126,7 @@ class EM(Loop):
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         log_z = [self.log_z] if c.objective in LEARNS_LOG_Z else []
         optimiser = self._new_optimiser("q", schedule, c.max_grad_norm, log_z=log_z, log_z_rate=c.log_z_learning_rate)
-        weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.pairs)
+        weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.unlabelled)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             generator = torch.Generator().manual_seed(rng.getrandbits(60))

@@ -100,7 +100,7 @@ class DataRequest:
 
     demonstrations: int = 50
     """Number of examples (X, Z, Y) to train with; a task without rationales ignores it."""
-    pairs: int = 1000
+    unlabelled: int = 1000
     """Number of examples (X, Y), their rationale unseen."""
     validation: int = 200
     """Number of examples (X, Y) kept out of training and out of the tests, for diagnostics and tuning."""
@@ -116,7 +116,7 @@ class TaskData:
     """A task's training side. Test splits are asked for by name: `Task.split`."""
 
     demonstrations: tuple[Example, ...]
-    pairs: tuple[Example, ...]
+    unlabelled: tuple[Example, ...]
     validation: tuple[Example, ...]
     notes: tuple[str, ...] = ()
     """Sentences the user should see: where the data came from, what was dropped and how much."""

@@ -366,8 +366,8 @@ def test_what_would_learn_nothing_is_refused(changes: dict[str, Any], message: s
     EM.check(CONFIG, ToyTask(), data)
     with pytest.raises(UsageError, match=message):
         EM.check(dataclasses.replace(CONFIG, **changes), ToyTask(), data)
-    without = dataclasses.replace(data.pairs[0], y=None)
+    without = dataclasses.replace(data.unlabelled[0], y=None)
     answers = dataclasses.replace(CONFIG, m_step=dataclasses.replace(FIT, target="answer"))
     EM.check(answers, ToyTask(), data)
     with pytest.raises(UsageError, match=r"--m-step\.target answer"):
-        EM.check(answers, ToyTask(), dataclasses.replace(data, pairs=(without,)))
+        EM.check(answers, ToyTask(), dataclasses.replace(data, unlabelled=(without,)))

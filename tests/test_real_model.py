@@ -65,7 +65,7 @@ def test_a_short_run_learns_from_its_demonstrations(tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text(
         "rounds: 0\ninit_step: {steps: 40, batch_size: 8}\n"
-        "data: {demonstrations: 50, pairs: 8}\n"
+        "data: {demonstrations: 50, unlabelled: 8}\n"
         "evaluation: {splits: [3-operands], size: 60, max_tokens: 60, batch_size: 60}\n"
     )
     folder = tmp_path / "run"

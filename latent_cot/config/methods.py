@@ -54,7 +54,7 @@ class Method:
 
 
 def _questions(config: RunConfig) -> int:
-    return config.data.demonstrations + config.data.pairs
+    return config.data.demonstrations + config.data.unlabelled
 
 
 def _em_planned(config: RunConfig) -> Spend:

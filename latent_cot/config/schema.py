@@ -19,7 +19,7 @@ class DataConfig:
 
     demonstrations: int = 50
     """Examples (X, Z, Y): question, rationale and answer."""
-    pairs: int = 1000
+    unlabelled: int = 1000
     """Examples (X, Y): question and answer, the rationale unseen."""
     validation: int = 200
     """Examples held out of training and of the tests, for diagnostics and tuning."""
@@ -444,7 +444,7 @@ class RunConfig(EMConfig):
 def data_request(config: RunConfig) -> DataRequest:
     """What a configuration asks of its task."""
     d = config.data
-    return DataRequest(d.demonstrations, d.pairs, d.validation, config.seed, d.train_file, d.options)
+    return DataRequest(d.demonstrations, d.unlabelled, d.validation, config.seed, d.train_file, d.options)
 
 
 def tool_names(config: RunConfig, task: Task) -> Sequence[str]:

@@ -335,8 +335,8 @@ def check(config: RunConfig) -> None:
     e, data = config.e_step, config.data
     if config.lora.dropout >= 1:
         raise UsageError(f"--lora.dropout is {config.lora.dropout}; it must be below 1")
-    if data.demonstrations + data.pairs == 0:
-        raise UsageError("--data.demonstrations and --data.pairs are both 0; there is nothing to learn from")
+    if data.demonstrations + data.unlabelled == 0:
+        raise UsageError("--data.demonstrations and --data.unlabelled are both 0; there is nothing to learn from")
     if config.p_init == "prompt" and config.shots > data.demonstrations:
         raise UsageError(
             f"--shots is {config.shots}, more than the {data.demonstrations} --data.demonstrations; give fewer"
@@ -353,7 +353,7 @@ def check(config: RunConfig) -> None:
         )
     if e.on_policy + e.tempered + e.replay == 0:
         raise UsageError("--e-step.on-policy, --e-step.tempered and --e-step.replay are all 0; raise one")
-    if (e.demonstration_weight * data.demonstrations) + (e.pair_weight * data.pairs) == 0:
+    if (e.demonstration_weight * data.demonstrations) + (e.pair_weight * data.unlabelled) == 0:
         raise UsageError("--e-step.demonstration-weight and --e-step.pair-weight leave no question to draw; raise one")
     if e.temperature_low > e.temperature_high:
         raise UsageError(
@@ -389,9 +389,9 @@ def _check_method(config: RunConfig) -> None:
             f"--q-sees {config.q_sees}: q sees {'X only' if q_sees == 'question' else 'X and Y'} with --method "
             f"{method}; give --q-sees {q_sees}"
         )
-    shown = demonstrations or config.data.pairs
+    shown = demonstrations or config.data.unlabelled
     if method == "few-shot" and config.fewshot.k > shown:
-        what = "demonstrations" if demonstrations else "pairs"
+        what = "demonstrations" if demonstrations else "unlabelled"
         raise UsageError(f"--fewshot.k is {config.fewshot.k}, more than the {shown} --data.{what}; give fewer")
     if method == "sft" and demonstrations and not config.data.validation:
         raise UsageError("--method sft learns --data.demonstrations and is stopped by --data.validation; give some")

@@ -70,7 +70,7 @@ class Examined:
         self.tests, self.rules, self.test_rules = tests, rules, test_rules
         self.state = state or State()
         self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
-        self.questions = [*data.demonstrations, *data.pairs]
+        self.questions = [*data.demonstrations, *data.unlabelled]
 
     # -- who they are --------------------------------------------------------------------------------
 

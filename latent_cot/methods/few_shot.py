@@ -22,7 +22,7 @@ class FewShot(Loop):
     def model_prefix(self) -> str:
         if self.data.demonstrations:
             return super().model_prefix
-        return "".join(f"{example.x}{example.y}\n" for example in self.data.pairs[: self.shown])
+        return "".join(f"{example.x}{example.y}\n" for example in self.data.unlabelled[: self.shown])
 
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         return super().sampler_of(reasoner) if self.data.demonstrations else None

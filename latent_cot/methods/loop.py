@@ -96,7 +96,9 @@ class Loop(Examined, ABC):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
-        learned = {"m-step": [] if "m_step" in METHODS[config.method].unread else [*data.demonstrations, *data.pairs]}
+        learned = {
+            "m-step": [] if "m_step" in METHODS[config.method].unread else [*data.demonstrations, *data.unlabelled]
+        }
         learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
         for step, examples in learned.items():
             target = (config.m_step if step == "m-step" else config.init_step).target

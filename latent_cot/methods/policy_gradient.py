@@ -45,7 +45,9 @@ class PolicyGradient(Loop):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
         section = "ppo" if config.method == "ppo" else "grpo"
-        if getattr(config, section).reward == "correct" and not tells_right(task, [*data.demonstrations, *data.pairs]):
+        if getattr(config, section).reward == "correct" and not tells_right(
+            task, [*data.demonstrations, *data.unlabelled]
+        ):
             raise UsageError(
                 f"--{section}.reward correct: a rationale of {task.name} is not right or wrong by itself; leave it out"
             )

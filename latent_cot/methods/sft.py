@@ -39,7 +39,7 @@ class SFT(Loop):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        if not data.demonstrations and not all(map(task.candidates, data.pairs)):
+        if not data.demonstrations and not all(map(task.candidates, data.unlabelled)):
             raise UsageError(
                 "--method sft learns --data.demonstrations, whose answers are read off rationales; give some"
             )

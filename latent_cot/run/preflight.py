@@ -27,8 +27,8 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
 
     Raises UsageError if there are none, and for one without an answer, which is what a method learns from.
     """
-    parts = {"demonstrations": data.demonstrations, "pairs": data.pairs, "validation": data.validation}
-    if not (data.demonstrations or data.pairs):
+    parts = {"demonstrations": data.demonstrations, "unlabelled": data.unlabelled, "validation": data.validation}
+    if not (data.demonstrations or data.unlabelled):
         raise UsageError(f"{task.name} has no examples to train with; look at the task's `load` and at its data")
     for part, examples in parts.items():
         for example in examples:

@@ -163,7 +163,7 @@ def shown_data(source: Source, task: Task) -> TaskData:
 
 def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
     """What the reasoners were trained on: nothing, for a base model."""
-    return [] if source.folder is None else [*data.demonstrations, *data.pairs]
+    return [] if source.folder is None else [*data.demonstrations, *data.unlabelled]
 
 
 def _is_model_trained(folder: RunFolder) -> bool:

@@ -133,7 +133,7 @@ def open_session(
     )
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
-    check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.pairs, *data.validation], rules.max_tokens)
+    check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.unlabelled, *data.validation], rules.max_tokens)
     check_lengths(lm.max_positions, codec, [one for split in tests.values() for one in split], test_rules.max_tokens)
     return Session(config, model, task, data, tests, rules, test_rules, notes)
 
@@ -322,7 +322,7 @@ def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tup
 
     Raises UsageError for a split of which nothing is left.
     """
-    training = [] if has_one_question(task) else [*data.demonstrations, *data.pairs]
+    training = [] if has_one_question(task) else [*data.demonstrations, *data.unlabelled]
     tests, notes = {}, []
     for name in task.default_splits if evaluation.splits is None else evaluation.splits:
         examples = task.split(name)
@@ -451,7 +451,7 @@ def _refuse_other_data(config: RunConfig, checkpoint: Path) -> NoReturn:
 
 def _digest(data: TaskData) -> str:
     """What is saved refers to training examples by their place: they must be the same, in the same order."""
-    parts = (data.demonstrations, data.pairs, data.validation)
+    parts = (data.demonstrations, data.unlabelled, data.validation)
     return digest([number, e.x, e.y, e.z, e.answer] for number, part in enumerate(parts) for e in part)
 
 

@@ -51,7 +51,7 @@ def answer(text: str, result: str | None) -> str | None:
         Options: `operands`, `digits`, `operators` (see `Settings`). Validation is always generated.
         """
         settings = Settings.parse(request.options)
-        for name in ("demonstrations", "pairs", "validation"):
+        for name in ("demonstrations", "unlabelled", "validation"):
             if getattr(request, name) < 0:
                 raise UsageError(f"{name} is {getattr(request, name)}; it cannot be negative")
         if request.train_file is not None:
@@ -59,7 +59,9 @@ def answer(text: str, result: str | None) -> str | None:
         stream = questions(settings, "train", request.seed)
         return TaskData(
             demonstrations=tuple(map(demonstrate, take(stream, request.demonstrations, f"demonstrations, {settings}"))),
-            pairs=tuple(map(build, take(stream, request.pairs, f"pairs beside the demonstrations, {settings}"))),
+            unlabelled=tuple(
+                map(build, take(stream, request.unlabelled, f"pairs beside the demonstrations, {settings}"))
+            ),
             validation=self._validation(request, settings, frozenset()),
             notes=(f"Questions generated with {settings} seed={request.seed}; none is in a test split.",),
         )
@@ -158,7 +160,7 @@ def answer(text: str, result: str | None) -> str | None:
         repeated = len(rows) - len(demonstrations) - len(pairs)
 
         used_demonstrations = tuple(demonstrations[: request.demonstrations])
-        used_pairs = tuple(pairs[: request.pairs])
+        used_pairs = tuple(pairs[: request.unlabelled])
         trained_on = {e.question for e in (*used_demonstrations, *used_pairs)}
         in_test_share = sum(share_of(question) == "test" for question in trained_on)
         notes = [

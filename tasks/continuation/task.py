@@ -52,7 +52,7 @@ class Continuation(PlainMeasuredTask):
         source, seed = request.train_file or prompts.OWN, request.seed
         found = prompts.read(source)
         train, held_out = prompts.share(found, "train"), prompts.share(found, "validation")
-        pairs = prompts.draw(train, request.pairs, f"train {seed}", f"--data.pairs: {source}")
+        pairs = prompts.draw(train, request.unlabelled, f"train {seed}", f"--data.unlabelled: {source}")
         validation = prompts.draw(held_out, request.validation, f"validation {seed}", f"--data.validation: {source}")
         note = f"{source}: {len(train)} prompts to train with, {len(held_out)} for validation, the others for tests."
         return TaskData((), tuple(pairs), tuple(validation), (note,))

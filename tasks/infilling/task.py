@@ -41,9 +41,9 @@ class Infilling(PlainMeasuredTask):
         shares = stories.shares_of(source)
         train = _draw(
             shares.train,
-            request.demonstrations + request.pairs,
+            request.demonstrations + request.unlabelled,
             f"train {request.seed}",
-            f"--data.demonstrations and --data.pairs: {source}",
+            f"--data.demonstrations and --data.unlabelled: {source}",
         )
         validation = _draw(
             shares.validation, request.validation, f"validation {request.seed}", f"--data.validation: {source}"

@@ -50,7 +50,7 @@ class RandomNumbers(PlainMeasuredTask):
 
         return TaskData(
             demonstrations=drawn(request.demonstrations),
-            pairs=(question,) * min(1, request.pairs),
+            unlabelled=(question,) * min(1, request.unlabelled),
             validation=drawn(request.validation),
             notes=(f"One question, {question.question}; its demonstrations are drawn uniformly, seed={request.seed}.",),
         )

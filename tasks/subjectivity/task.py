@@ -34,7 +34,7 @@ class Subjectivity:
     default_splits: tuple[str, ...] = ("test",)
 
     def load(self, request: DataRequest) -> TaskData:
-        """`request.pairs` sentences of `request.train_file`, drawn at random with the seed; none is demonstrated.
+        """`request.unlabelled` sentences of `request.train_file`, drawn at random with the seed; none is demonstrated.
 
         Validation sentences are drawn from what is left, of that file and of any that are named after it (separated
         by commas). Without a file there are the task's own few.
@@ -47,7 +47,7 @@ class Subjectivity:
             files = [name.strip() for name in request.train_file.split(",")]
             rows, *others = map(self.read, files)
             source, rest = files[0], [example for of_file in (rows, *others) for example in of_file]
-        pairs = _draw(rows, request.pairs, f"pairs {request.seed}", f"--data.pairs: {source}")
+        pairs = _draw(rows, request.unlabelled, f"pairs {request.seed}", f"--data.unlabelled: {source}")
         left, _ = drop_seen(rest, pairs)
         where = f"--data.validation: {request.train_file or source}"
         validation = _draw(left, request.validation, f"validation {request.seed}", where)

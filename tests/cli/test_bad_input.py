@@ -89,7 +89,7 @@ def test_bad_flags(cli: Cli, argv: list[str], parts: list[str]) -> None:
         (["--model", "./absent"], ["--model ./absent", "no such folder"]),
         (["--evaluation.splits", "3-operandz"], ["'3-operandz'", "Did you mean '3-operands'?"]),
         (["--data.options", "operandz", "3"], ["'operandz'", "Did you mean 'operands'?"]),
-        (["--data.pairs", "2000000"], ["2000000 questions"]),
+        (["--data.unlabelled", "2000000"], ["2000000 questions"]),
         (["--rollout.tools", "calculater"], ["'calculater'", "Did you mean 'calculator'?"]),
         (["--lora.target-modules", "q_prj"], ["--lora.target-modules q_prj"]),
         (["--rollout.max-tokens", "5"], ["--rollout.max-tokens"]),

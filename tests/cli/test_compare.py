@@ -150,7 +150,7 @@ def test_another_seed_or_other_settings_have_another_round_zero(tmp_path: Path) 
         folder(seed=1),
         folder(init_step=MStepConfig(steps=9)),
         folder(lessons=LessonConfig(strange_steps=9)),
-        folder(data=DataConfig(pairs=9)),
+        folder(data=DataConfig(unlabelled=9)),
         folder(model="other"),
     ]
     assert len({own, *others}) == 6

@@ -97,7 +97,18 @@ def test_a_run_does_not_go_on_with_other_training_data(
     file = tmp_path / "train.jsonl"
     file.write_text("".join(rows))
     command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "run", "--data.train-file", file]
-    sizes = ["--data.demonstrations", 0, "--data.pairs", 6, "--data.validation", 2, "--p-init", "base", "--rounds", 1]
+    sizes = [
+        "--data.demonstrations",
+        0,
+        "--data.unlabelled",
+        6,
+        "--data.validation",
+        2,
+        "--p-init",
+        "base",
+        "--rounds",
+        1,
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(Display, "on_unit", lambda *_: signal.raise_signal(signal.SIGINT))
         assert cli(*command, *sizes).status == 130

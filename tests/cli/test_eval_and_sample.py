@@ -56,7 +56,7 @@ def test_eval_of_a_model_with_votes(cli: Cli, tiny_model_dir: Path) -> None:
 
 def test_eval_drops_what_was_trained_on(cli: Cli, finished: Path, tmp_path: Path) -> None:
     training = tasks.load("arithmetic").load(data_request(load_config("smoke")))
-    seen = [*training.demonstrations, *training.pairs][:3]
+    seen = [*training.demonstrations, *training.unlabelled][:3]
     rows = [{"question": e.question, "answer": int(e.answer or "")} for e in seen]
     rows += [{"question": "90 + 1", "answer": 91}, {"question": "90 + 1", "answer": 91}]
     file = tmp_path / "mine.jsonl"

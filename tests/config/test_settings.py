@@ -261,7 +261,7 @@ def test_the_papers_share_of_demonstrations() -> None:
     """50 of weight 1 and 1,000 of weight 0.2: a fifth of the draws."""
     c = load_config("paper")
     weight = c.data.demonstrations * c.e_step.demonstration_weight
-    assert weight / (weight + c.data.pairs * c.e_step.pair_weight) == pytest.approx(0.2)
+    assert weight / (weight + c.data.unlabelled * c.e_step.pair_weight) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"e_step": {"on_policy": 0.0, "tempered": 0.0, "replay": 0.0}}, "--e-step.replay are all 0"),
         ({"e_step": {"pair_weight": 0.0, "demonstration_weight": 0.0}}, "--e-step.pair-weight leave"),
         ({"e_step": {"temperature_low": 2.0}}, "--e-step.temperature-low is 2.0, above"),
-        ({"data": {"demonstrations": 0, "pairs": 0}}, "--data.demonstrations and --data.pairs"),
+        ({"data": {"demonstrations": 0, "unlabelled": 0}}, "--data.demonstrations and --data.unlabelled"),
         ({"data": {"demonstrations": 0}, "e_step": {"pair_weight": 0.0}}, "leave no question"),
         ({"p_init": "prompt", "shots": 51}, "--shots is 51"),
         ({"lora": {"dropout": 1.0}}, "--lora.dropout is 1.0"),

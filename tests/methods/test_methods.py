@@ -29,7 +29,7 @@ from tests.worlds import ToyTask, language_model
 POLICY = PolicyGradientConfig(steps=3, questions=2, samples=4, epochs=2, learning_rate=1e-2, warmup=1)
 WORLD = dataclasses.replace(
     CONFIG,
-    data=dataclasses.replace(CONFIG.data, demonstrations=2, pairs=4, validation=2),
+    data=dataclasses.replace(CONFIG.data, demonstrations=2, unlabelled=4, validation=2),
     e_step=dataclasses.replace(CONFIG.e_step, replay=0.0),
     fewshot=FewShotConfig(k=2),
     sft=SFTConfig(steps=5, check_every=2, patience=9, batch_size=2, learning_rate=1e-2, warmup=1, interpolation=0.9),

@@ -16,7 +16,7 @@ STEP = {"steps": 2, "batch_size": 4, "warmup": 1}
 SETTINGS: dict[str, Any] = {
     "rounds": 1,
     "precision": "fp32",
-    "data": {"demonstrations": 4, "pairs": 6, "validation": 4},
+    "data": {"demonstrations": 4, "unlabelled": 6, "validation": 4},
     "lora": {"rank": 4, "alpha": 8},
     "rollout": {"max_tokens": 100, "batch_size": 8},
     "init_step": STEP,

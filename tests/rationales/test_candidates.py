@@ -50,7 +50,7 @@ DIRECT = dataclasses.replace(
     CONFIG,
     p_init="base",
     rollout=RolloutConfig(granularity="token", max_tokens=4, batch_size=6),
-    data=DataConfig(demonstrations=0, pairs=3, validation=0),
+    data=DataConfig(demonstrations=0, unlabelled=3, validation=0),
     e_step=dataclasses.replace(CONFIG.e_step, answer_reward="normalised", wrong_candidate_penalty=2.0, seed_samples=3),
     m_step=MStepConfig(steps=3, batch_size=2, samples=2, target="candidates", learning_rate=1e-2, warmup=1),
     sft=SFTConfig(steps=5, check_every=2, patience=1, batch_size=2, learning_rate=1e-2, warmup=1),
@@ -267,7 +267,7 @@ def test_few_shot_shows_questions_with_their_answers(fresh: LanguageModel) -> No
     assert few.sampler_of("p") is None
     list(few.run())
     assert few.state.budget.trajectories == 0
-    with pytest.raises(UsageError, match=r"more than the 3 --data\.pairs"):
+    with pytest.raises(UsageError, match=r"more than the 3 --data\.unlabelled"):
         check(dataclasses.replace(DIRECT, method="few-shot", fewshot=FewShotConfig(k=4)))
 
 

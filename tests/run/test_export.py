@@ -114,9 +114,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Path:
     """A short run of a model from the hub: enough that its chains differ, and call the calculator."""
     folder = tmp_path_factory.mktemp("run") / "run"
     steps = "{steps: 60, batch_size: 8, learning_rate: 0.01}"
-    settings = (
-        f"init_step: {steps}\ndata: {{demonstrations: 40, pairs: 8, validation: 4}}\nlora: {{rank: 16, alpha: 32}}\n"
-    )
+    settings = f"init_step: {steps}\ndata: {{demonstrations: 40, unlabelled: 8, validation: 4}}\n"
+    settings += "lora: {rank: 16, alpha: 32}\n"
     settings += "lessons: {history_dropout: 0.0, gap_share: 0.0}\n"
     (folder.parent / "settings.yaml").write_text(f"{settings}e_step: {{steps: 1, learning_rate: 0.001}}\n")
     with pytest.MonkeyPatch.context() as patch:
@@ -218,7 +217,7 @@ def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
     differ: of a trained run, one of a hundred may."""
     folder = Path(os.environ.get("LATENT_COT_RUN", tmp_path / "run"))
     if not folder.exists():
-        settings = "rounds: 1\ninit_step: {steps: 40, batch_size: 8}\ndata: {demonstrations: 50, pairs: 8}\n"
+        settings = "rounds: 1\ninit_step: {steps: 40, batch_size: 8}\ndata: {demonstrations: 50, unlabelled: 8}\n"
         (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [4-operands], max_tokens: 60}}\n")
         arguments = ["--config", str(tmp_path / "settings.yaml"), "--output-dir", str(folder)]
         assert main(["em", "--preset", "smoke", "--precision", "fp32", *arguments]) == 0
@@ -454,7 +453,7 @@ def test_the_portable_answer_is_the_tasks() -> None:
     task: Any = tasks.load("arithmetic")
     namespace: dict[str, Any] = {}
     exec(compile(task.portable, "portable", "exec"), namespace)  # noqa: S102
-    example: Example = task.load(DataRequest(demonstrations=1, pairs=0, validation=0)).demonstrations[0]
+    example: Example = task.load(DataRequest(demonstrations=1, unlabelled=0, validation=0)).demonstrations[0]
     assert example.z is not None
     assert namespace["answer"](example.z, " 14") == "14"
     assert namespace["answer"](example.z, None) is None

@@ -59,7 +59,7 @@ def test_where_an_answer_is_picked_among_candidates_it_is_not_read_off(tiny_mode
     task = PlainTask()
     config = dataclasses.replace(CONFIG, rollout=dataclasses.replace(CONFIG.rollout, granularity="token"))
     rules = make(language_model(tiny_model("llama"), perturb=False), config, task).rules
-    shown = dataclasses.replace(task.load(DataRequest()).pairs[0], z=" b")
+    shown = dataclasses.replace(task.load(DataRequest()).unlabelled[0], z=" b")
     assert check_demonstrations(task, [shown], rules) == []
 
 
@@ -72,13 +72,13 @@ def data_of(*examples: Example, validation: tuple[Example, ...] = ()) -> TaskDat
 
 def test_examples_need_answers_and_there_must_be_some() -> None:
     task = ToyTask()
-    assert check_examples(task, data_of(EXAMPLE), DataConfig(demonstrations=0, pairs=1, validation=0)) == []
-    asked = DataConfig(demonstrations=0, pairs=9, validation=5)
-    assert check_examples(task, data_of(EXAMPLE), asked) == ["There are 1 of 9 pairs, 0 of 5 validation."]
+    assert check_examples(task, data_of(EXAMPLE), DataConfig(demonstrations=0, unlabelled=1, validation=0)) == []
+    asked = DataConfig(demonstrations=0, unlabelled=9, validation=5)
+    assert check_examples(task, data_of(EXAMPLE), asked) == ["There are 1 of 9 unlabelled, 0 of 5 validation."]
     with pytest.raises(UsageError, match="toy has no examples to train with"):
         check_examples(task, data_of(), asked)
     unknown = dataclasses.replace(EXAMPLE, y=None, answer=None, meta={"source": "mine.jsonl:3"})
-    with pytest.raises(UsageError, match=r"mine\.jsonl:3: 'a': no answer, and --data\.pairs need one"):
+    with pytest.raises(UsageError, match=r"mine\.jsonl:3: 'a': no answer, and --data\.unlabelled need one"):
         check_examples(task, data_of(EXAMPLE, unknown), asked)
     with pytest.raises(UsageError, match=r"--data\.validation need one"):
         check_examples(task, data_of(EXAMPLE, validation=(unknown,)), asked)
@@ -86,12 +86,12 @@ def test_examples_need_answers_and_there_must_be_some() -> None:
 
 def test_an_answer_must_be_among_the_candidates() -> None:
     task = PlainTask()
-    labelled = task.load(DataRequest()).pairs[0]
+    labelled = task.load(DataRequest()).unlabelled[0]
     candidates = task.candidates(labelled)
     assert candidates
-    check_examples(task, data_of(labelled), DataConfig(pairs=1))
+    check_examples(task, data_of(labelled), DataConfig(unlabelled=1))
     with pytest.raises(UsageError, match="its answer 'else' is none of"):
-        check_examples(task, data_of(dataclasses.replace(labelled, answer="else")), DataConfig(pairs=1))
+        check_examples(task, data_of(dataclasses.replace(labelled, answer="else")), DataConfig(unlabelled=1))
 
 
 def test_test_questions_need_answers() -> None:

@@ -83,7 +83,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
 
 def em(folder: Path, model: Path, *flags: str) -> int:
     """A run that is short rather than good: 30 units or so."""
-    sizes = {"data.pairs": 2, "rollout.max-tokens": 30, "evaluation.max-tokens": 6, "evaluation.size": 2}
+    sizes = {"data.unlabelled": 2, "rollout.max-tokens": 30, "evaluation.max-tokens": 6, "evaluation.size": 2}
     small = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     base = ["em", "--preset", "smoke", "--precision", "fp32", "--model", str(model), "--output-dir", str(folder)]
     return main([*base, *small, *flags])

@@ -26,8 +26,8 @@ from latent_cot.types import (
     has_one_question,
 )
 
-SMALL = DataRequest(demonstrations=10, pairs=40, validation=20, seed=3)
-FEW = {"infilling": DataRequest(demonstrations=4, pairs=8, validation=3, seed=3)}
+SMALL = DataRequest(demonstrations=10, unlabelled=40, validation=20, seed=3)
+FEW = {"infilling": DataRequest(demonstrations=4, unlabelled=8, validation=3, seed=3)}
 """For tasks that have only so many examples without a file of the user's."""
 GENERATED = {"arithmetic", "parity"}
 """Tasks that make their questions themselves: they need no files, and have as many as they like."""
@@ -54,7 +54,7 @@ def splits(task: Task, data: TaskData) -> dict[str, list[Example]]:
 
 
 def everything(data: TaskData) -> tuple[Example, ...]:
-    return (*data.demonstrations, *data.pairs, *data.validation)
+    return (*data.demonstrations, *data.unlabelled, *data.validation)
 
 
 def test_describes_itself(task: Task) -> None:
@@ -67,11 +67,11 @@ def test_describes_itself(task: Task) -> None:
 
 
 def test_gives_what_is_asked_for(task: Task, data: TaskData, small: DataRequest) -> None:
-    assert len(data.pairs) == (1 if has_one_question(task) else small.pairs)
+    assert len(data.unlabelled) == (1 if has_one_question(task) else small.unlabelled)
     assert len(data.validation) == small.validation
     assert len(data.demonstrations) in (0, small.demonstrations)  # 0: a task without rationales
     assert all(example.z is not None for example in data.demonstrations)
-    assert all(example.z is None for example in data.pairs)
+    assert all(example.z is None for example in data.unlabelled)
 
 
 def test_texts_join_without_stray_spaces(task: Task, data: TaskData) -> None:
@@ -107,9 +107,9 @@ def test_no_answer_is_never_right(task: Task, data: TaskData) -> None:
 def test_grader_tells_answers_apart(task: Task, data: TaskData) -> None:
     if isinstance(task, MeasuredTask):
         pytest.skip("it has no right answers")
-    answers = {example.answer for example in data.pairs}
+    answers = {example.answer for example in data.unlabelled}
     assert len(answers) > 1
-    for example in data.pairs:
+    for example in data.unlabelled:
         assert sum(task.grade(example, answer) for answer in answers) == 1
 
 
@@ -145,11 +145,11 @@ def test_load_depends_on_the_seed_alone(task: Task, small: DataRequest, data: Ta
     if has_one_question(task):
         assert [e.z for e in other.demonstrations] != [e.z for e in data.demonstrations]
     else:
-        assert [e.question for e in other.pairs] != [e.question for e in data.pairs]
+        assert [e.question for e in other.unlabelled] != [e.question for e in data.unlabelled]
 
 
 def test_training_validation_and_tests_are_apart(task: Task, data: TaskData, splits: dict[str, list[Example]]) -> None:
-    training = (*data.demonstrations, *data.pairs)
+    training = (*data.demonstrations, *data.unlabelled)
     if not has_one_question(task):
         assert repeats(everything(data)) == 0
         assert drop_seen(list(data.validation), training)[1] == 0
@@ -204,16 +204,16 @@ def test_its_own_reward_is_that_of_a_text(task: Task, data: TaskData) -> None:
     for example in data.demonstrations:
         assert -math.inf < task.log_reward(example, example.z or "") < math.inf
     for text in ("", " ", "\x00", "\ud800", "7" * 100_000, " __import__('os')"):
-        assert task.log_reward(data.pairs[0], text) < math.inf
+        assert task.log_reward(data.unlabelled[0], text) < math.inf
 
 
 def test_listed_texts_are_all_that_is_worth_anything(task: Task, data: TaskData) -> None:
     if not isinstance(task, ListingTask):
         pytest.skip("it lists none")
     assert isinstance(task, RewardingTask)
-    texts = task.texts(data.pairs[0])
+    texts = task.texts(data.unlabelled[0])
     assert len(set(texts)) == len(texts) > 1
-    assert all(task.log_reward(data.pairs[0], text) > -math.inf for text in texts)
+    assert all(task.log_reward(data.unlabelled[0], text) > -math.inf for text in texts)
     assert {example.z for example in data.demonstrations} <= set(texts)
 
 

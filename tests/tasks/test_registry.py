@@ -118,6 +118,6 @@ def test_readme_example_reads_answers(readme_example: Path) -> None:
     assert task.answer(chain(" 1, 1, 0,")) == "0"
     assert task.answer(chain(" 1, 1, 0")) is None
     assert task.answer(chain("")) is None
-    demonstration = task.load(DataRequest(demonstrations=1, pairs=0, validation=0)).demonstrations[0]
+    demonstration = task.load(DataRequest(demonstrations=1, unlabelled=0, validation=0)).demonstrations[0]
     assert demonstration.z is not None
     assert task.answer(chain(demonstration.z)) == demonstration.answer

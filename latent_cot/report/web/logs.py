@@ -77,7 +77,8 @@ def facts(source: Source, task: Task, record: Mapping[str, Any], cost: Mapping[s
         "method": method.description + (f"; here {sees}" if samples else ""),
         "model": f"{config.model}, LoRA of rank {config.lora.rank}",
         "tools": ", ".join(tools) or "none",
-        "data": f"{d.demonstrations} demonstrations, {d.pairs} question-answer pairs, {d.validation} for validation",
+        "data": f"{d.demonstrations} demonstrations, {d.unlabelled} question-answer pairs, "
+        f"{d.validation} for validation",
         "seed": str(config.seed),
         "status": str(record.get("status")),
         "started": _moment(record.get("started_at")),

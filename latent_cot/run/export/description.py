@@ -133,7 +133,7 @@ class Description:
     """If not, the answer follows the question at once."""
 
     demonstrations: int
-    pairs: int
+    unlabelled: int
     data_notes: tuple[str, ...]
     data_files: tuple[str, ...]
     """Names, without folders, of the files that the examples came from."""
@@ -201,7 +201,7 @@ def describe(loop: Loop, reasoner: Adapter, folder: RunFolder, examples: Sequenc
         judge=loop.judge_of(reasoner),
         writes_rationales=sampler is not None,
         demonstrations=len(loop.data.demonstrations),
-        pairs=len(loop.data.pairs),
+        unlabelled=len(loop.data.unlabelled),
         data_notes=tuple(_without_folders(note, files) for note in loop.data.notes),
         data_files=tuple(path.name for path in files),
         outcome=_outcome(results, reasoner, finished),

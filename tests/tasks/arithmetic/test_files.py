@@ -138,20 +138,20 @@ def test_training_file(tmp_path: Path) -> None:
     request = DataRequest(train_file=f"{one}, {two}", validation=100)
     data = TASK.load(request)
     assert [e.z for e in data.demonstrations] == [" 12 + 7 =, 19 - 5 =", " 7 - 5 =, 12 + 2 ="]
-    assert [e.question for e in data.pairs] == [*(f"{i} + 1 + 1" for i in range(4)), "9 - 9 - 9"]
+    assert [e.question for e in data.unlabelled] == [*(f"{i} + 1 + 1" for i in range(4)), "9 - 9 - 9"]
     assert len(data.validation) == 100
     notes = " ".join(data.notes)
     assert "10 examples read; using 2 of 2 with a rationale and 5 of 5 without" in notes
     assert "3 repeated examples were dropped" in notes
 
-    few = TASK.load(DataRequest(train_file=one, demonstrations=1, pairs=2, validation=0))
-    assert (len(few.demonstrations), len(few.pairs), len(few.validation)) == (1, 2, 0)
+    few = TASK.load(DataRequest(train_file=one, demonstrations=1, unlabelled=2, validation=0))
+    assert (len(few.demonstrations), len(few.unlabelled), len(few.validation)) == (1, 2, 0)
     assert "using 1 of 2 with a rationale and 2 of 4 without" in few.notes[0]
 
 
 def test_training_file_is_kept_out_of_validation(tmp_path: Path) -> None:
     options = {"operands": "2"}
-    before = TASK.load(DataRequest(demonstrations=0, pairs=0, validation=10, options=options)).validation
+    before = TASK.load(DataRequest(demonstrations=0, unlabelled=0, validation=10, options=options)).validation
     content = "\n".join(row(question=e.question, answer=int(e.answer or "")) for e in before)
     path = write(tmp_path, content)
     after = TASK.load(DataRequest(train_file=path, validation=10, options=options)).validation
@@ -189,10 +189,10 @@ def test_published_test_questions_in_training(published: Path, kind: str, distin
     folder = published / "arithmetic_with_tool"
     names = [str(folder / f"1digit_34_op+-_{part}.json") for part in ("train_50", "hw")]
     data = TASK.load(DataRequest(train_file=",".join(names)))
-    assert (len(data.demonstrations), len(data.pairs)) == (50, 1000)
+    assert (len(data.demonstrations), len(data.unlabelled)) == (50, 1000)
     test = TASK.read(str(folder / f"1digit_{kind}_op+-_test.json"))
     assert len(test) == 500
     assert repeats(test) == 500 - distinct
-    kept, dropped = drop_seen(test, (*data.demonstrations, *data.pairs))
+    kept, dropped = drop_seen(test, (*data.demonstrations, *data.unlabelled))
     assert dropped == seen
     assert len(kept) == 500 - seen

@@ -102,11 +102,11 @@ def test_exclusion() -> None:
 def test_asking_for_more_than_exists() -> None:
     few = Settings((2,), (1,), "+-")
     there = sum(1 for _ in questions(few, "train", 0))
-    assert len(take(questions(few, "train", 0), there, "pairs")) == there
-    with pytest.raises(UsageError, match=rf"1000 questions asked for \(pairs\), but only {there} exist"):
-        take(questions(few, "train", 0), 1000, "pairs")
+    assert len(take(questions(few, "train", 0), there, "unlabelled")) == there
+    with pytest.raises(UsageError, match=rf"1000 questions asked for \(unlabelled\), but only {there} exist"):
+        take(questions(few, "train", 0), 1000, "unlabelled")
     with pytest.raises(UsageError, match="between 0 and 1,000,000"):
-        take(questions(Settings((64,), (1,), "+-"), "train", 0), 10**12, "pairs")
+        take(questions(Settings((64,), (1,), "+-"), "train", 0), 10**12, "unlabelled")
 
 
 def test_operands_and_operators_are_uniform() -> None:

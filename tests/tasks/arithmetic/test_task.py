@@ -127,16 +127,16 @@ def test_unlabelled_example_is_never_right() -> None:
 
 def test_default_request() -> None:
     data = TASK.load(DataRequest())
-    assert (len(data.demonstrations), len(data.pairs), len(data.validation)) == (50, 1000, 200)
-    for examples in (data.demonstrations, data.pairs, data.validation):
+    assert (len(data.demonstrations), len(data.unlabelled), len(data.validation)) == (50, 1000, 200)
+    for examples in (data.demonstrations, data.unlabelled, data.validation):
         counts = [example.meta["operands"] for example in examples]
         assert counts.count(3) == counts.count(4) == len(examples) // 2
-    assert {share_of(e.question) for e in (*data.demonstrations, *data.pairs)} == {"train"}
-    assert len({e.question for e in (*data.demonstrations, *data.pairs)}) == 1050
+    assert {share_of(e.question) for e in (*data.demonstrations, *data.unlabelled)} == {"train"}
+    assert len({e.question for e in (*data.demonstrations, *data.unlabelled)}) == 1050
 
 
 def test_fewer_demonstrations_are_the_first_ones() -> None:
-    few, many = (TASK.load(DataRequest(demonstrations=n, pairs=5)).demonstrations for n in (10, 50))
+    few, many = (TASK.load(DataRequest(demonstrations=n, unlabelled=5)).demonstrations for n in (10, 50))
     assert many[:10] == few
 
 
@@ -146,7 +146,7 @@ def test_demonstrations_run_on_the_calculator() -> None:
 
     calculator = tools.load("calculator")
     for options in ({}, {"operators": "+-*", "operands": "2..6", "digits": "1,2"}, {"digits": "11"}):
-        for example in TASK.load(DataRequest(pairs=0, validation=0, options=options)).demonstrations:
+        for example in TASK.load(DataRequest(unlabelled=0, validation=0, options=options)).demonstrations:
             assert example.z is not None
             text = ""
             for step in example.z.split(calculator.trigger)[:-1]:
@@ -155,7 +155,7 @@ def test_demonstrations_run_on_the_calculator() -> None:
             assert text.rpartition("=")[2].strip() == example.answer
 
 
-@pytest.mark.parametrize("name", ["demonstrations", "pairs", "validation"])
+@pytest.mark.parametrize("name", ["demonstrations", "unlabelled", "validation"])
 def test_bad_counts(name: str) -> None:
     with pytest.raises(UsageError, match=name):
         TASK.load(DataRequest(**{name: -1}))  # type: ignore[arg-type]

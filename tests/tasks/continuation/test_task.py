@@ -33,8 +33,8 @@ def test_its_own_prompts_are_enough_for_the_presets() -> None:
     assert len(found) >= 60
     for preset in ("cpu", "smoke"):
         data = load_config(preset, task="continuation").data
-        loaded = TASK.load(DataRequest(data.demonstrations, data.pairs, data.validation))
-        assert len(loaded.pairs) == data.pairs
+        loaded = TASK.load(DataRequest(data.demonstrations, data.unlabelled, data.validation))
+        assert len(loaded.unlabelled) == data.unlabelled
     assert len(TASK.split("test")) > 10
 
 
@@ -42,15 +42,15 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("".join(f"This is prompt number {i}. \n" for i in range(100)) + "This is prompt number 3.\n")
     loaded = TASK.load(DataRequest(0, 30, 5, train_file=str(file)))
-    assert {share_of(e.question) for e in loaded.pairs} == {"train"}
+    assert {share_of(e.question) for e in loaded.unlabelled} == {"train"}
     assert {share_of(e.question) for e in loaded.validation} == {"validation"}
     tests = TASK.split(str(file))
     assert {share_of(e.question) for e in tests} == {"test"}
     assert TASK.split(str(file), 3) == tests[:3]
     assert len(TASK.read(str(file))) == 100
     smaller = TASK.load(DataRequest(0, 10, 5, train_file=str(file)))
-    assert smaller.pairs == loaded.pairs[:10]
-    with pytest.raises(UsageError, match=r"--data.pairs: .*mine.txt has \d+ prompts for this, not 90"):
+    assert smaller.unlabelled == loaded.unlabelled[:10]
+    with pytest.raises(UsageError, match=r"--data.unlabelled: .*mine.txt has \d+ prompts for this, not 90"):
         TASK.load(DataRequest(0, 90, 5, train_file=str(file)))
     with pytest.raises(UsageError, match="no option 'temperature'"):
         TASK.load(DataRequest(0, 3, 1, options={"temperature": "1"}))
@@ -80,7 +80,7 @@ def test_documents_of_the_hub_are_cut_to_their_beginning(monkeypatch: pytest.Mon
 
 def test_published_prompts(shared_data: Path) -> None:
     file = str(shared_data / "openwebtext-prompts" / "prompts.txt")
-    assert len(TASK.load(DataRequest(0, 950, 50, train_file=file)).pairs) == 950
+    assert len(TASK.load(DataRequest(0, 950, 50, train_file=file)).unlabelled) == 950
     assert len(TASK.split(file, 50)) == 50
 
 

@@ -120,7 +120,7 @@ def test_a_missing_package_is_named_before_anything_is_trained(package: str, mon
     monkeypatch.setattr(metrics, "find_spec", find)
     monkeypatch.setattr(embeddings, "find_spec", find)
     with pytest.raises(UsageError, match=r"pip install 'latent-cot\[.*embeddings\]'"):
-        TASK.load(DataRequest(demonstrations=2, pairs=2, validation=1))
+        TASK.load(DataRequest(demonstrations=2, unlabelled=2, validation=1))
 
 
 def test_similarity_is_that_of_meaning() -> None:

@@ -84,15 +84,15 @@ def test_shares_of_a_file(tmp_path: Path) -> None:
 
 def test_a_file_is_trained_on_and_tested_with(tmp_path: Path) -> None:
     path = table(tmp_path / "many.csv", *((f"Number {i}.", *STORY[1:]) for i in range(60)))
-    data = TASK.load(DataRequest(demonstrations=10, pairs=5, validation=3, train_file=path))
+    data = TASK.load(DataRequest(demonstrations=10, unlabelled=5, validation=3, train_file=path))
     assert all(example.z for example in (*data.demonstrations, *data.validation))
-    assert not any(example.z for example in data.pairs)
-    trained = {example.question for example in (*data.demonstrations, *data.pairs, *data.validation)}
+    assert not any(example.z for example in data.unlabelled)
+    trained = {example.question for example in (*data.demonstrations, *data.unlabelled, *data.validation)}
     assert len(trained) == 18
     assert trained.isdisjoint(example.question for example in TASK.split(path))
     assert all(example.z for example in TASK.split(path))
     assert f"{path}: " in data.notes[0]
-    more = TASK.load(DataRequest(demonstrations=12, pairs=5, validation=3, train_file=path))
+    more = TASK.load(DataRequest(demonstrations=12, unlabelled=5, validation=3, train_file=path))
     assert more.demonstrations[:10] == data.demonstrations
 
 
@@ -135,10 +135,10 @@ def test_a_file_without_the_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (DataRequest(demonstrations=14, pairs=1, validation=1), "--data.demonstrations and --data.pairs"),
-        (DataRequest(demonstrations=2, pairs=2, validation=4), "has 3 stories for this, not 4"),
-        (DataRequest(demonstrations=1, pairs=-2, validation=1), "not -1"),
-        (DataRequest(demonstrations=2, pairs=2, validation=1, options={"operands": "3"}), "no option 'operands'"),
+        (DataRequest(demonstrations=14, unlabelled=1, validation=1), "--data.demonstrations and --data.unlabelled"),
+        (DataRequest(demonstrations=2, unlabelled=2, validation=4), "has 3 stories for this, not 4"),
+        (DataRequest(demonstrations=1, unlabelled=-2, validation=1), "not -1"),
+        (DataRequest(demonstrations=2, unlabelled=2, validation=1, options={"operands": "3"}), "no option 'operands'"),
     ],
 )
 def test_requests_that_cannot_be_met(request_: DataRequest, message: str) -> None:

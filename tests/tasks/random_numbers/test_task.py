@@ -92,11 +92,11 @@ def test_exact_figures_and_none() -> None:
 
 
 def test_demonstrations_are_fresh_numbers() -> None:
-    data = TASK.load(DataRequest(demonstrations=400, pairs=7, validation=3, seed=5, options={"numbers": "1..6"}))
-    assert len(data.pairs) == 1
+    data = TASK.load(DataRequest(demonstrations=400, unlabelled=7, validation=3, seed=5, options={"numbers": "1..6"}))
+    assert len(data.unlabelled) == 1
     assert {example.z for example in data.demonstrations} == {f" {n}" for n in range(1, 7)}
     assert data.demonstrations != TASK.load(DataRequest(400, 7, 3, 6, options={"numbers": "1..6"})).demonstrations
-    assert "between 1 and 6:" in data.pairs[0].x
+    assert "between 1 and 6:" in data.unlabelled[0].x
 
 
 @pytest.mark.parametrize(

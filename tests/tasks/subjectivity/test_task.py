@@ -62,33 +62,38 @@ def test_an_unknown_label_is_refused() -> None:
 
 
 def test_own_sentences() -> None:
-    request = DataRequest(demonstrations=5, pairs=12, validation=4)
+    request = DataRequest(demonstrations=5, unlabelled=12, validation=4)
     data, test = TASK.load(request), TASK.split("test")
     assert data.demonstrations == ()
-    assert (len(data.pairs), len(data.validation), len(test)) == (12, 4, 8)
-    assert drop_seen(test, (*data.pairs, *data.validation))[1] == 0
-    for part in (data.pairs, data.validation, test):
+    assert (len(data.unlabelled), len(data.validation), len(test)) == (12, 4, 8)
+    assert drop_seen(test, (*data.unlabelled, *data.validation))[1] == 0
+    for part in (data.unlabelled, data.validation, test):
         assert sum(example.answer == "subjective" for example in part) == len(part) / 2
-    with pytest.raises(UsageError, match=r"--data\.pairs.*12 different sentences for this, not 13"):
-        TASK.load(DataRequest(pairs=13))
+    with pytest.raises(UsageError, match=r"--data\.unlabelled.*12 different sentences for this, not 13"):
+        TASK.load(DataRequest(unlabelled=13))
 
 
 def test_a_file_gives_training_and_validation_sentences(file: Path) -> None:
-    request = DataRequest(pairs=6, validation=14, train_file=str(file), seed=1)
+    request = DataRequest(unlabelled=6, validation=14, train_file=str(file), seed=1)
     data = TASK.load(request)
-    assert {e.question for e in (*data.pairs, *data.validation)} == {row["text"] for row in ROWS}
+    assert {e.question for e in (*data.unlabelled, *data.validation)} == {row["text"] for row in ROWS}
     assert TASK.load(request) == data
-    assert TASK.load(DataRequest(pairs=8, validation=2, train_file=str(file), seed=1)).pairs[:6] == data.pairs
-    assert TASK.load(DataRequest(pairs=6, validation=14, train_file=str(file), seed=2)).pairs != data.pairs
+    assert (
+        TASK.load(DataRequest(unlabelled=8, validation=2, train_file=str(file), seed=1)).unlabelled[:6]
+        == data.unlabelled
+    )
+    assert (
+        TASK.load(DataRequest(unlabelled=6, validation=14, train_file=str(file), seed=2)).unlabelled != data.unlabelled
+    )
     with pytest.raises(UsageError, match=r"--data\.validation.*14 different"):
-        TASK.load(DataRequest(pairs=6, validation=15, train_file=str(file)))
+        TASK.load(DataRequest(unlabelled=6, validation=15, train_file=str(file)))
 
 
 def test_validation_sentences_may_come_from_further_files(file: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.csv"
     few.write_text("text,label\nsentence number 3 .,subjective\nanother one .,0\n")
-    data = TASK.load(DataRequest(pairs=2, validation=19, train_file=f"{few}, {file}"))
-    assert {e.question: e.answer for e in data.pairs} == {
+    data = TASK.load(DataRequest(unlabelled=2, validation=19, train_file=f"{few}, {file}"))
+    assert {e.question: e.answer for e in data.unlabelled} == {
         "sentence number 3 .": "subjective",
         "another one .": "objective",
     }
@@ -125,6 +130,6 @@ def test_published_files(published: Path) -> None:
     sizes = {name: len(TASK.read(str(published / name))) for name in ("train.10.jsonl", "train.jsonl", "test.jsonl")}
     assert sizes == {"train.10.jsonl": 10, "train.jsonl": 8000, "test.jsonl": 2000}
     files = f"{published / 'train.10.jsonl'},{published / 'train.jsonl'}"
-    data = TASK.load(DataRequest(pairs=10, validation=200, train_file=files))
-    assert sum(example.answer == "subjective" for example in data.pairs) == 3
-    assert drop_seen(TASK.split(str(published / "test.jsonl")), (*data.pairs, *data.validation))[1] == 0
+    data = TASK.load(DataRequest(unlabelled=10, validation=200, train_file=files))
+    assert sum(example.answer == "subjective" for example in data.unlabelled) == 3
+    assert drop_seen(TASK.split(str(published / "test.jsonl")), (*data.unlabelled, *data.validation))[1] == 0
