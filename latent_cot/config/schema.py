@@ -183,20 +183,20 @@ class MStepConfig:
 
 
 @dataclass(frozen=True)
-class LessonConfig:
+class AugmentationConfig:
     """How rationales are varied when a model is fine-tuned on them, in any method: what helps on longer chains than
     those of training (see `docs/log.md`). Rollouts and tests are as they are."""
 
     history_dropout: float = 0.0
     """Share of rationales whose steps before a random one are dropped: what follows is learned behind the question and
     the last steps only."""
-    strange_steps: int = 0
+    distractor_steps: int = 0
     """Steps of other rationales that stand in place of the dropped ones, at most: what follows must not depend on how
     many there are."""
     kept_steps: int = 1
     """Last steps that are not dropped. A single one may not tell where in the question it belongs, if that repeats
     itself."""
-    joined_questions: int = 0
+    concat_questions: int = 0
     """Other questions, of so many at most, whose words are joined to this one before it and behind it, in the share of
     rationales that is `history_dropout`."""
     gap_share: float = 0.0
@@ -273,7 +273,7 @@ class EMConfig:
     init_step: MStepConfig = field(default_factory=lambda: MStepConfig(steps=60, batch_size=8, learning_rate=3e-4))
     """Round 0 with `p_init: demonstrations`: an M-step on the given rationales."""
     m_step: MStepConfig = field(default_factory=MStepConfig)
-    lessons: LessonConfig = field(default_factory=LessonConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 

@@ -287,15 +287,15 @@ _POSITIVE = (
     ),
     *(f"{method}.{name}" for method in ("ppo", "grpo") for name in ("epochs", "reward_floor", "clip_range")),
     *(f"decode.{name}" for name in ("top_p", "multiple")),
-    "lessons.largest_gap",
-    "lessons.kept_steps",
+    "augmentation.largest_gap",
+    "augmentation.kept_steps",
     *(f"rejection.{name}" for name in ("rounds", "trajectories", "per_question")),
     *(f"forward_kl.{name}" for name in ("rounds", "model_questions", "model_samples")),
 )
 """Settings that must be above 0; every other number must not be negative."""
 
 _SHARES = (
-    *(f"lessons.{name}" for name in ("history_dropout", "gap_share", "words_with_gaps")),
+    *(f"augmentation.{name}" for name in ("history_dropout", "gap_share", "words_with_gaps")),
     *(f"{step}.interpolation" for step in ("init_step", "m_step", "sft")),
 )
 """Settings that must not be above 1."""
@@ -359,16 +359,16 @@ def check(config: RunConfig) -> None:
         raise UsageError(
             f"--e-step.temperature-low is {e.temperature_low}, above --e-step.temperature-high ({e.temperature_high})"
         )
-    if config.lessons.history_dropout and config.rollout.granularity == "token":
+    if config.augmentation.history_dropout and config.rollout.granularity == "token":
         raise UsageError(
-            f"--lessons.history-dropout is {config.lessons.history_dropout}: it drops complete steps, and with "
+            f"--augmentation.history-dropout is {config.augmentation.history_dropout}: it drops complete steps, and with "
             "--rollout.granularity token there are none; give `step`, or 0"
         )
     for step in ("init_step", "m_step"):
         target = getattr(config, step).target
-        if config.lessons.joined_questions and target != "joint":
+        if config.augmentation.concat_questions and target != "joint":
             raise UsageError(
-                f"--lessons.joined-questions is {config.lessons.joined_questions}: a question joined to others has no "
+                f"--augmentation.concat-questions is {config.augmentation.concat_questions}: a question joined to others has no "
                 f"known answer, and with --{step.replace('_', '-')}.target {target} the answer is all that is learned; "
                 "give 0, or joint"
             )

@@ -32,9 +32,9 @@ def vary(
     rng: random.Random,
     *,
     history_dropout: float,
-    strange_steps: int,
+    distractor_steps: int,
     kept_steps: int,
-    joined_questions: int,
+    concat_questions: int,
     gap_share: float,
     words_with_gaps: float,
     largest_gap: int,
@@ -44,17 +44,17 @@ def vary(
     Args:
         others: the lessons of other rationales.
         history_dropout: probability that the steps before a random one are dropped.
-        strange_steps: how many steps of others may take their place, at most.
+        distractor_steps: how many steps of others may take their place, at most.
         kept_steps: how many of the last steps are not dropped.
-        joined_questions: how many of the others' questions are joined to the question, on either side, at most.
+        concat_questions: how many of the others' questions are joined to the question, on either side, at most.
         gap_share: probability that positions are left out.
         words_with_gaps: before this share of the prompt's words.
         largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:
-        dropped = drop_history(lesson, others, codec, rng, strange=strange_steps, kept=kept_steps)
-        if joined_questions:
-            dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, most=joined_questions)
+        dropped = drop_history(lesson, others, codec, rng, strange=distractor_steps, kept=kept_steps)
+        if concat_questions:
+            dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, most=concat_questions)
         lesson = dropped
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, share=words_with_gaps, largest=largest_gap)

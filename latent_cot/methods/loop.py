@@ -279,9 +279,9 @@ class Loop(Examined, ABC):
         chosen = [records[k] for k in batch]
         lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
         target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
-        variations = vars(self.config.lessons)
+        variations = vars(self.config.augmentation)
         if sees_answer:  # a question joined to others has another answer
-            variations = {**variations, "joined_questions": 0}
+            variations = {**variations, "concat_questions": 0}
         mean_weight = sum(one.weight for one in records) / len(records)
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):

@@ -352,7 +352,7 @@ class LanguageModel:
             longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
             if longest > self.max_positions:
                 raise UsageError(
-                    f"--model: a text of {longest} tokens (positions that --lessons.gap-share leaves out count) is "
+                    f"--model: a text of {longest} tokens (positions that --augmentation.gap-share leaves out count) is "
                     f"longer than the model's {self.max_positions}; give shorter questions or rationales, or another "
                     "model"
                 )

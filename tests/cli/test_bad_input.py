@@ -251,7 +251,7 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
         (["--method", "decode", "--decode.strategy", "beam"], ["--decode.strategy beam", "has right answers"]),
         (["--method", "sft", "--data.demonstrations", "0"], ["--method sft learns --data.demonstrations"]),
         (
-            ["--m-step.target", "candidates", "--lessons.joined-questions", "0"],
+            ["--m-step.target", "candidates", "--augmentation.concat-questions", "0"],
             ["--m-step.target candidates", "give joint or answer"],
         ),
         (["--task", "random_numbers", "--m-step.excess", "1"], ["--m-step.excess", "a reward of its own"]),

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 
 from latent_cot.cli import main
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import DataConfig, LessonConfig, MStepConfig, RunConfig
+from latent_cot.config.schema import AugmentationConfig, DataConfig, MStepConfig, RunConfig
 from latent_cot.methods.loop import Loop
 from latent_cot.methods.state import Phase
 from latent_cot.report.comparison import shared_init
@@ -149,7 +149,7 @@ def test_another_seed_or_other_settings_have_another_round_zero(tmp_path: Path) 
     others = [
         folder(seed=1),
         folder(init_step=MStepConfig(steps=9)),
-        folder(lessons=LessonConfig(strange_steps=9)),
+        folder(augmentation=AugmentationConfig(distractor_steps=9)),
         folder(data=DataConfig(unlabelled=9)),
         folder(model="other"),
     ]

@@ -221,12 +221,12 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
         "m_step.learning_rate",
         "m_step.temperature",
         "m_step.interpolation",
-        "lessons.history_dropout",
-        "lessons.strange_steps",
-        "lessons.kept_steps",
-        "lessons.joined_questions",
-        "lessons.gap_share",
-        "lessons.largest_gap",
+        "augmentation.history_dropout",
+        "augmentation.distractor_steps",
+        "augmentation.kept_steps",
+        "augmentation.concat_questions",
+        "augmentation.gap_share",
+        "augmentation.largest_gap",
     }
 
 
@@ -246,14 +246,14 @@ def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None
         {"largest_gap": 0},
         {"kept_steps": 0},
     ):
-        lessons = replace(RunConfig().lessons, **flags)
-        with pytest.raises(UsageError, match="--lessons"):
-            check(replace(RunConfig(), lessons=lessons))
+        lessons = replace(RunConfig().augmentation, **flags)
+        with pytest.raises(UsageError, match="--augmentation"):
+            check(replace(RunConfig(), augmentation=lessons))
     by_token = replace(load_config(), rollout=replace(RunConfig().rollout, granularity="token"))
     with pytest.raises(UsageError, match="granularity"):
         check(by_token)
     answers_only = replace(load_config(), m_step=replace(RunConfig().m_step, target="candidates"))
-    with pytest.raises(UsageError, match=r"joined-questions.*m-step\.target candidates"):
+    with pytest.raises(UsageError, match=r"concat-questions.*m-step\.target candidates"):
         check(answers_only)
 
 

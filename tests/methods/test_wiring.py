@@ -131,12 +131,12 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
     """Whatever p learns: answers only, or questions that are joined to others, whose answer is another."""
     updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, loop_module, "vary")
     steps = {name: dataclasses.replace(getattr(CONFIG, name), target="answer") for name in ("init_step", "m_step")}
-    lessons = dataclasses.replace(CONFIG.lessons, joined_questions=2)
-    loop = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, lessons=lessons, **steps))
+    lessons = dataclasses.replace(CONFIG.augmentation, concat_questions=2)
+    loop = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, augmentation=lessons, **steps))
     list(loop.run())
     assert {(arguments[1], options["target"]) for arguments, options in updates} == {("q", "joint"), ("p", "answer")}
     with_y = [loop.rules.codec.encode_prompt(loop.task.posterior_prompt(question)) for question in loop.questions]
-    joined = {(arguments[0].prompt in with_y, options["joined_questions"]) for arguments, options in varied}
+    joined = {(arguments[0].prompt in with_y, options["concat_questions"]) for arguments, options in varied}
     assert joined == {(True, 0), (False, 2)}
 
 

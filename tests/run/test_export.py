@@ -116,7 +116,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Path:
     steps = "{steps: 60, batch_size: 8, learning_rate: 0.01}"
     settings = f"init_step: {steps}\ndata: {{demonstrations: 40, unlabelled: 8, validation: 4}}\n"
     settings += "lora: {rank: 16, alpha: 32}\n"
-    settings += "lessons: {history_dropout: 0.0, gap_share: 0.0}\n"
+    settings += "augmentation: {history_dropout: 0.0, gap_share: 0.0}\n"
     (folder.parent / "settings.yaml").write_text(f"{settings}e_step: {{steps: 1, learning_rate: 0.001}}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
