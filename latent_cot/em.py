@@ -1,13 +1,13 @@
 """THE ALGORITHM.
 
     round 0     p ← the base model, or the base model fine-tuned on the demonstrations
-    round 1     imitate  where q sees Y: q ← p, fine-tuned on the demonstrations as q sees them
-    round r     prepare  where q sees X only: q ← p; compare q with the posterior (diagnostics.py)
-                E-step   train q(Z | X[, Y]) towards p(X Z Y)                      (e_step.py)
-                diagnose compare q with the posterior
-                draw     rationales Z ~ q for the training questions
-                M-step   fine-tune p on (X, Z, Y)                                  (m_step.py)
-    after each  evaluate p and, where it sees X only, q                            (evaluate.py)
+    round 1     warm_start_q     where q sees Y: q ← p, fine-tuned on the demonstrations as q sees them
+    round r     diagnose_before  where q sees X only: q ← p; compare q with the posterior  (diagnostics.py)
+                E-step           train q(Z | X[, Y]) towards p(X Z Y)                      (e_step.py)
+                diagnose         compare q with the posterior
+                draw             rationales Z ~ q for the training questions
+                M-step           fine-tune p on (X, Z, Y)                                  (m_step.py)
+    after each  evaluate         p and, where it sees X only, q                            (evaluate.py)
 
 `Loop` (loop.py) goes through these phases, and has the ones that the baselines share.
 """
@@ -47,7 +47,7 @@ from latent_cot.types import (
     rationale_to_json,
 )
 
-ROUND = ("prepare", "e_step", "diagnose", "draw", "m_step")
+ROUND = ("diagnose_before", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""
 
 
@@ -87,7 +87,7 @@ class EM(Loop):
         c = self.config
         phases = self.round(0, "init", last=c.rounds == 0)
         if c.q_sees == "question-and-answer" and c.rounds:
-            phases.append(Phase(1, "imitate"))
+            phases.append(Phase(1, "warm_start_q"))
         for number in range(1, c.rounds + 1):
             phases += self.round(number, *ROUND, last=number == c.rounds)
         return phases
@@ -275,8 +275,8 @@ class GFlowNet(EM):
     """
 
     def plan(self) -> list[Phase]:
-        start = ["imitate"] if self.config.q_sees == "question-and-answer" else []
-        return [*self.round(0, "init"), *self.round(1, *start, "prepare", "e_step", "diagnose", last=True)]
+        start = ["warm_start_q"] if self.config.q_sees == "question-and-answer" else []
+        return [*self.round(0, "init"), *self.round(1, *start, "diagnose_before", "e_step", "diagnose", last=True)]
 
 
 def _samples(batches: Sequence[Batch], n: int = 2) -> list[Info]:

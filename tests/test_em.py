@@ -122,12 +122,12 @@ def test_each_phase_trains_what_it_should(lm: LanguageModel) -> None:
         after = weights()
         changed.setdefault(phase.name, set()).update(a for a in ADAPTERS if after[a] != before[a])
         before = after
-        if phase.name == "prepare":
+        if phase.name == "diagnose_before":
             assert after["p"] == after["q"]
     assert changed == {
         "init": {"p"},
         "evaluate": set(),
-        "prepare": {"q"},
+        "diagnose_before": {"q"},
         "e_step": {"q"},
         "diagnose": set(),
         "draw": set(),
@@ -193,7 +193,7 @@ def test_the_prior_is_the_sampler_before_its_first_e_step(
     for phase, _ in em.run():
         if phase.round:
             q, prior = ([w.tolist() for w in lm.parameters(name).values()] for name in ("q", "prior"))
-            if (phase.round, phase.name) == (1, "prepare"):
+            if (phase.round, phase.name) == (1, "diagnose_before"):
                 assert q == prior
             if phase.name == "e_step":
                 assert q != prior
@@ -250,7 +250,7 @@ def test_a_task_without_tools_and_demonstrations(lm: LanguageModel, q_sees: Any)
     infos = [(phase.name, info) for phase, info in em.run()]
     assert [name for name, _ in infos].count("m_step") == 3
     assert "init" not in dict(infos)
-    assert "prepare" not in dict(infos), "there are no validation questions to look at"
+    assert "diagnose_before" not in dict(infos), "there are no validation questions to look at"
     assert all(torch.isfinite(torch.tensor(info["loss"])) for name, info in infos if "loss" in info)
     assert em.state.results()["accuracy"]["1"]["p"]["test"]["n"] == 3
     assert not any(rationale.calls for _, rationale, _ in em.state.drawn)

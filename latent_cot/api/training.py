@@ -28,7 +28,7 @@ class Unit:
 
     round: int
     phase: str
-    """"init", "prepare", "e_step", "diagnose", "draw", "m_step", "evaluate", or what else the method has."""
+    """"init", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "evaluate", or what else the method has."""
     number: int
     """Of this unit within the phase, from 1, ..."""
     of: int

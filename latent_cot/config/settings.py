@@ -361,15 +361,15 @@ def check(config: RunConfig) -> None:
         )
     if config.augmentation.history_dropout and config.rollout.granularity == "token":
         raise UsageError(
-            f"--augmentation.history-dropout is {config.augmentation.history_dropout}: it drops complete steps, and with "
-            "--rollout.granularity token there are none; give `step`, or 0"
+            f"--augmentation.history-dropout is {config.augmentation.history_dropout}: it drops complete steps, and "
+            "with --rollout.granularity token there are none; give `step`, or 0"
         )
     for step in ("init_step", "m_step"):
         target = getattr(config, step).target
         if config.augmentation.concat_questions and target != "joint":
             raise UsageError(
-                f"--augmentation.concat-questions is {config.augmentation.concat_questions}: a question joined to others has no "
-                f"known answer, and with --{step.replace('_', '-')}.target {target} the answer is all that is learned; "
+                f"--augmentation.concat-questions is {config.augmentation.concat_questions}: a question joined to "
+                f"others has no known answer, and with --{step.replace('_', '-')}.target {target} the answer is all that is learned; "
                 "give 0, or joint"
             )
     _check_method(config)

@@ -35,9 +35,11 @@ class ForwardKL(Loop):
         rounds = self.config.forward_kl.rounds
         phases = self.round(0, "init")
         if self.config.q_sees == "question-and-answer":
-            phases.append(Phase(1, "imitate"))
+            phases.append(Phase(1, "warm_start_q"))
         for number in range(1, rounds + 1):
-            phases += self.round(number, "prepare", "posterior", "diagnose", "draw", "m_step", last=number == rounds)
+            phases += self.round(
+                number, "diagnose_before", "posterior", "diagnose", "draw", "m_step", last=number == rounds
+            )
         return phases
 
     def jobs(self) -> Mapping[str, Job]:

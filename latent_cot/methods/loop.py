@@ -121,8 +121,8 @@ class Loop(Examined, ABC):
         c = self.config
         return {
             "init": Job(self.init, lambda _: c.init_step.steps if self._learns_demonstrations else 0),
-            "imitate": Job(self.imitate, lambda _: c.init_step.steps if self.demonstrations else 0),
-            "prepare": Job(self.prepare, lambda _: len(self._diagnostic_units)),
+            "warm_start_q": Job(self.warm_start_q, lambda _: c.init_step.steps if self.demonstrations else 0),
+            "diagnose_before": Job(self.diagnose_before, lambda _: len(self._diagnostic_units)),
             "diagnose": Job(self.diagnose, lambda _: len(self._diagnostic_units)),
             "m_step": Job(self.m_step, self._m_step_units),
             "evaluate": Job(self.evaluate, lambda phase: len(self._evaluation_units(phase))),
@@ -173,9 +173,9 @@ class Loop(Examined, ABC):
     def start(self, phase: Phase) -> None:
         """What adapters begin a phase as. With several tasks it is done for all of them before any goes on: none may
         find, or undo, what another has learned in the meantime."""
-        if phase.name == "imitate":
+        if phase.name == "warm_start_q":
             self.lm.copy_adapter("p", "q")
-        elif phase.name == "prepare":
+        elif phase.name == "diagnose_before":
             self.start_sampler(phase.round)
 
     def init(self, phase: Phase) -> Iterator[Info]:
@@ -183,12 +183,12 @@ class Loop(Examined, ABC):
         if self._learns_demonstrations:
             yield from self._fit("p", self._demonstrated, self.config.init_step)
 
-    def imitate(self, phase: Phase) -> Iterator[Info]:
+    def warm_start_q(self, phase: Phase) -> Iterator[Info]:
         """A start for a q that sees Y: its prompt is one that p has never read."""
         if self.demonstrations:
             yield from self._fit("q", self._demonstrated, self.config.init_step)
 
-    def prepare(self, phase: Phase) -> Iterator[Info]:
+    def diagnose_before(self, phase: Phase) -> Iterator[Info]:
         """How far q is from the posterior before its training."""
         yield from self.diagnose(phase)
 
@@ -208,7 +208,7 @@ class Loop(Examined, ABC):
                 max_tokens=e.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
             )
-            when = "before" if phase.name == "prepare" else "after"
+            when = "before" if phase.name == "diagnose_before" else "after"
             found = self.state.posterior.setdefault(str(phase.round), {}).setdefault(when, [])
             found.extend(vars(f) for f in figures)
             yield mean_figures(found)

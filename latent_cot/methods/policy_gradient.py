@@ -56,7 +56,7 @@ class PolicyGradient(Loop):
     """Whether the KL to p is a term of the loss, and not part of the reward."""
 
     def plan(self) -> list[Phase]:
-        return [*self.round(0, "init"), *self.round(1, "prepare", "policy", "diagnose", last=True)]
+        return [*self.round(0, "init"), *self.round(1, "diagnose_before", "policy", "diagnose", last=True)]
 
     def jobs(self) -> Mapping[str, Job]:
         return {**super().jobs(), "policy": Job(self.policy, lambda _: self.settings.steps)}

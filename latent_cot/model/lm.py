@@ -352,8 +352,8 @@ class LanguageModel:
             longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
             if longest > self.max_positions:
                 raise UsageError(
-                    f"--model: a text of {longest} tokens (positions that --augmentation.gap-share leaves out count) is "
-                    f"longer than the model's {self.max_positions}; give shorter questions or rationales, or another "
+                    f"--model: a text of {longest} tokens (positions that --augmentation.gap-share leaves out count) "
+                    f"is longer than the model's {self.max_positions}; give shorter questions or rationales, or another "
                     "model"
                 )
         kind, window = self.abilities.trees, self.abilities.window

@@ -34,8 +34,8 @@ _SAMPLED = {"accuracy": "right {:.0%}", "distinct": "distinct {:.0%}"}
 _POSTERIOR = {"variance": "Var {:.3g}", "ess": "ESS {:.0%}", "bound": "bound {:.2f}"}
 FIGURES: Mapping[str, Mapping[str, str]] = {
     "init": {"loss": "loss {:.3g}"},
-    "imitate": {"loss": "loss {:.3g}"},
-    "prepare": _POSTERIOR,
+    "warm_start_q": {"loss": "loss {:.3g}"},
+    "diagnose_before": _POSTERIOR,
     "e_step": {"loss": "loss {:.3g}", "variance": "Var {:.3g}", "log_reward": "log R {:.1f}", **_SAMPLED},
     "diagnose": _POSTERIOR,
     "policy": {"loss": "loss {:.3g}", "kl": "KL {:.2f}", "log_reward": "log R {:.1f}", **_SAMPLED},
@@ -63,7 +63,15 @@ SAMPLES_EVERY = 10
 
 # Rough cost of a unit of each kind of phase, relative to an optimiser step of the M-step (1): only for phases
 # of which no unit has been measured yet.
-_COST = {"init": 0.7, "imitate": 0.7, "prepare": 4.0, "e_step": 3.0, "diagnose": 4.0, "draw": 4.0, "evaluate": 6.0} | {
+_COST = {
+    "init": 0.7,
+    "warm_start_q": 0.7,
+    "diagnose_before": 4.0,
+    "e_step": 3.0,
+    "diagnose": 4.0,
+    "draw": 4.0,
+    "evaluate": 6.0,
+} | {
     "policy": 4.0,
     "posterior": 3.0,
     "fit": 20.0,

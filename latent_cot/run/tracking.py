@@ -213,7 +213,7 @@ def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
             for metric, one in found.items()
         }
         return accuracy | metrics
-    when = {"prepare": "before", "diagnose": "after"}.get(phase.name)
+    when = {"diagnose_before": "before", "diagnose": "after"}.get(phase.name)
     figures = results["posterior"].get(number, {}).get(when, {})
     return {f"posterior/{when}/{name}": value for name, value in figures.items() if name != "n"}
 

@@ -72,7 +72,7 @@ def test_what_reads_the_answer_learns_to_stop_behind_the_rationale(
         (codec.encode_prompt(loop.task.posterior_prompt(e)), [codec.stop_id]) for e in loop.data.demonstrations
     ]
     for phase, _ in loop.run():
-        if phase.name in ("init", "imitate", "fit") and lessons:
+        if phase.name in ("init", "warm_start_q", "fit") and lessons:
             expected = plain if phase.name == "init" else posterior
             assert {name for name, _ in lessons} == {"p" if phase.name == "init" else adapter}
             assert all((list(group.prompt), list(group.answer)) in expected for _, group in lessons)
@@ -99,7 +99,7 @@ def test_the_sampler_starts_from_the_demonstrations_and_is_resumed(lm: LanguageM
     config = config_of("gflownet")
     loop = make(lm, config, task())
     assert [phase.name for phase in loop.phases if phase.round] == [
-        *("imitate", "prepare", "e_step", "diagnose", "evaluate")
+        *("warm_start_q", "diagnose_before", "e_step", "diagnose", "evaluate")
     ]
     list(loop.run())
     assert outcome(run_in_parts(lm, config, tmp_path, 2, task())) == outcome(loop)

@@ -77,7 +77,7 @@ def test_it_spends_what_was_planned(lm: LanguageModel, method: str) -> None:
     loop = make(lm, config)
     shared = 0
     for phase, _ in loop.run():
-        shared += phase.name in ("init", "imitate")
+        shared += phase.name in ("init", "warm_start_q")
     spent = loop.state.budget
     assert Spend(spent.trajectories, spent.gradient_steps - shared) == METHODS[method].planned(config)
     assert spent.tokens >= spent.trajectories or not spent.trajectories
@@ -216,7 +216,7 @@ def test_the_sampler_learns_and_the_model_stays(lm: LanguageModel, method: str) 
     loop = make(lm, config_of(method))
     initial = None
     for phase, _ in loop.run():
-        if phase.name == "prepare":
+        if phase.name == "diagnose_before":
             initial = weights(loop)["p"]
             assert weights(loop)["q"] == initial
     assert weights(loop)["p"] == initial

@@ -231,7 +231,7 @@ def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:
         "accuracy": {"p": splits},
         "metrics": {},
         "budget": {"trajectories": 100 * (seed + 1), "gradient_steps": 10},
-        "resources": {"phases": {"init": 1.0, "m_step": 2.0, "evaluate": 50.0, "prepare": 9.0}},
+        "resources": {"phases": {"init": 1.0, "m_step": 2.0, "evaluate": 50.0, "diagnose_before": 9.0}},
     }
 
 

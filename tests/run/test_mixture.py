@@ -124,8 +124,8 @@ def test_adapters_are_copied_before_anybody_learns(
     monkeypatch.setattr(lm, "copy_adapter", noted)
     turns(parts if first == "toy" else parts[::-1])
     phases = {phase for name, _, phase in log if name == "plain"}
-    assert "e_step" in phases and "prepare" not in phases and "imitate" not in phases
-    assert len(copied) == 2 and not any(before & {"imitate", "e_step"} for before in copied)
+    assert "e_step" in phases and "diagnose_before" not in phases and "warm_start_q" not in phases
+    assert len(copied) == 2 and not any(before & {"warm_start_q", "e_step"} for before in copied)
 
 
 def test_tasks_with_other_phases_do_not_fit(lm: LanguageModel) -> None:
@@ -187,7 +187,7 @@ def test_phases_without_work_are_passed_over(lm: LanguageModel) -> None:
     assert place(loop) == (1, 0.0)
     units = loop.run()
     next(units)
-    assert [phase.name for phase in loop.phases[1:4]] == ["evaluate", "prepare", "e_step"]
+    assert [phase.name for phase in loop.phases[1:4]] == ["evaluate", "diagnose_before", "e_step"]
     assert loop.units(loop.phases[2]) == 0
     assert place(loop) == (3, 0.0)
     for _ in units:

@@ -146,7 +146,7 @@ def test_every_figure_of_every_unit_is_tracked_once(tracked: Path, events: Event
 def test_steps_rise_and_none_is_given_twice(tracked: Path, events: EventAccumulator) -> None:
     of_tag = {tag: [scalar.step for scalar in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert all(steps == sorted(set(steps)) for steps in of_tag.values())
-    phases = ("init", "prepare", "e_step", "diagnose", "draw", "m_step")
+    phases = ("init", "diagnose_before", "e_step", "diagnose", "draw", "m_step")
     firsts = [min(s for tag, steps in of_tag.items() if f"/{phase}/" in tag for s in steps) for phase in phases]
     assert firsts == sorted(set(firsts)), "a later phase has later steps"
     assert max(map(max, of_tag.values())) == units(tracked)

@@ -22,7 +22,7 @@ from latent_cot.types import Example, MeasuredTask, Metric, Task, UsageError
 
 Json = dict[str, Any]
 
-POSTERIOR = {"prepare": "before", "diagnose": "after"}
+POSTERIOR = {"diagnose_before": "before", "diagnose": "after"}
 """Phases that compare q with the posterior -> when, relative to q's training."""
 LOGGED_STEPS = 3
 """Of each phase that logs rationales: from so many steps, the first to the last, samples are shown."""

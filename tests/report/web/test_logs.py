@@ -32,8 +32,8 @@ def folder(tmp_path: Path) -> RunFolder:
     run = RunFolder.create(tmp_path / "run", to_dict(RunConfig(output_dir=str(tmp_path / "run"))))
     run.log("note", text="a note")
     for number in (1, 2):
-        run.log("prepare", round=number, unit=1, variance=9.0, bound=-9.0)
-        run.log("prepare", round=number, unit=2, variance=3.0 / number, bound=-0.5)
+        run.log("diagnose_before", round=number, unit=1, variance=9.0, bound=-9.0)
+        run.log("diagnose_before", round=number, unit=2, variance=3.0 / number, bound=-0.5)
         for unit in (1, 2, 3):
             run.log(
                 "e_step", round=number, unit=unit, loss=1.23456789, accuracy=0.5 if unit > 1 else None, log_reward=-1

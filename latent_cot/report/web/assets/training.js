@@ -2,7 +2,7 @@
 
 const PHASES = {
   init: "Fine-tuning on demonstrations",
-  imitate: "Imitating demonstrations",
+  warm_start_q: "Imitating demonstrations",
   e_step: "E-step",
   m_step: "M-step",
   policy: "Policy gradient",
