@@ -49,8 +49,8 @@ class EM(Loop):
             self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
         self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
         self.log_z = torch.nn.Parameter(torch.zeros(()))
-        """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand questions:
-        a parameter of each question's own would never leave its start."""
+        """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand
+        questions: a parameter of each question's own would never leave its start."""
 
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:

@@ -148,7 +148,10 @@ def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
 @pytest.mark.parametrize("condition", ["x", "xy"])
 @pytest.mark.parametrize("keep", ["all", "correct"])
 def test_drawn_rationales_are_weighted_towards_the_posterior(
-    lm: LanguageModel, condition: Literal["x", "xy"], keep: Literal["all", "correct"]
+    lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    condition: Literal["x", "xy"],
+    keep: Literal["all", "correct"],
 ) -> None:
     """The weights of a question beside n w / Σ w over its samples, w = p(Z Y | X) / q(Z) of each scored by itself."""
     m_step = dataclasses.replace(FIT, samples=6, keep=keep, weighted=True)
@@ -161,7 +164,7 @@ def test_drawn_rationales_are_weighted_towards_the_posterior(
         sampled.update(zip(members, found, strict=True))
         return found
 
-    em._sample = spied  # type: ignore[method-assign]  # to see what is drawn before it is weighed
+    monkeypatch.setattr(em, "_sample", spied)
     for phase, info in em.run():
         if phase.name == "draw":
             assert info["drawn"] == 6  # batches of one question
@@ -203,7 +206,9 @@ def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, steps=0, start="p"))
     em = make_em(lm, config)
     of_round = ("prepare", "draw", "m_step", "evaluate")
-    assert [(phase.round, phase.name) for phase in em.phases if phase.round] == [(r, n) for r in (1, 2) for n in of_round]
+    assert [(phase.round, phase.name) for phase in em.phases if phase.round] == [
+        (r, n) for r in (1, 2) for n in of_round
+    ]
     for phase, _ in em.run():
         if phase.name == "draw":
             p, q = ([w.tolist() for w in lm.parameters(a).values()] for a in ("p", "q"))

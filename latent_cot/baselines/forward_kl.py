@@ -16,8 +16,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from latent_cot.chain import ChainRules
 from latent_cot.draws import draw_distinct, slices
 from latent_cot.experience import Experience, gather, policy_log_probs, weigh

@@ -180,7 +180,7 @@ def test_a_budget_has_room_for_what_is_drawn_afterwards(name: str) -> None:
 def test_a_budget_leaves_out_an_e_step_that_is_left_out() -> None:
     config = RunConfig(e_step=dataclasses.replace(RunConfig().e_step, steps=0))
     assert METHODS["em"].within(config, Spend(2100, 80)) == config
-    with pytest.raises(UsageError, match="--budget: too few .* takes 2100"):
+    with pytest.raises(UsageError, match=r"--budget: too few .* takes 2100"):
         METHODS["em"].within(config, Spend(2099, 80))
 
 
@@ -195,7 +195,8 @@ def test_a_policy_gradient_goes_on_as_em_does(lm: LanguageModel, method: str, ch
     """The policy trains q only, the M-step p only, on what q has drawn of every question."""
     loop = make(lm, config_of(method, **changes))
     assert loop.reasoners == ("q", "p")
-    before, changed = weights(loop), {}
+    before = weights(loop)
+    changed: dict[str, set[str]] = {}
     for phase, _ in loop.run():
         after = weights(loop)
         changed.setdefault(phase.name, set()).update(a for a in ADAPTERS if after[a] != before[a])
