@@ -64,7 +64,7 @@ class EStepConfig:
     """Training the sampler q against the posterior."""
 
     steps: int = 40
-    """Optimiser steps a round. 0: no E-step, rationales are drawn from q as it starts."""
+    """Optimiser steps a round. 0: no E-step; a q that sees X only is then the present p."""
     start: Literal["p", "q"] = "q"
     """What q is at the start of the second and later rounds: the present p, or the q of the round before. (In
     the first round there is only p.)"""

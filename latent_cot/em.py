@@ -4,7 +4,7 @@
     round 1     imitate  where q sees Y: q ← p, fine-tuned on the demonstrations as q sees them
     round r     prepare  where q sees X only: q ← p; compare q with the posterior (diagnostics.py)
                 E-step   train q(Z | X[, Y]) towards p(X Z Y)                      (e_step.py)
-                diagnose compare q with the posterior     (neither with no steps: then q is as it starts)
+                diagnose compare q with the posterior     (neither with no steps: then q = p)
                 draw     rationales Z ~ q for the training questions
                 M-step   fine-tune p on (X, Z, Y)                                  (m_step.py)
     after each  evaluate p and, where it sees X only, q                            (evaluate.py)
@@ -87,6 +87,8 @@ class EM(Loop):
 
     def start_sampler(self, number: int) -> None:
         super().start_sampler(number)
+        if self.config.condition == "x" and not self.config.e_step.steps:
+            self.lm.copy_adapter("p", "q")  # whatever `e_step.start` says: without an E-step q has nothing of its own
         if number == 1 and self.reward.prior is not None:
             self.lm.copy_adapter("q", "prior")
 

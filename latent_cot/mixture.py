@@ -87,9 +87,9 @@ def check_phases(loops: Sequence[Loop]) -> None:
                 *(f"{of_method}.{name}" for name in ("rounds", "fine_tune")),
             )
             found = [
-                (path, *values)
-                for path, *values in differences(first.config, loop.config)
-                if path in settings or (path == "e_step.steps" and 0 in values)
+                (path, left, right)
+                for path, left, right in differences(first.config, loop.config)
+                if path in settings or (path == "e_step.steps" and 0 in (left, right))
             ]
             _refuse_difference("phases", first.config, loop.config, found)
 

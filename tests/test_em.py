@@ -203,7 +203,7 @@ class LenientTask(ToyTask):
 
 def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
     """q is p, and only the M-step is left; there is nothing to look at after a training of q."""
-    config = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, steps=0, start="p"))
+    config = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, steps=0))
     em = make_em(lm, config)
     of_round = ("prepare", "draw", "m_step", "evaluate")
     assert [(phase.round, phase.name) for phase in em.phases if phase.round] == [
