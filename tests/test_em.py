@@ -192,13 +192,13 @@ def test_drawn_rationales_are_weighted_towards_the_posterior(
 
 
 class LenientTask(ToyTask):
-    """A chain is right if it has an even number of characters."""
+    """A chain is right if its tokens add up to an even number."""
 
     def grade(self, example: Example, answer: str | None) -> bool:
-        return True
+        return answer is not None
 
     def answer(self, rationale: Rationale) -> str | None:
-        return "" if len(rationale.text) % 2 == 0 else None
+        return "" if sum(rationale.tokens) % 2 == 0 else None
 
 
 def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
