@@ -127,7 +127,7 @@ def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: p
 def test_weights_of_what_was_drawn_reach_the_update(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Divided by their mean."""
     updates = spy(monkeypatch, m_step_module, "update")
-    m_step = dataclasses.replace(CONFIG.m_step, samples=4, excess=60.0, batch_size=24)
+    m_step = dataclasses.replace(CONFIG.m_step, samples=4, weighted=True, batch_size=24)
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, m_step=m_step))
     for phase, _ in em.run():
         if phase.name == "draw":
