@@ -26,7 +26,7 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.methods.e_step import Batch, Behaviour, collect, describe, mean_log_z, update
 from latent_cot.methods.loop import Job, Loop
 from latent_cot.methods.seeding import draw_distinct, seed_of, slices
-from latent_cot.methods.state import Drawn, Info, Phase
+from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
@@ -71,7 +71,7 @@ class EM(Loop):
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
             )
-        draws = "m_step" not in METHODS[config.method].unread
+        draws = "m_step" not in METHODS[config.method].ignores
         if draws and config.m_step.excess is not None and config.m_step.temperature != 1:
             raise UsageError(
                 f"--m-step.excess weighs rationales by the q that they are drawn from, at temperature 1, and "
@@ -181,11 +181,15 @@ class EM(Loop):
         parts = slices(len(self.questions), self._questions_per_draw)
         for unit in range(self.state.unit, len(parts)):
             sampled = self._sample("q", parts[unit], self._unit_seed(unit), n=c.samples, temperature=c.temperature)
-            drawn = [Drawn(i, rationale) for i, of_i in zip(parts[unit], sampled, strict=True) for rationale in of_i]
+            drawn = [
+                WeightedRationale(i, rationale)
+                for i, of_i in zip(parts[unit], sampled, strict=True)
+                for rationale in of_i
+            ]
             right = [self.is_correct(self.questions[d.question], d.rationale) for d in drawn]
             weights = self._importance(parts[unit], sampled)
             kept = [
-                Drawn(d.question, d.rationale, weight)
+                WeightedRationale(d.question, d.rationale, weight)
                 for d, ok, weight in zip(drawn, right, weights, strict=True)
                 if (ok or c.keep == "all") and weight > NEGLIGIBLE
             ]
@@ -200,7 +204,7 @@ class EM(Loop):
             return [1.0 for of_one in sampled for _ in of_one]
         experience = gather([self.query(self.questions[i]) for i in members], sampled, self.reward)
         tokens = self.config.e_step.max_batch_tokens
-        log_q = log_probs_of(self.lm, self.lm.dense("q"), experience, self.rules.codec, max_tokens=tokens)
+        log_q = log_probs_of(self.lm, self.lm.merged("q"), experience, self.rules.codec, max_tokens=tokens)
         weights = truncated_weights(experience.log_reward, log_q, excess).tolist()
         rows = zip(experience.group.tolist(), experience.rationales, weights, strict=True)
         of_distinct = {(g, rationale): weight for g, rationale, weight in rows}
@@ -245,7 +249,7 @@ class EM(Loop):
             return
         prompts = [self.rules.codec.encode_prompt(self.task.seed_prompt(example)) for example in self.questions]
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, self.state.phase, "seeds"))
-        sampled = rollout(self.lm, self.lm.dense("p"), prompts, self.rules, n=n, generator=generator)
+        sampled = rollout(self.lm, self.lm.merged("p"), prompts, self.rules, n=n, generator=generator)
         for example, rationales in zip(self.questions, sampled, strict=True):
             self.state.budget.sampled(rationales)
             yield example, count_distinct(rationales)

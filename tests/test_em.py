@@ -17,7 +17,7 @@ import torch
 from latent_cot.config.schema import RolloutConfig, RunConfig
 from latent_cot.em import EM, ROUND
 from latent_cot.methods.seeding import draw_distinct, slices
-from latent_cot.methods.state import Budget, Drawn, State
+from latent_cot.methods.state import Budget, State, WeightedRationale
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import DataRequest, Example, Rationale, UsageError
@@ -164,7 +164,7 @@ def test_what_q_makes_too_likely_counts_for_less(
         group = Group(query.model_prompt, [one.rationale], query.answer)
         (rewards,) = em.reward.of_prefixes([query.example], [group])
         with torch.no_grad():
-            scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, [one.rationale])], em.rules.codec)
+            scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, [one.rationale])], em.rules.codec)
         n = len(one.rationale)
         log_q = float(scores.log_pf.sum()) + (0.0 if one.rationale.cut else float(scores.log_pterm[0, n]))
         assert one.weight == pytest.approx(min(1.0, math.exp(float(rewards[0, n]) - log_q + excess)), rel=1e-3)
@@ -316,7 +316,7 @@ def test_a_state_survives_json() -> None:
     state = State(
         phase=3,
         unit=2,
-        drawn=[Drawn(4, rationale, 0.5)],
+        drawn=[WeightedRationale(4, rationale, 0.5)],
         budget=Budget(3, 20, 2),
         checks=[1, 2],
         right={"0": {"p": {"test": "10"}}},

@@ -41,9 +41,9 @@ def language_model(
         if perturb:
             shake(lm, seed)
     if trees is not None:
-        lm.abilities = dataclasses.replace(lm.abilities, trees=trees)
+        lm.capabilities = dataclasses.replace(lm.capabilities, trees=trees)
     if linear_head is not None:
-        lm.abilities = dataclasses.replace(lm.abilities, linear_head=linear_head)
+        lm.capabilities = dataclasses.replace(lm.capabilities, linear_head=linear_head)
     return lm
 
 

@@ -73,7 +73,7 @@ def collect(
             continue
         sampled = rollout(
             lm,
-            lm.dense("q"),
+            lm.merged("q"),
             [queries[i].policy_prompt for i in members],
             rules,
             n=n,
@@ -194,7 +194,7 @@ def mean_log_z(
     found = []
     for _, balance in _balances(
         lm,
-        lm.dense("q"),
+        lm.merged("q"),
         batches,
         rules,
         complete_only=True,

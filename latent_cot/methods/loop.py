@@ -28,7 +28,7 @@ from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.examined import Examined
 from latent_cot.methods.seeding import seed_of, slices
-from latent_cot.methods.state import Drawn, Info, Phase, State
+from latent_cot.methods.state import Info, Phase, State, WeightedRationale
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.rationales.chain import ChainRules
@@ -97,7 +97,7 @@ class Loop(Examined, ABC):
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
         learned = {
-            "m-step": [] if "m_step" in METHODS[config.method].unread else [*data.demonstrations, *data.unlabelled]
+            "m-step": [] if "m_step" in METHODS[config.method].ignores else [*data.demonstrations, *data.unlabelled]
         }
         learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
         for step, examples in learned.items():
@@ -243,7 +243,7 @@ class Loop(Examined, ABC):
         queries = [self.query(self.questions[i]) for i in members]
         sampled = rollout(
             self.lm,
-            self.lm.dense(adapter),
+            self.lm.merged(adapter),
             [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries],
             self.rules,
             generator=torch.Generator().manual_seed(seed),
@@ -253,7 +253,7 @@ class Loop(Examined, ABC):
             self.state.budget.sampled(rationales)
         return sampled
 
-    def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
+    def _fit(self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
         optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
@@ -266,7 +266,7 @@ class Loop(Examined, ABC):
     def _likelihood_step(
         self,
         adapter: Adapter,
-        records: Sequence[Drawn],
+        records: Sequence[WeightedRationale],
         c: MStepConfig,
         optimiser: AdapterOptimiser,
         step: int,
@@ -329,8 +329,8 @@ class Loop(Examined, ABC):
         return self.config.p_init == "demonstrations" and bool(self.demonstrations)
 
     @property
-    def _demonstrated(self) -> list[Drawn]:
-        return [Drawn(i, rationale) for i, rationale in enumerate(self.demonstrations)]
+    def _demonstrated(self) -> list[WeightedRationale]:
+        return [WeightedRationale(i, rationale) for i, rationale in enumerate(self.demonstrations)]
 
     def _m_step_units(self, phase: Phase) -> int:
         present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase

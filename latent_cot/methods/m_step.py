@@ -72,7 +72,7 @@ def held_out_loss(
     lm: LanguageModel, adapter: Adapter, groups: Sequence[Group], rules: ChainRules, *, max_tokens: int
 ) -> float:
     """What `update` would call the loss of these rationales, in nats, without learning them."""
-    scored = _log_likelihoods(lm, lm.dense(adapter), groups, rules, max_tokens)
+    scored = _log_likelihoods(lm, lm.merged(adapter), groups, rules, max_tokens)
     total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
     return -total / sum(n for group in groups for n in _tokens(group, rules.codec.stop_id))
 

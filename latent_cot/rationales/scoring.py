@@ -85,7 +85,7 @@ def score(
     """Score every rationale of `groups` in one forward pass.
 
     Args:
-        model: `lm.dense(...)`, or the model that `lm.trainable(...)` gives, for gradients.
+        model: `lm.merged(...)`, or the model that `lm.trainable(...)` gives, for gradients.
         answers_at: after which prefixes to score Y: "none", "states" (all of them) or "end".
         tool_tokens: whether to fill `log_tool`.
     """

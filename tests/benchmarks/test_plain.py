@@ -92,10 +92,10 @@ def assert_same_as_latent_cot(
     codec, batches = rules.codec, []
     for query, got in zip(queries, result.trajectories, strict=True):
         group = Group(query.model_prompt, got.rationales, query.answer)
-        (rewards,) = prefix_log_rewards(lm, lm.dense("p"), [group], codec, tool_tokens=tool_tokens)
+        (rewards,) = prefix_log_rewards(lm, lm.merged("p"), [group], codec, tool_tokens=tool_tokens)
         torch.testing.assert_close(got.log_reward, rewards, atol=NATS, rtol=1e-5)
         with torch.no_grad():
-            scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, got.rationales)], codec)
+            scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, got.rationales)], codec)
         torch.testing.assert_close(got.log_pf, scores.log_pf, atol=NATS, rtol=1e-5)
         torch.testing.assert_close(got.log_pterm, scores.log_pterm, atol=NATS, rtol=1e-5)
         once = [1] * len(got.rationales)
@@ -157,7 +157,7 @@ def test_its_greedy_chains_are_those_of_the_rollout(lm: LanguageModel, rules: Ch
     queries = random_queries(random.Random(1), 4)
     result = e_step(lm, queries, rules, samples=1, temperature=1e-6)
     gradient_of(lm)
-    expected = rollout(lm, lm.dense("q"), [query.policy_prompt for query in queries], rules, temperature=0.0)
+    expected = rollout(lm, lm.merged("q"), [query.policy_prompt for query in queries], rules, temperature=0.0)
     assert [list(got.rationales) for got in result.trajectories] == expected
 
 

@@ -113,7 +113,7 @@ def test_a_policy_gradient_with_a_kl_penalty(lm: LanguageModel, rules: ChainRule
 
 def test_importance_weights_are_p_over_q(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
     weight, _ = forward_kl.weigh(lm, seen, rules, max_tokens=200)
-    log_q = log_probs_of(lm, lm.dense("q"), seen, rules.codec, max_tokens=200)
+    log_q = log_probs_of(lm, lm.merged("q"), seen, rules.codec, max_tokens=200)
     for g in range(3):
         rows = (seen.group == g).nonzero()[:, 0]
         expected = (seen.count[rows].log() + seen.log_reward[rows] - log_q[rows]).softmax(0)
@@ -195,12 +195,12 @@ def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> Non
         generator=torch.Generator().manual_seed(3),
     )
     prompts = [query.policy_prompt for query in asked]
-    sampled = rollout(lm, lm.dense("q"), prompts, rules, n=n, generator=torch.Generator().manual_seed(3))
+    sampled = rollout(lm, lm.merged("q"), prompts, rules, n=n, generator=torch.Generator().manual_seed(3))
     some_below = False
     for query, rationales, figures in zip(asked, sampled, found, strict=True):
         (rewards,) = reward.of_prefixes([query.example], [Group(query.model_prompt, rationales, query.answer)])
         with torch.no_grad():
-            scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, rationales)], rules.codec)
+            scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, rationales)], rules.codec)
         best = float(rewards.max())
         flows: list[tuple[float, bool]] = []
         weights, mass = [], {}

@@ -135,7 +135,7 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
             calls += len(rationale.calls)
             with torch.no_grad():
                 expected = scoring.log_reward(
-                    lm.dense("p"),
+                    lm.merged("p"),
                     query.model_prompt,
                     rationale,
                     query.answer,

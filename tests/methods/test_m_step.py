@@ -78,7 +78,7 @@ def test_p_learns_to_stop(tiny_model: Callable[[str], Path], begins_with_stop: b
     optimiser = AdapterOptimiser(lm.parameters("p"), Schedule(0.02, 30, 0, "constant"), 1.0)
     for step in range(30):
         m_step.update(lm, "p", [group], rules, optimiser, step, max_tokens=500)
-    _, log_pterm = scoring.log_policy(lm.dense("p"), group.prompt, chain, codec.actions.tolist(), codec.stop_id)
+    _, log_pterm = scoring.log_policy(lm.merged("p"), group.prompt, chain, codec.actions.tolist(), codec.stop_id)
     assert float(log_pterm[-1]) > -0.7
 
 

@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_scores_and_of_the_reward(lm: LanguageModel, q_
             prompts: dict[Adapter, Sequence[int]] = {"q": query.policy_prompt, "p": query.model_prompt}
             for name, prompt in prompts.items():
                 with torch.no_grad():
-                    scores = score(lm, lm.dense(name), [Group(prompt, [z])], loop.rules.codec)
+                    scores = score(lm, lm.merged(name), [Group(prompt, [z])], loop.rules.codec)
                 own = [nodes[f"log_{name}"][node] or 0.0 for node in path[1:]]
                 assert own == pytest.approx(scores.log_pf[0].tolist(), abs=2e-3)
                 stops = [nodes[f"stop_{name}"][node] for node in path]
@@ -87,7 +87,7 @@ def test_figures_are_those_of_the_scores_and_of_the_reward(lm: LanguageModel, q_
                 ]
                 assert stops == [None if stop is None else pytest.approx(stop, abs=2e-3) for stop in wanted]
             (reward,) = prefix_log_rewards(
-                lm, lm.dense("p"), [Group(query.model_prompt, [z], query.answer)], loop.rules.codec
+                lm, lm.merged("p"), [Group(query.model_prompt, [z], query.answer)], loop.rules.codec
             )
             rewards = [-float("inf") if nodes["log_reward"][n] is None else nodes["log_reward"][n] for n in path]
             assert rewards == pytest.approx(reward[0].tolist(), abs=2e-3)
