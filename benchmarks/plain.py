@@ -209,7 +209,7 @@ class _Trajectories:
             raise ValueError(f"{len(self.forced)} forced rationales, but {self.size} samples")
         self.chains = [Chain(self.rules) for _ in range(self.size)]
         self.plans = [
-            [token for token, chosen in zip(rationale.tokens, rationale.chosen, strict=True) if chosen]
+            [token for token, chosen in zip(rationale.tokens, rationale.policy_mask, strict=True) if chosen]
             for rationale in self.forced or ()
         ]
         self.done = [self._must_end(b) for b in range(self.size)]
@@ -399,7 +399,7 @@ class _PrefixReward:
         may_stop, counts = alphabet.clone(), alphabet.clone()
         for row, chain in enumerate(chains):
             end = start + len(chain.tokens)
-            alphabet[row, start:end] = torch.tensor(chain.chosen, dtype=torch.bool)
+            alphabet[row, start:end] = torch.tensor(chain.policy_mask, dtype=torch.bool)
             may_stop[row, start:end] = torch.tensor(chain.states[:-1], dtype=torch.bool)
             counts[row, start:end] = True if self.tool_tokens else alphabet[row, start:end]
             counts[row, end : end + len(self.answer)] = True

@@ -143,7 +143,7 @@ class EStepWork:
             (True,) * tokens,
             tuple(i in states for i in range(tokens + 1)),
             text="",
-            cut=True,
+            truncated=True,
         )
 
 

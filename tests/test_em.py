@@ -166,7 +166,7 @@ def test_what_q_makes_too_likely_counts_for_less(
         with torch.no_grad():
             scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, [one.rationale])], em.rules.codec)
         n = len(one.rationale)
-        log_q = float(scores.log_pf.sum()) + (0.0 if one.rationale.cut else float(scores.log_pterm[0, n]))
+        log_q = float(scores.log_pf.sum()) + (0.0 if one.rationale.truncated else float(scores.log_pterm[0, n]))
         assert one.weight == pytest.approx(min(1.0, math.exp(float(rewards[0, n]) - log_q + excess)), rel=1e-3)
     weights = [one.weight for one in em.state.drawn]
     assert max(weights) == 1.0
@@ -312,7 +312,7 @@ def test_the_reward_temperature(lm: LanguageModel) -> None:
 
 
 def test_a_state_survives_json() -> None:
-    rationale = Rationale((1, 2), (True, False), (True, False, True), "ab", cut=True)
+    rationale = Rationale((1, 2), (True, False), (True, False, True), "ab", truncated=True)
     state = State(
         phase=3,
         unit=2,

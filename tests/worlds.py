@@ -108,7 +108,7 @@ def masked_rationale(
     tokens: Sequence[int], chosen: Sequence[bool], states: Sequence[bool], *, cut: bool = False
 ) -> Rationale:
     """A rationale with masks of any kind; its last prefix is always a state."""
-    return Rationale(tuple(tokens), tuple(chosen), (*states[:-1], True), text="", cut=cut)
+    return Rationale(tuple(tokens), tuple(chosen), (*states[:-1], True), text="", truncated=cut)
 
 
 @dataclasses.dataclass

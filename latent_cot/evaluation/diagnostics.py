@@ -137,6 +137,6 @@ def _figures(
         log_z=float(balance.log_z) if worth else math.nan,
         distinct=float(len(rationales)),
         mass=float(log_q.exp().sum()),
-        cut=float((count * torch.tensor([r.cut for r in rationales])).sum()) / n,
+        cut=float((count * torch.tensor([r.truncated for r in rationales])).sum()) / n,
         failed_calls=float((count * torch.tensor(failed)).sum()) / n,
     )

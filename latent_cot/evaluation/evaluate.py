@@ -226,7 +226,7 @@ def mistake(task: Task, example: Example, rationale: Rationale, answer: str | No
         category = task.mistake(example, rationale)
         if category is not None:
             return category
-    if rationale.cut:
+    if rationale.truncated:
         return "token limit"
     if any(call.error is not None for call in rationale.calls):
         return "failed call"

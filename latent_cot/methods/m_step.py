@@ -109,7 +109,7 @@ def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:
     if target != "joint":
         return [len(group.answer) if target == "answer" else 1] * len(group.rationales)
     stop = _ends_by_stop(group, stop_id)
-    return [sum(z.chosen) + len(group.answer) + int(stop and not z.cut) for z in group.rationales]
+    return [sum(z.policy_mask) + len(group.answer) + int(stop and not z.truncated) for z in group.rationales]
 
 
 def epoch_batch(n: int, size: int, step: int, seed: str) -> list[int]:

@@ -199,7 +199,7 @@ def describe(experience: Experience, right: torch.Tensor | None) -> dict[str, fl
     accuracy needs (B,) `right`, 1 for a rationale that is."""
     count, n = experience.count, float(experience.count.sum())
     failed = torch.tensor([any(call.error is not None for call in r.calls) for r in experience.rationales])
-    cut = torch.tensor([rationale.cut for rationale in experience.rationales])
+    cut = torch.tensor([rationale.truncated for rationale in experience.rationales])
     possible = experience.log_reward > -torch.inf
     log_reward = (count * experience.log_reward)[possible].sum() / count[possible].sum()
     return {

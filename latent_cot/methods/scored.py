@@ -173,7 +173,7 @@ def score_rationales(
                         token_log_probs["p"][b][i] if chosen else None,
                     )
                     for i, (piece, chosen) in enumerate(
-                        zip(pieces(rationale.tokens, codec.decode), rationale.chosen, strict=True)
+                        zip(pieces(rationale.tokens, codec.decode), rationale.policy_mask, strict=True)
                     )
                 ),
                 tuple(

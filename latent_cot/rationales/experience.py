@@ -110,8 +110,8 @@ def action_mask(rationales: Sequence[Rationale], width: int) -> torch.Tensor:
     """(B, width) bool."""
     mask = torch.zeros(len(rationales), width, dtype=torch.bool)
     for row, rationale in enumerate(rationales):
-        mask[row, : len(rationale)] = torch.tensor(rationale.chosen, dtype=torch.bool)
-        mask[row, len(rationale)] = not rationale.cut
+        mask[row, : len(rationale)] = torch.tensor(rationale.policy_mask, dtype=torch.bool)
+        mask[row, len(rationale)] = not rationale.truncated
     return mask
 
 

@@ -148,8 +148,10 @@ def test_what_it_samples_has_the_right_scores(lm: LanguageModel, rules: ChainRul
     result = e_step(lm, queries, rules, samples=24, temperature=3.0, demonstrations=len(SHARED), generator=generator)
     rationales = [rationale for got in result.trajectories for rationale in got.rationales]
     assert len({len(rationale) for rationale in rationales}) > 4
-    assert sum(not all(rationale.chosen) for rationale in rationales) > 4
-    assert any(rationale.cut for rationale in rationales) and not all(rationale.cut for rationale in rationales)
+    assert sum(not all(rationale.policy_mask) for rationale in rationales) > 4
+    assert any(rationale.truncated for rationale in rationales) and not all(
+        rationale.truncated for rationale in rationales
+    )
     assert_same_as_latent_cot(lm, queries, rules, result, gradient_of(lm))
 
 

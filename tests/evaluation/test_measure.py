@@ -56,7 +56,7 @@ def test_counts_are_those_of_sampling_one_by_one(lm: LanguageModel) -> None:
     distance = sum(abs(expected[z] - counted.get(z, 0)) for z in {*expected, *counted}) / (2 * n)
     assert distance < 2 * math.sqrt(len({*expected, *counted}) / (math.pi * n)), distance
     assert any(z.calls for z in counted)
-    assert len({z.cut for z in counted}) == 2
+    assert len({z.truncated for z in counted}) == 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])

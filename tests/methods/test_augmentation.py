@@ -52,11 +52,11 @@ def test_what_is_left_goes_on_behind_the_question_and_one_step(lesson: Group, ru
         kept = codec.decode(dropped.prompt[len(lesson.prompt) :])
         found.add((kept, rest.text if kept else rest.text.strip()))
         assert dropped.prompt[: len(lesson.prompt)] == lesson.prompt and dropped.answer == lesson.answer
-        assert len(rest.tokens) == len(rest.chosen) == len(rest.states) - 1
+        assert len(rest.tokens) == len(rest.policy_mask) == len(rest.states) - 1
         for call in rest.calls:
             assert codec.decode(rest.tokens[call.position : call.position + call.n_tokens]) == call.result
         n = len(rest.tokens)
-        assert rest.tokens == whole.tokens[len(whole) - n :] and rest.chosen == whole.chosen[len(whole) - n :]
+        assert rest.tokens == whole.tokens[len(whole) - n :] and rest.policy_mask == whole.policy_mask[len(whole) - n :]
         assert rest.states == whole.states[len(whole) - n :]
     assert found == expected
 
@@ -111,7 +111,7 @@ def test_questions_are_joined_at_a_word_that_both_have(lesson: Group, rules: Cha
         for seed in range(100):
             joined = join_questions(start, len(lesson.prompt), others, codec, random.Random(seed), most=1)
             assert not context or joined.prompt[-len(tokens) :] == tokens
-            found[asked(joined, codec)] = (joined.answer == lesson.answer, joined.rationales[0].cut)
+            found[asked(joined, codec)] = (joined.answer == lesson.answer, joined.rationales[0].truncated)
     complete, open_end = (True, False), (False, True)
     assert found == {
         own: complete,

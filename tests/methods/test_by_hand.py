@@ -69,7 +69,7 @@ def autograd(loss: torch.Tensor, optimiser: Any) -> torch.Tensor:
 
 def test_actions_are_what_was_chosen_and_a_stop_that_was_not_forced() -> None:
     stopped = Rationale((1, 2), (True, False), (True, False, True), "")
-    cut = Rationale((1,), (True,), (True, True), "", cut=True)
+    cut = Rationale((1,), (True,), (True, True), "", truncated=True)
     assert action_mask([stopped, cut], 4).tolist() == [[True, False, True, False], [True, False, False, False]]
 
 
@@ -226,5 +226,5 @@ def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> Non
         assert figures.bound == pytest.approx(float(w.logsumexp(0)) - math.log(n), abs=1e-3)
         assert figures.ess == pytest.approx(float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()) / n, rel=1e-3)
         assert figures.mass == pytest.approx(sum(mass.values()), rel=1e-3)
-        assert figures.cut == sum(rationale.cut for rationale in rationales) / n
+        assert figures.cut == sum(rationale.truncated for rationale in rationales) / n
     assert some_below

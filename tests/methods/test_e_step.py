@@ -160,7 +160,7 @@ def test_loss_and_gradient_are_the_oracles(tiny_model: Callable[[str], Path], ob
     rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=4)
     codec = rules.codec
     batches = gather(lm, rules, ReplayBuffer(), n=2, samples=4)
-    assert any(not all(r.chosen) for batch in batches for r in batch.rationales)
+    assert any(not all(r.policy_mask) for batch in batches for r in batch.rationales)
     info, gradient = measure(lm, batches, rules, objective=objective, reward_temperature=0.7, max_tokens=30)
     total = torch.zeros((), dtype=torch.float64)
     with lm.trainable("q") as model:
@@ -287,7 +287,7 @@ def test_figures_of_a_step(lm: LanguageModel, rules: ChainRules) -> None:
     listed = [r for batch in batches for r, n in zip(batch.rationales, batch.counts, strict=True) for _ in range(n)]
     assert len(listed) == 18
     assert figures["accuracy"] == pytest.approx(sum(len(r) > 3 for r in listed) / 18)
-    assert figures["cut"] == pytest.approx(sum(r.cut for r in listed) / 18)
+    assert figures["cut"] == pytest.approx(sum(r.truncated for r in listed) / 18)
     assert figures["distinct"] == pytest.approx(sum(len(batch.rationales) for batch in batches) / 18)
     failed = [any(call.result is None for call in r.calls) for r in listed]
     assert 0 < sum(failed) < 18

@@ -86,7 +86,7 @@ def test_what_is_sampled_is_what_is_scored(name: str) -> None:
     with torch.no_grad():
         ((chain,),) = rollout(lm, lm.merged("q"), [prompt], rules, temperature=0.0)
         actions = codec.actions
-        for i in range(len(chain) + (not chain.cut)):
+        for i in range(len(chain) + (not chain.truncated)):
             ids = torch.tensor([[*prompt, *chain.tokens[:i]]])
             best = int(actions[lm.merged("q")(input_ids=ids, use_cache=False).logits[0, -1, actions].argmax()])
             assert best == (chain.tokens[i] if i < len(chain) else codec.stop_id)

@@ -39,7 +39,7 @@ def test_with_beams_for_everything_it_lists_everything(lm: LanguageModel, text: 
     best = sorted(everything, key=lambda one: -one[1])
     assert [one.rationale.tokens for one in found] == [tokens for tokens, _ in best]
     assert [one.log_prob for one in found] == pytest.approx([float(p) for _, p in best], abs=1e-4)
-    assert {one.rationale.cut for one in found} == {False, True}
+    assert {one.rationale.truncated for one in found} == {False, True}
 
 
 @pytest.mark.parametrize("beams", [1, 2, 3, 5])

@@ -204,10 +204,10 @@ def test_a_long_result_beside_short_ones(lm: LanguageModel) -> None:
         for rationale in group:
             for call in rationale.calls:
                 span = slice(call.position, call.position + call.n_tokens)
-                assert not any(rationale.chosen[span])
+                assert not any(rationale.policy_mask[span])
                 assert rules.codec.decode(rationale.tokens[span]) == (call.result or "")
-            assert sum(rationale.chosen) == len(rationale) - sum(call.n_tokens for call in rationale.calls)
-            assert rationale.cut == (sum(rationale.chosen) == rules.max_tokens)
+            assert sum(rationale.policy_mask) == len(rationale) - sum(call.n_tokens for call in rationale.calls)
+            assert rationale.truncated == (sum(rationale.policy_mask) == rules.max_tokens)
 
 
 def test_the_same_generator_state_gives_the_same_rationales(lm: LanguageModel) -> None:

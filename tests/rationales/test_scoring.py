@@ -76,7 +76,7 @@ def assert_scores(
                     prefix = [*group.prompt, *rationale.tokens[:i]]
                     if (answers_at == "states" and rationale.states[i]) or (answers_at == "end" and i == n):
                         log_y[i] = oracle.log_text(model, prefix, group.answer)
-                    if tool_tokens and i < n and not rationale.chosen[i]:
+                    if tool_tokens and i < n and not rationale.policy_mask[i]:
                         log_tool[i] = oracle.log_text(model, prefix, [rationale.tokens[i]])
                 expected = {"log_pf": log_pf, "log_pterm": log_pterm, "log_y": log_y, "log_tool": log_tool}
                 for name, values in expected.items():
