@@ -76,7 +76,7 @@ class Meter:
                 (e_step, "update", "update"),
                 (ReplayBuffer, "add", "buffer"),
                 (ReplayBuffer, "sample", "buffer"),
-                (LanguageModel, "dense", "merge"),
+                (LanguageModel, "merged", "merge"),
             ):
                 stack.enter_context(mock.patch.object(owner, name, self._timed(getattr(owner, name), part)))
             for name, counted in (("hidden", self._hidden), ("decode_step", self._decode), ("logits", self._logits)):

@@ -26,7 +26,7 @@ Where the two part, this is the cheaper one, or as dear:
 * After its last trajectory has ended it makes one more scoring pass; here there is none.
 * With `granularity="step"`, which the reference has not, trajectories that are not at a state are not scored.
 * The reference's position ids are off in cached steps behind padding; here they are right, at no cost.
-* p is `lm.dense("p")`, its adapter merged: what the reference pays for its base model with adapters switched off.
+* p is `lm.merged("p")`, its adapter merged: what the reference pays for its base model with adapters switched off.
 * It runs on the same model object as `latent_cot.methods.e_step`: layers that are faster there are faster here.
 """
 
@@ -129,7 +129,7 @@ def e_step(
     written a forced rationale under `rules`.
     """
     seconds = Seconds()
-    model_p = lm.dense("p")
+    model_p = lm.merged("p")
     with seconds.of("reward"):
         shots = _Demonstrations(lm, model_p, queries, demonstrations)
     trajectories: list[PlainTrajectories] = []
@@ -209,7 +209,7 @@ class _Trajectories:
             raise ValueError(f"{len(self.forced)} forced rationales, but {self.size} samples")
         self.chains = [Chain(self.rules) for _ in range(self.size)]
         self.plans = [
-            [token for token, chosen in zip(rationale.tokens, rationale.chosen, strict=True) if chosen]
+            [token for token, chosen in zip(rationale.tokens, rationale.policy_mask, strict=True) if chosen]
             for rationale in self.forced or ()
         ]
         self.done = [self._must_end(b) for b in range(self.size)]
@@ -399,7 +399,7 @@ class _PrefixReward:
         may_stop, counts = alphabet.clone(), alphabet.clone()
         for row, chain in enumerate(chains):
             end = start + len(chain.tokens)
-            alphabet[row, start:end] = torch.tensor(chain.chosen, dtype=torch.bool)
+            alphabet[row, start:end] = torch.tensor(chain.policy_mask, dtype=torch.bool)
             may_stop[row, start:end] = torch.tensor(chain.states[:-1], dtype=torch.bool)
             counts[row, start:end] = True if self.tool_tokens else alphabet[row, start:end]
             counts[row, end : end + len(self.answer)] = True
@@ -418,7 +418,7 @@ def _forward(
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": True}
     with lm.accelerator.autocast():
-        logits: torch.Tensor = model(**arguments, **{lm.abilities.cache_argument: cache}).logits
+        logits: torch.Tensor = model(**arguments, **{lm.capabilities.cache_argument: cache}).logits
     return logits.float()
 
 

@@ -95,7 +95,7 @@ class EStepWork:
             Group(query.model_prompt, [self.rationale(prefixes, tokens) for _ in range(4)], query.answer)
             for query in self.queries[:2]
         ]
-        model = self.lm.dense("p")
+        model = self.lm.merged("p")
         started = time.perf_counter()
         prefix_log_rewards(self.lm, model, groups, self.codec, max_tokens=self.max_tokens)
         return time.perf_counter() - started
@@ -106,14 +106,14 @@ class EStepWork:
         beginning = self.rng.choices(actions, k=shared)
         prompts = [[*beginning, *query.policy_prompt] for query in self.queries[:64]]
         rules = ChainRules(self.codec, min_tokens=max(0, tokens - 3), max_tokens=tokens)
-        model = self.lm.dense("q")  # merged before the clock starts
+        model = self.lm.merged("q")  # merged before the clock starts
         started = time.perf_counter()
         rollout(self.lm, model, prompts, rules, generator=self.generator)
         return time.perf_counter() - started
 
     def chains(self, calls: int, tokens: int) -> float:
         """`sample_chains`; returns seconds a token."""
-        self.lm.dense("q")  # merged before the clock starts
+        self.lm.merged("q")  # merged before the clock starts
         started = time.perf_counter()
         sampled = self.sample_chains(calls, tokens)
         return (time.perf_counter() - started) / sum(map(len, sampled))
@@ -128,7 +128,7 @@ class EStepWork:
         chosen = (calls or tokens) + 1  # after the last result one more, so that all of it has to be read
         rules = ChainRules(codec, called, min_tokens=chosen, max_tokens=chosen)
         prompts = [query.policy_prompt for query in self.queries[:16]]
-        sampled = rollout(self.lm, self.lm.dense("q"), prompts, rules, generator=self.generator)
+        sampled = rollout(self.lm, self.lm.merged("q"), prompts, rules, generator=self.generator)
         return [rationale for [rationale] in sampled]
 
     def _answer(self, y: str | None) -> list[int]:
@@ -143,7 +143,7 @@ class EStepWork:
             (True,) * tokens,
             tuple(i in states for i in range(tokens + 1)),
             text="",
-            cut=True,
+            truncated=True,
         )
 
 

@@ -194,7 +194,7 @@ class EM(Loop):
             return
         prompts = [self.rules.codec.encode_prompt(self.task.seed_prompt(example)) for example in self.questions]
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, self.state.phase, "seeds"))
-        sampled = rollout(self.lm, self.lm.dense("p"), prompts, self.rules, n=n, generator=generator)
+        sampled = rollout(self.lm, self.lm.merged("p"), prompts, self.rules, n=n, generator=generator)
         for example, rationales in zip(self.questions, sampled, strict=True):
             self.state.budget.sampled(rationales)
             yield example, count_distinct(rationales)

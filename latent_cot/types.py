@@ -8,7 +8,7 @@ Notation, everywhere in the code:
 * A *state* is a prefix at which stopping is allowed.
 
 A tool's output is a move of the environment: it is attended to, has probability one under the
-policy, and its interior is not a state. Hence two masks, never one: `Rationale.chosen` says which
+policy, and its interior is not a state. Hence two masks, never one: `Rationale.policy_mask` says which
 tokens the policy chose, `Rationale.states` at which prefixes it may stop.
 
 This module imports neither torch nor transformers: a task or a tool needs nothing else.
@@ -79,14 +79,14 @@ class Rationale:
 
     tokens: tuple[int, ...]
     """z_{1:n}: n token ids."""
-    chosen: tuple[bool, ...]
+    policy_mask: tuple[bool, ...]
     """n flags: did the policy choose this token (True) or did a tool write it (False)?"""
     states: tuple[bool, ...]
     """n + 1 flags: may the chain stop at the prefix of i tokens? Entry 0 is s_0. The last entry is
     True: a chain ends at a state, or it is `cut` there by force."""
     text: str
     """The decoded chain, the tools' results included."""
-    cut: bool = False
+    truncated: bool = False
     """It reached the maximum length and was stopped by force: log q(⊤ | s_n) = 0."""
     calls: tuple[ToolCall, ...] = ()
 
@@ -405,10 +405,10 @@ def rationale_to_json(rationale: Rationale) -> dict[str, Any]:
 def rationale_from_json(record: dict[str, Any]) -> Rationale:
     return Rationale(
         tokens=tuple(record["tokens"]),
-        chosen=tuple(record["chosen"]),
+        policy_mask=tuple(record["policy_mask"]),
         states=tuple(record["states"]),
         text=record["text"],
-        cut=record["cut"],
+        truncated=record["truncated"],
         calls=tuple(ToolCall(**call) for call in record["calls"]),
     )
 

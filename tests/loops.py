@@ -73,7 +73,7 @@ def resume(lm: LanguageModel, config: RunConfig, folder: Path, saved: str, task:
     record = json.loads(saved)
     for adapter in saved_adapters(config):
         lm.reset_adapter(adapter, seed=99)
-        lm.dense(adapter)
+        lm.merged(adapter)
     loop = make(
         lm, config, task, state=State.from_json(record["loop"]), restore=lambda adam: load_optimizer(adam, folder)
     )

@@ -17,7 +17,7 @@ import torch
 from latent_cot.config.schema import RolloutConfig, RunConfig
 from latent_cot.em import EM, ROUND
 from latent_cot.methods.seeding import draw_distinct, slices
-from latent_cot.methods.state import Budget, Drawn, State
+from latent_cot.methods.state import Budget, State, WeightedRationale
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import DataRequest, Example, Rationale, UsageError
@@ -181,8 +181,8 @@ def test_drawn_rationales_are_weighted_towards_the_posterior(
         for z in kept:
             (rewards,) = em.reward.of_prefixes([query.example], [Group(query.model_prompt, [z], query.answer)])
             with torch.no_grad():
-                scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, [z])], em.rules.codec)
-            log_q = float(scores.log_pf.sum()) + (0.0 if z.cut else float(scores.log_pterm[0, len(z)]))
+                scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, [z])], em.rules.codec)
+            log_q = float(scores.log_pf.sum()) + (0.0 if z.truncated else float(scores.log_pterm[0, len(z)]))
             ratios.append(math.exp(float(rewards[0, len(z)]) - log_q + 60))  # 60: about what Y costs in this world
         for z, ratio in zip(kept, ratios, strict=True):
             key = question, z.tokens
@@ -360,11 +360,11 @@ def test_the_reward_temperature(lm: LanguageModel) -> None:
 
 
 def test_a_state_survives_json() -> None:
-    rationale = Rationale((1, 2), (True, False), (True, False, True), "ab", cut=True)
+    rationale = Rationale((1, 2), (True, False), (True, False, True), "ab", truncated=True)
     state = State(
         phase=3,
         unit=2,
-        drawn=[Drawn(4, rationale, 0.5)],
+        drawn=[WeightedRationale(4, rationale, 0.5)],
         budget=Budget(3, 20, 2),
         checks=[1, 2],
         right={"0": {"p": {"test": "10"}}},

@@ -50,26 +50,26 @@ def test_chains_rewards_and_loss_are_the_librarys(scratch: ModuleType, tiny_mode
     """Chains with calls, written over the alphabet at random: the same states, rewards of all prefixes, and SubTB."""
     lm, rules, vocabulary = world(scratch, tiny_model("llama"))
     codec, rng = rules.codec, random.Random(0)
-    p, q = lm.dense("p"), lm.dense("q")
+    p, q = lm.merged("p"), lm.merged("q")
     batches, expected = [], []
     for operands in (3, 4):
         example = scratch.make_example(rng, operands)
         texts = [example.z, example.z.split(",")[0], " 7 - 9 =, -2 + 1", " 3", "", example.z + ", 1 * 5 =" + "0" * 40]
         chains, rationales = [], []
         for text in texts:
-            chain, rationale = scratch.Chain(), Chain(rules)
+            chain, growing = scratch.Chain(), Chain(rules)
             for token in [t for part in text.replace("=", "=|").split("|") for t in codec.encode(part)]:
                 if not chain.cut:
                     chain.push(token, vocabulary)
-                    rationale.push(token)
+                    growing.push(token)
             chain.cut = chain.cut or not chain.states[-1]
             chain.states[-1] = True
             chains.append(chain)
-            rationales.append(rationale.finish())
+            rationales.append(growing.finish())
         for chain, rationale in zip(chains, rationales, strict=True):
-            assert (*chain.tokens,) == rationale.tokens and (*chain.by_policy,) == rationale.chosen
-            assert (*chain.states,) == rationale.states and chain.cut == rationale.cut
-        assert any(not all(z.chosen) for z in rationales) and any(z.cut for z in rationales)
+            assert (*chain.tokens,) == rationale.tokens and (*chain.by_policy,) == rationale.policy_mask
+            assert (*chain.states,) == rationale.states and chain.cut == rationale.truncated
+        assert any(not all(z.policy_mask) for z in rationales) and any(z.truncated for z in rationales)
         prompt, answer = codec.encode_prompt(example.x), codec.encode(example.y)
         (table,) = prefix_log_rewards(lm, p, [Group(prompt, rationales, answer)], codec)
         rewards = [scratch.log_rewards(p, example, chain, vocabulary) for chain in chains]
@@ -91,21 +91,26 @@ def test_demonstrations_and_greedy_chains(scratch: ModuleType, tiny_model: Calla
     example = scratch.make_example(random.Random(1), 4)
     chain = scratch.demonstrated(example.z, vocabulary)
     assert scratch.is_right(chain, example, vocabulary) and chain.states[-1] and not chain.cut
-    sampled = scratch.sample(lm.dense("q"), example.x, vocabulary, temperature=0.0)
+    sampled = scratch.sample(lm.merged("q"), example.x, vocabulary, temperature=0.0)
     mirrored = Rationale((*sampled.tokens,), (*sampled.by_policy,), (*sampled.states,), "", sampled.cut)
-    scores = score(lm, lm.dense("q"), [Group(rules.codec.encode_prompt(example.x), [mirrored])], rules.codec)
-    tokens, stops = scratch.log_policy(lm.dense("q"), example.x, sampled, vocabulary)
+    scores = score(lm, lm.merged("q"), [Group(rules.codec.encode_prompt(example.x), [mirrored])], rules.codec)
+    tokens, stops = scratch.log_policy(lm.merged("q"), example.x, sampled, vocabulary)
     torch.testing.assert_close(scores.log_pf[0, : len(tokens)], tokens.detach(), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(scores.log_pterm[0, : len(stops)], stops.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_it_runs(scratch: ModuleType, tiny_model: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs(
+    scratch: ModuleType,
+    tiny_model: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """From the demonstrations to the accuracy. One M-step on nothing would stop it: a chain that is right is given."""
     folder = tiny_model("llama")
     p = AutoModelForCausalLM.from_pretrained(folder)
     vocabulary = scratch.Vocabulary(AutoTokenizer.from_pretrained(folder))
     before = [weight.clone() for weight in p.parameters()]
-    scratch.is_right = lambda chain, example, v: True
+    monkeypatch.setattr(scratch, "is_right", lambda chain, example, v: True)
     torch.manual_seed(0)
     random.seed(0)
     scratch.em(p, vocabulary, size=4, steps=1, n_tests=1)

@@ -34,16 +34,16 @@ def demonstrations(session: Session) -> list[Group]:
 
 
 def scores(session: Session, groups: list[Group], *, trees: Trees) -> Scores:
-    session.lm.abilities = dataclasses.replace(session.lm.abilities, trees=trees)
+    session.lm.capabilities = dataclasses.replace(session.lm.capabilities, trees=trees)
     with torch.no_grad():
-        return score(session.lm, session.lm.dense("p"), groups, session.rules.codec, answers_at="states")
+        return score(session.lm, session.lm.merged("p"), groups, session.rules.codec, answers_at="states")
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 1.0)])
 def test_a_token_tree_scores_as_its_paths_do(precision: Literal["fp32", "bf16"], tolerance: float) -> None:
     """In nats, of sums over a whole answer or rationale; bf16 has three digits in each of 30 layers."""
     session = load(precision)
-    assert session.lm.abilities.linear_head and session.lm.abilities.trees == "flat"
+    assert session.lm.capabilities.linear_head and session.lm.capabilities.trees == "flat"
     groups = demonstrations(session)
     tree = scores(session, groups, trees="flat")
     paths = scores(session, groups, trees="paths")

@@ -41,9 +41,9 @@ def language_model(
         if perturb:
             shake(lm, seed)
     if trees is not None:
-        lm.abilities = dataclasses.replace(lm.abilities, trees=trees)
+        lm.capabilities = dataclasses.replace(lm.capabilities, trees=trees)
     if linear_head is not None:
-        lm.abilities = dataclasses.replace(lm.abilities, linear_head=linear_head)
+        lm.capabilities = dataclasses.replace(lm.capabilities, linear_head=linear_head)
     return lm
 
 
@@ -108,7 +108,7 @@ def masked_rationale(
     tokens: Sequence[int], chosen: Sequence[bool], states: Sequence[bool], *, cut: bool = False
 ) -> Rationale:
     """A rationale with masks of any kind; its last prefix is always a state."""
-    return Rationale(tuple(tokens), tuple(chosen), (*states[:-1], True), text="", cut=cut)
+    return Rationale(tuple(tokens), tuple(chosen), (*states[:-1], True), text="", truncated=cut)
 
 
 @dataclasses.dataclass

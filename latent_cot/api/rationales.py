@@ -120,13 +120,25 @@ class Rationales(Sequence[ScoredRationale]):
 
 
 _RIGHT = {True: "✓", False: "✗", None: ""}
-_COLUMNS = ("text", "count", "weight", "log_q", "log_p", "log_reward", "answer", "correct", "n_tokens", "calls", "cut")
+_COLUMNS = (
+    "text",
+    "count",
+    "weight",
+    "log_q",
+    "log_p",
+    "log_reward",
+    "answer",
+    "correct",
+    "n_tokens",
+    "calls",
+    "truncated",
+)
 
 
 def _row(item: ScoredRationale) -> dict[str, Any]:
     values = {name: getattr(item, name) for name in _COLUMNS[:8]}
     rationale = item.rationale
-    return {**values, "n_tokens": len(rationale), "calls": len(rationale.calls), "cut": rationale.cut}
+    return {**values, "n_tokens": len(rationale), "calls": len(rationale.calls), "truncated": rationale.truncated}
 
 
 # -- logged ------------------------------------------------------------------------------------------------
@@ -175,15 +187,26 @@ class LoggedRationales:
         return f"<the logged rationales of {self._folder.path}: iterate, .to_pandas(), .to_dataset()>"
 
 
-_LOGGED_COLUMNS = ("round", "phase", "unit", "question", "text", "log_reward", "count", "n_tokens", "calls", "cut")
+_LOGGED_COLUMNS = (
+    "round",
+    "phase",
+    "unit",
+    "question",
+    "text",
+    "log_reward",
+    "count",
+    "n_tokens",
+    "calls",
+    "truncated",
+)
 
 
 def _logged_row(one: LoggedRationale) -> Mapping[str, Any]:
     z = one.rationale
     own = {name: getattr(one, name) for name in ("round", "phase", "unit", "question", "log_reward", "count")}
-    return {**own, "text": z.text, "n_tokens": len(z), "calls": len(z.calls), "cut": z.cut}
+    return {**own, "text": z.text, "n_tokens": len(z), "calls": len(z.calls), "truncated": z.truncated}
 
 
 def _token_columns(z: Rationale) -> Mapping[str, Any]:
     calls = [asdict(call) for call in z.calls]
-    return {"tokens": list(z.tokens), "chosen": list(z.chosen), "states": list(z.states), "tool_calls": calls}
+    return {"tokens": list(z.tokens), "policy_mask": list(z.policy_mask), "states": list(z.states), "tool_calls": calls}

@@ -121,7 +121,7 @@ def chain_html(scored: ScoredRationale, by: Adapter) -> str:
     n = len(scored.tokens)
     if n in failed:
         parts.append(_failed(failed[n].error))
-    parts.append('<span class="dim"> [cut]</span>' if scored.rationale.cut else _stop(stops[n], by, last=True))
+    parts.append('<span class="dim"> [cut]</span>' if scored.rationale.truncated else _stop(stops[n], by, last=True))
     return f'<span class="chain">{"".join(parts)}</span>'
 
 
@@ -137,7 +137,7 @@ def chain_text(scored: ScoredRationale) -> str:
             parts.append(token.text)
     if len(scored.tokens) in calls:
         parts.append("‹✗›")
-    return "".join(parts) + (" [cut]" if scored.rationale.cut else "")
+    return "".join(parts) + (" [cut]" if scored.rationale.truncated else "")
 
 
 def legend(by: Adapter, *, tools: bool) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.cli.run_options import refuse_unwritable, say
-from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.settings import check, from_dict, load_config, to_dict
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import paired_difference, plan, records, shared_init, table
@@ -127,7 +127,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _plan(options: CompareOptions) -> tuple[list[Run], Spend | None, Path]:
+def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Path]:
     """The runs, in the order in which they are done, their budget, and the comparison's folder."""
     variants = _variants(options)
     names = [variant.name for variant in variants]
@@ -274,7 +274,7 @@ def _write(
     options: CompareOptions,
     runs: Sequence[Run],
     of_runs: Sequence[Record],
-    budget: Spend | None,
+    budget: PlannedBudget | None,
     path: Path,
     console: Console,
     compared: Sequence[Beside],

@@ -96,7 +96,7 @@ def _to_json(sample: ScoredRationale, reasoner: Adapter) -> dict[str, Any]:
     return {
         "text": z.text,
         "n_tokens": len(z),
-        "cut": z.cut,
+        "truncated": z.truncated,
         "calls": [asdict(call) for call in z.calls],
         "count": sample.count,
         "log_prob": sample.log_prob(reasoner),

@@ -14,7 +14,7 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.types import UsageError
 
 
-class Spend(NamedTuple):
+class PlannedBudget(NamedTuple):
     """What training may cost, or is going to cost. Round 0 (`init_step`), which all methods share, is left out."""
 
     trajectories: int
@@ -31,9 +31,9 @@ class Method:
     """One line for `latent-cot methods`."""
     target: str
     """`module:class` of its loop."""
-    planned: Callable[[RunConfig], Spend]
+    planned: Callable[[RunConfig], PlannedBudget]
     """What a configuration costs. Replayed rationales and early stopping make it less."""
-    within: Callable[[RunConfig, Spend], RunConfig]
+    fit_to_budget: Callable[[RunConfig, PlannedBudget], RunConfig]
     """The configuration with its numbers of steps such that it costs at most so much, and hardly less."""
     reasoners: Callable[[RunConfig, bool], tuple[Literal["p", "q"], ...]] = lambda config, answer_given: ("p",)
     """Which adapters answer questions in the end, given whether the answer is part of a test question. None: there is
@@ -44,7 +44,7 @@ class Method:
     """What q must see; None: what the user likes."""
     has_e_step: bool = False
     """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
-    unread: Callable[[RunConfig], Collection[str]] = lambda config: ()
+    ignores: Callable[[RunConfig], Collection[str]] = lambda config: ()
     """Settings, and sections of them, that it does not read, beside those of other methods."""
 
     @property
@@ -62,10 +62,10 @@ def _drawn(config: RunConfig) -> int:
     return _questions(config) * config.m_step.samples
 
 
-def _em_planned(config: RunConfig) -> Spend:
+def _em_planned(config: RunConfig) -> PlannedBudget:
     e, m = config.e_step, config.m_step
     trajectories = e.steps * e.questions * e.samples + _drawn(config)
-    return Spend(config.rounds * trajectories, config.rounds * (e.steps + m.steps))
+    return PlannedBudget(config.rounds * trajectories, config.rounds * (e.steps + m.steps))
 
 
 def _em_reasoners(config: RunConfig, answer_given: bool) -> tuple[Literal["p", "q"], ...]:
@@ -75,7 +75,7 @@ def _em_reasoners(config: RunConfig, answer_given: bool) -> tuple[Literal["p", "
     return ("q",) if answer_given else ("p",)
 
 
-def _em_within(config: RunConfig, spend: Spend) -> RunConfig:
+def _em_fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
     e = config.e_step
     drawn = _drawn(config)
     of_round = spend.trajectories // max(1, config.rounds)
@@ -86,23 +86,23 @@ def _em_within(config: RunConfig, spend: Spend) -> RunConfig:
     return replace(config, e_step=replace(e, steps=steps))
 
 
-def _planned_by(section: str) -> Callable[[RunConfig], Spend]:
+def _planned_by(section: str) -> Callable[[RunConfig], PlannedBudget]:
     """Of a method that samples `questions` x `samples` rationales a step, as this section says."""
 
-    def planned(config: RunConfig) -> Spend:
+    def planned(config: RunConfig) -> PlannedBudget:
         c = getattr(config, section)
-        return Spend(c.steps * c.questions * c.samples, c.steps * getattr(c, "epochs", 1))
+        return PlannedBudget(c.steps * c.questions * c.samples, c.steps * getattr(c, "epochs", 1))
 
     return planned
 
 
-def _within_by(section: str, drawn: int = 0) -> Callable[[RunConfig, Spend], RunConfig]:
-    def within(config: RunConfig, spend: Spend) -> RunConfig:
+def _fit_to_budget_by(section: str, drawn: int = 0) -> Callable[[RunConfig, PlannedBudget], RunConfig]:
+    def fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
         c = getattr(config, section)
         scaled: Any = {section: replace(c, steps=_steps(spend.trajectories - drawn, c.questions * c.samples, drawn))}
         return replace(config, **scaled)
 
-    return within
+    return fit_to_budget
 
 
 def _policy_gradient(name: Literal["ppo", "grpo"], description: str, target: str) -> Method:
@@ -111,49 +111,49 @@ def _policy_gradient(name: Literal["ppo", "grpo"], description: str, target: str
     def fine_tunes(config: RunConfig) -> bool:
         return bool(getattr(config, name).fine_tune)
 
-    def planned(config: RunConfig) -> Spend:
+    def planned(config: RunConfig) -> PlannedBudget:
         spend = _planned_by(name)(config)
         if not fine_tunes(config):
             return spend
-        return Spend(spend.trajectories + _drawn(config), spend.gradient_steps + config.m_step.steps)
+        return PlannedBudget(spend.trajectories + _drawn(config), spend.gradient_steps + config.m_step.steps)
 
-    def within(config: RunConfig, spend: Spend) -> RunConfig:
-        return _within_by(name, _drawn(config) if fine_tunes(config) else 0)(config, spend)
+    def fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
+        return _fit_to_budget_by(name, _drawn(config) if fine_tunes(config) else 0)(config, spend)
 
     return Method(
         description,
         target,
         planned,
-        within,
+        fit_to_budget,
         reasoners=lambda config, answer_given: ("q", "p") if fine_tunes(config) else ("q",),
         q_sees="question",
-        unread=lambda config: () if fine_tunes(config) else ("m_step",),
+        ignores=lambda config: () if fine_tunes(config) else ("m_step",),
     )
 
 
-def _sft_within(config: RunConfig, spend: Spend) -> RunConfig:
+def _sft_fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
     return replace(config, sft=replace(config.sft, steps=spend.gradient_steps))
 
 
-def _rejection_planned(config: RunConfig) -> Spend:
+def _rejection_planned(config: RunConfig) -> PlannedBudget:
     c = config.rejection
-    return Spend(c.rounds * c.trajectories, c.rounds * c.steps)
+    return PlannedBudget(c.rounds * c.trajectories, c.rounds * c.steps)
 
 
-def _rejection_within(config: RunConfig, spend: Spend) -> RunConfig:
+def _rejection_fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
     c = config.rejection
     trajectories = _steps(spend.trajectories, max(1, c.rounds))
     steps = spend.gradient_steps // max(1, c.rounds)
     return replace(config, rejection=replace(c, trajectories=trajectories, steps=steps))
 
 
-def _forward_kl_planned(config: RunConfig) -> Spend:
+def _forward_kl_planned(config: RunConfig) -> PlannedBudget:
     c = config.forward_kl
     trajectories = c.steps * c.questions * c.samples + _drawn_by_forward_kl(config)
-    return Spend(c.rounds * trajectories, c.rounds * (c.steps + config.m_step.steps))
+    return PlannedBudget(c.rounds * trajectories, c.rounds * (c.steps + config.m_step.steps))
 
 
-def _forward_kl_within(config: RunConfig, spend: Spend) -> RunConfig:
+def _forward_kl_fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
     c, drawn = config.forward_kl, _drawn_by_forward_kl(config)
     of_round = spend.trajectories // max(1, c.rounds)
     steps = _steps(of_round - drawn, c.questions * c.samples, drawn, c.rounds)
@@ -179,23 +179,23 @@ METHODS: Mapping[str, Method] = {
     "few-shot": Method(
         "prompting: k demonstrations before the question, nothing is trained",
         "latent_cot.methods.few_shot:FewShot",
-        planned=lambda _: Spend(0, 0),
-        within=lambda config, _: config,
-        unread=lambda config: ("m_step",),
+        planned=lambda _: PlannedBudget(0, 0),
+        fit_to_budget=lambda config, _: config,
+        ignores=lambda config: ("m_step",),
     ),
     "decode": Method(
         "decoding the initial p: by sampling, nucleus, beam or diverse beam; nothing else is trained",
         "latent_cot.methods.decoding:Decoding",
-        planned=lambda _: Spend(0, 0),
-        within=lambda config, _: config,
-        unread=lambda config: ("m_step",),
+        planned=lambda _: PlannedBudget(0, 0),
+        fit_to_budget=lambda config, _: config,
+        ignores=lambda config: ("m_step",),
     ),
     "sft": Method(
         "supervised fine-tuning on the demonstrations, stopped early by validation",
         "latent_cot.methods.sft:SFT",
-        planned=lambda config: Spend(0, config.sft.steps),
-        within=_sft_within,
-        unread=lambda config: ("m_step",),
+        planned=lambda config: PlannedBudget(0, config.sft.steps),
+        fit_to_budget=_sft_fit_to_budget,
+        ignores=lambda config: ("m_step",),
     ),
     "ppo": _policy_gradient(
         "ppo",
@@ -211,32 +211,32 @@ METHODS: Mapping[str, Method] = {
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
         "latent_cot.methods.rejection:Rejection",
         planned=_rejection_planned,
-        within=_rejection_within,
-        unread=lambda config: ("m_step.steps", *_DRAWING),
+        fit_to_budget=_rejection_fit_to_budget,
+        ignores=lambda config: ("m_step.steps", *_DRAWING),
     ),
     "forward-kl": Method(
         "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
         "latent_cot.methods.forward_kl:ForwardKL",
         planned=_forward_kl_planned,
-        within=_forward_kl_within,
+        fit_to_budget=_forward_kl_fit_to_budget,
         reasoners=_em_reasoners,
         settings={"q_sees": "question-and-answer"},
-        unread=lambda config: _DRAWING,
+        ignores=lambda config: _DRAWING,
     ),
     "gflownet": Method(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
         "latent_cot.em:GFlowNet",
         planned=_planned_by("e_step"),
-        within=_within_by("e_step"),
+        fit_to_budget=_fit_to_budget_by("e_step"),
         has_e_step=True,
         reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
-        unread=lambda config: ("m_step",),
+        ignores=lambda config: ("m_step",),
     ),
     "em": Method(
         "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --q-sees question-and-answer, and an M-step on p",
         "latent_cot.em:EM",
         planned=_em_planned,
-        within=_em_within,
+        fit_to_budget=_em_fit_to_budget,
         has_e_step=True,
         reasoners=_em_reasoners,
     ),
@@ -244,7 +244,7 @@ METHODS: Mapping[str, Method] = {
         "EM with the sampler q(Z | X, Y), which sees the answer",
         "latent_cot.em:EM",
         planned=_em_planned,
-        within=_em_within,
+        fit_to_budget=_em_fit_to_budget,
         has_e_step=True,
         reasoners=_em_reasoners,
         q_sees="question-and-answer",

@@ -369,8 +369,8 @@ def check(config: RunConfig) -> None:
         if config.augmentation.concat_questions and target != "joint":
             raise UsageError(
                 f"--augmentation.concat-questions is {config.augmentation.concat_questions}: a question joined to "
-                f"others has no known answer, and with --{step.replace('_', '-')}.target {target} the answer is all that is learned; "
-                "give 0, or joint"
+                f"others has no known answer, and with --{step.replace('_', '-')}.target {target} the answer is all "
+                "that is learned; give 0, or joint"
             )
     _check_method(config)
     if config.evaluation.votes > 1 and config.evaluation.temperature == 0:

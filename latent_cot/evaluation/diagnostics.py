@@ -80,13 +80,13 @@ def diagnose(
         max_tokens: padded size of a forward pass; bounds memory.
     """
     prompts = [query.policy_prompt for query in queries]
-    sampled = rollout(lm, lm.dense("q"), prompts, rules, n=n, generator=generator)
+    sampled = rollout(lm, lm.merged("q"), prompts, rules, n=n, generator=generator)
     counts = [count_distinct(rationales) for rationales in sampled]
     p_groups = [Group(query.model_prompt, list(c), query.answer) for query, c in zip(queries, counts, strict=True)]
     rewards = reward.of_prefixes([query.example for query in queries], p_groups)
     q_groups = [Group(query.policy_prompt, list(c)) for query, c in zip(queries, counts, strict=True)]
     figures: dict[int, PosteriorFigures] = {}
-    for members, scores in score_in_batches(lm, lm.dense("q"), q_groups, rules.codec, max_tokens=max_tokens):
+    for members, scores in score_in_batches(lm, lm.merged("q"), q_groups, rules.codec, max_tokens=max_tokens):
         group = scores.group.cpu()
         for k, g in enumerate(members):
             rows = group == k
@@ -137,6 +137,6 @@ def _figures(
         log_z=float(balance.log_z) if worth else math.nan,
         distinct=float(len(rationales)),
         mass=float(log_q.exp().sum()),
-        cut=float((count * torch.tensor([r.cut for r in rationales])).sum()) / n,
+        cut=float((count * torch.tensor([r.truncated for r in rationales])).sum()) / n,
         failed_calls=float((count * torch.tensor(failed)).sum()) / n,
     )

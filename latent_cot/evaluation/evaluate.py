@@ -120,7 +120,7 @@ def answer_questions(
         if sampler is not None:
             sampled = rollout(
                 lm,
-                lm.dense(sampler),
+                lm.merged(sampler),
                 prompts,
                 rules,
                 n=votes,
@@ -158,7 +158,7 @@ def read_answers(
     picked = [g for g, of_one in enumerate(names) if of_one]
     if not picked:
         return found
-    with lm.without_adapters() if judge == "base" else nullcontext(lm.dense(judge)) as model:
+    with lm.without_adapters() if judge == "base" else nullcontext(lm.merged(judge)) as model:
         for members, scores in score_in_batches(
             lm, model, [groups[g] for g in picked], rules.codec, max_tokens=4096, answers_at="end"
         ):
@@ -226,7 +226,7 @@ def mistake(task: Task, example: Example, rationale: Rationale, answer: str | No
         category = task.mistake(example, rationale)
         if category is not None:
             return category
-    if rationale.cut:
+    if rationale.truncated:
         return "token limit"
     if any(call.error is not None for call in rationale.calls):
         return "failed call"

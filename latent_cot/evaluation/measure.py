@@ -54,7 +54,7 @@ def draw(
     """`n` rationales for each prompt, as counts of the distinct ones.
 
     Args:
-        model: the weights to sample from, e.g. `lm.dense("q")`.
+        model: the weights to sample from, e.g. `lm.merged("q")`.
         temperature: 0 is greedy.
         top_p: below 1, nucleus sampling, as `rollout` does it.
         batch_size: about how many chains are in progress at once.

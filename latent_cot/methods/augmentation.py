@@ -90,7 +90,7 @@ def drop_history(
     rest = replace(
         rationale,
         tokens=rationale.tokens[end:],
-        chosen=rationale.chosen[end:],
+        policy_mask=rationale.policy_mask[end:],
         states=rationale.states[end:],
         text=codec.decode(rationale.tokens[end:]),
         calls=tuple(replace(call, position=call.position - end) for call in rationale.calls if call.position > end),
@@ -135,7 +135,7 @@ def join_questions(
         goes_on = goes_on or bool(tails)
     prompt = [*question[:begin], *chain.from_iterable(words), *question[len(question) - end :], *context]
     if goes_on:
-        return replace(lesson, prompt=prompt, rationales=[replace(rationale, cut=True)], answer=())
+        return replace(lesson, prompt=prompt, rationales=[replace(rationale, truncated=True)], answer=())
     return replace(lesson, prompt=prompt)
 
 

@@ -60,7 +60,7 @@ class Decoding(Loop):
             return [self._search(reasoner, prompt, n) for prompt in prompts]
         sampled = draw(
             self.lm,
-            self.lm.dense(reasoner),
+            self.lm.merged(reasoner),
             prompts,
             self.test_rules,
             n=n * c.multiple,
@@ -77,7 +77,7 @@ class Decoding(Loop):
         diverse = c.strategy == "diverse-beam"
         found = beam_search(
             self.lm,
-            self.lm.dense(reasoner),
+            self.lm.merged(reasoner),
             prompt,
             self.test_rules,
             beams=n * c.multiple,
@@ -96,7 +96,7 @@ class Decoding(Loop):
         kept: dict[int, Mapping[Rationale, int]] = {}
         for members, scores in score_in_batches(
             self.lm,
-            self.lm.dense(reasoner),
+            self.lm.merged(reasoner),
             groups,
             self.test_rules.codec,
             max_tokens=self.config.e_step.max_batch_tokens,

@@ -73,7 +73,7 @@ def collect(
             continue
         sampled = rollout(
             lm,
-            lm.dense("q"),
+            lm.merged("q"),
             [queries[i].policy_prompt for i in members],
             rules,
             n=n,
@@ -194,7 +194,7 @@ def mean_log_z(
     found = []
     for _, balance in _balances(
         lm,
-        lm.dense("q"),
+        lm.merged("q"),
         batches,
         rules,
         complete_only=True,
@@ -249,7 +249,7 @@ def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale]
                 continue
             total += count
             distinct += 1
-            cut += count * rationale.cut
+            cut += count * rationale.truncated
             failed += count * any(call.error is not None for call in rationale.calls)
             correct += count * (is_correct is not None and is_correct(batch.query.example, rationale))
             if (log_reward := float(row[len(rationale)])) > -math.inf:

@@ -168,7 +168,7 @@ class Examined:
         """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way."""
         return draw(
             self.lm,
-            self.lm.dense(reasoner),
+            self.lm.merged(reasoner),
             prompts,
             self.test_rules,
             n=n,
@@ -216,7 +216,7 @@ class Examined:
             listed = [
                 log_probs_of_texts(
                     self.lm,
-                    self.lm.dense(reasoner),
+                    self.lm.merged(reasoner),
                     self.test_prompt(reasoner, example),
                     self.task.texts(example),
                     self.test_rules,

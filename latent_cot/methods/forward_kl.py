@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from latent_cot.methods.loop import Job, Loop
 from latent_cot.methods.seeding import draw_distinct, slices
-from latent_cot.methods.state import Drawn, Info, Phase
+from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives.importance import NEGLIGIBLE, weighted_likelihood
@@ -71,7 +71,7 @@ class ForwardKL(Loop):
             experience = self._experience(members, self._unit_seed(unit + 1), c.model_samples)
             weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.e_step.max_batch_tokens)
             rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
-            kept = [Drawn(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
+            kept = [WeightedRationale(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
             self.state.drawn.extend(kept)
             yield {"drawn": int(experience.count.sum()), "kept": len(kept), "ess": float(info.ess.mean())}
 

@@ -28,7 +28,7 @@ from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.examined import Examined
 from latent_cot.methods.seeding import seed_of, slices
-from latent_cot.methods.state import Drawn, Info, Phase, State
+from latent_cot.methods.state import Info, Phase, State, WeightedRationale
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives.importance import NEGLIGIBLE
@@ -98,7 +98,7 @@ class Loop(Examined, ABC):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
-        unread = METHODS[config.method].unread(config)
+        unread = METHODS[config.method].ignores(config)
         learned = {"m-step": [] if "m_step" in unread else [*data.demonstrations, *data.unlabelled]}
         learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
         for step, examples in learned.items():
@@ -244,13 +244,13 @@ class Loop(Examined, ABC):
             sampled = self._sample("q", members, self._unit_seed(unit), n=c.samples, temperature=c.temperature)
             drawn = [(i, rationale) for i, of_i in zip(members, sampled, strict=True) for rationale in of_i]
             right = [self.is_correct(self.questions[i], rationale) for i, rationale in drawn]
-            chosen = [Drawn(*one) for one, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
+            chosen = [WeightedRationale(*one) for one, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
             kept = self._weighted(chosen) if c.weighted and chosen else chosen
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             yield {"drawn": len(drawn), "kept": len(kept), **share}
 
-    def _weighted(self, drawn: Sequence[Drawn]) -> list[Drawn]:
+    def _weighted(self, drawn: Sequence[WeightedRationale]) -> list[WeightedRationale]:
         """The distinct ones, with weights that add up to `m_step.samples` for each question; without those that weigh
         nothing."""
         of_question: dict[int, list[Rationale]] = {}
@@ -261,7 +261,7 @@ class Loop(Examined, ABC):
         weight, _ = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.e_step.max_batch_tokens)
         rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
         n = self.config.m_step.samples
-        return [Drawn(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE]
+        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE]
 
     def m_step(self, phase: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
@@ -293,7 +293,7 @@ class Loop(Examined, ABC):
         queries = [self.query(self.questions[i]) for i in members]
         sampled = rollout(
             self.lm,
-            self.lm.dense(adapter),
+            self.lm.merged(adapter),
             [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries],
             self.rules,
             generator=torch.Generator().manual_seed(seed),
@@ -303,7 +303,7 @@ class Loop(Examined, ABC):
             self.state.budget.sampled(rationales)
         return sampled
 
-    def _fit(self, adapter: Adapter, records: Sequence[Drawn], c: MStepConfig) -> Iterator[Info]:
+    def _fit(self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
         optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
@@ -316,7 +316,7 @@ class Loop(Examined, ABC):
     def _likelihood_step(
         self,
         adapter: Adapter,
-        records: Sequence[Drawn],
+        records: Sequence[WeightedRationale],
         c: MStepConfig,
         optimiser: AdapterOptimiser,
         step: int,
@@ -379,8 +379,8 @@ class Loop(Examined, ABC):
         return self.config.p_init == "demonstrations" and bool(self.demonstrations)
 
     @property
-    def _demonstrated(self) -> list[Drawn]:
-        return [Drawn(i, rationale) for i, rationale in enumerate(self.demonstrations)]
+    def _demonstrated(self) -> list[WeightedRationale]:
+        return [WeightedRationale(i, rationale) for i, rationale in enumerate(self.demonstrations)]
 
     def _m_step_units(self, phase: Phase) -> int:
         present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase

@@ -72,7 +72,7 @@ def held_out_loss(
     lm: LanguageModel, adapter: Adapter, groups: Sequence[Group], rules: ChainRules, *, max_tokens: int
 ) -> float:
     """What `update` would call the loss of these rationales, in nats, without learning them."""
-    scored = _log_likelihoods(lm, lm.dense(adapter), groups, rules, max_tokens)
+    scored = _log_likelihoods(lm, lm.merged(adapter), groups, rules, max_tokens)
     total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
     return -total / sum(n for group in groups for n in _tokens(group, rules.codec.stop_id))
 
@@ -109,7 +109,7 @@ def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:
     if target != "joint":
         return [len(group.answer) if target == "answer" else 1] * len(group.rationales)
     stop = _ends_by_stop(group, stop_id)
-    return [sum(z.chosen) + len(group.answer) + int(stop and not z.cut) for z in group.rationales]
+    return [sum(z.policy_mask) + len(group.answer) + int(stop and not z.truncated) for z in group.rationales]
 
 
 def epoch_batch(n: int, size: int, step: int, seed: str) -> list[int]:

@@ -58,7 +58,10 @@ class PolicyGradient(Loop):
 
     def plan(self) -> list[Phase]:
         fine_tuning = ("draw", "m_step") if self.settings.fine_tune else ()
-        return [*self.round(0, "init"), *self.round(1, "diagnose_before", "policy", "diagnose", *fine_tuning, last=True)]
+        return [
+            *self.round(0, "init"),
+            *self.round(1, "diagnose_before", "policy", "diagnose", *fine_tuning, last=True),
+        ]
 
     def jobs(self) -> Mapping[str, Job]:
         return {**super().jobs(), "policy": Job(self.policy, lambda _: self.settings.steps)}
@@ -201,7 +204,7 @@ def describe(experience: Experience, right: torch.Tensor | None) -> dict[str, fl
     accuracy needs (B,) `right`, 1 for a rationale that is."""
     count, n = experience.count, float(experience.count.sum())
     failed = torch.tensor([any(call.error is not None for call in r.calls) for r in experience.rationales])
-    cut = torch.tensor([rationale.cut for rationale in experience.rationales])
+    cut = torch.tensor([rationale.truncated for rationale in experience.rationales])
     possible = experience.log_reward > -torch.inf
     log_reward = (count * experience.log_reward)[possible].sum() / count[possible].sum()
     return {

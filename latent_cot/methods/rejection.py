@@ -18,7 +18,7 @@ from latent_cot.config.schema import MStepConfig
 from latent_cot.methods.loop import Job, Loop
 from latent_cot.methods.m_step import epoch_batch
 from latent_cot.methods.seeding import seed_of, slices
-from latent_cot.methods.state import Drawn, Info, Phase
+from latent_cot.methods.state import Info, Phase, WeightedRationale
 
 
 class Rejection(Loop):
@@ -60,7 +60,7 @@ class Rejection(Loop):
                 if kept[question] < c.per_question and (question, rationale.tokens) not in known:
                     kept[question] += 1
                     known.add((question, rationale.tokens))
-                    self.state.drawn.append(Drawn(question, rationale))
+                    self.state.drawn.append(WeightedRationale(question, rationale))
             share = {"accuracy": right / len(members)} if self.tells_right else {}
             yield {"drawn": len(members), "kept": len(self.state.drawn), **share}
 

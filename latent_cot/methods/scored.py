@@ -124,7 +124,9 @@ def score_rationales(
     codec, query, rationales = loop.test_rules.codec, loop.query(example), list(counts)
     adapters: tuple[Adapter, ...] = ("q", "p") if with_q else ("p",)
     prompts = {"q": query.policy_prompt, "p": loop.test_prompt("p", example)}
-    scores = {name: score(loop.lm, loop.lm.dense(name), [Group(prompts[name], rationales)], codec) for name in adapters}
+    scores = {
+        name: score(loop.lm, loop.lm.merged(name), [Group(prompts[name], rationales)], codec) for name in adapters
+    }
     token_log_probs = {name: s.log_pf.tolist() for name, s in scores.items()}
     stop_log_probs = {name: s.log_pterm.tolist() for name, s in scores.items()}
     totals = {
@@ -171,7 +173,7 @@ def score_rationales(
                         token_log_probs["p"][b][i] if chosen else None,
                     )
                     for i, (piece, chosen) in enumerate(
-                        zip(pieces(rationale.tokens, codec.decode), rationale.chosen, strict=True)
+                        zip(pieces(rationale.tokens, codec.decode), rationale.policy_mask, strict=True)
                     )
                 ),
                 tuple(

@@ -18,7 +18,7 @@ from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import m_step
 from latent_cot.methods.loop import Job, Loop
 from latent_cot.methods.m_step import Target
-from latent_cot.methods.state import Drawn, Info, Phase
+from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
 from latent_cot.rationales.chain import encode_rationale
@@ -58,7 +58,7 @@ class SFT(Loop):
     def fit(self, phase: Phase) -> Iterator[Info]:
         """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
         c, step_config = self.config.sft, self._step_config
-        records = [Drawn(i, NO_RATIONALE) for i in range(len(self.questions))]
+        records = [WeightedRationale(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
         optimiser = self._new_optimiser("p", schedule, step_config.max_grad_norm)

@@ -22,7 +22,7 @@ class Phase:
     name: str
 
 
-class Drawn(NamedTuple):
+class WeightedRationale(NamedTuple):
     """A rationale to fine-tune on."""
 
     question: int
@@ -60,7 +60,7 @@ class State:
     """Units of that phase that are done."""
     model_trained: bool = False
     """Whether an M-step has changed p."""
-    drawn: list[Drawn] = field(default_factory=list)
+    drawn: list[WeightedRationale] = field(default_factory=list)
     """Rationales for the M-step."""
     budget: Budget = field(default_factory=Budget)
     checks: list[float] = field(default_factory=list)
@@ -84,7 +84,9 @@ class State:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> State:
-        drawn = [Drawn(question, rationale_from_json(one), weight) for question, one, weight in record["drawn"]]
+        drawn = [
+            WeightedRationale(question, rationale_from_json(one), weight) for question, one, weight in record["drawn"]
+        ]
         kept = record.get("sampled", [])
         sampled = [[Sample(rationale_from_json(z), *rest) for z, *rest in of_one] for of_one in kept]
         return cls(**{**record, "drawn": drawn, "sampled": sampled, "budget": Budget(**record["budget"])})

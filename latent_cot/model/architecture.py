@@ -82,7 +82,7 @@ def features_of(model: PreTrainedModel, linear_head: bool, **arguments: torch.Te
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Capabilities:
     """What an architecture can do, found by trying it on a few tokens when it is loaded."""
 
     linear_head: bool
@@ -107,7 +107,7 @@ class Abilities:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: PreTrainedModel) -> Abilities:
+    def of(cls, model: PreTrainedModel) -> Capabilities:
         tokens = some_tokens(model, 9)
         tree = TokenTree()
         trunk = tree.extend(-1, tokens[:4])

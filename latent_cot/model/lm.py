@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from latent_cot.model import lora as lora_layer
 from latent_cot.model.architecture import (
-    Abilities,
+    Capabilities,
     close,
     features_of,
     is_half,
@@ -79,9 +79,9 @@ class LanguageModel:
         base.requires_grad_(False)
         base.eval()
         base.to(self.accelerator.device)
-        self.abilities = Abilities.of(base)
+        self.capabilities = Capabilities.of(base)
         self._refuse_without_cache(base)
-        self.abilities = replace(self.abilities, cascade=self._cascades(base))
+        self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
         self._base_head = base.get_output_embeddings()
         self.max_positions = table_of_positions(base)
         """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
@@ -246,7 +246,7 @@ class LanguageModel:
         self._active = None  # PEFT has switched on the gradients of an adapter again
 
     @torch.no_grad()
-    def dense(self, adapter: Weights) -> PreTrainedModel:
+    def merged(self, adapter: Weights) -> PreTrainedModel:
         """A copy of the base model with `adapter` merged into its weights, for sampling and scoring.
 
         Unmerged LoRA on all linear layers triples the time of a decoding step. The copy is made afresh
@@ -287,7 +287,7 @@ class LanguageModel:
             last = self.decode_step(base, tokens, seen, seen.cumsum(1)[:, -1:] - 1, cache)
             with self.accelerator.autocast():
                 alone = [
-                    features_of(base, self.abilities.linear_head, input_ids=row[mask.bool()][None])[:, -1]
+                    features_of(base, self.capabilities.linear_head, input_ids=row[mask.bool()][None])[:, -1]
                     for row, mask in zip(ids, seen, strict=True)
                 ]
             # Behind three tokens a whole network may amplify what bf16 rounds, to some 6 %.
@@ -299,10 +299,10 @@ class LanguageModel:
 
     @torch.no_grad()
     def _cascades(self, base: PreTrainedModel) -> bool:
-        """Whether attention finds a beginning that the cache keeps apart from the rows (`Abilities.cascade`)."""
+        """Whether attention finds a beginning that the cache keeps apart from the rows (`Capabilities.cascade`)."""
         ids = torch.arange(5, device=self.device)[None]
         first = KVCache(base.config)
-        if self.abilities.trees != "flat" or not first.joinable:
+        if self.capabilities.trees != "flat" or not first.joinable:
             return False
         seen = torch.ones(2, 5, dtype=torch.long, device=self.device)
         rest = ids[:, 2:].expand(2, -1)
@@ -347,16 +347,16 @@ class LanguageModel:
 
         For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
         """
-        linear_head = self.abilities.linear_head
+        linear_head = self.capabilities.linear_head
         if self.max_positions is not None:
             longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
             if longest > self.max_positions:
                 raise UsageError(
                     f"--model: a text of {longest} tokens (positions that --augmentation.gap-share leaves out count) "
-                    f"is longer than the model's {self.max_positions}; give shorter questions or rationales, or another "
-                    "model"
+                    f"is longer than the model's {self.max_positions}; give shorter questions or rationales, or "
+                    "another model"
                 )
-        kind, window = self.abilities.trees, self.abilities.window
+        kind, window = self.capabilities.trees, self.capabilities.window
         if window is not None:
             # Some models count the columns of a row from each other, whatever its mask says of them.
             lengths = [len(tree) if kind == "padded" else max(tree.positions, default=0) + 1 for tree in trees]
@@ -372,7 +372,7 @@ class LanguageModel:
 
     def logits(self, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """(n, V), or (n, len(ids)), float32 logits at n hidden states: of all tokens, or of `ids` only."""
-        if not self.abilities.linear_head:
+        if not self.capabilities.linear_head:
             return (hidden if ids is None else hidden[:, ids]).float()
         weight, bias = self._base_head.weight, getattr(self._base_head, "bias", None)
         copied = ids is not None and (len(ids) < _FEW * len(weight) or len(hidden) > hidden.shape[1])
@@ -398,10 +398,10 @@ class LanguageModel:
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "use_cache": True,
-            self.abilities.cache_argument: cache,
+            self.capabilities.cache_argument: cache,
         }
         with self.accelerator.autocast():
-            if self.abilities.linear_head:
+            if self.capabilities.linear_head:
                 features: torch.Tensor = model.base_model(**arguments).last_hidden_state
             else:
                 features = model(**arguments).logits
@@ -409,7 +409,7 @@ class LanguageModel:
 
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""
-        return KVCache(model.config, beginning, apart=self.abilities.cascade)
+        return KVCache(model.config, beginning, apart=self.capabilities.cascade)
 
 
 def _checkpoint_layers(base: PreTrainedModel) -> list[nn.Module]:

@@ -54,7 +54,7 @@ class Chain:
     def __init__(self, rules: ChainRules) -> None:
         self.rules = rules
         self.tokens: list[int] = []
-        self.chosen: list[bool] = []
+        self.policy_mask: list[bool] = []
         self.calls: list[ToolCall] = []
         self.n_chosen = 0
         self.states = [rules.min_tokens == 0]
@@ -62,7 +62,7 @@ class Chain:
     def copy(self) -> Chain:
         """A chain that goes on from here by itself."""
         twin = Chain(self.rules)
-        twin.tokens, twin.chosen, twin.states = self.tokens[:], self.chosen[:], self.states[:]
+        twin.tokens, twin.policy_mask, twin.states = self.tokens[:], self.policy_mask[:], self.states[:]
         twin.calls, twin.n_chosen = self.calls[:], self.n_chosen
         return twin
 
@@ -90,16 +90,16 @@ class Chain:
         """The rationale, ended here: by the stop, or by force if this prefix is no state or it is full."""
         return Rationale(
             tokens=tuple(self.tokens),
-            chosen=tuple(self.chosen),
+            policy_mask=tuple(self.policy_mask),
             states=(*self.states[:-1], True),
             text=self.rules.codec.decode(self.tokens),
-            cut=self.full or not self.may_stop,
+            truncated=self.full or not self.may_stop,
             calls=tuple(self.calls),
         )
 
     def _append(self, token: int, *, chosen: bool) -> None:
         self.tokens.append(token)
-        self.chosen.append(chosen)
+        self.policy_mask.append(chosen)
         self.states.append(False)
 
     def _ends_at_state(self, *, after_result: bool) -> bool:

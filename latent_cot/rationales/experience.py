@@ -104,7 +104,7 @@ def weigh(
     lm: LanguageModel, experience: Experience, codec: TextCodec, *, max_tokens: int
 ) -> tuple[torch.Tensor, ImportanceInfo]:
     """(B,) normalised importance weights of rationales sampled from q, and what they are like by question."""
-    log_q = log_probs_of(lm, lm.dense("q"), experience, codec, max_tokens=max_tokens)
+    log_q = log_probs_of(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens)
     return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
 
 
@@ -119,8 +119,8 @@ def action_mask(rationales: Sequence[Rationale], width: int) -> torch.Tensor:
     """(B, width) bool."""
     mask = torch.zeros(len(rationales), width, dtype=torch.bool)
     for row, rationale in enumerate(rationales):
-        mask[row, : len(rationale)] = torch.tensor(rationale.chosen, dtype=torch.bool)
-        mask[row, len(rationale)] = not rationale.cut
+        mask[row, : len(rationale)] = torch.tensor(rationale.policy_mask, dtype=torch.bool)
+        mask[row, len(rationale)] = not rationale.truncated
     return mask
 
 

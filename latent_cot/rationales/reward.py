@@ -83,7 +83,7 @@ class Prior:
         """log q₀(z_{1:i} ⊤) of every prefix: (B_g, N_g + 1) for each group, on the CPU; of any use at states only."""
         read = [Group(self.prompt(example), group.rationales) for example, group in zip(examples, groups, strict=True)]
         found: dict[int, torch.Tensor] = {}
-        for batch, scores in score_in_batches(lm, lm.dense("prior"), read, codec, max_tokens=max_tokens):
+        for batch, scores in score_in_batches(lm, lm.merged("prior"), read, codec, max_tokens=max_tokens):
             log_q = (torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + scores.log_pterm).cpu()
             found.update(_by_group(log_q, scores, batch, groups))
         return [found[g] for g in range(len(groups))]
@@ -137,7 +137,7 @@ class Reward:
         if self.task is None:
             return prefix_log_rewards(
                 self.lm,
-                self.lm.dense("p"),
+                self.lm.merged("p"),
                 groups if self.comparison is None else self.comparison.against(examples, groups, self.codec),
                 self.codec,
                 tool_tokens=self.tool_tokens,
@@ -165,7 +165,7 @@ class Reward:
             groups = self.comparison.against(examples, groups, self.codec)
         scored = score_in_batches(
             self.lm,
-            self.lm.dense("p"),
+            self.lm.merged("p"),
             groups,
             self.codec,
             max_tokens=self.max_tokens,
@@ -234,7 +234,7 @@ def prefix_log_rewards(
     * the stop itself: not at all (Y's opening, such as ". The answer is", plays its part), as in the paper.
 
     Args:
-        model: the frozen p, `lm.dense("p")`.
+        model: the frozen p, `lm.merged("p")`.
         groups: with their answers, and with the other candidates for a `comparison`.
         max_tokens: padded size of a forward pass; bounds memory.
         prior: what `Prior.log_probs` makes of the groups.

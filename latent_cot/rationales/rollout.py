@@ -83,7 +83,7 @@ def rollout(
     """Sample `n` rationales for each prompt.
 
     Args:
-        model: the weights to sample from, e.g. `lm.dense("q")`.
+        model: the weights to sample from, e.g. `lm.merged("q")`.
         prompts: token ids, of any lengths; each is run once and shared by its n rationales.
         temperature: of all rationales, or of each of the n of each prompt; 0 is greedy.
         top_p: below 1, nucleus sampling: only the likeliest tokens are drawn whose probabilities, at this temperature,
@@ -183,7 +183,7 @@ class _Batch:
         self.columns = 0
         """Of the cache, behind the prefix."""
         # Behind it stands the padding of the shorter ones.
-        self.prefix = shared_prefix(prompts) if self.cache.joinable and lm.abilities.gaps else 0
+        self.prefix = shared_prefix(prompts) if self.cache.joinable and lm.capabilities.gaps else 0
         """Tokens with which all prompts begin: run once, and in memory once."""
         self.prefix_cache: KVCache | None = None
         if self.prefix:

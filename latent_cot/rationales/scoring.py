@@ -85,7 +85,7 @@ def score(
     """Score every rationale of `groups` in one forward pass.
 
     Args:
-        model: `lm.dense(...)`, or the model that `lm.trainable(...)` gives, for gradients.
+        model: `lm.merged(...)`, or the model that `lm.trainable(...)` gives, for gradients.
         answers_at: after which prefixes to score Y: "none", "states" (all of them) or "end".
         tool_tokens: whether to fill `log_tool`.
     """
@@ -135,7 +135,7 @@ def _score(
             group_of.append(g)
             last = len(rationale)
             for i, node in enumerate(prefixes):
-                stops = rationale.states[i] and not (i == last and rationale.cut)
+                stops = rationale.states[i] and not (i == last and rationale.truncated)
                 key = (node, stops)
                 if key not in entry_of:
                     entry_of[key] = len(prefix_rows)
@@ -145,7 +145,7 @@ def _score(
                     stop_cells.append((b, i, entry_of[key]))
                 if i < last:
                     token = rationale.tokens[i]
-                    if rationale.chosen[i]:
+                    if rationale.policy_mask[i]:
                         chosen_cells.append((b, i, entry_of[key], int(index_of[token])))
                     elif tool_tokens:
                         tool_cells.append((b, i, offset + node, token))

@@ -95,7 +95,7 @@ def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str])
             text.append("‹" + _between(tokens, begin, end, decode).strip() + "›", style="bold cyan")
         shown = end
     text.append(_between(tokens, shown, len(tokens), decode))
-    if rationale["cut"]:
+    if rationale["truncated"]:
         text.append(" [cut]", style="dim")
     return text
 

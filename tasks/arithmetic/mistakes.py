@@ -66,7 +66,7 @@ def classify(question: Expression, rationale: Rationale) -> str:
     if len(rationale.calls) == len(steps):
         return "went on too long" if goes_on else "other"
     if goes_on:
-        return "token limit" if rationale.cut else "no answer"
+        return "token limit" if rationale.truncated else "no answer"
     return "stopped early"
 
 

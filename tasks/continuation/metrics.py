@@ -45,7 +45,7 @@ def measure(questions: Sequence[Measured]) -> dict[str, Sequence[float]]:
         "distinct": [len({_text(s) for s in q.samples}) / q.n if q.n else math.nan for q in questions],
         "distinct-2": [_distinct(q, 2) for q in questions],
         "words": [_mean(q, [len(_text(s).split()) for s in q.samples]) for q in questions],
-        "cut": [_mean(q, [s.rationale.cut for s in q.samples]) for q in questions],
+        "cut": [_mean(q, [s.rationale.truncated for s in q.samples]) for q in questions],
     }
 
 

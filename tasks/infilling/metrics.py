@@ -61,7 +61,7 @@ def measure(questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]
         "distinct-1": distinct(questions, 1),
         "distinct-2": distinct(questions, 2),
         "words": [_mean(q, lambda s: len(words(bounded(s.rationale.text)))) for q in questions],
-        "cut": [_mean(q, lambda s: s.rationale.cut) for q in questions],
+        "cut": [_mean(q, lambda s: s.rationale.truncated) for q in questions],
     }
 
 

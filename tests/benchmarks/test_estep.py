@@ -61,14 +61,14 @@ def test_arithmetic_is_counted(tiny_model: Callable[[str], Path]) -> None:
     by_hand = config.num_hidden_layers * (2 * width * width + 2 * width * keys + 3 * width * inner)
     assert linear_weights(lm) == by_hand
 
-    cache: KVCache = lm.new_cache(lm.dense("q"))
+    cache: KVCache = lm.new_cache(lm.merged("q"))
     with meter.on(), torch.no_grad():
         ids, mask = torch.tensor([[5, 6, 7], [5, 6, 7]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
-        lm.decode_step(lm.dense("q"), ids, mask, torch.tensor([[0, 1, 2], [0, 0, 1]]), cache)
+        lm.decode_step(lm.merged("q"), ids, mask, torch.tensor([[0, 1, 2], [0, 0, 1]]), cache)
         before = meter.parts["other"].flops
         assert before == 5 * 2 * by_hand  # padding is not counted
         mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
-        lm.decode_step(lm.dense("q"), torch.tensor([[8], [9]]), mask, torch.tensor([[3], [2]]), cache)
+        lm.decode_step(lm.merged("q"), torch.tensor([[8], [9]]), mask, torch.tensor([[3], [2]]), cache)
     part = meter.parts["other"]
     assert part.flops - before == 2 * 2 * by_hand
     cached = config.num_hidden_layers * 2 * 2 * 3 * keys * 4

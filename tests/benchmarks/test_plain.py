@@ -92,10 +92,10 @@ def assert_same_as_latent_cot(
     codec, batches = rules.codec, []
     for query, got in zip(queries, result.trajectories, strict=True):
         group = Group(query.model_prompt, got.rationales, query.answer)
-        (rewards,) = prefix_log_rewards(lm, lm.dense("p"), [group], codec, tool_tokens=tool_tokens)
+        (rewards,) = prefix_log_rewards(lm, lm.merged("p"), [group], codec, tool_tokens=tool_tokens)
         torch.testing.assert_close(got.log_reward, rewards, atol=NATS, rtol=1e-5)
         with torch.no_grad():
-            scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, got.rationales)], codec)
+            scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, got.rationales)], codec)
         torch.testing.assert_close(got.log_pf, scores.log_pf, atol=NATS, rtol=1e-5)
         torch.testing.assert_close(got.log_pterm, scores.log_pterm, atol=NATS, rtol=1e-5)
         once = [1] * len(got.rationales)
@@ -148,8 +148,10 @@ def test_what_it_samples_has_the_right_scores(lm: LanguageModel, rules: ChainRul
     result = e_step(lm, queries, rules, samples=24, temperature=3.0, demonstrations=len(SHARED), generator=generator)
     rationales = [rationale for got in result.trajectories for rationale in got.rationales]
     assert len({len(rationale) for rationale in rationales}) > 4
-    assert sum(not all(rationale.chosen) for rationale in rationales) > 4
-    assert any(rationale.cut for rationale in rationales) and not all(rationale.cut for rationale in rationales)
+    assert sum(not all(rationale.policy_mask) for rationale in rationales) > 4
+    assert any(rationale.truncated for rationale in rationales) and not all(
+        rationale.truncated for rationale in rationales
+    )
     assert_same_as_latent_cot(lm, queries, rules, result, gradient_of(lm))
 
 
@@ -157,7 +159,7 @@ def test_its_greedy_chains_are_those_of_the_rollout(lm: LanguageModel, rules: Ch
     queries = random_queries(random.Random(1), 4)
     result = e_step(lm, queries, rules, samples=1, temperature=1e-6)
     gradient_of(lm)
-    expected = rollout(lm, lm.dense("q"), [query.policy_prompt for query in queries], rules, temperature=0.0)
+    expected = rollout(lm, lm.merged("q"), [query.policy_prompt for query in queries], rules, temperature=0.0)
     assert [list(got.rationales) for got in result.trajectories] == expected
 
 

@@ -34,7 +34,7 @@ def decode(ids: Sequence[int]) -> str:
 
 
 def rationale(text: str, calls: Sequence[dict[str, Any]] = (), cut: bool = False) -> dict[str, Any]:
-    return {"tokens": list(map(ord, text)), "text": text, "calls": list(calls), "cut": cut}
+    return {"tokens": list(map(ord, text)), "text": text, "calls": list(calls), "truncated": cut}
 
 
 def rendered(thing: object) -> str:

@@ -118,7 +118,7 @@ def test_candidates_are_picked_by_their_likelihood_after_the_rationale(lm: Langu
     examples = [task.example(question) for question in ("aab", "bba", "abab")]
     rules = ChainRules(codec, max_tokens=3)
     generator = torch.Generator().manual_seed(0)
-    model = lm.dense("p")
+    model = lm.merged("p")
     seen: list[Rationale] = []
     for outcome in answer_questions(
         lm, "p", task, examples, rules, prefix="Hm. ", votes=4, temperature=1.0, generator=generator

@@ -48,7 +48,7 @@ def rules_of(lm: LanguageModel, characters: str = "ab=", **arguments: Any) -> Ch
 def test_counts_are_those_of_sampling_one_by_one(lm: LanguageModel) -> None:
     """Total variation of two empirical distributions of N samples over K outcomes is about √(K / (π N))."""
     rules, n = rules_of(lm, min_tokens=1), 4000
-    prompt, model = rules.codec.encode_prompt("Say: "), lm.dense("q")
+    prompt, model = rules.codec.encode_prompt("Say: "), lm.merged("q")
     (one_by_one,) = rollout(lm, model, [prompt], rules, n=n, generator=torch.Generator().manual_seed(0))
     counted = count_samples(lm, model, prompt, rules, n=n, generator=torch.Generator().manual_seed(1))
     assert sum(counted.values()) == n
@@ -56,13 +56,13 @@ def test_counts_are_those_of_sampling_one_by_one(lm: LanguageModel) -> None:
     distance = sum(abs(expected[z] - counted.get(z, 0)) for z in {*expected, *counted}) / (2 * n)
     assert distance < 2 * math.sqrt(len({*expected, *counted}) / (math.pi * n)), distance
     assert any(z.calls for z in counted)
-    assert len({z.cut for z in counted}) == 2
+    assert len({z.truncated for z in counted}) == 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 def test_counting_at_a_temperature(lm: LanguageModel, temperature: float) -> None:
     rules = rules_of(lm)
-    prompt, model = rules.codec.encode_prompt("Say: "), lm.dense("q")
+    prompt, model = rules.codec.encode_prompt("Say: "), lm.merged("q")
     settings: dict[str, Any] = {"n": 2000, "temperature": temperature}
     (sampled,) = rollout(lm, model, [prompt], rules, generator=torch.Generator().manual_seed(0), **settings)
     counted = count_samples(lm, model, prompt, rules, generator=torch.Generator().manual_seed(0), **settings)
@@ -83,7 +83,7 @@ def test_many_samples_take_as_long_as_the_distinct_ones(lm: LanguageModel, monke
         return hidden(model, trees)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lm, "hidden", counted_hidden)
-    (counts,) = draw(lm, lm.dense("q"), [prompt], rules, n=100_000, generator=torch.Generator().manual_seed(0))
+    (counts,) = draw(lm, lm.merged("q"), [prompt], rules, n=100_000, generator=torch.Generator().manual_seed(0))
     assert sum(counts.values()) == 100_000
     assert len(counts) == 1 + 2 + 4 + 8  # all chains of at most 3 letters
     assert len(run) == 3
@@ -93,9 +93,9 @@ def test_many_samples_take_as_long_as_the_distinct_ones(lm: LanguageModel, monke
 def test_few_are_sampled_as_ever(lm: LanguageModel) -> None:
     rules = rules_of(lm)
     prompts = [rules.codec.encode_prompt(text) for text in ("a", "bb")]
-    counts = draw(lm, lm.dense("q"), prompts, rules, n=MANY - 1, generator=torch.Generator().manual_seed(0))
+    counts = draw(lm, lm.merged("q"), prompts, rules, n=MANY - 1, generator=torch.Generator().manual_seed(0))
     sampled = rollout(
-        lm, lm.dense("q"), prompts, rules, n=MANY - 1, batch_size=MANY - 1, generator=torch.Generator().manual_seed(0)
+        lm, lm.merged("q"), prompts, rules, n=MANY - 1, batch_size=MANY - 1, generator=torch.Generator().manual_seed(0)
     )
     assert [dict(one) for one in counts] == [Counter(one) for one in sampled]
 

@@ -52,11 +52,11 @@ def test_what_is_left_goes_on_behind_the_question_and_one_step(lesson: Group, ru
         kept = codec.decode(dropped.prompt[len(lesson.prompt) :])
         found.add((kept, rest.text if kept else rest.text.strip()))
         assert dropped.prompt[: len(lesson.prompt)] == lesson.prompt and dropped.answer == lesson.answer
-        assert len(rest.tokens) == len(rest.chosen) == len(rest.states) - 1
+        assert len(rest.tokens) == len(rest.policy_mask) == len(rest.states) - 1
         for call in rest.calls:
             assert codec.decode(rest.tokens[call.position : call.position + call.n_tokens]) == call.result
         n = len(rest.tokens)
-        assert rest.tokens == whole.tokens[len(whole) - n :] and rest.chosen == whole.chosen[len(whole) - n :]
+        assert rest.tokens == whole.tokens[len(whole) - n :] and rest.policy_mask == whole.policy_mask[len(whole) - n :]
         assert rest.states == whole.states[len(whole) - n :]
     assert found == expected
 
@@ -111,7 +111,7 @@ def test_questions_are_joined_at_a_word_that_both_have(lesson: Group, rules: Cha
         for seed in range(100):
             joined = join_questions(start, len(lesson.prompt), others, codec, random.Random(seed), most=1)
             assert not context or joined.prompt[-len(tokens) :] == tokens
-            found[asked(joined, codec)] = (joined.answer == lesson.answer, joined.rationales[0].cut)
+            found[asked(joined, codec)] = (joined.answer == lesson.answer, joined.rationales[0].truncated)
     complete, open_end = (True, False), (False, True)
     assert found == {
         own: complete,
@@ -187,7 +187,7 @@ def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(less
 
 def test_gaps_change_positions_and_nothing_else(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:
     """Against a plain forward pass of the same tokens at those positions; and the same gap before all is no gap."""
-    model, codec = lm.dense("p"), rules.codec
+    model, codec = lm.merged("p"), rules.codec
     (rationale,) = lesson.rationales
     gapped = leave_gaps(lesson, codec, random.Random(1), share=0.3, largest=9)
     assert any(gapped.gaps)
@@ -205,7 +205,7 @@ def test_gaps_change_positions_and_nothing_else(lesson: Group, rules: ChainRules
 
 
 def test_trees_that_differ_in_positions_share_no_beginning(lesson: Group, rules: ChainRules, lm: LanguageModel) -> None:
-    model, codec = lm.dense("p"), rules.codec
+    model, codec = lm.merged("p"), rules.codec
     groups = [leave_gaps(lesson, codec, random.Random(seed), share=0.3, largest=9) for seed in (1, 2)] + [lesson]
     together = score(lm, model, groups, codec, answers_at="end")
     for row, group in enumerate(groups):
@@ -218,4 +218,4 @@ def test_gaps_of_several_rationales_are_refused(lesson: Group, rules: ChainRules
     gapped = leave_gaps(lesson, rules.codec, random.Random(1), share=0.3, largest=9)
     twice = Group(gapped.prompt, [*gapped.rationales, *gapped.rationales], gaps=gapped.gaps)
     with pytest.raises(ValueError, match="single rationale"):
-        score(lm, lm.dense("p"), [twice], rules.codec)
+        score(lm, lm.merged("p"), [twice], rules.codec)

@@ -70,7 +70,7 @@ def autograd(loss: torch.Tensor, optimiser: Any) -> torch.Tensor:
 
 def test_actions_are_what_was_chosen_and_a_stop_that_was_not_forced() -> None:
     stopped = Rationale((1, 2), (True, False), (True, False, True), "")
-    cut = Rationale((1,), (True,), (True, True), "", cut=True)
+    cut = Rationale((1,), (True,), (True, True), "", truncated=True)
     assert action_mask([stopped, cut], 4).tolist() == [[True, False, True, False], [True, False, False, False]]
 
 
@@ -114,7 +114,7 @@ def test_a_policy_gradient_with_a_kl_penalty(lm: LanguageModel, rules: ChainRule
 
 def test_importance_weights_are_p_over_q(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
     weight, _ = weigh(lm, seen, rules.codec, max_tokens=200)
-    log_q = log_probs_of(lm, lm.dense("q"), seen, rules.codec, max_tokens=200)
+    log_q = log_probs_of(lm, lm.merged("q"), seen, rules.codec, max_tokens=200)
     for g in range(3):
         rows = (seen.group == g).nonzero()[:, 0]
         expected = (seen.count[rows].log() + seen.log_reward[rows] - log_q[rows]).softmax(0)
@@ -126,7 +126,7 @@ def test_a_forward_kl_step_is_the_weighted_likelihood(
     lm: LanguageModel, rules: ChainRules, seen: Experience, monkeypatch: pytest.MonkeyPatch, sampled_by: Adapter
 ) -> None:
     """Weighed by the copy that has sampled, in bf16 another q than the one that is trained: p stands for it."""
-    copy = lm.dense(sampled_by)
+    copy = lm.merged(sampled_by)
     log_sampled = log_probs_of(lm, copy, seen, rules.codec, max_tokens=200)
     weight, _ = importance_weights(seen.log_reward, log_sampled, seen.count, seen.group)
     monkeypatch.setattr(lm, "dense", lambda adapter: copy)
@@ -203,12 +203,12 @@ def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> Non
         generator=torch.Generator().manual_seed(3),
     )
     prompts = [query.policy_prompt for query in asked]
-    sampled = rollout(lm, lm.dense("q"), prompts, rules, n=n, generator=torch.Generator().manual_seed(3))
+    sampled = rollout(lm, lm.merged("q"), prompts, rules, n=n, generator=torch.Generator().manual_seed(3))
     some_below = False
     for query, rationales, figures in zip(asked, sampled, found, strict=True):
         (rewards,) = reward.of_prefixes([query.example], [Group(query.model_prompt, rationales, query.answer)])
         with torch.no_grad():
-            scores = score(lm, lm.dense("q"), [Group(query.policy_prompt, rationales)], rules.codec)
+            scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, rationales)], rules.codec)
         best = float(rewards.max())
         flows: list[tuple[float, bool]] = []
         weights, mass = [], {}
@@ -234,5 +234,5 @@ def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> Non
         assert figures.bound == pytest.approx(float(w.logsumexp(0)) - math.log(n), abs=1e-3)
         assert figures.ess == pytest.approx(float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()) / n, rel=1e-3)
         assert figures.mass == pytest.approx(sum(mass.values()), rel=1e-3)
-        assert figures.cut == sum(rationale.cut for rationale in rationales) / n
+        assert figures.cut == sum(rationale.truncated for rationale in rationales) / n
     assert some_below

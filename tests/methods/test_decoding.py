@@ -45,7 +45,7 @@ def decode(lm: LanguageModel, **decode: Any) -> tuple[Loop, list[list[Sample]]]:
 def likelihoods(loop: Loop, question: int) -> dict[tuple[int, ...], float]:
     """Of every chain, under the model that is decoded, over the allowed alphabet."""
     prompt = loop.test_prompt("p", loop.tests["test"][question])
-    chains = oracle.enumerate_chains(loop.lm.dense("p"), prompt, loop.test_rules)
+    chains = oracle.enumerate_chains(loop.lm.merged("p"), prompt, loop.test_rules)
     return {tokens: float(log_prob) for tokens, log_prob in chains}
 
 

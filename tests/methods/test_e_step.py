@@ -135,7 +135,7 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
             calls += len(rationale.calls)
             with torch.no_grad():
                 expected = scoring.log_reward(
-                    lm.dense("p"),
+                    lm.merged("p"),
                     query.model_prompt,
                     rationale,
                     query.answer,
@@ -196,7 +196,7 @@ def test_loss_and_gradient_are_the_oracles(
     batches = gather(lm, rules, ReplayBuffer(), n=2, samples=6)
     for batch, weights in zip(batches, ([3, 1, 2, 1, 1, 2], [1, 4, 1, 1, 2, 1]), strict=True):
         batch.counts[:] = weights[: len(batch.rationales)]  # type: ignore[index]
-    assert any(not all(r.chosen) for batch in batches for r in batch.rationales)
+    assert any(not all(r.policy_mask) for batch in batches for r in batch.rationales)
     log_z = [torch.tensor(-9.0), torch.tensor(-4.0)] if objective in LEARNS_LOG_Z else None
     options: dict[str, Any] = {
         "objective": objective,
@@ -325,7 +325,7 @@ def test_figures_of_a_step(lm: LanguageModel, rules: ChainRules) -> None:
     listed = [r for batch in batches for r, n in zip(batch.rationales, batch.counts, strict=True) for _ in range(n)]
     assert len(listed) == 18
     assert figures["accuracy"] == pytest.approx(sum(len(r) > 3 for r in listed) / 18)
-    assert figures["cut"] == pytest.approx(sum(r.cut for r in listed) / 18)
+    assert figures["cut"] == pytest.approx(sum(r.truncated for r in listed) / 18)
     assert figures["distinct"] == pytest.approx(sum(len(batch.rationales) for batch in batches) / 18)
     failed = [any(call.result is None for call in r.calls) for r in listed]
     assert 0 < sum(failed) < 18

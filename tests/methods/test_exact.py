@@ -40,7 +40,9 @@ def log_policy(lm: LanguageModel, query: Query, rules: ChainRules, rationales: l
     codec = rules.codec
     values = []
     for rationale in rationales:
-        parts = scoring.log_policy(lm.dense("q"), query.policy_prompt, rationale, codec.actions.tolist(), codec.stop_id)
+        parts = scoring.log_policy(
+            lm.merged("q"), query.policy_prompt, rationale, codec.actions.tolist(), codec.stop_id
+        )
         values.append(parts[0].sum() + parts[1][-1])
     return torch.stack(values)
 
@@ -52,7 +54,7 @@ def log_posterior(
     """log of R(Z)^(1/T) / Σ R^(1/T), by the oracle."""
     codec = rules.codec
     rewards = [
-        scoring.log_reward(lm.dense("p"), query.model_prompt, r, query.answer, codec.actions.tolist(), codec.stop_id)[
+        scoring.log_reward(lm.merged("p"), query.model_prompt, r, query.answer, codec.actions.tolist(), codec.stop_id)[
             -1
         ]
         for r in rationales

@@ -44,9 +44,9 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
     ]
     cut = random_chain(rules, rng, 6)
     ended = random_chain(rules, rng, 2)
-    assert cut.cut and not ended.cut
+    assert cut.truncated and not ended.truncated
     groups += [Group([7, 8], [cut, ended]), Group([7, 8], [ended], [codec.stop_id, 5])]
-    assert any(not all(r.chosen) for group in groups for r in group.rationales)
+    assert any(not all(r.policy_mask) for group in groups for r in group.rationales)
     optimiser = NoStep(lm.parameters("p"), Schedule(0.1, 1, 0, "constant"), 1.0)
     info = m_step.update(lm, "p", groups, rules, optimiser, 0, max_tokens=max_tokens)
 
@@ -58,8 +58,8 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
                     model, group.prompt, rationale, codec.actions.tolist(), codec.stop_id
                 )
                 total = total - log_pf.sum() - scoring.log_text(model, [*group.prompt, *rationale.tokens], group.answer)
-                tokens += sum(rationale.chosen) + len(group.answer)
-                if not rationale.cut and group.answer[:1] != [codec.stop_id]:
+                tokens += sum(rationale.policy_mask) + len(group.answer)
+                if not rationale.truncated and group.answer[:1] != [codec.stop_id]:
                     total = total - log_pterm[-1]
                     tokens += 1
         expected = torch.autograd.grad(total / tokens, optimiser.weights)
@@ -78,7 +78,7 @@ def test_p_learns_to_stop(tiny_model: Callable[[str], Path], begins_with_stop: b
     optimiser = AdapterOptimiser(lm.parameters("p"), Schedule(0.02, 30, 0, "constant"), 1.0)
     for step in range(30):
         m_step.update(lm, "p", [group], rules, optimiser, step, max_tokens=500)
-    _, log_pterm = scoring.log_policy(lm.dense("p"), group.prompt, chain, codec.actions.tolist(), codec.stop_id)
+    _, log_pterm = scoring.log_policy(lm.merged("p"), group.prompt, chain, codec.actions.tolist(), codec.stop_id)
     assert float(log_pterm[-1]) > -0.7
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import (
     FewShotConfig,
     ForwardKLConfig,
@@ -93,7 +93,7 @@ def test_it_spends_what_was_planned(lm: LanguageModel, method: str, changes: dic
     for phase, _ in loop.run():
         shared += phase.name in ("init", "warm_start_q")
     spent = loop.state.budget
-    assert Spend(spent.trajectories, spent.gradient_steps - shared) == METHODS[method].planned(config)
+    assert PlannedBudget(spent.trajectories, spent.gradient_steps - shared) == METHODS[method].planned(config)
     assert spent.tokens >= spent.trajectories or not spent.trajectories
 
 
@@ -130,9 +130,9 @@ OTHER_M_STEP = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.unread(WORLD)])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.ignores(WORLD)])
 def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str) -> None:
-    unread = METHODS[method].unread(WORLD)
+    unread = METHODS[method].ignores(WORLD)
     names = {name.removeprefix("m_step.") for name in unread if name != "m_step"}
     changed = {name: getattr(OTHER_M_STEP, name) for name in names}
     assert all(getattr(CONFIG.m_step, name) != value for name, value in changed.items())
@@ -158,35 +158,35 @@ def test_a_budget_is_kept(method: str) -> None:
     """Hardly less, and never more; and the default is what EM spends."""
     config = with_method(RunConfig(), method)
     own = METHODS["em"].planned(RunConfig())
-    for spend in (own, Spend(20_000, 500)):
-        planned = METHODS[method].planned(METHODS[method].within(config, spend))
+    for spend in (own, PlannedBudget(20_000, 500)):
+        planned = METHODS[method].planned(METHODS[method].fit_to_budget(config, spend))
         assert planned.trajectories <= spend.trajectories
         if planned.trajectories:
             assert planned.trajectories > 0.98 * spend.trajectories
     if method != "gflownet":  # whose E-step is by default one of EM's, not two with what is drawn
-        assert METHODS[method].planned(METHODS[method].within(config, own)) == METHODS[method].planned(config)
+        assert METHODS[method].planned(METHODS[method].fit_to_budget(config, own)) == METHODS[method].planned(config)
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_a_budget_has_room_for_what_is_drawn_afterwards(name: str) -> None:
     config = with_method(RunConfig(), name)
     fine_tuned: Any = {name: dataclasses.replace(getattr(config, name), fine_tune=True)}
-    within = METHODS[name].within(dataclasses.replace(config, **fine_tuned), Spend(3610, 480))
+    within = METHODS[name].fit_to_budget(dataclasses.replace(config, **fine_tuned), PlannedBudget(3610, 480))
     assert getattr(within, name).steps == (3610 - 1050) // 64
-    assert METHODS[name].planned(within) == Spend(3610, 40 * getattr(within, name).epochs + within.m_step.steps)
+    assert METHODS[name].planned(within) == PlannedBudget(3610, 40 * getattr(within, name).epochs + within.m_step.steps)
 
 
 def test_a_budget_leaves_out_an_e_step_that_is_left_out() -> None:
     config = RunConfig(e_step=dataclasses.replace(RunConfig().e_step, steps=0))
-    assert METHODS["em"].within(config, Spend(2100, 80)) == config
+    assert METHODS["em"].fit_to_budget(config, PlannedBudget(2100, 80)) == config
     with pytest.raises(UsageError, match=r"--budget: too few .* takes 2100"):
-        METHODS["em"].within(config, Spend(2099, 80))
+        METHODS["em"].fit_to_budget(config, PlannedBudget(2099, 80))
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "forward-kl", "gflownet", "em"])
 def test_a_budget_that_is_too_small(method: str) -> None:
     with pytest.raises(UsageError, match="--budget: too few"):
-        METHODS[method].within(with_method(RunConfig(), method), Spend(10, 10))
+        METHODS[method].fit_to_budget(with_method(RunConfig(), method), PlannedBudget(10, 10))
 
 
 @pytest.mark.parametrize(("method", "changes"), FINE_TUNED.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from latent_cot.methods.state import Drawn, State
+from latent_cot.methods.state import State, WeightedRationale
 from latent_cot.run.run_folder import Checkpoint
 from latent_cot.run.session import state_in
 from latent_cot.types import Rationale, UsageError
@@ -15,7 +15,10 @@ from latent_cot.types import Rationale, UsageError
 
 def test_a_saved_state_is_read_back() -> None:
     state = State(
-        phase=3, unit=2, model_trained=True, drawn=[Drawn(1, Rationale((5,), (True,), (True, True), "x"), 0.5)]
+        phase=3,
+        unit=2,
+        model_trained=True,
+        drawn=[WeightedRationale(1, Rationale((5,), (True,), (True, True), "x"), 0.5)],
     )
     saved = json.loads(json.dumps({"loop": state.to_json()}))
     assert state_in(Checkpoint(Path("checkpoints/1"), saved, {})) == state

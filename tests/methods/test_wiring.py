@@ -14,6 +14,7 @@ import torch
 
 from latent_cot import em as em_module
 from latent_cot.config.schema import PolicyGradientConfig, RejectionConfig
+from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import examined as examined_module
 from latent_cot.methods import loop as loop_module
 from latent_cot.methods import m_step as m_step_module
@@ -69,14 +70,14 @@ def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypat
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
     assert isinstance(em, em_module.EM)
     expected = math.nan
-    original = em_module.mean_log_z
+    original = e_step_module.mean_log_z
 
     def recorded(lm: LanguageModel, batches: Any, rules: Any, **options: Any) -> float:
         nonlocal expected
         batches[0].log_reward.fill_(-math.inf)  # a question without a possible rationale says nothing
         means = []
         for batch in batches[1:]:
-            scores = score(lm, lm.dense("q"), [Group(batch.query.policy_prompt, batch.rationales)], rules.codec)
+            scores = score(lm, lm.merged("q"), [Group(batch.query.policy_prompt, batch.rationales)], rules.codec)
             ends = torch.tensor([[len(z)] for z in batch.rationales])
             log_q = scores.log_pf.sum(1) + scores.log_pterm.gather(1, ends)[:, 0]
             a = batch.log_reward.gather(1, ends)[:, 0] / 0.5 - log_q

@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from latent_cot.model.architecture import Abilities
+from latent_cot.model.architecture import Capabilities
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
@@ -75,20 +75,20 @@ def language_model(family: str, settings: dict[str, Any]) -> LanguageModel:
 def test_what_is_sampled_is_what_is_scored(name: str) -> None:
     """Beyond a window of attention, and within it."""
     lm = language_model(*MODELS[name])
-    assert (lm.abilities.window is None) == name.endswith("no window")
+    assert (lm.capabilities.window is None) == name.endswith("no window")
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
     for seed in range(3):
         groups = random_groups(codec, random.Random(seed), longest=9)
-        scores = score(lm, lm.dense("q"), groups, codec, answers_at="states", tool_tokens=True)
-        assert_scores(scores, lm.dense("q"), groups, codec, "states", True)
+        scores = score(lm, lm.merged("q"), groups, codec, answers_at="states", tool_tokens=True)
+        assert_scores(scores, lm.merged("q"), groups, codec, "states", True)
     prompt = list(range(3, 3 + WINDOW))
     rules = ChainRules(codec, max_tokens=6)
     with torch.no_grad():
-        ((chain,),) = rollout(lm, lm.dense("q"), [prompt], rules, temperature=0.0)
+        ((chain,),) = rollout(lm, lm.merged("q"), [prompt], rules, temperature=0.0)
         actions = codec.actions
-        for i in range(len(chain) + (not chain.cut)):
+        for i in range(len(chain) + (not chain.truncated)):
             ids = torch.tensor([[*prompt, *chain.tokens[:i]]])
-            best = int(actions[lm.dense("q")(input_ids=ids, use_cache=False).logits[0, -1, actions].argmax()])
+            best = int(actions[lm.merged("q")(input_ids=ids, use_cache=False).logits[0, -1, actions].argmax()])
             assert best == (chain.tokens[i] if i < len(chain) else codec.stop_id)
 
 
@@ -100,8 +100,8 @@ def test_a_soft_capped_head_is_not_taken_for_a_linear_one(dtype: torch.dtype) ->
     linear = build("Mistral", {})
     for one in (model, linear):
         one.to(dtype=dtype).eval()  # type: ignore[call-arg]
-    assert not Abilities.of(model).linear_head
-    assert Abilities.of(linear).linear_head
+    assert not Capabilities.of(model).linear_head
+    assert Capabilities.of(linear).linear_head
 
 
 def test_experts_are_refused_where_they_cannot_be_adapted() -> None:
@@ -140,9 +140,9 @@ def test_where_columns_are_counted_no_padding_stands_behind_a_common_beginning(
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
     prompts = [codec.encode_prompt(text) for text in ("What is 3+4? " * 2 + rest for rest in ("", "and", "or even 5"))]
     rules = ChainRules(codec, max_tokens=8)
-    together = rollout(lm, lm.dense("q"), prompts, rules, temperature=0.0)
+    together = rollout(lm, lm.merged("q"), prompts, rules, temperature=0.0)
     assert together == [
-        chains for prompt in prompts for chains in rollout(lm, lm.dense("q"), [prompt], rules, temperature=0.0)
+        chains for prompt in prompts for chains in rollout(lm, lm.merged("q"), [prompt], rules, temperature=0.0)
     ]
 
 
@@ -162,7 +162,7 @@ def test_checkpointing_switches_on_no_dropout_of_the_models_own() -> None:
     lm = LanguageModel(model, build_tokenizer(), lora, gradient_checkpointing=True)
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
-        expected = lm.dense("q")(input_ids=ids, use_cache=False).logits
+        expected = lm.merged("q")(input_ids=ids, use_cache=False).logits
     with lm.trainable("q") as trained:
         found = trained(input_ids=ids, use_cache=False).logits
     assert found.requires_grad

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latent_cot.model import tree as tree_module
-from latent_cot.model.architecture import Abilities, run_flat, run_padded, run_paths
+from latent_cot.model.architecture import Capabilities, run_flat, run_padded, run_paths
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree
 from latent_cot.model.weights import load_model_and_tokenizer
@@ -47,7 +47,7 @@ def base_logits(folder: Path) -> torch.Tensor:
 def test_fresh_adapters_are_the_base_model(folder: Path) -> None:
     lm = language_model(folder, perturb=False)
     for adapter in ("p", "q"):
-        torch.testing.assert_close(logits(lm.dense(adapter)), base_logits(folder))
+        torch.testing.assert_close(logits(lm.merged(adapter)), base_logits(folder))
         assert all(bool(w.any()) for name, w in lm.parameters(adapter).items() if "lora_A" in name)
 
 
@@ -65,7 +65,7 @@ def test_merged_is_unmerged(lm: LanguageModel, folder: Path) -> None:
     for adapter in ("p", "q"):
         with lm.trainable(adapter) as model:
             found[adapter] = logits(model)
-        torch.testing.assert_close(logits(lm.dense(adapter)), found[adapter], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits(lm.merged(adapter)), found[adapter], atol=1e-4, rtol=1e-4)
     base = base_logits(folder)
     for a, b in ((found["p"], found["q"]), (found["p"], base), (found["q"], base)):
         assert float((a - b).abs().max()) > 0.1
@@ -73,7 +73,7 @@ def test_merged_is_unmerged(lm: LanguageModel, folder: Path) -> None:
 
 def test_the_merged_copy_follows_the_adapter(lm: LanguageModel) -> None:
     """After a training step, a copy and a reset; the other adapter's copy is not touched."""
-    other = logits(lm.dense("p"))
+    other = logits(lm.merged("p"))
     with lm.trainable("q") as model:
         loss = model(input_ids=torch.tensor([IDS]), labels=torch.tensor([IDS])).loss
         loss.backward()
@@ -83,13 +83,13 @@ def test_the_merged_copy_follows_the_adapter(lm: LanguageModel) -> None:
                 weight.sub_(0.5 * weight.grad)
                 weight.grad = None
         trained = logits(model)
-    torch.testing.assert_close(logits(lm.dense("q")), trained, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits(lm.dense("p")), other)
+    torch.testing.assert_close(logits(lm.merged("q")), trained, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(lm.merged("p")), other)
     lm.copy_adapter("p", "q")
-    torch.testing.assert_close(logits(lm.dense("q")), other)
+    torch.testing.assert_close(logits(lm.merged("q")), other)
     lm.reset_adapter("q", 0)
-    assert not torch.allclose(logits(lm.dense("q")), other)
-    torch.testing.assert_close(logits(lm.dense("p")), other)
+    assert not torch.allclose(logits(lm.merged("q")), other)
+    torch.testing.assert_close(logits(lm.merged("p")), other)
 
 
 def test_interpolation_scales_the_change_of_the_base_weights(lm: LanguageModel) -> None:
@@ -97,21 +97,21 @@ def test_interpolation_scales_the_change_of_the_base_weights(lm: LanguageModel) 
         layers = [m for m in lm.peft.modules() if isinstance(m, LoraLayer)]
         return [cast("Any", layer).get_delta_weight(adapter).detach().clone() for layer in layers]
 
-    before, other, merged = changes("q"), changes("p"), logits(lm.dense("q"))
+    before, other, merged = changes("q"), changes("p"), logits(lm.merged("q"))
     lm.interpolate("q", 0.25)
     torch.testing.assert_close(changes("q"), [0.25 * change for change in before])
     torch.testing.assert_close(changes("p"), other)
     with lm.trainable("q") as model:
-        torch.testing.assert_close(logits(lm.dense("q")), logits(model), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(logits(lm.dense("q")), merged, atol=1e-2)
+        torch.testing.assert_close(logits(lm.merged("q")), logits(model), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits(lm.merged("q")), merged, atol=1e-2)
 
 
 def test_merging_many_times_does_not_drift(lm: LanguageModel) -> None:
-    before = logits(lm.dense("q"))
+    before = logits(lm.merged("q"))
     for _ in range(20):
         lm.copy_adapter("q", "q")
-        lm.dense("q")
-    assert torch.equal(logits(lm.dense("q")), before)
+        lm.merged("q")
+    assert torch.equal(logits(lm.merged("q")), before)
 
 
 @pytest.mark.parametrize("adapter", ["p", "q"])
@@ -132,7 +132,7 @@ def test_parameters_are_disjoint_and_matched(lm: LanguageModel) -> None:
 
 def test_the_frozen_weights_are_held_once(lm: LanguageModel) -> None:
     frozen = {w.data_ptr() for w in lm.peft.get_base_model().parameters()}
-    own = [sum(w.data_ptr() not in frozen for w in lm.dense(adapter).parameters()) for adapter in ("p", "q")]
+    own = [sum(w.data_ptr() not in frozen for w in lm.merged(adapter).parameters()) for adapter in ("p", "q")]
     adapted = sum("lora_A" in name for name in lm.parameters("p"))
     assert own == [adapted, adapted]
 
@@ -141,13 +141,13 @@ def test_the_frozen_weights_are_held_once(lm: LanguageModel) -> None:
 
 
 def test_a_saved_adapter_is_the_same_in_another_model(lm: LanguageModel, folder: Path, tmp_path: Path) -> None:
-    expected = logits(lm.dense("q"))
+    expected = logits(lm.merged("q"))
     lm.save_adapter("q", tmp_path / "saved")
     other = language_model(folder)
     shake(other, 0)
-    other.dense("p")
+    other.merged("p")
     other.load_adapter("p", tmp_path / "saved")
-    assert torch.equal(logits(other.dense("p")), expected)
+    assert torch.equal(logits(other.merged("p")), expected)
     for mine, theirs in zip(lm.parameters("q").values(), other.parameters("p").values(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -156,7 +156,7 @@ def test_peft_loads_a_saved_adapter(lm: LanguageModel, folder: Path, tmp_path: P
     lm.save_adapter("q", tmp_path / "saved")
     base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "saved")).eval()
-    torch.testing.assert_close(logits(loaded), logits(lm.dense("q")), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(loaded), logits(lm.merged("q")), atol=1e-4, rtol=1e-4)
 
 
 def damage_truncate(file: Path) -> None:
@@ -175,19 +175,19 @@ def damage_names(file: Path) -> None:
 def test_a_damaged_adapter_is_refused(lm: LanguageModel, tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     file = tmp_path / "saved" / "adapter_model.safetensors"
     lm.save_adapter("q", tmp_path / "saved")
-    before = logits(lm.dense("q"))
+    before = logits(lm.merged("q"))
     damage(file)
     with pytest.raises(UsageError, match=r"adapter_model\.safetensors"):
         lm.load_adapter("q", tmp_path / "saved")
-    assert torch.equal(logits(lm.dense("q")), before)
+    assert torch.equal(logits(lm.merged("q")), before)
 
 
-# -- abilities -----------------------------------------------------------------------------------------
+# -- capabilities -----------------------------------------------------------------------------------------
 
 
 def test_what_the_tiny_models_can_do(lm: LanguageModel) -> None:
-    assert lm.abilities.trees == "flat"
-    assert lm.abilities.linear_head
+    assert lm.capabilities.trees == "flat"
+    assert lm.capabilities.linear_head
 
 
 def test_a_capped_head_is_found_out(folder: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_capped_head_is_found_out(folder: Path) -> None:
         return output
 
     base.forward = capped
-    assert not Abilities.of(base).linear_head
+    assert not Capabilities.of(base).linear_head
 
 
 def test_a_model_that_ignores_its_mask_takes_no_trees(folder: Path) -> None:
@@ -213,13 +213,13 @@ def test_a_model_that_ignores_its_mask_takes_no_trees(folder: Path) -> None:
         return forward(*args, **kwargs)
 
     base.forward = plain
-    assert Abilities.of(base).trees == "paths"
+    assert Capabilities.of(base).trees == "paths"
 
 
 def test_a_model_with_an_attention_of_its_own_gets_padded_trees(folder: Path) -> None:
     base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
     base.set_attn_implementation("eager")
-    assert Abilities.of(base).trees == "padded"
+    assert Capabilities.of(base).trees == "padded"
     assert base.config._attn_implementation == "eager"
 
 
@@ -305,7 +305,7 @@ def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
         tree.extend(root[0], [20, 21])
         tree.extend(root[-1], [22])
         trees.append(tree)
-    model = lm.dense("q")
+    model = lm.merged("q")
     expected = torch.cat(
         [
             model(input_ids=torch.tensor([[tree.tokens[n] for n in tree.path(node)]])).logits[0, -1:]
@@ -315,7 +315,7 @@ def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
     )
     with torch.no_grad():
         by_tree = lm.logits(lm.hidden(model, trees))
-        by_path = lm.logits(run_paths(model, trees, linear_head=lm.abilities.linear_head))
+        by_path = lm.logits(run_paths(model, trees, linear_head=lm.capabilities.linear_head))
         some = lm.logits(lm.hidden(model, trees), torch.tensor([3, 50]))
         most = lm.logits(lm.hidden(model, trees), torch.arange(5, by_tree.shape[1]))
     torch.testing.assert_close(most, by_tree[:, 5:])

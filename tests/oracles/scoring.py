@@ -33,13 +33,13 @@ def log_policy(
     zero = torch.zeros((), dtype=torch.float64)
     log_pf, log_pterm = [], []
     for i in range(n + 1):
-        forced = i == n and rationale.cut
+        forced = i == n and rationale.truncated
         may_stop = rationale.states[i] and not forced
         logits = last_logits(model, [*prompt, *rationale.tokens[:i]])
         log_probs = action_log_probs(logits, actions, stop, may_stop)
         log_pterm.append(log_probs[stop] if may_stop else zero)
         if i < n:
-            log_pf.append(log_probs[rationale.tokens[i]] if rationale.chosen[i] else zero)
+            log_pf.append(log_probs[rationale.tokens[i]] if rationale.policy_mask[i] else zero)
     return torch.stack(log_pf) if log_pf else zero.new_zeros(0), torch.stack(log_pterm)
 
 
@@ -72,7 +72,7 @@ def log_reward(
         else:
             rewards.append(torch.tensor(-torch.inf, dtype=torch.float64))
         if i < len(rationale.tokens):
-            if rationale.chosen[i]:
+            if rationale.policy_mask[i]:
                 before = before + log_pf[i]
             elif tool_tokens:
                 before = before + log_text(model, prefix, [rationale.tokens[i]])

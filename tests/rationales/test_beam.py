@@ -32,14 +32,14 @@ def rules_of(lm: LanguageModel, characters: str = "abc", max_tokens: int = 4, mi
 def test_with_beams_for_everything_it_lists_everything(lm: LanguageModel, text: str) -> None:
     rules = rules_of(lm)
     prompt = rules.codec.encode_prompt(text)
-    everything = oracle.enumerate_chains(lm.dense("p"), prompt, rules)
+    everything = oracle.enumerate_chains(lm.merged("p"), prompt, rules)
     assert len(everything) == 3 + 9 + 27 + 81
     assert sum(p.exp() for _, p in everything) == pytest.approx(1.0, abs=1e-4)
-    (found,) = beam_search(lm, lm.dense("p"), prompt, rules, beams=200)
+    (found,) = beam_search(lm, lm.merged("p"), prompt, rules, beams=200)
     best = sorted(everything, key=lambda one: -one[1])
     assert [one.rationale.tokens for one in found] == [tokens for tokens, _ in best]
     assert [one.log_prob for one in found] == pytest.approx([float(p) for _, p in best], abs=1e-4)
-    assert {one.rationale.cut for one in found} == {False, True}
+    assert {one.rationale.truncated for one in found} == {False, True}
 
 
 @pytest.mark.parametrize("beams", [1, 2, 3, 5])
@@ -48,8 +48,8 @@ def test_it_is_the_search_by_eye(lm: LanguageModel, beams: int, groups: int, pen
     rules = rules_of(lm, "abcdefg", max_tokens=5)
     for text in ("Once?", "So it is", "b"):
         prompt = rules.codec.encode_prompt(text)
-        found = beam_search(lm, lm.dense("q"), prompt, rules, beams=beams * groups, groups=groups, penalty=penalty)
-        expected = oracle.search(lm.dense("q"), prompt, rules, width=beams, groups=groups, penalty=penalty)
+        found = beam_search(lm, lm.merged("q"), prompt, rules, beams=beams * groups, groups=groups, penalty=penalty)
+        expected = oracle.search(lm.merged("q"), prompt, rules, width=beams, groups=groups, penalty=penalty)
         for ours, theirs in zip(found, expected, strict=True):
             assert [one.rationale.tokens for one in ours] == [tokens for tokens, _ in theirs]
             assert [one.log_prob for one in ours] == pytest.approx([p for _, p in theirs], abs=1e-4)
@@ -61,7 +61,7 @@ def test_plain_beams_are_those_of_transformers(lm: LanguageModel) -> None:
     rules = ChainRules(codec, max_tokens=6, min_tokens=0)
     prompt = codec.encode_prompt("Once")
     special = [i for i in lm.tokenizer.all_special_ids if i != codec.stop_id]
-    model = language_model(Path(lm.tokenizer.name_or_path), perturb=False).dense("p")
+    model = language_model(Path(lm.tokenizer.name_or_path), perturb=False).merged("p")
     (found,) = beam_search(lm, model, prompt, rules, beams=4)
     generate: Any = model.generate
     theirs = generate(
@@ -86,8 +86,8 @@ def test_plain_beams_are_those_of_transformers(lm: LanguageModel) -> None:
 def test_groups_avoid_each_other(lm: LanguageModel) -> None:
     rules = rules_of(lm, "abcdefgh", max_tokens=6)
     prompt = rules.codec.encode_prompt("Say")
-    same = beam_search(lm, lm.dense("p"), prompt, rules, beams=4, groups=4)
-    apart = beam_search(lm, lm.dense("p"), prompt, rules, beams=4, groups=4, penalty=50.0)
+    same = beam_search(lm, lm.merged("p"), prompt, rules, beams=4, groups=4)
+    apart = beam_search(lm, lm.merged("p"), prompt, rules, beams=4, groups=4, penalty=50.0)
     assert len({group[0].rationale for group in same}) == 1
     chains = [group[0].rationale.tokens for group in apart]
     assert all(a[0] != b[0] for a, b in itertools.combinations(chains, 2))
@@ -96,6 +96,6 @@ def test_groups_avoid_each_other(lm: LanguageModel) -> None:
 def test_what_it_refuses(lm: LanguageModel) -> None:
     rules = rules_of(lm)
     with pytest.raises(ValueError, match="groups"):
-        beam_search(lm, lm.dense("p"), [1], rules, beams=3, groups=2)
+        beam_search(lm, lm.merged("p"), [1], rules, beams=3, groups=2)
     with pytest.raises(ValueError, match="tools"):
-        beam_search(lm, lm.dense("p"), [1], ChainRules(rules.codec, [CountTool()]), beams=3)
+        beam_search(lm, lm.merged("p"), [1], ChainRules(rules.codec, [CountTool()]), beams=3)

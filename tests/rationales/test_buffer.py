@@ -258,7 +258,7 @@ def test_the_state_is_json_and_complete() -> None:
         (True, False, False),
         (True, False, False, True),
         "=14",
-        cut=True,
+        truncated=True,
         calls=(ToolCall("calculator", 1, "12 + 2", "14", n_tokens=2), ToolCall("calculator", 1, "", None, "bad")),
     )
     buffer.add("x", with_tool, [-1.5, -math.inf, -math.inf, -0.1])

@@ -78,7 +78,7 @@ def log_candidates(model: torch.nn.Module, prefix: list[int], example: Example, 
 @pytest.mark.parametrize("answers_at", ["states", "end"])
 def test_other_answers_are_scored_beside_y(lm: LanguageModel, answers_at: str) -> None:
     rng, codec = random.Random(3), codec_of(lm)
-    model = lm.dense("p")
+    model = lm.merged("p")
     groups = [
         # The others begin as Y does, or not; one is empty of what the rest has.
         dataclasses.replace(group, others=[[*group.answer[:-1], 5], [7, 8, 9], [6]][: rng.randint(0, 3)])
@@ -115,7 +115,7 @@ def test_the_reward_compares_y_with_the_other_candidates(
     lm: LanguageModel, normalised: bool, penalty: float, weight: float
 ) -> None:
     codec = TextCodec(lm.tokenizer, allowed_characters="abcd ")
-    model, rng = lm.dense("p"), random.Random(0)
+    model, rng = lm.merged("p"), random.Random(0)
     chains = [codec.encode("".join(rng.choice("abcd ") for _ in range(3))) for _ in range(4)]
     rules = ChainRules(codec, max_tokens=5)
     rationales = [_rationale(rules, chain) for chain in chains]
@@ -190,7 +190,7 @@ def test_the_judge_picks_after_the_samplers_rationales(lm: LanguageModel, judge:
     found = answered(judge)
     assert [one[:2] for one in found] == [one[:2] for one in answered("q")], "the rationales are q's in any case"
     with lm.without_adapters() as base:
-        model = base if judge == "base" else lm.dense(judge)
+        model = base if judge == "base" else lm.merged(judge)
         for example, rationales, answers in found:
             assert isinstance(example, Example) and isinstance(rationales, tuple) and isinstance(answers, tuple)
             for rationale, answer in zip(rationales, answers, strict=True):
@@ -205,7 +205,7 @@ def test_the_answer_may_be_given_at_once(lm: LanguageModel) -> None:
     for one in answer_questions(lm, None, TASK, EXAMPLES, rules, judge="p", prefix="ab?, so aa\n", votes=3):
         assert one.rationales == [NO_RATIONALE]
         prompt = codec.encode_prompt("ab?, so aa\n" + one.example.x)
-        log_y = log_candidates(lm.dense("p"), prompt, one.example, codec)
+        log_y = log_candidates(lm.merged("p"), prompt, one.example, codec)
         assert one.answer == max(log_y, key=lambda name: log_y[name])
 
 
@@ -297,7 +297,7 @@ def _rationale(rules: ChainRules, tokens: list[int]) -> Rationale:
 
 def _share(lm: LanguageModel, codec: TextCodec, example: Example) -> float:
     """p's probability of the right answer among the candidates."""
-    log_y = log_candidates(lm.dense("p"), codec.encode_prompt(example.x), example, codec)
+    log_y = log_candidates(lm.merged("p"), codec.encode_prompt(example.x), example, codec)
     values = torch.tensor(list(log_y.values()))
     return float((log_y[example.answer or ""] - values.logsumexp(0)).exp())
 

@@ -45,9 +45,9 @@ def test_the_masks_of_a_call_at_token_granularity(single: TextCodec) -> None:
     """`ab=` asks, ` 3` is written (1 + 2 + ...): no state between the trigger and the end of the result."""
     rationale = write(ChainRules(single, [CountTool()]), "ab=").finish()
     assert rationale.text == "ab= 2"
-    assert rationale.chosen == (T, T, T, F, F)
+    assert rationale.policy_mask == (T, T, T, F, F)
     assert rationale.states == (T, T, T, F, F, T)
-    assert not rationale.cut
+    assert not rationale.truncated
     assert rationale.calls == (ToolCall("count", 3, "ab", " 2", n_tokens=2),)
 
 
@@ -55,7 +55,7 @@ def test_the_masks_of_a_call_at_step_granularity(single: TextCodec) -> None:
     chain = write(ChainRules(single, [CountTool()], granularity="step"), "ab=c")
     assert chain.states == [T, F, F, F, F, T, F]
     assert not chain.may_stop
-    assert chain.finish().cut, "a chain that ends at no state has been ended by force"
+    assert chain.finish().truncated, "a chain that ends at no state has been ended by force"
 
 
 def test_a_delimiter_ends_a_step(single: TextCodec) -> None:
@@ -131,7 +131,7 @@ def test_a_chain_is_full_after_max_tokens_chosen_ones(single: TextCodec) -> None
     chain.push(single.encode("=")[0])
     assert [*full, chain.full] == [False, True]
     rationale = chain.finish()
-    assert rationale.cut
+    assert rationale.truncated
     assert rationale.text == "a= 1"
     assert rationale.states[-1]
 
@@ -151,22 +151,22 @@ def test_invariants_of_any_chain(codec: TextCodec, seed: int, granularity: Any, 
     rules = ChainRules(codec, [FakeTool()], granularity=granularity, min_tokens=min_tokens, max_tokens=10)
     rationale = random_chain(rules, random.Random(seed), length)
     n = len(rationale)
-    assert len(rationale.chosen) == n
+    assert len(rationale.policy_mask) == n
     assert len(rationale.states) == n + 1
     assert rationale.states[-1]
     assert rationale.text == codec.decode(rationale.tokens)
-    assert sum(rationale.chosen) <= 10
+    assert sum(rationale.policy_mask) <= 10
     written = sum(call.n_tokens for call in rationale.calls)
-    assert sum(rationale.chosen) == n - written
+    assert sum(rationale.policy_mask) == n - written
     for call in rationale.calls:
         assert (call.result is None) == (call.error is not None)
         span = range(call.position, call.position + call.n_tokens)
-        assert not any(rationale.chosen[i] for i in span)
+        assert not any(rationale.policy_mask[i] for i in span)
         assert not any(rationale.states[i] for i in span), "a state before a result, or inside it"
-        assert rationale.chosen[call.position - 1]
+        assert rationale.policy_mask[call.position - 1]
     for i in range(n):
         if rationale.states[i]:
-            assert sum(rationale.chosen[:i]) >= min_tokens
+            assert sum(rationale.policy_mask[:i]) >= min_tokens
 
 
 # -- demonstrations ------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_a_demonstration_is_the_chain_that_samples_it(codec: TextCodec) -> None:
     rationale = encode_rationale("ab=, 12=", rules)
     assert rationale.text == "ab= 2, 12= 6"
     chain = Chain(rules)
-    for token, chosen in zip(rationale.tokens, rationale.chosen, strict=True):
+    for token, chosen in zip(rationale.tokens, rationale.policy_mask, strict=True):
         if chosen:
             chain.push(token)
     assert chain.finish() == rationale

@@ -121,7 +121,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     assert sorted(target.tolist())[-8:] == pytest.approx([0, *[1 / 7] * 7])
 
     def total_variation() -> float:
-        q = log_policy(lm.dense("q"), query.policy_prompt, rationales, rules.codec).exp()
+        q = log_policy(lm.merged("q"), query.policy_prompt, rationales, rules.codec).exp()
         assert float(q.sum()) == pytest.approx(1, abs=1e-4)
         return float((q - target).abs().sum()) / 2
 
@@ -151,7 +151,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     assert before > 0.9
     assert total_variation() < 0.04
     assert log_z[0].item() == pytest.approx(math.log(7), abs=0.2)
-    listed = log_probs_of_texts(lm, lm.dense("q"), query.policy_prompt, task.texts, rules)
+    listed = log_probs_of_texts(lm, lm.merged("q"), query.policy_prompt, task.texts, rules)
     assert sum(map(math.exp, listed)) > 0.96
     (figures,) = diagnose(
         lm,

@@ -35,7 +35,7 @@ def test_rewards_are_the_oracles(
 ) -> None:
     codec = codec_of(lm, constrained=constrained)
     groups = random_groups(codec, random.Random(seed))
-    model = lm.dense("p")
+    model = lm.merged("p")
     rewards = prefix_log_rewards(lm, model, groups, codec, tool_tokens=tool_tokens, max_tokens=max_tokens)
     for group, rows in zip(groups, rewards, strict=True):
         longest = max(map(len, group.rationales))
@@ -64,8 +64,8 @@ def test_the_rewards_of_complete_rationales_alone(
     codec = codec_of(lm, constrained=True)
     groups = random_groups(codec, random.Random(seed))
     options: dict[str, Any] = {"tool_tokens": tool_tokens, "max_tokens": max_tokens}
-    every = prefix_log_rewards(lm, lm.dense("p"), groups, codec, **options)
-    found = prefix_log_rewards(lm, lm.dense("p"), groups, codec, **options, ends_only=True)
+    every = prefix_log_rewards(lm, lm.merged("p"), groups, codec, **options)
+    found = prefix_log_rewards(lm, lm.merged("p"), groups, codec, **options, ends_only=True)
     for group, expected, table in zip(groups, every, found, strict=True):
         for rationale, of_prefixes, row in zip(group.rationales, expected, table, strict=True):
             end = len(rationale)
@@ -79,7 +79,7 @@ def test_the_weight_of_the_answer(lm: LanguageModel) -> None:
     codec = codec_of(lm, constrained=True)
     groups = random_groups(codec, random.Random(3))
     examples = [Example(str(k), question=str(k)) for k in range(len(groups))]
-    scores = score(lm, lm.dense("p"), groups, codec, answers_at="states")
+    scores = score(lm, lm.merged("p"), groups, codec, answers_at="states")
     log_z = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0))
     reward = Reward(lm, codec, comparison=Comparison(PlainTask(), weight=3.0))
     expected = (log_z + 3.0 * scores.log_y)[scores.states]
@@ -111,7 +111,7 @@ def test_the_sampler_as_the_prior(
     """log q0(z T | what q reads) + w log p(Y | X z), of prefixes and of complete rationales; q itself moves on."""
     lm.add_prior()
     lm.copy_adapter("q", "prior")
-    before = copy.deepcopy(lm.dense("q"))
+    before = copy.deepcopy(lm.merged("q"))
     rng = random.Random(seed)
     codec = codec_of(lm, constrained=True)
     groups = random_groups(codec, rng)
@@ -145,7 +145,7 @@ def test_the_sampler_as_the_prior(
                         before, read[g], rationale, codec.actions.tolist(), codec.stop_id
                     )
                     prefix = [*group.prompt, *rationale.tokens[:i]]
-                    log_y = oracle.log_text(lm.dense("p"), prefix, group.answer)
+                    log_y = oracle.log_text(lm.merged("p"), prefix, group.answer)
                 expected = float(log_pf[:i].sum() + log_pterm[i] + weight * log_y)
                 assert float(table[row, i]) == pytest.approx(expected, abs=NATS, rel=1e-6)
             assert float(of_complete[g][row]) == pytest.approx(float(table[row, len(rationale)]), abs=NATS, rel=1e-6)
@@ -192,7 +192,7 @@ def test_a_tools_tokens_count_only_if_asked(lm: LanguageModel) -> None:
     rationale = masked_rationale(tokens, [True, True, False, False], [True, True, False, False, True])
     group = Group([5, 6], [rationale], [7])
     without, with_them = (
-        prefix_log_rewards(lm, lm.dense("p"), [group], codec, tool_tokens=flag)[0][0] for flag in (False, True)
+        prefix_log_rewards(lm, lm.merged("p"), [group], codec, tool_tokens=flag)[0][0] for flag in (False, True)
     )
     torch.testing.assert_close(without[:3], with_them[:3])
     assert float(with_them[4]) < float(without[4]) - 0.1

@@ -76,7 +76,7 @@ def assert_scores(
                     prefix = [*group.prompt, *rationale.tokens[:i]]
                     if (answers_at == "states" and rationale.states[i]) or (answers_at == "end" and i == n):
                         log_y[i] = oracle.log_text(model, prefix, group.answer)
-                    if tool_tokens and i < n and not rationale.chosen[i]:
+                    if tool_tokens and i < n and not rationale.policy_mask[i]:
                         log_tool[i] = oracle.log_text(model, prefix, [rationale.tokens[i]])
                 expected = {"log_pf": log_pf, "log_pterm": log_pterm, "log_y": log_y, "log_tool": log_tool}
                 for name, values in expected.items():
@@ -125,7 +125,7 @@ def test_scores_are_the_oracles(
     codec = codec_of(lm, constrained=constrained)
     groups = random_groups(codec, random.Random(seed))
     with torch.no_grad():
-        scores = score(lm, lm.dense(adapter), groups, codec, answers_at=answers_at, tool_tokens=tool_tokens)
+        scores = score(lm, lm.merged(adapter), groups, codec, answers_at=answers_at, tool_tokens=tool_tokens)
     with lm.trainable(adapter) as unmerged:
         assert_scores(scores, unmerged, groups, codec, answers_at, tool_tokens)
 
@@ -147,8 +147,8 @@ def test_masks_of_any_kind(load: Loader, seed: int) -> None:
         chains.append(masked_rationale(tokens, chosen, states, cut=rng.random() < 0.4))
     groups = [Group([5, 6, 7], chains, [8, 9])]
     with torch.no_grad():
-        scores = score(lm, lm.dense("q"), groups, codec, answers_at="states", tool_tokens=True)
-    assert_scores(scores, lm.dense("q"), groups, codec, "states", True)
+        scores = score(lm, lm.merged("q"), groups, codec, answers_at="states", tool_tokens=True)
+    assert_scores(scores, lm.merged("q"), groups, codec, "states", True)
 
 
 def test_a_cut_chain_and_its_uncut_twin_share_a_tree(load: Loader) -> None:
@@ -161,11 +161,11 @@ def test_a_cut_chain_and_its_uncut_twin_share_a_tree(load: Loader) -> None:
     longer = masked_rationale([token, token], [True, True], [True, False, True])
     groups = [Group([5], [short, cut, longer])]
     with torch.no_grad():
-        scores = score(lm, lm.dense("q"), groups, codec)
+        scores = score(lm, lm.merged("q"), groups, codec)
     assert float(scores.log_pterm[0, 1]) < 0
     assert float(scores.log_pterm[1, 1]) == 0
     assert float(scores.log_pterm[2, 1]) == 0
-    assert_scores(scores, lm.dense("q"), groups, codec, "none", False)
+    assert_scores(scores, lm.merged("q"), groups, codec, "none", False)
 
 
 @pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
@@ -175,11 +175,11 @@ def test_batching_changes_nothing(load: Loader, trees: Trees) -> None:
     codec = codec_of(lm)
     groups = random_groups(codec, random.Random(1), size=7)
     with torch.no_grad():
-        alone = [score(lm, lm.dense("q"), [group], codec, answers_at="states") for group in groups]
+        alone = [score(lm, lm.merged("q"), [group], codec, answers_at="states") for group in groups]
         for max_tokens in (1, 100, 10_000):
             seen = []
             for members, scores in score_in_batches(
-                lm, lm.dense("q"), groups[::-1], codec, max_tokens=max_tokens, answers_at="states"
+                lm, lm.merged("q"), groups[::-1], codec, max_tokens=max_tokens, answers_at="states"
             ):
                 seen += members
                 for place, member in enumerate(members):
@@ -199,8 +199,8 @@ def test_merged_and_unmerged_adapters_agree(load: Loader) -> None:
     codec = codec_of(lm)
     groups = random_groups(codec, random.Random(2))
     with torch.no_grad():
-        merged = score(lm, lm.dense("q"), groups, codec, answers_at="states")
-        other = score(lm, lm.dense("p"), groups, codec, answers_at="states")
+        merged = score(lm, lm.merged("q"), groups, codec, answers_at="states")
+        other = score(lm, lm.merged("p"), groups, codec, answers_at="states")
         with lm.trainable("q") as model:
             unmerged = score(lm, model, groups, codec, answers_at="states")
     for name in ("log_pf", "log_pterm", "log_y"):
@@ -251,5 +251,5 @@ def test_the_answer_may_begin_like_the_rationale(load: Loader) -> None:
     rationale = masked_rationale(tokens, [True] * 3, [True] * 4)
     groups = [Group([5, 6], [rationale], tokens)]
     with torch.no_grad():
-        scores = score(lm, lm.dense("p"), groups, codec, answers_at="states")
-    assert_scores(scores, lm.dense("p"), groups, codec, "states", False)
+        scores = score(lm, lm.merged("p"), groups, codec, answers_at="states")
+    assert_scores(scores, lm.merged("p"), groups, codec, "states", False)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, differences, from_dict, load_config, parse_yaml, to_dict, with_method
 from latent_cot.evaluation import intervals
@@ -27,12 +27,12 @@ OWN = METHODS["em"].planned(RunConfig())
 
 
 def test_em_spends_what_it_says() -> None:
-    assert Spend(2 * (40 * 8 * 8 + 1050), 2 * (40 + 40)) == OWN
+    assert PlannedBudget(2 * (40 * 8 * 8 + 1050), 2 * (40 + 40)) == OWN
 
 
 @pytest.mark.parametrize("source", plan.shipped())
 @pytest.mark.parametrize("budget", [OWN, None])
-def test_shipped_variants_are_configurations(source: str, budget: Spend | None) -> None:
+def test_shipped_variants_are_configurations(source: str, budget: PlannedBudget | None) -> None:
     for variant in plan.read_variants(source):
         config = configure(variant, 3, {}, [], budget)
         check(config)
@@ -44,14 +44,14 @@ def test_shipped_variants_are_configurations(source: str, budget: Spend | None) 
 
 def test_the_rows_of_a_fair_comparison_cost_the_same() -> None:
     """But for those of which the file says otherwise."""
-    own = Spend(3610, 480)
+    own = PlannedBudget(3610, 480)
     other = {
-        "em-no-e-step": Spend(1050, 480),
-        "rejection-4": Spend(3608, 480),
-        "sft-260": Spend(0, 260),
-        "sft-480": Spend(0, 480),
-        "em-posterior": Spend(6760, 480),
-        "em-posterior-2": Spend(3572, 480),
+        "em-no-e-step": PlannedBudget(1050, 480),
+        "rejection-4": PlannedBudget(3608, 480),
+        "sft-260": PlannedBudget(0, 260),
+        "sft-480": PlannedBudget(0, 480),
+        "em-posterior": PlannedBudget(6760, 480),
+        "em-posterior-2": PlannedBudget(3572, 480),
     }
     variants = plan.read_variants(str(Path(__file__).parents[1] / "docs/results/arithmetic-fair.yaml"))
     assert set(other) < {variant.name for variant in variants}
@@ -107,8 +107,8 @@ def test_settings() -> None:
 
 def test_budgets() -> None:
     assert parse_budget("none", OWN) is None
-    assert parse_budget("trajectories=100", OWN) == Spend(100, OWN.gradient_steps)
-    assert parse_budget("trajectories=100,gradient-steps=7", OWN) == Spend(100, 7)
+    assert parse_budget("trajectories=100", OWN) == PlannedBudget(100, OWN.gradient_steps)
+    assert parse_budget("trajectories=100,gradient-steps=7", OWN) == PlannedBudget(100, 7)
     for text in ("100", "trajectories=-1", "trajectories=x", "tokens=3", ""):
         with pytest.raises(UsageError, match=r"--budget.*write it as"):
             parse_budget(text, OWN)
@@ -136,7 +136,7 @@ def test_a_file_that_the_budget_contradicts(tmp_path: Path) -> None:
 
 def test_a_budget_too_small_for_a_step_names_the_variant() -> None:
     with pytest.raises(UsageError, match=r"^mine: --budget: too few trajectories"):
-        configure(Variant("mine", "ppo", {}), 0, {}, [], Spend(1, 1))
+        configure(Variant("mine", "ppo", {}), 0, {}, [], PlannedBudget(1, 1))
 
 
 def test_the_layers_of_a_runs_settings() -> None:

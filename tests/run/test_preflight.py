@@ -113,10 +113,10 @@ def test_questions_that_leave_no_room_are_refused_at_once_and_in_time(tiny_model
         check_lengths(512, codec, [EXAMPLE, long], 13)
     rules = ChainRules(codec, max_tokens=13)
     with pytest.raises(UsageError, match="a question of 500 tokens"):
-        rollout(lm, lm.dense("q"), [codec.encode(long.x)], rules)
+        rollout(lm, lm.merged("q"), [codec.encode(long.x)], rules)
     chain = Rationale((5,) * 9, (True,) * 9, (True,) * 10, "")
     with pytest.raises(UsageError, match=r"a text of 513 tokens .* longer than the model's 512"):
-        score(lm, lm.dense("q"), [Group(codec.encode(long.x), [chain], [4] * 5)], codec, answers_at="end")
+        score(lm, lm.merged("q"), [Group(codec.encode(long.x), [chain], [4] * 5)], codec, answers_at="end")
 
 
 def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) -> None:
@@ -125,5 +125,5 @@ def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) 
     codec = TextCodec(lm.tokenizer, allowed_characters="1=")
     rules = ChainRules(codec, [LongTool()], max_tokens=12)
     with pytest.raises(UsageError, match="with what tools have put into it, are more than the model's 512 tokens"):
-        rollout(lm, lm.dense("q"), [[5] * 500], rules, n=8, generator=torch.Generator().manual_seed(0))
-    rollout(lm, lm.dense("q"), [[5] * 300], rules, n=8, generator=torch.Generator().manual_seed(0))
+        rollout(lm, lm.merged("q"), [[5] * 500], rules, n=8, generator=torch.Generator().manual_seed(0))
+    rollout(lm, lm.merged("q"), [[5] * 300], rules, n=8, generator=torch.Generator().manual_seed(0))

@@ -113,7 +113,7 @@ def test_readme_example_reads_answers(readme_example: Path) -> None:
     task = tasks.load(str(readme_example))
 
     def chain(text: str) -> Rationale:
-        return Rationale(tokens=(), chosen=(), states=(True,), text=text)
+        return Rationale(tokens=(), policy_mask=(), states=(True,), text=text)
 
     assert task.answer(chain(" 1, 1, 0,")) == "0"
     assert task.answer(chain(" 1, 1, 0")) is None

@@ -79,11 +79,11 @@ def _log_probs(
         over_actions = logits[:, : n + 1].masked_fill(blocked, -torch.inf).log_softmax(-1)
 
         tokens = torch.tensor([z.tokens for z in zs], dtype=torch.long).reshape(len(zs), n)
-        chosen = torch.tensor([z.chosen for z in zs], dtype=torch.bool).reshape(len(zs), n)
+        chosen = torch.tensor([z.policy_mask for z in zs], dtype=torch.bool).reshape(len(zs), n)
         log_token = over_actions[:, :n].gather(2, tokens[:, :, None])[:, :, 0]
         total = torch.where(chosen, log_token, 0.0).sum(1)  # a tool's tokens: probability one
         if with_stop:
-            cut = torch.tensor([z.cut for z in zs])
+            cut = torch.tensor([z.truncated for z in zs])
             total = total + torch.where(cut, 0.0, over_actions[:, n, codec.stop_id])
         if answer:
             over_all = logits[:, n : n + len(answer)].log_softmax(-1)

@@ -171,7 +171,7 @@ class _Reference:
         self.world = world
         self.rationales = exact.enumerate_rationales(world.rules)
         self.log_joints = [
-            exact.log_joint(world.lm.dense("p"), query.model_prompt, self.rationales, query.answer, world.rules.codec)
+            exact.log_joint(world.lm.merged("p"), query.model_prompt, self.rationales, query.answer, world.rules.codec)
             for query in world.queries
         ]
 
@@ -180,7 +180,7 @@ class _Reference:
         world = self.world
         return [
             exact.distance(
-                exact.log_policy(world.lm.dense("q"), query.policy_prompt, self.rationales, world.rules.codec),
+                exact.log_policy(world.lm.merged("q"), query.policy_prompt, self.rationales, world.rules.codec),
                 log_joint,
             )
             for query, log_joint in zip(world.queries, self.log_joints, strict=True)

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from latent_cot.config.methods import METHODS, Spend
+from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import (
     DEFAULT_PRESET,
@@ -139,7 +139,7 @@ def _refuse_set_by_itself(record: Mapping[str, Any], where: str) -> None:
 # -- the runs --------------------------------------------------------------------------------------------
 
 
-def parse_budget(text: str, own: Spend) -> Spend | None:
+def parse_budget(text: str, own: PlannedBudget) -> PlannedBudget | None:
     """`trajectories=5120` or `trajectories=5120,gradient-steps=160`, what is not named as `own` has it; "none": None.
 
     Raises UsageError.
@@ -153,7 +153,7 @@ def parse_budget(text: str, own: Spend) -> Spend | None:
         if name not in values or not value.strip().isdecimal() or int(value) < 1:
             raise UsageError(f"--budget {text}: write it as trajectories=5120,gradient-steps=160, or none")
         values[name] = int(value)
-    return Spend(**values)
+    return PlannedBudget(**values)
 
 
 def configure(
@@ -161,7 +161,7 @@ def configure(
     seed: int,
     common: Mapping[str, Any],
     overrides: Sequence[Mapping[str, Any]],
-    budget: Spend | None,
+    budget: PlannedBudget | None,
     *,
     preset: str | None = None,
     file: str | None = None,
@@ -182,7 +182,7 @@ def configure(
     if budget is None:
         return config
     try:
-        scaled = METHODS[variant.method].within(config, budget)
+        scaled = METHODS[variant.method].fit_to_budget(config, budget)
     except UsageError as error:
         raise UsageError(f"{variant.name}: {error}") from error
     given = dict.fromkeys(_paths(of_file), f" in {file}")

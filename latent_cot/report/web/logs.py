@@ -225,7 +225,7 @@ def logged(records: Iterable[Json]) -> list[Json]:
             "unit": record["unit"],
             "question": record["question"],
             "text": segments(record["rationale"]),
-            "cut": record["rationale"]["cut"],
+            "cut": record["rationale"]["truncated"],
             "log_reward": _rounded(record["log_reward"]),
             "count": record["count"],
         }

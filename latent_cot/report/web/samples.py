@@ -117,7 +117,7 @@ def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> 
         z = scored.rationale
         token = scored.tokens[i - 1] if i else None
         stop = next((stop for stop in scored.stops if stop.position == i), None)
-        forced = z.cut and i == len(z)
+        forced = z.truncated and i == len(z)
         values = {
             "parent": parent,
             "token": None if token is None else vocabulary.setdefault(token.text, len(vocabulary)),
@@ -154,7 +154,7 @@ def _outcomes(loop: Loop, reasoner: Adapter, example: Example, rationales: Seque
     )
     gradable = example.answer is not None and not isinstance(loop.task, MeasuredTask)
     return [
-        {"cut": z.cut, "answer": answer, "right": loop.task.grade(example, answer) if gradable else None}
+        {"cut": z.truncated, "answer": answer, "right": loop.task.grade(example, answer) if gradable else None}
         for z, answer in zip(rationales, answers, strict=True)
     ]
 

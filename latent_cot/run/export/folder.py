@@ -101,7 +101,7 @@ def _save_adapter(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path
 
 @torch.no_grad()
 def _save_merged(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path, trust: bool) -> None:
-    """The weights that the run was tested with, to the last bit: merged and rounded as `LanguageModel.dense` does."""
+    """The weights that the run was tested with, to the last bit: merged and rounded as `LanguageModel.merged` does."""
     wrapped = lm.peft.get_base_model()
     dtype = next(wrapped.parameters()).dtype
     model, _ = weights.load_model_and_tokenizer(base.folder, dtype=dtype, trust_remote_code=trust)

@@ -115,7 +115,7 @@ def test_facts(folder: RunFolder) -> None:
 
 
 def record(unit: int, number: int = 1) -> dict[str, Any]:
-    rationale = {"text": f" {unit}", "calls": [], "cut": False}
+    rationale = {"text": f" {unit}", "calls": [], "truncated": False}
     head = {"round": number, "phase": "e_step", "unit": unit, "question": "1 + 1"}
     return {**head, "rationale": rationale, "log_reward": -1.0, "count": 2}
 
@@ -146,7 +146,7 @@ def test_an_unfinished_last_line_is_left_out_and_a_broken_one_named(folder: RunF
 def by_tokens(rules: ChainRules, rationale: dict[str, Any]) -> list[list[str]]:
     """The oracle: the tokenizer knows."""
     parts: list[list[str]] = []
-    for token, chosen in zip(rationale["tokens"], rationale["chosen"], strict=True):
+    for token, chosen in zip(rationale["tokens"], rationale["policy_mask"], strict=True):
         kind = "own" if chosen else "tool"
         if not parts or parts[-1][0] != kind:
             parts.append([kind, ""])

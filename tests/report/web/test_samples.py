@@ -55,7 +55,7 @@ def rationale_of(loop: Loop, found: Json, question: Json, leaf: int) -> Rational
     pieces = loop.test_rules.codec.pieces
     return Rationale(
         tokens=tuple(pieces.index(found["tokens"][nodes["token"][node]]) for node in path),
-        chosen=tuple(nodes["log_q"][node] is not None for node in path),
+        policy_mask=tuple(nodes["log_q"][node] is not None for node in path),
         states=tuple(nodes["log_reward"][node] is not None for node in [0, *path]),
         text="".join(found["tokens"][nodes["token"][node]] for node in path),
     )
@@ -72,22 +72,22 @@ def test_figures_are_those_of_the_scores_and_of_the_reward(lm: LanguageModel, q_
         query = loop.query(examples[question["question"]])
         assert question["answer"] == query.example.answer
         for chain in question["chains"]:
-            z = dataclasses.replace(rationale_of(loop, found, question, chain["leaf"]), cut=chain["cut"])
+            z = dataclasses.replace(rationale_of(loop, found, question, chain["leaf"]), truncated=chain["cut"])
             path = path_to(nodes, chain["leaf"])
             prompts: dict[Adapter, Sequence[int]] = {"q": query.policy_prompt, "p": query.model_prompt}
             for name, prompt in prompts.items():
                 with torch.no_grad():
-                    scores = score(lm, lm.dense(name), [Group(prompt, [z])], loop.rules.codec)
+                    scores = score(lm, lm.merged(name), [Group(prompt, [z])], loop.rules.codec)
                 own = [nodes[f"log_{name}"][node] or 0.0 for node in path[1:]]
                 assert own == pytest.approx(scores.log_pf[0].tolist(), abs=2e-3)
                 stops = [nodes[f"stop_{name}"][node] for node in path]
                 wanted = [
-                    stop if state and not (z.cut and i == len(z)) else None
+                    stop if state and not (z.truncated and i == len(z)) else None
                     for i, (stop, state) in enumerate(zip(scores.log_pterm[0].tolist(), z.states, strict=True))
                 ]
                 assert stops == [None if stop is None else pytest.approx(stop, abs=2e-3) for stop in wanted]
             (reward,) = prefix_log_rewards(
-                lm, lm.dense("p"), [Group(query.model_prompt, [z], query.answer)], loop.rules.codec
+                lm, lm.merged("p"), [Group(query.model_prompt, [z], query.answer)], loop.rules.codec
             )
             rewards = [-float("inf") if nodes["log_reward"][n] is None else nodes["log_reward"][n] for n in path]
             assert rewards == pytest.approx(reward[0].tolist(), abs=2e-3)

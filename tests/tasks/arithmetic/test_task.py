@@ -65,7 +65,7 @@ def chain(*calls: tuple[str | None, int, int], n_tokens: int) -> Rationale:
     """Of calls (result, position, number of tokens injected)."""
     return Rationale(
         tokens=(0,) * n_tokens,
-        chosen=(True,) * n_tokens,
+        policy_mask=(True,) * n_tokens,
         states=(True,) * (n_tokens + 1),
         text="",
         calls=tuple(

@@ -104,7 +104,10 @@ def test_what_a_sentence_is_made_of() -> None:
 def measured(*samples: tuple[str, float, int]) -> Measured:
     return Measured(
         TASK.example("The ferry left."),
-        [Sample(Rationale((), (), (True,), text, cut=text == " no"), log_z, -0.5, n) for text, log_z, n in samples],
+        [
+            Sample(Rationale((), (), (True,), text, truncated=text == " no"), log_z, -0.5, n)
+            for text, log_z, n in samples
+        ],
     )
 
 
