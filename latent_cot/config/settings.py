@@ -175,6 +175,23 @@ def _read(file: Path) -> str:
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
+RENAMED = {
+    "condition": "q_sees (question, or question-and-answer)",
+    "init": "p_init",
+    "lessons": "augmentation",
+    "data.pairs": "data.unlabelled",
+    "e_step.start": "e_step.q_init",
+    "e_step.huber": "e_step.huber_delta",
+    "e_step.reward_horizon": "e_step.reward_temperature_steps",
+    "augmentation.strange_steps": "augmentation.distractor_steps",
+    "augmentation.joined_questions": "augmentation.concat_questions",
+} | {
+    f"{section}.clip": f"{section}.max_grad_norm"
+    for section in ("e_step", "init_step", "m_step", "ppo", "grpo", "forward_kl")
+}
+"""Settings of earlier versions -> what they are called now."""
+
+
 @functools.cache
 def _types(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
@@ -190,6 +207,11 @@ def _overlay(base: Any, record: Any, where: str, path: str) -> Any:
     values = {}
     for key, value in record.items():
         inner = f"{path}.{key}" if path else str(key)
+        if inner in RENAMED:
+            raise UsageError(
+                f"{where}: {inner} is called {RENAMED[inner]} now; this was written for an earlier version of "
+                "latent-cot: rename its settings, or, for a run, use that version"
+            )
         if key not in kinds:
             known = [f"{path}.{name}" if path else name for name in kinds]
             raise UsageError(f"{where}: unknown setting {_short(inner)}.{did_you_mean(inner, known)}")

@@ -123,6 +123,8 @@ def test_an_integer_is_a_number_and_options_are_text() -> None:
         ("rounds: '2'", ["rounds is '2'", "an integer"]),
         ("rounds: null", ["rounds is None", "an integer"]),
         ("e_step: {seed_buffer: 1}", ["e_step.seed_buffer is 1", "true or false"]),
+        ("condition: xy", ["condition is called q_sees", "earlier version"]),
+        ("e_step: {clip: 1.0}", ["e_step.clip is called e_step.max_grad_norm now"]),
         ("e_step: {huber_delta: lots}", ["e_step.huber_delta is 'lots'", "a number"]),
         ("e_step: {decay: cosin}", ["e_step.decay is 'cosin'", "cosine, constant", "Did you mean 'cosine'"]),
         ("e_step: {decay: 1}", ["e_step.decay is 1", "cosine, constant"]),
