@@ -356,7 +356,7 @@ class _Demonstrations:
 
 
 class _PrefixReward:
-    """log p(z_{1:i} Y | X) of the trajectories of one question, one prefix a pass."""
+    """log p(z_{1:i} ⊤ Y | X) of the trajectories of one question, one prefix a pass."""
 
     def __init__(
         self,
@@ -405,10 +405,22 @@ class _PrefixReward:
             counts[row, end : end + len(self.answer)] = True
         ids, mask = ids.to(device), torch.nn.functional.pad(mask, (self.shots.n, 0), value=1).to(device)
         logits = _forward(self.lm, self.model, ids, mask, self.shots.copies(len(chains)))[:, :-1]
+        stops = self._log_stops(chains, logits)
         blocked = _blocked(self.rules, may_stop[:, 1:].to(device), logits.shape[-1])
         logits = logits.masked_fill(blocked & alphabet[:, 1:, None].to(device), -torch.inf)
         log_probs = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-        return torch.where(counts[:, 1:].to(device), log_probs, 0.0).sum(1)
+        return torch.where(counts[:, 1:].to(device), log_probs, 0.0).sum(1) + stops
+
+    def _log_stops(self, chains: Sequence[Chain], logits: torch.Tensor) -> torch.Tensor:
+        """(B,) of ending each chain by the stop, which counts unless Y begins with it; 0 where the end is forced."""
+        stop_id = self.rules.codec.stop_id
+        if self.answer[:1] == [stop_id]:
+            return logits.new_zeros(len(chains))
+        last = [len(self.prompt) + len(chain.tokens) - 1 for chain in chains]
+        free = torch.tensor([chain.may_stop and not chain.full for chain in chains], device=logits.device)
+        ends = logits[range(len(chains)), last]
+        log_stop = ends.masked_fill(_blocked(self.rules, torch.ones_like(free), ends.shape[-1]), -torch.inf)
+        return torch.where(free, log_stop.log_softmax(-1)[:, stop_id], 0.0)
 
 
 def _forward(

@@ -1,13 +1,13 @@
 """THE ALGORITHM.
 
     round 0     p ← the base model, or the base model fine-tuned on the demonstrations
-    round 1     warm_start_q     where q sees Y: q ← p, fine-tuned on the demonstrations as q sees them
-    round r     diagnose_before  where q sees X only: q ← p; compare q with the posterior  (diagnostics.py)
-                E-step           train q(Z | X[, Y]) towards p(X Z Y)                      (e_step.py)
-                diagnose         compare q with the posterior
-                draw             rationales Z ~ q for the training questions
-                M-step           fine-tune p on (X, Z, Y)                                  (m_step.py)
-    after each  evaluate         p and, where it sees X only, q                            (evaluate.py)
+    round 1     warm_start_q  where q sees Y: q ← p, fine-tuned on the demonstrations as q sees them
+    round r     diagnose_before  where q sees X only: q ← p; compare q with the posterior (diagnostics.py)
+                E-step   train q(Z | X[, Y]) towards p(X Z Y)                      (e_step.py)
+                diagnose compare q with the posterior     (neither with no steps: then q = p)
+                draw     rationales Z ~ q for the training questions
+                M-step   fine-tune p on (X, Z, Y)                                  (m_step.py)
+    after each  evaluate p and, where it sees X only, q                            (evaluate.py)
 
 `Loop` (loop.py) goes through these phases, and has the ones that the baselines share.
 """
@@ -21,18 +21,14 @@ from typing import Any
 
 import torch
 
-from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
 from latent_cot.methods.e_step import Batch, Behaviour, collect, describe, mean_log_z, update
 from latent_cot.methods.loop import Job, Loop
-from latent_cot.methods.seeding import draw_distinct, seed_of, slices
-from latent_cot.methods.state import Info, Phase, WeightedRationale
-from latent_cot.model.lm import Adapter
+from latent_cot.methods.seeding import draw_distinct, seed_of
+from latent_cot.methods.state import Info, Phase
 from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
-from latent_cot.objectives.importance import NEGLIGIBLE, truncated_weights
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.rationales.experience import gather, log_probs_of
 from latent_cot.rationales.reward import Prior
 from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group
@@ -61,8 +57,8 @@ class EM(Loop):
             self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
         self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
         self.log_z = torch.nn.Parameter(torch.zeros(()))
-        """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand questions:
-        a parameter of each question's own would never leave its start."""
+        """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand
+        questions: a parameter of each question's own would never leave its start."""
 
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
@@ -71,32 +67,21 @@ class EM(Loop):
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
             )
-        draws = "m_step" not in METHODS[config.method].ignores
-        if draws and config.m_step.excess is not None and config.m_step.temperature != 1:
-            raise UsageError(
-                f"--m-step.excess weighs rationales by the q that they are drawn from, at temperature 1, and "
-                f"--m-step.temperature is {config.m_step.temperature}; give 1, or leave excess out"
-            )
-        if isinstance(task, RewardingTask) and config.m_step.excess is not None:
-            raise UsageError(
-                f"--m-step.excess: {task.name} has a reward of its own, which is no probability that q could "
-                "exceed; leave it out"
-            )
 
     def plan(self) -> list[Phase]:
         c = self.config
         phases = self.round(0, "init", last=c.rounds == 0)
         if c.q_sees == "question-and-answer" and c.rounds:
             phases.append(Phase(1, "warm_start_q"))
+        names = ROUND if c.e_step.steps else tuple(name for name in ROUND if name not in ("e_step", "diagnose"))
         for number in range(1, c.rounds + 1):
-            phases += self.round(number, *ROUND, last=number == c.rounds)
+            phases += self.round(number, *names, last=number == c.rounds)
         return phases
 
     def jobs(self) -> Mapping[str, Job]:
         return {
             **super().jobs(),
             "e_step": Job(self.e_step, lambda _: self.config.e_step.steps),
-            "draw": Job(self.draw, lambda _: len(slices(len(self.questions), self._questions_per_draw))),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,15 +91,12 @@ class EM(Loop):
         self.buffer.load_state_dict(saved["buffer"])
         self.log_z.data.fill_(saved["log_z"])
 
-    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
-        """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
-        decides_only = self.state.model_trained and self.config.m_step.target != "joint"
-        return "q" if decides_only and self.config.q_sees == "question" else reasoner
-
     # -- the phases ----------------------------------------------------------------------------------
 
     def start_sampler(self, number: int) -> None:
         super().start_sampler(number)
+        if self.config.q_sees == "question" and not self.config.e_step.steps:
+            self.lm.copy_adapter("p", "q")  # whatever `e_step.q_init` says: without an E-step q has nothing of its own
         if number == 1 and self.reward.prior is not None:
             self.lm.copy_adapter("q", "prior")
 
@@ -173,43 +155,6 @@ class EM(Loop):
             figures = describe(batches, self.is_correct if self.tells_right else None)
             yield {**vars(info), **figures, "reward_temperature": temperature, "samples": _samples(batches)}
 
-    def draw(self, phase: Phase) -> Iterator[Info]:
-        """Rationales from q for every training question."""
-        c = self.config.m_step
-        if self.state.unit == 0:
-            self.state.drawn = []
-        parts = slices(len(self.questions), self._questions_per_draw)
-        for unit in range(self.state.unit, len(parts)):
-            sampled = self._sample("q", parts[unit], self._unit_seed(unit), n=c.samples, temperature=c.temperature)
-            drawn = [
-                WeightedRationale(i, rationale)
-                for i, of_i in zip(parts[unit], sampled, strict=True)
-                for rationale in of_i
-            ]
-            right = [self.is_correct(self.questions[d.question], d.rationale) for d in drawn]
-            weights = self._importance(parts[unit], sampled)
-            kept = [
-                WeightedRationale(d.question, d.rationale, weight)
-                for d, ok, weight in zip(drawn, right, weights, strict=True)
-                if (ok or c.keep == "all") and weight > NEGLIGIBLE
-            ]
-            self.state.drawn.extend(kept)
-            share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
-            yield {"drawn": len(drawn), "kept": len(kept), **share}
-
-    def _importance(self, members: Sequence[int], sampled: Sequence[Sequence[Rationale]]) -> list[float]:
-        """How much each of these questions' rationales, drawn from q, counts in the M-step."""
-        excess = self.config.m_step.excess
-        if excess is None:
-            return [1.0 for of_one in sampled for _ in of_one]
-        experience = gather([self.query(self.questions[i]) for i in members], sampled, self.reward)
-        tokens = self.config.e_step.max_batch_tokens
-        log_q = log_probs_of(self.lm, self.lm.merged("q"), experience, self.rules.codec, max_tokens=tokens)
-        weights = truncated_weights(experience.log_reward, log_q, excess).tolist()
-        rows = zip(experience.group.tolist(), experience.rationales, weights, strict=True)
-        of_distinct = {(g, rationale): weight for g, rationale, weight in rows}
-        return [of_distinct[g, rationale] for g, of_one in enumerate(sampled) for rationale in of_one]
-
     # -- what they need ------------------------------------------------------------------------------
 
     def reward_temperature(self, step: int) -> float:
@@ -265,10 +210,6 @@ class EM(Loop):
             replay = float(rng.random() < replay)
         heat = rng.uniform(c.temperature_low, c.temperature_high)
         return Behaviour(heat, share=c.tempered / sampled if sampled else 0.0, replay=replay)
-
-    @property
-    def _questions_per_draw(self) -> int:
-        return max(1, self.config.rollout.batch_size // self.config.m_step.samples)
 
 
 class GFlowNet(EM):

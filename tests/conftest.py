@@ -21,7 +21,7 @@ from tests.tiny import build_tiny_model
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # the models are so tiny that a second thread costs more than it gains
 
 # A slow or busy machine is no failure. Examples are the same in every run, so that a failure is too.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)

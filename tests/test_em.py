@@ -38,8 +38,8 @@ VARIANTS = {
     "the sampler is the prior": dataclasses.replace(
         CONFIG, q_sees="question-and-answer", e_step=dataclasses.replace(CONFIG.e_step, prior="sampler")
     ),
-    "too likely ones count for less": dataclasses.replace(
-        CONFIG, rounds=1, m_step=dataclasses.replace(FIT, excess=66.0)
+    "drawn ones are weighted": dataclasses.replace(
+        CONFIG, rounds=1, m_step=dataclasses.replace(FIT, samples=3, weighted=True)
     ),
     "replayed ones beside sampled ones": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, mix_replay=True)
@@ -147,30 +147,78 @@ def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
-def test_what_q_makes_too_likely_counts_for_less(
-    lm: LanguageModel, q_sees: Literal["question", "question-and-answer"]
+@pytest.mark.parametrize("keep", ["all", "correct"])
+def test_drawn_rationales_are_weighted_towards_the_posterior(
+    lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    q_sees: Literal["question", "question-and-answer"],
+    keep: Literal["all", "correct"],
 ) -> None:
-    """Each drawn rationale's weight beside one of its own log-reward and its own log-probability."""
-    excess = 60.0  # about what Y costs in this world
-    config = dataclasses.replace(
-        CONFIG, q_sees=q_sees, rounds=1, m_step=dataclasses.replace(FIT, samples=4, excess=excess)
-    )
+    """The weights of a question beside n w / Σ w over its samples, w = p(Z Y | X) / q(Z) of each scored by itself."""
+    m_step = dataclasses.replace(FIT, samples=6, keep=keep, weighted=True)
+    em = make_em(lm, dataclasses.replace(CONFIG, q_sees=q_sees, rounds=1, m_step=m_step), LenientTask())
+    sampled: dict[int, list[Rationale]] = {}
+    sample = em._sample
+
+    def spied(adapter: Any, members: Any, seed: int, **arguments: Any) -> list[list[Rationale]]:
+        found = sample(adapter, members, seed, **arguments)
+        sampled.update(zip(members, found, strict=True))
+        return found
+
+    monkeypatch.setattr(em, "_sample", spied)
+    for phase, info in em.run():
+        if phase.name == "draw":
+            assert info["drawn"] == 6  # batches of one question
+            if em.state.unit == em.units(phase):
+                break
+    found = {(one.question, one.rationale.tokens): one.weight for one in em.state.drawn}
+    assert len(found) == len(em.state.drawn), "not distinct"
+    expected: dict[tuple[int, tuple[int, ...]], float] = {}
+    for question, rationales in sampled.items():
+        query = em.query(em.questions[question])
+        kept = [z for z in rationales if keep == "all" or em.is_correct(query.example, z)]
+        ratios = []
+        for z in kept:
+            (rewards,) = em.reward.of_prefixes([query.example], [Group(query.model_prompt, [z], query.answer)])
+            with torch.no_grad():
+                scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, [z])], em.rules.codec)
+            log_q = float(scores.log_pf.sum()) + (0.0 if z.truncated else float(scores.log_pterm[0, len(z)]))
+            ratios.append(math.exp(float(rewards[0, len(z)]) - log_q + 60))  # 60: about what Y costs in this world
+        for z, ratio in zip(kept, ratios, strict=True):
+            key = question, z.tokens
+            expected[key] = expected.get(key, 0.0) + 6 * ratio / sum(ratios)
+    assert found == pytest.approx({key: weight for key, weight in expected.items() if weight > 6e-3}, rel=2e-3)
+    assert len({round(weight, 3) for weight in found.values()}) > 2
+    assert keep == "all" or len(expected) < len({(i, z.tokens) for i, of_i in sampled.items() for z in of_i})
+
+
+class LenientTask(ToyTask):
+    """A chain is right if its tokens add up to an even number."""
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return answer is not None
+
+    def answer(self, rationale: Rationale) -> str | None:
+        return "" if sum(rationale.tokens) % 2 == 0 else None
+
+
+def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
+    """q is p, and only the M-step is left; there is nothing to look at after a training of q."""
+    config = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, steps=0))
     em = make_em(lm, config)
+    of_round = ("diagnose_before", "draw", "m_step", "evaluate")
+    assert [(phase.round, phase.name) for phase in em.phases if phase.round] == [
+        (r, n) for r in (1, 2) for n in of_round
+    ]
     for phase, _ in em.run():
-        if phase.name == "draw" and em.state.unit == em.units(phase):
-            break
-    for one in em.state.drawn:
-        query = em.query(em.questions[one.question])
-        group = Group(query.model_prompt, [one.rationale], query.answer)
-        (rewards,) = em.reward.of_prefixes([query.example], [group])
-        with torch.no_grad():
-            scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, [one.rationale])], em.rules.codec)
-        n = len(one.rationale)
-        log_q = float(scores.log_pf.sum()) + (0.0 if one.rationale.truncated else float(scores.log_pterm[0, n]))
-        assert one.weight == pytest.approx(min(1.0, math.exp(float(rewards[0, n]) - log_q + excess)), rel=1e-3)
-    weights = [one.weight for one in em.state.drawn]
-    assert max(weights) == 1.0
-    assert min(weights) < 0.9
+        if phase.name == "draw":
+            p, q = ([w.tolist() for w in lm.parameters(a).values()] for a in ("p", "q"))
+            assert p == q
+    expected = outcome(em)
+    results = em.state.results()
+    assert set(results["posterior"]["2"]) == {"before"}
+    assert set(results["accuracy"]["2"]) == {"p", "q"}
+    assert outcome(run_in_parts(lm, config, tmp_path, 1)) == expected
 
 
 def test_the_reward_is_the_configured_one(lm: LanguageModel) -> None:
@@ -351,7 +399,8 @@ def testslices_cover_everything_once() -> None:
     [
         ({"init_step": dataclasses.replace(FIT, target="candidates")}, r"--init-step\.target candidates"),
         ({"m_step": dataclasses.replace(FIT, target="candidates")}, r"--m-step\.target candidates"),
-        ({"m_step": dataclasses.replace(FIT, excess=1.0, temperature=0.5)}, r"--m-step\.excess .* is 0\.5"),
+        ({"m_step": dataclasses.replace(FIT, weighted=True, temperature=0.5)}, r"--m-step\.weighted .* \(here 0\.5\)"),
+        ({"m_step": dataclasses.replace(FIT, weighted=True, samples=1)}, r"--m-step\.weighted .* \(here 1\)"),
         (
             {
                 "e_step": dataclasses.replace(CONFIG.e_step, objective="tb"),

@@ -39,16 +39,41 @@ def scores(session: Session, groups: list[Group], *, trees: Trees) -> Scores:
         return score(session.lm, session.lm.merged("p"), groups, session.rules.codec, answers_at="states")
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 1.0)])
-def test_a_token_tree_scores_as_its_paths_do(precision: Literal["fp32", "bf16"], tolerance: float) -> None:
-    """In nats, of sums over a whole answer or rationale; bf16 has three digits in each of 30 layers."""
-    session = load(precision)
-    assert session.lm.capabilities.linear_head and session.lm.capabilities.trees == "flat"
-    groups = demonstrations(session)
-    tree = scores(session, groups, trees="flat")
-    paths = scores(session, groups, trees="paths")
-    assert (tree.log_pf.sum(1) - paths.log_pf.sum(1)).abs().max() < tolerance
-    assert (tree.log_y - paths.log_y).abs().max() < tolerance
+def test_a_token_tree_scores_as_its_paths_do() -> None:
+    """log p of each token of a rationale, and of whole answers, in nats.
+
+    In float32 they differ by the order of additions. In bf16 logits of 16 to 64, as these are, lie on a grid of 0.125
+    or 0.25, so that a token's log-probability is off by some 0.04 nats whichever way it is computed: the tree must be
+    no further from float32 than its paths are.
+    """
+    exact: tuple[torch.Tensor, torch.Tensor] | None = None
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    for precision in precisions:
+        session = load(precision)
+        assert session.lm.capabilities.linear_head and session.lm.capabilities.trees == "flat"
+        groups = demonstrations(session)
+        tree, paths = (values(scores(session, groups, trees=trees)) for trees in ("flat", "paths"))
+        if exact is None:
+            exact = tree
+            assert max(map(largest, tree, paths)) < 1e-4
+            continue
+        for of_tree, of_paths, right in zip(tree, paths, exact, strict=True):
+            assert largest(of_tree, of_paths) < 0.6
+            off = {
+                name: float((one - right).square().mean().sqrt())
+                for name, one in (("tree", of_tree), ("paths", of_paths))
+            }
+            assert off["paths"] < 0.25
+            assert off["tree"] < 1.5 * off["paths"]
+
+
+def values(found: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p of each token of the rationales, and of Y at each state."""
+    return found.log_pf.flatten(), found.log_y[found.states]
+
+
+def largest(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 def test_demonstrations_need_no_retokenising() -> None:

@@ -44,7 +44,7 @@ class Method:
     """What q must see; None: what the user likes."""
     has_e_step: bool = False
     """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
-    ignores: Collection[str] = ()
+    ignores: Callable[[RunConfig], Collection[str]] = lambda config: ()
     """Settings, and sections of them, that it does not read, beside those of other methods."""
 
     @property
@@ -57,9 +57,14 @@ def _questions(config: RunConfig) -> int:
     return config.data.demonstrations + config.data.unlabelled
 
 
+def _drawn(config: RunConfig) -> int:
+    """How many rationales are drawn for an M-step."""
+    return _questions(config) * config.m_step.samples
+
+
 def _em_planned(config: RunConfig) -> PlannedBudget:
     e, m = config.e_step, config.m_step
-    trajectories = e.steps * e.questions * e.samples + _questions(config) * m.samples
+    trajectories = e.steps * e.questions * e.samples + _drawn(config)
     return PlannedBudget(config.rounds * trajectories, config.rounds * (e.steps + m.steps))
 
 
@@ -72,8 +77,11 @@ def _em_reasoners(config: RunConfig, answer_given: bool) -> tuple[Literal["p", "
 
 def _em_fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
     e = config.e_step
-    drawn = _questions(config) * config.m_step.samples
+    drawn = _drawn(config)
     of_round = spend.trajectories // max(1, config.rounds)
+    if not e.steps:
+        _steps(of_round, drawn, rounds=config.rounds)
+        return config
     steps = _steps(of_round - drawn, e.questions * e.samples, drawn, config.rounds)
     return replace(config, e_step=replace(e, steps=steps))
 
@@ -88,13 +96,39 @@ def _planned_by(section: str) -> Callable[[RunConfig], PlannedBudget]:
     return planned
 
 
-def _fit_to_budget_by(section: str) -> Callable[[RunConfig, PlannedBudget], RunConfig]:
+def _fit_to_budget_by(section: str, drawn: int = 0) -> Callable[[RunConfig, PlannedBudget], RunConfig]:
     def fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
         c = getattr(config, section)
-        scaled: Any = {section: replace(c, steps=_steps(spend.trajectories, c.questions * c.samples))}
+        scaled: Any = {section: replace(c, steps=_steps(spend.trajectories - drawn, c.questions * c.samples, drawn))}
         return replace(config, **scaled)
 
     return fit_to_budget
+
+
+def _policy_gradient(name: Literal["ppo", "grpo"], description: str, target: str) -> Method:
+    """A method that samples as its section says and may draw for an M-step in the end, as EM does."""
+
+    def fine_tunes(config: RunConfig) -> bool:
+        return bool(getattr(config, name).fine_tune)
+
+    def planned(config: RunConfig) -> PlannedBudget:
+        spend = _planned_by(name)(config)
+        if not fine_tunes(config):
+            return spend
+        return PlannedBudget(spend.trajectories + _drawn(config), spend.gradient_steps + config.m_step.steps)
+
+    def fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
+        return _fit_to_budget_by(name, _drawn(config) if fine_tunes(config) else 0)(config, spend)
+
+    return Method(
+        description,
+        target,
+        planned,
+        fit_to_budget,
+        reasoners=lambda config, answer_given: ("q", "p") if fine_tunes(config) else ("q",),
+        q_sees="question",
+        ignores=lambda config: () if fine_tunes(config) else ("m_step",),
+    )
 
 
 def _sft_fit_to_budget(config: RunConfig, spend: PlannedBudget) -> RunConfig:
@@ -138,7 +172,7 @@ def _steps(trajectories: int, of_step: int, drawn: int = 0, rounds: int = 1) -> 
     return trajectories // of_step
 
 
-_DRAWING = ("m_step.samples", "m_step.temperature", "m_step.keep", "m_step.excess")
+_DRAWING = ("m_step.samples", "m_step.temperature", "m_step.keep", "m_step.weighted")
 """How EM draws what its M-step learns."""
 
 METHODS: Mapping[str, Method] = {
@@ -147,46 +181,38 @@ METHODS: Mapping[str, Method] = {
         "latent_cot.methods.few_shot:FewShot",
         planned=lambda _: PlannedBudget(0, 0),
         fit_to_budget=lambda config, _: config,
-        ignores=("m_step",),
+        ignores=lambda config: ("m_step",),
     ),
     "decode": Method(
         "decoding the initial p: by sampling, nucleus, beam or diverse beam; nothing else is trained",
         "latent_cot.methods.decoding:Decoding",
         planned=lambda _: PlannedBudget(0, 0),
         fit_to_budget=lambda config, _: config,
-        ignores=("m_step",),
+        ignores=lambda config: ("m_step",),
     ),
     "sft": Method(
         "supervised fine-tuning on the demonstrations, stopped early by validation",
         "latent_cot.methods.sft:SFT",
         planned=lambda config: PlannedBudget(0, config.sft.steps),
         fit_to_budget=_sft_fit_to_budget,
-        ignores=("m_step",),
+        ignores=lambda config: ("m_step",),
     ),
-    "ppo": Method(
+    "ppo": _policy_gradient(
+        "ppo",
         "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
         "latent_cot.methods.ppo:PPO",
-        planned=_planned_by("ppo"),
-        fit_to_budget=_fit_to_budget_by("ppo"),
-        reasoners=lambda config, answer_given: ("q",),
-        q_sees="question",
-        ignores=("m_step",),
     ),
-    "grpo": Method(
+    "grpo": _policy_gradient(
+        "grpo",
         "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
         "latent_cot.methods.grpo:GRPO",
-        planned=_planned_by("grpo"),
-        fit_to_budget=_fit_to_budget_by("grpo"),
-        reasoners=lambda config, answer_given: ("q",),
-        q_sees="question",
-        ignores=("m_step",),
     ),
     "rejection": Method(
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
         "latent_cot.methods.rejection:Rejection",
         planned=_rejection_planned,
         fit_to_budget=_rejection_fit_to_budget,
-        ignores=("m_step.steps", *_DRAWING),
+        ignores=lambda config: ("m_step.steps", *_DRAWING),
     ),
     "forward-kl": Method(
         "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
@@ -195,7 +221,7 @@ METHODS: Mapping[str, Method] = {
         fit_to_budget=_forward_kl_fit_to_budget,
         reasoners=_em_reasoners,
         settings={"q_sees": "question-and-answer"},
-        ignores=_DRAWING,
+        ignores=lambda config: _DRAWING,
     ),
     "gflownet": Method(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
@@ -204,7 +230,7 @@ METHODS: Mapping[str, Method] = {
         fit_to_budget=_fit_to_budget_by("e_step"),
         has_e_step=True,
         reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
-        ignores=("m_step",),
+        ignores=lambda config: ("m_step",),
     ),
     "em": Method(
         "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --q-sees question-and-answer, and an M-step on p",

@@ -64,7 +64,7 @@ class EStepConfig:
     """Training the sampler q against the posterior."""
 
     steps: int = 40
-    """Optimiser steps a round."""
+    """Optimiser steps a round. 0: no E-step; a q that sees X only is then the present p."""
     q_init: Literal["p", "q"] = "q"
     """What q is at the start of the second and later rounds: the present p, or the q of the round before. (In
     the first round there is only p.)"""
@@ -164,9 +164,9 @@ class MStepConfig:
     candidates after Z. In the last two, p decides answers after the rationales of q, and writes none itself."""
     keep: Literal["correct", "all"] = "correct"
     """Train on the drawn rationales that arrive at Y, or on all of them."""
-    excess: float | None = None
-    """Nats by which q may make a rationale likelier than p(Z Y | X) does before it counts for less: each is weighted by
-    min(1, e^excess p(Z Y | X) / q(Z)), an importance weight, truncated. None: all count alike."""
+    weighted: bool = False
+    """Weight the distinct rationales of a question by p(Z Y | X) / q(Z), normalised to add up to `samples`: what is
+    learned is then an average over the posterior, which q only approximates. It takes several, at temperature 1."""
     learning_rate: float = 1e-4
     """AdamW's peak learning rate."""
     warmup: int = 4
@@ -357,6 +357,8 @@ class PolicyGradientConfig:
     """What the learning rate does after the warm-up."""
     max_grad_norm: float = 1.0
     """Largest norm of the gradient."""
+    fine_tune: bool = False
+    """Draw from q afterwards and fine-tune p on it, as EM's M-step does; p then answers questions too."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ on it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -91,8 +92,12 @@ class Decoding(Loop):
     def _likeliest(
         self, reasoner: Adapter, prompts: Sequence[Sequence[int]], sampled: Sequence[Counts], n: int
     ) -> list[Counts]:
-        """Of each question's distinct rationales the n that are likeliest under the reasoner, each once."""
-        groups = [Group(prompt, list(counts)) for prompt, counts in zip(prompts, sampled, strict=True)]
+        """Of each question's distinct rationales the n that are likeliest under the reasoner, each once. The stop of
+        one that was cut counts as well, as in a beam."""
+        groups = [
+            Group(prompt, [replace(rationale, truncated=False) for rationale in counts])
+            for prompt, counts in zip(prompts, sampled, strict=True)
+        ]
         kept: dict[int, Mapping[Rationale, int]] = {}
         for members, scores in score_in_batches(
             self.lm,
@@ -105,7 +110,8 @@ class Decoding(Loop):
             for k, g in enumerate(members):
                 own = log_prob[scores.group.cpu() == k]
                 best = own.argsort(descending=True)[:n].tolist()
-                kept[g] = dict.fromkeys((groups[g].rationales[i] for i in best), 1)
+                rationales = list(sampled[g])
+                kept[g] = dict.fromkeys((rationales[i] for i in best), 1)
         return [kept[g] for g in range(len(groups))]
 
 

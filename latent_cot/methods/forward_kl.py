@@ -16,16 +16,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from latent_cot.methods.loop import Job, Loop
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo, importance_weights, weighted_likelihood
+from latent_cot.objectives.importance import NEGLIGIBLE, weighted_likelihood
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, gather, log_probs_of, policy_log_probs
+from latent_cot.rationales.experience import Experience, gather, policy_log_probs, weigh
 
 
 class ForwardKL(Loop):
@@ -71,7 +69,7 @@ class ForwardKL(Loop):
             order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._n_drawn)
             members = [order[k] for k in self._parts[unit]]
             experience = self._experience(members, self._unit_seed(unit + 1), c.model_samples)
-            weight, info = weigh(self.lm, experience, self.rules, max_tokens=self.config.e_step.max_batch_tokens)
+            weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.e_step.max_batch_tokens)
             rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
             kept = [WeightedRationale(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
             self.state.drawn.extend(kept)
@@ -116,38 +114,18 @@ def update(
     """One gradient step of q on the weighted likelihood of its own samples."""
     started = time.perf_counter()
     n = len(experience.groups)
-    loss_sum = ess = 0.0
-    bounds: list[float] = []
+    loss_sum = 0.0
+    # By the merged weights, which have sampled: in bf16 those that are trained are another q.
+    weight, weights = weigh(lm, experience, rules.codec, max_tokens=max_tokens)
     with lm.trainable("q") as model:
         for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens, shared=True):
-            log_q = log_prob.sum(1)
-            group = _renumbered(experience.group[rows]).to(log_q.device)
-            weight, info = importance_weights(
-                experience.log_reward[rows].to(log_q.device),
-                log_q.detach(),
-                experience.count[rows].to(log_q.device),
-                group,
-            )
-            loss = weighted_likelihood(log_q, weight, group).sum() / n
+            there = log_prob.device
+            losses = weighted_likelihood(log_prob.sum(1), weight[rows].to(there), experience.group[rows].to(there))
+            loss = losses.sum() / n
             lm.accelerator.backward(loss)
             loss_sum += float(loss.detach())
-            ess += float(info.ess.sum()) / n
-            bounds += info.bound[info.bound.isfinite()].tolist()
         norm = optimiser.step(step)
-    loss_sum, ess, possible, bound_sum = lm.processes.sum([loss_sum, ess, len(bounds), sum(bounds)])
-    bound = bound_sum / possible if possible else float("-inf")
-    return ForwardKLInfo(loss_sum, ess, bound, norm, time.perf_counter() - started)
-
-
-def weigh(
-    lm: LanguageModel, experience: Experience, rules: ChainRules, *, max_tokens: int
-) -> tuple[torch.Tensor, ImportanceInfo]:
-    """(B,) normalised importance weights of rationales sampled from q."""
-    log_q = log_probs_of(lm, lm.merged("q"), experience, rules.codec, max_tokens=max_tokens)
-    return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
-
-
-def _renumbered(group: torch.Tensor) -> torch.Tensor:
-    """The groups of some rows, numbered from 0 in the order of the rows."""
-    places: dict[int, int] = {}
-    return torch.tensor([places.setdefault(int(g), len(places)) for g in group])
+    (loss_sum,) = lm.processes.sum([loss_sum])
+    possible = weights.bound[weights.bound.isfinite()]
+    bound = float(possible.mean()) if len(possible) else float("-inf")
+    return ForwardKLInfo(loss_sum, float(weights.ess.mean()), bound, norm, time.perf_counter() - started)

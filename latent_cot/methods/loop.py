@@ -31,7 +31,9 @@ from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State, WeightedRationale
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.objectives.importance import NEGLIGIBLE
 from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.experience import gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
@@ -96,9 +98,8 @@ class Loop(Examined, ABC):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
-        learned = {
-            "m-step": [] if "m_step" in METHODS[config.method].ignores else [*data.demonstrations, *data.unlabelled]
-        }
+        unread = METHODS[config.method].ignores(config)
+        learned = {"m-step": [] if "m_step" in unread else [*data.demonstrations, *data.unlabelled]}
         learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
         for step, examples in learned.items():
             target = (config.m_step if step == "m-step" else config.init_step).target
@@ -110,6 +111,19 @@ class Loop(Examined, ABC):
             if target == "answer" and any(not example.y for example in examples):
                 raise UsageError(
                     f"--{step}.target answer: {task.name} has questions without an answer to learn; give joint"
+                )
+        c = config.m_step
+        if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
+            if isinstance(task, RewardingTask):
+                raise UsageError(
+                    f"--m-step.weighted: {task.name} has a reward of its own, which is no probability that q could "
+                    "be weighed by; leave it out"
+                )
+            if c.temperature != 1 or c.samples == 1:
+                raise UsageError(
+                    "--m-step.weighted weighs the rationales of a question against each other, by the q that they are "
+                    f"drawn from: give --m-step.temperature 1 (here {c.temperature:g}) and --m-step.samples above 1 "
+                    f"(here {c.samples}), or leave it out"
                 )
 
     @abstractmethod
@@ -124,9 +138,16 @@ class Loop(Examined, ABC):
             "warm_start_q": Job(self.warm_start_q, lambda _: c.init_step.steps if self.demonstrations else 0),
             "diagnose_before": Job(self.diagnose_before, lambda _: len(self._diagnostic_units)),
             "diagnose": Job(self.diagnose, lambda _: len(self._diagnostic_units)),
+            "draw": Job(self.draw, lambda _: len(self._draw_units)),
             "m_step": Job(self.m_step, self._m_step_units),
             "evaluate": Job(self.evaluate, lambda phase: len(self._evaluation_units(phase))),
         }
+
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
+        drawn = self.state.model_trained and any(phase.name == "draw" for phase in self.phases)
+        decides_only = drawn and self.model_step.target != "joint"
+        return "q" if decides_only and self.config.q_sees == "question" else reasoner
 
     def state_dict(self) -> dict[str, Any]:
         """All that has to be saved beside the adapters and the optimiser, as JSON. A method adds its own."""
@@ -212,6 +233,35 @@ class Loop(Examined, ABC):
             found = self.state.posterior.setdefault(str(phase.round), {}).setdefault(when, [])
             found.extend(vars(f) for f in figures)
             yield mean_figures(found)
+
+    def draw(self, phase: Phase) -> Iterator[Info]:
+        """Rationales from q for every training question."""
+        c = self.config.m_step
+        if self.state.unit == 0:
+            self.state.drawn = []
+        for unit in range(self.state.unit, len(self._draw_units)):
+            members = self._draw_units[unit]
+            sampled = self._sample("q", members, self._unit_seed(unit), n=c.samples, temperature=c.temperature)
+            drawn = [(i, rationale) for i, of_i in zip(members, sampled, strict=True) for rationale in of_i]
+            right = [self.is_correct(self.questions[i], rationale) for i, rationale in drawn]
+            chosen = [WeightedRationale(*one) for one, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
+            kept = self._weighted(chosen) if c.weighted and chosen else chosen
+            self.state.drawn.extend(kept)
+            share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
+            yield {"drawn": len(drawn), "kept": len(kept), **share}
+
+    def _weighted(self, drawn: Sequence[WeightedRationale]) -> list[WeightedRationale]:
+        """The distinct ones, with weights that add up to `m_step.samples` for each question; without those that weigh
+        nothing."""
+        of_question: dict[int, list[Rationale]] = {}
+        for one in drawn:
+            of_question.setdefault(one.question, []).append(one.rationale)
+        members = list(of_question)
+        experience = gather([self.query(self.questions[i]) for i in members], list(of_question.values()), self.reward)
+        weight, _ = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.e_step.max_batch_tokens)
+        rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
+        n = self.config.m_step.samples
+        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE]
 
     def m_step(self, phase: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
@@ -335,6 +385,10 @@ class Loop(Examined, ABC):
     def _m_step_units(self, phase: Phase) -> int:
         present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase
         return 1 if present and not self.state.drawn else self.model_step.steps
+
+    @property
+    def _draw_units(self) -> list[range]:
+        return slices(len(self.questions), max(1, self.config.rollout.batch_size // self.config.m_step.samples))
 
     @property
     def _diagnostic_units(self) -> list[range]:

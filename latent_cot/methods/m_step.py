@@ -15,7 +15,7 @@ from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import normalised_log_y
-from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.rationales.scoring import Group, log_stop_before_answer, score_in_batches
 
 Target = Literal["joint", "answer", "candidates"]
 """Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
@@ -92,15 +92,9 @@ def _log_likelihoods(
             log_y = scores.log_y if target == "answer" else normalised_log_y(scores)
             yield members, log_y.gather(1, ends[:, None].to(log_y.device))[:, 0]
             continue
-        stop_id = rules.codec.stop_id
-        ends_by_stop = torch.tensor([_ends_by_stop(groups[g], stop_id) for g in members])[scores.group.cpu()]
-        stop = scores.log_pterm.gather(1, ends[:, None].to(scores.group.device))[:, 0]
-        yield members, scores.log_pf.sum(1) + scores.log_y.sum(1) + stop * ends_by_stop.to(stop.device)
-
-
-def _ends_by_stop(group: Group, stop_id: int) -> bool:
-    """Whether a rationale's end has to be learned besides Y, which does not begin with it."""
-    return list(group.answer[:1]) != [stop_id]
+        stop = log_stop_before_answer(scores, [groups[g] for g in members], rules.codec.stop_id)
+        at_end = stop.gather(1, ends[:, None].to(stop.device))[:, 0]
+        yield members, scores.log_pf.sum(1) + scores.log_y.sum(1) + at_end
 
 
 def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:
@@ -108,7 +102,7 @@ def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:
     choice among candidates counts as one."""
     if target != "joint":
         return [len(group.answer) if target == "answer" else 1] * len(group.rationales)
-    stop = _ends_by_stop(group, stop_id)
+    stop = list(group.answer[:1]) != [stop_id]
     return [sum(z.policy_mask) + len(group.answer) + int(stop and not z.truncated) for z in group.rationales]
 
 

@@ -1,5 +1,6 @@
 """What PPO and GRPO share: q(Z | X) starts from the initial p, samples rationales, and is pulled towards those of
-high reward by the clipped surrogate. p, which gives the reward and is what q is kept near to, stays as it is.
+high reward by the clipped surrogate. p, which gives the reward and is what q is kept near to, stays as it is; or it is
+fine-tuned in the end on what q writes (`fine_tune`), as in EM.
 
 Where the E-step makes q(Z) proportional to the reward, this makes q prefer the highest one.
 """
@@ -56,7 +57,11 @@ class PolicyGradient(Loop):
     """Whether the KL to p is a term of the loss, and not part of the reward."""
 
     def plan(self) -> list[Phase]:
-        return [*self.round(0, "init"), *self.round(1, "diagnose_before", "policy", "diagnose", last=True)]
+        fine_tuning = ("draw", "m_step") if self.settings.fine_tune else ()
+        return [
+            *self.round(0, "init"),
+            *self.round(1, "diagnose_before", "policy", "diagnose", *fine_tuning, last=True),
+        ]
 
     def jobs(self) -> Mapping[str, Job]:
         return {**super().jobs(), "policy": Job(self.policy, lambda _: self.settings.steps)}

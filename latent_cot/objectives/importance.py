@@ -57,20 +57,6 @@ def importance_weights(
     return weight, ImportanceInfo(ess, shift + (total / n).log())
 
 
-def truncated_weights(log_target: torch.Tensor, log_proposal: torch.Tensor, excess: float) -> torch.Tensor:
-    """min(1, e^excess p(Z Y | X) / q(Z)) of samples that are each the only one of their question, or nearly so, where
-    weights that are normalised would all be 1.
-
-    Truncated importance sampling (Ionides, 2008): what q makes likelier than the posterior does, by more than `excess`
-    nats, counts for less. With q the posterior, p(Z Y | X) / q(Z) is p(Y | X): leave room where that is small.
-
-    Args:
-        log_target: (B,) log p(Z Y | X) in nats; −inf for an impossible one.
-        log_proposal: (B,) log q(Z), finite.
-    """
-    return (log_target - log_proposal + excess).clamp(max=0).exp()
-
-
 def weighted_likelihood(log_prob: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """(G,) −Σ w̃ log q(Z) of each question: its gradient is that of the forward KL. The weights are constants.
 

@@ -23,7 +23,8 @@ class Hypothesis(NamedTuple):
 
     rationale: Rationale
     log_prob: float
-    """log p(Z | X) over the allowed alphabet, the stop included, nats: without a penalty, and of any length."""
+    """log p(Z ⊤ | X) over the allowed alphabet, nats: without a penalty, and of any length. The stop of a chain that
+    was cut counts too: else one in mid-sentence would be the likelier for not having to end."""
 
 
 class _Live(NamedTuple):
@@ -114,8 +115,10 @@ def _extend(
 ) -> None:
     """Give each of a group's chains its best continuations, and note the tokens in `chosen`, (A,) counts."""
     table = logits[[one.row for one in group.live]]
-    table[[not one.chain.may_stop for one in group.live], stop] = -torch.inf
+    table[[not (one.chain.may_stop or one.chain.full) for one in group.live], stop] = -torch.inf
     log_probs = table.log_softmax(-1) + torch.tensor([one.log_prob for one in group.live])[:, None]
+    goes_on = torch.arange(len(chosen)) != stop
+    log_probs[torch.tensor([one.chain.full for one in group.live])[:, None] & goes_on] = -torch.inf
     # Twice the width: of these at most half are stops, so that enough are left that go on.
     ranked = (log_probs - penalty * chosen).flatten()
     best = ranked.topk(min(2 * group.width, len(ranked)))
@@ -134,8 +137,5 @@ def _extend(
         chain = before.chain.copy()
         chain.push(int(rules.codec.actions[action]))
         chosen[action] += 1
-        if chain.full:
-            group.finish(chain, log_prob)
-        else:
-            going.append(_Live(chain, log_prob, before.row))
+        going.append(_Live(chain, log_prob, before.row))
     group.live = sorted(going, key=lambda one: -one.log_prob)

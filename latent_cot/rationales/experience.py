@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
+from latent_cot.objectives.importance import ImportanceInfo, importance_weights
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import count_distinct
 from latent_cot.rationales.scoring import Group, Query, Scores, score_in_batches
@@ -97,6 +98,14 @@ def log_probs_of(
     for rows, log_prob in policy_log_probs(lm, model, experience, codec, max_tokens=max_tokens):
         found[rows] = log_prob.sum(1).cpu()
     return found
+
+
+def weigh(
+    lm: LanguageModel, experience: Experience, codec: TextCodec, *, max_tokens: int
+) -> tuple[torch.Tensor, ImportanceInfo]:
+    """(B,) normalised importance weights of rationales sampled from q, and what they are like by question."""
+    log_q = log_probs_of(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens)
+    return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
 
 
 def action_log_probs(scores: Scores, rationales: Sequence[Rationale]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives import last_state
-from latent_cot.rationales.scoring import Group, Scores, score_in_batches
+from latent_cot.rationales.scoring import Group, Scores, log_stop_before_answer, score_in_batches
 from latent_cot.types import Example, Rationale, RewardingTask, Task
 
 FREE_WORDS = 3
@@ -60,7 +60,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Prior:
-    """What a rationale is worth before Y is looked at, where that is not log p(Z | X): log q₀(Z ⊤ | X[, Y]), of the
+    """What a rationale is worth before Y is looked at, where that is not log p(Z ⊤ | X): log q₀(Z ⊤ | X[, Y]), of the
     sampler q₀ before its first E-step.
 
     q is then trained towards q₀(Z) p(Y | X Z), the optimum of a policy whose divergence from where it started is
@@ -101,7 +101,7 @@ class Reward:
     lm: LanguageModel
     codec: TextCodec
     task: RewardingTask | None = None
-    """The task, if its reward is one of its own. None: the reward is p(X Z Y)."""
+    """The task, if its reward is one of its own. None: the reward is p(X Z ⊤ Y), see `prefix_log_rewards`."""
     tool_tokens: bool = False
     """Whether log p of a tool's tokens counts: see `prefix_log_rewards`."""
     max_tokens: int = 4096
@@ -177,7 +177,8 @@ class Reward:
                 # Y was scored at the ends only: what a comparison makes of the other prefixes means nothing.
                 log_y = scores.log_y if self.comparison is None else self.comparison(scores)
                 if prior is None:
-                    log_z = scores.log_pf.sum(1) + scores.log_tool.sum(1)
+                    stop = log_stop_before_answer(scores, [groups[g] for g in members], self.codec.stop_id)
+                    log_z = scores.log_pf.sum(1) + scores.log_tool.sum(1) + _at_ends(stop, groups, members)
                 else:
                     log_z = torch.cat([_at_ends(prior[g], groups, [g]) for g in members]).to(log_y.device)
                 log_reward = log_z + _at_ends(log_y, groups, members)
@@ -221,7 +222,7 @@ def prefix_log_rewards(
     prior: Sequence[torch.Tensor] | None = None,
     ends_only: bool = False,
 ) -> list[torch.Tensor]:
-    """log R(z_{1:i} ⊤) = log p(X z_{1:i} Y) − log p(X), untempered, in nats, for every state.
+    """log R(z_{1:i} ⊤) = log p(X z_{1:i} ⊤ Y) − log p(X), untempered, in nats, for every state.
 
     Which tokens count:
 
@@ -231,7 +232,9 @@ def prefix_log_rewards(
       log p over the whole vocabulary, as the paper's code does;
     * each token of Y, over the whole vocabulary. Y's first token is where p ends the rationale. With a `comparison`
       it is this that says what Y adds;
-    * the stop itself: not at all (Y's opening, such as ". The answer is", plays its part), as in the paper.
+    * the stop: where Y begins with it (". The answer is"), as Y's first token. Where Y does not, log p of stopping
+      here, over the allowed alphabet: that is how p ends a rationale when it writes one, and what the M-step learns. A
+      forced stop has probability one. With a `prior` its own stop counts instead.
 
     Args:
         model: the frozen p, `lm.merged("p")`.
@@ -249,7 +252,8 @@ def prefix_log_rewards(
         states = last_state(scores.states) if ends_only else scores.states
         log_y = scores.log_y if comparison is None else comparison(scores)
         tokens = (scores.log_pf + scores.log_tool).cumsum(1)
-        prefix = torch.nn.functional.pad(tokens, (1, 0)) if prior is None else torch.zeros_like(log_y)
+        stop = log_stop_before_answer(scores, [groups[g] for g in batch], codec.stop_id)
+        prefix = torch.nn.functional.pad(tokens, (1, 0)) + stop if prior is None else torch.zeros_like(log_y)
         reward = torch.where(states, prefix + log_y, -torch.inf).cpu()
         for g, rows in _by_group(reward, scores, batch, groups):
             rewards[g] = rows if prior is None else rows + prior[g]

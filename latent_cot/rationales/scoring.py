@@ -73,6 +73,13 @@ class Scores:
     """(B,) long: the group each rationale belongs to, counted from 0."""
 
 
+def log_stop_before_answer(scores: Scores, groups: Sequence[Group], stop_id: int) -> torch.Tensor:
+    """(B, N + 1) log-probability of ending the rationale at each state, where Y does not begin with the stop, and so
+    does not say it; 0 where it does, and for a forced end. `groups` are those that were scored; nats."""
+    apart = torch.tensor([list(group.answer[:1]) != [stop_id] for group in groups], device=scores.group.device)
+    return scores.log_pterm * apart[scores.group][:, None]
+
+
 def score(
     lm: LanguageModel,
     model: PreTrainedModel,

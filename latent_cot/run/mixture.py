@@ -81,9 +81,16 @@ def check_phases(loops: Sequence[Loop]) -> None:
     first = loops[0]
     for loop in loops[1:]:
         if loop.phases != first.phases:
-            own = f"{SECTIONS.get(loop.config.method)}.rounds"
-            settings = ("method", "q_sees", "rounds", "evaluation.every_round", own)
-            found = [one for one in differences(first.config, loop.config) if one[0] in settings]
+            of_method = SECTIONS.get(loop.config.method)
+            settings = (
+                *("method", "q_sees", "rounds", "evaluation.every_round"),
+                *(f"{of_method}.{name}" for name in ("rounds", "fine_tune")),
+            )
+            found = [
+                (path, left, right)
+                for path, left, right in differences(first.config, loop.config)
+                if path in settings or (path == "e_step.steps" and 0 in (left, right))
+            ]
             _refuse_difference("phases", first.config, loop.config, found)
 
 

@@ -1,7 +1,8 @@
 """How likely and how diverse the continuations of a prompt are.
 
-A continuation is scored with its full stop: log p(Z . | X), under the base model for every method. A model wrote the
-texts: of each at most `MAX_CHARACTERS` are looked at.
+A continuation is scored with its full stop: log p(Z . | X), under the base model for every method. One that reached the
+largest number of tokens is no sentence: a full stop put behind it would be scored, and nobody wrote it. A model wrote
+the texts: of each at most `MAX_CHARACTERS` are looked at.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from latent_cot.tasks.embeddings import diversities
 from latent_cot.types import Measured, Metric, Sample
@@ -20,6 +22,9 @@ METRICS: Mapping[str, Metric] = {
         "log p(Z . | X) of a prompt's likeliest continuation, under the base model, nats", format="{:.2f}", axis="y"
     ),
     "mean-likelihood": Metric("mean log p(Z . | X) of a prompt's continuations, likewise", format="{:.2f}"),
+    "token-likelihood": Metric(
+        "mean log p(Z . | X) per token, the full stop counted, of a prompt's continuations, likewise", format="{:.3f}"
+    ),
     "diversity": Metric(
         "1 - mean cosine of the sentence embeddings of a prompt's continuations, over all pairs",
         format="{:.3f}",
@@ -28,24 +33,29 @@ METRICS: Mapping[str, Metric] = {
     "distinct": Metric("different continuations of a prompt, as a share of all", format="{:.3f}"),
     "distinct-2": Metric("different pairs of neighbouring words of them, as a share of all pairs", format="{:.3f}"),
     "words": Metric("words of a continuation", "neither", "{:.1f}"),
-    "cut": Metric("share of continuations that reached the largest number of tokens", "lower", "{:.3f}"),
+    "finished": Metric(
+        "share of continuations that came to their full stop; the other figures leave out those that did not",
+        format="{:.3f}",
+    ),
 }
 """Metric's name -> what it is. Each is a mean over prompts."""
 
 
 def measure(questions: Sequence[Measured]) -> dict[str, Sequence[float]]:
-    """The figures of `METRICS`, one of each prompt; NaN where a prompt has too few continuations for it.
+    """The figures of `METRICS`, one of each prompt; NaN where a prompt has too few finished continuations for it.
 
     Raises UsageError if the embedding model is not installed.
     """
+    ended = [replace(q, samples=[s for s in q.samples if not s.rationale.truncated]) for q in questions]
     return {
-        "max-likelihood": [max((_likelihood(s) for s in q.samples), default=math.nan) for q in questions],
-        "mean-likelihood": [_mean(q, [_likelihood(s) for s in q.samples]) for q in questions],
-        "diversity": diversities([[(f"{_text(s)}.", s.count) for s in q.samples] for q in questions]),
-        "distinct": [len({_text(s) for s in q.samples}) / q.n if q.n else math.nan for q in questions],
-        "distinct-2": [_distinct(q, 2) for q in questions],
-        "words": [_mean(q, [len(_text(s).split()) for s in q.samples]) for q in questions],
-        "cut": [_mean(q, [s.rationale.truncated for s in q.samples]) for q in questions],
+        "max-likelihood": [max((_likelihood(s) for s in q.samples), default=math.nan) for q in ended],
+        "mean-likelihood": [_mean(q, [_likelihood(s) for s in q.samples]) for q in ended],
+        "token-likelihood": [_mean(q, [_likelihood(s) / (len(s.rationale) + 1) for s in q.samples]) for q in ended],
+        "diversity": diversities([[(f"{_text(s)}.", s.count) for s in q.samples] for q in ended]),
+        "distinct": [len({_text(s) for s in q.samples}) / q.n if q.n else math.nan for q in ended],
+        "distinct-2": [_distinct(q, 2) for q in ended],
+        "words": [_mean(q, [len(_text(s).split()) for s in q.samples]) for q in ended],
+        "finished": [_mean(q, [not s.rationale.truncated for s in q.samples]) for q in questions],
     }
 
 

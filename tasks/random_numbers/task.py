@@ -35,7 +35,8 @@ class RandomNumbers(PlainMeasuredTask):
 
     def load(self, request: DataRequest) -> TaskData:
         """The one question there is, its bounds the option `numbers` (`"0..100"`). Demonstrations and validation
-        examples have a number each, drawn uniformly."""
+        examples have a number each: all numbers once in random order, then all once more, and so on. So each number
+        comes equally often, or once more where the count is no multiple of how many there are."""
         check_options(self.name, request.options, ("numbers",))
         if request.train_file is not None:
             raise UsageError(
@@ -45,14 +46,20 @@ class RandomNumbers(PlainMeasuredTask):
         low, high = question.meta["low"], question.meta["high"]
         rng = random.Random(f"random numbers {request.seed}")
 
-        def drawn(n: int) -> tuple[Example, ...]:
-            return tuple(replace(question, z=f" {rng.randint(low, high)}") for _ in range(n))
+        def dealt(n: int) -> tuple[Example, ...]:
+            numbers: list[int] = []
+            while len(numbers) < n:
+                numbers += rng.sample(range(low, high + 1), high - low + 1)
+            return tuple(replace(question, z=f" {number}") for number in numbers[:n])
 
         return TaskData(
-            demonstrations=drawn(request.demonstrations),
+            demonstrations=dealt(request.demonstrations),
             unlabelled=(question,) * min(1, request.unlabelled),
-            validation=drawn(request.validation),
-            notes=(f"One question, {question.question}; its demonstrations are drawn uniformly, seed={request.seed}.",),
+            validation=dealt(request.validation),
+            notes=(
+                f"One question, {question.question}; each number is demonstrated equally often, in an order of "
+                f"seed={request.seed}.",
+            ),
         )
 
     def split(self, name: str, size: int | None = None) -> list[Example]:

@@ -254,7 +254,7 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
             ["--m-step.target", "candidates", "--augmentation.concat-questions", "0"],
             ["--m-step.target candidates", "give joint or answer"],
         ),
-        (["--task", "random_numbers", "--m-step.excess", "1"], ["--m-step.excess", "a reward of its own"]),
+        (["--task", "random_numbers", "--m-step.weighted"], ["--m-step.weighted", "a reward of its own"]),
         (["--rollout.tools", "calculator", "calculator"], ["--rollout.tools calculator: its trigger '='"]),
     ],
 )

@@ -43,7 +43,7 @@ def _configs() -> st.SearchStrategy[RunConfig]:
                 value = getattr(section, item.name)
                 if is_dataclass(value):
                     values[item.name] = vary(value)
-                elif item.name in ("huber_delta", "reward_floor", "excess"):
+                elif item.name in ("huber_delta", "reward_floor"):
                     values[item.name] = draw(st.none() | st.floats(allow_nan=False))
                 elif isinstance(value, bool):
                     values[item.name] = draw(st.booleans())

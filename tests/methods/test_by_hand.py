@@ -20,8 +20,9 @@ from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives import Balance, below_floor, prefix_balance, temper, trajectory_balance
+from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, action_mask, gather, log_probs_of, policy_log_probs
+from latent_cot.rationales.experience import Experience, action_mask, gather, log_probs_of, policy_log_probs, weigh
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
@@ -112,7 +113,7 @@ def test_a_policy_gradient_with_a_kl_penalty(lm: LanguageModel, rules: ChainRule
 
 
 def test_importance_weights_are_p_over_q(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
-    weight, _ = forward_kl.weigh(lm, seen, rules, max_tokens=200)
+    weight, _ = weigh(lm, seen, rules.codec, max_tokens=200)
     log_q = log_probs_of(lm, lm.merged("q"), seen, rules.codec, max_tokens=200)
     for g in range(3):
         rows = (seen.group == g).nonzero()[:, 0]
@@ -120,10 +121,17 @@ def test_importance_weights_are_p_over_q(lm: LanguageModel, rules: ChainRules, s
         torch.testing.assert_close(weight[rows], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_forward_kl_step_is_the_weighted_likelihood(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
+@pytest.mark.parametrize("sampled_by", ["q", "p"])
+def test_a_forward_kl_step_is_the_weighted_likelihood(
+    lm: LanguageModel, rules: ChainRules, seen: Experience, monkeypatch: pytest.MonkeyPatch, sampled_by: Adapter
+) -> None:
+    """Weighed by the copy that has sampled, in bf16 another q than the one that is trained: p stands for it."""
+    copy = lm.merged(sampled_by)
+    log_sampled = log_probs_of(lm, copy, seen, rules.codec, max_tokens=200)
+    weight, _ = importance_weights(seen.log_reward, log_sampled, seen.count, seen.group)
+    monkeypatch.setattr(lm, "dense", lambda adapter: copy)
     optimiser = no_step(lm, "q")
     forward_kl.update(lm, seen, rules, optimiser, 0, max_tokens=200)
-    weight, _ = forward_kl.weigh(lm, seen, rules, max_tokens=200)
     total = torch.zeros(())
     with lm.trainable("q") as model:
         for rows, log_q in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):

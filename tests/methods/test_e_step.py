@@ -152,34 +152,72 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
     assert calls > 3
 
 
-@pytest.mark.parametrize("objective", ["subtb", "pooled-subtb"])
+def flow_table(
+    batch: Batch, model: Any, rules: ChainRules, floor: float | None, *, ends_only: bool
+) -> tuple[torch.Tensor, ...]:
+    """a (B, S) by the oracles, at reward temperature 0.7, with the states and those that are below the floor: below the
+    best of the question, of its complete rationales only if these alone count."""
+    codec = rules.codec
+    size = max(map(len, batch.rationales)) + 1
+    best = max(
+        float(row[i])
+        for rationale, row in zip(batch.rationales, batch.log_reward, strict=True)
+        for i in range(len(rationale) * ends_only, len(rationale) + 1)
+    )
+    least = -math.inf if floor is None else best - floor
+    rows = []
+    states = torch.zeros(len(batch.rationales), size, dtype=torch.bool)
+    censored = torch.zeros_like(states)
+    for b, (rationale, row) in enumerate(zip(batch.rationales, batch.log_reward, strict=True)):
+        n = len(rationale) + 1
+        log_pf, log_pterm = scoring.log_policy(
+            model, batch.query.policy_prompt, rationale, codec.actions.tolist(), codec.stop_id
+        )
+        states[b, :n] = torch.tensor(rationale.states)
+        censored[b, :n] = states[b, :n] & (row[:n] < least)
+        raised = row[:n].double().clamp(min=least) / 0.7
+        flow = iter(oracle.flow(raised, log_pf, log_pterm, rationale.states))
+        zero = torch.zeros((), dtype=torch.float64)
+        rows.append(torch.stack([next(flow) if state else zero for state in states[b]]))
+    return torch.stack(rows), states, censored
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@pytest.mark.parametrize("floor", [None, 6.0])
+@pytest.mark.parametrize("huber_delta", [None, 3.0])
 @pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
-def test_loss_and_gradient_are_the_oracles(tiny_model: Callable[[str], Path], objective: str, trees: Trees) -> None:
-    """Through the model: also a tool's tokens, whose log q is no part of the loss, move no gradient."""
+def test_loss_and_gradient_are_the_oracles(
+    tiny_model: Callable[[str], Path], objective: str, floor: float | None, huber_delta: float | None, trees: Trees
+) -> None:
+    """Through the model, in every mode at once, with weights and a tool: what the tool writes moves no gradient, and
+    what is below the floor moves that of the rest of its question."""
     lm = language_model(tiny_model("llama"), trees=trees)
     rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=4)
-    codec = rules.codec
-    batches = gather(lm, rules, ReplayBuffer(), n=2, samples=4)
+    batches = gather(lm, rules, ReplayBuffer(), n=2, samples=6)
+    for batch, weights in zip(batches, ([3, 1, 2, 1, 1, 2], [1, 4, 1, 1, 2, 1]), strict=True):
+        batch.counts[:] = weights[: len(batch.rationales)]  # type: ignore[index]
     assert any(not all(r.policy_mask) for batch in batches for r in batch.rationales)
-    info, gradient = measure(lm, batches, rules, objective=objective, reward_temperature=0.7, max_tokens=30)
-    total = torch.zeros((), dtype=torch.float64)
+    log_z = [torch.tensor(-9.0), torch.tensor(-4.0)] if objective in LEARNS_LOG_Z else None
+    options: dict[str, Any] = {
+        "objective": objective,
+        "reward_floor": floor,
+        "huber_delta": huber_delta,
+        "log_z": log_z,
+    }
+    info, gradient = measure(lm, batches, rules, reward_temperature=0.7, max_tokens=30, **options)
+    total, below = torch.zeros((), dtype=torch.float64), 0
     with lm.trainable("q") as model:
-        for batch in batches:
-            flows, losses, mass = [], [], 0
-            for rationale, count, row in zip(batch.rationales, batch.counts, batch.log_reward, strict=True):
-                prompt, actions = batch.query.policy_prompt, codec.actions.tolist()
-                log_pf, log_pterm = scoring.log_policy(model, prompt, rationale, actions, codec.stop_id)
-                parts = (row[: len(rationale) + 1] / 0.7, log_pf, log_pterm, rationale.states)
-                flows += [oracle.flow(*parts)] * count
-                if oracle.sub_trajectories(rationale.states):
-                    losses += [oracle.mean_subtb(*parts)] * count
-                    mass += count
-            total = total + (oracle.pooled(flows) if objective == "pooled-subtb" else torch.stack(losses).sum() / mass)
-        total = total / len(batches)
+        for g, batch in enumerate(batches):
+            a, states, censored = flow_table(batch, model, rules, floor, ends_only=objective in COMPLETE_ONLY)
+            below += int(censored.sum())
+            weight = torch.tensor(batch.counts, dtype=torch.float64)
+            z = None if log_z is None else log_z[g].double()
+            total = total + oracle.question_loss(objective, a, states, weight, censored, huber_delta, z) / len(batches)
         expected = torch.autograd.grad(total, [w for _, w in sorted(lm.parameters("q").items())])
+    assert (below > 0) == (floor is not None)
     assert info.loss == pytest.approx(float(total.detach()), rel=1e-3)
     flat = torch.cat([g.flatten() for g in expected])
-    assert float(flat.norm()) > 1
+    assert float(flat.norm()) > 0.5
     torch.testing.assert_close(gradient, flat, rtol=1e-2, atol=1e-3 * float(flat.abs().max()))
 
 

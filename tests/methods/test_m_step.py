@@ -17,7 +17,9 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.reward import Reward, prefix_log_rewards
 from latent_cot.rationales.scoring import Group
+from latent_cot.types import Example
 from tests.oracles import scoring
 from tests.worlds import ALPHABET, FakeTool, language_model, random_chain
 
@@ -66,6 +68,27 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
     assert info.loss == pytest.approx(float(total.detach()) / tokens, abs=1e-4)
     flat = torch.cat([g.flatten() for g in expected])
     torch.testing.assert_close(optimiser.gradient, flat, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_learned_is_what_is_rewarded(tiny_model: Callable[[str], Path]) -> None:
+    """Both steps have one log p(Z T Y | X): of chains that stop or are cut, where Y begins with the stop or not."""
+    lm = language_model(tiny_model("llama"))
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    rules, rng = ChainRules(codec, [FakeTool()], max_tokens=6), random.Random(1)
+    chains = [random_chain(rules, rng, n) for n in (0, 2, 6)]
+    assert [chain.truncated for chain in chains] == [False, False, True]
+    rewards = []
+    for answer in ([4, 5], [codec.stop_id, 5]):
+        group = Group([7, 8], chains, answer)
+        (table,) = prefix_log_rewards(lm, lm.merged("p"), [group], codec)
+        rewards.append([float(row[len(chain)]) for chain, row in zip(chains, table, strict=True)])
+        ((_, _, complete),) = Reward(lm, codec).of_complete([Example("X", "Y")], [group])
+        assert complete.tolist() == pytest.approx(rewards[-1], abs=1e-4)
+        for chain, reward in zip(chains, rewards[-1], strict=True):
+            alone = Group(group.prompt, [chain], answer)
+            learned = sum(chain.policy_mask) + len(answer) + (answer == [4, 5] and not chain.truncated)
+            loss = m_step.held_out_loss(lm, "p", [alone], rules, max_tokens=500)
+            assert -loss * learned == pytest.approx(reward, abs=1e-4)
 
 
 @pytest.mark.parametrize("begins_with_stop", [True, False])

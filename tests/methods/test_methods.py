@@ -58,9 +58,18 @@ def weights(loop: Loop) -> dict[str, list[list[float]]]:
     return {adapter: [w.tolist() for w in loop.lm.parameters(adapter).values()] for adapter in ADAPTERS}
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("em", "em-xy")])  # see test_em.py
-def test_a_stopped_run_is_the_run_that_was_never_stopped(lm: LanguageModel, method: str, tmp_path: Path) -> None:
-    config = config_of(method)
+FINE_TUNED = {name: {name: dataclasses.replace(getattr(WORLD, name), fine_tune=True)} for name in ("ppo", "grpo")}
+"""What makes a policy gradient go on as EM does."""
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [*((name, {}) for name in METHODS if name not in ("em", "em-xy")), *FINE_TUNED.items()],  # see test_em.py
+)
+def test_a_stopped_run_is_the_run_that_was_never_stopped(
+    lm: LanguageModel, method: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = config_of(method, **changes)
     loop = make(lm, config)
     units: dict[tuple[int, str], int] = {}
     for phase, _ in loop.run():
@@ -71,9 +80,14 @@ def test_a_stopped_run_is_the_run_that_was_never_stopped(lm: LanguageModel, meth
         assert outcome(run_in_parts(lm, config, tmp_path, k)) == expected, f"stopped after each {k} units"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_it_spends_what_was_planned(lm: LanguageModel, method: str) -> None:
-    config = config_of(method)
+NO_E_STEP = {"e_step": dataclasses.replace(WORLD.e_step, steps=0)}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [*((name, {}) for name in METHODS), *FINE_TUNED.items(), ("em", NO_E_STEP)]
+)
+def test_it_spends_what_was_planned(lm: LanguageModel, method: str, changes: dict[str, Any]) -> None:
+    config = config_of(method, **changes)
     loop = make(lm, config)
     shared = 0
     for phase, _ in loop.run():
@@ -83,9 +97,11 @@ def test_it_spends_what_was_planned(lm: LanguageModel, method: str) -> None:
     assert spent.tokens >= spent.trajectories or not spent.trajectories
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_all_start_from_the_same_model_and_are_tested_alike(lm: LanguageModel, method: str) -> None:
-    loop = make(lm, config_of(method))
+@pytest.mark.parametrize(("method", "changes"), [*((name, {}) for name in METHODS), *FINE_TUNED.items()])
+def test_all_start_from_the_same_model_and_are_tested_alike(
+    lm: LanguageModel, method: str, changes: dict[str, Any]
+) -> None:
+    loop = make(lm, config_of(method, **changes))
     for phase, _ in loop.run():
         if phase.name not in ("init", "evaluate"):
             break
@@ -107,16 +123,16 @@ OTHER_M_STEP = dataclasses.replace(
     samples=1,
     temperature=0.3,
     keep="correct",
-    excess=1.0,
+    weighted=True,
     learning_rate=1e-3,
     warmup=0,
     max_grad_norm=0.1,
 )
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.ignores])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.ignores(WORLD)])
 def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str) -> None:
-    unread = METHODS[method].ignores
+    unread = METHODS[method].ignores(WORLD)
     names = {name.removeprefix("m_step.") for name in unread if name != "m_step"}
     changed = {name: getattr(OTHER_M_STEP, name) for name in names}
     assert all(getattr(CONFIG.m_step, name) != value for name, value in changed.items())
@@ -151,10 +167,41 @@ def test_a_budget_is_kept(method: str) -> None:
         assert METHODS[method].planned(METHODS[method].fit_to_budget(config, own)) == METHODS[method].planned(config)
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_a_budget_has_room_for_what_is_drawn_afterwards(name: str) -> None:
+    config = with_method(RunConfig(), name)
+    fine_tuned: Any = {name: dataclasses.replace(getattr(config, name), fine_tune=True)}
+    within = METHODS[name].fit_to_budget(dataclasses.replace(config, **fine_tuned), PlannedBudget(3610, 480))
+    assert getattr(within, name).steps == (3610 - 1050) // 64
+    assert METHODS[name].planned(within) == PlannedBudget(3610, 40 * getattr(within, name).epochs + within.m_step.steps)
+
+
+def test_a_budget_leaves_out_an_e_step_that_is_left_out() -> None:
+    config = RunConfig(e_step=dataclasses.replace(RunConfig().e_step, steps=0))
+    assert METHODS["em"].fit_to_budget(config, PlannedBudget(2100, 80)) == config
+    with pytest.raises(UsageError, match=r"--budget: too few .* takes 2100"):
+        METHODS["em"].fit_to_budget(config, PlannedBudget(2099, 80))
+
+
 @pytest.mark.parametrize("method", ["ppo", "grpo", "forward-kl", "gflownet", "em"])
 def test_a_budget_that_is_too_small(method: str) -> None:
     with pytest.raises(UsageError, match="--budget: too few"):
         METHODS[method].fit_to_budget(with_method(RunConfig(), method), PlannedBudget(10, 10))
+
+
+@pytest.mark.parametrize(("method", "changes"), FINE_TUNED.items())
+def test_a_policy_gradient_goes_on_as_em_does(lm: LanguageModel, method: str, changes: dict[str, Any]) -> None:
+    """The policy trains q only, the M-step p only, on what q has drawn of every question."""
+    loop = make(lm, config_of(method, **changes))
+    assert loop.reasoners == ("q", "p")
+    before = weights(loop)
+    changed: dict[str, set[str]] = {}
+    for phase, _ in loop.run():
+        after = weights(loop)
+        changed.setdefault(phase.name, set()).update(a for a in ADAPTERS if after[a] != before[a])
+        before = after
+    assert (changed["policy"], changed["draw"], changed["m_step"]) == ({"q"}, set(), {"p"})
+    assert {one.question for one in loop.state.drawn} == set(range(len(loop.questions)))  # WORLD keeps all
 
 
 def test_few_shot_shows_demonstrations_and_trains_nothing(lm: LanguageModel) -> None:

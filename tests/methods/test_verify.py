@@ -87,12 +87,13 @@ def test_scores_by_hand() -> None:
         log_z, log_stop = _walk(world, q, prompt, tokens)
         # A full chain has no choice: it must stop, and its last token was chosen among all others.
         assert float(log_q[k]) == pytest.approx(log_z + (0.0 if len(tokens) == 3 else log_stop), abs=1e-4)
-        log_z, _ = _walk(world, p, prompt, tokens)
+        log_z, log_stop = _walk(world, p, prompt, tokens)
         log_y = 0.0
         for i, token in enumerate(query.answer):
             before = [*prompt, *tokens, *query.answer[:i]]
             log_y += float(_last_logits(p, before).log_softmax(0)[token])
-        assert float(log_joint[k]) == pytest.approx(log_z + log_y, abs=1e-4)
+        ended = log_z + (0.0 if len(tokens) == 3 else log_stop)
+        assert float(log_joint[k]) == pytest.approx(ended + log_y, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", WORLDS)

@@ -10,17 +10,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from latent_cot import em as em_module
 from latent_cot.config.schema import PolicyGradientConfig, RejectionConfig
-from latent_cot.evaluation.diagnostics import mean_figures
+from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import examined as examined_module
 from latent_cot.methods import loop as loop_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import LanguageModel
-from latent_cot.rationales.scoring import Group
+from latent_cot.rationales.scoring import Group, score
 from tests.loops import CONFIG, make
 from tests.methods.test_methods import config_of, weights
 from tests.worlds import language_model
@@ -54,26 +55,40 @@ def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyP
     list(em.run())
     assert [options["reward_temperature"] for _, options in updates] == pytest.approx([1.0, 0.8, 0.6, 0.4])
     assert {options["reward_temperature"] for _, options in diagnoses} == {0.4}
-    bound = mean_figures(em.state.posterior["1"]["before"])["bound"]
-    assert bound < -0.1
-    assert updates[0][1]["log_z"] == pytest.approx([bound] * e_step.questions, abs=1e-4)
+    starts = [options["log_z"] for _, options in updates]
+    assert all(len(set(of_step)) == 1 and len(of_step) == e_step.questions for of_step in starts)  # one for all
+    assert len({of_step[0] for of_step in starts}) == e_step.steps  # it is learned
     behaviours = [behaviour for arguments, _ in collected for behaviour in arguments[2]]
     assert {one.share for one in behaviours} == {e_step.tempered / (e_step.tempered + e_step.on_policy)}
     assert all(e_step.temperature_low <= one.temperature <= e_step.temperature_high for one in behaviours)
 
 
-def test_log_z_starts_from_the_questions_that_can_be_answered(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the mean of log R − log q of its complete rationales, tempered; of questions that have any."""
     updates = spy(monkeypatch, em_module, "update")
-    e_step = dataclasses.replace(CONFIG.e_step, objective="tb")
+    e_step = dataclasses.replace(CONFIG.e_step, objective="tb", reward_temperature=0.5, reward_temperature_steps=9)
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
-    bounds = []
-    for phase, _ in em.run():
-        if not updates and (before := em.state.posterior.get("1", {}).get("before")) and phase.name != "e_step":
-            before[0]["bound"] = -math.inf
-            bounds = [one["bound"] for one in before[1:]]
-    assert updates[0][1]["log_z"][0] == pytest.approx(sum(bounds) / len(bounds), abs=1e-4)
+    assert isinstance(em, em_module.EM)
+    expected = math.nan
+    original = e_step_module.mean_log_z
+
+    def recorded(lm: LanguageModel, batches: Any, rules: Any, **options: Any) -> float:
+        nonlocal expected
+        batches[0].log_reward.fill_(-math.inf)  # a question without a possible rationale says nothing
+        means = []
+        for batch in batches[1:]:
+            scores = score(lm, lm.merged("q"), [Group(batch.query.policy_prompt, batch.rationales)], rules.codec)
+            ends = torch.tensor([[len(z)] for z in batch.rationales])
+            log_q = scores.log_pf.sum(1) + scores.log_pterm.gather(1, ends)[:, 0]
+            a = batch.log_reward.gather(1, ends)[:, 0] / 0.5 - log_q
+            weight = torch.tensor(batch.counts, dtype=torch.float32)
+            means.append(float((weight * a).sum() / weight.sum()))
+        expected = sum(means) / len(means)
+        return original(lm, batches, rules, **options)
+
+    monkeypatch.setattr(em_module, "mean_log_z", recorded)
+    list(em.run())
+    assert updates[0][1]["log_z"][0] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_buffers_seeds_are_rewarded_as_p_reads_them(lm: LanguageModel) -> None:
@@ -113,7 +128,7 @@ def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: p
 def test_weights_of_what_was_drawn_reach_the_update(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Divided by their mean."""
     updates = spy(monkeypatch, m_step_module, "update")
-    m_step = dataclasses.replace(CONFIG.m_step, samples=4, excess=60.0, batch_size=24)
+    m_step = dataclasses.replace(CONFIG.m_step, samples=4, weighted=True, batch_size=24)
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, m_step=m_step))
     for phase, _ in em.run():
         if phase.name == "draw":

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.objectives.importance import importance_weights, truncated_weights, weighted_likelihood
+from latent_cot.objectives.importance import importance_weights, weighted_likelihood
 
 LOG = st.floats(-60, 0, width=32)
 
@@ -69,10 +69,3 @@ def test_the_weights_have_no_gradient() -> None:
     weight, _ = importance_weights(torch.tensor([-1.0, -1.0]), log_q, torch.ones(2), torch.zeros(2, dtype=torch.long))
     (found,) = torch.autograd.grad(weighted_likelihood(log_q, weight, torch.zeros(2, dtype=torch.long)).sum(), log_q)
     assert torch.allclose(found, -weight.detach())
-
-
-def test_truncated_weights() -> None:
-    log_target, log_q = torch.tensor([-1.0, -4.0, -0.5, -math.inf]), torch.tensor([-1.0, -1.0, -2.0, -1.0])
-    expected = [1.0, math.exp(-3.0), 1.0, 0.0]
-    assert truncated_weights(log_target, log_q, 0.0).tolist() == pytest.approx(expected)
-    assert truncated_weights(log_target, log_q, 1.0).tolist() == pytest.approx([1.0, math.exp(-2.0), 1.0, 0.0])

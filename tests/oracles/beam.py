@@ -16,27 +16,26 @@ Chain = tuple[int, ...]
 def next_log_probs(
     model: PreTrainedModel, prompt: Sequence[int], tokens: Chain, rules: ChainRules
 ) -> dict[int, torch.Tensor]:
-    """Token -> log-probability among those that the rules allow here; the stop is one of them."""
+    """Token -> log-probability among those that the rules allow here; the stop is one of them, and the only one that is
+    left at the largest number of tokens: it costs what it costs."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, -1].float()
     allowed = [
         token
         for token in rules.codec.actions.tolist()
         if token != rules.codec.stop_id or len(tokens) >= rules.min_tokens
     ]
-    return dict(zip(allowed, logits[allowed].log_softmax(-1), strict=True))
+    found = dict(zip(allowed, logits[allowed].log_softmax(-1), strict=True))
+    return {rules.codec.stop_id: found[rules.codec.stop_id]} if len(tokens) == rules.max_tokens else found
 
 
 def enumerate_chains(
     model: PreTrainedModel, prompt: Sequence[int], rules: ChainRules
 ) -> list[tuple[Chain, torch.Tensor]]:
-    """Every chain and its log-probability, the stop included where it is not cut."""
+    """Every chain and its log-probability, the stop included."""
     found: list[tuple[Chain, torch.Tensor]] = []
     going: list[tuple[Chain, torch.Tensor]] = [((), torch.tensor(0.0))]
     while going:
         tokens, before = going.pop()
-        if len(tokens) == rules.max_tokens:
-            found.append((tokens, before))
-            continue
         for token, log_prob in next_log_probs(model, prompt, tokens, rules).items():
             if token == rules.codec.stop_id:
                 found.append((tokens, before + log_prob))
@@ -51,7 +50,7 @@ def search(
     """For each group its best finished chains."""
     live: list[list[tuple[Chain, float]]] = [[((), 0.0)] for _ in range(groups)]
     finished: list[list[tuple[Chain, float]]] = [[] for _ in range(groups)]
-    for _ in range(rules.max_tokens):
+    for _ in range(rules.max_tokens + 1):
         chosen: dict[int, int] = {}
         for g in range(groups):
             if len(finished[g]) == width and live[g] and live[g][0][1] <= finished[g][-1][1]:
@@ -70,8 +69,6 @@ def search(
                     if rank >= width:
                         continue
                     finished[g].append((tokens, log_prob))
-                elif len(tokens) + 1 == rules.max_tokens:
-                    finished[g].append(((*tokens, token), log_prob))
                 else:
                     going.append(((*tokens, token), log_prob))
                 chosen[token] = chosen.get(token, 0) + 1

@@ -61,14 +61,15 @@ def log_reward(
     *,
     tool_tokens: bool = False,
 ) -> torch.Tensor:
-    """(n + 1,) log p(z_{1:i} Y | X) at each state, −inf elsewhere."""
-    log_pf, _ = log_policy(model, prompt, rationale, actions, stop)
+    """(n + 1,) log p(z_{1:i} ⊤ Y | X) at each state, −inf elsewhere; a stop that Y begins with counts once."""
+    log_pf, log_pterm = log_policy(model, prompt, rationale, actions, stop)
     rewards = []
     before = torch.zeros((), dtype=torch.float64)
     for i in range(len(rationale.tokens) + 1):
         prefix = [*prompt, *rationale.tokens[:i]]
         if rationale.states[i]:
-            rewards.append(before + log_text(model, prefix, answer))
+            ended = before if list(answer[:1]) == [stop] else before + log_pterm[i]
+            rewards.append(ended + log_text(model, prefix, answer))
         else:
             rewards.append(torch.tensor(-torch.inf, dtype=torch.float64))
         if i < len(rationale.tokens):

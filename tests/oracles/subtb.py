@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -72,9 +72,72 @@ def flow(
     return torch.stack(values)
 
 
-def rooted(flow: torch.Tensor) -> torch.Tensor:
-    """The mean of (a_i − a_0)² over the states of one trajectory behind its first; 0 without any."""
-    total = torch.zeros((), dtype=torch.float64)
-    for a in flow[1:]:
-        total = total + (a - flow[0]) ** 2
-    return total / max(1, len(flow) - 1)
+def penalty(deviation: torch.Tensor, huber_delta: float | None) -> torch.Tensor:
+    """d², or 2δ|d| − δ² beyond δ."""
+    if huber_delta is not None and abs(float(deviation.detach())) > huber_delta:
+        return 2 * huber_delta * deviation.abs() - huber_delta**2
+    return deviation**2
+
+
+def question_loss(
+    name: str,
+    a: torch.Tensor,
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    censored: torch.Tensor | None,
+    huber_delta: float | None,
+    log_z: torch.Tensor | None,
+) -> torch.Tensor:
+    """An objective of one question as it is defined, state by state and pair by pair, with nothing held constant.
+
+    Of a censored a only an upper bound is known: it is too low if it is below what it is compared with, and otherwise
+    nothing is known.
+
+    Args:
+        name: of the objective, as in the registry.
+        a: (B, S) nats. states: (B, S) bool. weight: (B,). censored: (B, S) bool. log_z: ().
+    """
+    terms: list[tuple[int, int]] = []
+    for b in range(a.shape[0]):
+        places = [i for i in range(a.shape[1]) if states[b, i]]
+        terms += [(b, i) for i in (places[-1:] if name in ("vargrad", "tb") else places)]
+    unknown = {(b, i): censored is not None and bool(censored[b, i]) for b, i in terms}
+    if name == "subtb":
+        return _sub_trajectories_of_a_question(a, weight, terms, unknown, huber_delta)
+    target, mass, known_mass = torch.zeros((), dtype=a.dtype), 0.0, 0.0
+    for b, i in terms:
+        if not unknown[b, i]:
+            target = target + weight[b] * a[b, i]
+            known_mass += float(weight[b])
+    if not known_mass:  # upper bounds alone say nothing
+        return a.sum() * 0.0
+    target = target / known_mass if log_z is None else log_z
+    total = torch.zeros((), dtype=a.dtype)
+    for b, i in terms:
+        deviation = a[b, i] - target
+        mass += float(weight[b])
+        if not (unknown[b, i] and float(deviation.detach()) > 0):
+            total = total + weight[b] * penalty(deviation, huber_delta)
+    return total / mass
+
+
+def _sub_trajectories_of_a_question(
+    a: torch.Tensor,
+    weight: torch.Tensor,
+    terms: Sequence[tuple[int, int]],
+    unknown: Mapping[tuple[int, int], bool],
+    huber_delta: float | None,
+) -> torch.Tensor:
+    total, mass = torch.zeros((), dtype=a.dtype), 0.0
+    for b in range(a.shape[0]):
+        places = [i for row, i in terms if row == b]
+        pairs = [(i, j) for i in places for j in places if i < j]
+        if not pairs:
+            continue
+        mass += float(weight[b])
+        for i, j in pairs:
+            residual = a[b, i] - a[b, j]
+            positive = float(residual.detach()) > 0
+            if not ((unknown[b, i] and positive) or (unknown[b, j] and not positive)):
+                total = total + weight[b] * penalty(residual, huber_delta) / len(pairs)
+    return total / max(mass, 1e-9) + a.sum() * 0.0

@@ -131,7 +131,9 @@ def test_the_reward_compares_y_with_the_other_candidates(
     for g, (example, group, table) in enumerate(zip(EXAMPLES, groups, tables, strict=True)):
         for row, rationale in enumerate(rationales):
             with torch.no_grad():
-                log_pf, _ = oracle.log_policy(model, group.prompt, rationale, codec.actions.tolist(), codec.stop_id)
+                log_pf, log_pterm = oracle.log_policy(
+                    model, group.prompt, rationale, codec.actions.tolist(), codec.stop_id
+                )
             for i in range(len(rationale) + 1):
                 log_y = log_candidates(model, [*group.prompt, *rationale.tokens[:i]], example, codec)
                 expected = log_y[example.answer or ""]
@@ -141,7 +143,7 @@ def test_the_reward_compares_y_with_the_other_candidates(
                 if max(log_y, key=lambda name: log_y[name]) != example.answer:
                     expected -= penalty
                     penalised += 1
-                expected += float(log_pf[:i].sum())
+                expected += float(log_pf[:i].sum() + log_pterm[i])
                 assert float(table[row, i]) == pytest.approx(expected, abs=NATS)
             assert complete[g, row] == pytest.approx(expected, abs=NATS)
     assert 0 < penalised < tables[0].numel() * len(tables)

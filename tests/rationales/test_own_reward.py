@@ -225,8 +225,8 @@ def test_every_method_learns_from_it(tiny_model: Callable[[str], Path], method: 
 
 def test_no_weights_where_the_reward_is_no_probability(tiny_model: Callable[[str], Path]) -> None:
     rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
-    config = dataclasses.replace(CONFIG, rollout=rollout, m_step=dataclasses.replace(CONFIG.m_step, excess=1.0))
-    with pytest.raises(UsageError, match=r"--m-step\.excess"):
+    config = dataclasses.replace(CONFIG, rollout=rollout, m_step=dataclasses.replace(CONFIG.m_step, weighted=True))
+    with pytest.raises(UsageError, match=r"--m-step\.weighted"):
         EM.check(config, ShortTask(), ShortTask().load(DataRequest()))
     prior = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, prior="sampler"))
     with pytest.raises(UsageError, match=r"--e-step\.prior sampler"):

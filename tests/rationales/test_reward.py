@@ -75,12 +75,15 @@ def test_the_rewards_of_complete_rationales_alone(
 
 
 def test_the_weight_of_the_answer(lm: LanguageModel) -> None:
-    """log p(Z | X) + w log p(Y | X Z), of prefixes and of complete rationales."""
+    """log p(Z T | X) + w log p(Y | X Z), of prefixes and of complete rationales."""
     codec = codec_of(lm, constrained=True)
     groups = random_groups(codec, random.Random(3))
     examples = [Example(str(k), question=str(k)) for k in range(len(groups))]
     scores = score(lm, lm.merged("p"), groups, codec, answers_at="states")
-    log_z = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0))
+    said_by_y = torch.tensor([groups[g].answer[0] == codec.stop_id for g in scores.group.tolist()])
+    assert 0 < said_by_y.sum() < len(said_by_y)
+    log_stop = scores.log_pterm.masked_fill(said_by_y[:, None], 0.0)
+    log_z = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + log_stop
     reward = Reward(lm, codec, comparison=Comparison(PlainTask(), weight=3.0))
     expected = (log_z + 3.0 * scores.log_y)[scores.states]
     assert float((log_z + scores.log_y)[scores.states].sub(expected).abs().min()) > 0.1

@@ -57,6 +57,7 @@ def random_groups(codec: TextCodec, rng: random.Random, size: int = 3, longest: 
         vocabulary = codec.vocab_size
         prompt = [rng.randrange(vocabulary) for _ in range(rng.randint(1, 9))]
         answer = [rng.randrange(vocabulary) for _ in range(rng.randint(1, 4))]
+        answer[0] = rng.choice([answer[0], codec.stop_id])
         groups.append(Group(prompt, chains, answer))
     return groups
 

@@ -42,6 +42,25 @@ def test_shipped_variants_are_configurations(source: str, budget: PlannedBudget 
             assert 0.95 * budget.trajectories < planned.trajectories <= budget.trajectories
 
 
+def test_the_rows_of_a_fair_comparison_cost_the_same() -> None:
+    """But for those of which the file says otherwise."""
+    own = PlannedBudget(3610, 480)
+    other = {
+        "em-no-e-step": PlannedBudget(1050, 480),
+        "rejection-4": PlannedBudget(3608, 480),
+        "sft-260": PlannedBudget(0, 260),
+        "sft-480": PlannedBudget(0, 480),
+        "em-posterior": PlannedBudget(6760, 480),
+        "em-posterior-2": PlannedBudget(3572, 480),
+    }
+    variants = plan.read_variants(str(Path(__file__).parents[1] / "docs/results/arithmetic-fair.yaml"))
+    assert set(other) < {variant.name for variant in variants}
+    for variant in variants:
+        config = configure(variant, 3, {}, [], None)
+        check(config)
+        assert METHODS[config.method].planned(config) == other.get(variant.name, own), variant.name
+
+
 def test_what_is_shipped() -> None:
     assert {"ablations", "data-efficiency", "few-shot"} <= set(plan.shipped())
 

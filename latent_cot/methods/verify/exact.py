@@ -43,8 +43,9 @@ def log_joint(
     answer: Sequence[int],
     codec: TextCodec,
 ) -> torch.Tensor:
-    """(B,) log p(Z Y | X) in nats: the tokens of Z that were chosen, over the actions; Y, over all tokens."""
-    return _log_probs(model, prompt, rationales, answer, codec, with_stop=False)
+    """(B,) log p(Z ⊤ Y | X) in nats: the tokens of Z that were chosen and, unless it was cut, the stop, over the
+    actions; Y, over all tokens. Where Y begins with the stop, that is the one that counts."""
+    return _log_probs(model, prompt, rationales, answer, codec, with_stop=list(answer[:1]) != [codec.stop_id])
 
 
 def log_policy(

@@ -68,7 +68,12 @@ class Row:
         return f"{self.variant}, {self.reasoner}"
 
 
-_NOT_TRAINING = ("evaluate", "diagnose", "diagnose_before", "prepare")  # the last: in records of earlier versions
+_NOT_TRAINING = (
+    "evaluate",
+    "diagnose",
+    "diagnose_before",
+    "diagnose_before",
+)  # the last: in records of earlier versions
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:

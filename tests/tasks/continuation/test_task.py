@@ -105,16 +105,21 @@ def measured(*samples: tuple[str, float, int]) -> Measured:
     return Measured(
         TASK.example("The ferry left."),
         [
-            Sample(Rationale((), (), (True,), text, truncated=text == " no"), log_z, -0.5, n)
+            Sample(Rationale((7,) * 3, (True,) * 3, (True,) * 4, text, truncated="..." in text), log_z, -0.5, n)
             for text, log_z, n in samples
         ],
     )
 
 
 def test_figures() -> None:
-    one = measured((" It came back", -4.0, 3), (" It came late", -7.0, 1))
+    """What was cut counts in the share that finished only, however likely it is."""
+    one = measured((" It came back", -4.0, 3), (" It came late", -7.0, 1), (" It went on and...", -1.0, 4))
     two = measured((" no", -2.0, 1))
-    found = metrics.measure([one, two])
+    three = measured((" and so on...", -1.0, 2))
+    found = metrics.measure([one, two, three])
+    for name in metrics.METRICS:
+        assert math.isnan(found[name][2]) == (name != "finished")
+    found = {name: values[:2] for name, values in found.items()}
     assert list(found) == list(metrics.METRICS)
     assert found["max-likelihood"] == [-4.5, -2.5]
     assert found["mean-likelihood"] == [(3 * -4.5 - 7.5) / 4, -2.5]
@@ -126,7 +131,8 @@ def test_figures() -> None:
     assert found["distinct-2"][0] == 3 / 8
     assert math.isnan(found["distinct-2"][1])
     assert found["words"] == [3.0, 1.0]
-    assert found["cut"] == [0.0, 1.0]
+    assert found["token-likelihood"] == [(3 * -4.5 - 7.5) / 4 / 4, -2.5 / 4]
+    assert found["finished"] == [0.5, 1.0]
 
 
 # -- from the command line -----------------------------------------------------------------------------------
@@ -153,7 +159,7 @@ def test_the_smoke_preset_runs_end_to_end(
     capsys.readouterr()
     assert run("eval", folder, "--size", 3, "--samples", 5, "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["results"]["q"]["test"]["diversity"]["n"] == 3
+    assert found["results"]["q"]["test"]["finished"]["n"] == 3
     assert run("sample", folder, "--question", "It was late.", "-n", 4, "--json") == 0
     samples = json.loads(capsys.readouterr().out)["samples"]
     assert sum(sample["count"] for sample in samples) == 4

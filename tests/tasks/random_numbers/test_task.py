@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot.cli import main
+from latent_cot.config.settings import load_config
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.tasks.random_numbers.figures import METRICS, kl_from_uniform, read, read_leading, tv_from_uniform
 from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
@@ -89,6 +90,33 @@ def test_exact_figures_and_none() -> None:
     assert found["exact_kl"] == [pytest.approx(kl_from_uniform([3, 1, 1, 1]))]
     assert found["exact_tv"] == [pytest.approx((0.05 + 3 * 0.15 + 0.4) / 2)]
     assert set(found) == set(METRICS)
+
+
+@pytest.mark.parametrize("n", [1, 5, 6, 7, 400])
+def test_each_number_is_demonstrated_equally_often(n: int) -> None:
+    def numbers(seed: int, n: int = n) -> tuple[list[str | None], list[str | None]]:
+        data = TASK.load(DataRequest(n, 1, n, seed, options={"numbers": "-2..3"}))
+        return [one.z for one in data.demonstrations], [one.z for one in data.validation]
+
+    for drawn in numbers(5):
+        counts = [drawn.count(text) for text in TASK.texts(TASK.example("-2..3"))]
+        assert sum(counts) == n
+        assert max(counts) - min(counts) <= 1
+        assert (n % 6 > 0) == (max(counts) > min(counts))
+    assert numbers(5) == numbers(5)
+    assert numbers(5, 60) != numbers(6, 60)
+    assert numbers(5, 60)[0] != numbers(5, 60)[1]
+    assert numbers(5, 60)[0][:n] == numbers(5)[0][:60]
+    assert numbers(5, 60)[0] != sorted(numbers(5, 60)[0], key=str)
+
+
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+def test_the_presets_demonstrations_are_uniform(preset: str) -> None:
+    data = load_config(preset, task="random_numbers").data
+    loaded = TASK.load(DataRequest(data.demonstrations, data.unlabelled, data.validation))
+    for examples in (loaded.demonstrations, loaded.validation):
+        counts = [[one.z for one in examples].count(text) for text in TASK.texts(loaded.unlabelled[0])]
+        assert kl_from_uniform(counts) == 0
 
 
 def test_demonstrations_are_fresh_numbers() -> None:
