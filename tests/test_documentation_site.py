@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 import math
 import re
 import subprocess
@@ -136,6 +137,49 @@ def test_the_settings_beside_the_papers_are_those_of_the_presets() -> None:
         for row in table[1:]:
             section, name = row[0].split(".")
             assert yaml.safe_load(row[column]) == settings[section][name], f"{preset}: {row[0]}"
+
+
+def test_a_reader_gets_through_the_readme() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 120
+    assert max(map(len, lines)) <= 120
+
+
+def test_result_files_are_marked_and_hold_a_record_a_line() -> None:
+    files = list((DOCS / "results").iterdir())
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 7000
+    for file in (DOCS / "results").glob("*.json"):
+        assert "generated" in json.loads(file.read_text(encoding="utf-8")), file.name
+
+
+def figures_of(record: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Variant and reasoner -> split -> its figures, in a comparison's record."""
+    rows = json.loads((DOCS / "results" / record).read_text(encoding="utf-8"))["rows"]
+    return {f"{row['variant']}, {row['reasoner']}": row["cells"] for row in rows}
+
+
+def test_the_figures_of_the_main_table_are_those_of_its_record() -> None:
+    figures = figures_of("arithmetic.json")
+    table = next(table for table in tables("results/arithmetic.md") if table[0][1:3] == ["seeds", "3-operands"])
+    assert {row[0].removesuffix(" †") for row in table[1:]} == set(figures)
+    for row in table[1:]:
+        for split, cell in zip(table[0][2:], row[2:], strict=True):
+            found = figures[row[0].removesuffix(" †")][split]
+            shown = [float(number) for number in re.findall(r"[\d.]+", cell)]
+            exact = [100 * figure for figure in (found["mean"], found["deviation"], *found["interval_95"])]
+            assert shown[:2] == pytest.approx(exact[:2], abs=0.055), (
+                row[0],
+                split,
+            )  # the record is rounded too
+            assert shown[2:] == pytest.approx(exact[2:], abs=0.505), (row[0], split)
+
+
+def test_the_readmes_table_is_that_of_the_results() -> None:
+    figures = figures_of("arithmetic.json")
+    (table,) = (table for table in tables("../README.md") if "3 operands" in table[0])
+    for row, name in zip(table[1:], ["em, p", "rejection, p", "sft, p"], strict=False):
+        shown = [float(cell) for cell in row[1:]]
+        assert shown == [round(100 * figures[name][f"{n}-operands"]["mean"], 1) for n in (3, 4, 5, 6, 8)], row[0]
 
 
 LAST_STEP = {"a": Fraction(1, 2), "ab": Fraction(1, 2), "c": Fraction(1, 4), "cd": Fraction(1, 4)}
