@@ -158,20 +158,30 @@ def figures_of(record: str) -> dict[str, dict[str, dict[str, Any]]]:
     return {f"{row['variant']}, {row['reasoner']}": row["cells"] for row in rows}
 
 
-def test_the_figures_of_the_main_table_are_those_of_its_record() -> None:
-    figures = figures_of("arithmetic.json")
-    table = next(table for table in tables("results/arithmetic.md") if table[0][1:3] == ["seeds", "3-operands"])
-    assert {row[0].removesuffix(" †") for row in table[1:]} == set(figures)
-    for row in table[1:]:
-        for split, cell in zip(table[0][2:], row[2:], strict=True):
-            found = figures[row[0].removesuffix(" †")][split]
-            shown = [float(number) for number in re.findall(r"[\d.]+", cell)]
-            exact = [100 * figure for figure in (found["mean"], found["deviation"], *found["interval_95"])]
-            assert shown[:2] == pytest.approx(exact[:2], abs=0.055), (
-                row[0],
-                split,
-            )  # the record is rounded too
-            assert shown[2:] == pytest.approx(exact[2:], abs=0.505), (row[0], split)
+@pytest.mark.parametrize(
+    ("record", "seeds"),
+    [
+        ("arithmetic.json", "0, 1, 2"),
+        ("arithmetic-5-demonstrations-seeds-1-2.json", "1, 2"),
+        ("arithmetic-5-demonstrations.json", "0"),
+    ],
+)
+def test_the_figures_of_a_comparison_are_those_of_its_record(record: str, seeds: str) -> None:
+    """Both are rounded: the page to a digit, intervals to none; the record to four significant ones."""
+    figures = figures_of(record)
+    found = {}
+    for heading, *rows in tables("results/arithmetic.md"):
+        for row in rows:
+            if heading[1] == "seeds" and row[1] == seeds:
+                found[row[0].removesuffix(" †")] = dict(zip(heading[2:], row[2:], strict=True))
+    assert set(found) == set(figures)
+    for name, cells in found.items():
+        for split, cell in cells.items():
+            exact = figures[name][split]
+            mean, *deviation, low, high = (float(number) / 100 for number in re.findall(r"[\d.]+", cell))
+            assert mean == pytest.approx(exact["mean"], abs=0.00055), (name, split)
+            assert deviation == pytest.approx([exact["deviation"]] if deviation else [], abs=0.00055), (name, split)
+            assert [low, high] == pytest.approx(exact["interval_95"], abs=0.00505), (name, split)
 
 
 def test_the_readmes_table_is_that_of_the_results() -> None:
