@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.report.tables import Cell, Table
+from latent_cot.report.terminal import Items
 from latent_cot.types import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
     passed = all(result.learned if options.break_ is not None else result.ok for result in results)
 
     sound = [result for result in results if result.case.fault is None or options.break_ is not None]
-    console.print(_table(sound))
+    _table(sound).show(console)
     for result in results:
         if result not in sound:
             console.print(_fault_line(result), soft_wrap=True)
@@ -117,58 +116,35 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
 
 
 def _run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Result]:
-    """All cases; on a terminal with a bar, elsewhere with a line each."""
     from latent_cot.methods.verify.run import run_case
 
-    results: list[Result] = []
-    started = time.perf_counter()
-    total, done = sum(case.steps for case in cases), 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("", total=total)
-        for case in cases:
-            bar.update(task, description=_name(case))
-            results.append(run_case(case, settings, lambda: bar.advance(task)))
-            done += case.steps
-            if not console.is_terminal:
-                left = (time.perf_counter() - started) / done * (total - done)
-                line = (
-                    f"{len(results)}/{len(cases)}  {_name(case)}  KL {results[-1].worst('kl'):.4f}  {left:.0f} s left"
-                )
-                console.print(Text(line), soft_wrap=True)
-    return results
-
-
-def _name(case: Case) -> str:
-    name = f"{case.world} × {case.objective}"
-    return name if case.fault is None else f"{name}, broken by {case.fault}"
+    with Items(console, "steps", sum(case.steps for case in cases)) as items:
+        return [run_case(case, settings, items.advance) for case in cases]
 
 
 def _table(results: Sequence[Result]) -> Table:
-    caption = "largest values over the questions; KL, TV: exact sums over all rationales; KL, log Z in nats"
+    caption = (
+        "largest values over the questions; Zs: number of rationales; KL, TV: exact sums over them; log Z: its error"
+    )
     if any(not result.learned and not result.case.required for result in results):
         caption += "; above: not within the limits, and not required to be"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    table.add_column("world", no_wrap=True)
-    table.add_column("objective", no_wrap=True)
-    for heading in ("number\nof Z", "KL\nbefore", "KL", "TV", "error of\nlog Z", "steps", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for result in results:
-        table.add_row(
-            result.case.world,
-            result.case.objective,
-            str(result.rationales),
-            f"{result.worst('kl_before'):.2f}",
-            f"{result.worst('kl'):.4f}",
-            f"{result.worst('total_variation'):.4f}",
-            f"{result.worst('log_z_error'):.4f}",
-            str(result.case.steps),
-            f"{result.seconds:.0f}",
-            _verdict(result),
-        )
-    return table
+    return Table(
+        {
+            "world": [result.case.world for result in results],
+            "objective": [result.case.objective for result in results],
+            "": [Cell(_verdict(result)) for result in results],
+        },
+        {
+            "Zs": [str(result.rationales) for result in results],
+            "KL before": [f"{result.worst('kl_before'):.2f}" for result in results],
+            "KL": [f"{result.worst('kl'):.4f}" for result in results],
+            "TV": [f"{result.worst('total_variation'):.4f}" for result in results],
+            "log Z": [f"{result.worst('log_z_error'):.4f}" for result in results],
+            "steps": [str(result.case.steps) for result in results],
+            "s": [f"{result.seconds:.0f}" for result in results],
+        },
+        caption,
+    )
 
 
 def _verdict(result: Result) -> Text:

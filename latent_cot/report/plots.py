@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.table import Table
-from rich.text import Text
 
+from latent_cot.report.tables import Table
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Example, Sweep, UsageError
 
@@ -101,25 +100,21 @@ def curve_table(curve: Curve, results: Results, width: int, *, ascii_only: bool 
     Args:
         width: of the terminal. The bars are what is shortened, or left out, for want of room.
     """
-    rows = [[str(value) for value in point.values] for point in curve.points]
-    for numbers, point in zip(rows, curve.points, strict=True):
-        numbers[-1] += "*" if point.trained else " "
+    numbers = {axis: [str(point.values[k]) for point in curve.points] for k, axis in enumerate(curve.axes)}
+    numbers[curve.axes[-1]] = [
+        text + ("*" if point.trained else "") for text, point in zip(numbers[curve.axes[-1]], curve.points, strict=True)
+    ]
     figures = {name: [_figure(splits[point.split]) for point in curve.points] for name, splits in results.items()}
-    columns = [*zip(curve.axes, *rows, strict=True), *((name, *cells) for name, cells in figures.items())]
     # of the columns without bars: with the padding and a line
-    used = 1 + sum(max(map(cell_len, column)) + 3 for column in columns)
+    used = 1 + sum(max(map(cell_len, (name, *cells))) + 3 for name, cells in {**numbers, **figures}.items())
     bar = min(BAR_WIDTH, (width - used) // max(1, len(results)) - 1)
     character = "#" if ascii_only else "\N{FULL BLOCK}"
-    caption = "% right (95 % interval)" + ("; * as in training" if any(point.trained for point in curve.points) else "")
-    table = Table(caption=caption, caption_justify="left")
-    for axis in curve.axes:
-        table.add_column(Text(axis), justify="right", no_wrap=True)
-    for reasoner in results:
-        table.add_column(Text(reasoner), no_wrap=True)
-    for i, (numbers, point) in enumerate(zip(rows, curve.points, strict=True)):
-        cells = (Text(_bar(splits[point.split], bar, character) + figures[name][i]) for name, splits in results.items())
-        table.add_row(*numbers, *cells)
-    return table
+    bars = {
+        name: [_bar(splits[point.split], bar, character) + figures[name][i] for i, point in enumerate(curve.points)]
+        for name, splits in results.items()
+    }
+    trained = "; * as in training" if any(point.trained for point in curve.points) else ""
+    return Table(numbers, bars, "% right (95 % interval)" + trained)
 
 
 def _bar(accuracy: Mapping[str, Any], width: int, character: str) -> str:

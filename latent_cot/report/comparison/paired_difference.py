@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import RIGHT, Difference, Question
 from latent_cot.report.comparison.records import Record
+from latent_cot.report.tables import Table
 from latent_cot.types import UsageError, did_you_mean
 
 
@@ -31,11 +32,6 @@ class Beside:
     @property
     def name(self) -> str:
         return f"{self.variant}, {self.reasoner}"
-
-    @property
-    def less(self) -> str:
-        """The name of the other row."""
-        return ", ".join(self.against)
 
 
 @dataclass(frozen=True)
@@ -113,23 +109,12 @@ def difference_text(difference: Difference | None) -> str:
     return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-HEADING = (
-    "% right, less that of the row named: mean over the questions (95 % interval), all seeds together; -: asked others"
-)
-"""What the differences are."""
-
-
-def splits_of(found: Sequence[Beside]) -> list[str]:
-    return list(dict.fromkeys(split for one in found for split in one.splits))
-
-
-def to_markdown(found: Sequence[Beside]) -> str:
-    """A table with a row for each."""
-    splits = splits_of(found)
-    columns = ["", "less that of", *splits]
-    lines = [f"{HEADING}.", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    lines += [
-        f"| {' | '.join([one.name, one.less, *(difference_text(one.splits.get(split)) for split in splits)])} |"
-        for one in found
-    ]
-    return "\n".join(lines) + "\n"
+def table_of(found: Sequence[Beside]) -> Table:
+    """A row for each."""
+    splits = dict.fromkeys(split for one in found for split in one.splits)
+    return Table(
+        {"method, reasoner": [one.name for one in found], "less that of": [", ".join(one.against) for one in found]},
+        {split: [difference_text(one.splits.get(split)) for one in found] for split in splits},
+        "% right, less that of the row named: mean over the questions (95 % interval), all seeds together; -: asked "
+        "others",
+    )
