@@ -275,11 +275,7 @@ class Run:
         from latent_cot.methods.scored import score_rationales
 
         found = score_rationales(
-            self.in_memory(),
-            example,
-            counts,
-            with_q="q" in self._adapters,
-            proposal=sampler if weighed else None,
+            self.in_memory(), example, counts, with_q="q" in self._adapters, proposal=sampler if weighed else None
         )
         items = list(found.rationales)
         if sampler is not None:

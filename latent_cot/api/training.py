@@ -137,11 +137,7 @@ def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: boo
 
         with suppress(Stopped):
             run_loop(
-                session,
-                folder,
-                resume=resume,
-                on_unit=on_unit,
-                should_stop=lambda: stop or stopped_by() is not None,
+                session, folder, resume=resume, on_unit=on_unit, should_stop=lambda: stop or stopped_by() is not None
             )
     source = source_of(folder.path, None, trust_code=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))

@@ -175,10 +175,7 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
                     "e.g. the question": [row["example"]["question"] for row in rows],
                     RATIONALE_HEADING: [Cell(marked(asdict(chain), decode)) for chain in chains],
                 },
-                {
-                    "n": [str(row["count"]) for row in rows],
-                    "%": [f"{100 * row['share']:.0f}" for row in rows],
-                },
+                {"n": [str(row["count"]) for row in rows], "%": [f"{100 * row['share']:.0f}" for row in rows]},
             ).show(console)
 
 

@@ -185,11 +185,7 @@ def to_markdown(
 
 
 def save_plot(
-    rows: Sequence[Row],
-    path: Path,
-    title: str,
-    metrics: Mapping[str, Metric],
-    numbers: Mapping[str, Mapping[str, int]],
+    rows: Sequence[Row], path: Path, title: str, metrics: Mapping[str, Metric], numbers: Mapping[str, Mapping[str, int]]
 ) -> None:
     """Accuracies, or one metric against another, as a figure. Raises as `plots.figure_in` does.
 
