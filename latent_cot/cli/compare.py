@@ -108,7 +108,7 @@ def run(argv: Sequence[str]) -> int:
     if unknown:
         what = "Which answers are right, or to which questions,"
         say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
-    found = _write(options, runs, of_runs, budget, path, console, compared)
+    found = _write(argv, runs, of_runs, budget, path, console, compared)
     if options.json:
         print_json(found)
     else:
@@ -256,7 +256,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
 
 
 def _write(
-    options: CompareOptions,
+    argv: Sequence[str],
     runs: Sequence[Run],
     of_runs: Sequence[Record],
     budget: PlannedBudget | None,
@@ -268,7 +268,7 @@ def _write(
     rows = table.summarise(of_runs)
     first = runs[0].config
     found = {
-        "command": _command(options),
+        "command": shlex.join(["latent-cot", "compare", *argv]),
         "task": first.task,
         "model": first.model,
         "budget": None if budget is None else budget._asdict(),
@@ -294,17 +294,6 @@ def _write(
         (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     return found
-
-
-def _command(options: CompareOptions) -> str:
-    """What the user asked for, without what only says where and how to report."""
-    words = ["latent-cot", "compare"]
-    for name in ("preset", "config", "task", "model", "methods", "variants", "seeds", "budget", "against"):
-        value = getattr(options, name)
-        words += [f"--{name}", value] if value is not None else []
-    for setting in options.set:
-        words += ["--set", setting]
-    return shlex.join(words)
 
 
 def _metrics(task: str) -> Mapping[str, Metric]:

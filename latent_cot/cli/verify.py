@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.text import Text
 
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.cli.run_options import say
 from latent_cot.report.tables import Cell, Table
 from latent_cot.report.terminal import Items
 from latent_cot.types import UsageError, did_you_mean
@@ -85,23 +85,19 @@ def _cases(options: VerifyOptions) -> list[Case]:
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:
-    from latent_cot.methods.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT
+    from latent_cot.methods.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT, run_case
 
     console = progress_console(to_stderr=options.json)
     started = time.perf_counter()
-    results = _run(cases, settings, console)
+    with Items(console, "steps", sum(case.steps for case in cases)) as items:
+        results = [run_case(case, settings, items.advance) for case in cases]
     seconds = time.perf_counter() - started
     # With --break a mistake is treated like sound code, to see it fail.
     passed = all(result.learned if options.break_ is not None else result.ok for result in results)
 
-    sound = [result for result in results if result.case.fault is None or options.break_ is not None]
-    _table(sound).show(console)
-    for result in results:
-        if result not in sound:
-            console.print(_fault_line(result), soft_wrap=True)
-    verdict = "passed" if passed else "FAILED"
+    _table(results, broken=options.break_ is not None).show(console)
     limits = f"limits: KL {KL_LIMIT} nats, TV {TV_LIMIT}, |error of log Z| {LOG_Z_LIMIT} nats"
-    console.print(Text(f"{verdict} ({limits}; {seconds:.0f} s)"), soft_wrap=True)
+    say(console, f"{'passed' if passed else 'FAILED'} ({limits}; {seconds:.0f} s)")
     if options.json:
         print_json(
             {
@@ -115,24 +111,16 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
     return 0 if passed else 1
 
 
-def _run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Result]:
-    from latent_cot.methods.verify.run import run_case
-
-    with Items(console, "steps", sum(case.steps for case in cases)) as items:
-        return [run_case(case, settings, items.advance) for case in cases]
-
-
-def _table(results: Sequence[Result]) -> Table:
-    caption = (
-        "largest values over the questions; Zs: number of rationales; KL, TV: exact sums over them; log Z: its error"
-    )
+def _table(results: Sequence[Result], *, broken: bool) -> Table:
+    caption = "largest values over the questions; Zs: rationales; KL, TV: exact sums over them; log Z: its error"
     if any(not result.learned and not result.case.required for result in results):
         caption += "; above: not within the limits, and not required to be"
     return Table(
         {
             "world": [result.case.world for result in results],
             "objective": [result.case.objective for result in results],
-            "": [Cell(_verdict(result)) for result in results],
+            "mistake put in": [result.case.fault or "" for result in results],
+            "": [Cell(_verdict(result, broken=broken)) for result in results],
         },
         {
             "Zs": [str(result.rationales) for result in results],
@@ -147,18 +135,9 @@ def _table(results: Sequence[Result]) -> Table:
     )
 
 
-def _verdict(result: Result) -> Text:
+def _verdict(result: Result, *, broken: bool) -> Text:
+    if result.case.fault is not None and not broken:
+        return Text("detected", style="green") if result.ok else Text("NOT DETECTED", style="bold red")
     if result.learned:
         return Text("pass", style="green")
     return Text("FAIL", style="bold red") if result.case.required else Text("above", style="yellow")
-
-
-def _fault_line(result: Result) -> Text:
-    from latent_cot.methods.verify.faults import FAULTS
-
-    assert result.case.fault is not None
-    found = Text("detected", style="green") if result.ok else Text("NOT DETECTED", style="bold red")
-    figures = f"KL {result.worst('kl'):.2g}, TV {result.worst('total_variation'):.2g}"
-    where = f"{result.case.world} × {result.case.objective}"
-    description = FAULTS[result.case.fault].description
-    return Text.assemble(f"broken: {description} ({where}) -> ", found, f" ({figures})")

@@ -64,13 +64,10 @@ def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside]
 
     The first is empty where that is not known of the target.
     """
-    rows = {
-        (record["variant"], reasoner): {
-            one["seed"]: _marks(one, reasoner) for one in records if one["variant"] == record["variant"]
-        }
-        for record in records
-        for reasoner in record["accuracy"]
-    }
+    rows: dict[tuple[str, str], dict[int, Mapping[Question, Mapping[str, float]]]] = {}
+    for record in records:
+        for reasoner in record["accuracy"]:
+            rows.setdefault((record["variant"], reasoner), {})[record["seed"]] = _marks(record, reasoner)
     known = {row: seeds for row, seeds in rows.items() if all(seeds.values())}
     targets = [reasoner for variant, reasoner in known if variant == target.variant]
     unknown = [f"{variant}, {reasoner}" for variant, reasoner in rows if (variant, reasoner) not in known]
