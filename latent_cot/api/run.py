@@ -17,7 +17,7 @@ from latent_cot.report.tables import data_frame, escaped, page
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task, UsageError
+from latent_cot.types import Example, MeasuredTask, Metric, Task, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,13 +212,15 @@ class Run:
             self.source.require(reasoner)
         sweeps = [sweep_of(self.task, pattern) for pattern in ([split] if isinstance(split, str) else split)]
         training = reasoners.training_questions(self.source, reasoners.training_data(self.source, self.task))
-        found = Evaluation(
-            self.task,
-            splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training),
-            [Curve.of(sweep, training) for sweep in sweeps if sweep.axes],
-            _points(sweeps, training),
-            decoding,
-        )
+        splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
+        curves = [Curve.of(sweep, training) for sweep in sweeps]
+        points = {
+            point.split: {**numbers, "trained": point.trained}
+            for sweep, curve in zip(sweeps, curves, strict=True)
+            for point in curve.points
+            if (numbers := sweep.points[point.split])
+        }
+        found = Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding)
         names = [reasoner] if reasoner else self.reasoners
         evaluate(self.in_memory(), names, found, seed=seed, progress=progress)
         return found
@@ -287,16 +289,6 @@ class Run:
         if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self.source.folder
-
-
-def _points(sweeps: Sequence[Sweep], training: Sequence[Example]) -> dict[str, dict[str, Any]]:
-    """Split -> its numbers, and whether there were such questions in training."""
-    found: dict[str, dict[str, Any]] = {}
-    for sweep in sweeps:
-        for point in Curve.of(sweep, training).points:
-            if sweep.points[point.split]:
-                found[point.split] = {**sweep.points[point.split], "trained": point.trained}
-    return found
 
 
 def check_at_least_1(prefix: str = "", **values: int | None) -> None:

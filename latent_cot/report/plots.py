@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from latent_cot.report.tables import Table
+from latent_cot.report.tables import Table, accuracy_text
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Example, Sweep, UsageError
 
@@ -23,7 +23,6 @@ BAR_WIDTH = 20
 """Characters of a bar at 100 %, where there is room for it."""
 _SHORTEST_BAR = 5
 """A shorter one shows nothing and is left out."""
-_LINES_NAMED_INSIDE = 4
 _MARKERS = "osD^vP"
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -104,7 +103,7 @@ def curve_table(curve: Curve, results: Results, width: int, *, ascii_only: bool 
     numbers[curve.axes[-1]] = [
         text + ("*" if point.trained else "") for text, point in zip(numbers[curve.axes[-1]], curve.points, strict=True)
     ]
-    figures = {name: [_figure(splits[point.split]) for point in curve.points] for name, splits in results.items()}
+    figures = {name: [accuracy_text(splits[point.split]) for point in curve.points] for name, splits in results.items()}
     # of the columns without bars: with the padding and a line
     used = 1 + sum(max(map(cell_len, (name, *cells))) + 3 for name, cells in {**numbers, **figures}.items())
     bar = min(BAR_WIDTH, (width - used) // max(1, len(results)) - 1)
@@ -120,11 +119,6 @@ def curve_table(curve: Curve, results: Results, width: int, *, ascii_only: bool 
 def _bar(accuracy: Mapping[str, Any], width: int, character: str) -> str:
     """With a space behind it; nothing where there is no room."""
     return (character * round(width * accuracy["accuracy"])).ljust(width + 1) if width >= _SHORTEST_BAR else ""
-
-
-def _figure(accuracy: Mapping[str, Any]) -> str:
-    low, high = accuracy["interval_95"]
-    return f"{100 * accuracy['accuracy']:5.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def check_plot(path: Path) -> None:
@@ -162,15 +156,11 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
 
     Raises UsageError if it cannot be written.
     """
-    beside = len(results) > _LINES_NAMED_INSIDE
-    height = max(3.8, 0.22 * len(results) + 0.8) if beside else 3.8
-    with figure_in(path, 5.2 * len(curves), height) as figure:
+    height = max(3.8, 0.22 * len(results) + 0.8)
+    with figure_in(path, 5.2 * len(curves) + 2.0, height) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
-            if not beside:
-                axes.legend(fontsize="small")
-        if beside:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+        figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside right center", fontsize="small")
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
 
 

@@ -186,12 +186,14 @@ def figure_table(columns: Figures, metrics: Mapping[str, Metric]) -> Table:
 
 
 def accuracy_cell(accuracy: Mapping[str, Any] | None) -> str | Cell:
+    """An accuracy with its interval, in a notebook as a bar."""
+    return bar(accuracy["accuracy"], accuracy_text(accuracy)) if accuracy and accuracy["n"] else "-"
+
+
+def accuracy_text(accuracy: Mapping[str, Any]) -> str:
     """`95.3 (94-96)`, in %."""
-    if accuracy is None or not accuracy["n"]:
-        return "-"
     low, high = accuracy["interval_95"]
-    value = accuracy["accuracy"]
-    return bar(value, f"{100 * value:.1f} ({100 * low:.0f}-{100 * high:.0f})")
+    return f"{100 * accuracy['accuracy']:.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def metric_text(figure: Mapping[str, Any] | None, metric: Metric) -> str:
