@@ -20,7 +20,7 @@ from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.settings import check, from_dict, load_config, to_dict
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import paired_difference, plan, records, shared_init, table
-from latent_cot.report.comparison.paired_difference import Beside, Target
+from latent_cot.report.comparison.paired_difference import Target
 from latent_cot.report.comparison.plan import Run, Variant
 from latent_cot.report.comparison.records import Record
 from latent_cot.report.terminal import Display
@@ -28,7 +28,7 @@ from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.run_folder import RunFolder, write_json, write_text
-from latent_cot.types import MeasuredTask, Metric, UsageError, is_answer_given
+from latent_cot.types import MeasuredTask, UsageError, is_answer_given
 
 if TYPE_CHECKING:
     from latent_cot.config.schema import RunConfig
@@ -108,13 +108,34 @@ def run(argv: Sequence[str]) -> int:
     if unknown:
         what = "Which answers are right, or to which questions,"
         say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
-    found = _write(argv, runs, of_runs, budget, path, console, compared)
+    rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
+    metrics = task.metrics if isinstance(task, MeasuredTask) else {}
+    tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
+    found = {
+        "command": shlex.join(["latent-cot", "compare", *argv]),
+        "task": runs[0].config.task,
+        "model": runs[0].config.model,
+        "budget": None if budget is None else budget._asdict(),
+        "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
+        "rows": table.to_json(rows),
+        "runs": of_runs,
+        "differences": [one.to_json() for one in compared],
+    }
+    write_json(path / "comparison.json", found)
+    title = f"{Path(found['task']).stem}, {Path(found['model']).name}"
+    commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
+    write_text(path / "comparison.md", table.to_markdown(title, tables, metrics, commands))
+    numbers = {split: of for split in table.splits_of(rows) if (of := numbers_of(task, split)) is not None}
+    try:
+        table.save_plot(rows, path / "comparison.svg", title, metrics, numbers)
+    except ImportError:
+        (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
+        say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     if options.json:
         print_json(found)
     else:
-        table.table_of(table.summarise(of_runs), _metrics(runs[0].config.task)).show(console)
-        if compared:
-            paired_difference.table_of(compared).show(console)
+        for shown in tables:
+            shown.show(console)
     if target is not None and not compared:
         say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
     written = [name for name in ("comparison.json", "comparison.md", "comparison.svg") if (path / name).exists()]
@@ -253,50 +274,3 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
                 say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
                 return 128 + (stopped_by() or signal.SIGINT)
     return 0
-
-
-def _write(
-    argv: Sequence[str],
-    runs: Sequence[Run],
-    of_runs: Sequence[Record],
-    budget: PlannedBudget | None,
-    path: Path,
-    console: Console,
-    compared: Sequence[Beside],
-) -> dict[str, Any]:
-    """comparison.json, .md and .svg; returns the content of the first."""
-    rows = table.summarise(of_runs)
-    first = runs[0].config
-    found = {
-        "command": shlex.join(["latent-cot", "compare", *argv]),
-        "task": first.task,
-        "model": first.model,
-        "budget": None if budget is None else budget._asdict(),
-        "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
-        "rows": table.to_json(rows),
-        "runs": list(of_runs),
-        "differences": [
-            {**vars(one), "splits": {split: difference.to_json() for split, difference in one.splits.items()}}
-            for one in compared
-        ],
-    }
-    title = f"{Path(first.task).stem}, {Path(first.model).name}"
-    commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
-    write_json(path / "comparison.json", found)
-    metrics = _metrics(first.task)
-    differences = paired_difference.table_of(compared) if compared else None
-    write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))
-    task = tasks.load(first.task)
-    numbers = {split: of for split in table.splits_of(rows) if (of := numbers_of(task, split)) is not None}
-    try:
-        table.save_plot(rows, path / "comparison.svg", title, metrics, numbers)
-    except ImportError:
-        (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
-        say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
-    return found
-
-
-def _metrics(task: str) -> Mapping[str, Metric]:
-    """What a task has instead of right answers; nothing for one that has these."""
-    found = tasks.load(task)
-    return found.metrics if isinstance(found, MeasuredTask) else {}

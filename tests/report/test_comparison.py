@@ -277,7 +277,7 @@ def test_rows() -> None:
 
 def test_the_written_tables(tmp_path: Path) -> None:
     rows = table.summarise(RECORDS)
-    text = table.to_markdown(rows, "toy", {"sft seed 0": "latent-cot fit --method sft"}, {})
+    text = table.to_markdown("toy", [table.table_of(rows, {})], {}, {"sft seed 0": "latent-cot fit --method sft"})
     assert "| sft, p | 80.0 ± 14.1 (58-92) | 10.0 ± 14.1 (3-30) | 150 | 10 | 0.1 |" in text
     assert "| em, p | 100.0 (72-100) | - | 100 | 10 | 0.1 |" in text
     assert "over 2 seeds" in text and "n = 10 to 20" in text
@@ -326,7 +326,7 @@ def test_the_table_and_the_plot_of_metrics(tmp_path: Path) -> None:
     figures = table.table_of(rows, METRICS).figures
     assert figures["likelihood"] == ["-", "-11.5 ± 2.1"]
     assert figures["diversity"] == ["0.25", "0.625 ± 0.177"]
-    text = table.to_markdown(rows, "t", {}, METRICS)
+    text = table.to_markdown("t", [table.table_of(rows, METRICS)], METRICS, {})
     assert "| method, reasoner | likelihood | diversity | trajectories |" in text
     assert "mean ± standard deviation over 2 seeds, n = 5 to 10 questions" in text
     assert "likelihood: mean log p, nats." in text
@@ -376,7 +376,7 @@ def test_rows_beside_one_of_them() -> None:
     assert sft.interval_95 == between
     low, high = (f"{100 * x:+.1f}" for x in between)
     assert paired_difference.difference_text(sft) == f"-50.0 ({low} to {high})"
-    text = table.to_markdown([], "toy", {}, {}, paired_difference.table_of(found))
+    text = table.to_markdown("toy", [paired_difference.table_of(found)], {}, {})
     assert "% right, less that of the row named:" in text
     assert f"| sft, p | em, p | -50.0 ({low} to {high}) |" in text
 

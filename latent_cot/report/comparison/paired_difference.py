@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import RIGHT, Difference, Question
@@ -32,6 +33,9 @@ class Beside:
     @property
     def name(self) -> str:
         return f"{self.variant}, {self.reasoner}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "splits": {split: difference.to_json() for split, difference in self.splits.items()}}
 
 
 @dataclass(frozen=True)

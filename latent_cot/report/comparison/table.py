@@ -165,18 +165,12 @@ def _caption(rows: Sequence[Row]) -> str:
     return f"% right: {over} (95 % interval of the pooled answers), {n}"
 
 
-def to_markdown(
-    rows: Sequence[Row],
-    title: str,
-    commands: Mapping[str, str],
-    metrics: Mapping[str, Metric],
-    differences: Table | None = None,
-) -> str:
-    """A page: the table, that of the differences if there is one, and a command for each run, by `VARIANT seed N`."""
+def to_markdown(title: str, tables: Sequence[Table], metrics: Mapping[str, Metric], commands: Mapping[str, str]) -> str:
+    """A page: the tables, what the metrics are, and a command for each run, by `VARIANT seed N`."""
     parts = [f"# {title}"]
-    for table in [table_of(rows, metrics), *([differences] if differences else [])]:
+    for table in tables:
         parts += [f"{table.caption}.", table.markdown()]
-    parts[3:3] = [f"{name}: {metric.description}." for name, metric in metrics.items()]
+    parts += [f"{name}: {metric.description}." for name, metric in metrics.items()]
     parts += ["Each run again:", "\n".join(f"- {name}: `{command}`" for name, command in commands.items())]
     return "\n\n".join(parts) + "\n"
 
