@@ -177,16 +177,17 @@ class Line:
         always: show it though the last one was shown only just now.
         """
         now = self._time_of()
+        in_notebook = self.console.is_jupyter
         if self._live:
             self._live.start()
             bar = ProgressBar(total=1.0, completed=share)
             self._live.update(Group(Text(text, no_wrap=True, overflow="ellipsis"), bar), refresh=True)
-        elif always or now - self._shown_at >= (self._SECONDS if self.console.is_jupyter else LINE_SECONDS):
+        elif always or now - self._shown_at >= (self._SECONDS if in_notebook else LINE_SECONDS):
             self._shown_at = now
-            if self.console.is_jupyter:
-                self._put(share, text)
-            else:
+            if not in_notebook:
                 self.console.print(Text(text), soft_wrap=True)
+            elif not self.console.quiet:
+                self._put(share, text)
 
     def close(self) -> None:
         if self._live:
@@ -197,8 +198,6 @@ class Line:
 
         bar = f'<progress max="1" value="{share:.4f}" style="width: 16em; vertical-align: middle"></progress>'
         content = {"text/html": page(f"{bar} {escaped(text)}"), "text/plain": text}
-        if self.console.quiet:
-            return
         if self._card is None:
             self._card = display(content, raw=True, display_id=True)
         else:

@@ -147,6 +147,33 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
     assert items.done == 3
 
 
+def test_a_line_that_is_changed_in_place_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = pytest.importorskip("IPython.display")
+    shown: list[dict[str, str]] = []
+    updated: list[dict[str, str]] = []
+
+    class Handle:
+        def update(self, content: dict[str, str], *, raw: bool) -> None:
+            updated.append(content)
+
+    def show(content: dict[str, str], **_: Any) -> Handle:
+        shown.append(content)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    for quiet in (True, False):
+        now = [0.0]
+        console = Console(file=io.StringIO(), force_jupyter=True, quiet=quiet)
+        with Items(console, "<b>questions", 4, time_of=lambda now=now: now[0]) as items:  # type: ignore[misc]  # a default
+            for seconds in (1.0, 0.01, 1.0, 1.0):
+                now[0] += seconds
+                items.advance()
+        assert len(shown) == (0 if quiet else 1)
+    assert len(updated) == 2, "not at once again"
+    assert 'value="0.2500"' in shown[0]["text/html"] and "&lt;b&gt;questions 1/4" in shown[0]["text/html"]
+    assert updated[-1]["text/plain"] == "<b>questions 4/4  0:00 left"
+
+
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])
 def test_a_run_outlives_its_display(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     """A closed pipe, of which rich makes a SystemExit, and a full disk are no reason to lose a run."""
