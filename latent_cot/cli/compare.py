@@ -27,7 +27,7 @@ from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import with_absolute_paths
-from latent_cot.run.run_folder import RunFolder, write_json, write_text
+from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import MeasuredTask, UsageError, is_answer_given
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def run(argv: Sequence[str]) -> int:
         "runs": of_runs,
         "differences": [one.to_json() for one in compared],
     }
-    write_json(path / "comparison.json", found)
+    write_text(path / "comparison.json", records.to_text(found))
     title = f"{Path(found['task']).stem}, {Path(found['model']).name}"
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
     write_text(path / "comparison.md", table.to_markdown(title, tables, metrics, commands))
