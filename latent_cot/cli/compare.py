@@ -158,8 +158,8 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
         (common if name is None else own[name]).append(record)
     layers: dict[str, Any] = {"preset": options.preset, "file": options.config}
     base = load_config(**layers, method="em", task=plan.task_of(common))
-    for record in common:
-        base = from_dict(record, "--set", base)
+    for setting in common:
+        base = from_dict(setting, "--set", base)
     if "," in base.task and not Path(base.task).expanduser().is_file():  # a comma may be part of a file's name
         raise UsageError(f"--task {base.task}: a comparison is of one; give one task, and compare others by themselves")
     tasks.load(base.task)

@@ -216,7 +216,7 @@ def _save_panels(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[s
                 found = {name: _point(one) for name, one in row.metrics.get(split, {}).items()}
                 if split in row.cells:
                     found[x] = _point(row.cells[split], 100)
-                found[""] = (place, None)
+                found[""] = place, [[0.0], [0.0]]
                 if x in found and y in found:
                     (across, x_error), (up, y_error) = found[x], found[y]
                     marker, color, name = "osD^vP"[place // 10 % 6], f"C{place % 10}", plots.plain(row.name)
