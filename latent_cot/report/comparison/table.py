@@ -228,9 +228,7 @@ def _save_panels(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[s
                 axes.set_yticks([])
                 axes.invert_yaxis()
         figure.suptitle(plots.plain(title))
-        named = [axes.get_legend_handles_labels() for axes in figure.axes]
-        handles = {label: handle for of_axes in named for handle, label in zip(*of_axes, strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
+        plots.name_all(figure)
 
 
 def _point(figure: Mean, scale: float = 1.0) -> tuple[float, list[list[float]]]:
