@@ -112,7 +112,7 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
 
 
 def _table(results: Sequence[Result], *, broken: bool) -> Table:
-    caption = "largest values over the questions; Zs: rationales; KL, TV: exact sums over them; log Z: its error"
+    caption = "largest values over the questions; KL, TV: exact sums over all rationales; KL, log Z in nats"
     if any(not result.learned and not result.case.required for result in results):
         caption += "; above: not within the limits, and not required to be"
     return Table(
@@ -123,11 +123,11 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
             "": [Cell(_verdict(result, broken=broken)) for result in results],
         },
         {
-            "Zs": [str(result.rationales) for result in results],
+            "rationales": [str(result.rationales) for result in results],
             "KL before": [f"{result.worst('kl_before'):.2f}" for result in results],
             "KL": [f"{result.worst('kl'):.4f}" for result in results],
             "TV": [f"{result.worst('total_variation'):.4f}" for result in results],
-            "log Z": [f"{result.worst('log_z_error'):.4f}" for result in results],
+            "error of log Z": [f"{result.worst('log_z_error'):.4f}" for result in results],
             "steps": [str(result.case.steps) for result in results],
             "s": [f"{result.seconds:.0f}" for result in results],
         },
