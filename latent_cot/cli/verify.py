@@ -117,9 +117,10 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
         caption += "; above: not within the limits, and not required to be"
     return Table(
         {
-            "world": [result.case.world for result in results],
-            "objective": [result.case.objective for result in results],
-            "mistake put in": [result.case.fault or "" for result in results],
+            "world × objective": [
+                f"{case.world} × {case.objective}" + (f", broken by {case.fault}" if case.fault else "")
+                for case in (result.case for result in results)
+            ],
             "": [Cell(_verdict(result, broken=broken)) for result in results],
         },
         {
@@ -127,7 +128,7 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
             "KL before": [f"{result.worst('kl_before'):.2f}" for result in results],
             "KL": [f"{result.worst('kl'):.4f}" for result in results],
             "TV": [f"{result.worst('total_variation'):.4f}" for result in results],
-            "error of log Z": [f"{result.worst('log_z_error'):.4f}" for result in results],
+            "log Z off": [f"{result.worst('log_z_error'):.4f}" for result in results],
             "steps": [str(result.case.steps) for result in results],
             "s": [f"{result.seconds:.0f}" for result in results],
         },
@@ -137,7 +138,7 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
 
 def _verdict(result: Result, *, broken: bool) -> Text:
     if result.case.fault is not None and not broken:
-        return Text("detected", style="green") if result.ok else Text("NOT DETECTED", style="bold red")
+        return Text("detected", style="green") if result.ok else Text("MISSED", style="bold red")
     if result.learned:
         return Text("pass", style="green")
     return Text("FAIL", style="bold red") if result.case.required else Text("above", style="yellow")
