@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> int:
     rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
     metrics = task.metrics if isinstance(task, MeasuredTask) else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
-    found = {
+    found: dict[str, Any] = {
         "command": shlex.join(["latent-cot", "compare", *argv]),
         "task": runs[0].config.task,
         "model": runs[0].config.model,
