@@ -4,7 +4,7 @@ What is varied, each over a factor of 8 or more, all else the same:
 
 * `trajectories`: of one step (`e_step.collect` and `e_step.update`), in questions of 8;
 * `length`: tokens of a rationale, in the same;
-* `prefixes`: prefixes of a rationale after which the reward scores Y (`reward.prefix_log_rewards`);
+* `prefixes`: prefixes of a rationale after which the reward scores Y (`reward.Reward`);
 * `prompt`: tokens with which the prompts of 64 chains begin, such as those of demonstrations (`rollout.rollout`);
 * `tools`: tool calls in chains of the same number of tokens (`rollout.rollout`);
 * `buffer`: rationales in the replay buffer, of one question or of questions with 50 each.

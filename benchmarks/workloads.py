@@ -21,7 +21,7 @@ from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.reward import Reward, prefix_log_rewards
+from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, Query
 from latent_cot.run.session import open_session
@@ -95,9 +95,13 @@ class EStepWork:
             Group(query.model_prompt, [self.rationale(prefixes, tokens) for _ in range(4)], query.answer)
             for query in self.queries[:2]
         ]
-        model = self.lm.merged("p")
+        reward, examples = (
+            Reward(self.lm, self.codec, max_tokens=self.max_tokens),
+            [q.example for q in self.queries[:2]],
+        )
+        self.lm.merged("p")  # once for all: not what is measured
         started = time.perf_counter()
-        prefix_log_rewards(self.lm, model, groups, self.codec, max_tokens=self.max_tokens)
+        reward.of_prefixes(examples, groups)
         return time.perf_counter() - started
 
     def prompted(self, shared: int, tokens: int) -> float:

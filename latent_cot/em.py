@@ -15,19 +15,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from latent_cot.config.schema import RunConfig
-from latent_cot.methods.e_step import Batch, Behaviour, collect, describe, mean_log_z, update
+from latent_cot.methods.e_step import Behaviour, collect, mean_log_z, update
 from latent_cot.methods.loop import Job, Loop
 from latent_cot.methods.seeding import draw_distinct, seed_of
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
+from latent_cot.rationales.batch import describe, to_show
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Prior
 from latent_cot.rationales.rollout import count_distinct, rollout
@@ -40,7 +41,6 @@ from latent_cot.types import (
     Task,
     TaskData,
     UsageError,
-    rationale_to_json,
 )
 
 ROUND = ("diagnose_before", "e_step", "diagnose", "draw", "m_step")
@@ -153,7 +153,7 @@ class EM(Loop):
             )
             self.state.budget.gradient_steps += 1
             figures = describe(batches, self.is_correct if self.tells_right else None)
-            yield {**vars(info), **figures, "reward_temperature": temperature, "samples": _samples(batches)}
+            yield {**vars(info), **figures, "reward_temperature": temperature, "samples": to_show(batches)}
 
     # -- what they need ------------------------------------------------------------------------------
 
@@ -222,20 +222,3 @@ class GFlowNet(EM):
     def plan(self) -> list[Phase]:
         start = ["warm_start_q"] if self.config.q_sees == "question-and-answer" else []
         return [*self.round(0, "init"), *self.round(1, *start, "diagnose_before", "e_step", "diagnose", last=True)]
-
-
-def _samples(batches: Sequence[Batch], n: int = 2) -> list[Info]:
-    """A few rationales of a step, for people to read: the most frequent of the first questions."""
-    samples = []
-    for batch in batches[:n]:
-        best = max(range(len(batch.rationales)), key=lambda k: batch.counts[k])
-        rationale = batch.rationales[best]
-        samples.append(
-            {
-                "question": batch.query.example.question,
-                "rationale": rationale_to_json(rationale),
-                "log_reward": float(batch.log_reward[best, len(rationale)]),
-                "count": batch.counts[best],
-            }
-        )
-    return samples

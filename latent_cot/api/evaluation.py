@@ -10,8 +10,7 @@ import torch
 
 from latent_cot.api.progress import counting
 from latent_cot.api.results import Evaluation
-from latent_cot.evaluation.evaluate import Accuracy, Mistakes, Outcome, answer_questions
-from latent_cot.evaluation.measure import figures
+from latent_cot.evaluation.evaluate import Accuracy, Mistakes, Outcome, answer_questions, figures
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import Adapter
 from latent_cot.types import Example, MeasuredTask

@@ -269,8 +269,7 @@ def _decoding(options: EvalOptions, configured: EvaluationConfig, task: Task) ->
 def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: EvalOptions, console: Console) -> None:
     import torch
 
-    from latent_cot.evaluation.evaluate import Accuracy, Mistakes, answer_questions
-    from latent_cot.evaluation.measure import figure_of, measure
+    from latent_cot.evaluation.evaluate import Accuracy, Mistakes, answer_questions, figure_of, measure
 
     total = len(names) * sum(len(split.examples) for split in report.splits.values())
     with Items(console, "questions", total) as progress:

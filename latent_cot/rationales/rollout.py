@@ -12,8 +12,8 @@ fraction of the rows. Rows that end leave the batch, and waiting prompts take th
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,12 +59,13 @@ class _Row:
         return _Row(self.chain.copy(), samples, self.start, self.position)
 
 
-def count_distinct(rationales: Sequence[Rationale]) -> dict[Rationale, int]:
+Counts = Mapping[Rationale, int]
+"""Distinct rationale -> how often it was sampled, in order of first occurrence."""
+
+
+def count_distinct(rationales: Sequence[Rationale]) -> Counter[Rationale]:
     """How often each distinct rationale occurs, in order of first occurrence."""
-    counts: dict[Rationale, int] = {}
-    for rationale in rationales:
-        counts[rationale] = counts.get(rationale, 0) + 1
-    return counts
+    return Counter(rationales)
 
 
 @torch.no_grad()

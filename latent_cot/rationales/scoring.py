@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, pad
 from transformers import PreTrainedModel
 
 from latent_cot.model.lm import LanguageModel
@@ -71,13 +71,42 @@ class Scores:
     """(B, N + 1) bool: prefixes at which stopping is allowed."""
     group: torch.Tensor
     """(B,) long: the group each rationale belongs to, counted from 0."""
+    ends: torch.Tensor
+    """(B,) long: the number of tokens of each rationale."""
+    stop_in_answer: torch.Tensor
+    """(B,) bool: Y begins with the stop, so that `log_y` has its log-probability."""
 
+    def at_end(self, table: torch.Tensor) -> torch.Tensor:
+        """(B,) what `table` (B, N + 1) has at the end of each rationale."""
+        return table.gather(1, self.ends[:, None])[:, 0]
 
-def log_stop_before_answer(scores: Scores, groups: Sequence[Group], stop_id: int) -> torch.Tensor:
-    """(B, N + 1) log-probability of ending the rationale at each state, where Y does not begin with the stop, and so
-    does not say it; 0 where it does, and for a forced end. `groups` are those that were scored; nats."""
-    apart = torch.tensor([list(group.answer[:1]) != [stop_id] for group in groups], device=scores.group.device)
-    return scores.log_pterm * apart[scores.group][:, None]
+    @property
+    def log_complete(self) -> torch.Tensor:
+        """(B,) log-probability of each complete rationale, its stop included unless that was forced."""
+        return self.log_pf.sum(1) + self.at_end(self.log_pterm)
+
+    @property
+    def log_actions(self) -> torch.Tensor:
+        """(B, N + 1) log-probability of each action: of the tokens that the policy chose and, behind the last token, of
+        the stop; 0 where there is no action."""
+        stop = self.at_end(self.log_pterm)[:, None]
+        return pad(self.log_pf, (0, 1)).scatter(1, self.ends[:, None], stop)
+
+    @property
+    def log_stop(self) -> torch.Tensor:
+        """(B, N + 1) log-probability of stopping at each state, where Y does not begin with the stop, and so does not
+        say it; 0 where it does, and for a forced stop."""
+        return self.log_pterm * ~self.stop_in_answer[:, None]
+
+    @property
+    def log_choice(self) -> torch.Tensor:
+        """(B, N + 1) log-probability of Y among the candidates after each scored prefix."""
+        return self.log_y - torch.cat([self.log_y[..., None], self.log_others], -1).logsumexp(-1)
+
+    def split(self, table: torch.Tensor) -> list[torch.Tensor]:
+        """Each group's rows of `table` (B, N + 1, ...) on the CPU, with the columns of its longest rationale."""
+        of_groups = [self.group == g for g in range(int(self.group.max()) + 1)]
+        return [table[rows, : int(self.ends[rows].max()) + 1].cpu() for rows in of_groups]
 
 
 def score(
@@ -163,11 +192,13 @@ def _score(
         offset += len(layout.tree)
 
     size, longest = len(rationales), max((len(r) for r in rationales), default=0)
+    if not chosen_cells and not stop_cells:  # plain text, which nobody chose: no prefix is read
+        prefix_rows, may_stop = [], []
     device = hidden.device
     spare = -len(prefix_rows) % ROW_MULTIPLE  # read by nothing
     prefix_rows, may_stop = prefix_rows + [0] * spare, may_stop + [True] * spare
-    logits = lm.logits(hidden[torch.tensor(prefix_rows, device=device)], actions)
-    blocked = ~torch.tensor(may_stop, device=device)
+    logits = lm.logits(hidden[torch.tensor(prefix_rows, dtype=torch.long, device=device)], actions)
+    blocked = ~torch.tensor(may_stop, dtype=torch.bool, device=device)
     stop_column = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
     stop_column[codec.stop_index] = True
     log_probs = log_softmax(logits.masked_fill(blocked[:, None] & stop_column, -torch.inf), -1)
@@ -196,6 +227,10 @@ def _score(
         log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
         states=states.to(device),
         group=torch.tensor(group_of, device=device),
+        ends=torch.tensor([len(rationale) for rationale in rationales], device=device),
+        stop_in_answer=torch.tensor(
+            [list(layouts[g].group.answer[:1]) == [codec.stop_id] for g in group_of], device=device
+        ),
     )
 
 

@@ -129,7 +129,7 @@ def test_a_forward_kl_step_is_the_weighted_likelihood(
     copy = lm.merged(sampled_by)
     log_sampled = log_probs_of(lm, copy, seen, rules.codec, max_tokens=200)
     weight, _ = importance_weights(seen.log_reward, log_sampled, seen.count, seen.group)
-    monkeypatch.setattr(lm, "dense", lambda adapter: copy)
+    monkeypatch.setattr(lm, "merged", lambda adapter: copy)
     optimiser = no_step(lm, "q")
     forward_kl.update(lm, seen, rules, optimiser, 0, max_tokens=200)
     total = torch.zeros(())

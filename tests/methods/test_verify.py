@@ -18,8 +18,8 @@ from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.train import Settings, train
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.objectives import temper
-from latent_cot.rationales.reward import prefix_log_rewards
 from latent_cot.rationales.scoring import Group, score
+from tests.worlds import prefix_log_rewards
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_agrees_with_the_engine(name: str) -> None:
         torch.testing.assert_close(log_q.double(), expected, atol=1e-4, rtol=0)
 
         group = Group(query.model_prompt, rationales, query.answer)
-        (rewards,) = prefix_log_rewards(world.lm, world.lm.merged("p"), [group], codec)
+        (rewards,) = prefix_log_rewards(world.lm, [group], codec)
         joint = exact.log_joint(world.lm.merged("p"), query.model_prompt, rationales, query.answer, codec)
         torch.testing.assert_close(rewards.gather(1, ends)[:, 0].double(), joint, atol=1e-4, rtol=0)
 
