@@ -30,7 +30,6 @@ from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
 from latent_cot.rationales.batch import describe, to_show
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.rationales.reward import Prior
 from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import (
@@ -54,7 +53,7 @@ class EM(Loop):
         super().__init__(*args, **arguments)
         c = self.config.e_step
         if c.prior == "sampler":
-            self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
+            self.reward = replace(self.reward, prior=lambda example: self.query(example).policy_prompt)
         self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
         self.log_z = torch.nn.Parameter(torch.zeros(()))
         """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand

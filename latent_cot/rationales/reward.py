@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from typing import Any
 
 import torch
 
-from latent_cot.model.lm import LanguageModel
+from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_in_batches
@@ -58,37 +59,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Prior:
-    """What a rationale is worth before Y is looked at, where that is not log p(Z ⊤ | X): log q₀(Z ⊤ | X[, Y]), of the
-    sampler q₀ before its first E-step.
-
-    q is then trained towards q₀(Z) p(Y | X Z), the optimum of a policy whose divergence from where it started is
-    penalised (Korbak et al., "RL with KL penalties is better viewed as Bayesian inference", EMNLP 2022 Findings).
-    """
-
-    prompt: Callable[[Example], Sequence[int]]
-    """Token ids that q₀ reads of an example."""
-
-    @torch.no_grad()
-    def log_probs(
-        self,
-        lm: LanguageModel,
-        examples: Sequence[Example],
-        groups: Sequence[Group],
-        codec: TextCodec,
-        *,
-        max_tokens: int,
-    ) -> list[torch.Tensor]:
-        """log q₀(z_{1:i} ⊤) of every prefix: (B_g, N_g + 1) for each group, on the CPU; of any use at states only."""
-        read = [Group(self.prompt(example), group.rationales) for example, group in zip(examples, groups, strict=True)]
-        found: dict[int, torch.Tensor] = {}
-        for batch, scores in score_in_batches(lm, lm.merged("prior"), read, codec, max_tokens=max_tokens):
-            log_q = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + scores.log_pterm
-            found.update(zip(batch, scores.split(log_q), strict=True))
-        return [found[g] for g in range(len(groups))]
-
-
-@dataclass(frozen=True)
 class Reward:
     """log R, untempered, in nats: what the methods that sample rationales learn from."""
 
@@ -102,8 +72,12 @@ class Reward:
     """Padded size of a forward pass; bounds memory."""
     comparison: Comparison | None = None
     """How Y counts, if not by log p(Y | X Z)."""
-    prior: Prior | None = None
-    """How Z counts, if not by log p(Z | X); for a reward that is not the task's own."""
+    prior: Callable[[Example], Sequence[int]] | None = None
+    """Token ids that q₀, the sampler before its first E-step, reads of an example: its log q₀(Z ⊤ | X[, Y]) then counts
+    instead of log p(Z ⊤ | X), where the reward is not the task's own.
+
+    q is so trained towards q₀(Z) p(Y | X Z), the optimum of a policy whose divergence from where it started is
+    penalised (Korbak et al., "RL with KL penalties is better viewed as Bayesian inference", EMNLP 2022 Findings)."""
     copy_penalty: float = 0.0
     """Nats that a rationale loses for each word, of those that it has copied from Y, after the `FREE_WORDS` first."""
 
@@ -118,6 +92,7 @@ class Reward:
         """
         return [table for table, _ in self.with_reference(examples, groups, ends_only=ends_only, reference=False)]
 
+    @torch.no_grad()
     def with_reference(
         self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool, reference: bool = True
     ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -127,7 +102,15 @@ class Reward:
         tables: dict[int, torch.Tensor] = {}
         references: dict[int, torch.Tensor] = {}
         if self.task is None or reference:
-            self._score(examples, groups, tables, references, ends_only=ends_only)
+            prior = self._log_prior(examples, groups)
+            compared = groups if self.comparison is None else self.comparison.against(examples, groups, self.codec)
+            at = "none" if self.task is not None else "end" if ends_only else "states"
+            for members, scores in self._scores("p", compared, answers_at=at, tool_tokens=self.tool_tokens):
+                references.update(zip(members, scores.split(scores.log_actions), strict=True))
+                log_y = scores.log_y if self.comparison is None else self.comparison(scores)
+                table = log_joint(scores, log_y, ends_only=ends_only, with_prior=prior is None)
+                for g, rows in zip(members, scores.split(table), strict=True):
+                    tables[g] = rows if prior is None else rows + prior[g]
         for g, (example, group) in enumerate(zip(examples, groups, strict=True)):
             if self.task is not None:
                 tables[g] = own_log_rewards(self.task, example, group.rationales, self.codec, ends_only=ends_only)
@@ -136,41 +119,23 @@ class Reward:
                     for n in row.isfinite().nonzero()[:, 0].tolist():
                         copied = copied_words(self.codec.decode(rationale.tokens[:n]), example.y or "")
                         row[n] -= self.copy_penalty * max(0, copied - FREE_WORDS)
-        return self.lm.processes.join(
-            [(tables[g], references.get(g) if reference else None) for g in range(len(groups))]
-        )
+        own = [(tables[g], references[g] if reference else None) for g in range(len(groups))]
+        return self.lm.processes.join(own)
 
-    @torch.no_grad()
-    def _score(
-        self,
-        examples: Sequence[Example],
-        groups: Sequence[Group],
-        tables: dict[int, torch.Tensor],
-        references: dict[int, torch.Tensor],
-        *,
-        ends_only: bool,
-    ) -> None:
-        """Fill in the rewards that p gives, and its log-probabilities of the actions, by group."""
-        if self.comparison is not None:
-            groups = self.comparison.against(examples, groups, self.codec)
-        prior = None
-        if self.prior is not None:
-            prior = self.prior.log_probs(self.lm, examples, groups, self.codec, max_tokens=self.max_tokens)
-        at = "none" if self.task is not None else "end" if ends_only else "states"
-        for members, scores in score_in_batches(
-            self.lm,
-            self.lm.merged("p"),
-            groups,
-            self.codec,
-            max_tokens=self.max_tokens,
-            answers_at=at,
-            tool_tokens=self.tool_tokens,
-        ):
-            references.update(zip(members, scores.split(scores.log_actions), strict=True))
-            log_y = scores.log_y if self.comparison is None else self.comparison(scores)
-            table = log_joint(scores, log_y, ends_only=ends_only, with_prior=prior is None)
-            for g, rows in zip(members, scores.split(table), strict=True):
-                tables[g] = rows if prior is None else rows + prior[g]
+    def _log_prior(self, examples: Sequence[Example], groups: Sequence[Group]) -> dict[int, torch.Tensor] | None:
+        """log q₀(z_{1:i} ⊤) of every prefix, a (B_g, N_g + 1) tensor for each group; of any use at states only."""
+        if self.prior is None:
+            return None
+        read = [Group(self.prior(example), group.rationales) for example, group in zip(examples, groups, strict=True)]
+        found: dict[int, torch.Tensor] = {}
+        for members, scores in self._scores("prior", read):
+            log_q = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + scores.log_pterm
+            found.update(zip(members, scores.split(log_q), strict=True))
+        return found
+
+    def _scores(self, adapter: Adapter, groups: Sequence[Group], **settings: Any) -> Iterator[tuple[list[int], Scores]]:
+        model = self.lm.merged(adapter)
+        return score_in_batches(self.lm, model, groups, self.codec, max_tokens=self.max_tokens, **settings)
 
 
 def log_joint(scores: Scores, log_y: torch.Tensor, *, ends_only: bool = False, with_prior: bool = True) -> torch.Tensor:
@@ -191,7 +156,7 @@ def log_joint(scores: Scores, log_y: torch.Tensor, *, ends_only: bool = False, w
         scores: of the frozen p.
         log_y: (B, N + 1) `scores.log_y`, or what a `Comparison` makes of it.
         ends_only: Y was scored behind the complete rationales only.
-        with_prior: False: log_y alone, to which a `Prior` is added, with a stop of its own.
+        with_prior: False: log_y alone, to which a prior is added, with a stop of its own.
 
     Returns (B, N + 1); −inf where the prefix is no state and, with `ends_only`, of all but the complete rationales.
     """

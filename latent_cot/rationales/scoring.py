@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import log_softmax, pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from latent_cot.model.lm import LanguageModel
@@ -157,18 +158,16 @@ def _score(
     prefix_rows: list[int] = []  # (hidden row, may stop there) of each prefix of each rationale
     may_stop: list[bool] = []
     chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
-    stop_cells: list[tuple[int, int, int]] = []  # (b, i, prefix entry)
+    stop_cells: list[tuple[int, int, int, int]] = []  # likewise
     tool_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
     answer_cells: list[tuple[int, int, int, int, int]] = []  # (b, i, answer, hidden row, token)
-    group_of: list[int] = []
-    rationales: list[Rationale] = []
+    group_of = [g for g, layout in enumerate(layouts) for _ in layout.group.rationales]
+    rationales = [rationale for layout in layouts for rationale in layout.group.rationales]
+    numbers = iter(range(len(rationales)))
     offset = 0
-    for g, layout in enumerate(layouts):
+    for layout in layouts:
         entry_of: dict[tuple[int, bool], int] = {}
-        for rationale, prefixes in zip(layout.group.rationales, layout.prefixes, strict=True):
-            b = len(rationales)
-            rationales.append(rationale)
-            group_of.append(g)
+        for rationale, prefixes, b in zip(layout.group.rationales, layout.prefixes, numbers, strict=False):
             last = len(rationale)
             for i, node in enumerate(prefixes):
                 stops = rationale.states[i] and not (i == last and rationale.truncated)
@@ -178,7 +177,7 @@ def _score(
                     prefix_rows.append(offset + node)
                     may_stop.append(stops)
                 if stops:
-                    stop_cells.append((b, i, entry_of[key]))
+                    stop_cells.append((b, i, entry_of[key], codec.stop_index))
                 if i < last:
                     token = rationale.tokens[i]
                     if rationale.policy_mask[i]:
@@ -203,29 +202,23 @@ def _score(
     stop_column[codec.stop_index] = True
     log_probs = log_softmax(logits.masked_fill(blocked[:, None] & stop_column, -torch.inf), -1)
 
-    log_pf = logits.new_zeros(size, longest)
-    if chosen_cells:
-        at_b, at_i, entry, action = _columns(chosen_cells, device)
-        log_pf = log_pf.index_put((at_b, at_i), log_probs[entry, action])
-    log_pterm = logits.new_zeros(size, longest + 1)
-    if stop_cells:
-        at_b, at_i, entry = _columns(stop_cells, device)
-        log_pterm = log_pterm.index_put((at_b, at_i), log_probs[entry, codec.stop_index])
+    def filled(shape: tuple[int, ...], cells: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        if not cells:
+            return logits.new_zeros(shape)
+        b, i, entry, action = _columns(cells, device)
+        return logits.new_zeros(shape).index_put((b, i), log_probs[entry, action])
 
-    states = torch.zeros(size, longest + 1, dtype=torch.bool)
-    for row, rationale in enumerate(rationales):
-        states[row, : len(rationale) + 1] = torch.tensor(rationale.states)
     most = max((len(layout.group.others) for layout in layouts), default=0)
     log_answers = _sum_into((size, longest + 1, 1 + most), answer_cells, lm, hidden)
     others_of = torch.tensor([len(layouts[g].group.others) for g in group_of], device=device)
     fewer = torch.arange(most, device=device) >= others_of[:, None]  # (B, C)
     return Scores(
-        log_pf=log_pf,
-        log_pterm=log_pterm,
+        log_pf=filled((size, longest), chosen_cells),
+        log_pterm=filled((size, longest + 1), stop_cells),
         log_y=log_answers[..., 0],
         log_others=log_answers[..., 1:].masked_fill(fewer[:, None], -torch.inf),
         log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
-        states=states.to(device),
+        states=pad_sequence([torch.tensor(z.states) for z in rationales], batch_first=True).to(device),
         group=torch.tensor(group_of, device=device),
         ends=torch.tensor([len(rationale) for rationale in rationales], device=device),
         stop_in_answer=torch.tensor(
@@ -263,12 +256,9 @@ class _Layout:
         for i, node in enumerate(prefixes):
             if i == len(rationale) or (self.answers_at == "states" and rationale.states[i]):
                 if node not in self._branches:
-                    self._branches[node] = [self._branch(node, answer) for answer in self._answers]
+                    answers = [self.group.answer, *self.group.others]
+                    self._branches[node] = [self._branch(node, answer) for answer in answers]
                 yield i, self._branches[node]
-
-    @property
-    def _answers(self) -> list[Sequence[int]]:
-        return [self.group.answer, *self.group.others]
 
     def _branch(self, node: int, answer: Sequence[int]) -> list[tuple[int, int]]:
         # The last token of an answer predicts nothing that is scored: it needs no node.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
-from latent_cot.rationales.reward import Comparison, Prior, Reward, copied_words
+from latent_cot.rationales.reward import Comparison, Reward, copied_words
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Example
 from tests.oracles import scoring as oracle
@@ -122,7 +122,7 @@ def test_the_sampler_as_the_prior(
         codec,
         max_tokens=max_tokens,
         comparison=None if weight == 1 else Comparison(PlainTask(), weight=weight),
-        prior=Prior(lambda example: read[int(example.question)]),
+        prior=lambda example: read[int(example.question)],
     )
     try:
         lm.interpolate("q", 0.5)
