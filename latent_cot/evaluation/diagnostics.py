@@ -1,4 +1,4 @@
-"""How near q is to the posterior, measured on questions that are in no training set.
+"""To diagnose: how near q is to the posterior, on questions that are in no training set.
 
 All figures come from n rationales sampled from q for each question, scored under q and under the frozen p.
 How to read them is in `docs/reading-a-run.md`.

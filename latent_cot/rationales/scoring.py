@@ -1,4 +1,4 @@
-"""Log-probabilities of rationales under an adapter, teacher-forced, one token tree a question.
+"""To score: the log-probabilities of rationales under an adapter, teacher-forced, one token tree a question.
 
 Both reasoners define the probability of a rationale in the same way, by the process that samples it: at
 each prefix a softmax over the actions (the allowed tokens, and the stop where it is allowed); a tool's
