@@ -78,21 +78,13 @@ def policy_log_probs(
 
 
 @torch.no_grad()
-def log_probs_of(
-    lm: LanguageModel, model: PreTrainedModel, experience: Experience, codec: TextCodec, *, max_tokens: int
-) -> torch.Tensor:
-    """(B,) log-probability of each complete rationale under `model`, in nats."""
-    found = torch.zeros_like(experience.log_reward)
-    for rows, log_prob in policy_log_probs(lm, model, experience, codec, max_tokens=max_tokens):
-        found[rows] = log_prob.sum(1).cpu()
-    return found
-
-
 def weigh(
     lm: LanguageModel, experience: Experience, codec: TextCodec, *, max_tokens: int
 ) -> tuple[torch.Tensor, ImportanceInfo]:
     """(B,) normalised importance weights of rationales sampled from q, and what they are like by question."""
-    log_q = log_probs_of(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens)
+    log_q = torch.zeros_like(experience.log_reward)
+    for rows, log_prob in policy_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens):
+        log_q[rows] = log_prob.sum(1).cpu()
     return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
 
 
