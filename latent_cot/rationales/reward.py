@@ -106,7 +106,8 @@ class Reward:
             compared = groups if self.comparison is None else self.comparison.against(examples, groups, self.codec)
             at = "none" if self.task is not None else "end" if ends_only else "states"
             for members, scores in self._scores("p", compared, answers_at=at, tool_tokens=self.tool_tokens):
-                references.update(zip(members, scores.split(scores.log_actions), strict=True))
+                if reference:
+                    references.update(zip(members, scores.split(scores.log_actions), strict=True))
                 log_y = scores.log_y if self.comparison is None else self.comparison(scores)
                 table = log_joint(scores, log_y, ends_only=ends_only, with_prior=prior is None)
                 for g, rows in zip(members, scores.split(table), strict=True):
