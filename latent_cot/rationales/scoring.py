@@ -106,8 +106,9 @@ class Scores:
 
     def split(self, table: torch.Tensor) -> list[torch.Tensor]:
         """Each group's rows of `table` (B, N + 1, ...) on the CPU, with the columns of its longest rationale."""
-        of_groups = [self.group == g for g in range(int(self.group.max()) + 1)]
-        return [table[rows, : int(self.ends[rows].max()) + 1].cpu() for rows in of_groups]
+        table, group, ends = table.cpu(), self.group.cpu(), self.ends.cpu()
+        of_groups = [group == g for g in range(int(group.max()) + 1)]
+        return [table[rows, : int(ends[rows].max()) + 1] for rows in of_groups]
 
 
 def score(
