@@ -69,7 +69,7 @@ class Decoding(Loop):
             batch_size=self.config.evaluation.batch_size,
             generator=generator,
         )
-        counts = list(map(count_distinct, sampled))
+        counts: list[Counts] = [count_distinct(rationales) for rationales in sampled]
         return counts if c.multiple == 1 else self._likeliest(reasoner, prompts, counts, n)
 
     def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_in_batches
@@ -134,7 +134,7 @@ class Reward:
             found.update(zip(members, scores.split(log_q), strict=True))
         return found
 
-    def _scores(self, adapter: Adapter, groups: Sequence[Group], **settings: Any) -> Iterator[tuple[list[int], Scores]]:
+    def _scores(self, adapter: Weights, groups: Sequence[Group], **settings: Any) -> Iterator[tuple[list[int], Scores]]:
         model = self.lm.merged(adapter)
         return score_in_batches(self.lm, model, groups, self.codec, max_tokens=self.max_tokens, **settings)
 
