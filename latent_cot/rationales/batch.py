@@ -131,7 +131,7 @@ def describe(
     return figures
 
 
-def to_show(trajectories: Sequence[Trajectories], n: int = 2) -> list[dict[str, Any]]:
+def shown_samples(trajectories: Sequence[Trajectories], n: int = 2) -> list[dict[str, Any]]:
     """The most frequent rationale of each of the first `n` questions, for people to read."""
     shown = []
     for t in trajectories[:n]:
