@@ -41,6 +41,7 @@ from latent_cot.methods import e_step
 from latent_cot.methods.loop import Loop
 from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.run.session import Session, lora_config, open_session, peak_memory_bytes
 
@@ -155,7 +156,7 @@ def run_workload(session: Session, machine: Machine, options: Options, workload:
     buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
     one_step(loop, buffer, optimiser, 0)
     seconds: list[float] = []
-    taken: list[e_step.Batch] = []
+    taken: list[Trajectories] = []
     plain_seconds = plain.Seconds()
     for step in range(1, options.steps + 1):
         with meter.on():

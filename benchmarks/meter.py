@@ -26,6 +26,7 @@ from latent_cot.methods import e_step
 from latent_cot.model.kv_cache import KVCache, SlotLayer
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree, n_distinct
+from latent_cot.rationales import batch
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
 
@@ -71,8 +72,8 @@ class Meter:
         """Time everything that happens in the block."""
         with ExitStack() as stack:
             for owner, name, part in (
-                (e_step, "rollout", "rollout"),
-                (Reward, "of_prefixes", "reward"),
+                (batch, "rollout", "rollout"),
+                (Reward, "with_reference", "reward"),
                 (e_step, "update", "update"),
                 (ReplayBuffer, "add", "buffer"),
                 (ReplayBuffer, "sample", "buffer"),

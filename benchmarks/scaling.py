@@ -4,10 +4,9 @@ What is varied, each over a factor of 8 or more, all else the same:
 
 * `trajectories`: of one step (`e_step.collect` and `e_step.update`), in questions of 8;
 * `length`: tokens of a rationale, in the same;
-* `prefixes`: prefixes of a rationale after which the reward scores Y (`reward.prefix_log_rewards`);
+* `prefixes`: prefixes of a rationale after which the reward scores Y (`reward.Reward`);
 * `prompt`: tokens with which the prompts of 64 chains begin, such as those of demonstrations (`rollout.rollout`);
-* `tools`: tool calls in chains of the same number of tokens (`rollout.rollout`);
-* `buffer`: rationales in the replay buffer, of one question or of questions with 50 each.
+* `tools`: tool calls in chains of the same number of tokens (`rollout.rollout`).
 
 The rationales of the first three and of `prompt` have a given length, or are up to three tokens shorter, whatever the
 model would write: they may stop in their last three tokens only. Memory is the peak resident size of a process that
@@ -18,7 +17,6 @@ trajectory. Times are wall-clock unless they say otherwise.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import random
@@ -37,19 +35,17 @@ from rich.table import Table
 from benchmarks.estep import resolve_model
 from benchmarks.growth import Growth, measure
 from benchmarks.machine import describe
-from benchmarks.workloads import SAMPLES, BufferWork, EStepWork
+from benchmarks.workloads import SAMPLES, EStepWork
 from latent_cot.cli.options import progress_console
 from latent_cot.report.plots import check_plot, figure_in
 from latent_cot.run.session import peak_memory_bytes
 from latent_cot.types import UsageError
 
-SECTIONS = ("trajectories", "length", "prefixes", "prompt", "tools", "buffer")
+SECTIONS = ("trajectories", "length", "prefixes", "prompt", "tools")
 MAX_EXPONENT = 1.1
 """Of the time, in trajectories and in prefixes."""
 MAX_TOOL_OVERHEAD = 0.1
 """Of the time of a token in chains with tool calls, as a share of that in chains without."""
-MAX_BUFFER_SECONDS = 100e-6
-"""For adding a rationale, and for drawing 8: the median, and the mean of the CPU's time."""
 MEMORY_BATCH_TOKENS = 128
 """Of a micro-batch while memory is measured: no more than one question's rationales."""
 
@@ -72,9 +68,6 @@ class Plan:
     """In each of 16 chains; even numbers, and 0 to compare with."""
     chain: int
     """Tokens of these chains, and of those of `prompt`; a multiple of all `calls`."""
-    buffer: Sequence[int]
-    probes: int
-    """Rationales added, and draws made, in one measurement of a buffer."""
     repeats: int
 
 
@@ -88,8 +81,6 @@ PLANS = {
         prompt=(32, 64, 128, 256),
         calls=(0, 2, 4, 8, 16),
         chain=64,
-        buffer=(1_000, 10_000, 100_000),
-        probes=2_000,
         repeats=5,
     ),
     "real": Plan(
@@ -101,8 +92,6 @@ PLANS = {
         prompt=(64, 128, 256, 512, 1024),
         calls=(0, 2, 8, 16),
         chain=32,
-        buffer=(1_000, 10_000, 100_000),
-        probes=2_000,
         repeats=3,
     ),
 }
@@ -115,17 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="tiny", help="`tiny`, hub name, alias or folder (default: tiny)")
     parser.add_argument("--section", action="append", choices=SECTIONS, help="repeatable; default: all")
     parser.add_argument("--repeats", type=int, help="measurements of each size; default: 5 with tiny, else 3")
-    parser.add_argument("--buffer-size", type=int, default=100_000, help="rationales in the largest buffer")
     parser.add_argument("--threads", type=int, help="torch's threads; default: as many as torch takes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figure into a .svg, .pdf or .png file")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args(argv)
     plan = PLANS["tiny" if arguments.model == "tiny" else "real"]
-    largest = arguments.buffer_size
-    if largest < 1000:
-        parser.error(f"--buffer-size is {largest}; it must be at least 1000, so that three sizes differ")
-    plan = replace(plan, repeats=arguments.repeats or plan.repeats, buffer=(largest // 100, largest // 10, largest))
+    plan = replace(plan, repeats=arguments.repeats or plan.repeats)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
@@ -156,29 +141,19 @@ def run(model: str, plan: Plan, sections: Sequence[str], seed: int, *, memory: b
     rng = random.Random(seed)
     # First, while this process is small: on Linux a new process inherits the peak of the one that started it.
     report: dict[str, Any] = {"memory": memory_growth(model, plan, sections, seed) if memory else {}}
-    growths: list[Growth] = []
-    targets: list[dict[str, Any]] = []
-    if set(sections) - {"buffer"}:
-        work = EStepWork(model, seed)
-        dtype = cast("torch.dtype", work.lm.peft.get_base_model().dtype)
-        report["machine"] = describe(dtype, work.lm.device)
-        growths += time_growth(work, plan, sections, rng)
-        targets += [
-            target(f"exponent of time in {growth.size}", growth.exponent()[0], MAX_EXPONENT)
-            for growth in growths
-            if growth.size in ("trajectories", "prefixes")
-        ]
-        if "tools" in sections:
-            report["tools"] = tool_overhead(work, plan, rng)
-            worst = max(report["tools"]["overhead"].values())
-            targets.append(target("overhead of a token with tool calls", worst, MAX_TOOL_OVERHEAD))
-        del work
-        gc.collect()
-    if "buffer" in sections:
-        of_buffer = buffer_growth(plan, seed, rng)
-        growths += of_buffer
-        size = max(plan.buffer)
-        targets += [target(f"{g.name}, {size:,}: seconds", g.medians[size], MAX_BUFFER_SECONDS) for g in of_buffer]
+    work = EStepWork(model, seed)
+    dtype = cast("torch.dtype", work.lm.peft.get_base_model().dtype)
+    report["machine"] = describe(dtype, work.lm.device)
+    growths = time_growth(work, plan, sections, rng)
+    targets = [
+        target(f"exponent of time in {growth.size}", growth.exponent()[0], MAX_EXPONENT)
+        for growth in growths
+        if growth.size in ("trajectories", "prefixes")
+    ]
+    if "tools" in sections:
+        report["tools"] = tool_overhead(work, plan, rng)
+        worst = max(report["tools"]["overhead"].values())
+        targets.append(target("overhead of a token with tool calls", worst, MAX_TOOL_OVERHEAD))
     return {**report, "growth": [growth.to_json() for growth in growths], "targets": targets}
 
 
@@ -223,19 +198,6 @@ def tool_overhead(work: EStepWork, plan: Plan, rng: random.Random) -> dict[str, 
     }
 
 
-def buffer_growth(plan: Plan, seed: int, rng: random.Random) -> list[Growth]:
-    """Seconds of adding to a full buffer, and of drawing from it: medians, and means."""
-    growths = []
-    for layout, of_question in (("one question", None), ("50 a question", 50)):
-        work = BufferWork(plan.buffer, of_question, plan.probes, seed)
-        for name, operation in (("add", work.add), ("draw", work.draw)):
-            growths.append(Growth(f"{name}, {layout}", "buffer", measure(plan.buffer, operation, plan.repeats, rng)))
-        growths += [Growth(f"{name}, {layout}, CPU mean", "buffer", means) for name, means in work.means.items()]
-        del work
-        gc.collect()
-    return growths
-
-
 def memory_growth(model: str, plan: Plan, sections: Sequence[str], seed: int) -> dict[str, dict[str, int]]:
     """Section -> size -> the peak resident bytes of a process that measured that size once and nothing else."""
     peaks: dict[str, dict[str, int]] = {}
@@ -256,12 +218,8 @@ def memory_growth(model: str, plan: Plan, sections: Sequence[str], seed: int) ->
 def peak_bytes(model: str, plan: Plan, section: str, size: int, seed: int, threads: int) -> int:
     """The peak resident bytes of this process, once it has measured one size of a section."""
     torch.set_num_threads(threads)
-    if section == "buffer":
-        work = BufferWork([size], None, plan.probes, seed)
-        work.add(size)
-    else:
-        _, _, once = step_of(EStepWork(model, seed, MEMORY_BATCH_TOKENS), plan, section)
-        once(size)
+    _, _, once = step_of(EStepWork(model, seed, MEMORY_BATCH_TOKENS), plan, section)
+    once(size)
     return peak_memory_bytes()
 
 

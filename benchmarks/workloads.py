@@ -1,16 +1,12 @@
-"""What `scaling.py` times: the parts of an E-step, and the replay buffer, at sizes of one's choice."""
+"""What `scaling.py` times: the parts of an E-step, at sizes of one's choice."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import re
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -21,7 +17,7 @@ from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.reward import Reward, prefix_log_rewards
+from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, Query
 from latent_cot.run.session import open_session
@@ -29,9 +25,6 @@ from latent_cot.types import Rationale, Tool, ToolError
 
 SAMPLES = 8
 """Rationales a question."""
-BUFFER_TOKENS = 24
-"""Of a rationale in the buffer, each one of 16."""
-_FILL_BATCH = 10_000  # rationales that are made before they are added, and timed
 
 
 class EStepWork:
@@ -95,9 +88,13 @@ class EStepWork:
             Group(query.model_prompt, [self.rationale(prefixes, tokens) for _ in range(4)], query.answer)
             for query in self.queries[:2]
         ]
-        model = self.lm.merged("p")
+        reward, examples = (
+            Reward(self.lm, self.codec, max_tokens=self.max_tokens),
+            [q.example for q in self.queries[:2]],
+        )
+        self.lm.merged("p")  # once for all: not what is measured
         started = time.perf_counter()
-        prefix_log_rewards(self.lm, model, groups, self.codec, max_tokens=self.max_tokens)
+        reward.of_prefixes(examples, groups)
         return time.perf_counter() - started
 
     def prompted(self, shared: int, tokens: int) -> float:
@@ -173,61 +170,3 @@ class Staggered:
             raise ToolError("no more")
         self.calculator(f"{len(request)} + 7")
         return "0" * (2 * self.length - len(results[-1]) if len(results) % 2 else next(self.first))
-
-
-class BufferWork:
-    """Full replay buffers of several sizes, in which every further rationale is taken and the lowest leaves.
-
-    Args:
-        of_question: rationales of each question; None: all are of one question.
-    """
-
-    def __init__(self, sizes: Sequence[int], of_question: int | None, probes: int, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.probes = probes
-        self.buffers = {size: ReplayBuffer(min(of_question or size, size)) for size in sizes}
-        self.questions = {
-            size: [f"question {i}" for i in range(size // b.capacity)] for size, b in self.buffers.items()
-        }
-        self.best = -1.0
-        self.turn = itertools.count()
-        self.means: dict[str, dict[int, list[float]]] = {"fill": {}, "add": {}, "draw": {}}
-        """Operation -> size -> means of the seconds of an operation, the garbage collector's included. Of the CPU's
-        time: in a mean, one pause for another process would weigh more than all operations."""
-        for size in sizes:
-            self._fill(size)
-
-    def add(self, size: int) -> float:
-        """The median seconds of adding a rationale."""
-        names = self.questions[size]
-        return self._time("add", size, self.buffers[size].add, list(self._offers(names, self.probes, better=True)))
-
-    def draw(self, size: int) -> float:
-        """The median seconds of drawing 8 rationales of a question."""
-        names = self.rng.choices(self.questions[size], k=self.probes)
-        return self._time("draw", size, self.buffers[size].sample, [(name, 8, self.generator) for name in names])
-
-    def _fill(self, size: int) -> None:
-        offered = size + size // 20  # some are nearly alike
-        for first in range(0, offered, _FILL_BATCH):
-            offers = list(self._offers(self.questions[size], min(_FILL_BATCH, offered - first), better=False))
-            self._time("fill", size, self.buffers[size].add, offers)
-
-    def _time(self, name: str, size: int, operation: Callable[..., object], arguments: Sequence[Any]) -> float:
-        seconds, before = [], time.process_time()
-        for each in arguments:
-            started = time.perf_counter()
-            operation(*each)
-            seconds.append(time.perf_counter() - started)
-        self.means[name].setdefault(size, []).append((time.process_time() - before) / len(arguments))
-        return statistics.median(seconds)
-
-    def _offers(self, names: Sequence[str], n: int, *, better: bool) -> Iterator[tuple[str, Rationale, list[float]]]:
-        """Random rationales, of rewards that span hundreds of nats, or each better than all before."""
-        chosen, states = (True,) * BUFFER_TOKENS, (True,) * (BUFFER_TOKENS + 1)
-        for _ in range(n):
-            rationale = Rationale(tuple(self.rng.choices(range(16), k=BUFFER_TOKENS)), chosen, states, text="")
-            self.best *= 1 - 1e-9 if better else 1
-            reward = self.best if better else -1 - self.rng.expovariate(0.02)
-            yield names[next(self.turn) % len(names)], rationale, [-math.inf] * BUFFER_TOKENS + [reward]

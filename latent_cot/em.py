@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from latent_cot.methods.e_step import collect, describe, mean_log_z, shown_samples, update
+from latent_cot.methods.e_step import collect, mean_log_z, update
 from latent_cot.methods.exploration import draw_behaviour, fill_buffer, reward_temperature
 from latent_cot.methods.loop import Loop
 from latent_cot.methods.phases import Steps, phase
@@ -26,8 +26,8 @@ from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
+from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.rationales.reward import Prior
 
 
 class EM(Loop):
@@ -107,7 +107,7 @@ class EM(Loop):
         super().__init__(*args, **arguments)
         c = self.config.e_step
         if c.prior == "sampler":
-            self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
+            self.reward = replace(self.reward, prior=lambda example: self.query(example).policy_prompt)
         self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
         self.log_z = torch.nn.Parameter(torch.zeros(()))
         """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand

@@ -93,6 +93,11 @@ class Rationale:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def failed(self) -> bool:
+        """A tool refused one of its requests."""
+        return any(call.error is not None for call in self.calls)
+
 
 @dataclass(frozen=True, slots=True)
 class DataRequest:

@@ -20,6 +20,7 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import experience
+from latent_cot.rationales.batch import score_sampled
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import count_distinct, rollout
@@ -54,12 +55,8 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         Group(query.model_prompt, list(count_distinct(z)), query.answer)
         for query, z in zip(asked, sampled, strict=True)
     ]
-    tables = reward.of_prefixes([query.example for query in asked], groups)
-    found["rewards"] = [row for table in tables for row in table.nan_to_num(neginf=-1e6).tolist()]
-    batches = [
-        e_step.Batch(query, list(counts), list(counts.values()), table, list(counts.values()))
-        for query, counts, table in zip(asked, map(count_distinct, sampled), tables, strict=True)
-    ]
+    batches = score_sampled(asked, sampled, reward)
+    found["rewards"] = [row for batch in batches for row in batch.log_reward.nan_to_num(neginf=-1e6).tolist()]
 
     def optimiser(adapter: Any, **options: Any) -> AdapterOptimiser:
         schedule = Schedule(1e-2, 10, 0, "constant")

@@ -254,7 +254,7 @@ def test_the_prior_is_the_sampler_before_its_first_e_step(
     assert all(prior == priors[0] for prior in priors)
     assert em.reward.prior is not None
     example = em.task.example("ab")
-    assert em.reward.prior.prompt(example) == em.query(example).policy_prompt
+    assert em.reward.prior(example) == em.query(example).policy_prompt
 
 
 def test_what_q_and_p_read(lm: LanguageModel) -> None:

@@ -14,16 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from latent_cot import tools
-from latent_cot.methods.e_step import Batch
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
+from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.chain import Chain, ChainRules
-from latent_cot.rationales.reward import prefix_log_rewards
 from latent_cot.rationales.rollout import count_distinct
 from latent_cot.rationales.scoring import Group, Query, score
 from latent_cot.types import Example, Rationale
 from tests.methods.test_e_step import measure
-from tests.worlds import language_model
+from tests.worlds import language_model, prefix_log_rewards
 
 FILE = Path(__file__).parents[1] / "examples" / "em_from_scratch.py"
 
@@ -71,7 +70,7 @@ def test_chains_rewards_and_loss_are_the_librarys(scratch: ModuleType, tiny_mode
             assert (*chain.states,) == rationale.states and chain.cut == rationale.truncated
         assert any(not all(z.policy_mask) for z in rationales) and any(z.truncated for z in rationales)
         prompt, answer = codec.encode_prompt(example.x), codec.encode(example.y)
-        (table,) = prefix_log_rewards(lm, p, [Group(prompt, rationales, answer)], codec)
+        (table,) = prefix_log_rewards(lm, [Group(prompt, rationales, answer)], codec)
         rewards = [scratch.log_rewards(p, example, chain, vocabulary) for chain in chains]
         for row, rationale, of_chain in zip(table, rationales, rewards, strict=True):
             states = torch.tensor([*rationale.states, *[False] * (table.shape[1] - len(rationale) - 1)])
@@ -81,7 +80,7 @@ def test_chains_rewards_and_loss_are_the_librarys(scratch: ModuleType, tiny_mode
         query = Query(Example(example.x, question=example.x), prompt, prompt, answer)
         counts = count_distinct(rationales)
         assert len(counts) == len(rationales)
-        batches.append(Batch(query, rationales, [1] * len(rationales), table, [1] * len(rationales)))
+        batches.append(Trajectories(query, rationales, [1] * len(rationales), table, [1] * len(rationales)))
     info, _ = measure(lm, batches, rules, objective="pooled-subtb")
     assert info.loss == pytest.approx(sum(expected) / 2, rel=1e-4)
 

@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hypothesis import Phase
@@ -13,8 +14,11 @@ from peft import LoraConfig
 
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import ADAPTERS, LanguageModel
+from latent_cot.model.text import TextCodec
 from latent_cot.model.weights import load_model_and_tokenizer
 from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.scoring import Group
 from latent_cot.types import DataRequest, Example, Rationale, TaskData, ToolError, UsageError
 
 ALPHABET = " ,.1234567890=+-"
@@ -92,6 +96,14 @@ class CountTool:
 
     def __call__(self, request: str) -> str:
         return f" {len(request) % 10}"
+
+
+def prefix_log_rewards(
+    lm: LanguageModel, groups: Sequence[Group], codec: TextCodec, *, ends_only: bool = False, **settings: Any
+) -> list[torch.Tensor]:
+    """log p(z_{1:i} Y | X) of every prefix, by group: the plain reward, which needs no examples."""
+    reward = Reward(lm, codec, **settings)
+    return reward.of_prefixes([Example("")] * len(groups), groups, ends_only=ends_only)
 
 
 def random_chain(rules: ChainRules, rng: random.Random, length: int) -> Rationale:

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from latent_cot.api.results import Evaluation
 from latent_cot.evaluation import outcomes
-from latent_cot.evaluation.evaluate import Accuracy, Outcome, answer_questions
-from latent_cot.evaluation.measure import figure_of, measure
+from latent_cot.evaluation.evaluate import Accuracy, Outcome, answer_questions, figure_of, measure
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import Adapter
 from latent_cot.report.terminal import Items

@@ -1,4 +1,4 @@
-"""How near q is to the posterior, measured on questions that are in no training set.
+"""To diagnose: how near q is to the posterior, on questions that are in no training set.
 
 All figures come from n rationales sampled from q for each question, scored under q and under the frozen p.
 How to read them is in `docs/reading-a-run.md`.
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from latent_cot.model.lm import LanguageModel
-from latent_cot.objectives import Balance, below_floor, log_flow, pooled_subtb, temper
+from latent_cot.objectives import pooled_subtb
 from latent_cot.objectives.importance import importance_weights
+from latent_cot.rationales.batch import balance_of, describe, sample_and_score
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
-from latent_cot.rationales.rollout import count_distinct, rollout
-from latent_cot.rationales.scoring import Group, Query, score_in_batches
-from latent_cot.types import Rationale
+from latent_cot.rationales.scoring import Query, score_in_batches
 
 
 @dataclass(frozen=True)
@@ -79,64 +78,32 @@ def diagnose(
         reward_temperature, reward_floor: as in the loss; they apply to `variance` and `log_z` only.
         max_tokens: padded size of a forward pass; bounds memory.
     """
-    prompts = [query.policy_prompt for query in queries]
-    sampled = rollout(lm, lm.merged("q"), prompts, rules, n=n, generator=generator)
-    counts = [count_distinct(rationales) for rationales in sampled]
-    p_groups = [Group(query.model_prompt, list(c), query.answer) for query, c in zip(queries, counts, strict=True)]
-    rewards = reward.of_prefixes([query.example for query in queries], p_groups)
-    q_groups = [Group(query.policy_prompt, list(c)) for query, c in zip(queries, counts, strict=True)]
+    trajectories = sample_and_score(lm, queries, rules, reward, n=n, generator=generator)
     figures: dict[int, PosteriorFigures] = {}
-    for members, scores in score_in_batches(lm, lm.merged("q"), q_groups, rules.codec, max_tokens=max_tokens):
-        group = scores.group.cpu()
-        for k, g in enumerate(members):
-            rows = group == k
-            width = rewards[g].shape[1]
-            figures[g] = _figures(
-                list(counts[g]),
-                torch.tensor(list(counts[g].values()), dtype=torch.float64),
-                rewards[g].double(),
-                scores.log_pf.cpu()[rows, : width - 1].double(),
-                scores.log_pterm.cpu()[rows, :width].double(),
-                scores.states.cpu()[rows, :width],
-                temperature=reward_temperature,
-                floor=reward_floor,
+    groups = [t.policy_group for t in trajectories]
+    for members, scores in score_in_batches(lm, lm.merged("q"), groups, rules.codec, max_tokens=max_tokens):
+        of_members = [trajectories[g] for g in members]
+        b = balance_of(scores, of_members, temperature=reward_temperature, floor=reward_floor)
+        assert b.censored is not None
+        _, balance = pooled_subtb(b)
+        log_reward = torch.cat([t.log_reward_at_end for t in of_members]).to(b.a.device)
+        _, importance = importance_weights(
+            log_reward.double(), scores.log_complete.double(), b.weight.double(), b.group
+        )
+        for k, (g, t) in enumerate(zip(members, of_members, strict=True)):
+            own = b.group == k
+            counts, bounded, states = b.weight[own, None], b.censored[own], b.states[own]
+            worth = bool((states & ~bounded).any())
+            seen = describe([t])
+            figures[g] = PosteriorFigures(
+                variance=float(balance.variance[k]) if worth else math.nan,
+                censored=float((counts * bounded).sum() / (counts * states).sum()),
+                bound=float(importance.bound[k]),
+                ess=float(importance.ess[k]),
+                log_z=float(balance.log_z[k]) if worth else math.nan,
+                distinct=float(len(t.rationales)),
+                mass=float(scores.log_complete[own].double().exp().sum()),
+                cut=seen["cut"],
+                failed_calls=seen["failed_calls"],
             )
     return [figures[g] for g in range(len(queries))]
-
-
-def _figures(
-    rationales: Sequence[Rationale],
-    count: torch.Tensor,
-    log_reward: torch.Tensor,
-    log_pf: torch.Tensor,
-    log_pterm: torch.Tensor,
-    states: torch.Tensor,
-    *,
-    temperature: float,
-    floor: float | None,
-) -> PosteriorFigures:
-    """Of B distinct rationales of one question and how often each was sampled."""
-    n = float(count.sum())
-    group = torch.zeros(len(rationales), dtype=torch.long)
-    tempered = temper(log_reward, states, group, temperature=temperature, floor=floor)
-    a = log_flow(log_pf, log_pterm, tempered, states)
-    censored = below_floor(log_reward, states, group, floor)
-    _, balance = pooled_subtb(Balance(a, states, group, count, censored=censored))
-    worth = bool((log_reward[states] > -math.inf).any())
-    bounded = states & ~(log_reward > -math.inf) if censored is None else states & censored
-
-    last = torch.tensor([len(rationale) for rationale in rationales])[:, None]
-    log_q = log_pf.sum(1) + log_pterm.gather(1, last)[:, 0]
-    _, importance = importance_weights(log_reward.gather(1, last)[:, 0], log_q, count, group)
-    failed = [any(call.error is not None for call in rationale.calls) for rationale in rationales]
-    return PosteriorFigures(
-        variance=float(balance.variance) if worth else math.nan,
-        censored=float((count[:, None] * bounded).sum() / (count[:, None] * states).sum()),
-        bound=float(importance.bound),
-        ess=float(importance.ess),
-        log_z=float(balance.log_z) if worth else math.nan,
-        distinct=float(len(rationales)),
-        mass=float(log_q.exp().sum()),
-        cut=float((count * torch.tensor([r.truncated for r in rationales])).sum()) / n,
-        failed_calls=float((count * torch.tensor(failed)).sum()) / n,
-    )

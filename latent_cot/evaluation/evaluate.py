@@ -1,21 +1,27 @@
-"""Decode, grade, vote, give the accuracy with its interval, and say what the wrong chains did wrong."""
+"""To evaluate: how good a reasoner is on test questions, by right answers, or by the task's own figures of its
+rationales. Right answers: decode, vote, grade, and say what the wrong chains did wrong."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from scipy.stats import binomtest
+from transformers import PreTrainedModel
 
+from latent_cot.evaluation import intervals
 from latent_cot.model.lm import Adapter, LanguageModel
-from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.rollout import rollout
-from latent_cot.rationales.scoring import Group, score_in_batches
-from latent_cot.types import DiagnosingTask, Example, Rationale, Task
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.rationales.rollout import Counts, rollout
+from latent_cot.rationales.scoring import Group, score, score_in_batches
+from latent_cot.types import DiagnosingTask, Example, Measured, MeasuredTask, Rationale, Sample, Task
 
 Judge = Literal["p", "q", "base"]
 """Who picks the answer among candidates: an adapter, or the base model as it is without any."""
@@ -80,6 +86,8 @@ NO_RATIONALE = Rationale((), (), (True,), "")
 # Questions take the places of those that are answered, until so many batches are done: the last chains of a
 # batch would leave most of it empty.
 BATCHES_AT_ONCE = 4
+
+_TEXTS_AT_ONCE = 512
 
 
 def majority(answers: Sequence[str | None]) -> str | None:
@@ -228,6 +236,120 @@ def mistake(task: Task, example: Example, rationale: Rationale, answer: str | No
             return category
     if rationale.truncated:
         return "token limit"
-    if any(call.error is not None for call in rationale.calls):
+    if rationale.failed:
         return "failed call"
     return "no answer" if answer is None else "wrong answer"
+
+
+# -- figures of rationales, for tasks that have no right answers (`types.MeasuredTask`) ----------------------
+
+
+def judge(
+    lm: LanguageModel,
+    task: MeasuredTask,
+    groups: Sequence[Group],
+    counts: Sequence[Counts],
+    codec: TextCodec,
+    *,
+    max_tokens: int,
+) -> list[list[Sample]]:
+    """Each question's distinct rationales with their counts and, where the task asks for it, the base model's scores.
+
+    These are over its whole vocabulary, a tool's tokens included, and without the stop. A reasoner that judged its own
+    rationales would find them as likely as it has made them.
+
+    Args:
+        groups: what the base model reads: X, the rationales of `counts`, and Y where it is known.
+        max_tokens: padded size of a forward pass; bounds memory.
+    """
+    if not task.scored:
+        return [[Sample(rationale, count=count) for rationale, count in of_one.items()] for of_one in counts]
+    parts = [(g, part) for g, group in enumerate(groups) for part in _as_text(group, max_tokens)]
+    found: dict[int, list[tuple[float, float]]] = {}
+    with lm.without_adapters() as base:
+        for members, scores in score_in_batches(
+            lm, base, [part for _, part in parts], codec, max_tokens=max_tokens, answers_at="end", tool_tokens=True
+        ):
+            log_z, log_y = scores.log_tool.double().sum(1), scores.at_end(scores.log_y)
+            for k, member in enumerate(members):
+                own = scores.group == k
+                found[member] = list(zip(log_z[own].tolist(), log_y[own].tolist(), strict=True))
+    of_group: list[list[tuple[float, float]]] = [[] for _ in groups]
+    for member, (g, _) in enumerate(parts):
+        of_group[g] += found[member]
+    return [
+        [
+            Sample(rationale, log_z, log_y if group.answer else None, count)
+            for (rationale, count), (log_z, log_y) in zip(of_one.items(), of_scores, strict=True)
+        ]
+        for group, of_one, of_scores in zip(groups, counts, of_group, strict=True)
+    ]
+
+
+def _as_text(group: Group, max_tokens: int) -> Iterator[Group]:
+    """A group in parts of at most about `max_tokens` tokens, of rationales no token of which is the policy's own."""
+    longest = max(map(len, group.rationales)) + len(group.answer)
+    size = max(1, (max_tokens - len(group.prompt)) // max(1, longest))
+    for start in range(0, len(group.rationales), size):
+        texts = [
+            replace(z, policy_mask=(False,) * len(z), states=(*[False] * len(z), True), truncated=True)
+            for z in group.rationales[start : start + size]
+        ]
+        yield replace(group, rationales=texts)
+
+
+@torch.no_grad()
+def log_probs_of_texts(
+    lm: LanguageModel, model: PreTrainedModel, prompt: Sequence[int], texts: Sequence[str], rules: ChainRules
+) -> list[float]:
+    """log-probability of each text as a complete rationale, the stop included, spelled as the tokenizer does; nats.
+
+    Raises UsageError for a text that is none, such as one of too many tokens.
+    """
+    found: list[float] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        rationales = [encode_rationale(text, rules) for text in texts[start : start + _TEXTS_AT_ONCE]]
+        found += score(lm, model, [Group(prompt, rationales)], rules.codec).log_complete.tolist()
+    return found
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric's value on a split."""
+
+    value: float
+    """The mean over the questions, or the number of all of them together."""
+    n: int
+    """Questions."""
+    interval_95: tuple[float, float] | None = None
+    """Bootstrap over the questions; None for a number of all of them together, and for fewer than two questions."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "interval_95": None if self.interval_95 is None else list(self.interval_95)}
+
+
+def figures(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, Figure]:
+    """Metric's name -> its value on these questions, in the task's order."""
+    return {name: figure_of(found, len(questions)) for name, found in measure(task, questions).items()}
+
+
+def measure(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]:
+    """What `task.measure` finds, in the task's order, once it is checked."""
+    found = task.measure(questions)
+    unknown = found.keys() - task.metrics.keys()
+    if unknown:
+        raise ValueError(f"the task measures {', '.join(sorted(unknown))}, which its `metrics` do not name")
+    for values in found.values():
+        if isinstance(values, Sequence) and len(values) != len(questions):
+            raise ValueError(f"a metric has {len(values)} values for {len(questions)} questions")
+    return {name: found[name] for name in task.metrics if name in found}
+
+
+def figure_of(found: float | Sequence[float], n: int) -> Figure:
+    """A metric's value on n questions, given its value on all together, or those on each."""
+    if not isinstance(found, Sequence):
+        return Figure(float(found), n)
+    values = np.array([value for value in found if not math.isnan(value)], dtype=float)
+    if not len(values):
+        return Figure(math.nan, 0)
+    return Figure(float(values.mean()), len(values), intervals.of_mean(values))

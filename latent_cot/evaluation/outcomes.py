@@ -1,4 +1,4 @@
-"""What became of each test question, in a file of JSON lines; and reasoners beside each other, question by question.
+"""Outcomes: what became of each test question, in a file of JSON lines; and two reasoners compared by them.
 
 Two accuracies with an interval each do not say how sure their difference is, since both have been asked the same
 questions: what makes a question hard makes it hard for both. The differences on the questions do. Importing this

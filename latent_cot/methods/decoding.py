@@ -13,12 +13,11 @@ from dataclasses import replace
 import torch
 
 from latent_cot.config.schema import RunConfig, tool_names
-from latent_cot.evaluation.measure import Counts, draw
 from latent_cot.methods.loop import Loop
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
-from latent_cot.rationales.rollout import count_distinct
+from latent_cot.rationales.rollout import Counts, count_distinct, rollout
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import MeasuredTask, Rationale, Task, TaskData, UsageError
 
@@ -64,7 +63,7 @@ class Decoding(Loop):
         c = self.config.decode
         if c.strategy in ("beam", "diverse-beam"):
             return [self._search(reasoner, prompt, n) for prompt in prompts]
-        sampled = draw(
+        sampled = rollout(
             self.lm,
             self.lm.merged(reasoner),
             prompts,
@@ -75,7 +74,8 @@ class Decoding(Loop):
             batch_size=self.config.evaluation.batch_size,
             generator=generator,
         )
-        return sampled if c.multiple == 1 else self._likeliest(reasoner, prompts, sampled, n)
+        counts: list[Counts] = [count_distinct(rationales) for rationales in sampled]
+        return counts if c.multiple == 1 else self._likeliest(reasoner, prompts, counts, n)
 
     def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:
         """The n likeliest of a beam; or the likeliest of each of n groups, some of which may agree."""
@@ -111,9 +111,8 @@ class Decoding(Loop):
             self.test_rules.codec,
             max_tokens=self.config.e_step.max_batch_tokens,
         ):
-            log_prob = (scores.log_pf.sum(1) + _stops(scores.log_pterm, [groups[g] for g in members])).cpu()
             for k, g in enumerate(members):
-                own = log_prob[scores.group.cpu() == k]
+                own = scores.log_complete[scores.group == k]
                 best = own.argsort(descending=True)[:n].tolist()
                 rationales = list(sampled[g])
                 kept[g] = dict.fromkeys((rationales[i] for i in best), 1)
@@ -123,9 +122,3 @@ class Decoding(Loop):
 def _is_plain(config: RunConfig) -> bool:
     """Rationales are sampled, and all are kept."""
     return config.decode.strategy == "sample" and config.decode.multiple == 1
-
-
-def _stops(log_pterm: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
-    """(B,) log-probability of each rationale's own stop, given (B, N + 1) those at every prefix."""
-    ends = torch.tensor([len(rationale) for group in groups for rationale in group.rationales])
-    return log_pterm.gather(1, ends.to(log_pterm.device)[:, None])[:, 0]

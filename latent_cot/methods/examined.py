@@ -12,14 +12,22 @@ import torch
 
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
-from latent_cot.evaluation.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questions
-from latent_cot.evaluation.measure import Counts, draw, figures, judge, log_probs_of_texts
+from latent_cot.evaluation.evaluate import (
+    BATCHES_AT_ONCE,
+    Accuracy,
+    Judge,
+    answer_questions,
+    figures,
+    judge,
+    log_probs_of_texts,
+)
 from latent_cot.methods.phases import Resumable, phase
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
+from latent_cot.rationales.rollout import Counts, count_distinct, rollout
 from latent_cot.rationales.scoring import Group, Query
 from latent_cot.types import (
     Example,
@@ -167,7 +175,7 @@ class Examined(Resumable):
         generator: torch.Generator,
     ) -> list[Counts]:
         """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way."""
-        return draw(
+        sampled = rollout(
             self.lm,
             self.lm.merged(reasoner),
             prompts,
@@ -177,6 +185,7 @@ class Examined(Resumable):
             batch_size=self.config.evaluation.batch_size,
             generator=generator,
         )
+        return list(map(count_distinct, sampled))
 
     def sample_tests(
         self,
@@ -206,7 +215,7 @@ class Examined(Resumable):
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)
         ]
-        samples = judge(self.lm, task, groups, counts, max_tokens=self.config.e_step.max_batch_tokens)
+        samples = judge(self.lm, task, groups, counts, codec, max_tokens=self.config.e_step.max_batch_tokens)
         return self._measured(reasoner, examples, samples)
 
     def _measured(

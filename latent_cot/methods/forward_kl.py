@@ -113,7 +113,7 @@ def update(
 ) -> ForwardKLInfo:
     """One gradient step of q on the weighted likelihood of its own samples."""
     started = time.perf_counter()
-    n = len(experience.groups)
+    n = len(experience.trajectories)
     loss_sum = 0.0
     # By the merged weights, which have sampled: in bf16 those that are trained are another q.
     weight, weights = weigh(lm, experience, rules.codec, max_tokens=max_tokens)

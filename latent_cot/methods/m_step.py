@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.reward import normalised_log_y
-from latent_cot.rationales.scoring import Group, log_stop_before_answer, score_in_batches
+from latent_cot.rationales.scoring import Group, score_in_batches
 
 Target = Literal["joint", "answer", "candidates"]
 """Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
@@ -87,14 +86,10 @@ def _log_likelihoods(
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """The groups of each micro-batch, and (B,) log-likelihoods of their rationales."""
     for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"):
-        ends = torch.tensor([len(rationale) for g in members for rationale in groups[g].rationales])
-        if target != "joint":
-            log_y = scores.log_y if target == "answer" else normalised_log_y(scores)
-            yield members, log_y.gather(1, ends[:, None].to(log_y.device))[:, 0]
-            continue
-        stop = log_stop_before_answer(scores, [groups[g] for g in members], rules.codec.stop_id)
-        at_end = stop.gather(1, ends[:, None].to(stop.device))[:, 0]
-        yield members, scores.log_pf.sum(1) + scores.log_y.sum(1) + at_end
+        if target == "joint":
+            yield members, scores.log_pf.sum(1) + scores.log_y.sum(1) + scores.at_end(scores.log_stop)
+        else:
+            yield members, scores.at_end(scores.log_y if target == "answer" else scores.log_choice)
 
 
 def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:

@@ -25,9 +25,10 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives.balance import temper
 from latent_cot.objectives.policy_gradient import clipped_surrogate, kl_penalty
+from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import Experience, gather, policy_log_probs
-from latent_cot.types import Task, TaskData, UsageError, rationale_to_json
+from latent_cot.types import Task, TaskData, UsageError
 
 
 class PolicyGradient(Loop):
@@ -103,22 +104,9 @@ class PolicyGradient(Loop):
             self.state.budget.gradient_steps += c.epochs
             yield {
                 **vars(info),
-                **describe(experience, right if self.tells_right else None),
-                "samples": self._shown_samples(chosen, experience),
+                **describe(experience.trajectories, self.is_correct if self.tells_right else None),
+                "samples": shown_samples(experience.trajectories),
             }
-
-    def _shown_samples(self, chosen: list[int], experience: Experience, n: int = 2) -> list[Info]:
-        """The first rationale of the first questions, for people to read."""
-        firsts = [experience.group.tolist().index(g) for g in range(min(n, len(chosen)))]
-        return [
-            {
-                "question": self.questions[chosen[g]].question,
-                "rationale": rationale_to_json(experience.rationales[b]),
-                "log_reward": float(experience.log_reward[b]),
-                "count": int(experience.count[b]),
-            }
-            for g, b in enumerate(firsts)
-        ]
 
 
 @dataclass(frozen=True)
@@ -200,20 +188,3 @@ def update(
         norms / epochs,
         time.perf_counter() - started,
     )
-
-
-def describe(experience: Experience, right: torch.Tensor | None) -> dict[str, float]:
-    """Figures of the sampled rationales. The mean log-reward is that of those that are worth anything, if any are; the
-    accuracy needs (B,) `right`, 1 for a rationale that is."""
-    count, n = experience.count, float(experience.count.sum())
-    failed = torch.tensor([any(call.error is not None for call in r.calls) for r in experience.rationales])
-    cut = torch.tensor([rationale.truncated for rationale in experience.rationales])
-    possible = experience.log_reward > -torch.inf
-    log_reward = (count * experience.log_reward)[possible].sum() / count[possible].sum()
-    return {
-        **({"log_reward": float(log_reward)} if bool(possible.any()) else {}),
-        **({} if right is None else {"accuracy": float((count * right).sum()) / n}),
-        "distinct": len(experience.rationales) / n,
-        "cut": float((count * cut).sum()) / n,
-        "failed_calls": float((count * failed).sum()) / n,
-    }

@@ -1,9 +1,10 @@
-"""Rationales of one question, and what q, p and the reward make of them, token by token."""
+"""Rationales of one question with their scores: what q, p and the reward make of each token and stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from latent_cot.evaluation.evaluate import read_answers
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import Adapter
 from latent_cot.objectives.importance import importance_weights
+from latent_cot.rationales.batch import score_sampled
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Example, MeasuredTask, Rationale
 
@@ -127,64 +129,47 @@ def score_rationales(
     scores = {
         name: score(loop.lm, loop.lm.merged(name), [Group(prompts[name], rationales)], codec) for name in adapters
     }
-    token_log_probs = {name: s.log_pf.tolist() for name, s in scores.items()}
-    stop_log_probs = {name: s.log_pterm.tolist() for name, s in scores.items()}
-    totals = {
-        name: [
-            sum(token_log_probs[name][b]) + stop_log_probs[name][b][len(rationale)]
-            for b, rationale in enumerate(rationales)
-        ]
-        for name in adapters
-    }
-    rewards = _log_rewards(loop, example, query.model_prompt, query.answer, rationales)
+    tables = {name: (s.log_pf.tolist(), s.log_pterm.tolist(), s.log_complete.tolist()) for name, s in scores.items()}
+    unknown: list[Any] = [None] * len(rationales)
+    empty: list[Any] = [[None] * (max(map(len, rationales)) + 1)] * len(rationales)
+    p_tokens, p_stops, log_p = tables["p"]
+    q_tokens, q_stops, log_q = tables.get("q", (empty, empty, unknown))
 
-    weights: list[float] | None = None
-    ess = bound = None
-    if rewards is not None and proposal is not None:
-        log_reward = torch.tensor([row[len(z)] for row, z in zip(rewards, rationales, strict=True)])
-        group = torch.zeros(len(rationales), dtype=torch.long)
-        count = torch.tensor(list(counts.values()), dtype=torch.float64)
-        weight, info = importance_weights(
-            log_reward.double(), torch.tensor(totals[proposal], dtype=torch.float64), count, group
-        )
-        weights, ess, bound = weight.tolist(), float(info.ess), float(info.bound)
+    log_rewards, weights, ess, bound = empty, unknown, None, None
+    if example.y is not None or loop.reward.task is not None:
+        (t,) = score_sampled([query], [list(counts)], loop.reward)
+        log_rewards = t.log_reward.tolist()
+        if proposal is not None:
+            group = torch.zeros(len(rationales), dtype=torch.long)
+            count = torch.tensor(list(counts.values()), dtype=torch.float64)
+            log_proposal = scores[proposal].log_complete.cpu().double()
+            weight, info = importance_weights(t.log_reward_at_end.double(), log_proposal, count, group)
+            weights, ess, bound = weight.tolist(), float(info.ess), float(info.bound)
 
     graded = example.answer is not None and not isinstance(loop.task, MeasuredTask)
     judge = loop.judge_of(proposal or "p")
     (answers,) = read_answers(loop.lm, judge, loop.task, [example], [query.model_prompt], [rationales], loop.test_rules)
     found = []
     for b, rationale in enumerate(rationales):
-        answer, n = answers[b], len(rationale)
+        texts = zip(pieces(rationale.tokens, codec.decode), rationale.policy_mask, strict=True)
         found.append(
             ScoredRationale(
                 rationale,
                 counts[rationale],
-                totals["q"][b] if "q" in totals else None,
-                totals["p"][b],
-                None if rewards is None else rewards[b][n],
-                None if weights is None else weights[b],
-                answer,
-                loop.task.grade(example, answer) if graded else None,
+                log_q[b],
+                log_p[b],
+                log_rewards[b][len(rationale)],
+                weights[b],
+                answers[b],
+                loop.task.grade(example, answers[b]) if graded else None,
                 tuple(
-                    Token(
-                        piece,
-                        chosen,
-                        token_log_probs["q"][b][i] if chosen and "q" in scores else None,
-                        token_log_probs["p"][b][i] if chosen else None,
-                    )
-                    for i, (piece, chosen) in enumerate(
-                        zip(pieces(rationale.tokens, codec.decode), rationale.policy_mask, strict=True)
-                    )
+                    Token(text, chosen, q_tokens[b][i] if chosen else None, p_tokens[b][i] if chosen else None)
+                    for i, (text, chosen) in enumerate(texts)
                 ),
                 tuple(
-                    Stop(
-                        i,
-                        stop_log_probs["q"][b][i] if "q" in scores else None,
-                        stop_log_probs["p"][b][i],
-                        None if rewards is None else rewards[b][i],
-                    )
-                    for i in range(n + 1)
-                    if rationale.states[i]
+                    Stop(i, q_stops[b][i], p_stops[b][i], log_rewards[b][i])
+                    for i, is_state in enumerate(rationale.states)
+                    if is_state
                 ),
             )
         )
@@ -201,13 +186,3 @@ def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> lis
         found.append("" if incomplete else text[shown:])
         shown = shown if incomplete else len(text)
     return found
-
-
-def _log_rewards(
-    loop: Loop, example: Example, prompt: Sequence[int], answer: Sequence[int], rationales: Sequence[Rationale]
-) -> list[list[float]] | None:
-    """(B, N + 1) log R of every prefix; None where Y is not known and the reward needs it."""
-    if example.y is None and loop.reward.task is None:
-        return None
-    (table,) = loop.reward.of_prefixes([example], [Group(prompt, rationales, answer)])
-    return table.tolist()

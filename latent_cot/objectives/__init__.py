@@ -1,4 +1,9 @@
-"""The E-step's objectives: pure functions of tensors, no model and no configuration."""
+"""The E-step's objectives by the name a configuration gives them: pure functions of tensors, no model and no
+configuration."""
+
+from collections.abc import Callable, Mapping
+
+import torch
 
 from latent_cot.objectives.balance import (
     Balance,
@@ -13,7 +18,6 @@ from latent_cot.objectives.balance import (
     trajectory_balance,
     vargrad,
 )
-from latent_cot.objectives.registry import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES, Objective
 
 __all__ = [
     "COMPLETE_ONLY",
@@ -32,3 +36,20 @@ __all__ = [
     "trajectory_balance",
     "vargrad",
 ]
+
+Objective = Callable[[Balance], tuple[torch.Tensor, BalanceInfo]]
+"""Each question's loss, (G,), and its diagnostics."""
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "subtb": subtb,
+    "pooled-subtb": pooled_subtb,
+    "vargrad": vargrad,
+    "tb": trajectory_balance,
+    "prefix-tb": prefix_balance,
+}
+
+COMPLETE_ONLY = frozenset({"vargrad", "tb"})
+"""Objectives of complete rationales: the log-reward of their prefixes need not be known."""
+
+LEARNS_LOG_Z = frozenset({"tb", "prefix-tb"})
+"""Objectives that learn log Z(X)."""

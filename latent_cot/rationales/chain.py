@@ -6,8 +6,9 @@ the tokens of a demonstration; so a replayed, demonstrated or sampled rationale 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from latent_cot.model.text import TextCodec
@@ -40,12 +41,14 @@ class ChainRules:
                 "--rollout.granularity step: the task has no tool and no step_delimiter, so that nothing tells where a "
                 "step ends; give token, or the task a step_delimiter"
             )
-        triggers = {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
-        object.__setattr__(self, "_triggers", triggers)
+
+    @cached_property
+    def _triggers(self) -> dict[str, Set[int]]:
+        return {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
 
     def asks(self, tool: Tool, token: int) -> bool:
         """Could this token have completed the tool's trigger? Cheap; the text decides."""
-        return token in self._triggers[tool.trigger]  # type: ignore[attr-defined]
+        return token in self._triggers[tool.trigger]
 
 
 class Chain:

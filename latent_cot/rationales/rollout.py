@@ -12,8 +12,8 @@ fraction of the rows. Rows that end leave the batch, and waiting prompts take th
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,15 +30,6 @@ from latent_cot.types import Rationale, UsageError
 _LET_IN_AT = 0.25
 # Columns that no row uses any more are dropped when there are this many: it costs a copy of the cache.
 _DEAD_COLUMNS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """A sample that is to choose its next token."""
-
-    index: int
-    """Of the sample: prompt x n + k."""
-    chain: Chain
 
 
 @dataclass
@@ -59,12 +50,13 @@ class _Row:
         return _Row(self.chain.copy(), samples, self.start, self.position)
 
 
-def count_distinct(rationales: Sequence[Rationale]) -> dict[Rationale, int]:
+Counts = Mapping[Rationale, int]
+"""Distinct rationale -> how often it was sampled, in order of first occurrence."""
+
+
+def count_distinct(rationales: Sequence[Rationale]) -> Counter[Rationale]:
     """How often each distinct rationale occurs, in order of first occurrence."""
-    counts: dict[Rationale, int] = {}
-    for rationale in rationales:
-        counts[rationale] = counts.get(rationale, 0) + 1
-    return counts
+    return Counter(rationales)
 
 
 @torch.no_grad()
@@ -96,60 +88,36 @@ def rollout(
     heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n)
     share = lm.processes.share(range(len(prompts)))
     generator = lm.processes.generator(generator)
-    own = [prompts[i] for i in share]
-    return lm.processes.join(_rollout(lm, model, own, rules, n, heat[share].flatten(), top_p, generator, batch_size))
-
-
-def _rollout(
-    lm: LanguageModel,
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    rules: ChainRules,
-    n: int,
-    heat: torch.Tensor,
-    top_p: float,
-    generator: torch.Generator | None,
-    batch_size: int | None,
-) -> list[list[Rationale]]:
-    """`rollout` in this process. `heat` (prompts x n)."""
+    prompts, heat = [prompts[i] for i in share], heat[share].flatten()
     if not prompts:
-        return []
+        return lm.processes.join([])
     longest, limit = max(map(len, prompts)), lm.max_positions
     if limit is not None and longest + rules.max_tokens > limit:
         raise UsageError(too_long(longest, rules.max_tokens, limit))
     actions = rules.codec.actions.to(lm.device)
     batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
-        draws = batch.draws()
-        logits = lm.logits(batch.hidden, actions).cpu()
-        chosen = _sample(
-            logits[[row for row, _ in draws]],
-            [draw for _, draw in draws],
-            heat,
-            rules.codec.stop_index,
-            top_p,
-            generator,
-        )
-        batch.advance({draw.index: action for (_, draw), action in zip(draws, chosen, strict=True)})
-    return [[batch.finished[i * n + k] for k in range(n)] for i in range(len(prompts))]
+        places, samples = batch.draws()
+        logits = lm.logits(batch.hidden, actions).cpu()[places]
+        may_stop = torch.tensor([batch.rows[place].chain.may_stop for place in places], dtype=torch.bool)
+        logits[~may_stop, rules.codec.stop_index] = -torch.inf
+        batch.advance(dict(zip(samples, _sample(logits, samples, heat, top_p, generator), strict=True)))
+    return lm.processes.join([[batch.finished[i * n + k] for k in range(n)] for i in range(len(prompts))])
 
 
 def _sample(
     logits: torch.Tensor,
-    draws: Sequence[Draw],
-    temperature: torch.Tensor,
-    stop_index: int,
+    samples: Sequence[int],
+    heat: torch.Tensor,
     top_p: float,
     generator: torch.Generator | None,
 ) -> list[int]:
-    """The action of each draw. `logits` (draws, A); `temperature` of every sample there is."""
+    """The action of each of these samples. `logits` (samples, A); `heat` the temperature of every sample there is."""
     if bool(logits.isnan().any()):
         raise UsageError("the model's logits are no numbers: its training has come apart; lower the learning rate")
-    heat = temperature[[draw.index for draw in draws]]
-    stoppable = torch.tensor([draw.chain.may_stop for draw in draws], dtype=torch.bool)
-    logits[~stoppable, stop_index] = -torch.inf
+    heat = heat[samples]
     greedy = logits.argmax(-1)
-    if not draws or bool((heat == 0).all()):
+    if not samples or bool((heat == 0).all()):
         return greedy.tolist()
     scaled = logits / heat.clamp(min=1e-6)[:, None]
     if top_p < 1:
@@ -206,14 +174,10 @@ class _Batch:
             self._prefill(chosen)
         return bool(self.rows)
 
-    def draws(self) -> list[tuple[int, Draw]]:
-        """(row, draw) of each sample that is to choose a token now."""
-        return [
-            (place, Draw(index, row.chain))
-            for place, row in enumerate(self.rows)
-            if not row.pending
-            for index in row.samples
-        ]
+    def draws(self) -> tuple[list[int], list[int]]:
+        """(the row, the sample) of each sample that is to choose a token now; a sample is prompt x n + k."""
+        ready = [(place, k) for place, row in enumerate(self.rows) if not row.pending for k in row.samples]
+        return [place for place, _ in ready], [k for _, k in ready]
 
     def advance(self, action_of: dict[int, int]) -> None:
         """Give each row its next token, let rows branch and leave, and run the model on the tokens."""

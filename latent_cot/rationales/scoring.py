@@ -1,4 +1,4 @@
-"""Log-probabilities of rationales under an adapter, teacher-forced, one token tree a question.
+"""To score: the log-probabilities of rationales under an adapter, teacher-forced, one token tree a question.
 
 Both reasoners define the probability of a rationale in the same way, by the process that samples it: at
 each prefix a softmax over the actions (the allowed tokens, and the stop where it is allowed); a tool's
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from latent_cot.model.lm import LanguageModel
@@ -71,13 +72,43 @@ class Scores:
     """(B, N + 1) bool: prefixes at which stopping is allowed."""
     group: torch.Tensor
     """(B,) long: the group each rationale belongs to, counted from 0."""
+    ends: torch.Tensor
+    """(B,) long: the number of tokens of each rationale."""
+    stop_in_answer: torch.Tensor
+    """(B,) bool: Y begins with the stop, so that `log_y` has its log-probability."""
 
+    def at_end(self, table: torch.Tensor) -> torch.Tensor:
+        """(B,) what `table` (B, N + 1) has at the end of each rationale."""
+        return table.gather(1, self.ends[:, None])[:, 0]
 
-def log_stop_before_answer(scores: Scores, groups: Sequence[Group], stop_id: int) -> torch.Tensor:
-    """(B, N + 1) log-probability of ending the rationale at each state, where Y does not begin with the stop, and so
-    does not say it; 0 where it does, and for a forced end. `groups` are those that were scored; nats."""
-    apart = torch.tensor([list(group.answer[:1]) != [stop_id] for group in groups], device=scores.group.device)
-    return scores.log_pterm * apart[scores.group][:, None]
+    @property
+    def log_complete(self) -> torch.Tensor:
+        """(B,) log-probability of each complete rationale, its stop included unless that was forced."""
+        return self.log_pf.sum(1) + self.at_end(self.log_pterm)
+
+    @property
+    def log_actions(self) -> torch.Tensor:
+        """(B, N + 1) log-probability of each action: of the tokens that the policy chose and, behind the last token, of
+        the stop; 0 where there is no action."""
+        stop = self.at_end(self.log_pterm)[:, None]
+        return pad(self.log_pf, (0, 1)).scatter(1, self.ends[:, None], stop)
+
+    @property
+    def log_stop(self) -> torch.Tensor:
+        """(B, N + 1) log-probability of stopping at each state, where Y does not begin with the stop, and so does not
+        say it; 0 where it does, and for a forced stop."""
+        return self.log_pterm * ~self.stop_in_answer[:, None]
+
+    @property
+    def log_choice(self) -> torch.Tensor:
+        """(B, N + 1) log-probability of Y among the candidates after each scored prefix."""
+        return self.log_y - torch.cat([self.log_y[..., None], self.log_others], -1).logsumexp(-1)
+
+    def split(self, table: torch.Tensor) -> list[torch.Tensor]:
+        """Each group's rows of `table` (B, N + 1, ...) on the CPU, with the columns of its longest rationale."""
+        table, group, ends = table.cpu(), self.group.cpu(), self.ends.cpu()
+        of_groups = [group == g for g in range(int(group.max()) + 1)]
+        return [table[rows, : int(ends[rows].max()) + 1] for rows in of_groups]
 
 
 def score(
@@ -128,18 +159,16 @@ def _score(
     prefix_rows: list[int] = []  # (hidden row, may stop there) of each prefix of each rationale
     may_stop: list[bool] = []
     chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
-    stop_cells: list[tuple[int, int, int]] = []  # (b, i, prefix entry)
+    stop_cells: list[tuple[int, int, int, int]] = []  # likewise
     tool_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
     answer_cells: list[tuple[int, int, int, int, int]] = []  # (b, i, answer, hidden row, token)
-    group_of: list[int] = []
-    rationales: list[Rationale] = []
+    group_of = [g for g, layout in enumerate(layouts) for _ in layout.group.rationales]
+    rationales = [rationale for layout in layouts for rationale in layout.group.rationales]
+    numbers = iter(range(len(rationales)))
     offset = 0
-    for g, layout in enumerate(layouts):
+    for layout in layouts:
         entry_of: dict[tuple[int, bool], int] = {}
-        for rationale, prefixes in zip(layout.group.rationales, layout.prefixes, strict=True):
-            b = len(rationales)
-            rationales.append(rationale)
-            group_of.append(g)
+        for rationale, prefixes, b in zip(layout.group.rationales, layout.prefixes, numbers, strict=False):
             last = len(rationale)
             for i, node in enumerate(prefixes):
                 stops = rationale.states[i] and not (i == last and rationale.truncated)
@@ -149,7 +178,7 @@ def _score(
                     prefix_rows.append(offset + node)
                     may_stop.append(stops)
                 if stops:
-                    stop_cells.append((b, i, entry_of[key]))
+                    stop_cells.append((b, i, entry_of[key], codec.stop_index))
                 if i < last:
                     token = rationale.tokens[i]
                     if rationale.policy_mask[i]:
@@ -163,39 +192,39 @@ def _score(
         offset += len(layout.tree)
 
     size, longest = len(rationales), max((len(r) for r in rationales), default=0)
+    if not chosen_cells and not stop_cells:  # plain text, which nobody chose: no prefix is read
+        prefix_rows, may_stop = [], []
     device = hidden.device
     spare = -len(prefix_rows) % ROW_MULTIPLE  # read by nothing
     prefix_rows, may_stop = prefix_rows + [0] * spare, may_stop + [True] * spare
-    logits = lm.logits(hidden[torch.tensor(prefix_rows, device=device)], actions)
-    blocked = ~torch.tensor(may_stop, device=device)
+    logits = lm.logits(hidden[torch.tensor(prefix_rows, dtype=torch.long, device=device)], actions)
+    blocked = ~torch.tensor(may_stop, dtype=torch.bool, device=device)
     stop_column = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
     stop_column[codec.stop_index] = True
     log_probs = log_softmax(logits.masked_fill(blocked[:, None] & stop_column, -torch.inf), -1)
 
-    log_pf = logits.new_zeros(size, longest)
-    if chosen_cells:
-        at_b, at_i, entry, action = _columns(chosen_cells, device)
-        log_pf = log_pf.index_put((at_b, at_i), log_probs[entry, action])
-    log_pterm = logits.new_zeros(size, longest + 1)
-    if stop_cells:
-        at_b, at_i, entry = _columns(stop_cells, device)
-        log_pterm = log_pterm.index_put((at_b, at_i), log_probs[entry, codec.stop_index])
+    def filled(shape: tuple[int, ...], cells: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        if not cells:
+            return logits.new_zeros(shape)
+        b, i, entry, action = _columns(cells, device)
+        return logits.new_zeros(shape).index_put((b, i), log_probs[entry, action])
 
-    states = torch.zeros(size, longest + 1, dtype=torch.bool)
-    for row, rationale in enumerate(rationales):
-        states[row, : len(rationale) + 1] = torch.tensor(rationale.states)
     most = max((len(layout.group.others) for layout in layouts), default=0)
     log_answers = _sum_into((size, longest + 1, 1 + most), answer_cells, lm, hidden)
     others_of = torch.tensor([len(layouts[g].group.others) for g in group_of], device=device)
     fewer = torch.arange(most, device=device) >= others_of[:, None]  # (B, C)
     return Scores(
-        log_pf=log_pf,
-        log_pterm=log_pterm,
+        log_pf=filled((size, longest), chosen_cells),
+        log_pterm=filled((size, longest + 1), stop_cells),
         log_y=log_answers[..., 0],
         log_others=log_answers[..., 1:].masked_fill(fewer[:, None], -torch.inf),
         log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
-        states=states.to(device),
+        states=pad_sequence([torch.tensor(z.states) for z in rationales], batch_first=True).to(device),
         group=torch.tensor(group_of, device=device),
+        ends=torch.tensor([len(rationale) for rationale in rationales], device=device),
+        stop_in_answer=torch.tensor(
+            [list(layouts[g].group.answer[:1]) == [codec.stop_id] for g in group_of], device=device
+        ),
     )
 
 
@@ -228,12 +257,9 @@ class _Layout:
         for i, node in enumerate(prefixes):
             if i == len(rationale) or (self.answers_at == "states" and rationale.states[i]):
                 if node not in self._branches:
-                    self._branches[node] = [self._branch(node, answer) for answer in self._answers]
+                    answers = [self.group.answer, *self.group.others]
+                    self._branches[node] = [self._branch(node, answer) for answer in answers]
                 yield i, self._branches[node]
-
-    @property
-    def _answers(self) -> list[Sequence[int]]:
-        return [self.group.answer, *self.group.others]
 
     def _branch(self, node: int, answer: Sequence[int]) -> list[tuple[int, int]]:
         # The last token of an answer predicts nothing that is scored: it needs no node.

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.plain import PlainResult, e_step, modified_subtb
-from latent_cot.methods.e_step import Batch, update
+from latent_cot.methods.e_step import update
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
+from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.reward import prefix_log_rewards
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, Query, score
 from latent_cot.types import Example
 from tests.oracles import subtb as oracle
-from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model, random_chain
+from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model, prefix_log_rewards, random_chain
 
 NATS = 1e-4
 SHARED = [7, 3, 11, 20, 5]
@@ -92,14 +92,14 @@ def assert_same_as_latent_cot(
     codec, batches = rules.codec, []
     for query, got in zip(queries, result.trajectories, strict=True):
         group = Group(query.model_prompt, got.rationales, query.answer)
-        (rewards,) = prefix_log_rewards(lm, lm.merged("p"), [group], codec, tool_tokens=tool_tokens)
+        (rewards,) = prefix_log_rewards(lm, [group], codec, tool_tokens=tool_tokens)
         torch.testing.assert_close(got.log_reward, rewards, atol=NATS, rtol=1e-5)
         with torch.no_grad():
             scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, got.rationales)], codec)
         torch.testing.assert_close(got.log_pf, scores.log_pf, atol=NATS, rtol=1e-5)
         torch.testing.assert_close(got.log_pterm, scores.log_pterm, atol=NATS, rtol=1e-5)
         once = [1] * len(got.rationales)
-        batches.append(Batch(query, got.rationales, once, rewards, once))
+        batches.append(Trajectories(query, got.rationales, once, rewards, once))
     recorder = Recorder(lm)
     info = update(
         lm,

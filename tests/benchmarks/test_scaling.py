@@ -12,7 +12,7 @@ import pytest
 from benchmarks import scaling
 from benchmarks.growth import Growth, measure
 from benchmarks.scaling import SECTIONS, Plan
-from benchmarks.workloads import BufferWork, EStepWork
+from benchmarks.workloads import EStepWork
 
 SMALL = Plan(
     trajectories=(8, 16),
@@ -23,8 +23,6 @@ SMALL = Plan(
     prompt=(16, 32, 64),
     calls=(0, 2, 4),
     chain=8,
-    buffer=(10, 100, 300),
-    probes=20,
     repeats=2,
 )
 
@@ -89,44 +87,30 @@ def test_rationales_have_so_many_states(work: EStepWork, prefixes: int, tokens: 
     assert len(rationale.states) == len(rationale) + 1 == tokens + 1
 
 
-@pytest.mark.parametrize("of_question", [None, 50])
-def test_buffers_are_full_and_take_every_rationale(of_question: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.workloads._FILL_BATCH", 3)  # fewer than there are questions
-    work = BufferWork([200], of_question, probes=100, seed=0)
-    assert 195 <= len(work.buffers[200]) <= 200
-    assert all(name in work.buffers[200] for name in work.questions[200])
-    worst = min(item.priority for name in work.questions[200] for item in work.buffers[200].stored(name))
-    work.add(200)
-    now = [item.priority for name in work.questions[200] for item in work.buffers[200].stored(name)]
-    assert len(now) <= 200
-    assert sum(priority > -1 for priority in now) == 100
-    assert min(now) > worst
-
-
 def test_the_report_is_json_with_finite_figures(tiny_model_dir: Path) -> None:
     report = scaling.run(str(tiny_model_dir), SMALL, SECTIONS, seed=0, memory=False)
     report = json.loads(json.dumps(report, allow_nan=False))
-    assert {growth["size"] for growth in report["growth"]} == {"trajectories", "length", "prefixes", "prompt", "buffer"}
+    assert {growth["size"] for growth in report["growth"]} == {"trajectories", "length", "prefixes", "prompt"}
     for growth in report["growth"]:
         assert all(median > 0 for median in growth["medians"].values())
         assert growth["interval_95"][0] <= growth["exponent"] <= growth["interval_95"][1]
     assert set(report["tools"]["overhead"]) == {"2", "4"}
-    assert len(report["targets"]) == 3 + 2 * 5
+    assert len(report["targets"]) == 3
     assert all(isinstance(row["met"], bool) for row in report["targets"])
 
 
 @pytest.mark.slow  # new processes import torch
-def test_memory_is_that_of_one_process_for_each_size() -> None:
-    peaks = scaling.memory_growth("unused", SMALL, ["tools", "buffer"], seed=0)
-    assert list(peaks) == ["buffer"]
-    assert all(peak > 10_000_000 for peak in peaks["buffer"].values())
+def test_memory_is_that_of_one_process_for_each_size(tiny_model_dir: Path) -> None:
+    peaks = scaling.memory_growth(str(tiny_model_dir), SMALL, ["tools", "prefixes"], seed=0)
+    assert list(peaks) == ["prefixes"]
+    assert all(peak > 10_000_000 for peak in peaks["prefixes"].values())
 
 
 def test_the_command(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(scaling.PLANS, "real", SMALL)
-    monkeypatch.setattr(scaling, "memory_growth", lambda *_: {"buffer": {"10": 10**8, "1000": 2 * 10**8}})
+    monkeypatch.setattr(scaling, "memory_growth", lambda *_: {"prefixes": {"4": 10**8, "32": 2 * 10**8}})
     command = ["--model", str(tiny_model_dir), "--section", "prefixes", "--section", "tools"]
     assert scaling.main([*command, "--json", "--plot", str(tmp_path / "growth.svg")]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -22,7 +22,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.objectives import Balance, below_floor, prefix_balance, temper, trajectory_balance
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, action_mask, gather, log_probs_of, policy_log_probs, weigh
+from latent_cot.rationales.experience import Experience, action_mask, gather, policy_log_probs, weigh
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
@@ -59,6 +59,15 @@ def no_step(lm: LanguageModel, adapter: Adapter) -> Any:
     for weight in lm.parameters(adapter).values():
         weight.grad = None
     return NoStep(lm.parameters(adapter), Schedule(1.0, 1, 0, "constant"), 1e9)
+
+
+def log_probs_of(lm: LanguageModel, model: Any, experience: Experience, rules: ChainRules) -> torch.Tensor:
+    """(B,) log-probability of each complete rationale under `model`."""
+    found = torch.zeros_like(experience.log_reward)
+    with torch.no_grad():
+        for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=200):
+            found[rows] = log_prob.sum(1)
+    return found
 
 
 def autograd(loss: torch.Tensor, optimiser: Any) -> torch.Tensor:
@@ -114,7 +123,7 @@ def test_a_policy_gradient_with_a_kl_penalty(lm: LanguageModel, rules: ChainRule
 
 def test_importance_weights_are_p_over_q(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
     weight, _ = weigh(lm, seen, rules.codec, max_tokens=200)
-    log_q = log_probs_of(lm, lm.merged("q"), seen, rules.codec, max_tokens=200)
+    log_q = log_probs_of(lm, lm.merged("q"), seen, rules)
     for g in range(3):
         rows = (seen.group == g).nonzero()[:, 0]
         expected = (seen.count[rows].log() + seen.log_reward[rows] - log_q[rows]).softmax(0)
@@ -127,9 +136,9 @@ def test_a_forward_kl_step_is_the_weighted_likelihood(
 ) -> None:
     """Weighed by the copy that has sampled, in bf16 another q than the one that is trained: p stands for it."""
     copy = lm.merged(sampled_by)
-    log_sampled = log_probs_of(lm, copy, seen, rules.codec, max_tokens=200)
+    log_sampled = log_probs_of(lm, copy, seen, rules)
     weight, _ = importance_weights(seen.log_reward, log_sampled, seen.count, seen.group)
-    monkeypatch.setattr(lm, "dense", lambda adapter: copy)
+    monkeypatch.setattr(lm, "merged", lambda adapter: copy)
     optimiser = no_step(lm, "q")
     forward_kl.update(lm, seen, rules, optimiser, 0, max_tokens=200)
     total = torch.zeros(())

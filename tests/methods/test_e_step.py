@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from latent_cot.methods.e_step import Batch, Behaviour, _temperatures, collect, describe, update
+from latent_cot.methods.e_step import Behaviour, _temperatures, collect, update
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.rationales.batch import Trajectories, describe
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
@@ -61,7 +62,7 @@ def gather(
     tool_tokens: bool = False,
     seed: int = 0,
     ends_only: bool = False,
-) -> list[Batch]:
+) -> list[Trajectories]:
     return collect(
         lm,
         queries(n),
@@ -90,7 +91,9 @@ class Recorder:
         return float(self.gradient.norm())
 
 
-def measure(lm: LanguageModel, batches: Sequence[Batch], rules: ChainRules, **options: Any) -> tuple[Any, torch.Tensor]:
+def measure(
+    lm: LanguageModel, batches: Sequence[Trajectories], rules: ChainRules, **options: Any
+) -> tuple[Any, torch.Tensor]:
     recorder = Recorder(lm)
     settings: dict[str, Any] = {
         "objective": "pooled-subtb",
@@ -153,7 +156,7 @@ def test_collected_rewards_and_counts(lm: LanguageModel, rules: ChainRules) -> N
 
 
 def flow_table(
-    batch: Batch, model: Any, rules: ChainRules, floor: float | None, *, ends_only: bool
+    batch: Trajectories, model: Any, rules: ChainRules, floor: float | None, *, ends_only: bool
 ) -> tuple[torch.Tensor, ...]:
     """a (B, S) by the oracles, at reward temperature 0.7, with the states and those that are below the floor: below the
     best of the question, of its complete rationales only if these alone count."""
@@ -231,7 +234,7 @@ def test_a_replayed_step_is_the_fresh_one(
     fresh = gather(lm, rules, buffer)
     state = buffer.state_dict()
     buffer.load_state_dict(state)
-    once = [Batch(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.sampled) for b in fresh]
+    once = [Trajectories(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.sampled) for b in fresh]
     replayed = gather(lm, rules, buffer, replay=1.0, seed=1)
     assert any(r.calls for batch in replayed for r in batch.rationales)
     assert not any(any(batch.sampled) for batch in replayed)

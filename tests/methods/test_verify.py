@@ -12,14 +12,13 @@ import torch
 from transformers import PreTrainedModel
 
 from latent_cot.cli import main
-from latent_cot.methods import e_step
 from latent_cot.methods.verify import exact, run
 from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.train import Settings, train
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.objectives import temper
-from latent_cot.rationales.reward import prefix_log_rewards
 from latent_cot.rationales.scoring import Group, score
+from tests.worlds import prefix_log_rewards
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +114,7 @@ def test_agrees_with_the_engine(name: str) -> None:
         torch.testing.assert_close(log_q.double(), expected, atol=1e-4, rtol=0)
 
         group = Group(query.model_prompt, rationales, query.answer)
-        (rewards,) = prefix_log_rewards(world.lm, world.lm.merged("p"), [group], codec)
+        (rewards,) = prefix_log_rewards(world.lm, [group], codec)
         joint = exact.log_joint(world.lm.merged("p"), query.model_prompt, rationales, query.answer, codec)
         torch.testing.assert_close(rewards.gather(1, ends)[:, 0].double(), joint, atol=1e-4, rtol=0)
 
@@ -146,12 +145,11 @@ def test_worlds_are_no_easy_ones(name: str) -> None:
 
 
 def test_fault_ends_with_its_block() -> None:
-    names = ("OBJECTIVES", "score_in_batches", "temper")
-    before = [getattr(e_step, name) for name in names]
     for fault in FAULTS.values():
+        before = getattr(fault.module, fault.name)
         with injected(fault):
-            assert [getattr(e_step, name) for name in names] != before
-        assert [getattr(e_step, name) for name in names] == before
+            assert getattr(fault.module, fault.name) is not before
+        assert getattr(fault.module, fault.name) is before
 
 
 def test_shifted_reward_is_that_of_the_state_before() -> None:

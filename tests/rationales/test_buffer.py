@@ -6,17 +6,14 @@ import json
 import math
 import random
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from rapidfuzz.distance import Levenshtein
 
-from latent_cot.rationales.buffer import COMPARE_ALL, ReplayBuffer
-from latent_cot.rationales.near_index import CANDIDATES
+from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.types import Rationale, ToolCall, rationale_from_json, rationale_to_json
 from tests.oracles import buffer as oracle
 
@@ -168,7 +165,7 @@ def random_tokens(rng: random.Random, length: int = 24) -> tuple[int, ...]:
     return tuple(rng.randrange(16) for _ in range(length))
 
 
-def test_order_capacity_and_equality_are_exact_in_a_large_store() -> None:
+def test_order_capacity_and_equality() -> None:
     rng = random.Random(0)
     buffer, plain = ReplayBuffer(300, 0.0), oracle.ReplayBuffer(300, 0.0)
     seen = [random_tokens(rng, 5) for _ in range(700)]
@@ -178,64 +175,8 @@ def test_order_capacity_and_equality_are_exact_in_a_large_store() -> None:
     assert [(item.rationale.tokens, item.priority) for item in buffer.stored("x")] == plain.stores["x"]
 
 
-def test_near_ones_are_exact_again_once_a_store_has_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that has been large has an index, which must be kept up, and not be relied on while it is small."""
-    rng = random.Random(0)
-    buffer, plain = ReplayBuffer(30, 0.25), oracle.ReplayBuffer(30, 0.25)
-    monkeypatch.setattr("latent_cot.rationales.buffer.COMPARE_ALL", 0)
-    for _ in range(30):
-        offer(buffer, random_tokens(rng, 8), -9.0)
-    assert buffer._stores["x"]._index is not None
-    monkeypatch.setattr("latent_cot.rationales.buffer.COMPARE_ALL", COMPARE_ALL)
-    plain.stores["x"] = [(item.rationale.tokens, item.priority) for item in buffer.stored("x")]
-    for _ in range(300):
-        tokens, reward = random_tokens(rng, rng.randint(3, 9)), rng.choice([-9.5, -9.0, -8.0, -7.0])
-        assert offer(buffer, tokens, reward) == plain.add("x", tokens, reward)
-    assert [(item.rationale.tokens, item.priority) for item in buffer.stored("x")] == plain.stores["x"]
-    large = reloaded(buffer)
-    monkeypatch.setattr("latent_cot.rationales.buffer.COMPARE_ALL", 0)
-    for tokens in (random_tokens(rng, 8) for _ in range(100)):
-        assert offer(buffer, tokens, -6.0) == offer(large, tokens, -6.0)  # its index is as good as a new one
-
-
-def test_most_near_ones_are_found_in_a_large_store() -> None:
-    """What is offered is one token away from a stored one; most of the time only the better one stays."""
-    rng = random.Random(0)
-    buffer = ReplayBuffer(5000, 0.1)
-    stored = [random_tokens(rng) for _ in range(1000)]
-    for tokens in stored:
-        offer(buffer, tokens, -2.0)
-    before = len(buffer)
-    worse = better = 0
-    for tokens in rng.sample(stored, 200):
-        place = rng.randrange(24)
-        changed = (*tokens[:place], 16, *tokens[place + 1 :])
-        worse += not offer(buffer, changed, -3.0)
-        better += offer(buffer, changed, -1.0)
-    assert worse > 195
-    assert better == 200
-    assert len(buffer) < before + 10
-
-
-def test_comparisons_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the size, also among sequences that all look the same to the index."""
-    compared = 0
-
-    def distance(a: str, b: str, *, score_cutoff: int | None = None) -> int:
-        nonlocal compared
-        compared += 1
-        return Levenshtein.distance(a, b, score_cutoff=score_cutoff)
-
-    monkeypatch.setattr("latent_cot.rationales.buffer.Levenshtein", SimpleNamespace(distance=distance))
-    buffer = ReplayBuffer(10_000, 0.001)
-    for step in range(500):
-        before = compared
-        assert offer(buffer, (*[7] * 30, step), -1.0)
-        assert compared - before <= max(COMPARE_ALL, CANDIDATES)
-
-
 @pytest.mark.parametrize("tolerance", [0.0, 0.1, 0.3])
-def test_a_resumed_large_store_goes_on_as_the_one_never_stopped(tolerance: float) -> None:
+def test_a_resumed_buffer_goes_on_as_the_one_never_stopped(tolerance: float) -> None:
     rng = random.Random(0)
     buffer = ReplayBuffer(400, tolerance)
     offers = [(random_tokens(rng, rng.randint(4, 9)), float(rng.randint(-300, 0))) for _ in range(3000)]

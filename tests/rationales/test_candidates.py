@@ -122,11 +122,8 @@ def test_the_reward_compares_y_with_the_other_candidates(
     groups = [Group(codec.encode_prompt(e.x), rationales, codec.encode(e.y or "")) for e in EXAMPLES]
     reward = Reward(lm, codec, comparison=Comparison(TASK, normalised, penalty, weight))
     penalised = 0
-    complete = {
-        (g, row): float(value)
-        for members, _, of_rows in reward.of_complete(EXAMPLES, groups)
-        for (g, row), value in zip(((g, row) for g in members for row in range(len(chains))), of_rows, strict=True)
-    }
+    ends = reward.of_prefixes(EXAMPLES, groups, ends_only=True)
+    complete = {(g, row): float(ends[g][row, len(z)]) for g in range(len(groups)) for row, z in enumerate(rationales)}
     tables = reward.of_prefixes(EXAMPLES, groups)
     for g, (example, group, table) in enumerate(zip(EXAMPLES, groups, tables, strict=True)):
         for row, rationale in enumerate(rationales):

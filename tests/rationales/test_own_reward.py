@@ -17,7 +17,7 @@ from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.config.settings import with_method
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
-from latent_cot.evaluation.measure import log_probs_of_texts
+from latent_cot.evaluation.evaluate import log_probs_of_texts
 from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.methods.verify.exact import enumerate_rationales, log_policy
 from latent_cot.model.lm import LanguageModel
@@ -26,7 +26,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import Reward, own_log_rewards
-from latent_cot.rationales.scoring import Group, Query
+from latent_cot.rationales.scoring import Group, Query, score
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.types import DataRequest, Example, UsageError
 from tests.loops import CONFIG, make
@@ -91,12 +91,15 @@ def test_complete_rationales_have_the_reward_of_their_last_prefix(lm: LanguageMo
     groups = [Group([5, 6], rationales[::7], [7, 8]), Group([6], rationales[3::11], [9])]
     reward = Reward(lm, rules.codec, Lengths() if own else None, tool_tokens=True, max_tokens=2000)
     prefixes = reward.of_prefixes([EXAMPLE, EXAMPLE], groups)
-    seen = []
-    for members, _, log_reward in reward.of_complete([EXAMPLE, EXAMPLE], groups):
-        expected = [row[len(r)] for g in members for r, row in zip(groups[g].rationales, prefixes[g], strict=True)]
-        torch.testing.assert_close(log_reward, torch.stack(expected), atol=1e-4, rtol=0)
-        seen += members
-    assert sorted(seen) == [0, 1]
+    found = reward.with_reference([EXAMPLE, EXAMPLE], groups, ends_only=True)
+    for group, of_prefixes, (of_complete, reference) in zip(groups, prefixes, found, strict=True):
+        with torch.no_grad():
+            scores = score(lm, lm.merged("p"), [group], rules.codec)
+        torch.testing.assert_close(reference, scores.log_actions)
+        for rationale, expected, row in zip(group.rationales, of_prefixes, of_complete, strict=True):
+            end = len(rationale)
+            assert float(row[end]) == pytest.approx(float(expected[end]), abs=1e-4)
+            assert torch.isinf(row[:end]).all()
 
 
 class Uniform:

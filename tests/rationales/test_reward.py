@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
-from latent_cot.rationales.reward import Comparison, Prior, Reward, copied_words, prefix_log_rewards
-from latent_cot.rationales.scoring import Group, Scores, score
+from latent_cot.rationales.reward import Comparison, Reward, copied_words
+from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Example
 from tests.oracles import scoring as oracle
 from tests.rationales.test_scoring import NATS, codec_of, random_groups
-from tests.worlds import ALPHABET, NO_SHRINKING, PlainTask, language_model, masked_rationale
+from tests.worlds import ALPHABET, NO_SHRINKING, PlainTask, language_model, masked_rationale, prefix_log_rewards
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_rewards_are_the_oracles(
     codec = codec_of(lm, constrained=constrained)
     groups = random_groups(codec, random.Random(seed))
     model = lm.merged("p")
-    rewards = prefix_log_rewards(lm, model, groups, codec, tool_tokens=tool_tokens, max_tokens=max_tokens)
+    rewards = prefix_log_rewards(lm, groups, codec, tool_tokens=tool_tokens, max_tokens=max_tokens)
     for group, rows in zip(groups, rewards, strict=True):
         longest = max(map(len, group.rationales))
         assert rows.shape == (len(group.rationales), longest + 1)
@@ -64,8 +64,8 @@ def test_the_rewards_of_complete_rationales_alone(
     codec = codec_of(lm, constrained=True)
     groups = random_groups(codec, random.Random(seed))
     options: dict[str, Any] = {"tool_tokens": tool_tokens, "max_tokens": max_tokens}
-    every = prefix_log_rewards(lm, lm.merged("p"), groups, codec, **options)
-    found = prefix_log_rewards(lm, lm.merged("p"), groups, codec, **options, ends_only=True)
+    every = prefix_log_rewards(lm, groups, codec, **options)
+    found = prefix_log_rewards(lm, groups, codec, **options, ends_only=True)
     for group, expected, table in zip(groups, every, found, strict=True):
         for rationale, of_prefixes, row in zip(group.rationales, expected, table, strict=True):
             end = len(rationale)
@@ -94,10 +94,7 @@ def test_the_weight_of_the_answer(lm: LanguageModel) -> None:
         for group, table in zip(groups, reward.of_prefixes(examples, groups), strict=True)
         for row, z in enumerate(group.rationales)
     ]
-    of_complete = {
-        g: r for members, s, rewards in reward.of_complete(examples, groups) for g, r in _of_groups(members, s, rewards)
-    }
-    complete = torch.cat([of_complete[g] for g in range(len(groups))])
+    complete = torch.cat([t[t > -torch.inf] for t in reward.of_prefixes(examples, groups, ends_only=True)])
     torch.testing.assert_close(complete, torch.stack(ends), atol=NATS, rtol=1e-5)
 
 
@@ -125,16 +122,11 @@ def test_the_sampler_as_the_prior(
         codec,
         max_tokens=max_tokens,
         comparison=None if weight == 1 else Comparison(PlainTask(), weight=weight),
-        prior=Prior(lambda example: read[int(example.question)]),
+        prior=lambda example: read[int(example.question)],
     )
     try:
         lm.interpolate("q", 0.5)
         tables = reward.of_prefixes(examples, groups, ends_only=ends_only)
-        of_complete = dict(
-            found
-            for members, s, rewards in reward.of_complete(examples, groups)
-            for found in _of_groups(members, s, rewards)
-        )
     finally:
         lm.copy_adapter("prior", "q")
     for g, (group, table) in enumerate(zip(groups, tables, strict=True)):
@@ -151,7 +143,6 @@ def test_the_sampler_as_the_prior(
                     log_y = oracle.log_text(lm.merged("p"), prefix, group.answer)
                 expected = float(log_pf[:i].sum() + log_pterm[i] + weight * log_y)
                 assert float(table[row, i]) == pytest.approx(expected, abs=NATS, rel=1e-6)
-            assert float(of_complete[g][row]) == pytest.approx(float(table[row, len(rationale)]), abs=NATS, rel=1e-6)
 
 
 @given(a=st.lists(st.sampled_from("xyz"), max_size=8), b=st.lists(st.sampled_from("xyz"), max_size=8))
@@ -180,13 +171,6 @@ def test_what_is_copied_from_y_is_penalised(lm: LanguageModel) -> None:
         words = [len(codec.decode(rationale.tokens[:n]).split()) for n in range(len(rationale) + 1)]
         expected = [2.0 * max(0, n - 3) if text == texts[0] else 0.0 for n in words]
         assert row[: len(rationale) + 1].tolist() == pytest.approx(expected, abs=1e-4)
-    ((_, _, complete),) = plain.of_complete(examples, groups)
-    ((_, _, less),) = penalised.of_complete(examples, groups)
-    assert (complete - less).tolist() == pytest.approx([4.0, 0.0, 0.0], abs=1e-4)
-
-
-def _of_groups(members: list[int], scores: Scores, rewards: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-    return [(g, rewards[scores.group.cpu() == k]) for k, g in enumerate(members)]
 
 
 def test_a_tools_tokens_count_only_if_asked(lm: LanguageModel) -> None:
@@ -194,8 +178,6 @@ def test_a_tools_tokens_count_only_if_asked(lm: LanguageModel) -> None:
     tokens = codec.encode("1= 2")
     rationale = masked_rationale(tokens, [True, True, False, False], [True, True, False, False, True])
     group = Group([5, 6], [rationale], [7])
-    without, with_them = (
-        prefix_log_rewards(lm, lm.merged("p"), [group], codec, tool_tokens=flag)[0][0] for flag in (False, True)
-    )
+    without, with_them = (prefix_log_rewards(lm, [group], codec, tool_tokens=flag)[0][0] for flag in (False, True))
     torch.testing.assert_close(without[:3], with_them[:3])
     assert float(with_them[4]) < float(without[4]) - 0.1

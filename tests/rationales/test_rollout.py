@@ -120,15 +120,14 @@ def test_batched_sampling_is_the_oracles(
     noise = favour_trigger(-torch.log(torch.empty(shape).exponential_(generator=generator)), rules)
     heats = [[0.5, 1.0], [1.0, 2.0], [2.0, 0.5], [1.0, 1.0], [0.2, 0.1]]
 
-    def sample(
-        logits: torch.Tensor, draws: Sequence[fast.Draw], temperature: torch.Tensor, stop: int, *_: object
-    ) -> list[int]:
-        if not draws:
+    chosen_so_far: Counter[int] = Counter()
+
+    def sample(logits: torch.Tensor, samples: Sequence[int], temperature: torch.Tensor, *_: object) -> list[int]:
+        if not samples:
             return []
-        logits[[not draw.chain.may_stop for draw in draws], stop] = -torch.inf
-        own = torch.stack([noise[draw.index, draw.chain.n_chosen] for draw in draws])
-        heat = temperature[[draw.index for draw in draws]]
-        chosen: list[int] = (logits / heat[:, None] + own).argmax(-1).tolist()
+        own = torch.stack([noise[k, chosen_so_far[k]] for k in samples])
+        chosen_so_far.update(samples)
+        chosen: list[int] = (logits / temperature[list(samples)][:, None] + own).argmax(-1).tolist()
         return chosen
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from latent_cot.evaluation.measure import figures
+from latent_cot.evaluation.evaluate import figures
 from latent_cot.tasks.common import drop_seen, repeats
 from latent_cot.types import (
     DataRequest,

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from latent_cot.methods import e_step
 from latent_cot.objectives import Balance, BalanceInfo, Objective
+from latent_cot.rationales import batch
 from latent_cot.rationales.scoring import Scores
 
 
@@ -25,8 +27,9 @@ class Fault:
     description: str
     world: str
     objective: str
+    module: ModuleType
     name: str
-    """What it replaces in `latent_cot.methods.e_step` ..."""
+    """What it replaces, of what this module calls ..."""
     faulty: Callable[[Any], Any]
     """... and by what, given the right one."""
 
@@ -34,12 +37,12 @@ class Fault:
 @contextmanager
 def injected(fault: Fault) -> Iterator[None]:
     """Within the block `e_step.update` makes this mistake."""
-    right = getattr(e_step, fault.name)
-    setattr(e_step, fault.name, fault.faulty(right))
+    right = getattr(fault.module, fault.name)
+    setattr(fault.module, fault.name, fault.faulty(right))
     try:
         yield
     finally:
-        setattr(e_step, fault.name, right)
+        setattr(fault.module, fault.name, right)
 
 
 def _without_s0(objectives: Mapping[str, Objective]) -> Mapping[str, Objective]:
@@ -80,12 +83,12 @@ def _shifted_reward(temper: Callable[..., torch.Tensor]) -> Callable[..., torch.
 
 
 FAULTS: Mapping[str, Fault] = {
-    "no-s0": Fault("s_0 left out of the states", "xy", "subtb", "OBJECTIVES", _without_s0),
+    "no-s0": Fault("s_0 left out of the states", "xy", "subtb", e_step, "OBJECTIVES", _without_s0),
     "tool-tokens-in-q": Fault(
-        "a tool's tokens counted in log q", "tool", "pooled-subtb", "score_in_batches", _tool_tokens_in_q
+        "a tool's tokens counted in log q", "tool", "pooled-subtb", e_step, "score_in_batches", _tool_tokens_in_q
     ),
     "shifted-reward": Fault(
-        "each state given the reward of the one before", "xy", "pooled-subtb", "temper", _shifted_reward
+        "each state given the reward of the one before", "xy", "pooled-subtb", batch, "temper", _shifted_reward
     ),
 }
 """Name -> fault."""

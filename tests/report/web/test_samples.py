@@ -14,12 +14,11 @@ import torch
 from latent_cot.config.schema import RunConfig
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import Adapter, LanguageModel
-from latent_cot.rationales.reward import prefix_log_rewards
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.report.web.samples import GREEDY_QUESTIONS, Settings, sample
 from latent_cot.types import Rationale
 from tests.loops import CONFIG, make
-from tests.worlds import language_model, shake
+from tests.worlds import language_model, prefix_log_rewards, shake
 
 Json = dict[str, Any]
 
@@ -86,9 +85,7 @@ def test_figures_are_those_of_the_scores_and_of_the_reward(lm: LanguageModel, q_
                     for i, (stop, state) in enumerate(zip(scores.log_pterm[0].tolist(), z.states, strict=True))
                 ]
                 assert stops == [None if stop is None else pytest.approx(stop, abs=2e-3) for stop in wanted]
-            (reward,) = prefix_log_rewards(
-                lm, lm.merged("p"), [Group(query.model_prompt, [z], query.answer)], loop.rules.codec
-            )
+            (reward,) = prefix_log_rewards(lm, [Group(query.model_prompt, [z], query.answer)], loop.rules.codec)
             rewards = [-float("inf") if nodes["log_reward"][n] is None else nodes["log_reward"][n] for n in path]
             assert rewards == pytest.approx(reward[0].tolist(), abs=2e-3)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from transformers import PreTrainedModel
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import with_method
+from latent_cot.evaluation.evaluate import Figure, figures, judge
 from latent_cot.evaluation.intervals import of_mean
-from latent_cot.evaluation.measure import MANY, Figure, count_samples, draw, figures, score_texts
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Measured, MeasuredTask
 from tests.loops import CONFIG, make, outcome, run_in_parts
@@ -40,64 +38,6 @@ def rules_of(lm: LanguageModel, characters: str = "ab=", **arguments: Any) -> Ch
     return ChainRules(
         TextCodec(lm.tokenizer, allowed_characters=characters), [CountTool()], **{"max_tokens": 3} | arguments
     )
-
-
-# -- counting ----------------------------------------------------------------------------------------------
-
-
-def test_counts_are_those_of_sampling_one_by_one(lm: LanguageModel) -> None:
-    """Total variation of two empirical distributions of N samples over K outcomes is about √(K / (π N))."""
-    rules, n = rules_of(lm, min_tokens=1), 4000
-    prompt, model = rules.codec.encode_prompt("Say: "), lm.merged("q")
-    (one_by_one,) = rollout(lm, model, [prompt], rules, n=n, generator=torch.Generator().manual_seed(0))
-    counted = count_samples(lm, model, prompt, rules, n=n, generator=torch.Generator().manual_seed(1))
-    assert sum(counted.values()) == n
-    expected = Counter(one_by_one)
-    distance = sum(abs(expected[z] - counted.get(z, 0)) for z in {*expected, *counted}) / (2 * n)
-    assert distance < 2 * math.sqrt(len({*expected, *counted}) / (math.pi * n)), distance
-    assert any(z.calls for z in counted)
-    assert len({z.truncated for z in counted}) == 2
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.5])
-def test_counting_at_a_temperature(lm: LanguageModel, temperature: float) -> None:
-    rules = rules_of(lm)
-    prompt, model = rules.codec.encode_prompt("Say: "), lm.merged("q")
-    settings: dict[str, Any] = {"n": 2000, "temperature": temperature}
-    (sampled,) = rollout(lm, model, [prompt], rules, generator=torch.Generator().manual_seed(0), **settings)
-    counted = count_samples(lm, model, prompt, rules, generator=torch.Generator().manual_seed(0), **settings)
-    best, times = Counter(sampled).most_common(1)[0]
-    assert counted[best] == pytest.approx(times, abs=5 * math.sqrt(2000) / 2)
-    if temperature == 0:
-        assert dict(counted) == {best: 2000}
-
-
-def test_many_samples_take_as_long_as_the_distinct_ones(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = rules_of(lm, "ab")
-    prompt = rules.codec.encode_prompt("Say: ")
-    run: list[int] = []
-    hidden = lm.hidden
-
-    def counted_hidden(model: torch.nn.Module, trees: list[list[int]]) -> torch.Tensor:
-        run.append(sum(map(len, trees)))
-        return hidden(model, trees)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(lm, "hidden", counted_hidden)
-    (counts,) = draw(lm, lm.merged("q"), [prompt], rules, n=100_000, generator=torch.Generator().manual_seed(0))
-    assert sum(counts.values()) == 100_000
-    assert len(counts) == 1 + 2 + 4 + 8  # all chains of at most 3 letters
-    assert len(run) == 3
-    assert sum(run) <= 3 * (len(prompt) + 1 + 2 + 4)
-
-
-def test_few_are_sampled_as_ever(lm: LanguageModel) -> None:
-    rules = rules_of(lm)
-    prompts = [rules.codec.encode_prompt(text) for text in ("a", "bb")]
-    counts = draw(lm, lm.merged("q"), prompts, rules, n=MANY - 1, generator=torch.Generator().manual_seed(0))
-    sampled = rollout(
-        lm, lm.merged("q"), prompts, rules, n=MANY - 1, batch_size=MANY - 1, generator=torch.Generator().manual_seed(0)
-    )
-    assert [dict(one) for one in counts] == [Counter(one) for one in sampled]
 
 
 # -- scoring -----------------------------------------------------------------------------------------------
@@ -118,26 +58,28 @@ def test_scores_of_the_base_model_over_the_whole_vocabulary(
     codec = TextCodec(lm.tokenizer, allowed_characters="ab=")
     rationales = [
         masked_rationale(codec.encode(text), [True] * len(text), [True] * (len(text) + 1))
-        for text in ("ab", "abb", "", "b=7", "ab")
+        for text in ("ab", "abb", "", "b=7")
     ]
     groups = [
         Group(codec.encode_prompt("Why?"), rationales, codec.encode(". So")),
         Group(codec.encode_prompt("Who is it?"), rationales[:2]),
     ]
-    with lm.without_adapters() as base:
-        found = score_texts(lm, base, groups, max_tokens=max_tokens)
+    counts = [dict.fromkeys(group.rationales, 2) for group in groups]
+    found = judge(lm, LengthTask(), groups, counts, codec, max_tokens=max_tokens)
     with lm.trainable("q") as model:  # the adapters are back
         assert any(weight.requires_grad for weight in model.parameters())
-    for group, scores in zip(groups, found, strict=True):
-        assert len(scores) == len(group.rationales)
-        for rationale, (log_z, log_y) in zip(group.rationales, scores, strict=True):
-            expected = log_text(untouched, group.prompt, rationale.tokens) if rationale.tokens else 0.0
-            assert log_z == pytest.approx(expected, abs=1e-4)
+    for group, samples in zip(groups, found, strict=True):
+        assert [sample.rationale for sample in samples] == group.rationales
+        for sample in samples:
+            tokens = sample.rationale.tokens
+            expected = log_text(untouched, group.prompt, tokens) if tokens else 0.0
+            assert sample.log_z == pytest.approx(expected, abs=1e-4)
+            assert sample.count == 2
             if not group.answer:
-                assert log_y is None
+                assert sample.log_y is None
                 continue
-            expected = log_text(untouched, [*group.prompt, *rationale.tokens], group.answer)
-            assert log_y == pytest.approx(expected, abs=1e-4)
+            expected = log_text(untouched, [*group.prompt, *tokens], group.answer)
+            assert sample.log_y == pytest.approx(expected, abs=1e-4)
 
 
 # -- figures -----------------------------------------------------------------------------------------------

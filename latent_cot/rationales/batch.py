@@ -1,0 +1,147 @@
+"""The batch that flows from sampling to the loss: the distinct rationales of each question, counted and rewarded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from latent_cot.model.lm import LanguageModel
+from latent_cot.objectives import Balance, below_floor, last_state, log_flow, temper
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.rollout import count_distinct, rollout
+from latent_cot.rationales.scoring import Group, Query, Scores
+from latent_cot.types import Example, Rationale, rationale_to_json
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """The B distinct rationales of one question, of at most N tokens."""
+
+    query: Query
+    rationales: Sequence[Rationale]
+    counts: Sequence[int]
+    """How often each was sampled or replayed: scoring it once and weighting it is exact."""
+    log_reward: torch.Tensor
+    """(B, N + 1) of every prefix, untempered, in nats; −inf where it is no state, and where only the rewards of the
+    complete rationales were asked for."""
+    sampled: Sequence[int]
+    """How often each was sampled now, and not replayed."""
+    reference: torch.Tensor | None = None
+    """(B, N + 1) log p of each action (`Scores.log_actions`), nats; None where it was not asked for."""
+
+    @property
+    def log_reward_at_end(self) -> torch.Tensor:
+        """(B,) of the complete rationales."""
+        return self.log_reward.gather(1, torch.tensor([[len(rationale)] for rationale in self.rationales]))[:, 0]
+
+    @property
+    def policy_group(self) -> Group:
+        """The rationales behind what q reads."""
+        return Group(self.query.policy_prompt, self.rationales)
+
+
+def sample_and_score(
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    rules: ChainRules,
+    reward: Reward,
+    *,
+    n: int,
+    temperature: float | Sequence[Sequence[float]] = 1.0,
+    generator: torch.Generator,
+    ends_only: bool = False,
+) -> list[Trajectories]:
+    """`n` rationales from q for each query, with the log-reward of every prefix; arguments as `rollout` and
+    `Reward.of_prefixes` have them."""
+    prompts = [query.policy_prompt for query in queries]
+    sampled = rollout(lm, lm.merged("q"), prompts, rules, n=n, temperature=temperature, generator=generator)
+    return score_sampled(queries, sampled, reward, ends_only=ends_only)
+
+
+def score_sampled(
+    queries: Sequence[Query],
+    sampled: Sequence[Sequence[Rationale]],
+    reward: Reward,
+    *,
+    ends_only: bool = False,
+    reference: bool = False,
+) -> list[Trajectories]:
+    """The rationales sampled for each query, counted and rewarded."""
+    counts = [count_distinct(rationales) for rationales in sampled]
+    groups = [Group(query.model_prompt, list(c), query.answer) for query, c in zip(queries, counts, strict=True)]
+    rewarded = reward.with_reference(
+        [query.example for query in queries], groups, ends_only=ends_only, reference=reference
+    )
+    return [
+        Trajectories(query, list(c), list(c.values()), log_reward, list(c.values()), log_p)
+        for query, c, (log_reward, log_p) in zip(queries, counts, rewarded, strict=True)
+    ]
+
+
+def balance_of(
+    scores: Scores,
+    trajectories: Sequence[Trajectories],
+    *,
+    temperature: float,
+    floor: float | None,
+    complete_only: bool = False,
+    huber_delta: float | None = None,
+) -> Balance:
+    """What the losses of q are functions of, given the scores under q of these questions' rationales."""
+    states = last_state(scores.states) if complete_only else scores.states
+    width = states.shape[1]
+    padded = [torch.nn.functional.pad(t.log_reward, (0, width - t.log_reward.shape[1])) for t in trajectories]
+    log_reward = torch.cat(padded).to(states.device)
+    censored = below_floor(log_reward, states, scores.group, floor)
+    tempered = temper(log_reward, states, scores.group, temperature=temperature, floor=floor)
+    a = log_flow(scores.log_pf, scores.log_pterm, tempered, states)
+    weight = torch.tensor([float(count) for t in trajectories for count in t.counts], device=a.device)
+    return Balance(a, states, scores.group, weight, censored=censored, huber_delta=huber_delta)
+
+
+def describe(
+    trajectories: Sequence[Trajectories], is_correct: Callable[[Example, Rationale], bool] | None = None
+) -> dict[str, float]:
+    """Figures of the freshly sampled rationales; empty if all were replayed. The mean log-reward is that of those that
+    are worth anything, if any are. `is_correct` None: there is no right and wrong, and no accuracy."""
+    fresh = [
+        (t.query.example, rationale, count, log_reward)
+        for t in trajectories
+        for rationale, count, log_reward in zip(t.rationales, t.sampled, t.log_reward_at_end.tolist(), strict=True)
+        if count
+    ]
+    total = sum(count for *_, count, _ in fresh)
+    if not total:
+        return {}
+    figures = {
+        "distinct": len(fresh) / total,
+        "cut": sum(count * rationale.truncated for _, rationale, count, _ in fresh) / total,
+        "failed_calls": sum(count * rationale.failed for _, rationale, count, _ in fresh) / total,
+    }
+    if is_correct is not None:
+        figures["accuracy"] = sum(count * is_correct(example, z) for example, z, count, _ in fresh) / total
+    worth = [(count, log_reward) for *_, count, log_reward in fresh if log_reward > -math.inf]
+    if worth:
+        figures["log_reward"] = sum(count * value for count, value in worth) / sum(count for count, _ in worth)
+    return figures
+
+
+def shown_samples(trajectories: Sequence[Trajectories], n: int = 2) -> list[dict[str, Any]]:
+    """The most frequent rationale of each of the first `n` questions, for people to read."""
+    shown = []
+    for t in trajectories[:n]:
+        best = max(range(len(t.rationales)), key=lambda k: t.counts[k])
+        shown.append(
+            {
+                "question": t.query.example.question,
+                "rationale": rationale_to_json(t.rationales[best]),
+                "log_reward": float(t.log_reward_at_end[best]),
+                "count": t.counts[best],
+            }
+        )
+    return shown
