@@ -35,8 +35,6 @@ from latent_cot.rationales.scoring import Group
 from latent_cot.types import (
     Example,
     Rationale,
-    RewardingTask,
-    SeedingTask,
     Task,
     TaskData,
     UsageError,
@@ -63,7 +61,7 @@ class EM(Loop):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        if isinstance(task, RewardingTask) and config.e_step.prior == "sampler":
+        if task.has_own_reward and config.e_step.prior == "sampler":
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
             )
@@ -190,9 +188,10 @@ class EM(Loop):
     def _sample_seeds(self) -> Iterator[tuple[Example, Iterable[Rationale]]]:
         """Distinct rationales of p for each question, after a prompt that makes good ones likely."""
         n = self.config.e_step.seed_samples
-        if not (isinstance(self.task, SeedingTask) and n):
+        texts = [self.task.seed_prompt(example) for example in self.questions] if n else []
+        if not texts or None in texts:
             return
-        prompts = [self.rules.codec.encode_prompt(self.task.seed_prompt(example)) for example in self.questions]
+        prompts = [self.rules.codec.encode_prompt(text or "") for text in texts]
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, self.state.phase, "seeds"))
         sampled = rollout(self.lm, self.lm.merged("p"), prompts, self.rules, n=n, generator=generator)
         for example, rationales in zip(self.questions, sampled, strict=True):

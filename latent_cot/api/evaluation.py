@@ -14,7 +14,7 @@ from latent_cot.evaluation.evaluate import Accuracy, Mistakes, Outcome, answer_q
 from latent_cot.evaluation.measure import figures
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import Adapter
-from latent_cot.types import Example, MeasuredTask
+from latent_cot.types import Example
 
 
 def evaluate(
@@ -36,7 +36,6 @@ def evaluate(
         temperature: None: the configuration's, for a task with metrics.
     """
     task, rules = loop.task, loop.test_rules
-    metrics = task.metrics if isinstance(task, MeasuredTask) else {}
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in reasoners}
     outcomes: dict[str, dict[str, list[Outcome]]] = {}
     mistakes: dict[str, dict[str, Mistakes]] = {}
@@ -46,7 +45,7 @@ def evaluate(
         with counting("questions", total, shown=progress) as advance:
             for name in reasoners:
                 for split, examples in splits.items():
-                    if isinstance(task, MeasuredTask):
+                    if task.is_measured:
                         measured = loop.sample_tests(name, examples, seed=seed, temperature=temperature)
                         found[name][split] = {m: f.to_json() for m, f in figures(task, measured).items()}
                         advance(len(examples))
@@ -74,4 +73,4 @@ def evaluate(
                     found[name][split] = Accuracy(right, len(of_split)).to_json()
     finally:
         loop.test_rules = rules
-    return Evaluation(found, points, outcomes, mistakes, metrics)
+    return Evaluation(found, points, outcomes, mistakes, task.metrics)

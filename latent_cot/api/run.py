@@ -13,12 +13,12 @@ from latent_cot.api.frames import data_frame
 from latent_cot.api.results import Evaluation, Results
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check_temperature
-from latent_cot.evaluation.splits import splits_of, sweep_of
+from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.plots import Curve
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task, UsageError
+from latent_cot.types import Example, Sweep, Task, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,7 @@ class Run:
     def results(self) -> Results:
         """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
         record = self._folder("results").read_json("results.json")
-        return Results(record, self._metrics, self.config.evaluation.splits or self.task.default_splits)
+        return Results(record, self.task.metrics, self.config.evaluation.splits or self.task.default_splits)
 
     @property
     def events(self) -> pd.DataFrame:
@@ -195,7 +195,7 @@ class Run:
         from latent_cot.api.evaluation import evaluate
 
         _check_at_least_1(votes=votes, size=size, max_tokens=max_tokens)
-        if temperature is None and not self._metrics:
+        if temperature is None and not self.task.metrics:
             temperature = 0.0 if votes == 1 else 0.5
         check_temperature(temperature, "temperature")
         if votes > 1 and temperature == 0:
@@ -203,7 +203,7 @@ class Run:
         if reasoner is not None:
             self._source.require(reasoner)
         patterns = [split] if isinstance(split, str) else split
-        sweeps = [sweep_of(self.task, pattern) for pattern in patterns]
+        sweeps = [self.task.sweep(pattern) for pattern in patterns]
         training = reasoners.training_questions(self._source, reasoners.training_data(self._source, self.task))
         splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
         return evaluate(
@@ -238,10 +238,6 @@ class Run:
         return f"{self.path}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {self.status}"
 
     # -- what these need -----------------------------------------------------------------------------
-
-    @property
-    def _metrics(self) -> Mapping[str, Metric]:
-        return self.task.metrics if isinstance(self.task, MeasuredTask) else {}
 
     @property
     def _adapters(self) -> tuple[Adapter, ...]:

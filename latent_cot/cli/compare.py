@@ -30,7 +30,7 @@ from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.run_folder import RunFolder, write_json, write_text
-from latent_cot.types import MeasuredTask, Metric, UsageError, is_answer_given
+from latent_cot.types import Metric, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.run.session import Session
@@ -185,9 +185,9 @@ def _check_task(name: str) -> None:
 def _target(text: str, runs: Sequence[Run]) -> Target:
     """The row that --against names. Raises UsageError if there is none, or rows have no right answers."""
     task = tasks.load(runs[0].config.task)
-    if isinstance(task, MeasuredTask):
+    if task.is_measured:
         raise UsageError(f"--against: {task.name} has figures instead of right answers; leave it out")
-    answer_given = is_answer_given(task)
+    answer_given = task.answer_given
     reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, answer_given) for one in runs}
     return paired_difference.parse_target(text, reasoners)
 
@@ -322,8 +322,7 @@ def _command(options: CompareOptions) -> str:
 
 def _metrics(task: str) -> Mapping[str, Metric]:
     """What a task has instead of right answers; nothing for one that has these."""
-    found = tasks.load(task)
-    return found.metrics if isinstance(found, MeasuredTask) else {}
+    return tasks.load(task).metrics
 
 
 def _numbers(task: str, splits: Sequence[str]) -> dict[str, dict[str, int]]:

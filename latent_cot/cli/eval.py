@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -17,13 +17,13 @@ from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation import outcomes
-from latent_cot.evaluation.splits import Split, splits_of, sweep_of
+from latent_cot.evaluation.splits import Split, splits_of
 from latent_cot.report import plots
 from latent_cot.report.terminal import RATIONALE_HEADING, Items, accuracy_table, marked, metrics_table
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
 from latent_cot.run.printable import printable
-from latent_cot.types import DrawingTask, Measured, MeasuredTask, Task, UsageError
+from latent_cot.types import Measured, Task, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.config.schema import EvaluationConfig
@@ -113,9 +113,9 @@ def run(argv: Sequence[str]) -> int:
     # The questions first: a mistyped split need not wait for the model.
     task = tasks.load(source.config.task)
     _check_for_task(options, task)
-    sweeps = [sweep_of(task, pattern) for pattern in options.split]
+    sweeps = [task.sweep(pattern) for pattern in options.split]
     if options.plot is not None:
-        if not _draws(task) and not any(sweep.axes for sweep in sweeps):
+        if not task.has_picture and not any(sweep.axes for sweep in sweeps):
             raise UsageError(
                 f"--plot {options.plot}: nothing to draw; add a --split that names several splits, such as "
                 "--split operands=3..10 for arithmetic (the task's README says what it has)"
@@ -159,7 +159,7 @@ def run(argv: Sequence[str]) -> int:
         )
     else:
         console.print(Text(printable(heading)), soft_wrap=True)
-        if isinstance(task, MeasuredTask):
+        if task.is_measured:
             console.print(metrics_table(report.results, task.metrics))
         else:
             _print_accuracies(console, curves, report)
@@ -169,9 +169,9 @@ def run(argv: Sequence[str]) -> int:
         outcomes.write(options.outcomes, report.outcomes)
         console.print(Text(f"written: {printable(str(options.outcomes))}", style="dim"), soft_wrap=True)
     if options.plot is not None:
-        if _draws(task):
+        if task.has_picture:
             with plots.figure_in(options.plot, 8.0, 2.6 * len(report.measured)) as figure:
-                task.draw(figure, report.measured)
+                task.picture(figure, report.measured)
         else:
             plots.save_plot(options.plot, curves, report.results, printable(heading))
         console.print(Text(f"drawn: {printable(str(options.plot))}", style="dim"), soft_wrap=True)
@@ -240,24 +240,19 @@ def _check(options: EvalOptions) -> None:
         raise UsageError(f"--votes {options.votes}: at --temperature 0 all chains of a question are the same; raise it")
 
 
-def _draws(task: Task) -> TypeGuard[DrawingTask]:
-    """A task with right answers may have a method `draw` that means something else."""
-    return isinstance(task, MeasuredTask) and isinstance(task, DrawingTask)
-
-
 def _check_for_task(options: EvalOptions, task: Task) -> None:
-    if not isinstance(task, MeasuredTask):
+    if not task.is_measured:
         if options.samples is not None:
             raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
         return
-    curve = options.plot is not None and not _draws(task)
+    curve = options.plot is not None and not task.has_picture
     for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
         if given:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
 
 
 def _decoding(options: EvalOptions, configured: EvaluationConfig, task: Task) -> dict[str, Any]:
-    if isinstance(task, MeasuredTask):
+    if task.is_measured:
         temperature = configured.temperature if options.temperature is None else options.temperature
         samples = options.samples or configured.samples or task.samples
         return {"max_tokens": configured.max_tokens, "samples": samples, "temperature": temperature}
@@ -277,7 +272,7 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
         for name in names:
             of_reasoner = report.results.setdefault(name, {})
             for split_name, split in report.splits.items():
-                if isinstance(loop.task, MeasuredTask):
+                if loop.task.is_measured:
                     measured = _measured(loop, name, split, report.decoding, options.seed)
                     report.measured[f"{name} on {split_name}"] = measured
                     found = measure(loop.task, measured)

@@ -17,7 +17,7 @@ from latent_cot.config.settings import check_temperature
 from latent_cot.report.terminal import RATIONALE_HEADING, marked
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
-from latent_cot.types import Example, MeasuredTask, UsageError
+from latent_cot.types import Example, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.methods.loop import Loop
@@ -109,7 +109,7 @@ def _to_json(sample: ScoredRationale, reasoner: Adapter) -> dict[str, Any]:
 def _table(samples: Sequence[ScoredRationale], reasoner: Adapter, loop: Loop) -> Table:
     table = Table()
     table.add_column(RATIONALE_HEADING, overflow="fold")
-    graded = not isinstance(loop.task, MeasuredTask)
+    graded = not loop.task.is_measured
     if graded:
         table.add_column("answer", overflow="fold")
         table.add_column("right")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json
-from latent_cot.types import MeasuredTask, Metric, Task
 
 _HOW_TO_ADD = (
     "A task of your own is a Python file: --task my_task.py. What goes into it, with an example:\n"
@@ -36,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
                     "description": task.description,
                     "tools": task.tools,
                     "splits": task.default_splits,
-                    "metrics": {name: metric.description for name, metric in _metrics(task).items()},
+                    "metrics": {name: metric.description for name, metric in task.metrics.items()},
                 }
                 for task in found
             ]
@@ -46,11 +45,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"{task.name}: {task.description}")
         print(f"  tools:  {', '.join(task.tools) or 'none'}")
         print(f"  splits: {', '.join(task.default_splits)}")
-        for name, metric in _metrics(task).items():
+        for name, metric in task.metrics.items():
             print(f"  {name}: {metric.description}")
     print(f"\n{_HOW_TO_ADD}")
     return 0
-
-
-def _metrics(task: Task) -> Mapping[str, Metric]:
-    return task.metrics if isinstance(task, MeasuredTask) else {}

@@ -15,7 +15,7 @@ from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score_in_batches
-from latent_cot.types import DiagnosingTask, Example, Rationale, Task
+from latent_cot.types import Example, Rationale, Task
 
 Judge = Literal["p", "q", "base"]
 """Who picks the answer among candidates: an adapter, or the base model as it is without any."""
@@ -196,7 +196,7 @@ class Mistakes:
     @property
     def meanings(self) -> Mapping[str, str]:
         """Category -> what it means, in the order in which they are shown."""
-        own = self.task.mistakes if isinstance(self.task, DiagnosingTask) else {}
+        own = self.task.mistakes
         return {**own, **{name: meaning for name, meaning in MISTAKES.items() if name not in own}}
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -222,10 +222,9 @@ class Mistakes:
 
 def mistake(task: Task, example: Example, rationale: Rationale, answer: str | None) -> str:
     """The one category of a chain that does not arrive at the right answer: the task's, else one of `MISTAKES`."""
-    if isinstance(task, DiagnosingTask):
-        category = task.mistake(example, rationale)
-        if category is not None:
-            return category
+    category = task.mistake(example, rationale)
+    if category is not None:
+        return category
     if rationale.truncated:
         return "token limit"
     if any(call.error is not None for call in rationale.calls):

@@ -1,4 +1,4 @@
-"""Figures of sampled rationales, for tasks that have no right answers (`types.MeasuredTask`).
+"""Figures of sampled rationales, for tasks that have no right answers (`types.Task.metrics`).
 
 For each test question rationales are drawn from a reasoner, each distinct one is scored once under the base
 model, and the task makes figures of them. A likelihood is always the base model's, over its whole vocabulary: a
@@ -23,7 +23,7 @@ from latent_cot.model.tree import TokenTree, micro_batches
 from latent_cot.rationales.chain import Chain, ChainRules, encode_rationale
 from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.types import Measured, MeasuredTask, Rationale, Sample
+from latent_cot.types import Measured, Rationale, Sample, Task
 
 MANY = 256
 """From this number of rationales a question on, they are counted rather than sampled one by one."""
@@ -229,7 +229,7 @@ def _log_probs(lm: LanguageModel, hidden: torch.Tensor, moves: Sequence[tuple[in
 
 
 def judge(
-    lm: LanguageModel, task: MeasuredTask, groups: Sequence[Group], counts: Sequence[Counts], *, max_tokens: int
+    lm: LanguageModel, task: Task, groups: Sequence[Group], counts: Sequence[Counts], *, max_tokens: int
 ) -> list[list[Sample]]:
     """Each question's distinct rationales with their counts and, where the task asks for it, the base model's scores.
 
@@ -284,12 +284,12 @@ class Figure:
         return {**asdict(self), "interval_95": None if self.interval_95 is None else list(self.interval_95)}
 
 
-def figures(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, Figure]:
+def figures(task: Task, questions: Sequence[Measured]) -> dict[str, Figure]:
     """Metric's name -> its value on these questions, in the task's order."""
     return {name: figure_of(found, len(questions)) for name, found in measure(task, questions).items()}
 
 
-def measure(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]:
+def measure(task: Task, questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]:
     """What `task.measure` finds, in the task's order, once it is checked."""
     found = task.measure(questions)
     unknown = found.keys() - task.metrics.keys()

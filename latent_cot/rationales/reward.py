@@ -15,7 +15,7 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives import last_state
 from latent_cot.rationales.scoring import Group, Scores, log_stop_before_answer, score_in_batches
-from latent_cot.types import Example, Rationale, RewardingTask, Task
+from latent_cot.types import Example, Rationale, Task
 
 FREE_WORDS = 3
 """So many words in a row may be those of Y: names and phrases come again."""
@@ -100,7 +100,7 @@ class Reward:
 
     lm: LanguageModel
     codec: TextCodec
-    task: RewardingTask | None = None
+    task: Task | None = None
     """The task, if its reward is one of its own. None: the reward is p(X Z ⊤ Y), see `prefix_log_rewards`."""
     tool_tokens: bool = False
     """Whether log p of a tool's tokens counts: see `prefix_log_rewards`."""
@@ -281,9 +281,7 @@ def _at_ends(table: torch.Tensor, groups: Sequence[Group], members: Sequence[int
     return table.gather(1, ends[:, None])[:, 0]
 
 
-def own_log_rewards(
-    task: RewardingTask, example: Example, rationales: Sequence[Rationale], codec: TextCodec
-) -> torch.Tensor:
+def own_log_rewards(task: Task, example: Example, rationales: Sequence[Rationale], codec: TextCodec) -> torch.Tensor:
     """The task's own log R of every prefix of a question's B rationales: (B, N + 1), −inf where it is no state."""
     rewards = torch.full((len(rationales), max(map(len, rationales)) + 1), -torch.inf)
     known: dict[tuple[int, ...], float] = {}  # most rationales begin alike
@@ -297,7 +295,7 @@ def own_log_rewards(
     return rewards
 
 
-def own_log_reward(task: RewardingTask, example: Example, rationale: Rationale, n: int, codec: TextCodec) -> float:
+def own_log_reward(task: Task, example: Example, rationale: Rationale, n: int, codec: TextCodec) -> float:
     """The task's own log R of the first n tokens of a rationale; −inf if the tokenizer would cut their text into
     others: else a text would count as often as it can be spelled."""
     value = task.log_reward(example, codec.decode(rationale.tokens[:n]))

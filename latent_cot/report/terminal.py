@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latent_cot.run.printable import printable
-from latent_cot.types import MeasuredTask, Metric
+from latent_cot.types import Metric
 
 if TYPE_CHECKING:
     from latent_cot.methods.loop import Loop
@@ -289,7 +289,7 @@ class Display:
         """What a phase that is done has found."""
         if phase.name == "evaluate":
             self.console.print(f"After round {phase.round}:")
-            if isinstance(loop.task, MeasuredTask):
+            if loop.task.is_measured:
                 columns = round_columns(loop.state.metrics, phase.round)
                 self.console.print(metrics_table(columns, loop.task.metrics))
             else:

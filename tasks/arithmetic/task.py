@@ -1,9 +1,9 @@
-"""The arithmetic task: what `latent_cot.types.Task` asks for."""
+"""The arithmetic task: a calculator fills in each result."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -14,7 +14,7 @@ from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
 from latent_cot.tasks.common import drop_seen, share_of
-from latent_cot.types import DataRequest, Example, Rationale, Sweep, TaskData, UsageError, did_you_mean
+from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
 SPLIT_SIZE = 500
 MAX_POINTS = 100
@@ -26,20 +26,16 @@ _VALIDATION_SEED = "validation splits, version 1"
 _SPLIT_DEFAULTS = Settings(operands=(3,), digits=(1,), operators="+-")
 
 
-class Arithmetic:
+class Arithmetic(Task):
     """Sums and differences (products if asked for) of integers; a calculator fills in each result."""
 
     name = "arithmetic"
     description = "integer arithmetic, step by step with a calculator (section 4.4 of the paper)"
-    tools: tuple[str, ...] = ("calculator",)
-    stop: str | None = "."
-    allowed_characters: str | None = " ,.0123456789=+-*"
-    step_delimiter: str | None = None
-    default_splits: tuple[str, ...] = (
-        *(f"{n}-operands" for n in (3, 4, 5, 6, 8)),
-        *(f"{n}-digits" for n in (2, 3, 4, 6)),
-    )
-    mistakes: Mapping[str, str] = MISTAKES
+    tools = ("calculator",)
+    stop = "."
+    allowed_characters = " ,.0123456789=+-*"
+    default_splits = (*(f"{n}-operands" for n in (3, 4, 5, 6, 8)), *(f"{n}-digits" for n in (2, 3, 4, 6)))
+    mistakes = MISTAKES
     portable = """\
 def answer(text: str, result: str | None) -> str | None:
     return None if result is None else result.strip()
@@ -59,9 +55,7 @@ def answer(text: str, result: str | None) -> str | None:
         stream = questions(settings, "train", request.seed)
         return TaskData(
             demonstrations=tuple(map(demonstrate, take(stream, request.demonstrations, f"demonstrations, {settings}"))),
-            unlabelled=tuple(
-                map(build, take(stream, request.unlabelled, f"pairs beside the demonstrations, {settings}"))
-            ),
+            unlabelled=tuple(map(build, take(stream, request.unlabelled, f"unlabelled, {settings}"))),
             validation=self._validation(request, settings, frozenset()),
             notes=(f"Questions generated with {settings} seed={request.seed}; none is in a test split.",),
         )
@@ -106,9 +100,6 @@ def answer(text: str, result: str | None) -> str | None:
         if example.answer is None:
             raise UsageError(f"question {example.question!r}: its answer is needed to sample from q(Z | X, Y)")
         return f"Question: {example.question} = ? The answer is {example.answer}. Answer:"
-
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        return None
 
     def answer(self, rationale: Rationale) -> str | None:
         """The result of the last call, if the chain ends with it.

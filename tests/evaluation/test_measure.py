@@ -24,7 +24,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Measured, MeasuredTask
+from latent_cot.types import Measured
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.measured import LengthTask
 from tests.oracles import scoring
@@ -186,7 +186,7 @@ def test_figures_of_questions_and_of_all_together() -> None:
 
 def test_a_run_measures_and_can_be_stopped_anywhere(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     task = LengthTask()
-    assert isinstance(task, MeasuredTask)
+    assert task.is_measured
     config = dataclasses.replace(
         with_method(CONFIG, "gflownet"),
         rollout=dataclasses.replace(CONFIG.rollout, granularity="token"),
