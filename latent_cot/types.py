@@ -19,7 +19,7 @@ from __future__ import annotations
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -166,6 +166,10 @@ class Measured:
     def n(self) -> int:
         """How many rationales were sampled."""
         return sum(sample.count for sample in self.samples)
+
+    def mean(self, value: Callable[[Sample], float]) -> float:
+        """Of a value over all samples; NaN if there are none."""
+        return sum(sample.count * value(sample) for sample in self.samples) / self.n if self.samples else math.nan
 
 
 @dataclass(frozen=True, slots=True)

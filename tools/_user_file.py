@@ -62,13 +62,8 @@ def run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's code may raise anything; say where
         del sys.modules[name]
-        raise UsageError(f"{path}:{_line(error, path)}: {type(error).__name__}: {error}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        reached = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else reached[-1] if reached else 1
+        raise UsageError(f"{path}:{line}: {type(error).__name__}: {error}") from error
     return module
-
-
-def _line(error: BaseException, path: Path) -> int:
-    """The last line of the file that was reached before the error; 1 if none was."""
-    if isinstance(error, SyntaxError):
-        return error.lineno or 1
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((frame.lineno or 1 for frame in reversed(frames) if frame.filename == str(path)), 1)
