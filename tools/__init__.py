@@ -10,7 +10,6 @@ from __future__ import annotations
 if not __name__.startswith("latent_cot."):
     raise ImportError(f"import this package as `latent_cot.tools`, not as `{__name__}`")
 
-import functools
 import importlib
 import pkgutil
 import re
@@ -54,7 +53,9 @@ def tool(*, name: str, trigger: str, description: str | None = None) -> Callable
 
     def decorate(function: Callable[[str], str]) -> FunctionTool:
         says = description or (function.__doc__ or name).strip().splitlines()[0]
-        return functools.update_wrapper(FunctionTool(name, trigger, says, function), function)
+        made = FunctionTool(name, trigger, says, function)
+        made.__module__ = function.__module__  # where `load` looks for it
+        return made
 
     return decorate
 

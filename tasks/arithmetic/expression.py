@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import add, mul, sub
 
@@ -16,7 +16,7 @@ MAX_RESULT_DIGITS = 2 * MAX_DIGITS
 MAX_CHARACTERS = MAX_OPERANDS * (MAX_DIGITS + 5)
 """Of an expression: room for signs and a few more spaces than are needed."""
 
-_COMPUTE = {"+": add, "-": sub, "*": mul}
+_COMPUTE: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul}
 _TYPED = str.maketrans({"\N{MULTIPLICATION SIGN}": "*", "\N{MINUS SIGN}": "-"})
 _OPERAND = re.compile(r" *(-?)([0-9]+)")
 _OPERATOR = re.compile(r" *([-+*])")
