@@ -53,10 +53,7 @@ def measure(questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]
 
     def compare(metric: Callable[[str, str], float]) -> list[float]:
         """Each question's mean over its infills, beside its reference."""
-        return [
-            q.mean(lambda s, z=q.example.z: metric(bounded(s.rationale.text), bounded(z))) if q.example.z else nan
-            for q in questions
-        ]
+        return [_beside_reference(question, metric) for question in questions]
 
     return {
         "ending": [q.mean(lambda s: nan if s.log_y is None else s.log_y) for q in questions],
@@ -70,6 +67,11 @@ def measure(questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]
         "words": [q.mean(lambda s: len(words(bounded(s.rationale.text)))) for q in questions],
         "cut": [q.mean(lambda s: s.rationale.truncated) for q in questions],
     }
+
+
+def _beside_reference(question: Measured, metric: Callable[[str, str], float]) -> float:
+    reference = bounded(question.example.z or "")
+    return question.mean(lambda s: metric(bounded(s.rationale.text), reference)) if reference else nan
 
 
 def bounded(text: str) -> str:

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from latent_cot import tasks
 from latent_cot.tasks.common import share_of
-from latent_cot.tasks.infilling import Infilling
+from latent_cot.tasks.infilling import TASK
 from latent_cot.tasks.infilling import task as stories
 from latent_cot.types import DataRequest, Example, Rationale, UsageError
 from tests.conftest import ROOT
 
-TASK = tasks.load("infilling")
-assert isinstance(TASK, Infilling)
 SHARES = ("train", "validation", "test")
 GLUCOSE = ROOT / ".." / "shared" / "data" / "roc-stories-glucose" / "stories.csv"
 STORY = ("Mara sowed beans.", "It did not rain.", "The soil was dry.", "She watered them at night.", "They grew tall.")
