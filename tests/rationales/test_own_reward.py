@@ -151,7 +151,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     assert before > 0.9
     assert total_variation() < 0.04
     assert log_z[0].item() == pytest.approx(math.log(7), abs=0.2)
-    listed = log_probs_of_texts(lm, lm.merged("q"), query.policy_prompt, task.texts, rules)
+    listed = log_probs_of_texts(lm, lm.merged("q"), query.policy_prompt, task.worth, rules)
     assert sum(map(math.exp, listed)) > 0.96
     (figures,) = diagnose(
         lm,
