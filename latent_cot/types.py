@@ -1,4 +1,4 @@
-"""What flows through the toolkit, and the two protocols that others implement: `Task` and `Tool`.
+"""What flows through the toolkit, and what others implement: a `Task`, a `Tool`.
 
 Notation, everywhere in the code:
 
@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class Rationale:
     """n flags: did the policy choose this token (True) or did a tool write it (False)?"""
     states: tuple[bool, ...]
     """n + 1 flags: may the chain stop at the prefix of i tokens? Entry 0 is s_0. The last entry is
-    True: a chain ends at a state, or it is `cut` there by force."""
+    True: a chain ends at a state, or it is `truncated` there by force."""
     text: str
     """The decoded chain, the tools' results included."""
     truncated: bool = False
@@ -127,59 +129,6 @@ class TaskData:
     """Sentences the user should see: where the data came from, what was dropped and how much."""
 
 
-@runtime_checkable
-class Task(Protocol):
-    """A kind of question. It knows nothing of models; an algorithm knows nothing of a task's name."""
-
-    name: str
-    description: str
-    """One line for `latent-cot tasks`."""
-    tools: tuple[str, ...]
-    """The tools a chain may call: a name, or FILE.py:CLASS with the file in full, such as `f"{__file__}:Modulo"`."""
-    stop: str | None
-    """The text whose token ends a rationale; None: the tokenizer's end-of-sequence token."""
-    allowed_characters: str | None
-    """Rationales consist of tokens made of these characters only; None: of any token."""
-    step_delimiter: str | None
-    """Text that ends a complete step. None: a step ends with a tool's result."""
-    default_splits: tuple[str, ...]
-    """The test splits that are evaluated when none is named."""
-
-    def load(self, request: DataRequest) -> TaskData:
-        """Training and validation examples. Raises UsageError for bad files or options."""
-        ...
-
-    def split(self, name: str, size: int | None = None) -> list[Example]:
-        """The test split called `name`, the same questions every time and none from `load`'s source;
-        its first `size` examples. Raises UsageError for an unknown name."""
-        ...
-
-    def read(self, path: str) -> list[Example]:
-        """Examples from a file, for training or testing. Raises UsageError naming file and line."""
-        ...
-
-    def example(self, question: str, answer: str | None = None) -> Example:
-        """An example from what a user types. Raises UsageError if it is no question of this task."""
-        ...
-
-    def posterior_prompt(self, example: Example) -> str:
-        """What q(Z | X, Y) reads before the rationale: both X and Y. No trailing space."""
-        ...
-
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        """Answer -> its text Y, if the answer is one of a few and is picked by log p(Y | X Z);
-        None if it is read off the rationale by `answer`."""
-        ...
-
-    def answer(self, rationale: Rationale) -> str | None:
-        """The answer a rationale arrives at; None if it arrives at none (never a stand-in value)."""
-        ...
-
-    def grade(self, example: Example, answer: str | None) -> bool:
-        """Is `answer` right? None is never right."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """Test splits that differ in one or more numbers, such as that of operands: the points of a curve."""
@@ -191,64 +140,6 @@ class Sweep:
     of the questions' `Example.meta`, so that the values trained on can be told from the others."""
     points: Mapping[str, Mapping[str, int]]
     """Split's name -> number -> value, of those that vary and of those that do not."""
-
-
-@runtime_checkable
-class SweepableTask(Protocol):
-    """What a task may have besides: test splits that are named by numbers."""
-
-    def sweep(self, pattern: str) -> Sweep:
-        """The splits that a pattern stands for, a single one or many; `Task.split` knows each by its name.
-        Raises UsageError for a pattern that cannot be."""
-        ...
-
-
-@runtime_checkable
-class DiagnosingTask(Protocol):
-    """What a task may have besides: it can tell what a wrong chain did wrong."""
-
-    mistakes: Mapping[str, str]
-    """Category -> what it means, one line; in the order in which they are shown."""
-
-    def mistake(self, example: Example, rationale: Rationale) -> str | None:
-        """The one category of a chain that does not arrive at the right answer; None: let the rule for all
-        tasks decide. A pure function of text that a model wrote: bounded, and it never evaluates it."""
-        ...
-
-
-@runtime_checkable
-class AlphabetTask(Protocol):
-    """What a task may have besides: a say in each token, where `allowed_characters` says too little."""
-
-    def allows(self, piece: str) -> bool:
-        """May a token that adds this text be part of a rationale? Asked of those that `allowed_characters` allows, but
-        not of the stop."""
-        ...
-
-
-@runtime_checkable
-class RewardingTask(Protocol):
-    """What a task may have besides: a reward of its own, instead of p(X Z Y). Its examples need no Y; where they have
-    none, a model that is fine-tuned on a rationale learns the stop behind it."""
-
-    def log_reward(self, example: Example, text: str) -> float:
-        """log R of a rationale that is `text`, in nats, up to a constant of the question; −inf if it is worth
-        nothing. A pure function of text that a model wrote: bounded, and it never evaluates it.
-
-        Of the token sequences that spell one text only the tokenizer's own has this reward, the others have
-        none: else a text would count as often as there are ways to cut it into tokens.
-        """
-        ...
-
-
-@runtime_checkable
-class SeedingTask(Protocol):
-    """What a task may have besides: prompts after which p itself writes rationales worth a place in the buffer."""
-
-    def seed_prompt(self, example: Example) -> str:
-        """A prompt that knows the answer, such as a wishful `"... objective because it is"`; what p writes
-        behind it is taken for a rationale of the example. No trailing space."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +164,17 @@ class Measured:
     samples: Sequence[Sample]
     """The distinct ones, in order of first occurrence: a figure of all samples weighs each by its `count`."""
     listed: Sequence[float] | None = None
-    """log-probability under the reasoner of each of `ListingTask.texts`, the stop included, at temperature 1, nats;
+    """log-probability under the reasoner of each of `Task.texts`, the stop included, at temperature 1, nats;
     None where the task lists none."""
 
     @property
     def n(self) -> int:
         """How many rationales were sampled."""
         return sum(sample.count for sample in self.samples)
+
+    def mean(self, value: Callable[[Sample], float]) -> float:
+        """Of a value over all samples; NaN if there are none."""
+        return sum(sample.count * value(sample) for sample in self.samples) / self.n if self.samples else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,22 +190,136 @@ class Metric:
     """Where the metric is in the plot of a comparison, which draws one metric against another; None: nowhere."""
 
 
-@runtime_checkable
-class MeasuredTask(Protocol):
-    """What a task has instead of right answers: figures of the rationales that are sampled for its test questions.
+class Task(ABC):
+    """A kind of question. It knows nothing of models; an algorithm knows nothing of a task's name.
 
-    Such a task's `answer` gives None, and no accuracy of it is shown.
+    Every task says its `name`, `description` and `default_splits`, and has `load`, `split`, `read` and `example`.
+    Beside them it has one of three: `answer`, for an answer that is read off the rationale; `candidates`, for one that
+    is picked; or `metrics` and `measure`, for figures of the rationales in place of right answers. All else has the
+    default that is written here.
     """
 
-    metrics: Mapping[str, Metric]
+    name: str
+    description: str
+    """One line for `latent-cot tasks`."""
+    default_splits: tuple[str, ...]
+    """The test splits that are evaluated when none is named."""
+    tools: tuple[str, ...] = ()
+    """The tools a chain may call: a name, or FILE.py:NAME with the file in full, such as `f"{__file__}:modulo"`."""
+    stop: str | None = None
+    """The text whose token ends a rationale; None: the tokenizer's end-of-sequence token."""
+    allowed_characters: str | None = None
+    """Rationales consist of tokens made of these characters only; None: of any token."""
+    step_delimiter: str | None = None
+    """Text that ends a complete step. None: a step ends with a tool's result."""
+    one_question: bool = False
+    """The task has a single question, in training and in tests alike: what is tested is the distribution that was
+    learned for it, so that nothing is kept out of training."""
+    portable: str | None = None
+    """Python source for exported models. It needs the standard library only and defines
+    `answer(text: str, result: str | None) -> str | None`, from a complete chain, and what a tool wrote if the chain
+    ends with that, to the answer it arrives at."""
+
+    # -- data --
+
+    @abstractmethod
+    def load(self, request: DataRequest) -> TaskData:
+        """Training and validation examples. Raises UsageError for bad files or options."""
+
+    @abstractmethod
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        """The test split called `name`, the same questions every time and none from `load`'s source;
+        its first `size` examples. Raises UsageError for an unknown name."""
+
+    @abstractmethod
+    def read(self, path: str) -> list[Example]:
+        """Examples from a file, for training or testing. Raises UsageError naming file and line."""
+
+    @abstractmethod
+    def example(self, question: str, answer: str | None = None) -> Example:
+        """An example from what a user types. Raises UsageError if it is no question of this task."""
+
+    def sweep(self, pattern: str) -> Sweep:
+        """The splits that a pattern stands for, a single one or many; `split` knows each by its name.
+        Raises UsageError for a pattern that cannot be."""
+        return Sweep(pattern, (), {pattern: {}})
+
+    # -- prompts and rationales --
+
+    def posterior_prompt(self, example: Example) -> str:
+        """What q(Z | X, Y) reads before the rationale: both X and Y. No trailing space."""
+        return example.x if example.answer is None else f"The answer is {example.answer}. {example.x}"
+
+    def seed_prompt(self, example: Example) -> str | None:
+        """A prompt that knows the answer, such as a wishful `"... objective because it is"`. What p writes behind it
+        fills the replay buffer. No trailing space. None: the task has no such prompt."""
+        return None
+
+    def allows(self, piece: str) -> bool:
+        """May a token that adds this text be part of a rationale? Asked of those that `allowed_characters` allows, but
+        not of the stop."""
+        return True
+
+    def log_reward(self, example: Example, text: str) -> float:
+        """log R of a rationale that is `text`, in nats, up to a constant of the question; −inf if it is worth
+        nothing. A task that defines it has a reward of its own, instead of p(X Z Y). Its examples need no Y; where
+        they have none, a model that is fine-tuned on a rationale learns the stop behind it. A pure function of text
+        that a model wrote: bounded, and it never evaluates it.
+
+        Of the token sequences that spell one text only the tokenizer's own has this reward, the others have
+        none: else a text would count as often as there are ways to cut it into tokens.
+        """
+        raise NotImplementedError(f"{self.name} has no reward of its own")
+
+    @property
+    def has_own_reward(self) -> bool:
+        """Whether the task defines `log_reward`."""
+        return type(self).log_reward is not Task.log_reward
+
+    def texts(self, example: Example) -> Sequence[str] | None:
+        """The different texts of all rationales that are worth anything, without the tools' results, at most some
+        thousands: then figures of them can be exact. None: they cannot be listed."""
+        return None
+
+    # -- right answers --
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        """Answer -> its text Y, if the answer is one of a few and is picked by log p(Y | X Z);
+        None if it is read off the rationale by `answer`."""
+        return None
+
+    def answer(self, rationale: Rationale) -> str | None:
+        """The answer a rationale arrives at; None if it arrives at none (never a stand-in value)."""
+        return None
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        """Is `answer` right? None is never right."""
+        return answer is not None and answer == example.answer
+
+    mistakes: Mapping[str, str] = MappingProxyType({})
+    """Category of wrong chains -> what it means, one line; in the order in which they are shown."""
+
+    def mistake(self, example: Example, rationale: Rationale) -> str | None:
+        """The one category of a chain that does not arrive at the right answer; None: the rule for all tasks decides.
+        A pure function of text that a model wrote: bounded, and it never evaluates it."""
+        return None
+
+    # -- figures of the rationales, in place of right answers: no accuracy of such a task is shown --
+
+    metrics: Mapping[str, Metric] = MappingProxyType({})
     """Metric's name -> what it is, in the order in which they are shown."""
-    samples: int
+    samples: int = 1
     """Rationales sampled for each test question where the user does not say."""
-    scored: bool
+    scored: bool = False
     """Whether `measure` needs `Sample.log_z` and `Sample.log_y`: they cost a pass of the base model."""
-    answer_given: bool
+    answer_given: bool = False
     """Whether Y is part of the question in tests too, as between the beginning and the ending of a story: then
     reasoners read `posterior_prompt`, and q(Z | X, Y) is the one to test."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the task has `metrics` instead of right answers."""
+        return bool(self.metrics)
 
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         """Metric's name -> a number of all questions together, or one of each question (whose mean and interval
@@ -318,44 +327,16 @@ class MeasuredTask(Protocol):
         `metrics`; one that does not apply may be missing. Called once a split, with all of its questions.
 
         Raises UsageError if a package that it needs is not installed, naming the extra."""
-        ...
+        return {}
 
-
-@runtime_checkable
-class ListingTask(Protocol):
-    """What a measured task may have besides: its rationales that are worth anything can be listed, so that figures of
-    them can be exact."""
-
-    def texts(self, example: Example) -> Sequence[str]:
-        """The different texts of these rationales, without the tools' results, at most some thousands."""
-        ...
-
-
-@runtime_checkable
-class OneQuestionTask(Protocol):
-    """What a measured task may have besides: it has a single question, in training and in tests alike. What is tested
-    is the distribution that was learned for it, so that there is nothing to keep out of training."""
-
-    one_question: bool
-
-
-@runtime_checkable
-class DrawingTask(Protocol):
-    """What a measured task may have besides: a picture of the rationales."""
-
-    def draw(self, figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
+    def picture(self, figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
         """Draw the test questions' rationales, by reasoner, on an empty matplotlib figure."""
-        ...
+        raise NotImplementedError(f"{self.name} has no picture")
 
-
-def has_one_question(task: Task) -> bool:
-    """Whether this task's test question is that of training."""
-    return isinstance(task, OneQuestionTask) and task.one_question
-
-
-def is_answer_given(task: Task) -> bool:
-    """Whether the answer is part of this task's test questions."""
-    return isinstance(task, MeasuredTask) and task.answer_given
+    @property
+    def has_picture(self) -> bool:
+        """Whether the task defines `picture`."""
+        return type(self).picture is not Task.picture
 
 
 @runtime_checkable
@@ -363,7 +344,12 @@ class Tool(Protocol):
     """Something a chain can call while it is generated.
 
     After each token the chain's text is compared with `trigger`; if the chain now ends with it, the
-    tool is called with what `request` reads off the chain, and the result's tokens are injected.
+    tool is called with what `request` reads off the chain, and the result's tokens are injected. A function
+    becomes a tool by the decorator `latent_cot.tools.tool`.
+
+    A tool may have a member `portable` besides: Python source for exported models, which needs the standard library
+    only and defines a function with the tool's name (`-` as `_`), `(text: str) -> str | None`, from the chain's text up
+    to and including the trigger to the text that is injected; None where the tool refuses.
     """
 
     name: str
@@ -380,23 +366,6 @@ class Tool(Protocol):
         """The text to inject after the trigger, its leading space included. Pure, bounded in time and
         size. Raises ToolError for anything it cannot or may not answer; nothing else."""
         ...
-
-
-@runtime_checkable
-class Portable(Protocol):
-    """What a task or a tool may have besides: a form that works without this package, for exported models."""
-
-    portable: str
-    """Python source that needs the standard library only.
-
-    A tool's defines a function with the tool's name (`-` as `_`): `(text: str) -> str | None`, from the chain's text up
-    to and including the trigger to the text that is injected; None where the tool refuses. A task's defines
-    `answer(text: str, result: str | None) -> str | None`, from a complete chain, and what a tool wrote if the chain
-    ends with that, to the answer it arrives at.
-    """
-
-
-Answers = Sequence[str | None]
 
 
 # -- to and from JSON ------------------------------------------------------------------------------------------

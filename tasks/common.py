@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from latent_cot.types import Example, MeasuredTask, Task, UsageError, did_you_mean
+from latent_cot.types import Example, Task, UsageError, did_you_mean
 
 Share = Literal["train", "validation", "test"]
 _SHARES: tuple[Share, ...] = ("test", "test", "validation", "train", "train", "train", "train", "train")
@@ -72,7 +72,7 @@ def digest(rows: Iterable[object]) -> str:
 
 def check_answers(task: Task, split: str, examples: Sequence[Example]) -> None:
     """Raises UsageError for a test question whose right answer is not known, where answers are right or wrong."""
-    if isinstance(task, MeasuredTask):
+    if task.is_measured:
         return
     unknown = [example for example in examples if example.answer is None]
     if unknown:

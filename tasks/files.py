@@ -1,4 +1,10 @@
-"""Rows of a user's JSON, JSONL or CSV file, each with the place to name in an error. The file is not trusted."""
+"""Rows of a user's text, JSON, JSONL or CSV file, or of a data set on the Hugging Face hub, each with the place to name
+in an error. Neither is trusted.
+
+A data set is written `hub:OWNER/NAME`, with its configuration, split and column where they matter:
+`hub:Skylion007/openwebtext?split=train&column=text`. It is streamed: only the rows that are looked at are fetched. Data
+is read, never run: a data set that brings a program of its own is refused by `datasets` itself.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +12,90 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
-from latent_cot.types import UsageError
+from latent_cot.types import Example, UsageError, did_you_mean
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LINE_CHARACTERS = 10_000
+HUB = "hub:"
+MAX_HUB_ROWS = 100_000
+"""Rows looked at in a data set of the hub."""
+
+_PARAMETERS = ("config", "split", "column")
 
 Row = tuple[str, dict[str, Any]]
 """Where the row stands (`"hw.jsonl:3"` or `"hw.json, item 3"`) and its fields."""
 
 
-def read_rows(path: str) -> list[Row]:
-    """The JSON objects of a file, one JSON list of them or one object a line (the content tells which); or the rows of
-    a `.csv` file, whose first line names the fields and whose fields are all text.
+def read_rows(source: str, limit: int = MAX_HUB_ROWS) -> list[Row]:
+    """The rows of a source.
+
+    * A data set of the hub: its first `limit` rows.
+    * A `.csv` file: its first line names the fields, which are all text.
+    * A `.txt` file: each line has the one field `text`.
+    * Any other file: one JSON list of objects or one object a line (the content tells which).
 
     Lines and items are counted from 1; empty lines are skipped. Raises UsageError for a file that is
-    absent, empty, not UTF-8, too large (64 MiB, or 10,000 characters in a line of JSON) or not of this form.
+    absent, empty, not UTF-8, too large (64 MiB, or 10,000 characters in a line of JSON or text) or not of this form.
     """
-    text = read_text(path)
-    if path.lower().endswith(".csv"):
-        rows, form = list(_records(path, text)), "a line with the fields' names, then one line for each"
+    if source.startswith(HUB):
+        return list(_hub_rows(source, limit))
+    text = _read_text(source)
+    if source.lower().endswith(".csv"):
+        rows, form = _csv_rows(source, text), "a line with the fields' names, then one line for each"
+    elif source.lower().endswith(".txt"):
+        rows, form = ((f"{source}:{n}", {"text": line}) for n, line in _lines(source, text)), "one a line"
     else:
-        rows = list(_items(path, text) if text.lstrip().startswith("[") else _lines(path, text))
-        form = "one JSON object a line"
-    if not rows:
-        raise UsageError(f"{path}: the file has no examples; write {form}")
-    return rows
+        rows, form = _json_rows(source, text), "one JSON object a line"
+    found = list(rows)
+    if not found:
+        raise UsageError(f"{source}: the file has no examples; write {form}")
+    return found
+
+
+def read_texts(source: str, limit: int = MAX_HUB_ROWS) -> list[tuple[str, str]]:
+    """(place, text) of each row, the text without the white space around it. It is the field `text`, or that of a data
+    set's `column=`.
+
+    Raises UsageError as `read_rows` does, and for a row without that field.
+    """
+    column = hub_parameters(source).get("column", "text") if source.startswith(HUB) else "text"
+    return [(row[0], field(row, column, str).strip()) for row in read_rows(source, limit)]
+
+
+def examples_of(rows: Iterable[Row], build: Callable[[Row], Example]) -> list[Example]:
+    """What `build` makes of each row, with the row's place as its `source`. A UsageError of `build` says the place."""
+    examples = []
+    for row in rows:
+        where, _ = row
+        try:
+            example = build(row)
+        except UsageError as error:
+            raise UsageError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
+        examples.append(replace(example, meta={"source": where, **example.meta}))
+    return examples
+
+
+def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
+    """The row's field `name`, an exact `kind` (so that `true` is no integer); None if optional and absent."""
+    where, fields = row
+    if name not in fields or (fields[name] is None and not required):
+        if required:
+            raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
+        return None
+    value = fields[name]
+    if kind is int and isinstance(fields, _CsvRow) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
+        value = int(value)  # all that CSV has is text
+    if type(value) is not kind:
+        wanted = {int: "an integer without quotes", str: "a string"}.get(kind, kind.__name__)
+        raise UsageError(f"{where}: the field {name!r} must be {wanted}, not {_kind(value)}")
+    return value
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -42,7 +103,39 @@ def shorten(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-def read_text(path: str) -> str:
+def hub_parameters(source: str) -> dict[str, str]:
+    """The `name` of `hub:OWNER/NAME?split=train&column=text` and its parameters. Raises UsageError."""
+    name, _, query = source.removeprefix(HUB).partition("?")
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    for key in parameters:
+        if key not in _PARAMETERS:
+            raise UsageError(
+                f"{source}: unknown parameter {key!r}.{did_you_mean(key, _PARAMETERS)} Write it as "
+                "hub:OWNER/NAME?config=...&split=...&column=..."
+            )
+    if not name:
+        raise UsageError(f"{source}: name a data set, as in hub:OWNER/NAME")
+    return {"name": name, "split": "train", **parameters}
+
+
+def _hub_rows(source: str, limit: int) -> Iterator[Row]:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    hub = hub_parameters(source)
+    try:
+        rows: Any = datasets.load_dataset(hub["name"], hub.get("config"), split=hub["split"], streaming=True)
+        for number, fields in enumerate(islice(rows, limit), start=1):
+            for name, value in fields.items():
+                if isinstance(value, str):
+                    fields[name] = value[:MAX_LINE_CHARACTERS]
+            yield f"{source}, row {number}", fields
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UsageError(f"{source}: cannot be read from the hub: {reason:.300}") from error
+
+
+def _read_text(path: str) -> str:
     """A UTF-8 file of at most 64 MiB. Raises UsageError."""
     file = Path(path).expanduser()
     try:
@@ -63,25 +156,32 @@ def read_text(path: str) -> str:
         raise UsageError(f"{path}:{line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
 
 
-def _items(path: str, text: str) -> Iterator[Row]:
-    for number, item in enumerate(_parse(text, path, 1), start=1):
-        yield _row(f"{path}, item {number}", item)
-
-
-def _lines(path: str, text: str) -> Iterator[Row]:
+def _lines(path: str, text: str) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that are not empty."""
     # Not splitlines: it also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if len(line) > MAX_LINE_CHARACTERS:
             raise UsageError(f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters; shorten it")
         if line.strip():
-            yield _row(f"{path}:{number}", _parse(line, path, number))
+            yield number, line
+
+
+def _json_rows(path: str, text: str) -> Iterator[Row]:
+    if text.lstrip().startswith("["):
+        items = ((f"{path}, item {n}", item) for n, item in enumerate(_parse(text, path, 1), start=1))
+    else:
+        items = ((f"{path}:{n}", _parse(line, path, n)) for n, line in _lines(path, text))
+    for where, item in items:
+        if not isinstance(item, dict):
+            raise UsageError(f"{where}: expected a JSON object {{...}}, found {_kind(item)}")
+        yield where, item
 
 
 class _CsvRow(dict[str, Any]):
     """A row whose fields are all text, for want of anything else."""
 
 
-def _records(path: str, text: str) -> Iterator[Row]:
+def _csv_rows(path: str, text: str) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for fields in reader:
@@ -94,12 +194,6 @@ def _records(path: str, text: str) -> Iterator[Row]:
             yield where, _CsvRow(fields)
     except csv.Error as error:
         raise UsageError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from None
-
-
-def _row(where: str, item: Any) -> Row:
-    if not isinstance(item, dict):
-        raise UsageError(f"{where}: expected a JSON object {{...}}, found {_kind(item)}")
-    return where, item
 
 
 def _parse(text: str, path: str, first_line: int) -> Any:
@@ -119,19 +213,3 @@ def _kind(value: Any) -> str:
     """What JSON calls a value's type, for an error message."""
     kinds = {bool: "a boolean", int: "an integer", float: "a decimal number", str: "a string", list: "a list"}
     return "null" if value is None else kinds.get(type(value), "an object")
-
-
-def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
-    """The row's field `name`, an exact `kind` (so that `true` is no integer); None if optional and absent."""
-    where, fields = row
-    if name not in fields or (fields[name] is None and not required):
-        if required:
-            raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
-        return None
-    value = fields[name]
-    if kind is int and isinstance(fields, _CsvRow) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
-        value = int(value)  # all that CSV has is text
-    if type(value) is not kind:
-        wanted = {int: "an integer without quotes", str: "a string"}.get(kind, kind.__name__)
-        raise UsageError(f"{where}: the field {name!r} must be {wanted}, not {_kind(value)}")
-    return value

@@ -1,81 +1,117 @@
-"""What a task is unless it says otherwise: base classes for those who want one. None of the toolkit asks for them."""
+"""Base classes of tasks whose examples are in files: for those who want one, nothing of the toolkit asks for them."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+import random
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from latent_cot.tasks.files import field, read_rows
-from latent_cot.types import Example, Rationale, UsageError
+from latent_cot.tasks.common import check_options, share_of
+from latent_cot.tasks.files import HUB, Row, examples_of, field, read_rows
+from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError, did_you_mean
 
 
-class PlainTask:
-    """A task whose answer is read off the rationale and is right if it is the gold answer to the letter.
+class PlainTask(Task):
+    """A task that reads examples from rows with a `question`, an `answer` (text or an integer) if `example` wants one,
+    and perhaps a `rationale`.
 
     What is left to write: `name`, `description`, `default_splits`, `example`, `load`, `split` and `answer`
     (`latent_cot.types.Task` says what each of them is). Without a tool and a `step_delimiter` there are no steps: a run
     then needs `--rollout.granularity token`.
     """
 
-    tools: tuple[str, ...] = ()
-    stop: str | None = None
-    allowed_characters: str | None = None
-    step_delimiter: str | None = None
-
-    @abstractmethod
-    def example(self, question: str, answer: str | None = None) -> Example:
-        """An example from what a user types."""
-
     def read(self, path: str) -> list[Example]:
-        """From rows with a `question`, an `answer` (text or an integer) if `example` wants one, and perhaps a
-        `rationale`."""
-        found = []
-        for row in read_rows(path):
-            where, fields = row
-            answer = fields.get("answer")
-            if type(answer) is int:
-                answer = str(answer)
-            elif answer is not None:
-                answer = field(row, "answer", str)
-            question, rationale = field(row, "question", str), field(row, "rationale", str, required=False)
-            try:
-                example = self.example(question, answer)
-            except UsageError as error:
-                raise UsageError(f"{where}: {error}") from None
-            example = example if rationale is None else replace(example, z=rationale)
-            found.append(replace(example, meta={"source": where, **example.meta}))
-        return found
+        return examples_of(read_rows(path), self._of_row)
 
-    def posterior_prompt(self, example: Example) -> str:
-        """The answer in plain words, then X."""
-        return f"The answer is {example.answer}. {example.x}"
-
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        """None: the answer is read off the rationale."""
-        return None
-
-    def grade(self, example: Example, answer: str | None) -> bool:
-        return answer is not None and answer == example.answer
+    def _of_row(self, row: Row) -> Example:
+        answer = row[1].get("answer")
+        if type(answer) is int:
+            answer = str(answer)
+        elif answer is not None:
+            answer = field(row, "answer", str)
+        example = self.example(field(row, "question", str), answer)
+        rationale = field(row, "rationale", str, required=False)
+        return example if rationale is None else replace(example, z=rationale)
 
 
-class PlainMeasuredTask(PlainTask):
-    """A task that has figures of its rationales instead of right answers, and no answer for q to see.
+class SourceTask(Task):
+    """A task whose examples are those of a user's file or data set of the hub, or the task's own few. A hash of the
+    question puts each into the share of training, of validation or of tests for good.
 
-    What is left to write, beside `metrics`, `samples`, `scored` and `measure` (`latent_cot.types.MeasuredTask`):
-    `name`, `description`, `default_splits`, `example`, `load` and `split`.
+    What is left to write: `own`, `name`, `description`, `default_splits` (the first is that of the task's own few),
+    `example`, `read`, and what its answers or figures are.
     """
 
-    answer_given: bool = False
+    own: str
+    """The file of the task's own few."""
+    demonstrated: bool = False
+    """Whether its examples have rationales, so that some can be demonstrations."""
 
-    def posterior_prompt(self, example: Example) -> str:
-        """X: there is no answer to add."""
-        return example.x
+    def require(self) -> None:
+        """Raises UsageError if a package that `measure` needs is missing: before the training rather than after it."""
 
-    def answer(self, rationale: Rationale) -> str | None:
-        """None: a rationale is not right or wrong."""
-        return None
+    def usable(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples that can be trained and tested with: the first of each question."""
+        firsts: dict[str, Example] = {}
+        for example in examples:
+            firsts.setdefault(example.question, example)
+        return list(firsts.values())
 
-    def grade(self, example: Example, answer: str | None) -> bool:
-        """False: no answer is right."""
-        return False
+    def share(self, source: str, share: str) -> list[Example]:
+        """The usable examples of a source in a share, in their order. Raises UsageError."""
+        return [example for example in self.usable(self.read(source)) if share_of(example.question) == share]
+
+    def load(self, request: DataRequest) -> TaskData:
+        """Examples of the training and validation shares of `request.train_file`, or of the task's own few.
+
+        Raises UsageError for a bad source, for one with too few examples, and where a package is missing.
+        """
+        self.require()
+        check_options(self.name, request.options, ())
+        source = request.train_file or self.own
+        read = self.read(source)
+        usable = self.usable(read)
+        shares = {one: [e for e in usable if share_of(e.question) == one] for one in ("train", "validation", "test")}
+        n = request.demonstrations if self.demonstrated else 0
+        flags = "--data.demonstrations and --data.unlabelled" if self.demonstrated else "--data.unlabelled"
+        train = draw(shares["train"], n + request.unlabelled, f"train {request.seed}", f"{flags}: {source}")
+        validation = draw(
+            shares["validation"], request.validation, f"validation {request.seed}", f"--data.validation: {source}"
+        )
+        sizes = ", ".join(f"{len(examples)} for {one}" for one, examples in shares.items())
+        note = f"{source}: {sizes}; {len(read) - len(usable)} left out (the task's README says why)."
+        unlabelled = tuple(replace(example, z=None) for example in train[n:])
+        return TaskData(tuple(train[:n]), unlabelled, tuple(validation), (note,))
+
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        """The test share of the task's own few, or of a source, by its name."""
+        found = self.share(source_of_split(self, name, self.own), "test")[:size]
+        if not found:
+            raise UsageError(f"{name}: no example of it is one for tests; give a larger file, or eval --data {name}")
+        return found
+
+
+def source_of_split(task: Task, name: str, own: str) -> str:
+    """The source that a split's name stands for: `own`, or the file or data set that is named. Raises UsageError."""
+    if name in task.default_splits:
+        return own
+    if Path(name).suffix or name.startswith(HUB):
+        return name
+    raise UsageError(
+        f"{task.name} has no test split {name!r}.{did_you_mean(name, task.default_splits)} It is "
+        f"`{task.default_splits[0]}`, or a file such as mine.jsonl, or a data set such as hub:OWNER/NAME?split=test"
+    )
+
+
+def draw(examples: Sequence[Example], number: int, seed: str, where: str) -> list[Example]:
+    """So many of the examples, at random; a smaller number gives a beginning of a larger one.
+
+    Raises UsageError if there are too few, naming `where`.
+    """
+    if not 0 <= number <= len(examples):
+        raise UsageError(
+            f"{where} has {len(examples)} different examples for this, not {number}; ask for another number, or name a "
+            "larger file with --data.train-file"
+        )
+    return random.Random(seed).sample(examples, len(examples))[:number]

@@ -19,7 +19,7 @@ from latent_cot.model.weights import load_model_and_tokenizer
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import DataRequest, Example, Rationale, TaskData, ToolError, UsageError
+from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, ToolError, UsageError
 
 ALPHABET = " ,.1234567890=+-"
 
@@ -124,7 +124,7 @@ def masked_rationale(
 
 
 @dataclasses.dataclass
-class ToyTask:
+class ToyTask(Task):
     """Letters are counted by `CountTool`: `"abc"` has the rationale `" abc="` and the answer 4."""
 
     name: str = "toy"
@@ -132,7 +132,6 @@ class ToyTask:
     tools: tuple[str, ...] = ("count",)
     stop: str | None = None
     allowed_characters: str | None = " abc=0123456789"
-    step_delimiter: str | None = None
     default_splits: tuple[str, ...] = ("test",)
 
     def load(self, request: DataRequest) -> TaskData:
@@ -155,15 +154,9 @@ class ToyTask:
     def posterior_prompt(self, example: Example) -> str:
         return f"{example.x}{example.y}"
 
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        return None
-
     def answer(self, rationale: Rationale) -> str | None:
         results = [call.result for call in rationale.calls if call.result]
         return results[-1].strip() if results else None
-
-    def grade(self, example: Example, answer: str | None) -> bool:
-        return answer is not None and answer == example.answer
 
 
 class PlainTask(ToyTask):

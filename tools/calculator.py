@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 MAX_REQUEST_CHARACTERS = 64
 MAX_OPERAND_DIGITS = 12
 """Digits of one operand, those after its decimal point included."""
-MAX_DEPTH = 8
-"""Parentheses open at one time."""
 MAX_RESULT_CHARACTERS = 32
 """Room for the product of two operands of the most digits, with its sign and point."""
 
@@ -109,12 +107,13 @@ class _Parser:
     sum     = product { ("+" | "-") product }
     product = factor { ("*" | "/") factor }
     factor  = [ "-" ] ( number | "(" sum ")" )
+
+    The length of a request bounds its depth.
     """
 
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
         self.position = 0
-        self.depth = 0
 
     def value(self) -> Rational:
         """The value of all the tokens."""
@@ -141,67 +140,33 @@ class _Parser:
         value = self._factor()
         while operator := self._next_if("*/"):
             right = self._factor()
-            if operator == "*":
-                value = value * right
-            elif right == 0:
+            if operator == "/" and right == 0:
                 raise ToolError("division by zero")  # sympy would give zoo, its complex infinity
-            else:
-                value = value / right
+            value = value * right if operator == "*" else value / right
         return value
 
     def _factor(self) -> Rational:
-        if self._next_if("-"):
-            return -self._primary()
-        return self._primary()
+        from sympy import Rational  # here, because the import takes most of a second
 
-    def _primary(self) -> Rational:
+        sign = -1 if self._next_if("-") else 1
         if self._next_if("("):
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise ToolError(f"parentheses nested more than {MAX_DEPTH} deep")
             value = self._sum()
             if not self._next_if(")"):
                 raise ToolError("a parenthesis is not closed")
-            self.depth -= 1
-            return value
-        if self.position == len(self.tokens):
-            raise ToolError("expected a number, found the end")
-        token = self.tokens[self.position]
-        if token in "+-*/)":
-            raise ToolError(f"expected a number, found {token!r}")
+            return sign * value
+        if self.position == len(self.tokens) or self.tokens[self.position] in "+-*/)":
+            raise ToolError(f"expected a number, found {' '.join(self.tokens[self.position :]) or 'the end'}")
+        whole, _, decimals = self.tokens[self.position].partition(".")
         self.position += 1
-        return _number(token)
-
-
-def _number(token: str) -> Rational:
-    """The exact value of `"12"`, `"0.5"` or `".5"`."""
-    from sympy import Integer, Rational  # here, because the import takes most of a second
-
-    whole, _, decimals = token.partition(".")
-    if not decimals:
-        return Integer(int(whole))
-    return Rational(int(whole + decimals), 10 ** len(decimals))
+        return Rational(sign * int(whole + decimals), 10 ** len(decimals))
 
 
 def _format(value: Rational) -> str:
     """`"14"`; `"0.5"` if the decimal form is finite; else `"1/3"`."""
     numerator, denominator = int(value.p), int(value.q)
     # Finite in decimals: the denominator, in lowest terms, divides a power of ten.
-    twos, rest = _divide_out(denominator, 2)
-    fives, rest = _divide_out(rest, 5)
-    if rest != 1:
-        return f"{numerator}/{denominator}"
-    places = max(twos, fives)
-    if places == 0:
-        return str(numerator)
+    places = next((n for n in range(denominator.bit_length()) if 10**n % denominator == 0), 0)
+    if not places:
+        return str(value)
     whole, decimals = divmod(abs(numerator) * 10**places // denominator, 10**places)
     return f"{'-' if numerator < 0 else ''}{whole}.{decimals:0{places}d}"
-
-
-def _divide_out(number: int, prime: int) -> tuple[int, int]:
-    """How often `prime` divides `number`, and what is left."""
-    count = 0
-    while number % prime == 0:
-        number //= prime
-        count += 1
-    return count, number

@@ -15,7 +15,7 @@ from latent_cot.evaluation.evaluate import Accuracy, Outcome, answer_questions, 
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import Adapter
 from latent_cot.report.terminal import Items
-from latent_cot.types import Example, MeasuredTask
+from latent_cot.types import Example, Task
 
 
 def evaluate(loop: Loop, reasoners: Sequence[Adapter], found: Evaluation, *, seed: int, progress: bool) -> None:
@@ -32,7 +32,7 @@ def evaluate(loop: Loop, reasoners: Sequence[Adapter], found: Evaluation, *, see
         with Items(console, "questions", total) as items:
             for name in reasoners:
                 for split, questions in found.splits.items():
-                    if isinstance(loop.task, MeasuredTask):
+                    if loop.task.is_measured:
                         _measure(loop, loop.task, name, split, questions.examples, found, seed)
                         items.advance(len(questions.examples))
                         continue
@@ -50,7 +50,7 @@ def evaluate(loop: Loop, reasoners: Sequence[Adapter], found: Evaluation, *, see
 
 def _measure(
     loop: Loop,
-    task: MeasuredTask,
+    task: Task,
     reasoner: Adapter,
     split: str,
     examples: Sequence[Example],

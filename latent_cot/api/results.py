@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import Figures, Table, data_frame, figure_table, page
-from latent_cot.types import Measured, MeasuredTask, Metric, Task, UsageError
+from latent_cot.types import Measured, Metric, Task, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,7 +106,7 @@ class Evaluation:
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """The task's metrics; empty if it has right answers."""
-        return self.task.metrics if isinstance(self.task, MeasuredTask) else {}
+        return self.task.metrics if self.task.is_measured else {}
 
     @cached_property
     def mistakes(self) -> Mapping[str, Mapping[str, Mistakes]]:

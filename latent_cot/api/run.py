@@ -11,13 +11,13 @@ from latent_cot import tasks
 from latent_cot.api.results import Evaluation, Results
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check_temperature
-from latent_cot.evaluation.splits import splits_of, sweep_of
+from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import data_frame, escaped, page
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, MeasuredTask, Metric, Task, UsageError
+from latent_cot.types import Example, Task, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ class Run:
     def results(self) -> Results:
         """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
         record = self._folder("results").read_json("results.json")
-        return Results(record, self._metrics, self.config.evaluation.splits or self.task.default_splits)
+        return Results(record, self.task.metrics, self.config.evaluation.splits or self.task.default_splits)
 
     @property
     def events(self) -> pd.DataFrame:
@@ -199,7 +199,7 @@ class Run:
         check_temperature(temperature, "temperature")
         configured = self.config.evaluation
         decoding: dict[str, Any] = {"max_tokens": max_tokens or configured.max_tokens}
-        if isinstance(self.task, MeasuredTask):
+        if self.task.is_measured:
             usual = configured.temperature
             decoding["samples"] = samples or configured.samples or self.task.samples
         else:
@@ -210,7 +210,7 @@ class Run:
             raise UsageError(f"votes is {votes}: at temperature 0 all chains of a question are the same; raise it")
         if reasoner is not None:
             self.source.require(reasoner)
-        sweeps = [sweep_of(self.task, pattern) for pattern in ([split] if isinstance(split, str) else split)]
+        sweeps = [self.task.sweep(pattern) for pattern in ([split] if isinstance(split, str) else split)]
         training = reasoners.training_questions(self.source, reasoners.training_data(self.source, self.task))
         splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
         curves = [Curve.of(sweep, training) for sweep in sweeps]
@@ -245,10 +245,6 @@ class Run:
         return f"{self.path}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {self.status}"
 
     # -- what these need -----------------------------------------------------------------------------
-
-    @property
-    def _metrics(self) -> Mapping[str, Metric]:
-        return self.task.metrics if isinstance(self.task, MeasuredTask) else {}
 
     @property
     def _adapters(self) -> tuple[Adapter, ...]:

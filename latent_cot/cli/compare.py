@@ -28,7 +28,7 @@ from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.run_folder import RunFolder, write_text
-from latent_cot.types import MeasuredTask, UsageError, is_answer_given
+from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
     from latent_cot.config.schema import RunConfig
@@ -109,7 +109,7 @@ def run(argv: Sequence[str]) -> int:
         what = "Which answers are right, or to which questions,"
         say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
     rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
-    metrics = task.metrics if isinstance(task, MeasuredTask) else {}
+    metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
     found: dict[str, Any] = {
         "command": shlex.join(["latent-cot", "compare", *argv]),
@@ -199,9 +199,9 @@ def _check(config: RunConfig, task: str) -> None:
 def _target(text: str, runs: Sequence[Run]) -> Target:
     """The row that --against names. Raises UsageError if there is none, or rows have no right answers."""
     task = tasks.load(runs[0].config.task)
-    if isinstance(task, MeasuredTask):
+    if task.is_measured:
         raise UsageError(f"--against: {task.name} has figures instead of right answers; leave it out")
-    answer_given = is_answer_given(task)
+    answer_given = task.answer_given
     reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, answer_given) for one in runs}
     return paired_difference.parse_target(text, reasoners)
 

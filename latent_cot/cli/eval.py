@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -16,13 +16,12 @@ from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.cli.run_options import say
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation import outcomes
-from latent_cot.evaluation.splits import sweep_of
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
-from latent_cot.types import DrawingTask, MeasuredTask, Task, UsageError
+from latent_cot.types import Task, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.api.results import Evaluation
@@ -133,12 +132,12 @@ def run(argv: Sequence[str]) -> int:
         outcomes.write(options.outcomes, found.records)
         say(console, f"written: {options.outcomes}", style="dim")
     if options.plot is not None:
-        if _draws(task):
+        if task.has_picture:
             drawn = {
                 f"{name} on {split}": of for name, splits in found.measured.items() for split, of in splits.items()
             }
             with plots.figure_in(options.plot, 8.0, 2.6 * len(drawn)) as figure:
-                task.draw(figure, drawn)
+                task.picture(figure, drawn)
         else:
             plots.save_plot(options.plot, found.curves, found.figures, heading)
         say(console, f"drawn: {options.plot}", style="dim")
@@ -189,20 +188,15 @@ def _check(options: EvalOptions) -> None:
         check_writable(options.outcomes, "--outcomes")
 
 
-def _draws(task: Task) -> TypeGuard[DrawingTask]:
-    """A task with right answers may have a method `draw` that means something else."""
-    return isinstance(task, MeasuredTask) and isinstance(task, DrawingTask)
-
-
 def _check_for_task(options: EvalOptions, task: Task) -> None:
-    measured = isinstance(task, MeasuredTask)
+    measured = task.is_measured
     if options.samples is not None and not measured:
         raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
-    curve = options.plot is not None and not _draws(task)
+    curve = options.plot is not None and not task.has_picture
     for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
         if given and measured:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
-    if curve and not any(sweep_of(task, pattern).axes for pattern in options.split):
+    if curve and not any(task.sweep(pattern).axes for pattern in options.split):
         raise UsageError(
             f"--plot {options.plot}: nothing to draw; add a --split that names several splits, such as "
             "--split operands=3..10 for arithmetic (the task's README says what it has)"

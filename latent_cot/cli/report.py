@@ -16,7 +16,7 @@ from latent_cot.api.run import check_at_least_1
 from latent_cot.cli.options import Switch, parse, progress_console
 from latent_cot.cli.run_options import say
 from latent_cot.config.settings import check_temperature
-from latent_cot.evaluation.splits import splits_of, sweep_of
+from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, cache, logs, page
 from latent_cot.run import reasoners
@@ -119,7 +119,7 @@ def _questions(
         if name == VALIDATION:
             found[name] = validation[: options.questions]
         else:
-            splits = splits_of(one.task, [sweep_of(one.task, name)], size=options.questions, training=training)
+            splits = splits_of(one.task, [one.task.sweep(name)], size=options.questions, training=training)
             found |= {split: of_split.examples for split, of_split in splits.items()}
     return {name: examples for name, examples in found.items() if examples}
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from latent_cot import tasks
 from latent_cot.cli.methods import print_list
 from latent_cot.cli.options import Switch, parse
-from latent_cot.types import MeasuredTask
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     found = []
     for name in tasks.names():
         task = tasks.load(name)
-        metrics = task.metrics if isinstance(task, MeasuredTask) else {}
+        metrics = task.metrics if task.is_measured else {}
         found.append(
             {
                 "name": task.name,

@@ -21,7 +21,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.rollout import Counts, rollout
 from latent_cot.rationales.scoring import Group, score, score_in_batches
-from latent_cot.types import DiagnosingTask, Example, Measured, MeasuredTask, Rationale, Sample, Task
+from latent_cot.types import Example, Measured, Rationale, Sample, Task
 
 Judge = Literal["p", "q", "base"]
 """Who picks the answer among candidates: an adapter, or the base model as it is without any."""
@@ -204,7 +204,7 @@ class Mistakes:
     @property
     def meanings(self) -> Mapping[str, str]:
         """Category -> what it means, in the order in which they are shown."""
-        own = self.task.mistakes if isinstance(self.task, DiagnosingTask) else {}
+        own = self.task.mistakes
         return {**own, **{name: meaning for name, meaning in MISTAKES.items() if name not in own}}
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -230,10 +230,9 @@ class Mistakes:
 
 def mistake(task: Task, example: Example, rationale: Rationale, answer: str | None) -> str:
     """The one category of a chain that does not arrive at the right answer: the task's, else one of `MISTAKES`."""
-    if isinstance(task, DiagnosingTask):
-        category = task.mistake(example, rationale)
-        if category is not None:
-            return category
+    category = task.mistake(example, rationale)
+    if category is not None:
+        return category
     if rationale.truncated:
         return "token limit"
     if rationale.failed:
@@ -241,12 +240,12 @@ def mistake(task: Task, example: Example, rationale: Rationale, answer: str | No
     return "no answer" if answer is None else "wrong answer"
 
 
-# -- figures of rationales, for tasks that have no right answers (`types.MeasuredTask`) ----------------------
+# -- figures of rationales, for tasks that have no right answers (`Task.metrics`) ----------------------
 
 
 def judge(
     lm: LanguageModel,
-    task: MeasuredTask,
+    task: Task,
     groups: Sequence[Group],
     counts: Sequence[Counts],
     codec: TextCodec,
@@ -328,12 +327,12 @@ class Figure:
         return {**asdict(self), "interval_95": None if self.interval_95 is None else list(self.interval_95)}
 
 
-def figures(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, Figure]:
+def figures(task: Task, questions: Sequence[Measured]) -> dict[str, Figure]:
     """Metric's name -> its value on these questions, in the task's order."""
     return {name: figure_of(found, len(questions)) for name, found in measure(task, questions).items()}
 
 
-def measure(task: MeasuredTask, questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]:
+def measure(task: Task, questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]:
     """What `task.measure` finds, in the task's order, once it is checked."""
     found = task.measure(questions)
     unknown = found.keys() - task.metrics.keys()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latent_cot.tasks.common import check_answers, drop_seen, repeats
-from latent_cot.types import Example, Sweep, SweepableTask, Task, UsageError, has_one_question
+from latent_cot.types import Example, Sweep, Task, UsageError
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,13 @@ class Split:
     """Questions kept that repeat an earlier one."""
 
 
-def sweep_of(task: Task, pattern: str) -> Sweep:
-    """The splits that a pattern stands for; a task without numbers of its own knows single ones only."""
-    return task.sweep(pattern) if isinstance(task, SweepableTask) else Sweep(pattern, (), {pattern: {}})
-
-
 def numbers_of(task: Task, split: str) -> dict[str, int] | None:
     """The numbers that a split's name stands for; None if it stands for none."""
-    if not isinstance(task, SweepableTask):
-        return None
     try:
         points = task.sweep(split).points
     except UsageError:
         return None
-    return dict(points[split]) if split in points else None
+    return dict(points.get(split, {})) or None
 
 
 def splits_of(
@@ -55,7 +48,7 @@ def splits_of(
     """
     named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
     seen = [
-        *(() if has_one_question(task) else training),
+        *(() if task.one_question else training),
         *(example for path in exclude for example in task.read(path)),
     ]
     splits = {}

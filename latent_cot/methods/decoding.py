@@ -19,7 +19,7 @@ from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
 from latent_cot.rationales.rollout import Counts, count_distinct, rollout
 from latent_cot.rationales.scoring import Group, score_in_batches
-from latent_cot.types import MeasuredTask, Rationale, Task, TaskData, UsageError
+from latent_cot.types import Rationale, Task, TaskData, UsageError
 
 
 class Decoding(Loop):
@@ -29,7 +29,7 @@ class Decoding(Loop):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
         c = config.decode
-        if not isinstance(task, MeasuredTask) and not _is_plain(config):
+        if not task.is_measured and not _is_plain(config):
             raise UsageError(
                 f"--decode.strategy {c.strategy}: the task {task.name} has right answers, on which chains vote; "
                 "give --decode.strategy sample and --decode.multiple 1"

@@ -29,25 +29,14 @@ from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
 from latent_cot.rationales.rollout import Counts, count_distinct, rollout
 from latent_cot.rationales.scoring import Group, Query
-from latent_cot.types import (
-    Example,
-    ListingTask,
-    Measured,
-    MeasuredTask,
-    Rationale,
-    RewardingTask,
-    Sample,
-    Task,
-    TaskData,
-    is_answer_given,
-)
+from latent_cot.types import Example, Measured, Rationale, Sample, Task, TaskData
 
 
 def tells_right(task: Task, questions: Sequence[Example]) -> bool:
     """Whether a rationale of such questions is right or wrong by itself."""
-    if isinstance(task, RewardingTask):
+    if task.has_own_reward:
         return True
-    return not (isinstance(task, MeasuredTask) or any(map(task.candidates, questions)))
+    return not (task.is_measured or any(map(task.candidates, questions)))
 
 
 class Examined(Resumable):
@@ -100,7 +89,7 @@ class Examined(Resumable):
     @property
     def answer_given(self) -> bool:
         """Whether the answer is part of a test question."""
-        return is_answer_given(self.task)
+        return self.task.answer_given
 
     # -- what they read ------------------------------------------------------------------------------
 
@@ -154,9 +143,9 @@ class Examined(Resumable):
     def is_correct(self, example: Example, rationale: Rationale) -> bool:
         """Does a rationale arrive at the example's answer, or is it worth anything by the task's own reward? True where
         nobody can tell: with candidates, which only p can pick, and where there is no right answer."""
-        if isinstance(self.task, RewardingTask):
+        if self.task.has_own_reward:
             return own_log_reward(self.task, example, rationale, len(rationale), self.rules.codec) > -math.inf
-        if isinstance(self.task, MeasuredTask) or self.task.candidates(example) is not None:
+        if self.task.is_measured or self.task.candidates(example) is not None:
             return True
         return self.task.grade(example, self.task.answer(rationale))
 
@@ -202,7 +191,7 @@ class Examined(Resumable):
             n, temperature: other than those of the configuration.
         """
         task, c = self.task, self.config.evaluation
-        assert isinstance(task, MeasuredTask)
+        assert task.is_measured
         counts = self.draw_tests(
             reasoner,
             [self.test_prompt(reasoner, example) for example in examples],
@@ -221,19 +210,14 @@ class Examined(Resumable):
     def _measured(
         self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
     ) -> list[Measured]:
-        listed: list[Sequence[float] | None] = [None] * len(examples)
-        if isinstance(self.task, ListingTask):
-            listed = [
-                log_probs_of_texts(
-                    self.lm,
-                    self.lm.merged(reasoner),
-                    self.test_prompt(reasoner, example),
-                    self.task.texts(example),
-                    self.test_rules,
-                )
-                for example in examples
-            ]
-        return [Measured(*one) for one in zip(examples, samples, listed, strict=True)]
+        found = []
+        for example, of_example in zip(examples, samples, strict=True):
+            texts, listed = self.task.texts(example), None
+            if texts is not None:
+                prompt = self.test_prompt(reasoner, example)
+                listed = log_probs_of_texts(self.lm, self.lm.merged(reasoner), prompt, texts, self.test_rules)
+            found.append(Measured(example, of_example, listed))
+        return found
 
     # -- the evaluation, a phase of every method -----------------------------------------------------
 
@@ -251,7 +235,7 @@ class Examined(Resumable):
     )
     def evaluate(self, at: Phase) -> Iterator[Info]:
         """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
-        yield from self._measure(at, self.task) if isinstance(self.task, MeasuredTask) else self._grade(at)
+        yield from self._measure(at) if self.task.is_measured else self._grade(at)
 
     def _grade(self, at: Phase) -> Iterator[Info]:
         units = self._evaluation_units(at.round)
@@ -266,7 +250,7 @@ class Examined(Resumable):
             of_reasoner[split] = of_reasoner.get(split, "") + marks
             yield {"reasoner": reasoner, "split": split, **Accuracy.of(of_reasoner[split]).to_json()}
 
-    def _measure(self, at: Phase, task: MeasuredTask) -> Iterator[Info]:
+    def _measure(self, at: Phase) -> Iterator[Info]:
         """The samples of a split are kept in the state until it is complete: its figures need all of them."""
         units = self._evaluation_units(at.round)
         for unit in range(self.state.unit, len(units)):
@@ -280,7 +264,7 @@ class Examined(Resumable):
                 yield {"reasoner": reasoner, "split": split, "questions": members.stop}
                 continue
             questions = self._measured(reasoner, self.tests[split], self.state.sampled)
-            found = {name: figure.to_json() for name, figure in figures(task, questions).items()}
+            found = {name: figure.to_json() for name, figure in figures(self.task, questions).items()}
             of_round = self.state.metrics.setdefault(str(at.round), {})
             of_round.setdefault(reasoner, {})[split] = found
             self.state.sampled = []
@@ -306,7 +290,7 @@ class Examined(Resumable):
 
     def _evaluation_units(self, number: int) -> list[tuple[Adapter, str, range]]:
         c = self.config.evaluation
-        chains = (c.samples or self.task.samples) if isinstance(self.task, MeasuredTask) else c.votes
+        chains = (c.samples or self.task.samples) if self.task.is_measured else c.votes
         reasoners: tuple[Adapter, ...] = self.reasoners if number else ("p",)
         return [
             (reasoner, split, members)

@@ -14,7 +14,7 @@ from latent_cot.methods.seeding import seed_of
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Example, Rationale, SeedingTask
+from latent_cot.types import Example, Rationale
 
 
 def reward_temperature(c: EStepConfig, step: int) -> float:
@@ -62,9 +62,10 @@ def fill_buffer(buffer: ReplayBuffer, method: Loop) -> None:
 def _sample_seeds(method: Loop) -> Iterator[tuple[Example, Sequence[Rationale]]]:
     """Distinct rationales of p for each question, after a prompt that makes good ones likely."""
     n = method.config.e_step.seed_samples
-    if not (isinstance(method.task, SeedingTask) and n):
+    texts = [method.task.seed_prompt(example) for example in method.questions] if n else []
+    if not texts or None in texts:
         return
-    prompts = [method.rules.codec.encode_prompt(method.task.seed_prompt(example)) for example in method.questions]
+    prompts = [method.rules.codec.encode_prompt(text or "") for text in texts]
     generator = torch.Generator().manual_seed(seed_of(method.config.seed, method.state.phase, "seeds"))
     sampled = rollout(method.lm, method.lm.merged("p"), prompts, method.rules, n=n, generator=generator)
     for example, rationales in zip(method.questions, sampled, strict=True):

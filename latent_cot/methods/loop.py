@@ -32,7 +32,7 @@ from latent_cot.rationales.experience import gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Example, Rationale, RewardingTask, Task, TaskData, UsageError
+from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
 
 class Loop(Examined):
@@ -58,7 +58,7 @@ class Loop(Examined):
         restore: Callable[[torch.optim.Optimizer], None] | None = None,
     ) -> None:
         super().__init__(config, lm, task, data, tests, rules, test_rules, state=state)
-        own_reward = task if isinstance(task, RewardingTask) else None
+        own_reward = task if task.has_own_reward else None
         e = config.e_step
         normalised = e.answer_reward == "normalised"
         compared = normalised or e.wrong_candidate_penalty > 0 or e.answer_weight != 1
@@ -95,13 +95,13 @@ class Loop(Examined):
                 raise UsageError(
                     f"--{step}.target answer: {task.name} has questions without an answer to learn; give joint"
                 )
-        if METHODS[config.method].has_e_step and isinstance(task, RewardingTask) and config.e_step.prior == "sampler":
+        if METHODS[config.method].has_e_step and task.has_own_reward and config.e_step.prior == "sampler":
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
             )
         c = config.m_step
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
-            if isinstance(task, RewardingTask):
+            if task.has_own_reward:
                 raise UsageError(
                     f"--m-step.weighted: {task.name} has a reward of its own, which is no probability that q could "
                     "be weighed by; leave it out"

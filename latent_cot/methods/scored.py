@@ -14,7 +14,7 @@ from latent_cot.model.lm import Adapter
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import score_sampled
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.types import Example, MeasuredTask, Rationale
+from latent_cot.types import Example, Rationale
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def score_rationales(
             weight, info = importance_weights(t.log_reward_at_end.double(), log_proposal, count, group)
             weights, ess, bound = weight.tolist(), float(info.ess), float(info.bound)
 
-    graded = example.answer is not None and not isinstance(loop.task, MeasuredTask)
+    graded = example.answer is not None and not loop.task.is_measured
     judge = loop.judge_of(proposal or "p")
     (answers,) = read_answers(loop.lm, judge, loop.task, [example], [query.model_prompt], [rationales], loop.test_rules)
     found = []

@@ -23,7 +23,7 @@ from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
 from latent_cot.rationales.chain import encode_rationale
-from latent_cot.types import Example, MeasuredTask, Task, TaskData, UsageError
+from latent_cot.types import Example, Task, TaskData, UsageError
 
 
 class SFT(Loop):
@@ -83,7 +83,7 @@ class SFT(Loop):
         """How good p is now, the higher the better: right answers, or minus the loss of held-out rationales."""
         if not self._held_out:
             return 0
-        if not isinstance(self.task, MeasuredTask):
+        if not self.task.is_measured:
             return self._mark("p", self._held_out, unit).count("1")
         groups = [
             self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.answer_given)
@@ -95,7 +95,7 @@ class SFT(Loop):
     def _shown_check(self, found: float, best: float) -> Info:
         if not self._held_out:
             return {}
-        if isinstance(self.task, MeasuredTask):
+        if self.task.is_measured:
             return {"validation_loss": -found, "best_loss": -best}
         return {"validation": found / len(self._held_out), "best": best / len(self._held_out)}
 

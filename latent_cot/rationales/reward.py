@@ -15,7 +15,7 @@ from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_in_batches
-from latent_cot.types import Example, Rationale, RewardingTask, Task
+from latent_cot.types import Example, Rationale, Task
 
 FREE_WORDS = 3
 """So many words in a row may be those of Y: names and phrases come again."""
@@ -64,7 +64,7 @@ class Reward:
 
     lm: LanguageModel
     codec: TextCodec
-    task: RewardingTask | None = None
+    task: Task | None = None
     """The task, if its reward is one of its own. None: the reward is p(X Z ⊤ Y), see `log_joint`."""
     tool_tokens: bool = False
     """Whether log p of a tool's tokens counts: see `log_joint`."""
@@ -175,7 +175,7 @@ def copied_words(text: str, source: str) -> int:
 
 
 def own_log_rewards(
-    task: RewardingTask,
+    task: Task,
     example: Example,
     rationales: Sequence[Rationale],
     codec: TextCodec,
@@ -197,7 +197,7 @@ def own_log_rewards(
     return rewards
 
 
-def own_log_reward(task: RewardingTask, example: Example, rationale: Rationale, n: int, codec: TextCodec) -> float:
+def own_log_reward(task: Task, example: Example, rationale: Rationale, n: int, codec: TextCodec) -> float:
     """The task's own log R of the first n tokens of a rationale; −inf if the tokenizer would cut their text into
     others: else a text would count as often as it can be spelled."""
     value = task.log_reward(example, codec.decode(rationale.tokens[:n]))

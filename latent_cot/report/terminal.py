@@ -18,7 +18,6 @@ from rich.text import Text
 
 from latent_cot.report.tables import Cell, Table, escaped, figure_table, page
 from latent_cot.run.printable import printable
-from latent_cot.types import MeasuredTask
 
 if TYPE_CHECKING:
     from latent_cot.methods.loop import Loop
@@ -258,7 +257,7 @@ class Display:
         """What a phase that is done has found."""
         if phase.name == "evaluate":
             self.console.print(f"After round {phase.round}:")
-            metrics = loop.task.metrics if isinstance(loop.task, MeasuredTask) else {}
+            metrics = loop.task.metrics if loop.task.is_measured else {}
             found = loop.state.metrics if metrics else loop.state.results()["accuracy"]
             figure_table(round_columns(found, phase.round), metrics).show(self.console)
         elif phase.name == "diagnose":

@@ -9,7 +9,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.rollout import too_long
 from latent_cot.tasks.common import name_of
-from latent_cot.types import Example, MeasuredTask, Rationale, RewardingTask, Task, TaskData, Tool, UsageError
+from latent_cot.types import Example, Rationale, Task, TaskData, Tool, UsageError
 
 
 def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
@@ -32,7 +32,7 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
         raise UsageError(f"{task.name} has no examples to train with; look at the task's `load` and at its data")
     for part, examples in parts.items():
         for example in examples:
-            if example.y is None and not isinstance(task, RewardingTask):
+            if example.y is None and not task.has_own_reward:
                 raise UsageError(f"{name_of(example)}: no answer, and --data.{part} need one; add it, or leave it out")
             candidates = task.candidates(example)
             if candidates is not None and example.answer is not None and example.answer not in candidates:
@@ -66,7 +66,7 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
     Raises UsageError for one that q could not write, and if none arrives.
     """
     rationales = [_encoded(example, rules) for example in examples]
-    if isinstance(task, MeasuredTask | RewardingTask) or any(map(task.candidates, examples)):
+    if task.is_measured or task.has_own_reward or any(map(task.candidates, examples)):
         return []  # there is no answer to be read off a rationale
     answers = [task.answer(rationale) for rationale in rationales]
     wrong = [k for k, example in enumerate(examples) if not task.grade(example, answers[k])]

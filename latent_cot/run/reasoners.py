@@ -14,7 +14,7 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Task, TaskData, UsageError, is_answer_given
+from latent_cot.types import Example, Task, TaskData, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ class Source:
         """Those that answer a question whose answer is not known."""
         if self.folder is None:
             return ("p",)
-        return METHODS[self.config.method].reasoners(self.config, is_answer_given(tasks.load(self.config.task)))
+        return METHODS[self.config.method].reasoners(self.config, tasks.load(self.config.task).answer_given)
 
     @property
     def finished(self) -> bool:

@@ -32,7 +32,7 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.preflight import check_demonstrations, check_examples, check_lengths, check_tools
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.tasks.common import check_answers, digest, drop_seen, fingerprint
-from latent_cot.types import AlphabetTask, Example, Task, TaskData, UsageError, has_one_question, is_answer_given
+from latent_cot.types import Example, Task, TaskData, UsageError
 
 MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
 """Sessions that agree in these can have the same model."""
@@ -92,7 +92,7 @@ def open_session(
     Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
     """
     task = tasks.load(config.task)
-    if not METHODS[config.method].reasoners(config, is_answer_given(task)):
+    if not METHODS[config.method].reasoners(config, task.answer_given):
         raise UsageError(
             f"--q-sees {config.q_sees}: the tests of {task.name} do not give the answer, which q would have to "
             f"read, and with --method {config.method} there is nobody else to test; give --q-sees question"
@@ -121,7 +121,7 @@ def open_session(
         lm.tokenizer,
         stop=task.stop,
         allowed_characters=task.allowed_characters,
-        allows=task.allows if isinstance(task, AlphabetTask) else None,
+        allows=task.allows,
     )
     rules = ChainRules(
         codec,
@@ -322,7 +322,7 @@ def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tup
 
     Raises UsageError for a split of which nothing is left.
     """
-    training = [] if has_one_question(task) else [*data.demonstrations, *data.unlabelled]
+    training = [] if task.one_question else [*data.demonstrations, *data.unlabelled]
     tests, notes = {}, []
     for name in task.default_splits if evaluation.splits is None else evaluation.splits:
         examples = task.split(name)

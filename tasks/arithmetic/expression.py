@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import add, mul, sub
 
 OPERATORS = "+-*"
 MAX_OPERANDS = 64
@@ -15,6 +16,7 @@ MAX_RESULT_DIGITS = 2 * MAX_DIGITS
 MAX_CHARACTERS = MAX_OPERANDS * (MAX_DIGITS + 5)
 """Of an expression: room for signs and a few more spaces than are needed."""
 
+_COMPUTE: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul}
 _TYPED = str.maketrans({"\N{MULTIPLICATION SIGN}": "*", "\N{MINUS SIGN}": "-"})
 _OPERAND = re.compile(r" *(-?)([0-9]+)")
 _OPERATOR = re.compile(r" *([-+*])")
@@ -30,14 +32,7 @@ class Step:
 
     @property
     def result(self) -> int:
-        match self.operator:
-            case "+":
-                return self.left + self.right
-            case "-":
-                return self.left - self.right
-            case "*":
-                return self.left * self.right
-        raise ValueError(f"unknown operator {self.operator!r}")
+        return _COMPUTE[self.operator](self.left, self.right)
 
     @property
     def text(self) -> str:

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from latent_cot.tasks.arithmetic.expression import MAX_DIGITS, MAX_OPERANDS, OPERATORS, Expression
 from latent_cot.tasks.common import Share, check_options, share_of, shuffled
@@ -33,13 +34,11 @@ class Settings:
         `defaults`. Raises UsageError for an unknown name or a value that cannot be.
         """
         check_options("arithmetic", options, cls.__dataclass_fields__)
-        settings = cls() if defaults is None else defaults
-        if "operands" in options:
-            settings = replace(settings, operands=_counts("operands", options["operands"], 2, MAX_OPERANDS))
-        if "digits" in options:
-            settings = replace(settings, digits=_counts("digits", options["digits"], 1, MAX_DIGITS))
+        limits = {"operands": (2, MAX_OPERANDS), "digits": (1, MAX_DIGITS)}
+        parsed: dict[str, Any] = {n: _counts(n, options[n], *limits[n]) for n in limits if n in options}
         if "operators" in options:
-            settings = replace(settings, operators=_operators(options["operators"]))
+            parsed["operators"] = _operators(options["operators"])
+        settings = replace(defaults or cls(), **parsed)
         settings._check_steps()
         return settings
 

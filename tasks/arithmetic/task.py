@@ -1,20 +1,19 @@
-"""The arithmetic task: what `latent_cot.types.Task` asks for."""
+"""The arithmetic task: a calculator fills in each result."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, product
-from pathlib import Path
 
-from latent_cot.tasks.arithmetic import examples
-from latent_cot.tasks.arithmetic.examples import build, demonstrate, parse_question
+from latent_cot.tasks.arithmetic.examples import build, demonstrate, from_row, parse_question
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
 from latent_cot.tasks.common import drop_seen, share_of
-from latent_cot.types import DataRequest, Example, Rationale, Sweep, TaskData, UsageError, did_you_mean
+from latent_cot.tasks.files import examples_of, read_rows, shorten
+from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
 SPLIT_SIZE = 500
 MAX_POINTS = 100
@@ -26,20 +25,16 @@ _VALIDATION_SEED = "validation splits, version 1"
 _SPLIT_DEFAULTS = Settings(operands=(3,), digits=(1,), operators="+-")
 
 
-class Arithmetic:
+class Arithmetic(Task):
     """Sums and differences (products if asked for) of integers; a calculator fills in each result."""
 
     name = "arithmetic"
     description = "integer arithmetic, step by step with a calculator (section 4.4 of the paper)"
-    tools: tuple[str, ...] = ("calculator",)
-    stop: str | None = "."
-    allowed_characters: str | None = " ,.0123456789=+-*"
-    step_delimiter: str | None = None
-    default_splits: tuple[str, ...] = (
-        *(f"{n}-operands" for n in (3, 4, 5, 6, 8)),
-        *(f"{n}-digits" for n in (2, 3, 4, 6)),
-    )
-    mistakes: Mapping[str, str] = MISTAKES
+    tools = ("calculator",)
+    stop = "."
+    allowed_characters = " ,.0123456789=+-*"
+    default_splits = (*(f"{n}-operands" for n in (3, 4, 5, 6, 8)), *(f"{n}-digits" for n in (2, 3, 4, 6)))
+    mistakes = MISTAKES
     portable = """\
 def answer(text: str, result: str | None) -> str | None:
     return None if result is None else result.strip()
@@ -51,19 +46,16 @@ def answer(text: str, result: str | None) -> str | None:
         Options: `operands`, `digits`, `operators` (see `Settings`). Validation is always generated.
         """
         settings = Settings.parse(request.options)
-        for name in ("demonstrations", "unlabelled", "validation"):
-            if getattr(request, name) < 0:
-                raise UsageError(f"{name} is {getattr(request, name)}; it cannot be negative")
         if request.train_file is not None:
             return self._load_files(request, settings)
         stream = questions(settings, "train", request.seed)
+        demonstrations = take(stream, request.demonstrations, f"demonstrations, {settings}")
+        unlabelled = take(stream, request.unlabelled, f"unlabelled, {settings}")
         return TaskData(
-            demonstrations=tuple(map(demonstrate, take(stream, request.demonstrations, f"demonstrations, {settings}"))),
-            unlabelled=tuple(
-                map(build, take(stream, request.unlabelled, f"unlabelled, beside the demonstrations, {settings}"))
-            ),
-            validation=self._validation(request, settings, frozenset()),
-            notes=(f"Questions generated with {settings} seed={request.seed}; none is in a test split.",),
+            tuple(map(demonstrate, demonstrations)),
+            tuple(map(build, unlabelled)),
+            self._validation(request, settings, frozenset()),
+            (f"Questions generated with {settings} seed={request.seed}; none is in a test split.",),
         )
 
     def split(self, name: str, size: int | None = None) -> list[Example]:
@@ -95,11 +87,14 @@ def answer(text: str, result: str | None) -> str | None:
 
     def read(self, path: str) -> list[Example]:
         """Examples from JSONL (`question`, `answer`, optional `rationale`) or from a published JSON file."""
-        return examples.read(path)
+        return examples_of(read_rows(path), from_row)
 
     def example(self, question: str, answer: str | None = None) -> Example:
         """`"6 - 0 - 4"` or the whole `"Question: 6 - 0 - 4 = ? Answer:"`; the answer is computed."""
-        return examples.typed(question, answer)
+        expression = parse_question(question)
+        if answer is not None and integer(answer) != expression.value:
+            raise UsageError(f"question '{expression.text}': the answer is {expression.value}, not {shorten(answer)}")
+        return build(expression)
 
     def posterior_prompt(self, example: Example) -> str:
         """`"Question: 6 - 0 - 4 = ? The answer is 2. Answer:"`: ends like X, so a rationale goes on alike."""
@@ -107,27 +102,20 @@ def answer(text: str, result: str | None) -> str | None:
             raise UsageError(f"question {example.question!r}: its answer is needed to sample from q(Z | X, Y)")
         return f"Question: {example.question} = ? The answer is {example.answer}. Answer:"
 
-    def candidates(self, example: Example) -> Mapping[str, str] | None:
-        return None
-
     def answer(self, rationale: Rationale) -> str | None:
         """The result of the last call, if the chain ends with it.
 
         A chain that goes on after its last result was cut within a step and arrives nowhere: None.
         """
-        if not rationale.calls:
-            return None
-        last = rationale.calls[-1]
-        if last.result is None or last.position + last.n_tokens != len(rationale.tokens):
+        last = rationale.calls[-1] if rationale.calls else None
+        if last is None or last.result is None or last.position + last.n_tokens != len(rationale.tokens):
             return None
         return last.result.strip()
 
     def grade(self, example: Example, answer: str | None) -> bool:
         """Equal as integers: `"-0"` is `"0"` and `"+3"` is `"3"`. What is no integer is wrong."""
-        if answer is None or example.answer is None:
-            return False
-        value = integer(answer)
-        return value is not None and value == integer(example.answer)
+        value = integer(answer or "")
+        return value is not None and value == integer(example.answer or "")
 
     def mistake(self, example: Example, rationale: Rationale) -> str:
         """What a wrong chain did wrong first: see `mistakes.classify`."""
@@ -136,15 +124,13 @@ def answer(text: str, result: str | None) -> str | None:
     def _points(self, pattern: str) -> list[Settings]:
         """The settings of each split that a pattern names, by operands, then by digits."""
         settings = _split_settings(pattern.removeprefix(_VALIDATION))
-        if len(settings.operands) * len(settings.digits) > MAX_POINTS:
+        pairs = list(product(settings.operands, settings.digits))
+        if len(pairs) > MAX_POINTS:
             raise UsageError(
-                f"{pattern!r} names {len(settings.operands) * len(settings.digits)} test splits; at most {MAX_POINTS} "
-                "can be named at once: leave some out, e.g. operands=4,8,16"
+                f"{pattern!r} names {len(pairs)} test splits; at most {MAX_POINTS} can be named at once: leave some "
+                "out, e.g. operands=4,8,16"
             )
-        return [
-            replace(settings, operands=(n,), digits=(digits,))
-            for n, digits in product(settings.operands, settings.digits)
-        ]
+        return [replace(settings, operands=(n,), digits=(digits,)) for n, digits in pairs]
 
     def _validation(self, request: DataRequest, settings: Settings, exclude: frozenset[str]) -> tuple[Example, ...]:
         stream = questions(settings, "validation", request.seed, exclude)
@@ -152,22 +138,19 @@ def answer(text: str, result: str | None) -> str | None:
 
     def _load_files(self, request: DataRequest, settings: Settings) -> TaskData:
         assert request.train_file is not None
-        rows = [example for path in _paths(request.train_file) for example in self.read(path)]
+        rows = [example for path in request.train_file.split(",") for example in self.read(path.strip())]
         # A question may be demonstrated in several ways; the same row twice adds nothing.
         demonstrations = _distinct(example for example in rows if example.z is not None)
         unseen, _ = drop_seen([example for example in rows if example.z is None], demonstrations)
         pairs = _distinct(unseen)
         repeated = len(rows) - len(demonstrations) - len(pairs)
 
-        used_demonstrations = tuple(demonstrations[: request.demonstrations])
-        used_pairs = tuple(pairs[: request.unlabelled])
-        trained_on = {e.question for e in (*used_demonstrations, *used_pairs)}
+        shown, unseen = tuple(demonstrations[: request.demonstrations]), pairs[: request.unlabelled]
+        trained_on = {e.question for e in (*shown, *unseen)}
         in_test_share = sum(share_of(question) == "test" for question in trained_on)
         notes = [
-            (
-                f"{request.train_file}: {len(rows)} examples read; using {len(used_demonstrations)} of "
-                f"{len(demonstrations)} with a rationale and {len(used_pairs)} of {len(pairs)} without."
-            ),
+            f"{request.train_file}: {len(rows)} examples read; using {len(shown)} of {len(demonstrations)} with a "
+            f"rationale and {len(unseen)} of {len(pairs)} without.",
             f"Validation questions are generated with {settings} seed={request.seed}; none is in the file.",
         ]
         if repeated:
@@ -178,7 +161,7 @@ def answer(text: str, result: str | None) -> str | None:
                 "generated test split; they have to be dropped there."
             )
         everything = frozenset(e.question for e in rows)
-        return TaskData(used_demonstrations, used_pairs, self._validation(request, settings, everything), tuple(notes))
+        return TaskData(shown, tuple(unseen), self._validation(request, settings, everything), tuple(notes))
 
 
 def _distinct(examples: Iterable[Example]) -> list[Example]:
@@ -187,16 +170,6 @@ def _distinct(examples: Iterable[Example]) -> list[Example]:
     for example in examples:
         firsts.setdefault((example.question, example.z), example)
     return list(firsts.values())
-
-
-def _paths(text: str) -> list[str]:
-    """The files of a comma-separated list; a file whose own name has a comma in it is one file."""
-    if Path(text).expanduser().is_file():
-        return [text]
-    paths = [part.strip() for part in text.split(",")]
-    if not all(paths):
-        raise UsageError(f"train file {text!r}: an empty name; write a.json,b.jsonl")
-    return paths
 
 
 def _name(split: Settings) -> str:
@@ -219,17 +192,8 @@ def _split_settings(name: str) -> Settings:
             f"arithmetic has no test split {name!r}.{did_you_mean(name, Arithmetic.default_splits)} "
             "Any other is named like 10-operands, 5-operands-2-digits or operands=5,digits=2"
         )
-    options: dict[str, str] = {}
-    last = ""
-    for part in name.split(","):
-        key, equals, value = part.partition("=")
-        if equals:
-            last = key.strip()
-            if last in options:
-                raise UsageError(f"test split {name!r}: {last} is named twice")
-            options[last] = value.strip()
-        elif last:  # a further value of the last option: operands=3,4
-            options[last] += f",{part.strip()}"
-        else:
-            raise UsageError(f"test split {name!r}: write it like operands=5,digits=2")
+    parts = re.split(r",(?=[^,]*=)", name)  # a comma before a further value, as in operands=3,4, does not part
+    options = {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in parts)}
+    if len(options) < len(parts):
+        raise UsageError(f"test split {name!r}: an option is named twice")
     return Settings.parse(options, _SPLIT_DEFAULTS)

@@ -49,13 +49,13 @@ def measure(questions: Sequence[Measured]) -> dict[str, Sequence[float]]:
     ended = [replace(q, samples=[s for s in q.samples if not s.rationale.truncated]) for q in questions]
     return {
         "max-likelihood": [max((_likelihood(s) for s in q.samples), default=math.nan) for q in ended],
-        "mean-likelihood": [_mean(q, [_likelihood(s) for s in q.samples]) for q in ended],
-        "token-likelihood": [_mean(q, [_likelihood(s) / (len(s.rationale) + 1) for s in q.samples]) for q in ended],
+        "mean-likelihood": [q.mean(_likelihood) for q in ended],
+        "token-likelihood": [q.mean(lambda s: _likelihood(s) / (len(s.rationale) + 1)) for q in ended],
         "diversity": diversities([[(f"{_text(s)}.", s.count) for s in q.samples] for q in ended]),
         "distinct": [len({_text(s) for s in q.samples}) / q.n if q.n else math.nan for q in ended],
         "distinct-2": [_distinct(q, 2) for q in ended],
-        "words": [_mean(q, [len(_text(s).split()) for s in q.samples]) for q in ended],
-        "finished": [_mean(q, [not s.rationale.truncated for s in q.samples]) for q in questions],
+        "words": [q.mean(lambda s: len(_text(s).split())) for q in ended],
+        "finished": [q.mean(lambda s: not s.rationale.truncated) for q in questions],
     }
 
 
@@ -66,12 +66,6 @@ def _text(sample: Sample) -> str:
 def _likelihood(sample: Sample) -> float:
     """log p(Z . | X), nats."""
     return math.nan if sample.log_z is None or sample.log_y is None else sample.log_z + sample.log_y
-
-
-def _mean(question: Measured, values: Sequence[float]) -> float:
-    """Over all continuations of a prompt, given the value of each distinct one."""
-    total = sum(sample.count * value for sample, value in zip(question.samples, values, strict=True))
-    return total / question.n if question.n else math.nan
 
 
 def _distinct(question: Measured, n: int) -> float:

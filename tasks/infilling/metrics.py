@@ -7,18 +7,14 @@ All texts are compared without their final full stop, which every infill has. A 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from math import nan
-from typing import TYPE_CHECKING
+from typing import Any
 
 from latent_cot.tasks import embeddings
 from latent_cot.tasks.embeddings import cosines
-from latent_cot.types import Measured, Metric, Sample, UsageError
-
-if TYPE_CHECKING:
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
+from latent_cot.types import Measured, Metric, UsageError
 
 MAX_CHARACTERS = 1_000
 
@@ -51,18 +47,31 @@ def measure(questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]
     Raises UsageError as `require` does.
     """
     require()
+    # The cosine of an infill and its reference: all are embedded at once.
+    pairs = [(bounded(s.rationale.text), bounded(q.example.z)) for q in questions if q.example.z for s in q.samples]
+    similarity = dict(zip(pairs, cosines(pairs), strict=True))
+
+    def compare(metric: Callable[[str, str], float]) -> list[float]:
+        """Each question's mean over its infills, beside its reference."""
+        return [_beside_reference(question, metric) for question in questions]
+
     return {
-        "ending": [_mean(q, lambda s: nan if s.log_y is None else s.log_y) for q in questions],
-        "infill": [_mean(q, lambda s: nan if s.log_z is None else s.log_z) for q in questions],
-        "bleu-4": _against_reference(questions, bleu),
-        "chrf": _against_reference(questions, chrf),
-        "gleu": _against_reference(questions, gleu),
-        "similarity": _against_reference(questions, _similarities(questions)),
+        "ending": [q.mean(lambda s: nan if s.log_y is None else s.log_y) for q in questions],
+        "infill": [q.mean(lambda s: nan if s.log_z is None else s.log_z) for q in questions],
+        "bleu-4": compare(bleu),
+        "chrf": compare(chrf),
+        "gleu": compare(gleu),
+        "similarity": compare(lambda text, reference: similarity[text, reference]),
         "distinct-1": distinct(questions, 1),
         "distinct-2": distinct(questions, 2),
-        "words": [_mean(q, lambda s: len(words(bounded(s.rationale.text)))) for q in questions],
-        "cut": [_mean(q, lambda s: s.rationale.truncated) for q in questions],
+        "words": [q.mean(lambda s: len(words(bounded(s.rationale.text)))) for q in questions],
+        "cut": [q.mean(lambda s: s.rationale.truncated) for q in questions],
     }
+
+
+def _beside_reference(question: Measured, metric: Callable[[str, str], float]) -> float:
+    reference = bounded(question.example.z or "")
+    return question.mean(lambda s: metric(bounded(s.rationale.text), reference)) if reference else nan
 
 
 def bounded(text: str) -> str:
@@ -73,12 +82,12 @@ def bounded(text: str) -> str:
 def bleu(text: str, reference: str) -> float:
     """Sentence BLEU-4, 0 to 100, as sacrebleu advises for sentences: exponential smoothing, and no n-gram longer than
     the text."""
-    return float(_bleu().sentence_score(text, [reference]).score)
+    return float(_sacrebleu()[0].sentence_score(text, [reference]).score)
 
 
 def chrf(text: str, reference: str) -> float:
     """Sentence chrF, 0 to 100, with sacrebleu's defaults: characters up to six, no words, beta 2."""
-    return float(_chrf().sentence_score(text, [reference]).score)
+    return float(_sacrebleu()[1].sentence_score(text, [reference]).score)
 
 
 def gleu(text: str, reference: str) -> float:
@@ -102,49 +111,14 @@ def distinct(questions: Sequence[Measured], n: int) -> float:
 
 def words(text: str) -> list[str]:
     """Words and punctuation marks, split by sacrebleu's standard tokenizer, as for BLEU."""
-    split: str = _bleu().tokenizer(text)
+    split: str = _sacrebleu()[0].tokenizer(text)
     return split.split()
 
 
-def _similarities(questions: Sequence[Measured]) -> Callable[[str, str], float]:
-    """The cosine of an infill and its reference: all are embedded at once."""
-    pairs = [
-        (bounded(sample.rationale.text), bounded(question.example.z))
-        for question in questions
-        if question.example.z is not None
-        for sample in question.samples
-    ]
-    found = dict(zip(pairs, cosines(pairs), strict=True))
-    return lambda text, reference: found[text, reference]
-
-
-def _against_reference(questions: Sequence[Measured], compare: Callable[[str, str], float]) -> list[float]:
-    figures = []
-    for question in questions:
-        reference = bounded(question.example.z or "")
-        compared = partial(_compare, compare, reference)
-        figures.append(nan if question.example.z is None else _mean(question, compared))
-    return figures
-
-
-def _compare(compare: Callable[[str, str], float], reference: str, sample: Sample) -> float:
-    return compare(bounded(sample.rationale.text), reference)
-
-
-def _mean(question: Measured, value: Callable[[Sample], float]) -> float:
-    """Over all infills of a question."""
-    return sum(sample.count * value(sample) for sample in question.samples) / question.n
-
-
 @cache
-def _bleu() -> BLEU:
+def _sacrebleu() -> tuple[Any, Any]:
+    """BLEU and chrF."""
     from sacrebleu.metrics.bleu import BLEU
-
-    return BLEU(max_ngram_order=4, tokenize="13a", effective_order=True)
-
-
-@cache
-def _chrf() -> CHRF:
     from sacrebleu.metrics.chrf import CHRF
 
-    return CHRF()
+    return BLEU(max_ngram_order=4, tokenize="13a", effective_order=True), CHRF()

@@ -1,82 +1,60 @@
-"""The infilling task: what `latent_cot.types.Task` and `MeasuredTask` ask for."""
+"""Story infilling: the fourth of five sentences, between the first three and the last."""
 
 from __future__ import annotations
 
-import random
+import string
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from latent_cot.tasks.common import check_options
-from latent_cot.tasks.files import shorten
-from latent_cot.tasks.infilling import metrics, stories
-from latent_cot.tasks.plain import PlainMeasuredTask
-from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData, UsageError, did_you_mean
+from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten
+from latent_cot.tasks.infilling import metrics
+from latent_cot.tasks.plain import SourceTask
+from latent_cot.types import Example, Measured, UsageError
 
-OWN_STORIES = str(Path(__file__).with_name("stories.csv"))
+SENTENCES = tuple(f"sentence{i}" for i in range(1, 6))
+"""The columns of a table of stories, as ROCStories has them."""
+
+CHARACTERS = string.ascii_letters + string.digits + " ,;:'-$%&/()"
+"""Of a middle sentence before its full stop. No full stop, exclamation or question mark, for these end a sentence; no
+quotation mark, for it may open what the next sentence closes; no newline."""
+
+MIN_WORDS = 4
+"""Of a middle sentence, and so of its tokens at least: the presets let no chain be shorter."""
+
+MAX_CHARACTERS = 2_000
+"""Of a beginning, a middle or an ending."""
 
 
-class Infilling(PlainMeasuredTask):
-    """The fourth of five sentences, between the first three and the last."""
+class Infilling(SourceTask):
+    """X is the beginning of a story, Z its middle without the full stop, which is the stop and opens Y, the ending."""
 
     name = "infilling"
     description = "the missing sentence of a story, between its beginning and its ending (section 4.2 of the paper)"
-    stop: str | None = "."
-    allowed_characters: str | None = stories.CHARACTERS
-    default_splits: tuple[str, ...] = ("test",)
-    metrics: Mapping[str, Metric] = metrics.METRICS
-    samples: int = 4
-    scored: bool = True
-    answer_given: bool = True
+    own = str(Path(__file__).with_name("stories.csv"))
+    demonstrated = True
+    stop = "."
+    allowed_characters = CHARACTERS
+    default_splits = ("test",)
+    metrics = metrics.METRICS
+    samples = 4
+    scored = True
+    answer_given = True
 
-    def load(self, request: DataRequest) -> TaskData:
-        """Stories of the training and validation shares of `request.train_file`, or of the task's own few.
-
-        Raises UsageError for a bad file, for one with too few stories, and at once rather than after the training if a
-        package is missing that `measure` needs.
-        """
+    def require(self) -> None:
         metrics.require()
-        check_options(self.name, request.options, ())
-        source = request.train_file or OWN_STORIES
-        shares = stories.shares_of(source)
-        train = _draw(
-            shares.train,
-            request.demonstrations + request.unlabelled,
-            f"train {request.seed}",
-            f"--data.demonstrations and --data.unlabelled: {source}",
-        )
-        validation = _draw(
-            shares.validation, request.validation, f"validation {request.seed}", f"--data.validation: {source}"
-        )
-        demonstrations, pairs = train[: request.demonstrations], train[request.demonstrations :]
-        note = (
-            f"{source}: {len(shares.train)} stories to train with, {len(shares.validation)} for validation and "
-            f"{len(shares.test)} for tests; {shares.left_out} left out (the task's README says why)."
-        )
-        return TaskData(
-            tuple(demonstrations), tuple(replace(example, z=None) for example in pairs), tuple(validation), (note,)
-        )
 
-    def split(self, name: str, size: int | None = None) -> list[Example]:
-        """`"test"`, of the task's own few stories; or the test share of a file, by the file's name."""
-        if name not in self.default_splits and not Path(name).suffix:
-            raise UsageError(
-                f"infilling has no test split {name!r}.{did_you_mean(name, self.default_splits)} It is `test`, or a "
-                "file of stories such as stories.csv"
-            )
-        found = stories.shares_of(OWN_STORIES if name in self.default_splits else name).test[:size]
-        if not found:
-            raise UsageError(f"{name}: none of its stories is one for tests; give a larger file, or eval --data {name}")
-        return found
+    def usable(self, examples: Sequence[Example]) -> list[Example]:
+        """Those whose middle a chain can be, and that begin as no earlier one of them does."""
+        return super().usable([example for example in examples if can_be_written(example)])
 
     def read(self, path: str) -> list[Example]:
-        """All stories of a file, whichever share they are in."""
-        return stories.read(path)
+        """All stories of a CSV, JSON or JSONL file with the columns `sentence1` to `sentence5`."""
+        return examples_of(read_rows(path), _of_row)
 
     def example(self, question: str, answer: str | None = None) -> Example:
         """The beginning of a story is the question, its ending the answer."""
         try:
-            return stories.build(question, ending=answer)
+            return build(question, ending=answer)
         except UsageError as error:
             raise UsageError(
                 f"question {shorten(question)}: {error}; a story's beginning is the question, its ending the answer"
@@ -88,22 +66,38 @@ class Infilling(PlainMeasuredTask):
             raise UsageError(f"question {shorten(example.question)}: its ending is needed too; give it as the answer")
         return f"Beginning: {example.x}\nEnding: {example.answer}\nMiddle:"
 
-    def grade(self, example: Example, answer: str | None) -> bool:
-        """The ending itself only."""
-        return answer is not None and answer == example.answer
-
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         return metrics.measure(questions)
 
 
-def _draw(examples: Sequence[Example], number: int, seed: str, where: str) -> list[Example]:
-    """So many of the examples, at random; a smaller number gives a beginning of a larger one.
+def build(beginning: str, middle: str | None = None, ending: str | None = None) -> Example:
+    """The example of a story's parts. Raises UsageError for a part that is empty or too long."""
+    beginning = _part(beginning, "the beginning")
+    ending = None if ending is None else _part(ending, "the ending")
+    return Example(
+        x=beginning,
+        y=None if ending is None else f". {ending}",
+        z=None if middle is None else f" {_part(middle, 'the middle').removesuffix('.')}",
+        answer=ending,
+        question=beginning,
+    )
 
-    Raises UsageError if there are too few.
-    """
-    if not 0 <= number <= len(examples):
-        raise UsageError(
-            f"{where} has {len(examples)} stories for this, not {number}; ask for another number, or name a larger "
-            "file with --data.train-file"
-        )
-    return random.Random(seed).sample(examples, len(examples))[:number]
+
+def can_be_written(example: Example) -> bool:
+    """Can a chain be the middle: one sentence of some words that ends with a full stop?"""
+    return example.z is not None and set(example.z) <= set(CHARACTERS) and len(example.z.split()) >= MIN_WORDS
+
+
+def _of_row(row: Row) -> Example:
+    first, second, third, middle, last = (field(row, name, str) for name in SENTENCES)
+    return build(f"{first} {second} {third}", middle, last)
+
+
+def _part(text: str, name: str) -> str:
+    """On one line, with single spaces."""
+    part = " ".join(text.split())
+    if not part:
+        raise UsageError(f"{name} is empty")
+    if len(part) > MAX_CHARACTERS:
+        raise UsageError(f"{name} {shorten(part)} has more than {MAX_CHARACTERS:,} characters; shorten it")
+    return part

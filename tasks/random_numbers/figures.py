@@ -34,19 +34,10 @@ _NUMBER = re.compile(rf" (0|-?[1-9][0-9]{{0,{MOST_DIGITS - 1}}})")
 _LEADING = re.compile(rf"\s*(-?[0-9]{{1,{MOST_DIGITS}}})(?![0-9])")
 
 
-def read(text: str, low: int, high: int) -> int | None:
-    """The number that a complete rationale is: after a space, without leading zeros; None if it is none between the
-    bounds."""
-    found = _NUMBER.fullmatch(text)
-    return _within(found, low, high)
-
-
-def read_leading(text: str, low: int, high: int) -> int | None:
-    """The number that a text begins with, after any white space."""
-    return _within(_LEADING.match(text), low, high)
-
-
-def _within(found: re.Match[str] | None, low: int, high: int) -> int | None:
+def read(text: str, low: int, high: int, *, leading: bool = False) -> int | None:
+    """The number between the bounds that a complete rationale is: after a space, without leading zeros. Or, if
+    `leading`, the number that it begins with, after any white space. None if there is none."""
+    found = _LEADING.match(text) if leading else _NUMBER.fullmatch(text)
     number = None if found is None else int(found[1])
     return number if number is not None and low <= number <= high else None
 
@@ -92,7 +83,7 @@ def histogram(question: Measured, *, leading: bool = False) -> list[int]:
     low, high = question.example.meta["low"], question.example.meta["high"]
     counts: Counter[int | None] = Counter()
     for sample in question.samples:
-        counts[(read_leading if leading else read)(sample.rationale.text, low, high)] += sample.count
+        counts[read(sample.rationale.text, low, high, leading=leading)] += sample.count
     return [counts[number] for number in range(low, high + 1)]
 
 

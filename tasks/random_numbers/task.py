@@ -1,4 +1,4 @@
-"""The random numbers task: what `latent_cot.types.Task`, `RewardingTask`, `MeasuredTask` and `ListingTask` ask for."""
+"""A uniform random number, by a reward of its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from latent_cot.tasks.common import check_options
-from latent_cot.tasks.files import field, read_rows, shorten
-from latent_cot.tasks.plain import PlainMeasuredTask
+from latent_cot.tasks.files import examples_of, field, read_rows, shorten
 from latent_cot.tasks.random_numbers import figures
-from latent_cot.types import DataRequest, Example, Measured, Metric, TaskData, UsageError
+from latent_cot.types import DataRequest, Example, Measured, Task, TaskData, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_NUMBERS = 10_000
 """Between the bounds: each is scored by itself in tests."""
@@ -22,16 +25,15 @@ _PROMPT = "The following is a random integer drawn uniformly between {low} and {
 _PROMPT_PATTERN = re.compile(_PROMPT.format(low=r"(-?[0-9]{1,18})", high=r"(-?[0-9]{1,18})"))
 
 
-class RandomNumbers(PlainMeasuredTask):
+class RandomNumbers(Task):
     """A rationale is a number between two bounds. All are worth the same, and nothing else is worth anything."""
 
     name = "random_numbers"
     description = "a uniform integer from 0 to 100, by a reward of its own (section 2 of the paper)"
-    default_splits: tuple[str, ...] = ("0..100",)
-    metrics: Mapping[str, Metric] = figures.METRICS
-    samples: int = 100_000
-    scored: bool = False
-    one_question: bool = True
+    default_splits = ("0..100",)
+    metrics = figures.METRICS
+    samples = 100_000
+    one_question = True
 
     def load(self, request: DataRequest) -> TaskData:
         """The one question there is, its bounds the option `numbers` (`"0..100"`). Demonstrations and validation
@@ -74,13 +76,7 @@ class RandomNumbers(PlainMeasuredTask):
 
     def read(self, path: str) -> list[Example]:
         """JSONL with the bounds as `question`: `{"question": "0..100"}`."""
-        examples = []
-        for row in read_rows(path):
-            try:
-                examples.append(self.example(field(row, "question", str)))
-            except UsageError as error:
-                raise UsageError(f"{row[0]}: {error}") from None
-        return examples
+        return examples_of(read_rows(path), lambda row: self.example(field(row, "question", str)))
 
     def example(self, question: str, answer: str | None = None) -> Example:
         """`"0..100"`, or the whole prompt. There is no answer."""
@@ -108,4 +104,5 @@ class RandomNumbers(PlainMeasuredTask):
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         return figures.measure(questions)
 
-    draw = staticmethod(figures.draw)
+    def picture(self, figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
+        figures.draw(figure, results)

@@ -401,7 +401,7 @@ def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: 
     config = lc.configure("smoke", task="random_numbers", evaluation=evaluation, **small)
     run = lc.train(config, output_dir=tmp_path / "run", **settings)
     frame = run.results.to_pandas()
-    assert set(frame["metric"]) <= set(run.task.metrics)  # type: ignore[attr-defined]
+    assert set(frame["metric"]) <= set(run.task.metrics)
     assert frame["value"].notna().any()
     found = run.evaluate(progress=False)
     assert set(found.to_pandas()["metric"]) == set(frame["metric"])

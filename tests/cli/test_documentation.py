@@ -112,7 +112,7 @@ def test_no_command_hides_where_it_is_not_seen() -> None:
 
 
 def test_every_language_is_one_that_is_checked() -> None:
-    assert {block.language for block in blocks()} <= {"sh", "python", "json", "yaml", "text", ""}
+    assert {block.language for block in blocks()} <= {"sh", "python", "json", "yaml", "diff", "text", ""}
 
 
 @pytest.mark.parametrize("block", [b for b in blocks() if b.language in ("json", "yaml") and not b.not_run], ids=str)

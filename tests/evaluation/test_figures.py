@@ -22,7 +22,7 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Measured, MeasuredTask
+from latent_cot.types import Measured
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.measured import LengthTask
 from tests.oracles import scoring
@@ -101,13 +101,13 @@ class Given(LengthTask):
     """Measures what it is told."""
 
     def measure(self, questions):  # type: ignore[no-untyped-def]
-        return self.given  # type: ignore[attr-defined]
+        return self.given
 
 
 def test_figures_of_questions_and_of_all_together() -> None:
     task = Given()
     questions = [Measured(task.example("a"), []), Measured(task.example("b"), [])]
-    task.given = {"distinct": 7, "length": [2.0, math.nan], "likelihood": [-1.0, -3.0]}  # type: ignore[attr-defined]
+    task.given = {"distinct": 7, "length": [2.0, math.nan], "likelihood": [-1.0, -3.0]}
     found = figures(task, questions)
     assert list(found) == ["length", "likelihood", "distinct"], "the task's order"
     assert found["distinct"] == Figure(7.0, 2)
@@ -115,10 +115,10 @@ def test_figures_of_questions_and_of_all_together() -> None:
     assert found["likelihood"].value == -2.0
     assert found["likelihood"].n == 2
     assert found["likelihood"].to_json()["interval_95"] == [-3.0, -1.0]
-    task.given = {"length": [math.nan, math.nan]}  # type: ignore[attr-defined]
+    task.given = {"length": [math.nan, math.nan]}
     assert math.isnan(figures(task, questions)["length"].value)
     for wrong in ({"lenght": 3.0}, {"length": [1.0]}):
-        task.given = wrong  # type: ignore[attr-defined]
+        task.given = wrong
         with pytest.raises(ValueError, match=r"lenght|1 values for 2"):
             figures(task, questions)
 
@@ -128,7 +128,7 @@ def test_figures_of_questions_and_of_all_together() -> None:
 
 def test_a_run_measures_and_can_be_stopped_anywhere(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     task = LengthTask()
-    assert isinstance(task, MeasuredTask)
+    assert task.is_measured
     config = dataclasses.replace(
         with_method(CONFIG, "gflownet"),
         rollout=dataclasses.replace(CONFIG.rollout, granularity="token"),

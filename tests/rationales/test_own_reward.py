@@ -35,7 +35,7 @@ from tests.worlds import CountTool, ToyTask, language_model
 EXAMPLE = Example("x", question="x")
 
 
-class Lengths:
+class Lengths(ToyTask):
     """Worth the text's length; nothing if there is an `a` in it."""
 
     def log_reward(self, example: Example, text: str) -> float:
@@ -102,13 +102,13 @@ def test_complete_rationales_have_the_reward_of_their_last_prefix(lm: LanguageMo
             assert torch.isinf(row[:end]).all()
 
 
-class Uniform:
+class Uniform(ToyTask):
     """Some numbers of one token or two behind a space are worth 1."""
 
-    texts = (" 1", " 2", " 11", " 12", " 21", " 22", " 212")
+    worth = (" 1", " 2", " 11", " 12", " 21", " 22", " 212")
 
     def log_reward(self, example: Example, text: str) -> float:
-        return 0.0 if text in self.texts else -math.inf
+        return 0.0 if text in self.worth else -math.inf
 
 
 def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
@@ -154,7 +154,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     assert before > 0.9
     assert total_variation() < 0.04
     assert log_z[0].item() == pytest.approx(math.log(7), abs=0.2)
-    listed = log_probs_of_texts(lm, lm.merged("q"), query.policy_prompt, task.texts, rules)
+    listed = log_probs_of_texts(lm, lm.merged("q"), query.policy_prompt, task.worth, rules)
     assert sum(map(math.exp, listed)) > 0.96
     (figures,) = diagnose(
         lm,

@@ -34,7 +34,7 @@ def test_em_spends_what_it_says() -> None:
 @pytest.mark.parametrize("budget", [OWN, None])
 def test_shipped_variants_are_configurations(source: str, budget: PlannedBudget | None) -> None:
     for variant in plan.read_variants(source):
-        config = configure(variant, 3, {}, [], budget)
+        config = configure(variant, 3, [], [], budget)
         check(config)
         assert (config.method, config.seed) == (variant.method, 3)
         planned = METHODS[config.method].planned(config)
@@ -266,6 +266,7 @@ def test_rows() -> None:
     near = sft.cells["near"]
     assert (near.mean, near.n) == (0.8, 20)
     assert near.deviation == pytest.approx(statistics.stdev([0.9, 0.7]))
+    assert near.interval_95 is not None
     low, high = near.interval_95  # Wilson's for 16 of 20, by its formula
     z, p, n = 1.959964, 0.8, 20
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)

@@ -14,16 +14,11 @@ from latent_cot.types import DataRequest, Rationale, UsageError
 ROOT = Path(__file__).parents[2]
 
 MEMBERS = """
-    name, description, tools, stop = "mine", "a task", (), None
-    allowed_characters, step_delimiter, default_splits = None, None, ("a",)
+    name, description, default_splits = "mine", "a task", ("a",)
     def load(self, request): ...
     def split(self, name, size=None): ...
     def read(self, path): ...
     def example(self, question, answer=None): ...
-    def posterior_prompt(self, example): ...
-    def candidates(self, example): ...
-    def answer(self, rationale): ...
-    def grade(self, example, answer): ...
 """
 
 
@@ -66,46 +61,54 @@ def test_unknown_name() -> None:
         tasks.load("arithmetics")
 
 
+def mine(code: str) -> str:
+    return "from latent_cot.types import Task\n" + code
+
+
 def test_instance_in_a_file(tmp_path: Path) -> None:
-    task = tasks.load(write(tmp_path, f"class Mine:{MEMBERS}\nclass Other(Mine):\n    name = 'other'\nTASK = Other()"))
+    code = f"class Mine(Task):{MEMBERS}\nclass Other(Mine):\n    name = 'other'\nTASK = Other()"
+    task = tasks.load(write(tmp_path, mine(code)))
     assert task.name == "other"
+    assert not (task.is_measured or task.has_own_reward or task.has_picture)
 
 
 def test_single_class_in_a_file(tmp_path: Path) -> None:
-    imports = "from dataclasses import dataclass\nfrom latent_cot.types import Task\n"
-    code = f"{imports}@dataclass\nclass Mine:{MEMBERS}"
-    assert tasks.load(write(tmp_path, code)).name == "mine"
+    code = f"from dataclasses import dataclass\n@dataclass\nclass Mine(Task):{MEMBERS}"
+    assert tasks.load(write(tmp_path, mine(code))).name == "mine"
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("x = 1", "mine.py: found no task; end the file with 'TASK = YourTask()'"),
-        (f"class A:{MEMBERS}\nclass B:{MEMBERS}", "found A, B"),
-        (f"class A:{MEMBERS}    def __init__(self, size): ...", "A() failed: TypeError"),
-        (f"class A:{MEMBERS}\nTASK = A", "mine.py: TASK: a class, not an instance; write 'TASK = A()'"),
-        ("TASK = 1", "not a task, it lacks name, description"),
-        (f"class A:{MEMBERS}\nTASK = A()\nTASK.tools = 'calculator'", "tools must be a tuple"),
-        ("\n\nx = (", "mine.py:3: SyntaxError"),
-        ("def f():\n    return 1 / 0\n\nf()", "mine.py:2: ZeroDivisionError"),
-        ("\nimport no_such_module", "mine.py:2: ModuleNotFoundError"),
-        ("import sys\nsys.exit(0)", "mine.py:2: SystemExit"),
+        ("x = 1", "mine.py: defines none, and no TASK; end the file with 'TASK = ...'"),
+        (f"class A:{MEMBERS}", "mine.py: defines none, and no TASK"),
+        (f"class A(Task):{MEMBERS}\nclass B(Task):{MEMBERS}", "defines A, B"),
+        (f"class A(Task):{MEMBERS}    def __init__(self, size): ...", "A() failed: TypeError"),
+        ("class A(Task): ...", "A() failed: TypeError: Can't instantiate abstract class A"),
+        ("TASK = 1", "int is no task; its class has to extend latent_cot.types.Task"),
+        (f"class A:{MEMBERS}\nTASK = A()", "A is no task; its class has to extend latent_cot.types.Task"),
+        (f"class A(Task):{MEMBERS}".replace("name,", "other,"), "the task lacks name"),
+        (f"class A(Task):{MEMBERS}\nTASK = A()\nTASK.tools = 'calculator'", "tools must be a tuple"),
+        ("\nx = (", "mine.py:3: SyntaxError"),
+        ("def f():\n    return 1 / 0\n\nf()", "mine.py:3: ZeroDivisionError"),
+        ("import no_such_module", "mine.py:2: ModuleNotFoundError"),
+        ("import sys\nsys.exit(0)", "mine.py:3: SystemExit"),
     ],
 )
 def test_file_without_a_good_task(tmp_path: Path, code: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        tasks.load(write(tmp_path, code))
+        tasks.load(write(tmp_path, mine(code)))
 
 
 def test_absent_file() -> None:
-    with pytest.raises(UsageError, match=r"absent\.py: no such file.*arithmetic"):
+    with pytest.raises(UsageError, match=r"absent\.py: no such \.py file.*arithmetic"):
         tasks.load("absent.py")
 
 
 def test_file_that_is_no_python(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("TASK = 1")
-    with pytest.raises(UsageError, match=r"ends with \.py"):
+    with pytest.raises(UsageError, match=r"no such \.py file"):
         tasks.load(str(path))
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from latent_cot.tasks.sources import HubSource, rows_of, texts_of
+from latent_cot.tasks.files import hub_parameters, read_rows, read_texts
 from latent_cot.types import UsageError
 
 
 def test_a_text_file_has_a_row_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("One. \r\n\n  Two.\nDrei ü\u2028still three".encode())
-    assert texts_of(str(path)) == [
+    assert read_texts(str(path)) == [
         (f"{path}:1", "One."),
         (f"{path}:3", "Two."),
         (f"{path}:4", "Drei ü\u2028still three"),
@@ -23,13 +23,13 @@ def test_a_text_file_has_a_row_a_line(tmp_path: Path) -> None:
 
 def test_a_column_of_other_files(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
-    table.write_text('id,body\n1,"Yes, it is."\n')
-    assert texts_of(str(table), "body") == [(f"{table}:2", "Yes, it is.")]
+    table.write_text('id,text\n1,"Yes, it is."\n')
+    assert read_texts(str(table)) == [(f"{table}:2", "Yes, it is.")]
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"text": " Yes. "}\n{"text": 3}\n')
-    assert rows_of(str(lines))[1] == (f"{lines}:2", {"text": 3})
+    assert read_rows(str(lines))[1] == (f"{lines}:2", {"text": 3})
     with pytest.raises(UsageError, match=r"a\.jsonl:2: the field 'text' must be"):
-        texts_of(str(lines))
+        read_texts(str(lines))
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,17 @@ def test_bad_text_files(tmp_path: Path, content: bytes, named: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=named) as refused:
-        rows_of(str(path))
+        read_rows(str(path))
     assert str(path) in str(refused.value)
 
 
 def test_how_a_data_set_is_written() -> None:
-    assert HubSource.parse("hub:a/b") == HubSource("a/b", None, "train", None)
-    assert HubSource.parse("hub:a/b?split=test&column=body&config=en") == HubSource("a/b", "en", "test", "body")
+    assert hub_parameters("hub:a/b") == {"name": "a/b", "split": "train"}
+    found = hub_parameters("hub:a/b?split=test&column=body&config=en")
+    assert found == {"name": "a/b", "config": "en", "split": "test", "column": "body"}
     for text, named in [("hub:", "name a data set"), ("hub:a/b?splt=x", "'splt'.* Did you mean 'split'")]:
         with pytest.raises(UsageError, match=named):
-            HubSource.parse(text)
+            hub_parameters(text)
 
 
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,13 +65,13 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = "hub:a/b?split=test&column=body"
-    found = texts_of(source, limit=3)
+    found = read_texts(source, limit=3)
     assert asked == [(("a/b", None), {"split": "test", "streaming": True})]
     assert [where for where, _ in found] == [f"{source}, row {i}" for i in (1, 2, 3)]
     assert found[0][1] == "Text 0."
-    assert len(found[1][1]) < 10_001
+    assert len(found[1][1]) <= 10_000
     with pytest.raises(UsageError, match=r"row 1: the field 'text' is missing; found: body, n"):
-        texts_of("hub:a/b")
+        read_texts("hub:a/b")
 
 
 @pytest.mark.parametrize("error", [ValueError("no split"), ConnectionError("no\nnetwork"), FileNotFoundError()])
@@ -82,5 +83,5 @@ def test_a_data_set_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, error: E
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(UsageError, match="hub:a/b: cannot be read from the hub: ") as refused:
-        rows_of("hub:a/b")
+        read_rows("hub:a/b")
     assert "\n" not in str(refused.value)

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.tools.calculator import (
-    MAX_DEPTH,
     MAX_OPERAND_DIGITS,
     MAX_REQUEST_CHARACTERS,
     MAX_RESULT_CHARACTERS,
@@ -241,12 +240,10 @@ def test_each_limit_is_sharp() -> None:
     with pytest.raises(ToolError, match="characters"):
         calculator(padded + " ")
 
-    nested = "(" * MAX_DEPTH + "1 + 1" + ")" * MAX_DEPTH
-    assert calculator(nested) == " 2"
-    with pytest.raises(ToolError, match="nested"):
-        calculator(f"({nested})")
-    side_by_side = "+".join(["(1)"] * (MAX_DEPTH + 1))
-    assert wide(side_by_side) == f" {MAX_DEPTH + 1}"
+    depth = (MAX_REQUEST_CHARACTERS - len("1 + 1")) // 2
+    assert calculator("(" * depth + "1 + 1" + ")" * depth) == " 2"
+    with pytest.raises(ToolError, match="a parenthesis is not closed"):
+        calculator("(" * (depth + 1) + "1 + 1" + ")" * depth)
 
     with pytest.raises(ToolError, match="result has"):
         calculator("1 / 549755813888")  # 2 ** 39: 39 decimals

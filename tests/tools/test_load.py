@@ -142,24 +142,19 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("", "defines no tool. A tool is a class, or an instance", id="empty"),
+        pytest.param("", "defines none, and no TOOL; end the file with", id="empty"),
         pytest.param(
             ECHO.replace("__call__", "call").replace('trigger = "!"', ""),
-            r"The class Echo lacks trigger, __call__",
+            "defines none, and no TOOL",
             id="class lacks members",
         ),
-        pytest.param("TOOL = 3\n", "TOOL is no tool: it lacks name, description", id="TOOL is no tool"),
-        pytest.param("TOOL = print\n", "TOOL is no tool: it lacks name", id="TOOL is a function"),
+        pytest.param("TOOL = 3\n", "the tool lacks name, description", id="TOOL is no tool"),
+        pytest.param("TOOL = print\n", "the tool lacks name", id="TOOL is a function"),
         pytest.param(ECHO.replace('"!"', '""'), "trigger must be a string that is not empty", id="no trigger"),
         pytest.param(ECHO.replace('"echo"', "3"), "name must be a string", id="name is no string"),
         pytest.param(
-            ECHO.replace('def request(self, text: str) -> str:\n        return text.removesuffix("!")', "request = 3"),
-            "request must be a method",
-            id="request is no method",
-        ),
-        pytest.param(
             ECHO + ECHO.replace("Echo", "Other"),
-            "several tools: Echo, Other. Name one: .*:Echo",
+            "defines Echo, Other, and no TOOL",
             id="two tools",
         ),
         pytest.param(
@@ -185,6 +180,36 @@ def test_named_member(write: Write) -> None:
     assert tools.load(f"{path}:Other").name == "other"
     with pytest.raises(UsageError, match=r"defines no 'Othr'. Did you mean 'Other'?"):
         tools.load(f"{path}:Othr")
+
+
+def test_a_function_is_a_tool(write: Write) -> None:
+    text = """
+from latent_cot.tools import tool
+
+
+@tool(name="double", trigger="=>")
+def double(request: str) -> str:
+    \"\"\"Twice a number.
+
+    Of its digits only.\"\"\"
+    return f" {2 * int(request)}"
+
+
+@tool(name="triple", trigger="3>", description="thrice")
+def triple(request: str) -> str:
+    return f" {3 * int(request)}"
+"""
+    path = write(text)
+    double, triple = (tools.load(f"{path}:{name}") for name in ("double", "triple"))
+    assert (double.name, double.description, double.trigger) == ("double", "Twice a number.", "=>")
+    assert (triple.name, triple.description) == ("triple", "thrice")
+    for chain in ("4 =>", " 1 => 2, 4 =>", "first\n 4=>"):
+        assert double(double.request(chain)) == " 8"
+    with pytest.raises(UsageError, match="defines double, triple, and no TOOL"):
+        tools.load(path)
+    only = write(text.partition('\n\n@tool(name="triple')[0])
+    assert tools.load(only)("2") == " 4"
+    assert tools.load(write("from latent_cot.tools.calculator import Calculator\n" + ECHO, "b.py")).name == "echo"
 
 
 # --- the README ---
@@ -229,7 +254,6 @@ def test_readme_lists_every_tool_and_the_limits() -> None:
     for row, limit in {
         "characters of a request": calculator.MAX_REQUEST_CHARACTERS,
         "digits of an operand, decimals included": calculator.MAX_OPERAND_DIGITS,
-        "parentheses inside one another": calculator.MAX_DEPTH,
         "characters of a result": calculator.MAX_RESULT_CHARACTERS,
     }.items():
         assert f"| {row} | {limit} |" in text

@@ -15,7 +15,7 @@ from latent_cot.config.schema import SECTIONS
 from latent_cot.config.settings import differences, flag, from_dict, to_dict
 from latent_cot.report.comparison.plan import IGNORED, Run, command_of
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import UsageError, finite, is_answer_given
+from latent_cot.types import UsageError, finite
 
 Record = Mapping[str, Any]
 """As `record_of` makes it and comparison.json has it."""
@@ -133,7 +133,7 @@ def _in_order(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Figures by reasoner and split, in the configuration's order: JSON has them in that of the alphabet."""
     task = tasks.load(run.config.task)
     splits = run.config.evaluation.splits or task.default_splits
-    reasoners = METHODS[run.config.method].reasoners(run.config, is_answer_given(task))
+    reasoners = METHODS[run.config.method].reasoners(run.config, task.answer_given)
     return {
         kind: {name: {split: of_kind[name][split] for split in splits} for name in reasoners if name in of_kind}
         for kind in _FIGURES

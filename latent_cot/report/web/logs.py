@@ -17,7 +17,7 @@ from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, MeasuredTask, Metric, Task
+from latent_cot.types import Example, Metric, Task
 
 Json = dict[str, Any]
 
@@ -160,12 +160,11 @@ def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence
 
 def metrics(events: Iterable[Mapping[str, Any]], task: Task) -> list[Json]:
     """The figures that a task has instead of right answers: a row a round, reasoner, split and metric."""
-    known = task.metrics if isinstance(task, MeasuredTask) else {}
     latest: dict[tuple[int, str, str, str], Json] = {}
     for event in events:
         for name, found in event.get("metrics", {}).items() if event["kind"] == "evaluate" else ():
             place = {"round": event["round"], "reasoner": event["reasoner"], "split": event["split"], "metric": name}
-            metric = known.get(name, Metric(""))
+            metric = task.metrics.get(name, Metric(""))
             about = {"description": metric.description, "better": metric.better, "text": metric_text(found, metric)}
             figures = {"value": _rounded(found["value"]), "n": found["n"], "interval": found["interval_95"]}
             latest[event["round"], event["reasoner"], event["split"], name] = {**place, **about, **figures}

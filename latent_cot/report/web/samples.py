@@ -18,7 +18,7 @@ from latent_cot.methods.scored import ScoredRationale, score_rationales
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.model.lm import Adapter
 from latent_cot.report.web.logs import Json, segments
-from latent_cot.types import Example, MeasuredTask, Rationale
+from latent_cot.types import Example, Rationale
 
 QUESTIONS_AT_ONCE = 16
 GREEDY_QUESTIONS = 2
@@ -151,7 +151,7 @@ def _outcomes(loop: Loop, reasoner: Adapter, example: Example, rationales: Seque
     (answers,) = read_answers(
         loop.lm, loop.judge_of(reasoner), loop.task, [example], [prompt], [rationales], loop.test_rules
     )
-    gradable = example.answer is not None and not isinstance(loop.task, MeasuredTask)
+    gradable = example.answer is not None and not loop.task.is_measured
     return [
         {"cut": z.truncated, "answer": answer, "right": loop.task.grade(example, answer) if gradable else None}
         for z, answer in zip(rationales, answers, strict=True)

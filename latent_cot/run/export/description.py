@@ -13,7 +13,7 @@ from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import state_in
-from latent_cot.types import AlphabetTask, Example, Portable, RewardingTask, Tool, UsageError
+from latent_cot.types import Example, Task, Tool, UsageError
 
 _EXAMPLES = 50
 """Examples that a prompt's form must hold for."""
@@ -65,7 +65,7 @@ class ToolForm:
     function: str
     """The name of its function in `portable`."""
     portable: str
-    """Python source, see `types.Portable`."""
+    """Python source, see `types.Tool`."""
     is_left_to_write: bool = False
     """The tool has no portable form: the source is a function for the reader to fill in."""
 
@@ -124,7 +124,7 @@ class Description:
     max_tokens: int
     tools: tuple[ToolForm, ...]
     answer: str | None
-    """Python source of `answer`, see `types.Portable`; None: not read off the chain by a portable function."""
+    """Python source of `answer`, see `types.Task.portable`; None: not read off the chain by a portable function."""
     candidates: Mapping[str, str] | None
     """Answer -> its text behind a chain, if the answer is the likeliest of a few."""
     judge: str
@@ -178,7 +178,7 @@ def describe(loop: Loop, reasoner: Adapter, folder: RunFolder, examples: Sequenc
         reasoner=reasoner,
         method=c.method,
         q_sees=c.q_sees,
-        own_reward=isinstance(loop.task, RewardingTask),
+        own_reward=loop.task.has_own_reward,
         seed=c.seed,
         rounds=c.rounds,
         dtype=str(next(loop.lm.peft.get_base_model().parameters()).dtype).removeprefix("torch."),
@@ -233,7 +233,7 @@ def _prompt(
 
 
 def _forbidden(loop: Loop) -> tuple[int, ...]:
-    if not isinstance(loop.task, AlphabetTask):
+    if type(loop.task).allows is Task.allows:
         return ()
     codec = loop.test_rules.codec
     characters = None if loop.task.allowed_characters is None else set(loop.task.allowed_characters)
@@ -247,24 +247,21 @@ def _forbidden(loop: Loop) -> tuple[int, ...]:
 
 def _tool(tool: Tool) -> ToolForm:
     function = tool.name.replace("-", "_")
-    if not isinstance(tool, Portable):
+    portable = getattr(tool, "portable", None)
+    if portable is None:
         source = (
             f"def {function}(text: str) -> str | None:\n"
             f'    raise NotImplementedError("write here what the tool {tool.name} does: the text to put behind `text`")'
         )
         return ToolForm(tool.name, tool.description, tool.trigger, function, source, is_left_to_write=True)
-    if function not in _functions(tool.portable):
-        raise UsageError(
-            f"tool {tool.name}: its `portable` must define a function {function}(text), see types.Portable"
-        )
-    return ToolForm(tool.name, tool.description, tool.trigger, function, tool.portable)
+    if function not in _functions(portable):
+        raise UsageError(f"tool {tool.name}: its `portable` must define a function {function}(text), see types.Tool")
+    return ToolForm(tool.name, tool.description, tool.trigger, function, portable)
 
 
 def _answer_source(loop: Loop) -> str | None:
-    if not isinstance(loop.task, Portable):
-        return None
-    if "answer" not in _functions(loop.task.portable):
-        raise UsageError(f"task {loop.task.name}: its `portable` must define answer(text, result), see types.Portable")
+    if loop.task.portable is not None and "answer" not in _functions(loop.task.portable):
+        raise UsageError(f"task {loop.task.name}: its `portable` must define answer(text, result), see types.Task")
     return loop.task.portable
 
 

@@ -164,13 +164,6 @@ def test_training_file_warns_of_test_questions(tmp_path: Path) -> None:
     assert any(note.startswith("5 of the 5 training questions could also be drawn") for note in data.notes)
 
 
-def test_training_file_names(tmp_path: Path) -> None:
-    comma = write(tmp_path, GOOD, "a,b.jsonl")
-    assert len(TASK.load(DataRequest(train_file=comma)).demonstrations) == 1
-    with pytest.raises(UsageError, match="an empty name"):
-        TASK.load(DataRequest(train_file="a.jsonl,"))
-
-
 # The published files
 
 

@@ -13,7 +13,7 @@ from latent_cot.tasks import load
 from latent_cot.tasks.arithmetic.examples import parse_question
 from latent_cot.tasks.arithmetic.expression import Expression, Step
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
-from latent_cot.types import DiagnosingTask, Rationale, ToolCall, ToolError
+from latent_cot.types import Rationale, ToolCall, ToolError
 
 TASK = load("arithmetic")
 CALCULATOR = tools.load("calculator")
@@ -201,6 +201,5 @@ def test_hostile_calls_take_no_time(request_text: str) -> None:
 
 
 def test_the_task_diagnoses() -> None:
-    assert isinstance(TASK, DiagnosingTask)
     assert TASK.mistake(TASK.example("6 - 9 - 4"), written(" 6 - 4 =")) == "dropped operand"
     assert TASK.mistakes == MISTAKES

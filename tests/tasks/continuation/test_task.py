@@ -15,9 +15,10 @@ from accelerate.state import AcceleratorState
 from latent_cot.cli import main
 from latent_cot.config.settings import load_config
 from latent_cot.model.text import TextCodec
-from latent_cot.tasks import embeddings, sources
+from latent_cot.tasks import embeddings
 from latent_cot.tasks.common import share_of
-from latent_cot.tasks.continuation import TASK, metrics, prompts
+from latent_cot.tasks.continuation import TASK, metrics
+from latent_cot.tasks.continuation import task as continuation
 from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
 from tests.conftest import ROOT
 from tests.tiny import build_tokenizer
@@ -29,7 +30,7 @@ pytest.importorskip(embeddings.PACKAGE)
 
 
 def test_its_own_prompts_are_enough_for_the_presets() -> None:
-    found = prompts.read(prompts.OWN)
+    found = TASK.read(TASK.own)
     assert len(found) >= 60
     for preset in ("cpu", "smoke"):
         data = load_config(preset, task="continuation").data
@@ -50,7 +51,7 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
     assert len(TASK.read(str(file))) == 100
     smaller = TASK.load(DataRequest(0, 10, 5, train_file=str(file)))
     assert smaller.unlabelled == loaded.unlabelled[:10]
-    with pytest.raises(UsageError, match=r"--data.unlabelled: .*mine.txt has \d+ prompts for this, not 90"):
+    with pytest.raises(UsageError, match=r"--data.unlabelled: .*mine.txt has \d+ different examples for this, not 90"):
         TASK.load(DataRequest(0, 90, 5, train_file=str(file)))
     with pytest.raises(UsageError, match="no option 'temperature'"):
         TASK.load(DataRequest(0, 3, 1, options={"temperature": "1"}))
@@ -59,7 +60,7 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
         TASK.read(str(file))
     file.write_text("This is prompt number 3.\n")
     if share_of("This is prompt number 3.") != "test":
-        with pytest.raises(UsageError, match="none of its prompts"):
+        with pytest.raises(UsageError, match="no example of it"):
             TASK.split(str(file))
 
 
@@ -71,8 +72,8 @@ def test_documents_of_the_hub_are_cut_to_their_beginning(monkeypatch: pytest.Mon
         "Only one plain sentence here.\nAnd then, “more”.",
     ]
     rows = [(f"row {i}", text) for i, text in enumerate(documents)]
-    monkeypatch.setattr(sources, "texts_of", lambda source: rows)
-    assert [e.x for e in prompts.read("hub:a/b")] == [
+    monkeypatch.setattr(continuation, "read_texts", lambda source: rows)
+    assert [e.x for e in TASK.read("hub:a/b")] == [
         "The ferry left an hour late. Nobody knew why it did.",
         "Only one plain sentence here.",
     ]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from latent_cot.tasks import embeddings
-from latent_cot.tasks.infilling import TASK, metrics, stories
+from latent_cot.tasks.infilling import TASK, metrics
+from latent_cot.tasks.infilling import task as stories
 from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
 
 

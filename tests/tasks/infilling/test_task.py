@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from latent_cot import tasks
 from latent_cot.tasks.common import share_of
-from latent_cot.tasks.infilling import stories
-from latent_cot.tasks.infilling.task import OWN_STORIES
-from latent_cot.types import DataRequest, Example, MeasuredTask, Rationale, UsageError, is_answer_given
+from latent_cot.tasks.infilling import TASK
+from latent_cot.tasks.infilling import task as stories
+from latent_cot.types import DataRequest, Example, Rationale, UsageError
 from tests.conftest import ROOT
 
-TASK = tasks.load("infilling")
+SHARES = ("train", "validation", "test")
 GLUCOSE = ROOT / ".." / "shared" / "data" / "roc-stories-glucose" / "stories.csv"
 STORY = ("Mara sowed beans.", "It did not rain.", "The soil was dry.", "She watered them at night.", "They grew tall.")
 
@@ -43,8 +42,8 @@ def test_the_parts_of_a_story(tmp_path: Path) -> None:
 
 
 def test_it_is_measured_with_the_ending_given() -> None:
-    assert isinstance(TASK, MeasuredTask)
-    assert is_answer_given(TASK)
+    assert TASK.is_measured
+    assert TASK.answer_given
     assert TASK.answer(Rationale((1,), (True,), (True, True), " They grew tall")) is None
 
 
@@ -70,16 +69,16 @@ def test_shares_of_a_file(tmp_path: Path) -> None:
     rows = [(f"Number {i}.", *STORY[1:]) for i in range(40)]
     again = ("Number 3.", *STORY[1:4], "They died.")
     path = table(tmp_path / "many.csv", *rows, again, ("Number 99.", *STORY[1:3], "Rain!", STORY[4]))
-    shares = stories.shares_of(path)
-    assert shares.left_out == 2
-    assert sum(map(len, shares[:3])) == 40
-    for share, examples in zip(("train", "validation", "test"), shares[:3], strict=True):
+    shares = {share: TASK.share(path, share) for share in SHARES}
+    assert len(TASK.read(path)) == 42
+    assert sum(map(len, shares.values())) == 40
+    for share, examples in shares.items():
         assert examples
         assert {share_of(example.question) for example in examples} == {share}
         assert [e.question for e in examples] == sorted(
             (e.question for e in examples), key=lambda q: int(q[7:9].strip("."))
         )
-    assert "They died." not in {example.answer for of in shares[:3] for example in of}
+    assert "They died." not in {example.answer for of in shares.values() for example in of}
 
 
 def test_a_file_is_trained_on_and_tested_with(tmp_path: Path) -> None:
@@ -98,17 +97,16 @@ def test_a_file_is_trained_on_and_tested_with(tmp_path: Path) -> None:
 
 def test_own_stories() -> None:
     """All can be used; enough for a smoke test."""
-    shares = stories.shares_of(OWN_STORIES)
-    assert [len(of) for of in shares[:3]] == [14, 3, 7]
-    assert shares.left_out == 0
-    assert TASK.split("test") == shares.test
+    assert [len(TASK.share(TASK.own, share)) for share in SHARES] == [14, 3, 7]
+    assert len(TASK.read(TASK.own)) == 24
+    assert TASK.split("test") == TASK.share(TASK.own, "test")
 
 
 @pytest.mark.skipif(not GLUCOSE.is_file(), reason="the stories of GLUCOSE are not here")
 def test_the_sizes_that_the_readme_gives() -> None:
-    shares = stories.shares_of(str(GLUCOSE))
+    sizes = [len(TASK.share(str(GLUCOSE), share)) for share in SHARES]
     text = (ROOT / "tasks" / "infilling" / "README.md").read_text()
-    counts = " | ".join(f"{n:,}" for n in (*map(len, shares[:3]), shares.left_out))
+    counts = " | ".join(f"{n:,}" for n in (*sizes, 1_769 - sum(sizes)))
     assert f"| 1,769 | {counts} |" in text
 
 
@@ -136,7 +134,7 @@ def test_a_file_without_the_columns(tmp_path: Path) -> None:
     ("request_", "message"),
     [
         (DataRequest(demonstrations=14, unlabelled=1, validation=1), "--data.demonstrations and --data.unlabelled"),
-        (DataRequest(demonstrations=2, unlabelled=2, validation=4), "has 3 stories for this, not 4"),
+        (DataRequest(demonstrations=2, unlabelled=2, validation=4), "has 3 different examples for this, not 4"),
         (DataRequest(demonstrations=1, unlabelled=-2, validation=1), "not -1"),
         (DataRequest(demonstrations=2, unlabelled=2, validation=1, options={"operands": "3"}), "no option 'operands'"),
     ],
@@ -155,5 +153,5 @@ def test_no_ending_no_prompt() -> None:
 def test_a_file_without_test_stories(tmp_path: Path) -> None:
     beginning = next(f"Number {i}." for i in range(99) if share_of(f"Number {i}. {STORY[1]} {STORY[2]}") == "train")
     path = table(tmp_path / "train.csv", (beginning, *STORY[1:]))
-    with pytest.raises(UsageError, match=r"train\.csv: none of its stories is one for tests"):
+    with pytest.raises(UsageError, match=r"train\.csv: no example of it is one for tests"):
         TASK.split(path)

@@ -11,7 +11,7 @@ import pytest
 from latent_cot.cli import main
 from latent_cot.config.settings import load_config
 from latent_cot.tasks.random_numbers import TASK
-from latent_cot.tasks.random_numbers.figures import METRICS, kl_from_uniform, read, read_leading, tv_from_uniform
+from latent_cot.tasks.random_numbers.figures import METRICS, kl_from_uniform, read, tv_from_uniform
 from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
 
 
@@ -52,7 +52,7 @@ def test_bounds_may_be_negative() -> None:
     ("text", "number"), [(" 7, or", 7), ("\n\n07\n", 7), ("1000", None), ("x 7", None), ("", None)]
 )
 def test_what_a_text_begins_with(text: str, number: int | None) -> None:
-    assert read_leading(text, 0, 100) == number
+    assert read(text, 0, 100, leading=True) == number
 
 
 def test_distances_by_hand() -> None:
@@ -152,7 +152,7 @@ def test_a_file_of_bounds(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"bounds\.jsonl:2: question 'nine'"):
         TASK.read(str(file))
     file.write_text('{"question": "0..9"}\n')
-    assert TASK.read(str(file)) == [TASK.example("0..9")]
+    assert [(e.x, e.question) for e in TASK.read(str(file))] == [(TASK.example("0..9").x, "0..9")]
 
 
 @pytest.mark.parametrize("method", ["gflownet", "sft"])

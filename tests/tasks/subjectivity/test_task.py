@@ -9,7 +9,7 @@ import pytest
 
 from latent_cot.tasks.common import drop_seen
 from latent_cot.tasks.subjectivity import TASK
-from latent_cot.types import DataRequest, SeedingTask, UsageError
+from latent_cot.types import DataRequest, UsageError
 from tests.conftest import ROOT
 
 ROWS = [{"text": f"sentence number {i} .", "label": i % 2} for i in range(20)]
@@ -34,7 +34,6 @@ def test_prompts() -> None:
     example = TASK.example("a good film .", "subjective")
     assert example.x == 'Classify this movie review as objective or subjective: "a good film ." This review is'
     assert example.y == ", so it is subjective"
-    assert isinstance(TASK, SeedingTask)
     assert TASK.seed_prompt(example) == f"{example.x} subjective because it is"
     assert TASK.posterior_prompt(example) == 'Why is this movie review subjective? "a good film ." This review is'
     assert TASK.example(example.x, "subjective") == example
@@ -69,7 +68,7 @@ def test_own_sentences() -> None:
     assert drop_seen(test, (*data.unlabelled, *data.validation))[1] == 0
     for part in (data.unlabelled, data.validation, test):
         assert sum(example.answer == "subjective" for example in part) == len(part) / 2
-    with pytest.raises(UsageError, match=r"--data\.unlabelled.*12 different sentences for this, not 13"):
+    with pytest.raises(UsageError, match=r"--data\.unlabelled.*12 different examples for this, not 13"):
         TASK.load(DataRequest(unlabelled=13))
 
 
@@ -108,8 +107,8 @@ def test_a_file_is_a_split(file: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"label": 1}', "'text' must be a sentence"),
-        ('{"text": 3, "label": 1}', "'text' must be a sentence"),
+        ('{"label": 1}', "the field 'text' is missing"),
+        ('{"text": 3, "label": 1}', "'text' must be a string"),
         ('{"text": "a film ."}', "'label' must be 0"),
         ('{"text": "a film .", "label": 2}', "'label' must be 0"),
         ('{"text": "a film .", "label": true}', "'label' must be 0"),

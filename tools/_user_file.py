@@ -1,0 +1,69 @@
+"""A user's own Python file, and the task or tool that a module defines."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from latent_cot.types import UsageError, did_you_mean
+
+
+def pick(
+    module: ModuleType, where: str, kind: Literal["task", "tool"], fits: Callable[[Any], bool], name: str | None = None
+) -> Any:
+    """The object of a module called `name`; else the one called `TASK` or `TOOL`; else the only public one that the
+    module itself defines and that `fits`. A class is made without arguments.
+
+    Raises UsageError, naming the file `where`, if it cannot be made or it is not clear which one is meant.
+    """
+    default = kind.upper()
+    known = [
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and getattr(value, "__module__", None) == module.__name__ and fits(value)
+    ]
+    if name is None:
+        name = default if hasattr(module, default) else known[0] if len(known) == 1 else None
+    if name is None:
+        raise UsageError(
+            f"{where}: defines {', '.join(known) or 'none'}, and no {default}; end the file with '{default} = ...', "
+            f"the {kind} that is meant (see {kind}s/README.md)"
+        )
+    if not hasattr(module, name):
+        raise UsageError(f"{where}: defines no {name!r}.{did_you_mean(name, known)}")
+    value = getattr(module, name)
+    try:
+        return value() if isinstance(value, type) else value
+    except Exception as error:  # the user's constructor may raise anything
+        raise UsageError(
+            f"{where}: {name}() failed: {type(error).__name__}: {error}; end the file with '{default} = {name}(...)'"
+        ) from error
+
+
+def run(path: Path) -> ModuleType:
+    """The module in a file. Its siblings are not put on `sys.path`.
+
+    Raises UsageError, naming file and line, for whatever stops it.
+    """
+    path = path.resolve()
+    # Two files of one name must not share a module; the stem is kept for tracebacks.
+    name = f"_latent_cot_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # the path ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything; say where
+        del sys.modules[name]
+        frames = traceback.extract_tb(error.__traceback__)
+        reached = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else reached[-1] if reached else 1
+        raise UsageError(f"{path}:{line}: {type(error).__name__}: {error}") from error
+    return module
