@@ -222,7 +222,7 @@ def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
         arguments = ["--config", str(tmp_path / "settings.yaml"), "--output-dir", str(folder)]
         assert main(["em", "--preset", "smoke", "--precision", "fp32", *arguments]) == 0
     base = weights.resolve(weights.DEFAULT_MODEL, offline=True)
-    snapshot(tmp_path / "hub", weights.ALIASES[weights.DEFAULT_MODEL].hub_id, base)
+    snapshot(tmp_path / "hub", weights.HUB_ID, base)
     target = tmp_path / "exported"
     assert main(["export", str(folder), str(target), "--reasoner", "q", *flags]) == 0
     outcomes = solve_here(folder, "q", "4-operands", N)
