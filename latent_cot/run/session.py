@@ -25,7 +25,7 @@ from latent_cot.methods.loop import Loop, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.model import weights
 from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
-from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
