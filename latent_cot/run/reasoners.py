@@ -144,8 +144,11 @@ def load(source: Source, data: TaskData, console: Console) -> Loop:
 def loop_of(session: Session, source: Source, data: TaskData) -> Loop:
     """The loop of a source whose adapters are in the session's model already."""
     from latent_cot.methods.state import State
+    from latent_cot.run.session import state_in
 
-    trained = source.folder is not None and _is_model_trained(source.folder)
+    checkpoint = source.folder.latest() if source.folder is not None else None
+    # If all checkpoints were deleted, the run is taken to be complete.
+    trained = source.folder is not None if checkpoint is None else state_in(checkpoint).model_trained
     return session.loop(data, state=State(model_trained=trained))
 
 
@@ -164,11 +167,3 @@ def shown_data(source: Source, task: Task) -> TaskData:
 def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
     """What the reasoners were trained on: nothing, for a base model."""
     return [] if source.folder is None else [*data.demonstrations, *data.unlabelled]
-
-
-def _is_model_trained(folder: RunFolder) -> bool:
-    """Has an M-step changed p? If all checkpoints were deleted, the run is taken to be complete."""
-    from latent_cot.run.session import model_trained_in
-
-    checkpoint = folder.latest()
-    return True if checkpoint is None else model_trained_in(checkpoint)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -111,26 +111,19 @@ def open_session(
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped
 
-    model = loaded.model if loaded is not None and _same_model(loaded.config, config) else _load_model(config, console)
+    if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
+        model = loaded.model
+    else:
+        model = _load_model(config, console)
     lm = model.lm
-    if _has_prior(config):
+    if "prior" in saved_adapters(config):
         lm.add_prior()
     set_seed(config.seed)
     notes.append(model.note)
-    codec = TextCodec(
-        lm.tokenizer,
-        stop=task.stop,
-        allowed_characters=task.allowed_characters,
-        allows=task.allows if isinstance(task, AlphabetTask) else None,
-    )
-    rules = ChainRules(
-        codec,
-        chain_tools,
-        config.rollout.granularity,
-        task.step_delimiter,
-        config.rollout.min_tokens,
-        config.rollout.max_tokens,
-    )
+    allows = task.allows if isinstance(task, AlphabetTask) else None
+    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=task.allowed_characters, allows=allows)
+    r = config.rollout
+    rules = ChainRules(codec, chain_tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.unlabelled, *data.validation], rules.max_tokens)
@@ -161,12 +154,18 @@ class Running:
         on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     ) -> None:
         if resume and checkpoint is None and (folder.path / "results.json").exists():
-            _refuse_finished(folder.path)
+            raise UsageError(  # it would begin anew, over its own results
+                f"{folder.path}: is finished, and its checkpoints are gone; restore them, or start again in another "
+                "--output-dir"
+            )
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
         self.session, self.folder, self.on_unit = session, folder, on_unit
         self._training = _digest(session.data)
         if checkpoint is not None and checkpoint.state.get("training", self._training) != self._training:
-            _refuse_other_data(session.config, checkpoint.path)
+            raise UsageError(
+                f"{checkpoint.path}: the training data are not those that this run began with; restore them "
+                f"({session.config.data.train_file or session.task.name}), or start again in another --output-dir"
+            )
         self.loop = _make_loop(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
         self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
@@ -207,15 +206,8 @@ class Running:
         """
         if time.monotonic() - self._saved < older_than:
             return
-        self.folder.save(
-            {
-                **self.loop.state_dict(),
-                "resources": self._cost(),
-                "turn": turn,
-                "training": self._training,
-            },
-            lambda target: _write_state(self.loop, target),
-        )
+        position = {**self.loop.state_dict(), "resources": self._cost(), "turn": turn, "training": self._training}
+        self.folder.save(position, lambda target: _write_state(self.loop, target))
         self._saved = time.monotonic()
 
     def stop(self, *, turn: int | None = None) -> None:
@@ -251,7 +243,8 @@ class Running:
     def _begin_after(self, path: Path) -> None:
         """Take over another run's state after round 0, and its log and costs; nothing, if none was kept, or one of
         other training data, which this run's own will replace."""
-        if not (path / "config.yaml").exists() or (kept := (folder := RunFolder.open(path)).latest()) is None:
+        folder = RunFolder.open(path) if (path / "config.yaml").exists() else None
+        if folder is None or (kept := folder.latest()) is None:
             return
         if kept.state.get("training", self._training) != self._training:
             self.folder.log("note", text=f"Round 0 is done again: that in {path} is of other training data.")
@@ -339,14 +332,12 @@ def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tup
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """PEFT's configuration of an adapter."""
-    targets: str | list[str] = settings.target_modules
-    if targets != "all-linear":
-        targets = [name.strip() for name in settings.target_modules.split(",")]
+    targets = settings.target_modules
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
         task_type="CAUSAL_LM",
     )
 
@@ -358,8 +349,7 @@ def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
     if torch.cuda.is_available():
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        able = any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+        able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return (torch.bfloat16, "the hardware has bf16") if able else (torch.float32, "the hardware has no bf16")
 
 
@@ -381,13 +371,10 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
     model, tokenizer = weights.load_model_and_tokenizer(
         folder, dtype=precision, trust_remote_code=config.trust_remote_code
     )
+    checkpointing = config.gradient_checkpointing
     try:
         lm = LanguageModel(
-            model,
-            tokenizer,
-            lora_config(config.lora),
-            accelerator,
-            gradient_checkpointing=config.gradient_checkpointing,
+            model, tokenizer, lora_config(config.lora), accelerator, gradient_checkpointing=checkpointing
         )
     except ValueError as error:  # PEFT: a target module the model does not have
         if "checkpointing" in str(error):
@@ -407,46 +394,13 @@ def state_in(checkpoint: Checkpoint) -> State:
         ) from error
 
 
-def model_trained_in(checkpoint: Checkpoint) -> bool:
-    """Whether an M-step had changed p. A run of another version can be read, if not gone on with."""
-    try:
-        return bool(checkpoint.state["loop"]["model_trained"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version for this run"
-        ) from error
-
-
-def _same_model(a: RunConfig, b: RunConfig) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in MODEL_SETTINGS)
-
-
 def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     if checkpoint is None:
         return session.loop()
-    loop = session.loop(
-        state=state_in(checkpoint),
-        restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
-    )
+    loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
     loop.load_state_dict(checkpoint.state)
     _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
     return loop
-
-
-def _refuse_finished(path: Path) -> NoReturn:
-    """Without a checkpoint it would begin anew, over its own results."""
-    raise UsageError(
-        f"{path}: is finished, and its checkpoints are gone; restore {path / 'checkpoints'}, or start a new run in "
-        "another --output-dir"
-    )
-
-
-def _refuse_other_data(config: RunConfig, checkpoint: Path) -> NoReturn:
-    file = f" ({config.data.train_file})" if config.data.train_file else ""
-    raise UsageError(
-        f"{checkpoint}: the training data are not those that this run began with; restore them{file}, or start again "
-        "in another --output-dir"
-    )
 
 
 def _digest(data: TaskData) -> str:
@@ -455,13 +409,10 @@ def _digest(data: TaskData) -> str:
     return digest([number, e.x, e.y, e.z, e.answer] for number, part in enumerate(parts) for e in part)
 
 
-def _has_prior(config: RunConfig) -> bool:
-    return config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
-
-
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
-    return (*ADAPTERS, "prior") if _has_prior(config) else ADAPTERS
+    has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
+    return (*ADAPTERS, "prior") if has_prior else ADAPTERS
 
 
 def _read_adapters(lm: LanguageModel, source: Path, adapters: Sequence[Weights]) -> None:
@@ -490,10 +441,6 @@ def _describe(session: Session) -> dict[str, Any]:
         "model_source": dict(session.model.source),
         "seed": c.seed,
         "q_sees": c.q_sees,
-        "decoding": {
-            "max_tokens": c.evaluation.max_tokens,
-            "votes": c.evaluation.votes,
-            "temperature": c.evaluation.temperature,
-        },
+        "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},
         "questions": {split: fingerprint(examples) for split, examples in session.tests.items()},
     }

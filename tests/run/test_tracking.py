@@ -282,8 +282,7 @@ def test_a_tracker_that_does_not_start(
 
 
 def test_a_models_text_is_no_markup() -> None:
-    table = tracking.Table("round1/e_step/rationales", [(1, 2, "1 + 1", HOSTILE, -1.0, 1)])
-    html = markdown_to_safe_html(tracking._markdown(table))
+    html = markdown_to_safe_html(tracking._markdown([(1, 2, "1 + 1", HOSTILE, -1.0, 1)]))
     assert "<script" not in html and "<a " not in html and "<h1" not in html and "\x1b" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html, "shown as it is"
 
