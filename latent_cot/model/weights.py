@@ -159,11 +159,10 @@ def _has_weights(folder: Path) -> bool:
     """Are all the safetensors files there? An index names the shards of a model in several files."""
     if (folder / "model.safetensors").is_file():
         return True
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
         return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    return False
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -71,28 +71,26 @@ def run_in_turns(
 def check_model(configs: Sequence[RunConfig]) -> None:
     """Raises UsageError, naming the settings, if the tasks ask for different models or adapters."""
     for config in configs[1:]:
-        found = [one for one in differences(configs[0], config) if one[0].split(".")[0] in MODEL_SETTINGS]
-        if found:
-            _refuse_difference("models or adapters", configs[0], config, found)
+        if any(getattr(config, name) != getattr(configs[0], name) for name in MODEL_SETTINGS):
+            _refuse_difference("models or adapters", configs[0], config, MODEL_SETTINGS)
 
 
 def check_phases(loops: Sequence[Loop]) -> None:
     """Raises UsageError, naming the settings, if the phases of the tasks differ."""
-    first = loops[0]
     for loop in loops[1:]:
-        if loop.phases != first.phases:
-            names = ("method", "q_sees", "rounds", "every_round", "fine_tune")
-            found = [
-                (path, left, right)
-                for path, left, right in differences(first.config, loop.config)
-                if path.rpartition(".")[2] in names or (path == "e_step.steps" and 0 in (left, right))
-            ]
-            _refuse_difference("phases", first.config, loop.config, found)
+        if loop.phases != loops[0].phases:
+            names = ("method", "q_sees", "rounds", "every_round", "fine_tune", "e_step.steps")
+            _refuse_difference("phases", loops[0].config, loop.config, names)
 
 
-def _refuse_difference(what: str, a: RunConfig, b: RunConfig, found: Sequence[tuple[str, Any, Any]]) -> NoReturn:
+def _refuse_difference(what: str, a: RunConfig, b: RunConfig, names: Sequence[str]) -> NoReturn:
+    """`names`: of the settings, or of their sections, that can be the cause."""
     one, other = (Path(config.task).stem for config in (a, b))
-    which = ", ".join(f"{flag(path)} is {left} for {one} and {right} for {other}" for path, left, right in found)
+    which = ", ".join(
+        f"{flag(path)} is {left} for {one} and {right} for {other}"
+        for path, left, right in differences(a, b)
+        if not {path, path.split(".")[0], path.split(".")[-1]}.isdisjoint(names)
+    )
     raise UsageError(
         f"--task: {one} and {other} have different {what} in their own settings ({which}); give one value for all"
     )

@@ -156,9 +156,8 @@ class Running:
             )
         self.loop = _make_loop(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
-        self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
-        self._seconds: dict[str, float] = dict(self._spent["phases"])
-        self._started = self._saved = time.monotonic()
+        self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
+        self._lap = self._saved = time.monotonic()
         folder.mark("running")
         for note in [*session.notes, *warnings]:
             folder.log("note", text=note)
@@ -175,7 +174,8 @@ class Running:
         if found is None:
             return False
         (phase, info), unit = found, self.loop.state.unit
-        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + time.monotonic() - started
+        seconds = self._cost["phases"]
+        seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - started
         figures = {key: value for key, value in info.items() if key != "samples"}
         self.folder.log(phase.name, round=phase.round, unit=unit, **figures)
         place = {"round": phase.round, "phase": phase.name, "unit": unit}
@@ -193,7 +193,7 @@ class Running:
         """
         if time.monotonic() - self._saved < older_than:
             return
-        position = {**self.loop.state_dict(), "resources": self._cost(), "turn": turn, "training": self._training}
+        position = {**self.loop.state_dict(), "resources": self._spent(), "turn": turn, "training": self._training}
         self.folder.save(position, self._write)
         self._saved = time.monotonic()
 
@@ -213,7 +213,7 @@ class Running:
         if self.session.lm.processes.main:
             names = saved_adapters(self.session.config)
             self.folder.put_folders(names, lambda target: _write_adapters(self.session.lm, target, names))
-        results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
+        results = {**_describe(self.session), **self.loop.state.results(), "resources": self._spent()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
         return results
@@ -227,7 +227,7 @@ class Running:
                 if event["kind"] == "init":
                     folder.log(event["kind"], **event)
             after = replace(self.loop.state, phase=1, unit=0).to_json()
-            position = {"loop": after, "resources": self._cost(), "training": self._training}
+            position = {"loop": after, "resources": self._spent(), "training": self._training}
             folder.save(position, lambda target: _write_adapters(self.loop.lm, target, ADAPTERS))
 
     def _begin_after(self, path: Path) -> None:
@@ -241,18 +241,18 @@ class Running:
             return
         self.loop.state = state_in(kept)
         _read_adapters(self.loop.lm, kept.path, ADAPTERS)
-        self._spent = kept.state["resources"]
-        self._seconds = dict(self._spent["phases"])
+        self._cost = kept.state["resources"]
         self.folder.log("note", text=f"Round 0 is taken from {path}.")
         for event in folder.events():
             self.folder.log(event["kind"], **event)
 
-    def _cost(self) -> dict[str, Any]:
-        return {
-            "seconds": self._spent["seconds"] + time.monotonic() - self._started,
-            "phases": self._seconds,
-            "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak_memory_bytes()),
-        }
+    def _spent(self) -> dict[str, Any]:
+        """What the run has cost up to now, with what it had cost before it was resumed."""
+        now = time.monotonic()
+        self._cost["seconds"] += now - self._lap
+        self._lap = now
+        self._cost["peak_memory_bytes"] = max(self._cost["peak_memory_bytes"], peak_memory_bytes())
+        return self._cost
 
 
 def claim_folder(path: Path, config: RunConfig, processes: Processes, *, resume: bool) -> RunFolder:
