@@ -58,7 +58,7 @@ def _run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: 
         places[row, :size] = torch.tensor(trees[t].positions)[path]
         mask[row, :size] = 1
         where[offsets[t] + torch.tensor(path)] = row * longest + torch.arange(size)
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if not all(tree.gapless for tree in trees):
         inputs["position_ids"] = places  # only then: not every architecture takes them
     features = features_of(model, linear_head, **{name: value.to(model.device) for name, value in inputs.items()})

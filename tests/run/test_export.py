@@ -192,7 +192,7 @@ def test_the_cards_program_gives_the_runs_greedy_chains(
 def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Path, tiny_model_dir: Path) -> None:
     """p judges by itself what follows its chains, q leaves that to the base model."""
     (tmp_path / "parity.py").write_text(CANDIDATES_TASK)
-    settings = "init: base\nrollout: {granularity: token, tools: []}\nm_step: {steps: 8, learning_rate: 0.02}\n"
+    settings = "p_init: base\nrollout: {granularity: token, tools: []}\nm_step: {steps: 8, learning_rate: 0.02}\n"
     (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [test]}}\n")
     folder, target = tmp_path / "run", tmp_path / "exported"
     arguments = ["--task", str(tmp_path / "parity.py"), "--model", str(tiny_model_dir), "--output-dir", str(folder)]
