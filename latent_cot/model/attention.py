@@ -52,7 +52,8 @@ def lay_out(trees: FlatTrees, model: PreTrainedModel) -> torch.Tensor:
     for block in trees.blocks:
         mask = additive(block.attention[:, None].to(device), model.dtype)
         blocks.append(replace(block, queries=block.queries.to(device), keys=block.keys.to(device), attention=mask))
-    sign = torch.zeros(1, 1, 1, len(trees.input_ids), dtype=model.dtype, device=device)
+    # No numbers: a model that makes another mask of it is found out.
+    sign = torch.full((1, 1, 1, len(trees.input_ids)), torch.nan, dtype=model.dtype, device=device)
     sign.trees = replace(trees, blocks=blocks, cell_of=trees.cell_of.to(device))  # type: ignore[attr-defined]
     return sign
 
