@@ -10,14 +10,15 @@ from __future__ import annotations
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from latent_cot.config.schema import PolicyGradientConfig, RunConfig
 from latent_cot.methods.examined import tells_right
-from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
@@ -56,17 +57,19 @@ class PolicyGradient(Loop):
     kl_in_loss: bool
     """Whether the KL to p is a term of the loss, and not part of the reward."""
 
-    def plan(self) -> list[Phase]:
-        fine_tuning = ("draw", "m_step") if self.settings.fine_tune else ()
-        return [
-            *self.round(0, "init"),
-            *self.round(1, "diagnose_before", "policy", "diagnose", *fine_tuning, last=True),
-        ]
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        yield from self.diagnose_before(1)
+        yield from self.policy(1)
+        yield from self.diagnose(1)
+        if self.settings.fine_tune:
+            yield from self.draw(1)
+            yield from self.m_step(1)
+        yield from self.evaluate(1)
 
-    def jobs(self) -> Mapping[str, Job]:
-        return {**super().jobs(), "policy": Job(self.policy, lambda _: self.settings.steps)}
-
-    def policy(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: self.settings.steps)
+    def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
         c, e = self.settings, self.config.e_step
         optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)

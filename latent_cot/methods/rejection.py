@@ -11,12 +11,13 @@ got wrong.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from latent_cot.config.schema import MStepConfig
-from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.loop import Loop
 from latent_cot.methods.m_step import epoch_batch
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 
@@ -24,25 +25,28 @@ from latent_cot.methods.state import Info, Phase, WeightedRationale
 class Rejection(Loop):
     """p is the only model. The adapter q, which is not needed, holds what each round fine-tunes."""
 
-    def plan(self) -> list[Phase]:
-        rounds = self.config.rejection.rounds
-        phases = self.round(0, "init")
-        for number in range(1, rounds + 1):
-            phases += self.round(number, "sample", "m_step", last=number == rounds)
-        return phases
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        for number in range(1, self.rounds + 1):
+            yield from self.sample(number)
+            yield from self.m_step(number)
+            yield from self.evaluate(number)
 
-    def jobs(self) -> Mapping[str, Job]:
-        return {**super().jobs(), "sample": Job(self.sample, lambda _: len(self._batches))}
+    @property
+    def rounds(self) -> int:
+        return self.config.rejection.rounds
 
     @property
     def model_step(self) -> MStepConfig:
         return replace(self.config.m_step, steps=self.config.rejection.steps)
 
-    def sample(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: len(self._batches))
+    def sample(self, at: Phase) -> Iterator[Info]:
         """Chains from p, a batch a unit, over all training questions in random order, again and again."""
         c = self.config.rejection
         if self.state.unit == 0:
-            if phase.round == 1:
+            if at.round == 1:
                 self._set_start()
             self.state.drawn = self._demonstrated if c.demonstrations else []
         for unit in range(self.state.unit, len(self._batches)):
@@ -64,10 +68,9 @@ class Rejection(Loop):
             share = {"accuracy": right / len(members)} if self.tells_right else {}
             yield {"drawn": len(members), "kept": len(self.state.drawn), **share}
 
-    def start(self, phase: Phase) -> None:
+    def start_model(self) -> None:
         """An M-step fine-tunes the starting point, not the last p."""
-        super().start(phase)
-        if phase.name == "m_step" and self.state.drawn and self.config.rejection.start != "last":
+        if self.state.drawn and self.config.rejection.start != "last":
             self.lm.copy_adapter("q", "p")
 
     def _set_start(self) -> None:

@@ -10,14 +10,15 @@ part in this.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from latent_cot.config.schema import MStepConfig, RunConfig
 from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import m_step
-from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.loop import Loop
 from latent_cot.methods.m_step import Target
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
@@ -33,8 +34,11 @@ class SFT(Loop):
     question, and answers so. Without validation questions there is no early stopping: the last p is kept.
     """
 
-    def plan(self) -> list[Phase]:
-        return [*self.round(0, "init"), *self.round(1, "fit", last=True)]
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        yield from self.fit(1)
+        yield from self.evaluate(1)
 
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
@@ -52,17 +56,15 @@ class SFT(Loop):
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         return None if self.answers_at_once else super().sampler_of(reasoner)
 
-    def jobs(self) -> Mapping[str, Job]:
-        return {**super().jobs(), "fit": Job(self.fit, self._fit_units)}
-
-    def fit(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: self._fit_units)
+    def fit(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
         c, step_config = self.config.sft, self._step_config
         records = [WeightedRationale(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
         optimiser = self._new_optimiser("p", schedule, step_config.max_grad_norm)
-        while (unit := self.state.unit) < self._fit_units(phase):
+        while (unit := self.state.unit) < self._fit_units:
             figures: Info = {}
             for step in range(max(0, unit - 1) * c.check_every, min(unit * c.check_every, c.steps)):
                 figures = self._likelihood_step(
@@ -101,7 +103,8 @@ class SFT(Loop):
     def _held_out(self) -> Sequence[Example]:
         return self.data.validation[: self.config.sft.questions]
 
-    def _fit_units(self, phase: Phase) -> int:
+    @property
+    def _fit_units(self) -> int:
         """The checks there will be at most; those that were made, once it has stopped early."""
         c, checks = self.config.sft, self.state.checks
         most = 1 + -(-c.steps // c.check_every)

@@ -19,6 +19,7 @@ from latent_cot.methods import examined as examined_module
 from latent_cot.methods import loop as loop_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
+from latent_cot.methods.exploration import fill_buffer
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.scoring import Group, score
@@ -95,7 +96,7 @@ def test_the_buffers_seeds_are_rewarded_as_p_reads_them(lm: LanguageModel) -> No
     e_step = dataclasses.replace(CONFIG.e_step, buffer_tolerance=0.0)
     em = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, e_step=e_step))
     assert isinstance(em, em_module.EM)
-    em._fill_buffer()
+    fill_buffer(em.buffer, em)
     query, demonstration = em.query(em.questions[0]), em.demonstrations[0]
     (rewards,) = em.reward.of_prefixes([query.example], [Group(query.model_prompt, [demonstration], query.answer)])
     (stored,) = [one for one in em.buffer.stored(query.example.key) if one.rationale == demonstration]
