@@ -11,7 +11,7 @@ from latent_cot.config.schema import EStepConfig, EvaluationConfig, MStepConfig,
 from latent_cot.methods.loop import Loop, method_class
 from latent_cot.methods.state import State
 from latent_cot.model.lm import LanguageModel
-from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.session import saved_adapters

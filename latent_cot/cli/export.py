@@ -81,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
     folder.build(loop, reasoner, base, description, target, merge=options.merge, hub_name=options.push)
     written = {"folder": str(target), "reasoner": reasoner, "merged": options.merge, "base_model": base.name}
     say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")
-    if missing := [tool.name for tool in description.tools if tool.is_left_to_write]:
+    if missing := [tool["name"] for tool in description["tools"] if tool["is_left_to_write"]]:
         why = "the tool has no `portable` form (docs/exporting.md)"
         say(console, f"The card's program lacks {', '.join(missing)}: {why}")
     say(console, f"How to use it, and what it can do: {target / 'README.md'}")

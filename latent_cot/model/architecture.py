@@ -10,73 +10,64 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from latent_cot.model import attention
-from latent_cot.model.tree import TokenTree, flatten, linear_paths, pack
+from latent_cot.model.tree import TokenTree, flatten, linear_paths
 
-Trees = Literal["flat", "padded", "paths"]
+Trees = Literal["flat", "masked", "paths"]
 
 
-def run_flat(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
-    """(nodes, H) hidden states, or logits, at the nodes of `trees`, run one behind the other."""
+def run_trees(
+    model: PreTrainedModel, trees: Sequence[TokenTree], kind: Trees = "flat", *, linear_head: bool
+) -> torch.Tensor:
+    """(nodes, H) hidden states, or logits, at the nodes of `trees`, run in one of the ways of `Capabilities.trees`."""
+    if kind == "paths":
+        return _run_paths(model, trees, linear_head)
     device = model.device
     batch = flatten(trees)
+    if kind == "flat":
+        mask = attention.lay_out(batch, model)
+    else:
+        mask = attention.additive(batch.visible()[None, None].to(device), model.dtype)
     features = features_of(
         model,
         linear_head,
         input_ids=batch.input_ids[None].to(device),
         position_ids=batch.position_ids[None].to(device),
-        attention_mask=attention.lay_out(batch, model),
+        attention_mask=mask,
     )
     return features[0].index_select(0, batch.rows.to(device))
 
 
-def run_padded(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
-    """(nodes, H) hidden states, or logits, at the nodes of `trees`, each a row under its ancestor mask."""
-    device = model.device
-    batch = pack(trees)
-    features = features_of(
-        model,
-        linear_head,
-        input_ids=batch.input_ids.to(device),
-        position_ids=batch.position_ids.to(device),
-        attention_mask=attention.additive(batch.attention.to(device), model.dtype),
-    )
-    return features.flatten(0, 1).index_select(0, batch.rows.to(device))
-
-
-def run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], *, linear_head: bool) -> torch.Tensor:
+def _run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: bool) -> torch.Tensor:
     """(nodes, H) hidden states, or logits, at the nodes of `trees`, each leaf's path run by itself."""
-    device = model.device
     paths = linear_paths(trees)
+    offsets = [sum(map(len, trees[:t])) for t in range(len(trees) + 1)]
     longest = max(len(path) for _, path in paths)
-    input_ids = torch.zeros(len(paths), longest, dtype=torch.long)
-    mask, position_ids = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-    offsets = [0]
-    for tree in trees:
-        offsets.append(offsets[-1] + len(tree))
-    where: dict[int, int] = {}
+    ids, places = (torch.zeros(len(paths), longest, dtype=torch.long) for _ in range(2))
+    mask = torch.zeros_like(ids)
+    where = torch.empty(offsets[-1], dtype=torch.long)
     for row, (t, path) in enumerate(paths):
-        input_ids[row, : len(path)] = torch.tensor([trees[t].tokens[node] for node in path])
-        position_ids[row, : len(path)] = torch.tensor([trees[t].positions[node] for node in path])
-        mask[row, : len(path)] = 1
-        for column, node in enumerate(path):
-            where.setdefault(offsets[t] + node, row * longest + column)
-    arguments = {"input_ids": input_ids, "attention_mask": mask}
+        size = len(path)
+        ids[row, :size] = torch.tensor(trees[t].tokens)[path]
+        places[row, :size] = torch.tensor(trees[t].positions)[path]
+        mask[row, :size] = 1
+        where[offsets[t] + torch.tensor(path)] = row * longest + torch.arange(size)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if not all(tree.gapless for tree in trees):
-        arguments["position_ids"] = position_ids  # only then: not every architecture takes them
-    features = features_of(model, linear_head, **{name: value.to(device) for name, value in arguments.items()})
-    index = torch.tensor([where[node] for node in range(offsets[-1])], device=features.device)
-    return features.flatten(0, 1)[index]
+        inputs["position_ids"] = places  # only then: not every architecture takes them
+    features = features_of(model, linear_head, **{name: value.to(model.device) for name, value in inputs.items()})
+    return features.flatten(0, 1)[where.to(features.device)]
 
 
-def features_of(model: PreTrainedModel, linear_head: bool, **arguments: torch.Tensor) -> torch.Tensor:
-    output = model.base_model(use_cache=False, **arguments) if linear_head else model(use_cache=False, **arguments)
+def features_of(model: PreTrainedModel, linear_head: bool, *, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
+    """(B, n, H) hidden states of the last layer or, without a linear head, (B, n, V) logits."""
+    output = (model.base_model if linear_head else model)(use_cache=use_cache, **inputs)
     features: torch.Tensor = output.last_hidden_state if linear_head else output.logits
     return features
 
@@ -89,9 +80,9 @@ class Capabilities:
     """Its logits are its output embedding times its last hidden state (no soft-capping, no scaling), so
     that logits can be computed for some rows and some tokens only."""
     trees: Trees
-    """How token trees are run. `flat`: one behind the other, without padding, by an attention function of our
-    own (attention.py). `padded`: side by side, where the model honours a four-dimensional attention mask and
-    position ids. `paths`: each path of a tree by itself: slower, the same numbers."""
+    """How token trees are run. `flat`: one behind the other, by an attention function of our own (attention.py).
+    `masked`: likewise, where the model honours a four-dimensional attention mask and position ids: a score is computed
+    for every pair of nodes. `paths`: each path of a tree by itself: slower, the same numbers."""
     cache_argument: str
     """The name its forward pass gives the key-value cache."""
     window: int | None
@@ -113,31 +104,33 @@ class Capabilities:
         trunk = tree.extend(-1, tokens[:4])
         tree.extend(trunk[-1], tokens[4:6])
         tree.extend(trunk[1], tokens[6:9])
-        expected = run_paths(model, [tree], linear_head=False)
+        expected = run_trees(model, [tree], "paths", linear_head=False)
 
         linear_head = False
         head = model.get_output_embeddings()
         if head is not None:
             try:
-                hidden = run_paths(model, [tree], linear_head=True)
+                hidden = run_trees(model, [tree], "paths", linear_head=True)
                 # The same numbers went into it: what soft-capping changes may be less than what bf16 rounds elsewhere.
                 linear_head = close(head(hidden), expected, tolerance=3e-3)
             except (AttributeError, TypeError, RuntimeError):
                 linear_head = False
         second = TokenTree()
         second.extend(-1, tokens[5:8])
-        trees: Trees = "paths"
-        expected = torch.cat([expected, run_paths(model, [second], linear_head=False)])
-        for kind, run in (("padded", run_padded), ("flat", run_flat)):
-            if kind == "flat" and not attention.install(model):
-                continue
+        both = [tree, second]
+        expected = run_trees(model, both, "paths", linear_head=False)
+
+        def right(kind: Trees) -> bool:
             try:
-                if close(run(model, [tree, second], linear_head=False), expected):
-                    trees = cast("Trees", kind)
-                    continue
+                return close(run_trees(model, both, kind, linear_head=False), expected)
             except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-                pass
-            if kind == "flat":
+                return False
+
+        trees: Trees = "masked" if right("masked") else "paths"
+        if attention.install(model):
+            if right("flat"):
+                trees = "flat"
+            else:
                 attention.uninstall(model)
         parameters = inspect.signature(model.base_model.forward).parameters
         return cls(linear_head, trees, "cache" if "cache" in parameters else "past_key_values", _window(model))

@@ -10,8 +10,7 @@ transformers lets an attention function be registered by name; a model switches 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -26,31 +25,6 @@ from latent_cot.model.tree import FlatTrees
 NAME = "latent-cot-trees"
 # More scores than this are not written out, but left to torch's fused kernel, which makes a block of them at a time.
 _MOST_SCORES = 2**25
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """A `tree.Block` on the device."""
-
-    queries: torch.Tensor
-    keys: torch.Tensor
-    mask: torch.Tensor
-    """(R, 1, Q, K), added to the scores."""
-    own_keys: bool
-    """No key belongs to two rows, so that gradients need not be added up."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    blocks: Sequence[_Cells]
-    cell_of: torch.Tensor
-    """(N,) where each node is among the blocks' queries, block after block."""
-
-
-# The layout of the last forward pass over trees, and of the backward pass that follows it (gradient
-# checkpointing runs the forward pass again). A module-level variable, since an attention function is handed
-# nothing of ours that every architecture passes through, and the backward pass may run in another thread.
-_layout: _Layout | None = None
 
 
 def install(model: PreTrainedModel) -> bool:
@@ -68,19 +42,20 @@ def uninstall(model: PreTrainedModel) -> None:
 
 
 def lay_out(trees: FlatTrees, model: PreTrainedModel) -> torch.Tensor:
-    """Prepare a pass of `model` over `trees`. Returns the attention mask to call it with, (1, 1, 1, N).
+    """The attention mask, (1, 1, 1, N), with which to call `model` for a pass over `trees`.
 
-    A mask of four dimensions is handed on to the attention function as it is. One of a single row for N > 1
-    queries makes no sense to any other: it is the sign that the pass is over trees.
+    A mask of four dimensions is handed on to the attention function as it is. This one has the trees as an attribute
+    `trees`, on the model's device, each block's `attention` a mask (R, 1, Q, K) to be added to the scores.
     """
-    global _layout
-    device, dtype = model.device, model.dtype
+    device = model.device
     blocks = []
     for block in trees.blocks:
-        mask = additive(block.attention[:, None].to(device), dtype)
-        blocks.append(_Cells(block.queries.to(device), block.keys.to(device), mask, own_keys=block.own_keys))
-    _layout = _Layout(blocks, trees.cell_of.to(device))
-    return torch.zeros(1, 1, 1, len(trees.input_ids), dtype=dtype, device=device)
+        mask = additive(block.attention[:, None].to(device), model.dtype)
+        blocks.append(replace(block, queries=block.queries.to(device), keys=block.keys.to(device), attention=mask))
+    # No numbers: a model that makes another mask of it is found out.
+    sign = torch.full((1, 1, 1, len(trees.input_ids)), torch.nan, dtype=model.dtype, device=device)
+    sign.trees = replace(trees, blocks=blocks, cell_of=trees.cell_of.to(device))  # type: ignore[attr-defined]
+    return sign
 
 
 def tree_attention(
@@ -94,17 +69,24 @@ def tree_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of query (1, H, N, D), key and value (1, H or fewer, N, D); returns (1, N, H, D)."""
-    nodes = query.shape[2]
     plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layout: FlatTrees | None = getattr(attention_mask, "trees", None)
     if beginning_of(key) is not None:
         scores = 0 if attention_mask is None else query[..., 0].numel() * attention_mask.shape[-1]
         if plain and attention_mask is not None and scores <= _MOST_SCORES and not dropout:
             return _attend_behind(query, key, value, attention_mask, scale).transpose(1, 2), None
         key, value = behind_beginning(key), behind_beginning(value)
-    if nodes == 1 and query.device.type == "cpu" and plain and attention_mask is not None and not dropout:
+    if (
+        query.shape[2] == 1
+        and layout is None
+        and query.device.type == "cpu"
+        and plain
+        and attention_mask is not None
+        and not dropout
+    ):
         return _attend_decoding(query, key, value, attention_mask, scale).transpose(1, 2), None
-    if _layout is None or nodes == 1 or attention_mask is None or attention_mask.shape[-2:] != (1, nodes):
+    if layout is None:
         output: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )[0]
@@ -113,20 +95,19 @@ def tree_attention(
         raise ValueError("attention with a soft cap, a position bias or sinks")
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
     outputs = []
-    for block in _layout.blocks:
+    for block in layout.blocks:
         # With a single block its queries, and perhaps its keys, are all nodes, each once.
-        inverse = _layout.cell_of if len(_layout.blocks) == 1 else None
+        inverse = layout.cell_of if len(layout.blocks) == 1 else None
         own = inverse if block.own_keys else None
         o = attend(
             _take(q, block.queries, inverse).transpose(1, 2),
             _take(k, block.keys, own).transpose(1, 2),
             _take(v, block.keys, own).transpose(1, 2),
-            block.mask,
+            block.attention,
             scale,
         )
         outputs.append(o.transpose(1, 2).flatten(0, 1))
-    cells = torch.cat(outputs)
-    return cells.index_select(0, _layout.cell_of)[None], None
+    return torch.cat(outputs).index_select(0, layout.cell_of)[None], None
 
 
 def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -188,8 +188,7 @@ def with_spare_columns(states: torch.Tensor) -> torch.Tensor:
     return states.as_strided((rows, heads, wide, size), states.stride(), states.storage_offset())
 
 
-def _larger(buffer: torch.Tensor, shown: torch.Tensor | None, rows: int, columns: int) -> torch.Tensor:
+def _larger(buffer: torch.Tensor, shown: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     larger = buffer.new_zeros(rows, buffer.shape[1], columns, buffer.shape[3])
-    if shown is not None and shown.numel():
-        larger[: shown.shape[0], :, : shown.shape[2]] = shown
+    larger[: shown.shape[0], :, : shown.shape[2]] = shown
     return larger

@@ -17,9 +17,11 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,9 +32,7 @@ from latent_cot.model.architecture import (
     close,
     features_of,
     is_half,
-    run_flat,
-    run_padded,
-    run_paths,
+    run_trees,
     some_tokens,
     table_of_positions,
 )
@@ -95,23 +95,28 @@ class LanguageModel:
             self.peft: PeftModel = get_peft_model(base, lora, adapter_name="p")
             self.peft.add_adapter("q", copy.deepcopy(lora))
         self.peft.eval()
-        if isinstance(cast("PreTrainedModel", self.peft.get_base_model()).get_output_embeddings(), LoraLayer):
+        self._base = cast("PreTrainedModel", self.peft.get_base_model())
+        if isinstance(self._base.get_output_embeddings(), LoraLayer):
             raise ValueError("the output layer cannot be adapted; leave it out")
         # Found once: going through all modules takes longer than the optimiser's step.
-        modules = self.peft.get_base_model().named_modules()
-        self._adapted: list[tuple[str, Any]] = [(name, m) for name, m in modules if isinstance(m, LoraLayer)]
-        self._refuse_unfit_layers()
-        self._weights: dict[Weights, dict[str, nn.Parameter]] = {
-            adapter: self._weights_of(adapter) for adapter in ADAPTERS
-        }
-        self._active: Weights | None = None
-        self._checkpointed: list[nn.Module] = []
-        if gradient_checkpointing:
-            self._checkpointed = _checkpoint_layers(cast("PreTrainedModel", self.peft.get_base_model()))
-        self._prepare_copies()
-        for _, layer in self._adapted:
+        self._adapted: list[tuple[str, Any]] = [
+            (name, module) for name, module in self._base.named_modules() if isinstance(module, LoraLayer)
+        ]
+        for name, layer in self._adapted:
+            of_base = layer.get_base_layer()
+            if ".base_layer" in name or not isinstance(getattr(of_base, "weight", None), torch.Tensor):
+                raise ValueError(f"{name} is a {type(of_base).__name__}, which is no linear layer; name those that are")
             if isinstance(layer, LoraLinear):
                 lora_layer.fuse(layer)
+        self._weights: dict[Weights, dict[str, nn.Parameter]] = {name: self._weights_of(name) for name in ADAPTERS}
+        self._active: Weights | None = None
+        self._checkpointed = _checkpoint_layers(self._base) if gradient_checkpointing else []
+        for model in self._copies.values():
+            for name, _ in self._adapted:
+                packed = pack_linear(model.get_submodule(name))
+                if packed is not None:
+                    model.set_submodule(name, packed)
+            self._share_frozen(model)
 
     @property
     def device(self) -> torch.device:
@@ -177,9 +182,6 @@ class LanguageModel:
 
     def save_adapter(self, adapter: Weights, folder: Path) -> None:
         """Write it in PEFT's own format (`PeftModel.from_pretrained(base, folder)` loads it)."""
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
-
         folder.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(self.peft, adapter_name=adapter)
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
@@ -189,10 +191,6 @@ class LanguageModel:
 
     def load_adapter(self, adapter: Weights, folder: Path) -> None:
         """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
-        from peft import set_peft_model_state_dict
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         file = folder / "adapter_model.safetensors"
         try:
             state = load_file(file)
@@ -200,8 +198,6 @@ class LanguageModel:
             raise UsageError(f"{file}: no such file; {folder} holds no adapter") from error
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{file}: cannot be read ({error}); the file is damaged or was cut short") from error
-        from peft import get_peft_model_state_dict
-
         own = get_peft_model_state_dict(self.peft, adapter_name=adapter)
         shapes = {name: tuple(weight.shape) for name, weight in own.items()}
         theirs = {name: tuple(weight.shape) for name, weight in state.items()}
@@ -233,7 +229,7 @@ class LanguageModel:
         self._fresh.discard(adapter)
         self._switch_training(True, dropout=dropout)
         try:
-            yield cast("PreTrainedModel", self.peft.get_base_model())
+            yield self._base
         finally:
             self._switch_training(False, dropout=False)
             self._fresh.discard(adapter)
@@ -242,7 +238,7 @@ class LanguageModel:
     def without_adapters(self) -> Iterator[PreTrainedModel]:
         """The base model as it was before any training, for scoring."""
         with self.peft.disable_adapter():
-            yield cast("PreTrainedModel", self.peft.get_base_model())
+            yield self._base
         self._active = None  # PEFT has switched on the gradients of an adapter again
 
     @torch.no_grad()
@@ -317,25 +313,10 @@ class LanguageModel:
                 return False
         return close(found[1], found[0])
 
-    def _refuse_unfit_layers(self) -> None:
-        """Raises ValueError for an adapted module that is no layer with one weight, such as a mixture's experts."""
-        for name, layer in self._adapted:
-            base = layer.get_base_layer()
-            if ".base_layer" in name or not isinstance(getattr(base, "weight", None), torch.Tensor):
-                raise ValueError(f"{name} is a {type(base).__name__}, which is no linear layer; name those that are")
-
-    def _prepare_copies(self) -> None:
-        """Let the copies hold only the adapted weights themselves; all others are the base model's own."""
-        for model in self._copies.values():
-            for name, _ in self._adapted:
-                packed = pack_linear(model.get_submodule(name))
-                if packed is not None:
-                    model.set_submodule(name, packed)
-            self._share_frozen(model)
-
     def _share_frozen(self, model: PreTrainedModel) -> None:
+        """Let a copy hold only the adapted weights itself; all others are the base model's own."""
         adapted = {name for name, _ in self._adapted}
-        frozen = {name.replace(".base_layer.", "."): w for name, w in self.peft.get_base_model().named_parameters()}
+        frozen = {name.replace(".base_layer.", "."): w for name, w in self._base.named_parameters()}
         for name, weight in model.named_parameters():
             if name.removesuffix(".weight") not in adapted:
                 weight.data = frozen[name].data
@@ -347,7 +328,6 @@ class LanguageModel:
 
         For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
         """
-        linear_head = self.capabilities.linear_head
         if self.max_positions is not None:
             longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
             if longest > self.max_positions:
@@ -359,16 +339,11 @@ class LanguageModel:
         kind, window = self.capabilities.trees, self.capabilities.window
         if window is not None:
             # Some models count the columns of a row from each other, whatever its mask says of them.
-            lengths = [len(tree) if kind == "padded" else max(tree.positions, default=0) + 1 for tree in trees]
-            kind = "paths" if max(lengths, default=0) > window else kind
+            lengths = [len(tree) if kind == "masked" else max(tree.positions, default=0) + 1 for tree in trees]
+            longest = sum(lengths) if kind == "masked" else max(lengths, default=0)
+            kind = "paths" if longest > window else kind
         with self.accelerator.autocast():
-            match kind:
-                case "flat":
-                    return run_flat(model, trees, linear_head=linear_head)
-                case "padded":
-                    return run_padded(model, trees, linear_head=linear_head)
-                case "paths":
-                    return run_paths(model, trees, linear_head=linear_head)
+            return run_trees(model, trees, kind, linear_head=self.capabilities.linear_head)
 
     def logits(self, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         """(n, V), or (n, len(ids)), float32 logits at n hidden states: of all tokens, or of `ids` only."""
@@ -393,19 +368,14 @@ class LanguageModel:
 
         `attention_mask` (B, past + n) is 0 where padded, `position_ids` (B, n).
         """
-        arguments = {
+        inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "use_cache": True,
-            self.capabilities.cache_argument: cache,
         }
+        inputs[self.capabilities.cache_argument] = cache
         with self.accelerator.autocast():
-            if self.capabilities.linear_head:
-                features: torch.Tensor = model.base_model(**arguments).last_hidden_state
-            else:
-                features = model(**arguments).logits
-        return features[:, -1]
+            return features_of(model, self.capabilities.linear_head, use_cache=True, **inputs)[:, -1]
 
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""

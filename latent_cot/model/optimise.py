@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,6 +18,8 @@ from latent_cot.types import UsageError
 
 MAX_SKIPPED = 5
 """So many steps in a row without finite gradients are no accident."""
+
+STATE_FILE = "optimizer.pt"
 
 
 @dataclass(frozen=True)
@@ -92,3 +97,31 @@ class AdapterOptimiser:
                 f"start again with a lower learning rate (here {self.schedule.peak})"
             )
         return norm
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write its state as `STATE_FILE`."""
+    buffer = io.BytesIO()  # torch itself reports a full disk as a RuntimeError
+    torch.save(optimizer.state_dict(), buffer)
+    (folder / STATE_FILE).write_bytes(buffer.getvalue())
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Restore what `save_optimizer` wrote, bit for bit, into an optimiser over the same parameters.
+
+    Raises UsageError if the file is damaged, holds anything but tensors and numbers, or is another optimiser's.
+    """
+    file = folder / STATE_FILE
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        shapes = [list(weight.shape) for group in optimizer.param_groups for weight in group["params"]]
+        for index, entries in saved["state"].items():
+            if not all(value.ndim == 0 or list(value.shape) == shapes[index] for value in entries.values()):
+                raise ValueError(f"parameter {index} has another shape")
+        optimizer.load_state_dict(saved)
+    except (ValueError, IndexError) as error:
+        raise UsageError(
+            f"{file}: another optimiser's state ({error}); resume with the model and the --lora settings of the run"
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{file}: cannot be read ({error}); restore it, or start the run again") from error

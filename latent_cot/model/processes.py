@@ -58,12 +58,12 @@ class Processes:
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
         """Give each weight the sum of its gradients over the processes; none, if it has none in any of them."""
-        if self.count == 1:
+        if self._accelerator is None or self.count == 1:
             return
-        weights = list(weights)
+        weights, device = list(weights), self._accelerator.device
         there = torch.tensor([w.grad is not None for w in weights], dtype=weights[0].dtype)
-        parts = [(torch.zeros_like(w) if w.grad is None else w.grad).flatten().to(self._device) for w in weights]
-        flat = reduce(torch.cat([*parts, there.to(self._device)]), "sum")
+        parts = [(torch.zeros_like(w) if w.grad is None else w.grad).flatten().to(device) for w in weights]
+        flat = reduce(torch.cat([*parts, there.to(device)]), "sum")
         *gradients, found = flat.split([*(w.numel() for w in weights), len(weights)])
         for weight, gradient, n in zip(weights, gradients, found.tolist(), strict=True):
             weight.grad = gradient.view_as(weight).to(weight.device) if n else None
@@ -79,9 +79,3 @@ class Processes:
         """Until all are here."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
-
-    @property
-    def _device(self) -> torch.device:
-        assert self._accelerator is not None
-        device: torch.device = self._accelerator.device
-        return device

@@ -127,6 +127,14 @@ class FlatTrees:
     """(nodes,) long: the row's node that each tree's nodes are, tree after tree. The trees' common beginning
     is in the row only once."""
 
+    def visible(self) -> torch.Tensor:
+        """(N, N) bool: which nodes (columns) each node (rows) sees."""
+        seen = torch.zeros(len(self.input_ids), len(self.input_ids))
+        for block in self.blocks:  # padded entries repeat others, and add nothing
+            where = (block.queries[:, :, None], block.keys[:, None])
+            seen.index_put_(where, block.attention.float(), accumulate=True)
+        return seen > 0
+
 
 def flatten(trees: Sequence[TokenTree]) -> FlatTrees:
     """Lay trees one behind the other."""
@@ -246,42 +254,6 @@ def _trunk(tree: TokenTree) -> list[tuple[int, int]]:
     """(token, position) of a tree up to the node behind which it branches."""
     line = next((node for node, parent in enumerate(tree.parents) if parent != node - 1), len(tree))
     return list(zip(tree.tokens[:line], tree.positions[:line], strict=True))
-
-
-@dataclass(frozen=True)
-class PackedTrees:
-    """Several trees as one padded batch for a transformer."""
-
-    input_ids: torch.Tensor
-    """(R, L) long; 0 where padded."""
-    position_ids: torch.Tensor
-    """(R, L) long."""
-    attention: torch.Tensor
-    """(R, 1, L, L) bool; a padded position sees only itself."""
-    rows: torch.Tensor
-    """(nodes,) long: position of each tree's nodes, tree after tree, in the flattened (R * L)."""
-
-
-def pack(trees: Sequence[TokenTree]) -> PackedTrees:
-    """One row a tree."""
-    longest = max(len(tree) for tree in trees)
-    input_ids = np.zeros((len(trees), longest), dtype=np.int64)
-    position_ids = np.zeros_like(input_ids)
-    attention = np.zeros((len(trees), longest, longest), dtype=bool)
-    attention[:, np.arange(longest), np.arange(longest)] = True
-    rows = []
-    for r, tree in enumerate(trees):
-        size = len(tree)
-        input_ids[r, :size] = tree.tokens
-        position_ids[r, :size] = tree.positions
-        attention[r, :size, :size] = ancestor_mask(tree)
-        rows.append(r * longest + np.arange(size))
-    return PackedTrees(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(position_ids),
-        torch.from_numpy(attention)[:, None],
-        torch.from_numpy(np.concatenate(rows)),
-    )
 
 
 def micro_batches(trees: Sequence[TokenTree], max_tokens: int) -> list[list[int]]:

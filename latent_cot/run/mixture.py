@@ -13,11 +13,11 @@ same number, and where a process was killed between two saves, the ones before a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from latent_cot.config.schema import SECTIONS, RunConfig
+from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import differences, flag
 from latent_cot.methods.loop import Loop
 from latent_cot.run.run_folder import Checkpoint, RunFolder
@@ -71,44 +71,29 @@ def run_in_turns(
 def check_model(configs: Sequence[RunConfig]) -> None:
     """Raises UsageError, naming the settings, if the tasks ask for different models or adapters."""
     for config in configs[1:]:
-        found = [one for one in differences(configs[0], config) if one[0].split(".")[0] in MODEL_SETTINGS]
-        if found:
-            _refuse_difference("models or adapters", configs[0], config, found)
+        if any(getattr(config, name) != getattr(configs[0], name) for name in MODEL_SETTINGS):
+            _refuse_difference("models or adapters", configs[0], config, MODEL_SETTINGS)
 
 
 def check_phases(loops: Sequence[Loop]) -> None:
     """Raises UsageError, naming the settings, if the phases of the tasks differ."""
-    first = loops[0]
     for loop in loops[1:]:
-        if loop.phases != first.phases:
-            of_method = SECTIONS.get(loop.config.method)
-            settings = (
-                *("method", "q_sees", "rounds", "evaluation.every_round"),
-                *(f"{of_method}.{name}" for name in ("rounds", "fine_tune")),
-            )
-            found = [
-                (path, left, right)
-                for path, left, right in differences(first.config, loop.config)
-                if path in settings or (path == "e_step.steps" and 0 in (left, right))
-            ]
-            _refuse_difference("phases", first.config, loop.config, found)
+        if loop.phases != loops[0].phases:
+            names = ("method", "q_sees", "rounds", "every_round", "fine_tune", "e_step.steps")
+            _refuse_difference("phases", loops[0].config, loop.config, names)
 
 
-def _refuse_difference(what: str, a: RunConfig, b: RunConfig, found: Sequence[tuple[str, Any, Any]]) -> NoReturn:
-    names = [Path(config.task).stem for config in (a, b)]
+def _refuse_difference(what: str, a: RunConfig, b: RunConfig, names: Sequence[str]) -> NoReturn:
+    """`names`: of the settings, or of their sections, that can be the cause."""
+    one, other = (Path(config.task).stem for config in (a, b))
     which = ", ".join(
-        f"{flag(path)} is {left} for {names[0]} and {right} for {names[1]}" for path, left, right in found
+        f"{flag(path)} is {left} for {one} and {right} for {other}"
+        for path, left, right in differences(a, b)
+        if not {path, path.split(".")[0], path.split(".")[-1]}.isdisjoint(names)
     )
-    words = [_choice(path) if isinstance(left, bool) else flag(path) for path, left, _ in found]
     raise UsageError(
-        f"--task: {' and '.join(names)} have different {what} in their own settings ({which}); for all of them give "
-        f"{' and '.join(words)}"
+        f"--task: {one} and {other} have different {what} in their own settings ({which}); give one value for all"
     )
-
-
-def _choice(path: str) -> str:
-    section, dot, name = flag(path).rpartition(".")
-    return f"{flag(path)} or {section}{dot}no-{name}" if dot else f"{flag(path)} or --no-{name.removeprefix('--')}"
 
 
 def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint | None]]:
@@ -118,38 +103,25 @@ def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint
     Raises UsageError if there is more, and no such turn, or if all checkpoints of a part are damaged.
     """
     checkpoints = [list(folder.intact()) for folder in folders]
-    saved = [dict(_by_turn(of_one)) for of_one in checkpoints]
+    # Without those of a part that has gone on by itself: they have no turn.
+    saved = [{turn: one for one in of_one if (turn := one.state.get("turn")) is not None} for of_one in checkpoints]
     turn = max(set.intersection(*map(set, saved)), default=None)
     if turn is not None:
         return turn, [of_one[turn] for of_one in saved]
-    finished = [(folder.path / "results.json").exists() for folder in folders]
-    first_save = not all(checkpoints) and all(
+    first_save = all(
         int(one.path.name) == 1 and one.state.get("turn") is not None for of_one in checkpoints for one in of_one
     )
-    if first_save and not any(finished):
+    finished = any((folder.path / "results.json").exists() for folder in folders)
+    if first_save and not all(checkpoints) and not finished:
         return 0, [None for _ in folders]
-    parts = [
-        f"{folder.path.name}: {_described(of_one, len(there), done)}"
-        for folder, of_one, there, done in zip(folders, saved, checkpoints, finished, strict=True)
-    ]
-    raise UsageError(
-        f"{folders[0].path.parent}: its parts have no save in common to go on from ({'; '.join(parts)}). Restore "
-        "their checkpoints, or start again in another --output-dir"
+    found = "; ".join(
+        f"{folder.path.name}: {', '.join(f'turn {turn}' for turn in of_one) or 'none'}"
+        for folder, of_one in zip(folders, saved, strict=True)
     )
-
-
-def _described(saved: Mapping[int, Checkpoint], n: int, finished: bool) -> str:
-    turns = f"saved at turn {', '.join(map(str, sorted(saved)))}" if saved else ""
-    alone = "gone on with by itself" if n > len(saved) else ""
-    words = [word for word in ("finished" if finished else "", turns, alone) if word]
-    return ", ".join(words if n else [*words, "no checkpoint"])
-
-
-def _by_turn(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[int, Checkpoint]]:
-    """Without those of a part that has gone on by itself."""
-    for checkpoint in checkpoints:
-        if (turn := checkpoint.state.get("turn")) is not None:
-            yield turn, checkpoint
+    raise UsageError(
+        f"{folders[0].path.parent}: its parts have no save in common to go on from ({found}). Restore their "
+        "checkpoints, or start again in another --output-dir"
+    )
 
 
 def place(loop: Loop) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.rollout import too_long
 from latent_cot.tasks.common import name_of
-from latent_cot.types import Example, Rationale, Task, TaskData, Tool, UsageError
+from latent_cot.types import Example, Task, TaskData, Tool, UsageError
 
 
 def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
@@ -65,7 +65,13 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
 
     Raises UsageError for one that q could not write, and if none arrives.
     """
-    rationales = [_encoded(example, rules) for example in examples]
+    rationales = []
+    for example in examples:
+        try:
+            rationales.append(encode_rationale(example.z or "", rules))
+        except UsageError as error:
+            source = example.meta.get("source")
+            raise UsageError(f"{source}: {error}" if source else str(error)) from error
     if task.is_measured or task.has_own_reward or any(map(task.candidates, examples)):
         return []  # there is no answer to be read off a rationale
     answers = [task.answer(rationale) for rationale in rationales]
@@ -80,12 +86,3 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
             "`grade`, and at the examples' `z` and `answer`"
         )
     return [f"{len(wrong)} of {len(examples)} demonstrations do not arrive at their own answer: {first}."]
-
-
-def _encoded(example: Example, rules: ChainRules) -> Rationale:
-    """Raises UsageError, naming where it comes from, if q could not write this rationale."""
-    try:
-        return encode_rationale(example.z or "", rules)
-    except UsageError as error:
-        source = example.meta.get("source")
-        raise UsageError(f"{source}: {error}" if source else str(error)) from error

@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from latent_cot.run.session import Session
 
 
-_LISTED = 8
-"""Runs that are named when the one asked for is not there."""
-
-
 @dataclass(frozen=True)
 class Source:
     """What the user named: a run folder, or a base model."""
@@ -56,11 +52,11 @@ class Source:
         """Raises UsageError if it cannot answer."""
         if reasoner in self.reasoners:
             return
-        if self.folder is None:
-            raise UsageError(f"--reasoner {reasoner}: an untrained model has the reasoner p only")
         other = self.reasoners[0]
         why = f"a run of {self.config.method} answers with {other}"
-        if reasoner == "q" and self.config.q_sees == "question-and-answer":
+        if self.folder is None:
+            why = "an untrained model has the reasoner p only"
+        elif reasoner == "q" and self.config.q_sees == "question-and-answer":
             why = "in this run q sees the answer (--q-sees question-and-answer), so that it cannot be tested"
         raise UsageError(f"--reasoner {reasoner}: {why}; use {other}")
 
@@ -118,13 +114,11 @@ def _refuse_missing_folder(target: str, path: Path) -> None:
     """Raises UsageError where `target` can only be meant as a folder, and not as owner/name on the hub: by its form, or
     since there are runs beside it."""
     runs = sorted(file.parent.name for file in path.parent.glob("*/config.yaml")) if path.parent != Path() else []
-    if not runs and len(Path(target).parts) <= 2 and target[:1] not in ("", ".", "~", os.sep):
-        return
-    more = ", ..." if len(runs) > _LISTED else ""
-    there = f" (in {path.parent}: {', '.join(runs[:_LISTED])}{more})" if runs else ""
-    raise UsageError(
-        f"{target}: no such folder; give the --output-dir of a run{there}, or a model's name on the hub or folder"
-    )
+    if runs or len(path.parts) > 2 or target[:1] in ("", ".", "~", os.sep):
+        there = f" (in {path.parent}: {', '.join(runs[:8])}{', ...' if runs[8:] else ''})" if runs else ""
+        raise UsageError(
+            f"{target}: no such folder; give the --output-dir of a run{there}, or a model's name on the hub or folder"
+        )
 
 
 def load(source: Source, data: TaskData, console: Console) -> Loop:
@@ -144,8 +138,11 @@ def load(source: Source, data: TaskData, console: Console) -> Loop:
 def loop_of(session: Session, source: Source, data: TaskData) -> Loop:
     """The loop of a source whose adapters are in the session's model already."""
     from latent_cot.methods.state import State
+    from latent_cot.run.session import state_in
 
-    trained = source.folder is not None and _is_model_trained(source.folder)
+    checkpoint = source.folder.latest() if source.folder is not None else None
+    # If all checkpoints were deleted, the run is taken to be complete.
+    trained = source.folder is not None if checkpoint is None else state_in(checkpoint).model_trained
     return session.loop(data, state=State(model_trained=trained))
 
 
@@ -164,11 +161,3 @@ def shown_data(source: Source, task: Task) -> TaskData:
 def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
     """What the reasoners were trained on: nothing, for a base model."""
     return [] if source.folder is None else [*data.demonstrations, *data.unlabelled]
-
-
-def _is_model_trained(folder: RunFolder) -> bool:
-    """Has an M-step changed p? If all checkpoints were deleted, the run is taken to be complete."""
-    from latent_cot.run.session import model_trained_in
-
-    checkpoint = folder.latest()
-    return True if checkpoint is None else model_trained_in(checkpoint)

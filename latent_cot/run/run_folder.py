@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
@@ -118,20 +117,21 @@ class RunFolder:
         The lock is the kernel's: it ends with the process, however that ends. What a killed process left of
         a last line in the logs is cut off.
         """
-        self._refuse_links()
+        for name in (".lock", ".lock.pid", EVENTS, RATIONALES, "checkpoints"):
+            if (self.path / name).is_symlink():  # in a folder of somebody else's it may lead to a file of the user's
+                raise UsageError(f"{self.path / name}: a symbolic link, which is not written through; take it away")
         lock = FileLock(self.path / ".lock")
         owner = self.path / ".lock.pid"  # a file of its own: filelock may truncate the lock file
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            holder = "unknown"  # it has only just got the lock, or is about to end
-            with suppress(OSError):
-                holder = owner.read_text().strip()
-            raise UsageError(
-                f"{self.path}: in use by another process (pid {holder}); wait for it, or give another --output-dir"
-            ) from error
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
+        with _writing(self.path):
+            try:
+                lock.acquire(blocking=False)
+            except Timeout as error:
+                holder = "unknown"  # it has only just got the lock, or is about to end
+                with suppress(OSError):
+                    holder = owner.read_text().strip()
+                raise UsageError(
+                    f"{self.path}: in use by another process (pid {holder}); wait for it, or give another --output-dir"
+                ) from error
         try:
             with _writing(self.path):
                 owner.write_text(f"{os.getpid()} on {platform.node()}\n")
@@ -143,19 +143,11 @@ class RunFolder:
                 owner.unlink()
             lock.release()
 
-    def _refuse_links(self) -> None:
-        """A folder of somebody else's may have a link where something is written, to a file of the user's."""
-        for name in (".lock", ".lock.pid", EVENTS, RATIONALES, "checkpoints"):
-            if (self.path / name).is_symlink():
-                raise UsageError(f"{self.path / name}: a symbolic link, which is not written through; take it away")
-
     def mark(self, status: Status) -> None:
         """Write run.json: the status, and the versions and machine of this process. `started_at` stays."""
-        now = _now()
-        started = now
-        if (self.path / "run.json").exists():
-            with suppress(UsageError, KeyError, TypeError):
-                started = self.read_json("run.json")["started_at"]
+        started = now = _now()
+        with suppress(UsageError, KeyError, TypeError):
+            started = self.read_json("run.json")["started_at"]
         record = {"status": status, "seed": self.config.get("seed"), "started_at": started, "updated_at": now}
         self.write_json("run.json", {**record, **environment()})
 
@@ -199,10 +191,9 @@ class RunFolder:
             for number, line in enumerate(lines, 1):
                 if not line.endswith(b"\n"):
                     return
-                try:
+                event = None
+                with suppress(ValueError):
                     event = json.loads(line)
-                except ValueError:
-                    event = None
                 if not isinstance(event, dict):
                     raise UsageError(f"{file}, line {number}: no JSON object; take the line out")
                 yield event
@@ -262,20 +253,12 @@ class RunFolder:
         Args:
             write: makes folders of these names in the folder it is given.
         """
-        temporary = self.path / ".folders.tmp"
-        with _writing(self.path):
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-            try:
-                temporary.mkdir()
-                write(temporary)
-                for path in [*temporary.rglob("*"), temporary]:
-                    _fsync(path)
-                for name in names:
-                    shutil.rmtree(self.path / name, ignore_errors=True)
-                    os.replace(temporary / name, self.path / name)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-            _fsync(self.path)
+        with _scratch(self.path) as temporary:
+            write(temporary)
+            _sync(*temporary.rglob("*"), temporary)
+            for name in names:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+                os.replace(temporary / name, self.path / name)
 
     def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
         """Save a checkpoint and drop all but the newest two; returns its folder.
@@ -283,32 +266,22 @@ class RunFolder:
         On failure nothing is left of it, and the older ones are untouched.
 
         Args:
-            state: JSON with string keys; −inf, inf and NaN and the order of keys survive.
+            state: JSON with string keys; −inf, inf and NaN survive.
             write: stores the caller's files (tensors, adapters) in the folder it is given.
         """
         logs = [path for name in (EVENTS, RATIONALES) if (path := self.path / name).exists()]
         sizes = {path.name: path.stat().st_size for path in logs}
-        encoded = json.dumps({"log_sizes": sizes, "state": _encode(state)}, allow_nan=False).encode("ascii")
+        encoded = json.dumps({"log_sizes": sizes, "state": state})
         folder = self.path / "checkpoints"
-        number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
-        target, temporary = folder / f"{number:06d}", folder / f".{number:06d}.tmp"
-        with _writing(folder):
-            try:
-                for abandoned in folder.glob(".*.tmp"):  # by a process that was killed
-                    shutil.rmtree(abandoned)
-                temporary.mkdir(parents=True)
-                write(temporary)
-                (temporary / "state.json").write_bytes(encoded)
-                paths = sorted(path for path in temporary.rglob("*") if path.is_file())
-                files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in paths}
-                (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2))
-                for path in [*temporary.rglob("*"), temporary, *logs]:
-                    _fsync(path)
-                os.replace(temporary, target)
-                _fsync(folder)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+        target = folder / f"{max((int(path.name) for path in self._checkpoints()), default=0) + 1:06d}"
+        with _scratch(folder) as temporary:
+            write(temporary)
+            (temporary / "state.json").write_bytes(encoded.encode("ascii"))
+            paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+            files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in paths}
+            (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2))
+            _sync(*temporary.rglob("*"), temporary, *logs)
+            os.replace(temporary, target)
         for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target
@@ -323,16 +296,14 @@ class RunFolder:
     def intact(self) -> Iterator[Checkpoint]:
         """The intact checkpoints, newest first; raises as `latest` does."""
         damages: list[str] = []
-        found = False
         for path in reversed(self._checkpoints()):
             try:
                 saved = _read_checkpoint(path)
-            except _DamagedError as damage:
+            except UsageError as damage:
                 damages.append(str(damage))
             else:
-                found = True
                 yield Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
-        if damages and not found:
+        if damages and len(damages) == len(self._checkpoints()):
             raise UsageError(
                 f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. Restore the files, or start "
                 "again in another --output-dir"
@@ -358,8 +329,8 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first, damaged ones included."""
-        folders = (path for path in (self.path / "checkpoints").glob("[0-9]*") if path.name.isdecimal())
-        return sorted(folders, key=lambda path: int(path.name))
+        folders = (self.path / "checkpoints").glob("[0-9]*")
+        return sorted((path for path in folders if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
 class Follower(RunFolder):
@@ -389,13 +360,9 @@ def environment() -> dict[str, Any]:
     """Versions and machine of this process, as JSON."""
     import torch  # here: it takes seconds
 
-    packages = ("torch", "transformers", "peft", "accelerate")
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
     return {
-        "versions": {
-            "latent_cot": __version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
-        },
+        "versions": {"latent_cot": __version__, "python": platform.python_version(), **versions},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
@@ -418,32 +385,8 @@ def _json_text(value: Any) -> str:
     return json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-# Rewards of −inf are part of a run's state, so that there non-finite numbers are kept: {"$float": "-inf"}.
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$float": str(value)}
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str) or key == "$float":
-                raise TypeError(f"a checkpoint's state cannot have the key {key!r}")
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    return float(value["$float"]) if "$float" in value else value
-
-
-class _DamagedError(Exception):
-    """A checkpoint is not as it was written; the message names the file."""
-
-
 def _read_checkpoint(folder: Path) -> dict[str, Any]:
-    """`log_sizes` and `state`, once all files have been compared with the manifest."""
+    """`log_sizes` and `state`, once all files have been compared with the manifest. Raises UsageError for damage."""
     manifest = folder / "manifest.json"
     try:
         files = json.loads(manifest.read_bytes())["files"]
@@ -451,18 +394,16 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
             found = (folder / name).lstat()
             # A folder of somebody else's may name any file there is, one without an end too.
             if not stat.S_ISREG(found.st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
-                raise _DamagedError(f"{manifest} names {name}, which is no file of this checkpoint")
-            if found.st_size != expected["size"]:
-                raise _DamagedError(f"{folder / name} has {found.st_size} bytes, not {expected['size']}")
-            if _fingerprint(folder / name) != expected:
-                raise _DamagedError(f"{folder / name} has changed since it was written (its hash is wrong)")
+                raise UsageError(f"{manifest} names {name}, which is no file of this checkpoint")
+            if found.st_size != expected["size"] or _fingerprint(folder / name) != expected:
+                raise UsageError(f"{folder / name} has changed since it was written")
         if "state.json" not in files:
-            raise _DamagedError(f"{manifest} lacks state.json")
-        return json.loads((folder / "state.json").read_bytes(), object_hook=_decode)  # type: ignore[no-any-return]
+            raise UsageError(f"{manifest} lacks state.json")
+        return json.loads((folder / "state.json").read_bytes())  # type: ignore[no-any-return]
     except OSError as error:
-        raise _DamagedError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
+        raise UsageError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _DamagedError(f"{manifest} is broken") from error
+        raise UsageError(f"{manifest} is broken") from error
 
 
 def refuse_unless_free(path: Path) -> None:
@@ -481,16 +422,25 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise _cannot_write(path, error) from error
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
+        reason, remedy = ("the disk is full", "free space") if full else (str(error), "make it writable")
+        raise UsageError(
+            f"{path}: cannot be written ({reason}); {remedy} and go on with --resume, or give another --output-dir"
+        ) from error
 
 
-def _cannot_write(path: Path, error: OSError | SafetensorError) -> UsageError:
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
-    reason = "the disk is full" if full else str(error)
-    remedy = "free space" if full else "make it writable"
-    return UsageError(
-        f"{path}: cannot be written ({reason}); {remedy} and go on with --resume, or give another --output-dir"
-    )
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent`, to be moved away from there when it is complete: what is left of it goes."""
+    temporary = parent / ".new.tmp"
+    with _writing(parent):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync(parent)
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -498,44 +448,35 @@ def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
-        _fsync(temporary)
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
-    _fsync(path.parent)
+    _sync(path.parent)
 
 
-def _keep_lines(path: Path, size: int | None = None) -> int:
-    """Cut a log to the complete lines within its first `size` bytes; returns how many bytes those are."""
+def _keep_lines(path: Path, size: int = -1) -> int:
+    """Cut a log to the complete lines within its first `size` bytes (-1: all); returns how many bytes those are."""
     if not path.exists():
         return 0
     with path.open("r+b") as file:
-        length = file.seek(0, os.SEEK_END)
-        end = length if size is None else min(size, length)
-        while end:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            end = start + newline + 1
-            if newline >= 0:
-                break
-        if end < length:
-            file.truncate(end)
+        end = file.read(size).rfind(b"\n") + 1
+        file.truncate(end)
     return end
 
 
-def _fsync(path: Path) -> None:
-    """Have the kernel put a file, or the entries of a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
-            raise
-    finally:
-        os.close(descriptor)
+def _sync(*paths: Path) -> None:
+    """Have the kernel put files, or the entries of folders, on the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

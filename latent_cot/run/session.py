@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from latent_cot.methods.loop import Loop, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.model import weights
 from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
-from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
@@ -38,23 +38,16 @@ MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_
 """Sessions that agree in these can have the same model."""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A base model with its two adapters."""
-
-    lm: LanguageModel
-    source: Mapping[str, str]
-    """Where it came from."""
-    note: str
-    """A sentence on device and precision."""
-
-
 @dataclass
 class Session:
     """Everything a command needs, built from a configuration."""
 
     config: RunConfig
-    model: LoadedModel
+    lm: LanguageModel
+    model_source: Mapping[str, str]
+    """Where the base model came from."""
+    model_note: str
+    """A sentence on its device and precision."""
     task: Task
     data: TaskData
     tests: dict[str, list[Example]]
@@ -64,10 +57,6 @@ class Session:
     """For tests: chains may be longer."""
     notes: list[str]
     """Sentences the user should see."""
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self.model.lm
 
     def loop(self, data: TaskData | None = None, **arguments: Any) -> Loop:
         """The method's loop. `data`: other training examples than the session's own."""
@@ -111,31 +100,23 @@ def open_session(
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped
 
-    model = loaded.model if loaded is not None and _same_model(loaded.config, config) else _load_model(config, console)
-    lm = model.lm
-    if _has_prior(config):
+    if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
+        lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
+    else:
+        lm, source, note = _load_model(config, console)
+    if "prior" in saved_adapters(config):
         lm.add_prior()
     set_seed(config.seed)
-    notes.append(model.note)
-    codec = TextCodec(
-        lm.tokenizer,
-        stop=task.stop,
-        allowed_characters=task.allowed_characters,
-        allows=task.allows,
-    )
-    rules = ChainRules(
-        codec,
-        chain_tools,
-        config.rollout.granularity,
-        task.step_delimiter,
-        config.rollout.min_tokens,
-        config.rollout.max_tokens,
-    )
+    notes.append(note)
+    characters = task.allowed_characters
+    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=characters, allows=task.allows)
+    r = config.rollout
+    rules = ChainRules(codec, chain_tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.unlabelled, *data.validation], rules.max_tokens)
     check_lengths(lm.max_positions, codec, [one for split in tests.values() for one in split], test_rules.max_tokens)
-    return Session(config, model, task, data, tests, rules, test_rules, notes)
+    return Session(config, lm, source, note, task, data, tests, rules, test_rules, notes)
 
 
 class Running:
@@ -161,17 +142,22 @@ class Running:
         on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     ) -> None:
         if resume and checkpoint is None and (folder.path / "results.json").exists():
-            _refuse_finished(folder.path)
+            raise UsageError(  # it would begin anew, over its own results
+                f"{folder.path}: is finished, and its checkpoints are gone; restore them, or start again in another "
+                "--output-dir"
+            )
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
         self.session, self.folder, self.on_unit = session, folder, on_unit
         self._training = _digest(session.data)
         if checkpoint is not None and checkpoint.state.get("training", self._training) != self._training:
-            _refuse_other_data(session.config, checkpoint.path)
+            raise UsageError(
+                f"{checkpoint.path}: the training data are not those that this run began with; restore them "
+                f"({session.config.data.train_file or session.task.name}), or start again in another --output-dir"
+            )
         self.loop = _make_loop(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
-        self._spent: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
-        self._seconds: dict[str, float] = dict(self._spent["phases"])
-        self._started = self._saved = self._lap = time.monotonic()
+        self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
+        self._lap = self._saved = time.monotonic()
         folder.mark("running")
         for note in [*session.notes, *warnings]:
             folder.log("note", text=note)
@@ -183,17 +169,17 @@ class Running:
 
     def advance(self) -> bool:
         """Do a unit of work; returns False if there was none left."""
-        self._lap = time.monotonic()
+        started = time.monotonic()
         found = next(self._units, None)
         if found is None:
             return False
         (phase, info), unit = found, self.loop.state.unit
-        self._seconds[phase.name] = self._seconds.get(phase.name, 0.0) + time.monotonic() - self._lap
+        seconds = self._cost["phases"]
+        seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - started
         figures = {key: value for key, value in info.items() if key != "samples"}
         self.folder.log(phase.name, round=phase.round, unit=unit, **figures)
-        self.folder.append_rationales(
-            {"round": phase.round, "phase": phase.name, "unit": unit, **sample} for sample in info.get("samples", ())
-        )
+        place = {"round": phase.round, "phase": phase.name, "unit": unit}
+        self.folder.append_rationales({**place, **sample} for sample in info.get("samples", ()))
         self.on_unit(self.loop, phase, info)
         if self.loop.state.phase == 0 and unit == self.loop.units(phase) and self._round_zero is not None:
             self._keep(self._round_zero)
@@ -207,16 +193,14 @@ class Running:
         """
         if time.monotonic() - self._saved < older_than:
             return
-        self.folder.save(
-            {
-                **self.loop.state_dict(),
-                "resources": self._cost(),
-                "turn": turn,
-                "training": self._training,
-            },
-            lambda target: _write_state(self.loop, target),
-        )
+        position = {**self.loop.state_dict(), "resources": self._spent(), "turn": turn, "training": self._training}
+        self.folder.save(position, self._write)
         self._saved = time.monotonic()
+
+    def _write(self, target: Path) -> None:
+        _write_adapters(self.session.lm, target, saved_adapters(self.session.config))
+        if self.loop.optimiser is not None:
+            save_optimizer(self.loop.optimiser.adam, target)
 
     def stop(self, *, turn: int | None = None) -> None:
         """Save everything; the run can go on another time."""
@@ -229,7 +213,7 @@ class Running:
         if self.session.lm.processes.main:
             names = saved_adapters(self.session.config)
             self.folder.put_folders(names, lambda target: _write_adapters(self.session.lm, target, names))
-        results = {**_describe(self.session), **self.loop.state.results(), "resources": self._cost()}
+        results = {**_describe(self.session), **self.loop.state.results(), "resources": self._spent()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
         return results
@@ -242,34 +226,33 @@ class Running:
             for event in self.folder.events():
                 if event["kind"] == "init":
                     folder.log(event["kind"], **event)
-            after = replace(self.loop.state, phase=1, unit=0)
-            folder.save(
-                {"loop": after.to_json(), "resources": self._cost(), "training": self._training},
-                lambda target: _write_adapters(self.loop.lm, target, ADAPTERS),
-            )
+            after = replace(self.loop.state, phase=1, unit=0).to_json()
+            position = {"loop": after, "resources": self._spent(), "training": self._training}
+            folder.save(position, lambda target: _write_adapters(self.loop.lm, target, ADAPTERS))
 
     def _begin_after(self, path: Path) -> None:
         """Take over another run's state after round 0, and its log and costs; nothing, if none was kept, or one of
         other training data, which this run's own will replace."""
-        if not (path / "config.yaml").exists() or (kept := (folder := RunFolder.open(path)).latest()) is None:
+        folder = RunFolder.open(path) if (path / "config.yaml").exists() else None
+        if folder is None or (kept := folder.latest()) is None:
             return
         if kept.state.get("training", self._training) != self._training:
             self.folder.log("note", text=f"Round 0 is done again: that in {path} is of other training data.")
             return
         self.loop.state = state_in(kept)
         _read_adapters(self.loop.lm, kept.path, ADAPTERS)
-        self._spent = kept.state["resources"]
-        self._seconds = dict(self._spent["phases"])
+        self._cost = kept.state["resources"]
         self.folder.log("note", text=f"Round 0 is taken from {path}.")
         for event in folder.events():
             self.folder.log(event["kind"], **event)
 
-    def _cost(self) -> dict[str, Any]:
-        return {
-            "seconds": self._spent["seconds"] + time.monotonic() - self._started,
-            "phases": self._seconds,
-            "peak_memory_bytes": max(self._spent["peak_memory_bytes"], peak_memory_bytes()),
-        }
+    def _spent(self) -> dict[str, Any]:
+        """What the run has cost up to now, with what it had cost before it was resumed."""
+        now = time.monotonic()
+        self._cost["seconds"] += now - self._lap
+        self._lap = now
+        self._cost["peak_memory_bytes"] = max(self._cost["peak_memory_bytes"], peak_memory_bytes())
+        return self._cost
 
 
 def claim_folder(path: Path, config: RunConfig, processes: Processes, *, resume: bool) -> RunFolder:
@@ -339,14 +322,12 @@ def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tup
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """PEFT's configuration of an adapter."""
-    targets: str | list[str] = settings.target_modules
-    if targets != "all-linear":
-        targets = [name.strip() for name in settings.target_modules.split(",")]
+    targets = settings.target_modules
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
         task_type="CAUSAL_LM",
     )
 
@@ -358,8 +339,7 @@ def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
     if torch.cuda.is_available():
         able = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        able = any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+        able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return (torch.bfloat16, "the hardware has bf16") if able else (torch.float32, "the hardware has no bf16")
 
 
@@ -369,7 +349,7 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
+def _load_model(config: RunConfig, console: Console | None) -> tuple[LanguageModel, Mapping[str, str], str]:
     folder = weights.resolve(config.model, console=console)
     precision, reason = choose_precision(config.precision)
     AcceleratorState._reset_state()  # a second session of this process may want another precision
@@ -381,19 +361,14 @@ def _load_model(config: RunConfig, console: Console | None) -> LoadedModel:
     model, tokenizer = weights.load_model_and_tokenizer(
         folder, dtype=precision, trust_remote_code=config.trust_remote_code
     )
+    lora, checkpointing = lora_config(config.lora), config.gradient_checkpointing
     try:
-        lm = LanguageModel(
-            model,
-            tokenizer,
-            lora_config(config.lora),
-            accelerator,
-            gradient_checkpointing=config.gradient_checkpointing,
-        )
+        lm = LanguageModel(model, tokenizer, lora, accelerator, gradient_checkpointing=checkpointing)
     except ValueError as error:  # PEFT: a target module the model does not have
-        if "checkpointing" in str(error):
-            raise UsageError(f"--gradient-checkpointing: {error}") from error
-        raise UsageError(f"--lora.target-modules {config.lora.target_modules}: {error}") from error
-    return LoadedModel(lm, weights.provenance(folder), note)
+        targets = f"--lora.target-modules {config.lora.target_modules}"
+        flag = "--gradient-checkpointing" if "checkpointing" in str(error) else targets
+        raise UsageError(f"{flag}: {error}") from error
+    return lm, weights.provenance(folder), note
 
 
 def state_in(checkpoint: Checkpoint) -> State:
@@ -407,46 +382,13 @@ def state_in(checkpoint: Checkpoint) -> State:
         ) from error
 
 
-def model_trained_in(checkpoint: Checkpoint) -> bool:
-    """Whether an M-step had changed p. A run of another version can be read, if not gone on with."""
-    try:
-        return bool(checkpoint.state["loop"]["model_trained"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version for this run"
-        ) from error
-
-
-def _same_model(a: RunConfig, b: RunConfig) -> bool:
-    return all(getattr(a, name) == getattr(b, name) for name in MODEL_SETTINGS)
-
-
 def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
     if checkpoint is None:
         return session.loop()
-    loop = session.loop(
-        state=state_in(checkpoint),
-        restore=lambda optimizer: load_optimizer(optimizer, checkpoint.path),
-    )
+    loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
     loop.load_state_dict(checkpoint.state)
     _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
     return loop
-
-
-def _refuse_finished(path: Path) -> NoReturn:
-    """Without a checkpoint it would begin anew, over its own results."""
-    raise UsageError(
-        f"{path}: is finished, and its checkpoints are gone; restore {path / 'checkpoints'}, or start a new run in "
-        "another --output-dir"
-    )
-
-
-def _refuse_other_data(config: RunConfig, checkpoint: Path) -> NoReturn:
-    file = f" ({config.data.train_file})" if config.data.train_file else ""
-    raise UsageError(
-        f"{checkpoint}: the training data are not those that this run began with; restore them{file}, or start again "
-        "in another --output-dir"
-    )
 
 
 def _digest(data: TaskData) -> str:
@@ -455,13 +397,10 @@ def _digest(data: TaskData) -> str:
     return digest([number, e.x, e.y, e.z, e.answer] for number, part in enumerate(parts) for e in part)
 
 
-def _has_prior(config: RunConfig) -> bool:
-    return config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
-
-
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
-    return (*ADAPTERS, "prior") if _has_prior(config) else ADAPTERS
+    has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
+    return (*ADAPTERS, "prior") if has_prior else ADAPTERS
 
 
 def _read_adapters(lm: LanguageModel, source: Path, adapters: Sequence[Weights]) -> None:
@@ -474,12 +413,6 @@ def _write_adapters(lm: LanguageModel, target: Path, adapters: Sequence[Weights]
         lm.save_adapter(adapter, target / adapter)
 
 
-def _write_state(loop: Loop, target: Path) -> None:
-    _write_adapters(loop.lm, target, saved_adapters(loop.config))
-    if loop.optimiser is not None:
-        save_optimizer(loop.optimiser.adam, target)
-
-
 def _describe(session: Session) -> dict[str, Any]:
     """What the figures are figures of."""
     c = session.config
@@ -487,13 +420,9 @@ def _describe(session: Session) -> dict[str, Any]:
         "method": c.method,
         "task": c.task,
         "model": c.model,
-        "model_source": dict(session.model.source),
+        "model_source": dict(session.model_source),
         "seed": c.seed,
         "q_sees": c.q_sees,
-        "decoding": {
-            "max_tokens": c.evaluation.max_tokens,
-            "votes": c.evaluation.votes,
-            "temperature": c.evaluation.temperature,
-        },
+        "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},
         "questions": {split: fingerprint(examples) for split, examples in session.tests.items()},
     }

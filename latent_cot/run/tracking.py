@@ -3,9 +3,9 @@
 `Tracking.on_unit` is given to `session.run_loop`, next to the display: the loop knows nothing of it. What is tracked,
 and under which names, is in `docs/tracking.md`.
 
-A unit of work has a step, its place in the whole run. `tracking.json` in the run folder holds the last step that each
-tracker was given. It is written first: a process that is killed in between loses that unit's figures, rather than
-giving them twice when the run goes on.
+A unit of work has a step, its place in the whole run. `tracking.json` in the run folder holds the last `step` that the
+trackers were given and, in `runs`, the id by which each goes on with its own run. It is written first: a process
+that is killed in between loses that unit's figures, rather than giving them twice when the run goes on.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import math
 import os
 import re
 import sys
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latent_cot.run.printable import printable
@@ -39,19 +37,8 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-./ ]")  # MLflow's rule; a split may be calle
 
 OnUnit = Callable[["Loop", "Phase", Mapping[str, Any]], None]
 """What `session.run_loop` calls after each unit of work."""
-Figures = dict[str, float]
-Saved = dict[str, Any]
-"""What `tracking.json` has of a tracker: the last `step`, and the `id` of its own run, if it can go on with that."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rationales that were sampled in a unit."""
-
-    name: str
-    rows: Sequence[tuple[int, int, str, str, float, int]]
-
-    COLUMNS = ("round", "step", "question", "rationale", "log_reward", "count")
+COLUMNS = ("round", "step", "question", "rationale", "log_reward", "count")
+"""Of a table of rationales that were sampled in a unit."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -86,7 +73,7 @@ class Tracking:
     ) -> None:
         self.names, self.folder, self.settings, self.warn = tuple(names), folder, settings, warn
         self._trackers: dict[str, GeneralTracker] = {}
-        self._saved: dict[str, Saved] = {}
+        self._saved: dict[str, Any] = {"step": 0, "runs": {}}
 
     def __enter__(self) -> Tracking:
         if not self.names:
@@ -107,63 +94,51 @@ class Tracking:
 
     def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
         """Track a unit of work, just finished, where that was not done before the run was stopped or killed."""
-        if not self._trackers:
-            return
         step = step_of(loop)
-        behind = [name for name in self._trackers if self._saved[name]["step"] < step]
-        if not behind:
+        if not self._trackers or step <= self._saved["step"]:
             return
-        for name in behind:
-            self._saved[name]["step"] = step
+        self._saved["step"] = step
         self.folder.write_json(FILE, self._saved)
-        figures, table = figures_of(loop, phase, info), table_of(phase, info, step)
+        figures, rows = figures_of(loop, phase, info), rows_of(phase, info, step)
         if figures:
-            self._each(lambda tracker: tracker.log(figures, step=step), behind)
-        if table is not None:
-            self._each(lambda tracker: _log_table(tracker, table, step), behind)
+            self._each(lambda tracker: tracker.log(figures, step=step))
+        if rows:
+            name = f"round{phase.round}/{phase.name}/rationales"
+            self._each(lambda tracker: _log_table(tracker, name, rows, step))
 
     def _open(self, name: str) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        saved = self._saved.get(name)
+        runs, path, project, arguments = self._saved["runs"], self.folder.path, PROJECT, dict[str, Any]()
+        match name:
+            case "tensorboard":
+                project, arguments = name, {"logging_dir": path}  # a folder of this name in the run's own
+            case "wandb":
+                project = os.environ.get("WANDB_PROJECT", PROJECT)
+                arguments = {"name": path.name, "dir": str(path), "id": runs.get(name), "resume": "allow"}
+            case "mlflow":  # its class reads its environment variables
+                arguments = {"run_name": path.name, "run_id": runs.get(name)}
         try:
-            with _own_stdout():
-                project, arguments = self._arguments(name)
+            with contextlib.redirect_stdout(sys.stderr):
                 tracker = LOGGER_TYPE_TO_CLASS[name](project, **arguments)
                 tracker.start()
-                self._trackers[name] = tracker
-                if saved is None or not _goes_on(name):
+                if name not in runs or name not in EXTRAS:  # any other begins a new run
                     tracker.store_init_configuration(flat(self.settings))
         except Exception as error:  # each client has its own
             raise UsageError(
                 f"--track {name}: cannot be started: {first_line(error)}. Put it right, or leave it out, and go on "
                 "with --resume"
             ) from error
-        self._saved[name] = {"step": 0, **(saved or {}), **_identity(name, tracker)}
+        self._trackers[name] = tracker
+        identity = {"wandb": lambda: tracker.tracker.id, "mlflow": lambda: tracker.tracker.info.run_id}
+        runs[name] = identity[name]() if name in identity else None
         self.folder.write_json(FILE, self._saved)
 
-    def _arguments(self, name: str) -> tuple[str, dict[str, Any]]:
-        """What the tracker's class takes: the project, where to write, and the run to go on with."""
-        identity = self._saved.get(name, {}).get("id")
-        path = self.folder.path
-        match name:
-            case "tensorboard":
-                return name, {"logging_dir": path}  # a folder of this name in the run's own
-            case "wandb":
-                run = {"name": path.name, "dir": str(path), "id": identity or uuid.uuid4().hex[:8], "resume": "allow"}
-                return os.environ.get("WANDB_PROJECT", PROJECT), run
-            case "mlflow":
-                return PROJECT, {"run_name": path.name, "run_id": identity}  # its class reads its environment variables
-            case _:
-                return PROJECT, {}
-
-    def _each(self, act: Callable[[GeneralTracker], object], names: Iterable[str] | None = None) -> None:
-        for name in [*self._trackers] if names is None else names:
-            if name not in self._trackers:
-                continue
+    def _each(self, act: Callable[[GeneralTracker], object]) -> None:
+        for name, tracker in list(self._trackers.items()):
             try:
-                with _own_stdout():
-                    act(self._trackers[name])
+                with contextlib.redirect_stdout(sys.stderr):  # standard output is the command's own (`--json`)
+                    act(tracker)
             except Exception as error:  # each client has its own
                 del self._trackers[name]
                 self.warn(f"--track {name}: failed, and is left out from now on ({first_line(error)})")
@@ -187,14 +162,18 @@ def step_of(loop: Loop) -> int:
     return sum(loop.units(phase) for phase in loop.phases[: loop.state.phase]) + loop.state.unit
 
 
-def figures_of(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> Figures:
+def figures_of(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> dict[str, float]:
     """Name -> figure of a unit: its own, and those of the round once they are complete. Finite ones only."""
     found: dict[str, Any] = {}
     if "split" not in info:  # the figures of half a test split would look like those of the whole
         found = {f"round{phase.round}/{phase.name}/{name}": value for name, value in info.items()}
     if loop.state.unit == loop.units(phase):
         found |= _of_round(loop.state.results(), phase)
-    return {_NOT_IN_NAMES.sub("_", name): float(value) for name, value in found.items() if _is_finite(value)}
+    return {
+        _NOT_IN_NAMES.sub("_", name): float(value)
+        for name, value in found.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
@@ -218,13 +197,12 @@ def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     return {f"posterior/{when}/{name}": value for name, value in figures.items() if name != "n"}
 
 
-def table_of(phase: Phase, info: Mapping[str, Any], step: int) -> Table | None:
-    """The rationales that a unit shows; None if it shows none."""
-    rows = [
-        (phase.round, step, one["question"], one["rationale"]["text"], float(one["log_reward"]), one["count"])
+def rows_of(phase: Phase, info: Mapping[str, Any], step: int) -> list[list[Any]]:
+    """The rationales that a unit shows, as rows of `COLUMNS`."""
+    return [
+        [phase.round, step, one["question"], one["rationale"]["text"], float(one["log_reward"]), one["count"]]
         for one in info.get("samples", ())
     ]
-    return Table(f"round{phase.round}/{phase.name}/rationales", rows) if rows else None
 
 
 def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, str | int | float | bool]:
@@ -242,46 +220,19 @@ def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, str | int | f
 # -- what trackers differ in -----------------------------------------------------------------------------
 
 
-def _log_table(tracker: GeneralTracker, table: Table, step: int) -> None:
+def _log_table(tracker: GeneralTracker, name: str, rows: Sequence[Sequence[Any]], step: int) -> None:
     """As a table where the tracker has one. A model's text is a cell's content, and never markup."""
     if tracker.name == "mlflow":
         import mlflow
 
-        columns = dict(zip(Table.COLUMNS, map(list, zip(*table.rows, strict=True)), strict=True))
+        columns = {column: [row[i] for row in rows] for i, column in enumerate(COLUMNS)}
         mlflow.log_table(columns, artifact_file="rationales.json", run_id=tracker.tracker.info.run_id)
     elif tracker.name == "tensorboard":
-        tracker.tracker.add_text(table.name, _markdown(table), step)
+        tracker.tracker.add_text(name, _markdown(rows), step)
     elif hasattr(tracker, "log_table"):
-        tracker.log_table(table.name, columns=list(Table.COLUMNS), data=[list(row) for row in table.rows], step=step)
+        tracker.log_table(name, columns=list(COLUMNS), data=[list(row) for row in rows], step=step)
 
 
-def _markdown(table: Table) -> str:
+def _markdown(rows: Sequence[Sequence[Any]]) -> str:
     """For TensorBoard, which reads text as Markdown with HTML in it: a code block, in which neither means anything."""
-    rows = [Table.COLUMNS, *((*row[:4], f"{row[4]:.2f}", row[5]) for row in table.rows)]
-    return "\n".join("    " + "  |  ".join(printable(str(cell)) for cell in row) for row in rows)
-
-
-def _goes_on(name: str) -> bool:
-    """Can it go on with the run that it has of an earlier process? Any other tracker begins a new one."""
-    return name in EXTRAS
-
-
-def _identity(name: str, tracker: GeneralTracker) -> Saved:
-    match name:
-        case "wandb":
-            return {"id": tracker.tracker.id}
-        case "mlflow":
-            return {"id": tracker.tracker.info.run_id}
-        case _:
-            return {}
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-@contextlib.contextmanager
-def _own_stdout() -> Iterator[None]:
-    """Standard output is the command's own (`--json`): what clients print goes to standard error."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    return "\n".join("    " + "  |  ".join(printable(str(cell)) for cell in row) for row in [COLUMNS, *rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,8 @@ def test_the_interval_of_a_mean() -> None:
 
 class Given(LengthTask):
     """Measures what it is told."""
+
+    given: Mapping[str, Any]
 
     def measure(self, questions):  # type: ignore[no-untyped-def]
         return self.given

@@ -188,7 +188,7 @@ def flow_table(
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 @pytest.mark.parametrize("floor", [None, 6.0])
 @pytest.mark.parametrize("huber_delta", [None, 3.0])
-@pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
+@pytest.mark.parametrize("trees", ["flat", "masked", "paths"])
 def test_loss_and_gradient_are_the_oracles(
     tiny_model: Callable[[str], Path], objective: str, floor: float | None, huber_delta: float | None, trees: Trees
 ) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from latent_cot.model import tree as tree_module
-from latent_cot.model.architecture import Capabilities, run_flat, run_padded, run_paths
+from latent_cot.model.architecture import Capabilities, Trees, run_trees
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree
 from latent_cot.model.weights import load_model_and_tokenizer
@@ -216,10 +216,10 @@ def test_a_model_that_ignores_its_mask_takes_no_trees(folder: Path) -> None:
     assert Capabilities.of(base).trees == "paths"
 
 
-def test_a_model_with_an_attention_of_its_own_gets_padded_trees(folder: Path) -> None:
+def test_a_model_with_an_attention_of_its_own_gets_a_mask(folder: Path) -> None:
     base, _ = load_model_and_tokenizer(folder, dtype=torch.float32)
     base.set_attn_implementation("eager")
-    assert Capabilities.of(base).trees == "padded"
+    assert Capabilities.of(base).trees == "masked"
     assert base.config._attn_implementation == "eager"
 
 
@@ -238,9 +238,10 @@ def test_gradients_through_trees_are_those_through_paths(
         tree.extend(tree.extend(root[-1], [22])[0], [23])
         trees.append(tree)
     found = []
-    for run in (run_flat, run_padded, run_paths):
+    kinds: tuple[Trees, ...] = ("flat", "masked", "paths")
+    for kind in kinds:
         with lm.trainable("q") as model:
-            lm.logits(run(model, trees, linear_head=True)).log_softmax(-1)[:, 3].sum().backward()
+            lm.logits(run_trees(model, trees, kind, linear_head=True)).log_softmax(-1)[:, 3].sum().backward()
         gradients = {name: weight.grad for name, weight in lm.parameters("q").items()}
         assert all(gradient is not None and bool(gradient.any()) for gradient in gradients.values())
         found.append(gradients)
@@ -315,7 +316,7 @@ def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
     )
     with torch.no_grad():
         by_tree = lm.logits(lm.hidden(model, trees))
-        by_path = lm.logits(run_paths(model, trees, linear_head=lm.capabilities.linear_head))
+        by_path = lm.logits(run_trees(model, trees, "paths", linear_head=lm.capabilities.linear_head))
         some = lm.logits(lm.hidden(model, trees), torch.tensor([3, 50]))
         most = lm.logits(lm.hidden(model, trees), torch.arange(5, by_tree.shape[1]))
     torch.testing.assert_close(most, by_tree[:, 5:])

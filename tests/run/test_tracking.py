@@ -228,7 +228,7 @@ def test_a_tracker_that_fails_is_left_out(
     assert "--track recorder: failed, and is left out from now on (the server is down)" in capsys.readouterr().out
     [run] = recorder.runs
     assert [step for step, _ in run.logged] == [1, 2]
-    assert "tensorboard" in json.loads((tmp_path / "run" / "tracking.json").read_text())
+    assert "tensorboard" in json.loads((tmp_path / "run" / "tracking.json").read_text())["runs"]
 
 
 def test_compare_tracks_each_run_by_itself(recorder: type[Recorder], tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -282,8 +282,7 @@ def test_a_tracker_that_does_not_start(
 
 
 def test_a_models_text_is_no_markup() -> None:
-    table = tracking.Table("round1/e_step/rationales", [(1, 2, "1 + 1", HOSTILE, -1.0, 1)])
-    html = markdown_to_safe_html(tracking._markdown(table))
+    html = markdown_to_safe_html(tracking._markdown([(1, 2, "1 + 1", HOSTILE, -1.0, 1)]))
     assert "<script" not in html and "<a " not in html and "<h1" not in html and "\x1b" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html, "shown as it is"
 
@@ -319,10 +318,10 @@ def test_weights_and_biases_without_a_network(
     with monkeypatch.context() as patch:
         stop_after(patch, "e_step", 1)
         assert em(folder, tiny_model_dir, "--track", "wandb") == 130
-    identity = json.loads((folder / "tracking.json").read_text())["wandb"]["id"]
+    identity = json.loads((folder / "tracking.json").read_text())["runs"]["wandb"]
     AcceleratorState._reset_state(reset_partial_state=True)
     assert main(["em", "--output-dir", str(folder), "--resume", "--track", "wandb"]) == 0
-    assert json.loads((folder / "tracking.json").read_text())["wandb"]["id"] == identity
+    assert json.loads((folder / "tracking.json").read_text())["runs"]["wandb"] == identity
     assert len(list((folder / "wandb").glob(f"offline-run-*-{identity}"))) == 2
 
 
@@ -336,7 +335,7 @@ def test_mlflow_in_a_file(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pyt
         assert em(folder, tiny_model_dir, "--track", "mlflow", "--evaluation.splits", "operands=3,digits=1") == 130
     AcceleratorState._reset_state(reset_partial_state=True)
     assert main(["em", "--output-dir", str(folder), "--resume", "--track", "mlflow"]) == 0
-    identity = json.loads((folder / "tracking.json").read_text())["mlflow"]["id"]
+    identity = json.loads((folder / "tracking.json").read_text())["runs"]["mlflow"]
     client = mlflow.MlflowClient()
     steps = [metric.step for metric in client.get_metric_history(identity, "round1/e_step/loss")]
     assert len(steps) == 2 and steps == sorted(set(steps))

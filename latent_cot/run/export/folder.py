@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from latent_cot.methods.loop import Loop
 from latent_cot.model import lora, weights
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.run.export.card import render
-from latent_cot.run.export.description import Base, Description
+from latent_cot.run.export.description import Base
 from latent_cot.types import UsageError
 
 SETTINGS = "latent_cot.json"
@@ -52,7 +52,7 @@ def build(
     loop: Loop,
     reasoner: Adapter,
     base: Base,
-    description: Description,
+    description: Mapping[str, Any],
     target: Path,
     *,
     merge: bool,
@@ -67,29 +67,47 @@ def build(
 
     Raises UsageError if it cannot be written.
     """
-
-    def write(folder: Path) -> None:
-        if merge:
-            _save_merged(loop.lm, reasoner, base, folder, trust=loop.config.trust_remote_code)
-        else:
-            _save_adapter(loop.lm, reasoner, base, folder)
-        tokenizer = loop.lm.tokenizer
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token  # prompts of different lengths are padded
-        tokenizer.save_pretrained(folder)
-        _generation(loop, description).save_pretrained(folder)
-        settings = {"format": 1, "latent_cot": __version__, "merged": merge, **description.to_json()}
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        (folder / SETTINGS).write_text(text, encoding="utf-8")
-        card = folder / "README.md"
-        card.write_text(render(description, base, merge, hub_name), encoding="utf-8")
-        for path in folder.iterdir():
-            path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
-
+    target = target.absolute()
     try:
-        _at_once(target, write)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir()
+            if merge:
+                _save_merged(loop.lm, reasoner, base, new, trust=loop.config.trust_remote_code)
+            else:
+                _save_adapter(loop.lm, reasoner, base, new)
+            _write_settings(loop, description, new, merge)
+            card = new / "README.md"
+            card.write_text(render(description, base, merge, hub_name), encoding="utf-8")
+            for path in new.iterdir():
+                path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
+            if target.exists():
+                os.replace(target, Path(scratch) / "old")
+            os.replace(new, target)
     except OSError as error:
         raise UsageError(f"{target}: cannot be written ({error}); give another folder") from error
+
+
+def _write_settings(loop: Loop, description: Mapping[str, Any], folder: Path, merge: bool) -> None:
+    """The tokenizer's, those of generation, and ours."""
+    tokenizer = loop.lm.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # prompts of different lengths are padded
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(  # greedy, as in tests; tools, and an alphabet of characters, are beyond it
+        do_sample=False,
+        max_new_tokens=description["max_tokens"],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=description["stop_id"],
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=description["forbidden"] or None,
+    ).save_pretrained(folder)
+    # The programs are in the model card, the tokens in the generation settings.
+    settings = {key: value for key, value in description.items() if key not in ("answer", "forbidden")}
+    settings["tools"] = [{key: tool[key] for key in ("name", "description", "trigger")} for tool in settings["tools"]]
+    settings |= {"format": 1, "latent_cot": __version__, "merged": merge}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _save_adapter(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path) -> None:
@@ -111,34 +129,3 @@ def _save_merged(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path,
             target.weight.copy_(lora.merged_weight(layer, reasoner))
     with weights.quiet_transformers():
         model.save_pretrained(folder)
-
-
-def _generation(loop: Loop, description: Description) -> GenerationConfig:
-    """Greedy, as in tests. Tools, and an alphabet of characters, are beyond it."""
-    tokenizer = loop.lm.tokenizer
-    return GenerationConfig(
-        do_sample=False,
-        max_new_tokens=description.max_tokens,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=description.stop_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=list(description.forbidden) or None,
-    )
-
-
-def _at_once(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder, and put it in the place of `target`."""
-    target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
-        write(new)
-        if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(new, target)
-        except OSError:
-            if old.exists():
-                os.replace(old, target)
-            raise
