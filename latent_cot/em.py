@@ -5,8 +5,8 @@ X is a question, Y its answer, Z the rationale between them, which is not seen. 
 The sampler q(Z | X), or q(Z | X, Y), is the same model with an adapter of its own.
 
 `EM.algorithm` reads from top to bottom. The phases that other methods have too (fine-tuning, drawing, the M-step,
-tests) are in `methods/loop.py`; what makes it resumable is in `methods/phases.py`. The same method on one page, slow and
-without this package, is `examples/em_from_scratch.py`.
+tests) are in `methods/method.py`; what makes it resumable is in `methods/phases.py`. The same method on one page, slow
+and without this package, is `examples/em_from_scratch.py`.
 """
 
 from __future__ import annotations

@@ -116,10 +116,7 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
             parts.append(Running(session, folder, resume=options.resume, checkpoint=checkpoint, on_unit=on_unit))
         try:
             results = run_in_turns(
-                parts,
-                turn=turn,
-                save_every=configs[0].checkpoint_seconds,
-                should_stop=lambda: stopped_by() is not None,
+                parts, turn=turn, save_every=configs[0].checkpoint_seconds, should_stop=lambda: stopped_by() is not None
             )
         except Stopped:
             trusted = next(filter(None, map(trust, configs)), "")
