@@ -221,7 +221,8 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Write a file at once, keys sorted. JSON has no NaN or infinity: they become null."""
         with _writing(self.path / name):
-            _replace(self.path / name, _json_text(value).encode("ascii"))
+            text = json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
+            _replace(self.path / name, text.encode("ascii"))
 
     def read_json(self, name: str) -> Any:
         """Raises UsageError if there is no such file, or it is broken."""
@@ -374,15 +375,6 @@ def write_text(path: Path, text: str) -> None:
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, text.encode("utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """The same for JSON, keys sorted. JSON has no NaN or infinity: they become null."""
-    write_text(path, _json_text(value))
-
-
-def _json_text(value: Any) -> str:
-    return json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _read_checkpoint(folder: Path) -> dict[str, Any]:
