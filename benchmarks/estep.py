@@ -212,12 +212,11 @@ def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step
     c = loop.config.e_step
     first = (step * c.questions) % max(1, len(loop.questions) - c.questions + 1)
     queries = [loop.query(example) for example in loop.questions[first : first + c.questions]]
-    heat = (c.temperature_low + c.temperature_high) / 2
-    share = c.tempered / (c.on_policy + c.tempered)
+    heat = sum(c.temperatures) / 2
     batches = e_step.collect(
         loop.lm,
         queries,
-        [e_step.Behaviour(heat, share=share) for _ in queries],
+        [e_step.Behaviour(heat, share=c.tempered_share) for _ in queries],
         loop.rules,
         buffer,
         loop.reward,
@@ -234,7 +233,7 @@ def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step
         reward_temperature=c.reward_temperature,
         reward_floor=c.reward_floor,
         huber_delta=c.huber_delta,
-        max_tokens=c.max_batch_tokens,
+        max_tokens=loop.config.max_batch_tokens,
     )
     return batches
 

@@ -43,6 +43,12 @@ from latent_cot.types import (
     rationale_to_json,
 )
 
+LOG_Z_RATE = {"tb": 0.1, "prefix-tb": 0.3}
+"""An objective that learns log Z -> its learning rate, in nats a step."""
+SEED_SAMPLES = 20
+"""Rationales sampled from p for each training question of a task that has prompts for it, such as one that gives the
+answer away ("wishful" ones, in the paper). They count as trajectories, but not in a planned budget."""
+
 ROUND = ("diagnose_before", "e_step", "diagnose", "draw", "m_step")
 """The phases of a round, in order, before its evaluation."""
 
@@ -55,7 +61,8 @@ class EM(Loop):
         c = self.config.e_step
         if c.prior == "sampler":
             self.reward = replace(self.reward, prior=Prior(lambda example: self.query(example).policy_prompt))
-        self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
+        # Chains of a few tokens have no near ones: each is another label or number.
+        self.buffer = ReplayBuffer(c.buffer_capacity, 0.25 if self.config.rollout.max_tokens > 8 else 0.0)
         self.log_z = torch.nn.Parameter(torch.zeros(()))
         """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand
         questions: a parameter of each question's own would never leave its start."""
@@ -96,7 +103,7 @@ class EM(Loop):
     def start_sampler(self, number: int) -> None:
         super().start_sampler(number)
         if self.config.q_sees == "question" and not self.config.e_step.steps:
-            self.lm.copy_adapter("p", "q")  # whatever `e_step.q_init` says: without an E-step q has nothing of its own
+            self.lm.copy_adapter("p", "q")  # without an E-step q has nothing of its own
         if number == 1 and self.reward.prior is not None:
             self.lm.copy_adapter("q", "prior")
 
@@ -107,8 +114,9 @@ class EM(Loop):
             self._fill_buffer()
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         log_z = [self.log_z] if c.objective in LEARNS_LOG_Z else []
-        optimiser = self._new_optimiser("q", schedule, c.max_grad_norm, log_z=log_z, log_z_rate=c.log_z_learning_rate)
-        weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.unlabelled)
+        rate = LOG_Z_RATE.get(c.objective, 0.0)
+        optimiser = self._new_optimiser("q", schedule, c.max_grad_norm, log_z=log_z, log_z_rate=rate)
+        weights = [c.demonstration_weight] * len(self.data.demonstrations) + [1.0] * len(self.data.unlabelled)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             generator = torch.Generator().manual_seed(rng.getrandbits(60))
@@ -135,7 +143,7 @@ class EM(Loop):
                     self.rules,
                     reward_temperature=temperature,
                     reward_floor=c.reward_floor,
-                    max_tokens=c.max_batch_tokens,
+                    max_tokens=self.config.max_batch_tokens,
                 )
                 self.log_z.data.fill_(start)
             info = update(
@@ -148,7 +156,7 @@ class EM(Loop):
                 reward_temperature=temperature,
                 reward_floor=c.reward_floor,
                 huber_delta=c.huber_delta,
-                max_tokens=c.max_batch_tokens,
+                max_tokens=self.config.max_batch_tokens,
                 log_z=log_z * len(batches) or None,
             )
             self.state.budget.gradient_steps += 1
@@ -168,14 +176,11 @@ class EM(Loop):
         return self.reward_temperature(self.config.e_step.steps)
 
     def _fill_buffer(self) -> None:
-        """Begin with the demonstrations' rationales, and with what p writes after the task's own prompts."""
+        """Begin with what p writes after the task's own prompts."""
         self.buffer.clear()
-        c = self.config.e_step
-        if not (c.seed_buffer and c.replay):
+        if not self.config.e_step.replay_share:
             return
         seeds: dict[str, list[Rationale]] = {}
-        for example, z in zip(self.data.demonstrations, self.demonstrations, strict=True):
-            seeds.setdefault(example.key, []).append(z)
         for example, rationales in self._sample_seeds():
             known = seeds.setdefault(example.key, [])
             known.extend(z for z in rationales if z not in known)
@@ -189,12 +194,11 @@ class EM(Loop):
 
     def _sample_seeds(self) -> Iterator[tuple[Example, Iterable[Rationale]]]:
         """Distinct rationales of p for each question, after a prompt that makes good ones likely."""
-        n = self.config.e_step.seed_samples
-        if not (isinstance(self.task, SeedingTask) and n):
+        if not isinstance(self.task, SeedingTask):
             return
         prompts = [self.rules.codec.encode_prompt(self.task.seed_prompt(example)) for example in self.questions]
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, self.state.phase, "seeds"))
-        sampled = rollout(self.lm, self.lm.merged("p"), prompts, self.rules, n=n, generator=generator)
+        sampled = rollout(self.lm, self.lm.merged("p"), prompts, self.rules, n=SEED_SAMPLES, generator=generator)
         for example, rationales in zip(self.questions, sampled, strict=True):
             self.state.budget.sampled(rationales)
             yield example, count_distinct(rationales)
@@ -203,13 +207,11 @@ class EM(Loop):
         """On-policy and tempered rationales are mixed within a question: the on-policy ones tell how good its
         rationales can be, without which a batch of hot, worthless chains would be compared among itself."""
         c = self.config.e_step
-        sampled = c.on_policy + c.tempered
         # Where the buffer has nothing yet for this question, a replay falls back on sampling.
-        replay = c.replay / (sampled + c.replay)
+        replay = c.replay_share
         if not c.mix_replay:
             replay = float(rng.random() < replay)
-        heat = rng.uniform(c.temperature_low, c.temperature_high)
-        return Behaviour(heat, share=c.tempered / sampled if sampled else 0.0, replay=replay)
+        return Behaviour(rng.uniform(*c.temperatures), share=c.tempered_share, replay=replay)
 
 
 class GFlowNet(EM):

@@ -63,7 +63,7 @@ def evaluate(
                         prefix=loop.model_prefix if loop.sampler_of(name) != "q" else "",
                         votes=votes,
                         temperature=temperature or 0.0,
-                        batch_size=loop.config.evaluation.batch_size,
+                        batch_size=loop.test_batch_size,
                         generator=torch.Generator().manual_seed(seed),
                     ):
                         of_split.append(outcome)

@@ -300,7 +300,7 @@ def _evaluate(loop: Loop, report: _Report, names: Sequence[Adapter], options: Ev
                     prefix=loop.model_prefix if loop.sampler_of(name) != "q" else "",
                     votes=report.decoding["votes"],
                     temperature=report.decoding["temperature"],
-                    batch_size=loop.config.evaluation.batch_size,
+                    batch_size=loop.test_batch_size,
                     generator=torch.Generator().manual_seed(options.seed),
                 ):
                     right += outcome.correct

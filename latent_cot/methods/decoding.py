@@ -23,6 +23,13 @@ from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import MeasuredTask, Rationale, Task, TaskData, UsageError
 
 
+TOP_P = 0.95
+"""`nucleus`: the probability that the tokens it samples from come to."""
+DIVERSITY_PENALTY = 1.0
+"""`diverse-beam`: nats a token is less likely for each group that has chosen it at this step. There are as many groups
+as rationales are asked for, and each gives its likeliest one."""
+
+
 class Decoding(Loop):
     """Nothing is trained, but for the initial p that all methods start from."""
 
@@ -66,8 +73,8 @@ class Decoding(Loop):
             self.test_rules,
             n=n * c.multiple,
             temperature=temperature,
-            top_p=c.top_p if c.strategy == "nucleus" else 1.0,
-            batch_size=self.config.evaluation.batch_size,
+            top_p=TOP_P if c.strategy == "nucleus" else 1.0,
+            batch_size=self.test_batch_size,
             generator=generator,
         )
         return sampled if c.multiple == 1 else self._likeliest(reasoner, prompts, sampled, n)
@@ -83,7 +90,7 @@ class Decoding(Loop):
             self.test_rules,
             beams=n * c.multiple,
             groups=n if diverse else 1,
-            penalty=c.diversity_penalty if diverse else 0.0,
+            penalty=DIVERSITY_PENALTY if diverse else 0.0,
         )
         kept = [group[0] for group in found if group] if diverse else found[0][:n]
         return count_distinct([one.rationale for one in kept])
@@ -104,7 +111,7 @@ class Decoding(Loop):
             self.lm.merged(reasoner),
             groups,
             self.test_rules.codec,
-            max_tokens=self.config.e_step.max_batch_tokens,
+            max_tokens=self.config.max_batch_tokens,
         ):
             log_prob = (scores.log_pf.sum(1) + _stops(scores.log_pterm, [groups[g] for g in members])).cpu()
             for k, g in enumerate(members):

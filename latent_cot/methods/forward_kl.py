@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from latent_cot.config.methods import questions_drawn
 from latent_cot.methods.loop import Job, Loop
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
@@ -30,7 +31,7 @@ class ForwardKL(Loop):
     """Alternate the two."""
 
     def plan(self) -> list[Phase]:
-        rounds = self.config.forward_kl.rounds
+        rounds = self.config.rounds
         phases = self.round(0, "init")
         if self.config.q_sees == "question-and-answer":
             phases.append(Phase(1, "warm_start_q"))
@@ -41,7 +42,7 @@ class ForwardKL(Loop):
         return phases
 
     def jobs(self) -> Mapping[str, Job]:
-        c = self.config.forward_kl
+        c = self.config.e_step
         return {
             **super().jobs(),
             "posterior": Job(self.posterior, lambda _: c.steps),
@@ -50,7 +51,7 @@ class ForwardKL(Loop):
 
     def posterior(self, phase: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""
-        c, tokens = self.config.forward_kl, self.config.e_step.max_batch_tokens
+        c, tokens = self.config.e_step, self.config.max_batch_tokens
         optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
@@ -62,14 +63,14 @@ class ForwardKL(Loop):
 
     def draw(self, phase: Phase) -> Iterator[Info]:
         """Weighted rationales for the M-step."""
-        c = self.config.forward_kl
+        n = self.config.m_step.samples
         if self.state.unit == 0:
             self.state.drawn = []
         for unit in range(self.state.unit, len(self._parts)):
             order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._n_drawn)
             members = [order[k] for k in self._parts[unit]]
-            experience = self._experience(members, self._unit_seed(unit + 1), c.model_samples)
-            weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.e_step.max_batch_tokens)
+            experience = self._experience(members, self._unit_seed(unit + 1), n)
+            weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
             rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
             kept = [WeightedRationale(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
             self.state.drawn.extend(kept)
@@ -81,11 +82,11 @@ class ForwardKL(Loop):
 
     @property
     def _n_drawn(self) -> int:
-        return min(self.config.forward_kl.model_questions, len(self.questions))
+        return questions_drawn(self.config)
 
     @property
     def _parts(self) -> list[range]:
-        return slices(self._n_drawn, max(1, self.config.rollout.batch_size // self.config.forward_kl.model_samples))
+        return slices(self._n_drawn, max(1, self.config.rollout.batch_size // self.config.m_step.samples))
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from latent_cot.config.schema import SECTIONS, RunConfig
+from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import differences, flag
 from latent_cot.methods.loop import Loop
 from latent_cot.run.run_folder import Checkpoint, RunFolder
-from latent_cot.run.session import MODEL_SETTINGS, Running, Stopped
+from latent_cot.run.session import MODEL_SETTINGS, SAVE_EVERY, Running, Stopped
 from latent_cot.types import UsageError
 
 
@@ -29,7 +29,7 @@ def run_in_turns(
     parts: Sequence[Running],
     *,
     turn: int = 0,
-    save_every: float = 60.0,
+    save_every: float = SAVE_EVERY,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Go through the loops of all parts, which have the same adapters, and write the results of each.
@@ -81,11 +81,7 @@ def check_phases(loops: Sequence[Loop]) -> None:
     first = loops[0]
     for loop in loops[1:]:
         if loop.phases != first.phases:
-            of_method = SECTIONS.get(loop.config.method)
-            settings = (
-                *("method", "q_sees", "rounds", "evaluation.every_round"),
-                *(f"{of_method}.{name}" for name in ("rounds", "fine_tune")),
-            )
+            settings = ("method", "q_sees", "rounds", "evaluation.every_round", "policy_gradient.fine_tune")
             found = [
                 (path, left, right)
                 for path, left, right in differences(first.config, loop.config)
