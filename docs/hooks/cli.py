@@ -32,7 +32,7 @@ def overview() -> str:
         [
             "# Commands",
             "",
-            "Made from the program: `latent-cot COMMAND --help` says the same.",
+            "Made from the program: `latent-cot COMMAND --help` says the same (`em` and `fit`: `--help-all`).",
             "",
             "| command | what it does |",
             "| --- | --- |",

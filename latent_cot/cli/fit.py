@@ -33,7 +33,6 @@ from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import default_folder, with_absolute_paths
 from latent_cot.types import UsageError
 
-
 COMMON = (
     *("task", "model", "method", "seed", "rounds", "q_sees", "output_dir"),
     *("data.demonstrations", "data.unlabelled", "data.validation", "e_step.steps", "m_step.steps", "evaluation.size"),

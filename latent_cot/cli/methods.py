@@ -25,5 +25,5 @@ def run(argv: Sequence[str]) -> int:
         return 0
     for name, method in METHODS.items():
         print(f"{name}: {method.description}")
-    print("\nEach is a file in latent_cot/methods/ (em.py for EM); its settings: latent-cot fit --help.")
+    print("\nEach is a file in latent_cot/methods/ (em.py for EM); its settings: latent-cot fit --help-all.")
     return 0

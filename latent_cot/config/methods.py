@@ -77,10 +77,9 @@ class Method:
         rounds = max(1, config.rounds) if self.has_rounds else 1
         if self.samples:
             of_step = e.questions * e.samples if e.steps else 0
-            if (budget.trajectories // rounds) < of_step + drawn:
-                raise UsageError(
-                    f"--budget: too few trajectories; a single step takes {rounds * (of_step + drawn)} of them; give more"
-                )
+            if budget.trajectories // rounds < of_step + drawn:
+                least = rounds * (of_step + drawn)
+                raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
             if of_step:
                 config = replace(config, e_step=replace(e, steps=(budget.trajectories // rounds - drawn) // of_step))
         if self.fine_tunes(config) and not self.trains_q:

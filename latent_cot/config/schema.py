@@ -317,7 +317,7 @@ class RunConfig(Section):
     gradient_checkpointing: Switch = False
     """Run each layer again in the backward pass instead of keeping what is in it: less memory, more time."""
     max_batch_tokens: Positive = 3072
-    """Padded tokens of one forward or backward pass, in M-steps a third of them: bounds memory, changes nothing else."""
+    """Padded tokens of one forward or backward pass, a third of them in M-steps: bounds memory, nothing else."""
     trust_remote_code: Switch = False
     """Run Python code that comes with the model. Only for a model whose author you trust."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -69,6 +69,12 @@ def load_config(
     return replace(from_dict(record, where, config), method=config.method, task=config.task)
 
 
+def gone_settings() -> Mapping[str, str]:
+    """Settings of earlier versions -> what became of them."""
+    text = (resources.files("latent_cot.config") / "gone.yaml").read_text(encoding="utf-8")
+    return cast("Mapping[str, str]", parse_yaml(text, "gone.yaml"))
+
+
 def task_preset(task: str, preset: str) -> Any:
     """What a task's folder has in `presets/PRESET.yaml`; {} if it has no such file, or is a file of the user's."""
     if not task.isidentifier():
@@ -99,7 +105,7 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """As YAML and JSON can hold it: nested dictionaries, tuples as lists."""
-    return cast("dict[str, Any]", _plain(asdict(config)))
+    return cast("dict[str, Any]", _RUN.dump_python(config, mode="json"))
 
 
 def from_dict(record: Any, where: str, base: RunConfig | None = None) -> RunConfig:
@@ -189,42 +195,6 @@ def _read(file: Path) -> str:
 
 # -- values ----------------------------------------------------------------------------------------------
 
-GONE = {
-    "condition": "is called q_sees (question, or question-and-answer) now",
-    "init": "is called p_init now",
-    "lessons": "is called augmentation now",
-    "fewshot": "was removed: `k` is called shots now",
-    "data.pairs": "is called data.unlabelled now",
-    "e_step.huber": "is called e_step.huber_delta now",
-    "e_step.clip": "is called e_step.max_grad_norm now",
-    "e_step.reward_horizon": "is called e_step.reward_temperature_steps now",
-    "e_step.pair_weight": "was removed: e_step.demonstration_weight is relative to it",
-    "e_step.replay": "is called e_step.replay_share now",
-    "evaluation.batch_size": "was removed: tests decode twice rollout.batch_size chains at once",
-    "sft.questions": "was removed: a check asks all of data.validation, and with sft.check_every 0 there is none",
-    **dict.fromkeys(("e_step.start", "e_step.q_init"), "was removed: q goes on from the round before"),
-    **dict.fromkeys(("e_step.on_policy", "e_step.tempered"), "was removed: give e_step.tempered_share"),
-    **dict.fromkeys(("e_step.temperature_low", "e_step.temperature_high"), "was removed: give e_step.temperatures"),
-    **dict.fromkeys(("ppo", "grpo"), "was removed: give policy_gradient and, for steps and rates, e_step"),
-    **dict.fromkeys(("rejection", "forward_kl"), "was removed: give rounds, e_step and m_step"),
-    **{f"{step}.max_batch_tokens": "is called max_batch_tokens now" for step in ("e_step", "init_step", "m_step")},
-    **{
-        f"sft.{name}": f"is called m_step.{name} now"
-        for name in ("steps", "batch_size", "learning_rate", "warmup", "interpolation")
-    },
-    **dict.fromkeys(
-        (
-            *("checkpoint_seconds", "evaluation.diagnostic_samples", "sft.patience"),
-            *(f"e_step.{name}" for name in ("log_z_learning_rate", "buffer_tolerance", "seed_buffer", "seed_samples")),
-            *(f"{step}.{name}" for step in ("init_step", "m_step") for name in ("clip", "max_grad_norm", "decay")),
-            *(f"augmentation.{name}" for name in ("kept_steps", "words_with_gaps", "largest_gap")),
-            *(f"decode.{name}" for name in ("top_p", "diversity_penalty")),
-        ),
-        "was removed: it is a constant now",
-    ),
-}
-"""Settings of earlier versions -> what became of them."""
-
 _RUN = TypeAdapter(RunConfig)
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
@@ -238,15 +208,14 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
         raise UsageError(f"{where}: {path or 'the file'} must be a mapping of settings, not {_short(record)}")
     values = {item.name: getattr(base, item.name) for item in fields(base)}
     prefix = f"{path}." if path else ""
-    for key in record:
-        if (name := f"{prefix}{key}") in GONE:
+    for key in (key for key in record if key not in values):
+        name = f"{prefix}{key}"
+        if name in (gone := gone_settings()):
             raise UsageError(
-                f"{where}: {name} {GONE[name]}; this was written for an earlier version of latent-cot: change its "
+                f"{where}: {name} {gone[name]}; this was written for an earlier version of latent-cot: change its "
                 "settings or, for a run, use that version"
             )
-        if key not in values:
-            known = [prefix + name for name in values]
-            raise UsageError(f"{where}: unknown setting {_short(name)}.{did_you_mean(name, known)}")
+        raise UsageError(f"{where}: unknown setting {_short(name)}.{did_you_mean(name, map(prefix.__add__, values))}")
     for key, own in values.items():
         if is_dataclass(own):
             values[key] = _overlay(own, record.get(key), where, prefix + key)
@@ -278,12 +247,6 @@ def _short(value: Any) -> str:
     return f"{value!r:.80}" if isinstance(value, str) else f"{_REPR.repr(value):.80}"
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
 def check_temperature(value: float | None, name: str = "--temperature") -> None:
     """Raises UsageError, naming the option, for one that nothing can be sampled at. 0 is greedy; None is a default."""
     try:
@@ -298,75 +261,52 @@ def check_temperature(value: float | None, name: str = "--temperature") -> None:
 def check(config: RunConfig) -> None:
     """Raises UsageError, naming the flag, for a value out of range or settings that contradict each other."""
     _validated(asdict(config), flag)
-    e, data, rollout, evaluation = config.e_step, config.data, config.rollout, config.evaluation
-    method, q_sees = config.method, METHODS[config.method].q_sees
-    for path, names in (("rollout.tools", rollout.tools), ("evaluation.splits", evaluation.splits)):
+    for text in _contradictions(config):
+        raise UsageError(text)
+
+
+def _contradictions(config: RunConfig) -> Iterator[str]:
+    e, data, rollout, tests = config.e_step, config.data, config.rollout, config.evaluation
+    varied, target, method = config.augmentation, config.m_step.target, config.method
+    q_sees = METHODS[method].q_sees
+    of = "unlabelled" if method == "few-shot" and not data.demonstrations else "demonstrations"
+    for path, names in (("rollout.tools", rollout.tools), ("evaluation.splits", tests.splits)):
         if any(name.startswith("[") for name in names or ()):
-            raise UsageError(f"{flag(path)} {' '.join(names or ())}: a flag has no brackets; write {flag(path)} A B")
-    shows = data.demonstrations
-    if method == "few-shot" and not shows:
-        shows = data.unlabelled
-    contradictions = (
-        (
-            data.demonstrations + data.unlabelled == 0,
-            "--data.demonstrations and --data.unlabelled are both 0; there is nothing to learn from",
-        ),
-        (
-            (method == "few-shot" or config.p_init == "prompt") and config.shots > shows,
-            f"--shots is {config.shots}, more than the {shows} "
-            f"--data.{'demonstrations' if shows == data.demonstrations else 'unlabelled'}; give fewer",
-        ),
-        (
-            rollout.min_tokens > rollout.max_tokens,
-            f"--rollout.min-tokens is {rollout.min_tokens}, above --rollout.max-tokens ({rollout.max_tokens})",
-        ),
-        (
-            rollout.min_tokens > evaluation.max_tokens,
-            f"--rollout.min-tokens is {rollout.min_tokens}, above --evaluation.max-tokens ({evaluation.max_tokens}): "
-            "no chain of a test could stop",
-        ),
-        (
-            e.demonstration_weight * data.demonstrations + data.unlabelled == 0,
-            "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one",
-        ),
-        (
-            e.temperatures[0] > e.temperatures[1],
-            f"--e-step.temperatures {e.temperatures[0]} {e.temperatures[1]}: the first is above the second",
-        ),
-        (
-            config.augmentation.history_dropout and rollout.granularity == "token",
-            f"--augmentation.history-dropout is {config.augmentation.history_dropout}: it drops complete steps, and "
-            "with --rollout.granularity token there are none; give `step`, or 0",
-        ),
-        (
-            config.augmentation.concat_questions and config.m_step.target != "joint",
-            f"--augmentation.concat-questions is {config.augmentation.concat_questions}: a question joined to others "
-            f"has no known answer, and with --m-step.target {config.m_step.target} the answer is all that is learned; "
-            "give 0, or joint",
-        ),
-        (
-            q_sees is not None and config.q_sees != q_sees,
-            f"--q-sees {config.q_sees}: q sees {'X only' if q_sees == 'question' else 'X and Y'} with --method "
-            f"{method}; give --q-sees {q_sees}",
-        ),
-        (
-            method == "sft" and data.demonstrations and config.sft.check_every and not data.validation,
-            "--method sft learns --data.demonstrations and is stopped by --data.validation; give some, or "
-            "--sft.check-every 0",
-        ),
-        (
-            method in ("ppo", "grpo") and e.samples < 2,
-            f"--e-step.samples is {e.samples}; with --method {method} it must be at least 2, to compare them",
-        ),
-        (
-            evaluation.votes > 1 and evaluation.temperature == 0,
-            f"--evaluation.votes is {evaluation.votes}, but at --evaluation.temperature 0 all chains of a question "
-            "are the same; raise the temperature",
-        ),
-    )
-    for wrong, text in contradictions:
-        if wrong:
-            raise UsageError(text)
+            yield f"{flag(path)} {' '.join(names or ())}: a flag has no brackets; write {flag(path)} A B"
+    if data.demonstrations + data.unlabelled == 0:
+        yield "--data.demonstrations and --data.unlabelled are both 0; there is nothing to learn from"
+    if (method == "few-shot" or config.p_init == "prompt") and config.shots > getattr(data, of):
+        yield f"--shots is {config.shots}, more than the {getattr(data, of)} --data.{of}; give fewer"
+    if rollout.min_tokens > min(rollout.max_tokens, tests.max_tokens):
+        yield (
+            f"--rollout.min-tokens is {rollout.min_tokens}, above --rollout.max-tokens ({rollout.max_tokens}) or "
+            f"--evaluation.max-tokens ({tests.max_tokens}): no chain could stop"
+        )
+    if e.demonstration_weight * data.demonstrations + data.unlabelled == 0:
+        yield "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one"
+    if e.temperatures[0] > e.temperatures[1]:
+        yield "--e-step.temperatures {} {}: the first is above the second".format(*e.temperatures)
+    if varied.history_dropout and rollout.granularity == "token":
+        yield (
+            f"--augmentation.history-dropout is {varied.history_dropout}: it drops complete steps, and with "
+            "--rollout.granularity token there are none; give `step`, or 0"
+        )
+    if varied.concat_questions and target != "joint":
+        yield (
+            f"--augmentation.concat-questions is {varied.concat_questions}: a question joined to others has no known "
+            f"answer, and with --m-step.target {target} the answer is all that is learned; give 0, or joint"
+        )
+    if q_sees not in (None, config.q_sees):
+        yield f"--q-sees {config.q_sees}: with --method {method} q sees the {q_sees}; give --q-sees {q_sees}"
+    if method == "sft" and data.demonstrations and config.sft.check_every and not data.validation:
+        yield "--method sft learns --data.demonstrations and is stopped by --data.validation; give some"
+    if method in ("ppo", "grpo") and e.samples < 2:
+        yield f"--e-step.samples is {e.samples}; with --method {method} it must be at least 2, to compare them"
+    if tests.votes > 1 and tests.temperature == 0:
+        yield (
+            f"--evaluation.votes is {tests.votes}, but at --evaluation.temperature 0 all chains of a question are the "
+            "same; raise the temperature"
+        )
 
 
 def code_named(config: RunConfig) -> list[str]:

@@ -22,7 +22,6 @@ from latent_cot.rationales.rollout import count_distinct
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import MeasuredTask, Rationale, Task, TaskData, UsageError
 
-
 TOP_P = 0.95
 """`nucleus`: the probability that the tokens it samples from come to."""
 DIVERSITY_PENALTY = 1.0

@@ -1,8 +1,9 @@
-"""GRPO (Shao et al., "DeepSeekMath", 2024), or RLOO with `--policy-gradient.advantage leave-one-out` (Ahmadian et al., 2024).
+"""GRPO (Shao et al., "DeepSeekMath", 2024), or RLOO (Ahmadian et al., 2024) with
+`--policy-gradient.advantage leave-one-out`.
 
 All actions of a rationale have the same advantage: its reward compared with those of its question's other
-rationales. The KL to the initial p is a term of the loss. `--policy-gradient.reward correct` makes it the usual one with a
-reward of 0 or 1.
+rationales. The KL to the initial p is a term of the loss. `--policy-gradient.reward correct` makes it the usual one
+with a reward of 0 or 1.
 """
 
 from __future__ import annotations

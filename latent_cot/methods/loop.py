@@ -39,7 +39,6 @@ from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, RewardingTask, Task, TaskData, UsageError
 
-
 DIAGNOSTIC_SAMPLES = 16
 """Rationales sampled for each validation question on which q is compared with the posterior."""
 MAX_GRAD_NORM = 1.0

@@ -28,7 +28,6 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import Experience, gather, policy_log_probs
 from latent_cot.types import Task, TaskData, UsageError, rationale_to_json
 
-
 CLIP_RANGE = 0.2
 """The ratio of new to old probability counts between 1 minus and 1 plus this."""
 DEVIATION_FLOOR = 0.1

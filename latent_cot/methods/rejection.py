@@ -18,7 +18,6 @@ from latent_cot.methods.m_step import epoch_batch
 from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 
-
 PER_QUESTION = 4
 """Distinct right chains kept for a question, at most: ReST-EM's guard against easy questions."""
 

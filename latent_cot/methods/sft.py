@@ -24,7 +24,6 @@ from latent_cot.model.optimise import Schedule
 from latent_cot.rationales.chain import encode_rationale
 from latent_cot.types import Example, MeasuredTask, Task, TaskData, UsageError
 
-
 PATIENCE = 3
 """Checks without a new best after which it stops."""
 

@@ -51,7 +51,7 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
 
 
 def test_every_setting_is_explained(cli: Cli) -> None:
-    out = cli("em", "--help").out
+    out = cli("em", "--help-all").out
     for flag in ("--task", "--e-step.learning-rate", "--evaluation.splits", "--resume", "--config"):
         assert flag in out
     assert "AdamW's peak learning rate." in out
