@@ -1,14 +1,15 @@
 """The methods that can be compared, by name: EM and the baselines. Each is a `Loop` in a file of its own.
 
 All start from the same initial p, see the same examples under the same rules, and are decoded and graded by
-the same code. This only names them: `methods.loop.method_class` imports the class of one.
+the same code. This only names them: `methods.loop.method_class` imports the class of one. `methods.yaml` has the values
+that they have of their own for shared settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.types import UsageError
@@ -34,8 +35,6 @@ class Method:
     """One line for `latent-cot methods`."""
     target: str
     """`module:class` of its loop."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Its own values of settings, between those of the preset and of the user."""
     reasoners: Callable[[RunConfig, bool], Reasoners] = lambda config, answer_given: ("p",)
     """Which adapters answer questions in the end, given whether the answer is part of a test question. None: there is
     nothing that can be tested."""
@@ -108,16 +107,11 @@ def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
     return ("q",) if answer_given else ("p",)
 
 
-_Q_STEP = {"questions": 8, "samples": 8, "learning_rate": 1e-4, "warmup": 8, "decay": "cosine", "max_grad_norm": 1.0}
-"""How methods other than EM train q."""
-
-
-def _policy_gradient(description: str, target: str, **settings: Any) -> Method:
+def _policy_gradient(description: str, target: str) -> Method:
     """A method that samples as `e_step` says and may draw for an M-step in the end, as EM does."""
     return Method(
         description,
         target,
-        settings={"e_step": {**_Q_STEP, "steps": 112, "reward_floor": 10.0}, "policy_gradient": settings},
         reasoners=lambda config, answer_given: ("q", "p") if config.policy_gradient.fine_tune else ("q",),
         q_sees="question",
         samples=True,
@@ -152,28 +146,20 @@ METHODS: Mapping[str, Method] = {
     "sft": Method(
         "supervised fine-tuning on the demonstrations, stopped early by validation",
         "latent_cot.methods.sft:SFT",
-        settings={
-            "m_step": {"steps": 160, "batch_size": 8, "learning_rate": 3e-4, "warmup": 4, "interpolation": 1.0},
-        },
         fine_tunes=lambda config: True,
         unread=("m_step.samples", "m_step.temperature", "m_step.keep", "m_step.weighted", "m_step.target"),
     ),
     "ppo": _policy_gradient(
         "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
         "latent_cot.methods.ppo:PPO",
-        epochs=2,
-        kl=0.2,
     ),
     "grpo": _policy_gradient(
         "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
         "latent_cot.methods.grpo:GRPO",
-        advantage="normalised",
-        kl=0.04,
     ),
     "rejection": Method(
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
         "latent_cot.methods.rejection:Rejection",
-        settings={"e_step": {"steps": 56, "questions": 8, "samples": 8}, "m_step": {"steps": 80, "temperature": 1.0}},
         samples=True,
         fine_tunes=lambda config: True,
         has_rounds=True,
@@ -182,7 +168,6 @@ METHODS: Mapping[str, Method] = {
     "forward-kl": Method(
         "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
         "latent_cot.methods.forward_kl:ForwardKL",
-        settings={"q_sees": "question-and-answer", "e_step": {**_Q_STEP, "steps": 40}, "m_step": {"samples": 4}},
         reasoners=_em_reasoners,
         samples=True,
         trains_q=True,

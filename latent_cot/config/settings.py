@@ -13,6 +13,7 @@ import reprlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,8 @@ from latent_cot.types import UsageError, did_you_mean
 DEFAULT_PRESET = "cpu"
 MAX_CONFIG_BYTES = 2**20
 
-_PRESETS = resources.files("latent_cot.config") / "presets"
+_HERE = resources.files("latent_cot.config")
+_PRESETS = _HERE / "presets"
 _TASKS = resources.files("latent_cot") / "tasks"
 
 
@@ -49,7 +51,7 @@ def load_config(
     name = DEFAULT_PRESET if preset is None else preset
     if name not in presets():
         raise UsageError(f"--preset {name}: there is no such preset.{did_you_mean(name, presets())}")
-    general = parse_yaml((_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), f"preset {name}")
+    general = _shipped(_PRESETS / f"{name}.yaml")
     for_methods = [general.pop("methods", {})]
     config = from_dict(general, f"preset {name}")
     record, where = ({}, "") if file is None else (read_settings(file), str(file))
@@ -69,10 +71,13 @@ def load_config(
     return replace(from_dict(record, where, config), method=config.method, task=config.task)
 
 
+def _shipped(file: Traversable) -> Any:
+    return parse_yaml(file.read_text(encoding="utf-8"), file.name)
+
+
 def gone_settings() -> Mapping[str, str]:
     """Settings of earlier versions -> what became of them."""
-    text = (resources.files("latent_cot.config") / "gone.yaml").read_text(encoding="utf-8")
-    return cast("Mapping[str, str]", parse_yaml(text, "gone.yaml"))
+    return cast("Mapping[str, str]", _shipped(_HERE / "gone.yaml"))
 
 
 def task_preset(task: str, preset: str) -> Any:
@@ -80,16 +85,15 @@ def task_preset(task: str, preset: str) -> Any:
     if not task.isidentifier():
         return {}
     file = _TASKS / task / "presets" / f"{preset}.yaml"
-    return parse_yaml(file.read_text(encoding="utf-8"), f"preset {preset} of {task}") if file.is_file() else {}
+    return _shipped(file) if file.is_file() else {}
 
 
 def with_method(config: RunConfig, method: str) -> RunConfig:
     """A configuration for another method, with the settings that this method implies. Raises UsageError."""
     if method not in METHODS:
         raise UsageError(f"--method {method}: there is no such method.{did_you_mean(method, METHODS)}")
-    of_method = METHODS[method]
-    sees = {"q_sees": of_method.q_sees or config.q_sees}
-    return from_dict({"method": method, **sees, **of_method.settings}, f"method {method}", config)
+    own = {"q_sees": METHODS[method].q_sees or config.q_sees, **_shipped(_HERE / "methods.yaml").get(method, {})}
+    return from_dict({"method": method, **own}, f"method {method}", config)
 
 
 def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
