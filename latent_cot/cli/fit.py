@@ -64,9 +64,7 @@ def run(argv: Sequence[str], command: Literal["em", "fit"] = "fit") -> int:
 def _parsed(argv: Sequence[str], command: Literal["em", "fit"]) -> tuple[RunConfig, RunOptions]:
     base = load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
     if command == "em" and base.method != "em":
-        raise UsageError(
-            f"--{'method' if value_of('--method', argv) else 'config'}: its method is {base.method}; use latent-cot fit"
-        )
+        raise UsageError(f"the method is {base.method}: latent-cot em is EM only; use latent-cot fit")
     default = FitOptions(settings=base)
     if not {"-h", "--help"}.isdisjoint(argv):
         shown = {path: base for path in COMMON if command == "fit" or path != "method"}
