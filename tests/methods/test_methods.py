@@ -229,7 +229,7 @@ class Scripted(ToyTask):
 
 
 def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
-    m_step = dataclasses.replace(SFT, steps=40)
+    m_step = dataclasses.replace(SFT, steps=40, interpolation=1.0)
     loop = make(lm, config_of("sft", m_step=m_step), Scripted([0, 1, 1, 2, 2, 1, 0, 0]))
     seen = []
     for phase, info in loop.run():

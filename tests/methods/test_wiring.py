@@ -140,7 +140,10 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
         lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, augmentation=lessons, m_step=m_step)
     )
     list(loop.run())
-    assert {(arguments[1], options["target"]) for arguments, options in updates} == {("q", "joint"), ("p", "answer")}
+    assert {(arguments[1], options["target"]) for arguments, options in updates} == {
+        *(("p", "joint"), ("q", "joint")),  # round 0 and q's start
+        ("p", "answer"),
+    }
     with_y = [loop.rules.codec.encode_prompt(loop.task.posterior_prompt(question)) for question in loop.questions]
     joined = {(arguments[0].prompt in with_y, options["concat_questions"]) for arguments, options in varied}
     assert joined == {(True, 0), (False, 2)}
