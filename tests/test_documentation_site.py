@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 import math
 import re
 import subprocess
@@ -136,6 +137,59 @@ def test_the_settings_beside_the_papers_are_those_of_the_presets() -> None:
         for row in table[1:]:
             section, name = row[0].split(".")
             assert yaml.safe_load(row[column]) == settings[section][name], f"{preset}: {row[0]}"
+
+
+def test_a_reader_gets_through_the_readme() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 120
+    assert max(map(len, lines)) <= 120
+
+
+def test_result_files_are_marked_and_hold_a_record_a_line() -> None:
+    files = list((DOCS / "results").iterdir())
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 7000
+    for file in (DOCS / "results").glob("*.json"):
+        assert "generated" in json.loads(file.read_text(encoding="utf-8")), file.name
+
+
+def figures_of(record: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Variant and reasoner -> split -> its figures, in a comparison's record."""
+    rows = json.loads((DOCS / "results" / record).read_text(encoding="utf-8"))["rows"]
+    return {f"{row['variant']}, {row['reasoner']}": row["cells"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("record", "seeds"),
+    [
+        ("arithmetic.json", "0, 1, 2"),
+        ("arithmetic-5-demonstrations-seeds-1-2.json", "1, 2"),
+        ("arithmetic-5-demonstrations.json", "0"),
+    ],
+)
+def test_the_figures_of_a_comparison_are_those_of_its_record(record: str, seeds: str) -> None:
+    """Both are rounded: the page to a digit, intervals to none; the record to four significant ones."""
+    figures = figures_of(record)
+    found = {}
+    for heading, *rows in tables("results/arithmetic.md"):
+        for row in rows:
+            if heading[1] == "seeds" and row[1] == seeds:
+                found[row[0].removesuffix(" †")] = dict(zip(heading[2:], row[2:], strict=True))
+    assert set(found) == set(figures)
+    for name, cells in found.items():
+        for split, cell in cells.items():
+            exact = figures[name][split]
+            mean, *deviation, low, high = (float(number) / 100 for number in re.findall(r"[\d.]+", cell))
+            assert mean == pytest.approx(exact["mean"], abs=0.00055), (name, split)
+            assert deviation == pytest.approx([exact["deviation"]] if deviation else [], abs=0.00055), (name, split)
+            assert [low, high] == pytest.approx(exact["interval_95"], abs=0.00505), (name, split)
+
+
+def test_the_readmes_table_is_that_of_the_results() -> None:
+    figures = figures_of("arithmetic.json")
+    (table,) = (table for table in tables("../README.md") if "3 operands" in table[0])
+    for row, name in zip(table[1:], ["em, p", "rejection, p", "sft, p"], strict=False):
+        shown = [float(cell) for cell in row[1:]]
+        assert shown == [round(100 * figures[name][f"{n}-operands"]["mean"], 1) for n in (3, 4, 5, 6, 8)], row[0]
 
 
 LAST_STEP = {"a": Fraction(1, 2), "ab": Fraction(1, 2), "c": Fraction(1, 4), "cd": Fraction(1, 4)}

@@ -29,7 +29,7 @@ from latent_cot.report.terminal import Display, narrow_tables
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import with_absolute_paths
-from latent_cot.run.run_folder import RunFolder, write_json, write_text
+from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import MeasuredTask, Metric, UsageError, is_answer_given
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def _write(
     }
     title = f"{Path(first.task).stem}, {Path(first.model).name}"
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
-    write_json(path / "comparison.json", found)
+    write_text(path / "comparison.json", records.to_text(found))
     metrics = _metrics(first.task)
     differences = paired_difference.to_markdown(compared) if compared else None
     write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))

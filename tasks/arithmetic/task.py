@@ -60,7 +60,7 @@ def answer(text: str, result: str | None) -> str | None:
         return TaskData(
             demonstrations=tuple(map(demonstrate, take(stream, request.demonstrations, f"demonstrations, {settings}"))),
             unlabelled=tuple(
-                map(build, take(stream, request.unlabelled, f"pairs beside the demonstrations, {settings}"))
+                map(build, take(stream, request.unlabelled, f"unlabelled, beside the demonstrations, {settings}"))
             ),
             validation=self._validation(request, settings, frozenset()),
             notes=(f"Questions generated with {settings} seed={request.seed}; none is in a test split.",),

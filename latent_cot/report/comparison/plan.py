@@ -215,7 +215,7 @@ def _flag_words(path: str, value: Any) -> list[str]:
         return [name if value else f"--{head}{dot}no-{last}"]
     if isinstance(value, Mapping):
         return [name, *(word for item in value.items() for word in item)]
-    return [name, *value] if isinstance(value, tuple) else [name, str(value)]
+    return [name, *map(str, value)] if isinstance(value, tuple) else [name, str(value)]
 
 
 def _paths(record: Mapping[str, Any], path: str = "") -> Iterator[str]:

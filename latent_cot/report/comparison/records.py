@@ -13,7 +13,7 @@ from latent_cot.config.schema import SECTIONS
 from latent_cot.config.settings import differences, flag, from_dict, to_dict
 from latent_cot.report.comparison.plan import IGNORED, Run, command_of
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import UsageError, is_answer_given
+from latent_cot.types import UsageError, finite, is_answer_given
 
 Record = Mapping[str, Any]
 """As `record_of` makes it and comparison.json has it."""
@@ -148,3 +148,17 @@ def _last(rounds: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the last round has; nothing if there is none."""
     found: Mapping[str, Any] = rounds[max(rounds, key=int)] if rounds else {}
     return found
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    """comparison.json: one line a run, a row or a difference."""
+    lines = []
+    for key, value in {"generated": "by latent-cot compare: not to be edited", **finite(found)}.items():
+        many = isinstance(value, list) and any(isinstance(one, dict) for one in value)
+        text = "[\n" + ",\n".join(map(_one_line, value)) + "\n]" if many else _one_line(value)
+        lines.append(f"{_one_line(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _one_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -166,7 +166,7 @@ def test_the_smoke_preset_runs_end_to_end(
     # The full stop is part of the reward.
     assert all(sample["log_reward"] is not None for sample in samples)
 
-    shipped = yaml.safe_load((ROOT / "latent_cot" / "presets" / "variants" / "decoding.yaml").read_text())
+    shipped = yaml.safe_load((ROOT / "latent_cot" / "config" / "presets" / "variants" / "decoding.yaml").read_text())
     names = ("gflownet-0.8", "sample", "nucleus", "beam-5x", "diverse-beam")
     (tmp_path / "some.yaml").write_text(yaml.safe_dump({name: shipped[name] for name in names}))
     settings = ["precision=fp32", "evaluation.size=2", "evaluation.samples=3", "evaluation.diagnostics=1"]
