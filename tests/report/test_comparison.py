@@ -53,7 +53,7 @@ def test_the_rows_of_a_fair_comparison_cost_the_same() -> None:
         "em-posterior": PlannedBudget(6760, 480),
         "em-posterior-2": PlannedBudget(3572, 480),
     }
-    variants = plan.read_variants(str(Path(__file__).parents[1] / "docs/results/arithmetic-fair.yaml"))
+    variants = plan.read_variants(str(Path(__file__).parents[2] / "docs/results/arithmetic-fair.yaml"))
     assert set(other) < {variant.name for variant in variants}
     for variant in variants:
         config = configure(variant, 3, {}, [], None)
