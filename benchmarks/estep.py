@@ -125,7 +125,7 @@ def configuration(workload: str, options: Options) -> RunConfig:
         shots=3,
         data=replace(config.data, options={"operands": "3"}),  # longer chains would not fit
         rollout=replace(config.rollout, granularity="token", min_tokens=5, max_tokens=options.paper_tokens),
-        e_step=replace(config.e_step, questions=1, samples=16, objective="subtb", on_policy=1.0, tempered=0.0),
+        e_step=replace(config.e_step, questions=1, samples=16, objective="subtb", tempered_share=0.0),
     )
 
 

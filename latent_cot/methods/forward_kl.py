@@ -82,7 +82,7 @@ class ForwardKL(Loop):
 
     @property
     def _n_drawn(self) -> int:
-        return questions_drawn(self.config)
+        return min(questions_drawn(self.config), len(self.questions))
 
     @property
     def _parts(self) -> list[range]:

@@ -104,7 +104,8 @@ class Loop(Examined, ABC):
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
         unread = METHODS[config.method].ignores(config)
-        learned = {"m-step": [] if "m_step" in unread else [*data.demonstrations, *data.unlabelled]}
+        target_read = {"m_step", "m_step.target"}.isdisjoint(unread)
+        learned = {"m-step": [*data.demonstrations, *data.unlabelled] if target_read else []}
         learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
         for step, examples in learned.items():
             target = config.m_step.target if step == "m-step" else "joint"

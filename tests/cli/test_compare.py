@@ -264,7 +264,7 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--variants", "nowhere.yaml"], ["--variants nowhere.yaml", "no such file"]),
         (["--set", "grppo:policy_gradient.kl=1"], ["--set grppo:policy_gradient.kl=1", "Did you mean 'grpo'?"]),
         (["--set", "e_step.stepz=3"], ["unknown setting 'e_step.stepz'"]),
-        (["--set", "evaluation.size=0"], ["--evaluation.size is 0"]),
+        (["--set", "evaluation.size=0"], ["--set: evaluation.size is 0"]),
         (["--preset", "tpu"], ["--preset tpu"]),
         (["--set", "seed=5"], ["--set seed=5", "use --seeds"]),
         (["--set", "sft:method=em"], ["--set sft:method=em", "use --methods or --variants"]),

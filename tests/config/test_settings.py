@@ -59,7 +59,7 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
             )
         return _values(arguments[0])
     if origin in (Union, UnionType):
-        return st.one_of(st.none() if one is type(None) else _values(one) for one in arguments)
+        return st.one_of(*(st.none() if one is type(None) else _values(one) for one in arguments))
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is tuple:
