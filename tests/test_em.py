@@ -101,7 +101,7 @@ def test_the_phases_and_their_units(lm: LanguageModel) -> None:
     counts = Counter((phase.round, phase.name) for phase, _ in em.run())
     assert counts == {(phase.round, phase.name): em.units(phase) for phase in em.phases}
     # 3 test questions, 4 // 2 a batch: two units for each reasoner; before the first round only p is tested
-    assert em.units(em.phases[1]) == 2
+    assert em.units(em.phases[1]) == 1
     assert em.units(em.phases[-1]) == 4
     assert set(em.state.results()["accuracy"]["0"]) == {"p"}
     assert set(em.state.results()["accuracy"]["2"]) == {"p", "q"}
