@@ -2,76 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from latent_cot.api.progress import counting
 from latent_cot.api.results import Evaluation
-from latent_cot.evaluation.evaluate import Accuracy, Mistakes, Outcome, answer_questions
-from latent_cot.evaluation.measure import figures
+from latent_cot.evaluation import outcomes
+from latent_cot.evaluation.evaluate import Accuracy, Outcome, answer_questions
+from latent_cot.evaluation.measure import figure_of, measure
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import Adapter
+from latent_cot.report.terminal import Items
 from latent_cot.types import Example, MeasuredTask
 
 
-def evaluate(
-    loop: Loop,
-    reasoners: Sequence[Adapter],
-    splits: Mapping[str, Sequence[Example]],
-    *,
-    points: Mapping[str, Mapping[str, Any]],
-    votes: int,
-    temperature: float | None,
-    max_tokens: int | None,
-    seed: int,
-    progress: bool,
-) -> Evaluation:
-    """Each reasoner on each split: see `Run.evaluate`.
+def evaluate(loop: Loop, reasoners: Sequence[Adapter], found: Evaluation, *, seed: int, progress: bool) -> None:
+    """Ask each reasoner the questions of `found`, and put into it what comes of them: see `Run.evaluate`.
 
     Args:
         loop: its `test_rules` are as they were afterwards.
-        temperature: None: the configuration's, for a task with metrics.
     """
-    task, rules = loop.task, loop.test_rules
-    metrics = task.metrics if isinstance(task, MeasuredTask) else {}
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in reasoners}
-    outcomes: dict[str, dict[str, list[Outcome]]] = {}
-    mistakes: dict[str, dict[str, Mistakes]] = {}
-    loop.test_rules = rules if max_tokens is None else replace(rules, max_tokens=max_tokens)
-    total = len(reasoners) * sum(map(len, splits.values()))
+    rules = loop.test_rules
+    loop.test_rules = replace(rules, max_tokens=found.decoding["max_tokens"])
+    total = len(reasoners) * sum(len(split.examples) for split in found.splits.values())
+    console = Console(stderr=True, quiet=not progress)
     try:
-        with counting("questions", total, shown=progress) as advance:
+        with Items(console, "questions", total) as items:
             for name in reasoners:
-                for split, examples in splits.items():
-                    if isinstance(task, MeasuredTask):
-                        measured = loop.sample_tests(name, examples, seed=seed, temperature=temperature)
-                        found[name][split] = {m: f.to_json() for m, f in figures(task, measured).items()}
-                        advance(len(examples))
+                for split, questions in found.splits.items():
+                    if isinstance(loop.task, MeasuredTask):
+                        _measure(loop, loop.task, name, split, questions.examples, found, seed)
+                        items.advance(len(questions.examples))
                         continue
-                    of_split = outcomes.setdefault(name, {}).setdefault(split, [])
-                    wrong = mistakes.setdefault(name, {}).setdefault(split, Mistakes(task))
-                    for outcome in answer_questions(
-                        loop.lm,
-                        loop.sampler_of(name),
-                        task,
-                        examples,
-                        loop.test_rules,
-                        judge=loop.judge_of(name),
-                        prefix=loop.model_prefix if loop.sampler_of(name) != "q" else "",
-                        votes=votes,
-                        temperature=temperature or 0.0,
-                        batch_size=loop.test_batch_size,
-                        generator=torch.Generator().manual_seed(seed),
-                    ):
-                        of_split.append(outcome)
-                        if not outcome.correct:
-                            wrong.add(outcome)
-                        advance(1)
-                    right = sum(outcome.correct for outcome in of_split)
-                    found[name][split] = Accuracy(right, len(of_split)).to_json()
+                    answered: list[Outcome] = []
+                    for outcome in _answers(loop, name, questions.examples, found.decoding, seed):
+                        answered.append(outcome)
+                        items.advance()
+                    right = sum(outcome.correct for outcome in answered)
+                    found.outcomes.setdefault(name, {})[split] = answered
+                    found.figures.setdefault(name, {})[split] = Accuracy(right, len(answered)).to_json()
+                    found.records.extend(outcomes.of_answered(name, split, outcome) for outcome in answered)
     finally:
         loop.test_rules = rules
-    return Evaluation(found, points, outcomes, mistakes, metrics)
+
+
+def _measure(
+    loop: Loop,
+    task: MeasuredTask,
+    reasoner: Adapter,
+    split: str,
+    examples: Sequence[Example],
+    found: Evaluation,
+    seed: int,
+) -> None:
+    n, temperature = found.decoding["samples"], found.decoding["temperature"]
+    measured = loop.sample_tests(reasoner, examples, seed=seed, n=n, temperature=temperature)
+    values = measure(task, measured)
+    figures = {metric: figure_of(of_metric, len(examples)).to_json() for metric, of_metric in values.items()}
+    found.figures.setdefault(reasoner, {})[split] = figures
+    found.measured.setdefault(reasoner, {})[split] = measured
+    found.records.extend(outcomes.of_measured(reasoner, split, measured, values))
+
+
+def _answers(
+    loop: Loop, reasoner: Adapter, examples: Sequence[Example], decoding: Mapping[str, Any], seed: int
+) -> Iterator[Outcome]:
+    sampler = loop.sampler_of(reasoner)
+    return answer_questions(
+        loop.lm,
+        sampler,
+        loop.task,
+        examples,
+        loop.test_rules,
+        judge=loop.judge_of(reasoner),
+        prefix=loop.model_prefix if sampler != "q" else "",
+        votes=decoding["votes"],
+        temperature=decoding["temperature"],
+        batch_size=loop.test_batch_size,
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from latent_cot.api import show
-from latent_cot.api.frames import data_frame, data_set
 from latent_cot.methods.scored import ScoredRationale
 from latent_cot.model.lm import Adapter
+from latent_cot.report.tables import Table, bar, data_frame, escaped, page
+from latent_cot.report.terminal import RATIONALE_HEADING
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RATIONALES, RunFolder
 from latent_cot.types import Example, Rationale, UsageError, rationale_from_json
@@ -56,11 +57,11 @@ class Rationales(Sequence[ScoredRationale]):
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a rationale. For the tokens of one: `pandas.DataFrame(rationales[0].tokens)`."""
-        return data_frame(map(_row, self.items), columns=_COLUMNS)
+        return data_frame(map(_row, self.items))
 
     def to_dataset(self) -> datasets.Dataset:
         """The same as a `datasets.Dataset`, each with its question."""
-        return data_set({"question": self.question, **_row(item)} for item in self.items)
+        return _data_set({"question": self.question, **_row(item)} for item in self.items)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -72,45 +73,33 @@ class Rationales(Sequence[ScoredRationale]):
     def __getitem__(self, index: int | slice) -> ScoredRationale | Sequence[ScoredRationale]:
         return self.items[index]
 
+    def table(self) -> Table:
+        return Table(
+            {
+                "weight": ["–" if z.weight is None else bar(z.weight, f"{100 * z.weight:.0f} %") for z in self.items],
+                "n": [f"×{z.count}" for z in self.items],
+                RATIONALE_HEADING: [show.chain(z, self.colour_by) for z in self.items],
+                "answer": [f"{'–' if z.answer is None else z.answer} {_RIGHT[z.correct]}" for z in self.items],
+            },
+            {
+                "log q": [show.figure(z.log_q) for z in self.items],
+                "log p": [show.figure(z.log_p) for z in self.items],
+                "log R": [show.figure(z.log_reward) for z in self.items],
+            },
+        )
+
     def __repr__(self) -> str:
-        rows = [
-            (
-                show.figure(item.weight, "{:.0%}"),
-                f"×{item.count}",
-                show.chain_text(item),
-                "–" if item.answer is None else item.answer,
-                _RIGHT[item.correct],
-                show.figure(item.log_q),
-                show.figure(item.log_p),
-                show.figure(item.log_reward),
-            )
-            for item in self.items
-        ]
-        headings = ("weight", "n", "rationale", "answer", "", "log q", "log p", "log R")
-        return f"{printable(self._title)}\n{show.text_table(headings, rows)}"
+        return f"{printable(self.title)}\n{self.table().text()}"
 
     def _repr_html_(self) -> str:
-        rows = [
-            (
-                "<td>–</td>" if item.weight is None else show.bar_cell(item.weight, f"{100 * item.weight:.0f} %"),
-                f"×{item.count}",
-                show.chain_html(item, self.colour_by),
-                f"{'–' if item.answer is None else show.escaped(item.answer)} {_RIGHT[item.correct]}",
-                show.figure(item.log_q),
-                show.figure(item.log_p),
-                show.figure(item.log_reward),
-            )
-            for item in self.items
-        ]
-        headings = ("weight", "", "rationale", "answer", "log q", "log p", "log R")
-        return show.page(
-            f"<div><b>{show.escaped(self._title)}</b></div>",
-            show.html_table(headings, rows, numbers=(1, 4, 5, 6)),
+        return page(
+            f"<div><b>{escaped(self.title)}</b></div>",
+            self.table().html(),
             show.legend(self.colour_by, tools=any(item.rationale.calls for item in self.items)),
         )
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
         title = self.question
         if self.reasoner is not None:
             title += f": {self.n} from {self.reasoner}, {len(self)} distinct"
@@ -120,25 +109,15 @@ class Rationales(Sequence[ScoredRationale]):
 
 
 _RIGHT = {True: "✓", False: "✗", None: ""}
-_COLUMNS = (
-    "text",
-    "count",
-    "weight",
-    "log_q",
-    "log_p",
-    "log_reward",
-    "answer",
-    "correct",
-    "n_tokens",
-    "calls",
-    "truncated",
-)
 
 
 def _row(item: ScoredRationale) -> dict[str, Any]:
-    values = {name: getattr(item, name) for name in _COLUMNS[:8]}
-    rationale = item.rationale
-    return {**values, "n_tokens": len(rationale), "calls": len(rationale.calls), "truncated": rationale.truncated}
+    names = ("text", "count", "weight", "log_q", "log_p", "log_reward", "answer", "correct")
+    return {**{name: getattr(item, name) for name in names}, **_sizes(item.rationale)}
+
+
+def _sizes(z: Rationale) -> dict[str, Any]:
+    return {"n_tokens": len(z), "calls": len(z.calls), "truncated": z.truncated}
 
 
 # -- logged ------------------------------------------------------------------------------------------------
@@ -177,36 +156,30 @@ class LoggedRationales:
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a rationale: its text and figures, not its token ids."""
-        return data_frame(map(_logged_row, self), columns=_LOGGED_COLUMNS)
+        return data_frame(map(_logged_row, self))
 
     def to_dataset(self) -> datasets.Dataset:
         """A row a rationale, as a `datasets.Dataset`: its token ids, masks and tool calls too."""
-        return data_set({**_logged_row(one), **_token_columns(one.rationale)} for one in self)
+        return _data_set({**_logged_row(one), **_token_columns(one.rationale)} for one in self)
 
     def __repr__(self) -> str:
         return f"<the logged rationales of {self._folder.path}: iterate, .to_pandas(), .to_dataset()>"
 
 
-_LOGGED_COLUMNS = (
-    "round",
-    "phase",
-    "unit",
-    "question",
-    "text",
-    "log_reward",
-    "count",
-    "n_tokens",
-    "calls",
-    "truncated",
-)
+_LOGGED = ("round", "phase", "unit", "question", "log_reward", "count")
 
 
-def _logged_row(one: LoggedRationale) -> Mapping[str, Any]:
-    z = one.rationale
-    own = {name: getattr(one, name) for name in ("round", "phase", "unit", "question", "log_reward", "count")}
-    return {**own, "text": z.text, "n_tokens": len(z), "calls": len(z.calls), "truncated": z.truncated}
+def _logged_row(one: LoggedRationale) -> dict[str, Any]:
+    return {**{name: getattr(one, name) for name in _LOGGED}, "text": one.rationale.text, **_sizes(one.rationale)}
 
 
-def _token_columns(z: Rationale) -> Mapping[str, Any]:
+def _token_columns(z: Rationale) -> dict[str, Any]:
     calls = [asdict(call) for call in z.calls]
     return {"tokens": list(z.tokens), "policy_mask": list(z.policy_mask), "states": list(z.states), "tool_calls": calls}
+
+
+def _data_set(records: Iterable[dict[str, Any]]) -> datasets.Dataset:
+    """A row a record, in memory."""
+    import datasets
+
+    return datasets.Dataset.from_list(list(records))

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_cot import tasks
-from latent_cot.api import show
-from latent_cot.api.frames import data_frame
 from latent_cot.api.results import Evaluation, Results
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation.splits import splits_of, sweep_of
 from latent_cot.report.plots import Curve
+from latent_cot.report.tables import data_frame, escaped, page
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, MeasuredTask, Metric, Sweep, Task, UsageError
+from latent_cot.types import Example, MeasuredTask, Metric, Task, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +54,7 @@ class Run:
     """What `load` and `train` return."""
 
     def __init__(self, source: reasoners.Source, loop: Loop | None = None) -> None:
-        self._source = source
+        self.source = source
         self._loop = loop
         self.task: Task = tasks.load(source.config.task)
         """The task: `run.task.split("5-operands", 10)` gives test questions."""
@@ -65,24 +64,24 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """All settings."""
-        return self._source.config
+        return self.source.config
 
     @property
     def path(self) -> Path | None:
         """The run's folder; None for a base model."""
-        return self._source.folder.path if self._source.folder else None
+        return self.source.folder.path if self.source.folder else None
 
     @property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Those that can be tested: of "q", the sampler, and "p", the model."""
-        return self._source.reasoners
+        return self.source.reasoners
 
     @property
     def status(self) -> str:
         """One of "finished", "stopped", "failed", "running" (or killed), and "untrained" for a base model."""
-        if self._source.folder is None:
+        if self.source.folder is None:
             return "untrained"
-        return str(self._source.folder.read_json("run.json")["status"])
+        return str(self.source.folder.read_json("run.json")["status"])
 
     @property
     def results(self) -> Results:
@@ -132,13 +131,13 @@ class Run:
         """
         from latent_cot.methods.scored import sample_rationales
 
-        _check_at_least_1(n=n)
+        check_at_least_1(n=n)
         check_temperature(temperature, "temperature")
         asked = reasoner or self.reasoners[0]
         if asked not in self._adapters:
-            self._source.require(asked)
+            self.source.require(asked)
         example = self._example(question, answer)
-        loop = self._in_memory()
+        loop = self.in_memory()
         counts = sample_rationales(loop, example, asked, n=n, temperature=temperature, seed=seed)
         return self._scored(example, counts, asked, weighed=temperature == 1 and loop.draws_as_it_is)
 
@@ -153,11 +152,11 @@ class Run:
         """
         from latent_cot.rationales.chain import encode_rationale
 
-        _check_at_least_1(rationales=len(rationales))
+        check_at_least_1(rationales=len(rationales))
         given: tuple[object, ...] = rationales
         if not all(isinstance(text, str) for text in given):  # e.g. the `z` of an example without one
             raise TypeError(f"rationales are texts: {given!r}")
-        loop, example = self._in_memory(), self._example(question, answer)
+        loop, example = self.in_memory(), self._example(question, answer)
         encoded = [encode_rationale(text, loop.test_rules, written=True) for text in rationales]
         return self._scored(example, dict.fromkeys(encoded, 1), None, weighed=False)
 
@@ -169,6 +168,7 @@ class Run:
         reasoner: Adapter | None = None,
         size: int | None = None,
         votes: int = 1,
+        samples: int | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
         exclude: Sequence[str] = (),
@@ -184,6 +184,7 @@ class Run:
             reasoner: "q" or "p"; None: all that it has.
             size: the first questions of each split only; None: all of them.
             votes: chains a question; above 1 the majority of their answers decides.
+            samples: rationales a question, for a task with metrics; None: the run's, or as many as the task likes.
             temperature: 0 is greedy; None: 0, or 0.5 with several votes; of a task with metrics, the run's own.
             max_tokens: tokens a chain may choose; None: the run's `evaluation.max_tokens`.
             exclude: files whose questions are left out.
@@ -194,29 +195,35 @@ class Run:
         """
         from latent_cot.api.evaluation import evaluate
 
-        _check_at_least_1(votes=votes, size=size, max_tokens=max_tokens)
-        if temperature is None and not self._metrics:
-            temperature = 0.0 if votes == 1 else 0.5
+        check_at_least_1(votes=votes, samples=samples, size=size, max_tokens=max_tokens)
         check_temperature(temperature, "temperature")
+        configured = self.config.evaluation
+        decoding: dict[str, Any] = {"max_tokens": max_tokens or configured.max_tokens}
+        if isinstance(self.task, MeasuredTask):
+            usual = configured.temperature
+            decoding["samples"] = samples or configured.samples or self.task.samples
+        else:
+            usual = 0.0 if votes == 1 else 0.5
+            decoding["votes"] = votes
+        decoding["temperature"] = usual if temperature is None else temperature
         if votes > 1 and temperature == 0:
             raise UsageError(f"votes is {votes}: at temperature 0 all chains of a question are the same; raise it")
         if reasoner is not None:
-            self._source.require(reasoner)
-        patterns = [split] if isinstance(split, str) else split
-        sweeps = [sweep_of(self.task, pattern) for pattern in patterns]
-        training = reasoners.training_questions(self._source, reasoners.training_data(self._source, self.task))
+            self.source.require(reasoner)
+        sweeps = [sweep_of(self.task, pattern) for pattern in ([split] if isinstance(split, str) else split)]
+        training = reasoners.training_questions(self.source, reasoners.training_data(self.source, self.task))
         splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
-        return evaluate(
-            self._in_memory(),
-            [reasoner] if reasoner else self.reasoners,
-            {name: found.examples for name, found in splits.items()},
-            points=_points(sweeps, training),
-            votes=votes,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=seed,
-            progress=progress,
-        )
+        curves = [Curve.of(sweep, training) for sweep in sweeps]
+        points = {
+            point.split: {**numbers, "trained": point.trained}
+            for sweep, curve in zip(sweeps, curves, strict=True)
+            for point in curve.points
+            if (numbers := sweep.points[point.split])
+        }
+        found = Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding)
+        names = [reasoner] if reasoner else self.reasoners
+        evaluate(self.in_memory(), names, found, seed=seed, progress=progress)
+        return found
 
     # -- how it looks --------------------------------------------------------------------------------
 
@@ -224,16 +231,16 @@ class Run:
         return f"<{printable(self._title)}>"
 
     def _repr_html_(self) -> str:
-        parts = [f"<div><b>{show.escaped(self._title)}</b></div>"]
-        if self._source.folder is not None and (self._source.folder.path / "results.json").exists():
-            parts.append(self.results.html())
-        return show.page(*parts)
+        parts = [f"<div><b>{escaped(self._title)}</b></div>"]
+        if self.source.folder is not None and (self.source.folder.path / "results.json").exists():
+            parts.append(self.results.table().html())
+        return page(*parts)
 
     @property
     def _title(self) -> str:
         c = self.config
         model = Path(c.model).name if Path(c.model).is_dir() else c.model
-        if self._source.folder is None:
+        if self.source.folder is None:
             return f"{model} as it is, on {self.task.name}"
         return f"{self.path}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {self.status}"
 
@@ -246,18 +253,18 @@ class Run:
     @property
     def _adapters(self) -> tuple[Adapter, ...]:
         """Those that were trained: a q that sees the answer can be sampled from and scored with, though not tested."""
-        has_q = self._source.folder is not None and (
+        has_q = self.source.folder is not None and (
             "q" in self.reasoners or self.config.q_sees == "question-and-answer"
         )
         return ("q", "p") if has_q else ("p",)
 
-    def _in_memory(self) -> Loop:
+    def in_memory(self) -> Loop:
         """The model with its adapters, loaded once."""
         if self._loop is None:
             from rich.console import Console
 
-            shown = reasoners.shown_data(self._source, self.task)
-            self._loop = reasoners.load(self._source, shown, Console(stderr=True))
+            shown = reasoners.shown_data(self.source, self.task)
+            self._loop = reasoners.load(self.source, shown, Console(stderr=True))
         return self._loop
 
     def _example(self, question: str | Example, answer: str | None) -> Example:
@@ -270,11 +277,7 @@ class Run:
         from latent_cot.methods.scored import score_rationales
 
         found = score_rationales(
-            self._in_memory(),
-            example,
-            counts,
-            with_q="q" in self._adapters,
-            proposal=sampler if weighed else None,
+            self.in_memory(), example, counts, with_q="q" in self._adapters, proposal=sampler if weighed else None
         )
         items = list(found.rationales)
         if sampler is not None:
@@ -283,22 +286,14 @@ class Run:
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour)
 
     def _folder(self, what: str) -> RunFolder:
-        if self._source.folder is None:
+        if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
-        return self._source.folder
+        return self.source.folder
 
 
-def _points(sweeps: Sequence[Sweep], training: Sequence[Example]) -> dict[str, dict[str, Any]]:
-    """Split -> its numbers, and whether there were such questions in training."""
-    found: dict[str, dict[str, Any]] = {}
-    for sweep in sweeps:
-        for point in Curve.of(sweep, training).points:
-            if sweep.points[point.split]:
-                found[point.split] = {**sweep.points[point.split], "trained": point.trained}
-    return found
-
-
-def _check_at_least_1(**values: int | None) -> None:
+def check_at_least_1(prefix: str = "", **values: int | None) -> None:
+    """Raises UsageError, naming the setting, for one that is less. `prefix`: of a flag."""
     for name, value in values.items():
         if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}; it must be at least 1")
+            written = prefix + (name.replace("_", "-") if prefix else name)
+            raise UsageError(f"{written} is {value}; it must be at least 1")

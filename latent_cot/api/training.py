@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from latent_cot.api.run import Run, load, source_of
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, from_dict, load_config, to_dict
+from latent_cot.config.settings import check, differences, from_dict, load_config
+from latent_cot.report.terminal import Display, Progress
 from latent_cot.run import reasoners
 from latent_cot.run.paths import default_folder, with_absolute_paths
 from latent_cot.run.run_folder import RunFolder
@@ -116,38 +119,31 @@ def _go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
 
 
 def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
-    from latent_cot.api.progress import training
     from latent_cot.run.interrupts import stop_signals
     from latent_cot.run.session import Stopped, claim_folder, run_loop
 
     processes = session.lm.processes
     # Only now: a mistyped model leaves no folder behind.
     folder = claim_folder(path, session.config, processes, resume=resume)
-    shown = shown and processes.main
+    console = Console(stderr=True, quiet=not (shown and processes.main))
     followers, stop = list(callbacks), False
-    with folder.lock(), training(shown=shown) as show, stop_signals() as stopped_by:
+    with folder.lock(), Display(console) as display, stop_signals() as stopped_by:
 
         def on_unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
             nonlocal stop
-            show(loop, phase, info)
+            display.on_unit(loop, phase, info)
             unit = _unit(loop, phase, info)
             stop = True in [follower(unit) for follower in followers]  # each is called
 
         with suppress(Stopped):
             run_loop(
-                session,
-                folder,
-                resume=resume,
-                on_unit=on_unit,
-                should_stop=lambda: stop or stopped_by() is not None,
+                session, folder, resume=resume, on_unit=on_unit, should_stop=lambda: stop or stopped_by() is not None
             )
     source = source_of(folder.path, None, trust_code=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 
 
 def _unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> Unit:
-    from latent_cot.report.terminal import Progress
-
     progress = Progress.of(loop)
     figures = {key: value for key, value in info.items() if key != "samples"}
     share = progress.done / progress.total
@@ -170,22 +166,10 @@ def _plain(value: Any) -> Any:
 
 def _refuse_difference(config: RunConfig, path: Path) -> None:
     """Raises UsageError if the run in `path` has other settings."""
-    own = _flat(to_dict(from_dict(RunFolder.open(path).config, str(path / "config.yaml"))))
-    wanted = _flat(to_dict(config))
-    for name in [*wanted, *own]:
-        if name != "output_dir" and own.get(name) != wanted.get(name):
+    own = from_dict(RunFolder.open(path).config, str(path / "config.yaml"))
+    for name, there, wanted in differences(own, config):
+        if name != "output_dir":
             raise UsageError(
-                f"{path}: holds a run with {name} {own.get(name)!r}, not {wanted.get(name)!r}; go on with it by "
-                "resume(load(...)), or give another output_dir"
+                f"{path}: holds a run with {name} {there!r}, not {wanted!r}; go on with it by resume(load(...)), or "
+                "give another output_dir"
             )
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"e_step": {"steps": 4}}` as `{"e_step.steps": 4}`."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

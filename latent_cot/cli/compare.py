@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
@@ -21,18 +20,18 @@ from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.settings import check, from_dict, load_config, to_dict
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import paired_difference, plan, records, shared_init, table
-from latent_cot.report.comparison.paired_difference import Beside, Target, splits_of
+from latent_cot.report.comparison.paired_difference import Target
 from latent_cot.report.comparison.plan import Run, Variant
 from latent_cot.report.comparison.records import Record
-from latent_cot.report.comparison.table import Row
-from latent_cot.report.terminal import Display, narrow_tables
+from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.run_folder import RunFolder, write_text
-from latent_cot.types import MeasuredTask, Metric, UsageError, is_answer_given
+from latent_cot.types import MeasuredTask, UsageError, is_answer_given
 
 if TYPE_CHECKING:
+    from latent_cot.config.schema import RunConfig
     from latent_cot.run.session import Session
 
 
@@ -96,30 +95,47 @@ def run(argv: Sequence[str]) -> int:
     if options.dry_run:
         for one in runs:
             planned = METHODS[one.config.method].planned(one.config)
-            begun = (one.folder / "config.yaml").exists()
-            state = done.get(one.name, "begun, goes on" if begun else "to do")
+            state = done.get(one.name, "begun, goes on" if _begun(one) else "to do")
             cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
             say(console, f"{one.folder}: {state}; {cost}")
             say(console, f"  {plan.command_of(one.config, options.preset)}")
         return 0
     refuse_unwritable(path)
-    status = _carry_out(options, runs, done, console)
-    if status:
+    if status := _carry_out(options, runs, done, console):
         return status
     of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
     compared, unknown = ([], []) if target is None else paired_difference.differences(of_runs, target)
     if unknown:
         what = "Which answers are right, or to which questions,"
         say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
-    found = _write(options, runs, of_runs, budget, path, console, compared)
-    rows = table.summarise(found["runs"])
+    rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
+    metrics = task.metrics if isinstance(task, MeasuredTask) else {}
+    tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
+    found: dict[str, Any] = {
+        "command": shlex.join(["latent-cot", "compare", *argv]),
+        "task": runs[0].config.task,
+        "model": runs[0].config.model,
+        "budget": None if budget is None else budget._asdict(),
+        "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
+        "rows": table.to_json(rows),
+        "runs": of_runs,
+        "differences": [one.to_json() for one in compared],
+    }
+    write_text(path / "comparison.json", records.to_text(found))
+    title = f"{Path(found['task']).stem}, {Path(found['model']).name}"
+    commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
+    write_text(path / "comparison.md", table.to_markdown(title, tables, metrics, commands))
+    numbers = {split: of for split in table.splits_of(rows) if (of := numbers_of(task, split)) is not None}
+    try:
+        table.save_plot(rows, path / "comparison.svg", title, metrics, numbers)
+    except ImportError:
+        (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
+        say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     if options.json:
         print_json(found)
     else:
-        for shown in _tables(rows, _metrics(found["task"]), console.width):
-            console.print(shown)
-        for shown in _differences(compared, console.width) if compared else ():
-            console.print(shown)
+        for shown in tables:
+            shown.show(console)
     if target is not None and not compared:
         say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
     written = [name for name in ("comparison.json", "comparison.md", "comparison.svg") if (path / name).exists()]
@@ -127,59 +143,57 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
+def _begun(one: Run) -> bool:
+    return (one.folder / "config.yaml").exists()
+
+
 def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Path]:
     """The runs, in the order in which they are done, their budget, and the comparison's folder."""
     variants = _variants(options)
-    names = [variant.name for variant in variants]
-    common: dict[str, Any] = {"evaluation": {"every_round": False}}
-    common |= {key: value for key in ("task", "model") if (value := getattr(options, key)) is not None}
-    own: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
+    common: list[Mapping[str, Any]] = [{"evaluation": {"every_round": False}}]
+    common += [{key: value} for key in ("task", "model") if (value := getattr(options, key)) is not None]
+    own: dict[str, list[Mapping[str, Any]]] = {variant.name: [] for variant in variants}
     for text in options.set:
-        name, record = plan.parse_setting(text, names)
-        if name is None:
-            common = _merged(common, record)
-        else:
-            own[name].append(record)
-    base = from_dict(common, "--set", load_config(options.preset, options.config, "em", common.get("task")))
-    _check_task(base.task)
-    task = with_absolute_paths(base).task
+        name, record = plan.parse_setting(text, list(own))
+        (common if name is None else own[name]).append(record)
+    layers: dict[str, Any] = {"preset": options.preset, "file": options.config}
+    base = load_config(**layers, method="em", task=plan.task_of(common))
+    for setting in common:
+        base = from_dict(setting, "--set", base)
+    if "," in base.task and not Path(base.task).expanduser().is_file():  # a comma may be part of a file's name
+        raise UsageError(f"--task {base.task}: a comparison is of one; give one task, and compare others by themselves")
+    tasks.load(base.task)
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)
     path = Path(options.output_dir or f"runs/compare-{Path(base.task).stem}").expanduser()
     if (path / "config.yaml").exists():
         raise UsageError(f"--output-dir {path}: holds a run; give another folder")
-    runs = []
     # Seed after seed: if it is stopped halfway, every method has been run with the first seeds.
+    runs = []
     for seed in _seeds(options.seeds):
         for variant in variants:
-            config = plan.configure(
-                variant, seed, common, own[variant.name], budget, preset=options.preset, file=options.config
-            )
-            folder = path / variant.name / f"seed{seed}"
-            config = with_absolute_paths(replace(config, output_dir=str(folder)))
+            config = plan.configure(variant, seed, common, own[variant.name], budget, **layers)
+            config = with_absolute_paths(replace(config, output_dir=str(path / variant.name / f"seed{seed}")))
             try:
-                check(config)
+                _check(config, with_absolute_paths(base).task)
             except UsageError as error:
                 raise UsageError(f"{variant.name}: {error}") from error
-            if config.task != task:
-                raise UsageError(
-                    f"{variant.name}: its task is {config.task}, but that of the comparison is {task}; give --task "
-                    f"{config.task}, and compare other tasks by themselves"
-                )
-            if config.evaluation.splits == ():
-                raise UsageError(
-                    f"{variant.name}: --evaluation.splits is empty, so that there is nothing to compare; name some, "
-                    "or leave it out"
-                )
             runs.append(Run(variant.name, config))
     return runs, budget, path
 
 
-def _check_task(name: str) -> None:
-    """Raises UsageError if there is no such task, or several are named."""
-    if "," in name and not Path(name).expanduser().is_file():  # a comma may be part of a file's name
-        raise UsageError(f"--task {name}: a comparison is of one; give one task, and compare others by themselves")
-    tasks.load(name)
+def _check(config: RunConfig, task: str) -> None:
+    """Raises UsageError for a configuration that cannot be run, or not be compared."""
+    check(config)
+    if config.task != task:
+        raise UsageError(
+            f"its task is {config.task}, but that of the comparison is {task}; give --task {config.task}, and compare "
+            "other tasks by themselves"
+        )
+    if config.evaluation.splits == ():
+        raise UsageError(
+            "--evaluation.splits is empty, so that there is nothing to compare; name some, or leave it out"
+        )
 
 
 def _target(text: str, runs: Sequence[Run]) -> Target:
@@ -213,14 +227,6 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(a)
-    for key, value in b.items():
-        before = merged.get(key)
-        merged[key] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
 def _recorded(options: CompareOptions, runs: Sequence[Run], console: Console) -> dict[str, Record]:
     """The runs that the user's records have; says where they have a run with other settings only."""
     earlier = records.read_records(options.records)
@@ -247,7 +253,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
             if one.name in done:
                 say(console, f"{title}: {done[one.name]} already", style="dim")
                 continue
-            there = (one.folder / "config.yaml").exists()
+            there = _begun(one)
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
             session = open_session(one.config, console=Console(stderr=True), loaded=session)
             folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
@@ -268,79 +274,3 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
                 say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
                 return 128 + (stopped_by() or signal.SIGINT)
     return 0
-
-
-def _write(
-    options: CompareOptions,
-    runs: Sequence[Run],
-    of_runs: Sequence[Record],
-    budget: PlannedBudget | None,
-    path: Path,
-    console: Console,
-    compared: Sequence[Beside],
-) -> dict[str, Any]:
-    """comparison.json, .md and .svg; returns the content of the first."""
-    rows = table.summarise(of_runs)
-    first = runs[0].config
-    found = {
-        "command": _command(options),
-        "task": first.task,
-        "model": first.model,
-        "budget": None if budget is None else budget._asdict(),
-        "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
-        "rows": table.to_json(rows),
-        "runs": list(of_runs),
-        "differences": [
-            {**vars(one), "splits": {split: difference.to_json() for split, difference in one.splits.items()}}
-            for one in compared
-        ],
-    }
-    title = f"{Path(first.task).stem}, {Path(first.model).name}"
-    commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
-    write_text(path / "comparison.json", records.to_text(found))
-    metrics = _metrics(first.task)
-    differences = paired_difference.to_markdown(compared) if compared else None
-    write_text(path / "comparison.md", table.to_markdown(rows, title, commands, metrics, differences))
-    try:
-        table.save_plot(rows, path / "comparison.svg", title, metrics, _numbers(first.task, table.splits_of(rows)))
-    except ImportError:
-        (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
-        say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
-    return found
-
-
-def _command(options: CompareOptions) -> str:
-    """What the user asked for, without what only says where and how to report."""
-    words = ["latent-cot", "compare"]
-    for name in ("preset", "config", "task", "model", "methods", "variants", "seeds", "budget", "against"):
-        value = getattr(options, name)
-        words += [f"--{name}", value] if value is not None else []
-    for setting in options.set:
-        words += ["--set", setting]
-    return shlex.join(words)
-
-
-def _metrics(task: str) -> Mapping[str, Metric]:
-    """What a task has instead of right answers; nothing for one that has these."""
-    found = tasks.load(task)
-    return found.metrics if isinstance(found, MeasuredTask) else {}
-
-
-def _numbers(task: str, splits: Sequence[str]) -> dict[str, dict[str, int]]:
-    """The numbers of the splits that are named by some."""
-    loaded = tasks.load(task)
-    return {split: found for split in splits if (found := numbers_of(loaded, split)) is not None}
-
-
-def _tables(rows: Sequence[Row], metrics: Mapping[str, Metric], width: int) -> Iterator[Table]:
-    costs = zip(*map(table.cost_cells, rows), strict=True)
-    columns = {**table.columns_of(rows, metrics), **dict(zip(table.COST_COLUMNS, costs, strict=True))}
-    return narrow_tables({"method, reasoner": [row.name for row in rows]}, columns, table.heading(rows), width)
-
-
-def _differences(found: Sequence[Beside], width: int) -> Iterator[Table]:
-    columns = {
-        split: [paired_difference.difference_text(one.splits.get(split)) for one in found] for split in splits_of(found)
-    }
-    names = {"method, reasoner": [one.name for one in found], "less that of": [one.less for one in found]}
-    return narrow_tables(names, columns, paired_difference.HEADING, width)

@@ -9,13 +9,12 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.text import Text
 
 from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.cli.run_options import say
 from latent_cot.config.schema import data_request
 from latent_cot.run import reasoners
-from latent_cot.run.printable import printable
 from latent_cot.types import UsageError
 
 
@@ -81,20 +80,14 @@ def run(argv: Sequence[str]) -> int:
     description = describe(loop, reasoner, source.folder, examples)
     folder.build(loop, reasoner, base, description, target, merge=options.merge, hub_name=options.push)
     written = {"folder": str(target), "reasoner": reasoner, "merged": options.merge, "base_model": base.name}
-    _say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")
+    say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")
     if missing := [tool.name for tool in description.tools if tool.is_left_to_write]:
-        _say(
-            console,
-            f"The card's program lacks {', '.join(missing)}: the tool has no `portable` form (docs/exporting.md)",
-        )
-    _say(console, f"How to use it, and what it can do: {target / 'README.md'}")
+        why = "the tool has no `portable` form (docs/exporting.md)"
+        say(console, f"The card's program lacks {', '.join(missing)}: {why}")
+    say(console, f"How to use it, and what it can do: {target / 'README.md'}")
     if options.push is not None:
         written["url"] = hub.upload(target, options.push, public=options.public)
-        _say(console, f"Uploaded: {written['url']} ({'public' if options.public else 'private'})")
+        say(console, f"Uploaded: {written['url']} ({'public' if options.public else 'private'})")
     if options.json:
         print_json(written)
     return 0
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(Text(printable(text)), soft_wrap=True)

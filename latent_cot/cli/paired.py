@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
 
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.cli.run_options import say
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import RIGHT, Difference
-from latent_cot.report.terminal import narrow_tables
-from latent_cot.run.printable import printable
+from latent_cot.report.tables import Table
 from latent_cot.types import UsageError
-
-_SPLIT_WIDTH = 24
-"""Characters of a split's name that are shown on a line; a file's path goes on on the next one."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +53,10 @@ def run(argv: Sequence[str]) -> int:
             "the same --split"
         )
     console = progress_console(to_stderr=options.json)
-    everything = {question for run in (*first, *second) for question in run}
-    left_out = len(everything) - sum(1 for question in everything if all(question in run for run in (*first, *second)))
+    asked = [set(run) for run in (*first, *second)]
+    left_out = len(set.union(*asked)) - len(set.intersection(*asked))
     if left_out:
-        console.print(Text(f"{left_out} questions are not in all of the files and were left out", style="dim"))
+        say(console, f"{left_out} questions are not in all of the files and were left out", style="dim")
     if options.json:
         print_json(
             {
@@ -79,34 +73,30 @@ def run(argv: Sequence[str]) -> int:
     else:
         for what, files, side in zip(("first", "against"), named.values(), sides, strict=True):
             told = ", ".join(f"{reasoner} of {path}" for path, (reasoner, _) in zip(files, side, strict=True))
-            console.print(Text(printable(f"{what}: {told}"), style="dim"), soft_wrap=True)
-        _show(console, found)
+            say(console, f"{what}: {told}", style="dim")
+        table_of(found).show(console)
     return 0
 
 
-def _show(console: Console, found: Mapping[str, Mapping[str, Difference]]) -> None:
-    names: dict[str, list[str]] = {"split": [], "figure": []}
-    columns: dict[str, list[str]] = {
-        heading: [] for heading in ("questions", "first", "against", "difference (95 %)", "higher", "lower", "p")
-    }
+def table_of(found: Mapping[str, Mapping[str, Difference]]) -> Table:
+    """A row a split and figure; right answers in %."""
+    rows = []
     for split, figures in found.items():
         for name, d in figures.items():
             scale, digits = (100.0, ".1f") if name == RIGHT else (1.0, ".3g")
             between = " (" + " to ".join(f"{scale * x:+{digits}}" for x in d.interval_95) + ")" if d.interval_95 else ""
-            cells = (
-                split,
-                f"% {name}" if name == RIGHT else name,
-                str(d.n),
-                f"{scale * d.first:{digits}}",
-                f"{scale * d.second:{digits}}",
-                f"{scale * d.value:+{digits}}{between}",
-                str(d.higher),
-                str(d.lower),
-                f"{d.p_value:.2g}",
+            rows.append(
+                {
+                    "split": split,
+                    "figure": f"% {name}" if name == RIGHT else name,
+                    "questions": str(d.n),
+                    "first": f"{scale * d.first:{digits}}",
+                    "against": f"{scale * d.second:{digits}}",
+                    "difference (95 %)": f"{scale * d.value:+{digits}}{between}",
+                    "higher": str(d.higher),
+                    "lower": str(d.lower),
+                    "p": f"{d.p_value:.2g}",
+                }
             )
-            for column, cell in zip((*names.values(), *columns.values()), cells, strict=True):
-                column.append(cell)
-    longest = max(cell_len(printable(split)) for split in names["split"])
-    for table in narrow_tables(names, columns, "", console.width + max(0, longest - _SPLIT_WIDTH)):
-        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
-        console.print(table)
+    columns = {heading: [row[heading] for row in rows] for heading in rows[0]}
+    return Table({name: columns.pop(name) for name in ("split", "figure")}, columns)

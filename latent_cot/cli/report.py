@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.text import Text
 
 from latent_cot import __version__, tasks
+from latent_cot.api.run import check_at_least_1
 from latent_cot.cli.options import Switch, parse, progress_console
+from latent_cot.cli.run_options import say
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation.splits import splits_of, sweep_of
 from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, cache, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
-from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Example, Task, UsageError
 
@@ -75,10 +75,14 @@ class _Run:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(ReportOptions, argv, "report")
-    _check(options)
+    if not options.runs:
+        raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
+    check_at_least_1("--", questions=options.questions, samples=options.samples)
+    check_temperature(options.temperature)
     # First all that is quick to find out: a mistyped folder need not wait for another run's model.
     runs = [_open(target, options) for target in options.runs]
-    path = _output(options, runs[0].folder)
+    path = options.output.expanduser() if options.output else runs[0].folder.path / "report.html"
+    check_writable(path, "--output")
     console = progress_console(to_stderr=False)
     shown = []
     for one in runs:
@@ -90,18 +94,8 @@ def run(argv: Sequence[str]) -> int:
     title = ", ".join(record["name"] for record in shown)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     page.write({"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}, path)
-    console.print(Text(f"written: {printable(str(path))} ({path.stat().st_size / 1e6:.1f} MB)"), soft_wrap=True)
+    say(console, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
-
-
-def _check(options: ReportOptions) -> None:
-    if not options.runs:
-        raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
-    for name in ("questions", "samples"):
-        value = getattr(options, name)
-        if value < 1:
-            raise UsageError(f"--{name} is {value}; it must be at least 1")
-    check_temperature(options.temperature)
 
 
 def _open(target: str, options: ReportOptions) -> _Run:
@@ -109,17 +103,10 @@ def _open(target: str, options: ReportOptions) -> _Run:
     if source.folder is None:
         raise UsageError(f"{target}: no run folder (it has no config.yaml); give the --output-dir of a run")
     reasoner: Adapter = options.reasoner or source.reasoners[0]
-    if (
-        reasoner == "q" and source.config.q_sees != "question-and-answer"
-    ):  # one that sees the answer may be looked at, though not tested
+    # A q that sees the answer may be looked at, though not tested.
+    if reasoner == "q" and source.config.q_sees == "question":
         source.require("q")
     return _Run(source, source.folder, tasks.load(source.config.task), reasoner)
-
-
-def _output(options: ReportOptions, first: RunFolder) -> Path:
-    path = first.path / "report.html" if options.output is None else options.output.expanduser()
-    check_writable(path, "--output")
-    return path
 
 
 def _questions(
@@ -127,9 +114,8 @@ def _questions(
 ) -> dict[str, Sequence[Example]]:
     """The first questions of each split."""
     evaluated = one.source.config.evaluation.splits or one.task.default_splits
-    names = options.split or (VALIDATION, *evaluated)
     found: dict[str, Sequence[Example]] = {}
-    for name in names:
+    for name in options.split or (VALIDATION, *evaluated):
         if name == VALIDATION:
             found[name] = validation[: options.questions]
         else:
@@ -142,14 +128,9 @@ def _samples(
     one: _Run, options: ReportOptions, questions: Mapping[str, Sequence[Example]], console: Console
 ) -> dict[str, Any]:
     """From the run's folder if they are there, else from its model."""
-    settings = {
-        "reasoner": one.reasoner,
-        "samples": options.samples,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "questions": {split: [example.question for example in examples] for split, examples in questions.items()},
-    }
-    wanted = cache.key(one.folder, settings)
+    settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
+    asked = {split: [example.question for example in examples] for split, examples in questions.items()}
+    wanted = cache.key(one.folder, {"reasoner": one.reasoner, **settings, "questions": asked})
     kept = cache.load(one.folder, wanted)
     if kept is not None:
         return kept
@@ -157,16 +138,10 @@ def _samples(
     from latent_cot.report.web.samples import Settings, sample
 
     loop = reasoners.load(one.source, reasoners.shown_data(one.source, one.task), console)
-    total = sum(map(len, questions.values()))
-    with Items(console, f"{one.folder.path.name}: questions", total) as progress:
-        made = sample(
-            loop,
-            questions,
-            Settings(one.reasoner, options.samples, options.temperature, options.seed),
-            progress.advance,
-        )
+    with Items(console, f"{one.folder.path.name}: questions", sum(map(len, questions.values()))) as progress:
+        made = sample(loop, questions, Settings(one.reasoner, **settings), progress.advance)
     try:
         cache.store(one.folder, wanted, made)
     except UsageError as error:  # e.g. a run that belongs to somebody else: the report needs no cache
-        console.print(Text(f"not kept for the next report: {printable(str(error))}", style="dim"), soft_wrap=True)
+        say(console, f"not kept for the next report: {error}", style="dim")
     return made

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from latent_cot import tasks
+from latent_cot.api.run import Run, check_at_least_1
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.cli.run_options import say
 from latent_cot.config.settings import check_temperature
-from latent_cot.report.terminal import RATIONALE_HEADING, marked
 from latent_cot.run import reasoners
-from latent_cot.run.printable import printable
-from latent_cot.types import Example, MeasuredTask, UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.methods.loop import Loop
     from latent_cot.methods.scored import ScoredRationale
     from latent_cot.model.lm import Adapter
 
@@ -54,40 +48,31 @@ class SampleOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(SampleOptions, argv, "sample")
-    if options.n < 1:
-        raise UsageError(f"-n is {options.n}; it must be at least 1")
+    check_at_least_1("-", n=options.n)
     check_temperature(options.temperature)
-    source = reasoners.find(options.target, options.task, trusted=options.trust_code)
-    if options.reasoner == "q" and source.folder is None:
-        source.require("q")  # unlike a test, a sample may come from a q that sees the answer
-    reasoner: Adapter = options.reasoner or source.reasoners[0]
-
-    task = tasks.load(source.config.task)
-    example = task.example(options.question, options.answer)
-    loop = reasoners.load(source, reasoners.shown_data(source, task), Console(stderr=True))
-    samples = _sample(loop, reasoner, example, options)
-
+    asked = Run(reasoners.find(options.target, options.task, trusted=options.trust_code))
+    reasoner: Adapter = options.reasoner or asked.reasoners[0]
+    found = asked.sample(
+        options.question,
+        options.n,
+        reasoner=reasoner,
+        answer=options.answer,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
+    best = sorted(found, key=lambda s: (s.log_reward or 0.0, s.log_prob(reasoner)), reverse=True)
     if options.json:
-        head = {**source.describe(), "reasoner": reasoner, "question": example.question}
+        head = {**asked.source.describe(), "reasoner": reasoner, "question": found.question}
         settings = {"n": options.n, "temperature": options.temperature, "seed": options.seed}
-        print_json({**head, "gold": example.answer, **settings, "samples": [_to_json(s, reasoner) for s in samples]})
+        samples = [_to_json(sample, reasoner) for sample in best]
+        print_json({**head, "gold": found.example.answer, **settings, "samples": samples})
         return 0
     console = progress_console(to_stderr=False)
-    heading = f"{example.question}: {options.n} from {reasoner}, {len(samples)} of them distinct, the best first"
-    console.print(Text(printable(heading)), soft_wrap=True)
-    console.print(_table(samples, reasoner, loop))
-    reward = "log p(Z Y | X)" if loop.reward.task is None else "the task's own log-reward"
-    note = f"log {reasoner} = log {reasoner}(Z | X), log R = {reward}, in nats"
-    console.print(Text(note, style="dim"), soft_wrap=True)
+    say(console, found.title)
+    replace(found, items=tuple(best)).table().show(console)
+    reward = "log p(Z Y | X)" if asked.in_memory().reward.task is None else "the task's own log-reward"
+    say(console, f"log q, log p: of Z given X; log R: {reward}; in nats; weight: share of the posterior", style="dim")
     return 0
-
-
-def _sample(loop: Loop, reasoner: Adapter, example: Example, options: SampleOptions) -> list[ScoredRationale]:
-    from latent_cot.methods.scored import sample_rationales, score_rationales
-
-    counts = sample_rationales(loop, example, reasoner, n=options.n, temperature=options.temperature, seed=options.seed)
-    scored = score_rationales(loop, example, counts, with_q=reasoner == "q", proposal=None).rationales
-    return sorted(scored, key=lambda s: (s.log_reward or 0.0, s.log_prob(reasoner)), reverse=True)
 
 
 def _to_json(sample: ScoredRationale, reasoner: Adapter) -> dict[str, Any]:
@@ -104,26 +89,3 @@ def _to_json(sample: ScoredRationale, reasoner: Adapter) -> dict[str, Any]:
         "answer": sample.answer,
         "correct": sample.correct,
     }
-
-
-def _table(samples: Sequence[ScoredRationale], reasoner: Adapter, loop: Loop) -> Table:
-    table = Table()
-    table.add_column(RATIONALE_HEADING, overflow="fold")
-    graded = not isinstance(loop.task, MeasuredTask)
-    if graded:
-        table.add_column("answer", overflow="fold")
-        table.add_column("right")
-    table.add_column("×", justify="right")
-    table.add_column(f"log {reasoner}", justify="right")
-    table.add_column("log R", justify="right")
-    for sample in samples:
-        answer = "-" if sample.answer is None else printable(sample.answer)
-        right = {True: "yes", False: "no", None: "?"}[sample.correct]
-        table.add_row(
-            marked(asdict(sample.rationale), loop.test_rules.codec.decode),
-            *([Text(answer), Text(right)] if graded else []),
-            str(sample.count),
-            f"{sample.log_prob(reasoner):.1f}",
-            "-" if sample.log_reward is None else f"{sample.log_reward:.1f}",
-        )
-    return table

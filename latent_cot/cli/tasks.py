@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latent_cot import tasks
-from latent_cot.cli.options import Switch, parse, print_json
-from latent_cot.types import MeasuredTask, Metric, Task
-
-_HOW_TO_ADD = (
-    "A task of your own is a Python file: --task my_task.py. What goes into it, with an example:\n"
-    "tasks/README.md in the source."
-)
+from latent_cot.cli.methods import print_list
+from latent_cot.cli.options import Switch, parse
+from latent_cot.types import MeasuredTask
 
 
 @dataclass(frozen=True)
@@ -27,30 +23,18 @@ class TasksOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(TasksOptions, argv, "tasks")
-    found = [tasks.load(name) for name in tasks.names()]
-    if options.json:
-        print_json(
-            [
-                {
-                    "name": task.name,
-                    "description": task.description,
-                    "tools": task.tools,
-                    "splits": task.default_splits,
-                    "metrics": {name: metric.description for name, metric in _metrics(task).items()},
-                }
-                for task in found
-            ]
+    found = []
+    for name in tasks.names():
+        task = tasks.load(name)
+        metrics = task.metrics if isinstance(task, MeasuredTask) else {}
+        found.append(
+            {
+                "name": task.name,
+                "description": task.description,
+                "tools": task.tools,
+                "splits": task.default_splits,
+                "metrics": {name: metric.description for name, metric in metrics.items()},
+            }
         )
-        return 0
-    for task in found:
-        print(f"{task.name}: {task.description}")
-        print(f"  tools:  {', '.join(task.tools) or 'none'}")
-        print(f"  splits: {', '.join(task.default_splits)}")
-        for name, metric in _metrics(task).items():
-            print(f"  {name}: {metric.description}")
-    print(f"\n{_HOW_TO_ADD}")
-    return 0
-
-
-def _metrics(task: Task) -> Mapping[str, Metric]:
-    return task.metrics if isinstance(task, MeasuredTask) else {}
+    how = "A task of your own is a Python file: --task my_task.py. What goes into it, with an example:\n"
+    return print_list(found, how + "tasks/README.md in the source.", json=options.json)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.cli.run_options import say
+from latent_cot.report.tables import Cell, Table
+from latent_cot.report.terminal import Items
 from latent_cot.types import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -86,23 +85,19 @@ def _cases(options: VerifyOptions) -> list[Case]:
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:
-    from latent_cot.methods.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT
+    from latent_cot.methods.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT, run_case
 
     console = progress_console(to_stderr=options.json)
     started = time.perf_counter()
-    results = _run(cases, settings, console)
+    with Items(console, "steps", sum(case.steps for case in cases)) as items:
+        results = [run_case(case, settings, items.advance) for case in cases]
     seconds = time.perf_counter() - started
     # With --break a mistake is treated like sound code, to see it fail.
     passed = all(result.learned if options.break_ is not None else result.ok for result in results)
 
-    sound = [result for result in results if result.case.fault is None or options.break_ is not None]
-    console.print(_table(sound))
-    for result in results:
-        if result not in sound:
-            console.print(_fault_line(result), soft_wrap=True)
-    verdict = "passed" if passed else "FAILED"
+    _table(results, broken=options.break_ is not None).show(console)
     limits = f"limits: KL {KL_LIMIT} nats, TV {TV_LIMIT}, |error of log Z| {LOG_Z_LIMIT} nats"
-    console.print(Text(f"{verdict} ({limits}; {seconds:.0f} s)"), soft_wrap=True)
+    say(console, f"{'passed' if passed else 'FAILED'} ({limits}; {seconds:.0f} s)")
     if options.json:
         print_json(
             {
@@ -116,73 +111,34 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
     return 0 if passed else 1
 
 
-def _run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Result]:
-    """All cases; on a terminal with a bar, elsewhere with a line each."""
-    from latent_cot.methods.verify.run import run_case
-
-    results: list[Result] = []
-    started = time.perf_counter()
-    total, done = sum(case.steps for case in cases), 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("", total=total)
-        for case in cases:
-            bar.update(task, description=_name(case))
-            results.append(run_case(case, settings, lambda: bar.advance(task)))
-            done += case.steps
-            if not console.is_terminal:
-                left = (time.perf_counter() - started) / done * (total - done)
-                line = (
-                    f"{len(results)}/{len(cases)}  {_name(case)}  KL {results[-1].worst('kl'):.4f}  {left:.0f} s left"
-                )
-                console.print(Text(line), soft_wrap=True)
-    return results
-
-
-def _name(case: Case) -> str:
-    name = f"{case.world} × {case.objective}"
-    return name if case.fault is None else f"{name}, broken by {case.fault}"
-
-
-def _table(results: Sequence[Result]) -> Table:
+def _table(results: Sequence[Result], *, broken: bool) -> Table:
     caption = "largest values over the questions; KL, TV: exact sums over all rationales; KL, log Z in nats"
     if any(not result.learned and not result.case.required for result in results):
         caption += "; above: not within the limits, and not required to be"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    table.add_column("world", no_wrap=True)
-    table.add_column("objective", no_wrap=True)
-    for heading in ("number\nof Z", "KL\nbefore", "KL", "TV", "error of\nlog Z", "steps", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for result in results:
-        table.add_row(
-            result.case.world,
-            result.case.objective,
-            str(result.rationales),
-            f"{result.worst('kl_before'):.2f}",
-            f"{result.worst('kl'):.4f}",
-            f"{result.worst('total_variation'):.4f}",
-            f"{result.worst('log_z_error'):.4f}",
-            str(result.case.steps),
-            f"{result.seconds:.0f}",
-            _verdict(result),
-        )
-    return table
+    return Table(
+        {
+            "world × objective": [
+                f"{case.world} × {case.objective}" + (f", broken by {case.fault}" if case.fault else "")
+                for case in (result.case for result in results)
+            ],
+            "": [Cell(_verdict(result, broken=broken)) for result in results],
+        },
+        {
+            "rationales": [str(result.rationales) for result in results],
+            "KL before": [f"{result.worst('kl_before'):.2f}" for result in results],
+            "KL": [f"{result.worst('kl'):.4f}" for result in results],
+            "TV": [f"{result.worst('total_variation'):.4f}" for result in results],
+            "log Z off": [f"{result.worst('log_z_error'):.4f}" for result in results],
+            "steps": [str(result.case.steps) for result in results],
+            "s": [f"{result.seconds:.0f}" for result in results],
+        },
+        caption,
+    )
 
 
-def _verdict(result: Result) -> Text:
+def _verdict(result: Result, *, broken: bool) -> Text:
+    if result.case.fault is not None and not broken:
+        return Text("detected", style="green") if result.ok else Text("MISSED", style="bold red")
     if result.learned:
         return Text("pass", style="green")
     return Text("FAIL", style="bold red") if result.case.required else Text("above", style="yellow")
-
-
-def _fault_line(result: Result) -> Text:
-    from latent_cot.methods.verify.faults import FAULTS
-
-    assert result.case.fault is not None
-    found = Text("detected", style="green") if result.ok else Text("NOT DETECTED", style="bold red")
-    figures = f"KL {result.worst('kl'):.2g}, TV {result.worst('total_variation'):.2g}"
-    where = f"{result.case.world} × {result.case.objective}"
-    description = FAULTS[result.case.fault].description
-    return Text.assemble(f"broken: {description} ({where}) -> ", found, f" ({figures})")

@@ -15,7 +15,7 @@ import torch
 from latent_cot.config.schema import RunConfig, tool_names
 from latent_cot.evaluation.measure import Counts, draw
 from latent_cot.methods.loop import Loop
-from latent_cot.methods.state import Phase
+from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
 from latent_cot.rationales.rollout import count_distinct
@@ -46,8 +46,13 @@ class Decoding(Loop):
                 f"--decode.strategy {c.strategy}: its chains cannot call tools; give rollout: {{tools: []}} in --config"
             )
 
-    def plan(self) -> list[Phase]:
-        return self.round(0, "init", last=True)
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+
+    @property
+    def rounds(self) -> int:
+        return 0
 
     @property
     def draws_as_it_is(self) -> bool:

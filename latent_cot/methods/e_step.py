@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,7 +19,7 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group, Query, score_in_batches
-from latent_cot.types import Example, Rationale
+from latent_cot.types import Example, Rationale, rationale_to_json
 
 
 @dataclass(frozen=True)
@@ -264,3 +265,20 @@ def describe(batches: Sequence[Batch], is_correct: Callable[[Example, Rationale]
         "cut": cut / total,
         "failed_calls": failed / total,
     }
+
+
+def shown_samples(batches: Sequence[Batch], n: int = 2) -> list[dict[str, Any]]:
+    """A few rationales of a step, for people to read: the most frequent of the first questions."""
+    samples = []
+    for batch in batches[:n]:
+        best = max(range(len(batch.rationales)), key=lambda k: batch.counts[k])
+        rationale = batch.rationales[best]
+        samples.append(
+            {
+                "question": batch.query.example.question,
+                "rationale": rationale_to_json(rationale),
+                "log_reward": float(batch.log_reward[best, len(rationale)]),
+                "count": batch.counts[best],
+            }
+        )
+    return samples

@@ -14,6 +14,7 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
 from latent_cot.evaluation.evaluate import BATCHES_AT_ONCE, Accuracy, Judge, answer_questions
 from latent_cot.evaluation.measure import Counts, draw, figures, judge, log_probs_of_texts
+from latent_cot.methods.phases import Resumable, phase
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State
 from latent_cot.model.lm import Adapter, LanguageModel
@@ -41,7 +42,7 @@ def tells_right(task: Task, questions: Sequence[Example]) -> bool:
     return not (isinstance(task, MeasuredTask) or any(map(task.candidates, questions)))
 
 
-class Examined:
+class Examined(Resumable):
     """The two reasoners of a run, their task, and its questions.
 
     Args:
@@ -68,7 +69,7 @@ class Examined:
     ) -> None:
         self.config, self.lm, self.task, self.data = config, lm, task, data
         self.tests, self.rules, self.test_rules = tests, rules, test_rules
-        self.state = state or State()
+        super().__init__(state or State())
         self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
         self.questions = [*data.demonstrations, *data.unlabelled]
 
@@ -232,12 +233,24 @@ class Examined:
 
     # -- the evaluation, a phase of every method -----------------------------------------------------
 
-    def evaluate(self, phase: Phase) -> Iterator[Info]:
-        """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
-        yield from self._measure(phase, self.task) if isinstance(self.task, MeasuredTask) else self._grade(phase)
+    @property
+    def rounds(self) -> int:
+        """How many there are after round 0."""
+        return 1
 
-    def _grade(self, phase: Phase) -> Iterator[Info]:
-        units = self._evaluation_units(phase)
+    def is_evaluated(self, number: int) -> bool:
+        """Whether there is a test after this round."""
+        return self.config.evaluation.every_round or number == self.rounds
+
+    @phase(
+        lambda self, number: len(self._evaluation_units(number)), when=lambda self, number: self.is_evaluated(number)
+    )
+    def evaluate(self, at: Phase) -> Iterator[Info]:
+        """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
+        yield from self._measure(at, self.task) if isinstance(self.task, MeasuredTask) else self._grade(at)
+
+    def _grade(self, at: Phase) -> Iterator[Info]:
+        units = self._evaluation_units(at.round)
         for unit in range(self.state.unit, len(units)):
             reasoner, split, members = units[unit]
             # Reasoners with the same sampler decide after the same rationales.
@@ -245,13 +258,13 @@ class Examined:
                 (self.sampler_of(one), *where) == (self.sampler_of(reasoner), split, members) for one, *where in units
             ]
             marks = self._mark(reasoner, [self.tests[split][i] for i in members], alike.index(True))
-            of_reasoner = self.state.right.setdefault(str(phase.round), {}).setdefault(reasoner, {})
+            of_reasoner = self.state.right.setdefault(str(at.round), {}).setdefault(reasoner, {})
             of_reasoner[split] = of_reasoner.get(split, "") + marks
             yield {"reasoner": reasoner, "split": split, **Accuracy.of(of_reasoner[split]).to_json()}
 
-    def _measure(self, phase: Phase, task: MeasuredTask) -> Iterator[Info]:
+    def _measure(self, at: Phase, task: MeasuredTask) -> Iterator[Info]:
         """The samples of a split are kept in the state until it is complete: its figures need all of them."""
-        units = self._evaluation_units(phase)
+        units = self._evaluation_units(at.round)
         for unit in range(self.state.unit, len(units)):
             reasoner, split, members = units[unit]
             if members.start == 0:
@@ -264,7 +277,7 @@ class Examined:
                 continue
             questions = self._measured(reasoner, self.tests[split], self.state.sampled)
             found = {name: figure.to_json() for name, figure in figures(task, questions).items()}
-            of_round = self.state.metrics.setdefault(str(phase.round), {})
+            of_round = self.state.metrics.setdefault(str(at.round), {})
             of_round.setdefault(reasoner, {})[split] = found
             self.state.sampled = []
             yield {"reasoner": reasoner, "split": split, "questions": members.stop, "metrics": found}
@@ -287,10 +300,10 @@ class Examined:
         )
         return "".join("1" if outcome.correct else "0" for outcome in outcomes)
 
-    def _evaluation_units(self, phase: Phase) -> list[tuple[Adapter, str, range]]:
+    def _evaluation_units(self, number: int) -> list[tuple[Adapter, str, range]]:
         c = self.config.evaluation
         chains = (c.samples or self.task.samples) if isinstance(self.task, MeasuredTask) else c.votes
-        reasoners: tuple[Adapter, ...] = self.reasoners if phase.round else ("p",)
+        reasoners: tuple[Adapter, ...] = self.reasoners if number else ("p",)
         return [
             (reasoner, split, members)
             for reasoner in reasoners

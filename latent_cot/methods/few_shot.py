@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latent_cot.methods.loop import Loop
-from latent_cot.methods.state import Phase
+from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 
 
@@ -11,8 +11,12 @@ class FewShot(Loop):
     """Nothing is trained. Where no rationale is demonstrated, questions are shown with their answers, and answered at
     once."""
 
-    def plan(self) -> list[Phase]:
-        return [Phase(0, "evaluate")]
+    def algorithm(self) -> Steps:
+        yield from self.evaluate(0)
+
+    @property
+    def rounds(self) -> int:
+        return 0
 
     @property
     def shown(self) -> int:

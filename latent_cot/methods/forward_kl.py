@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from latent_cot.config.methods import questions_drawn
-from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import LanguageModel
@@ -30,26 +31,24 @@ from latent_cot.rationales.experience import Experience, gather, policy_log_prob
 class ForwardKL(Loop):
     """Alternate the two."""
 
-    def plan(self) -> list[Phase]:
-        rounds = self.config.rounds
-        phases = self.round(0, "init")
-        if self.config.q_sees == "question-and-answer":
-            phases.append(Phase(1, "warm_start_q"))
-        for number in range(1, rounds + 1):
-            phases += self.round(
-                number, "diagnose_before", "posterior", "diagnose", "draw", "m_step", last=number == rounds
-            )
-        return phases
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        yield from self.warm_start_q(1)
+        for number in range(1, self.rounds + 1):
+            yield from self.diagnose_before(number)
+            yield from self.posterior(number)
+            yield from self.diagnose(number)
+            yield from self.draw(number)
+            yield from self.m_step(number)
+            yield from self.evaluate(number)
 
-    def jobs(self) -> Mapping[str, Job]:
-        c = self.config.e_step
-        return {
-            **super().jobs(),
-            "posterior": Job(self.posterior, lambda _: c.steps),
-            "draw": Job(self.draw, lambda _: len(self._parts)),
-        }
+    @property
+    def rounds(self) -> int:
+        return self.config.rounds
 
-    def posterior(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: self.config.e_step.steps)
+    def posterior(self, at: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""
         c, tokens = self.config.e_step, self.config.max_batch_tokens
         optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
@@ -61,7 +60,8 @@ class ForwardKL(Loop):
             self.state.budget.gradient_steps += 1
             yield {**vars(info), "distinct": len(experience.rationales) / float(experience.count.sum())}
 
-    def draw(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: len(self._parts))
+    def draw(self, at: Phase) -> Iterator[Info]:
         """Weighted rationales for the M-step."""
         n = self.config.m_step.samples
         if self.state.unit == 0:

@@ -1,23 +1,17 @@
-"""What the runs of all methods have in common: EM (`em.py`) and the baselines (`baselines/`) are each a `Loop`.
+"""What the runs of all methods have in common: EM (`em.py`) and what it is compared with are each a `Loop`.
 
-A loop goes through phases. A phase is a generator that does one unit of work (an optimiser step, a batch of
-questions) between two `yield`s; between units the run can be saved, stopped and resumed. All randomness of
-a unit is seeded by its place in the loop, so there is no random state to save, and a resumed run is the run
-that was never stopped.
-
-A method says what its phases are (`plan`) and what each of them does (`jobs`). Here are those that several
-methods share: the fine-tuning on demonstrations that all of them start from, the comparison of q with the
-posterior, drawing rationales, and the M-step. What p and q read, and their evaluation, are in `examined.py`.
+Here are the phases (`phases.py`) that several methods share: the fine-tuning on demonstrations that all of them start
+from, the comparison of q with the posterior, drawing rationales, and the M-step. What p and q read, and their
+evaluation, are in `examined.py`.
 """
 
 from __future__ import annotations
 
 import importlib
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -27,6 +21,7 @@ from latent_cot.evaluation.diagnostics import diagnose, mean_figures
 from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.examined import Examined
+from latent_cot.methods.phases import phase
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State, WeightedRationale
 from latent_cot.model.lm import Adapter, LanguageModel
@@ -45,16 +40,7 @@ MAX_GRAD_NORM = 1.0
 """Largest norm of an M-step's gradient."""
 
 
-class Job(NamedTuple):
-    """What a kind of phase does."""
-
-    work: Callable[[Phase], Iterator[Info]]
-    """Does the units from `state.unit` on, and yields the figures of each."""
-    units: Callable[[Phase], int]
-    """How many there are, for a progress display."""
-
-
-class Loop(Examined, ABC):
+class Loop(Examined):
     """One run of a method.
 
     Args:
@@ -92,9 +78,6 @@ class Loop(Examined, ABC):
         )
         self.optimiser: AdapterOptimiser | None = None
         self._restore = restore
-        self.phases = self.plan()
-        self.begun = self.state.phase if self.state.unit else self.state.phase - 1
-        """The last phase that has begun."""
         if state is None:
             for adapter in ("p", "q"):
                 lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
@@ -118,6 +101,10 @@ class Loop(Examined, ABC):
                 raise UsageError(
                     f"--{step}.target answer: {task.name} has questions without an answer to learn; give joint"
                 )
+        if METHODS[config.method].has_e_step and isinstance(task, RewardingTask) and config.e_step.prior == "sampler":
+            raise UsageError(
+                f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
+            )
         c = config.m_step
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if isinstance(task, RewardingTask):
@@ -132,23 +119,6 @@ class Loop(Examined, ABC):
                     f"(here {c.samples}), or leave it out"
                 )
 
-    @abstractmethod
-    def plan(self) -> list[Phase]:
-        """The phases in order."""
-
-    def jobs(self) -> Mapping[str, Job]:
-        """Phase's name -> what it does. A method adds its own."""
-        c = self.config
-        return {
-            "init": Job(self.init, lambda _: c.init_step.steps if self._learns_demonstrations else 0),
-            "warm_start_q": Job(self.warm_start_q, lambda _: c.init_step.steps if self.demonstrations else 0),
-            "diagnose_before": Job(self.diagnose_before, lambda _: len(self._diagnostic_units)),
-            "diagnose": Job(self.diagnose, lambda _: len(self._diagnostic_units)),
-            "draw": Job(self.draw, lambda _: len(self._draw_units)),
-            "m_step": Job(self.m_step, self._m_step_units),
-            "evaluate": Job(self.evaluate, lambda phase: len(self._evaluation_units(phase))),
-        }
-
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
         drawn = self.state.model_trained and any(phase.name == "draw" for phase in self.phases)
@@ -162,64 +132,38 @@ class Loop(Examined, ABC):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what a method has added to `state_dict`: nothing, unless it says otherwise."""
 
-    # -- the loop ------------------------------------------------------------------------------------
-
-    def begin(self, number: int) -> None:
-        """Do what has to be done before the first unit of phase `number`, if it has not been done."""
-        if number > self.begun:
-            self.begun = number
-            self.start(self.phases[number])
-
-    def run(self) -> Iterator[tuple[Phase, Info]]:
-        """Go through the phases from where `state` is. After each unit its figures are yielded, and the
-        caller may save, or stop for good: what it has then is the state after that unit."""
-        jobs = self.jobs()
-        while self.state.phase < len(self.phases):
-            phase = self.phases[self.state.phase]
-            self.begin(self.state.phase)
-            for info in jobs[phase.name].work(phase):
-                self.state.unit += 1
-                yield phase, info
-            self.state.phase += 1
-            self.state.unit = 0
-            self.optimiser = None
-
-    def units(self, phase: Phase) -> int:
-        """The number of units of a phase, for a progress display."""
-        return self.jobs()[phase.name].units(phase)
+    def end_phase(self) -> None:
+        self.optimiser = None
 
     # -- phases that methods share -------------------------------------------------------------------
 
-    def round(self, number: int, *names: str, last: bool = False) -> list[Phase]:
-        """A round of such phases, evaluated at its end if it is the `last` one or all are to be.
-
-        Round 0 is "init", the initial p, and the same for all methods that train."""
-        evaluated = last or self.config.evaluation.every_round
-        return [Phase(number, name) for name in (*names, *(["evaluate"] if evaluated else []))]
-
-    def start(self, phase: Phase) -> None:
-        """What adapters begin a phase as. With several tasks it is done for all of them before any goes on: none may
-        find, or undo, what another has learned in the meantime."""
-        if phase.name == "warm_start_q":
-            self.lm.copy_adapter("p", "q")
-        elif phase.name == "diagnose_before":
-            self.start_sampler(phase.round)
-
-    def init(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: self.config.init_step.steps if self._learns_demonstrations else 0)
+    def init(self, at: Phase) -> Iterator[Info]:
         """p before the first round: fine-tuned on the demonstrations' own rationales, if so configured."""
         if self._learns_demonstrations:
             yield from self._fit("p", self._demonstrated, self.init_step)
 
-    def warm_start_q(self, phase: Phase) -> Iterator[Info]:
+    @phase(
+        lambda self, _: self.config.init_step.steps if self.demonstrations else 0,
+        begin=lambda self, _: self.lm.copy_adapter("p", "q"),
+        when=lambda self, _: self.config.q_sees == "question-and-answer" and bool(self.rounds),
+    )
+    def warm_start_q(self, at: Phase) -> Iterator[Info]:
         """A start for a q that sees Y: its prompt is one that p has never read."""
         if self.demonstrations:
             yield from self._fit("q", self._demonstrated, self.init_step)
 
-    def diagnose_before(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: len(self._diagnostic_units), begin=lambda self, number: self.start_sampler(number))
+    def diagnose_before(self, at: Phase) -> Iterator[Info]:
         """How far q is from the posterior before its training."""
-        yield from self.diagnose(phase)
+        yield from self._diagnose(at, "before")
 
-    def diagnose(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: len(self._diagnostic_units))
+    def diagnose(self, at: Phase) -> Iterator[Info]:
+        """And after it."""
+        yield from self._diagnose(at, "after")
+
+    def _diagnose(self, at: Phase, when: str) -> Iterator[Info]:
         """Compare q with the posterior on validation questions."""
         e = self.config.e_step
         units = self._diagnostic_units
@@ -235,12 +179,12 @@ class Loop(Examined, ABC):
                 max_tokens=self.config.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
             )
-            when = "before" if phase.name == "diagnose_before" else "after"
-            found = self.state.posterior.setdefault(str(phase.round), {}).setdefault(when, [])
+            found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
             found.extend(vars(f) for f in figures)
             yield mean_figures(found)
 
-    def draw(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: len(self._draw_units))
+    def draw(self, at: Phase) -> Iterator[Info]:
         """Rationales from q for every training question."""
         c = self.config.m_step
         if self.state.unit == 0:
@@ -269,7 +213,8 @@ class Loop(Examined, ABC):
         n = self.config.m_step.samples
         return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE]
 
-    def m_step(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, number: self._m_step_units(number), begin=lambda self, _: self.start_model())
+    def m_step(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
         if self.state.drawn:
             yield from self._fit("p", self.state.drawn, self.model_step)
@@ -283,6 +228,9 @@ class Loop(Examined, ABC):
         """q ← p at the beginning of a round, if q reads what p reads."""
         if self.config.q_sees == "question" and number == 1:
             self.lm.copy_adapter("p", "q")
+
+    def start_model(self) -> None:
+        """What p is before it is fine-tuned: what it is."""
 
     @property
     def init_step(self) -> MStepConfig:
@@ -393,8 +341,9 @@ class Loop(Examined, ABC):
     def _demonstrated(self) -> list[WeightedRationale]:
         return [WeightedRationale(i, rationale) for i, rationale in enumerate(self.demonstrations)]
 
-    def _m_step_units(self, phase: Phase) -> int:
-        present = self.state.phase < len(self.phases) and self.phases[self.state.phase] == phase
+    def _m_step_units(self, number: int) -> int:
+        phases, place = self.phases, self.state.phase
+        present = place < len(phases) and phases[place] == Phase(number, "m_step")
         return 1 if present and not self.state.drawn else self.model_step.steps
 
     @property

@@ -10,14 +10,15 @@ from __future__ import annotations
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.methods.examined import tells_right
-from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.loop import Loop
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
@@ -46,9 +47,8 @@ class PolicyGradient(Loop):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        if config.policy_gradient.reward == "correct" and not tells_right(
-            task, [*data.demonstrations, *data.unlabelled]
-        ):
+        questions = [*data.demonstrations, *data.unlabelled]
+        if config.policy_gradient.reward == "correct" and not tells_right(task, questions):
             raise UsageError(
                 f"--policy-gradient.reward correct: a rationale of {task.name} is not right or wrong by itself; leave "
                 "it out"
@@ -57,17 +57,19 @@ class PolicyGradient(Loop):
     kl_in_loss: bool
     """Whether the KL to p is a term of the loss, and not part of the reward."""
 
-    def plan(self) -> list[Phase]:
-        fine_tuning = ("draw", "m_step") if self.config.policy_gradient.fine_tune else ()
-        return [
-            *self.round(0, "init"),
-            *self.round(1, "diagnose_before", "policy", "diagnose", *fine_tuning, last=True),
-        ]
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        yield from self.diagnose_before(1)
+        yield from self.policy(1)
+        yield from self.diagnose(1)
+        if self.config.policy_gradient.fine_tune:
+            yield from self.draw(1)
+            yield from self.m_step(1)
+        yield from self.evaluate(1)
 
-    def jobs(self) -> Mapping[str, Job]:
-        return {**super().jobs(), "policy": Job(self.policy, lambda _: self.config.e_step.steps)}
-
-    def policy(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: self.config.e_step.steps)
+    def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._new_optimiser("q", Schedule(e.learning_rate, e.steps, e.warmup, e.decay), e.max_grad_norm)

@@ -11,10 +11,11 @@ got wrong.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from latent_cot.methods.loop import Job, Loop
+from latent_cot.methods.loop import Loop
 from latent_cot.methods.m_step import epoch_batch
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 
@@ -25,20 +26,23 @@ PER_QUESTION = 4
 class Rejection(Loop):
     """p is the only model. The adapter q, which is not needed, holds what each round fine-tunes."""
 
-    def plan(self) -> list[Phase]:
-        rounds = self.config.rounds
-        phases = self.round(0, "init")
-        for number in range(1, rounds + 1):
-            phases += self.round(number, "sample", "m_step", last=number == rounds)
-        return phases
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        for number in range(1, self.rounds + 1):
+            yield from self.sample(number)
+            yield from self.m_step(number)
+            yield from self.evaluate(number)
 
-    def jobs(self) -> Mapping[str, Job]:
-        return {**super().jobs(), "sample": Job(self.sample, lambda _: len(self._batches))}
+    @property
+    def rounds(self) -> int:
+        return self.config.rounds
 
-    def sample(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: len(self._batches))
+    def sample(self, at: Phase) -> Iterator[Info]:
         """Chains from p, a batch a unit, over all training questions in random order, again and again."""
         if self.state.unit == 0:
-            if phase.round == 1:
+            if at.round == 1:
                 self.lm.copy_adapter("p", "q")
             self.state.drawn = self._demonstrated
         for unit in range(self.state.unit, len(self._batches)):
@@ -60,10 +64,9 @@ class Rejection(Loop):
             share = {"accuracy": right / len(members)} if self.tells_right else {}
             yield {"drawn": len(members), "kept": len(self.state.drawn), **share}
 
-    def start(self, phase: Phase) -> None:
+    def start_model(self) -> None:
         """An M-step fine-tunes the starting point, not the last p."""
-        super().start(phase)
-        if phase.name == "m_step" and self.state.drawn:
+        if self.state.drawn:
             self.lm.copy_adapter("q", "p")
 
     @property

@@ -10,14 +10,15 @@ part in this.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from latent_cot.config.schema import MStepConfig, RunConfig
 from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import m_step
-from latent_cot.methods.loop import MAX_GRAD_NORM, Job, Loop
+from latent_cot.methods.loop import MAX_GRAD_NORM, Loop
 from latent_cot.methods.m_step import Target
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
@@ -36,8 +37,11 @@ class SFT(Loop):
     question, and answers so. Without validation questions there is no early stopping: the last p is kept.
     """
 
-    def plan(self) -> list[Phase]:
-        return [*self.round(0, "init"), *self.round(1, "fit", last=True)]
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        yield from self.fit(1)
+        yield from self.evaluate(1)
 
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
@@ -55,17 +59,15 @@ class SFT(Loop):
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         return None if self.answers_at_once else super().sampler_of(reasoner)
 
-    def jobs(self) -> Mapping[str, Job]:
-        return {**super().jobs(), "fit": Job(self.fit, self._fit_units)}
-
-    def fit(self, phase: Phase) -> Iterator[Info]:
+    @phase(lambda self, _: self._fit_units)
+    def fit(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
         c, every = self._step_config, self._every
         records = [WeightedRationale(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
         optimiser = self._new_optimiser("p", schedule, MAX_GRAD_NORM)
-        while (unit := self.state.unit) < self._fit_units(phase):
+        while (unit := self.state.unit) < self._fit_units:
             figures: Info = {}
             for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
                 figures = self._likelihood_step("p", records, c, optimiser, step, sees_answer=self.answer_given)
@@ -102,7 +104,8 @@ class SFT(Loop):
     def _held_out(self) -> Sequence[Example]:
         return self.data.validation if self.config.sft.check_every else []
 
-    def _fit_units(self, phase: Phase) -> int:
+    @property
+    def _fit_units(self) -> int:
         """The checks there will be at most; those that were made, once it has stopped early."""
         checks = self.state.checks
         most = 1 + -(-self.config.m_step.steps // self._every)

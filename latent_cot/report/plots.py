@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.table import Table
-from rich.text import Text
 
+from latent_cot.report.tables import Table, accuracy_text
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Example, Sweep, UsageError
 
@@ -24,7 +23,6 @@ BAR_WIDTH = 20
 """Characters of a bar at 100 %, where there is room for it."""
 _SHORTEST_BAR = 5
 """A shorter one shows nothing and is left out."""
-_LINES_NAMED_INSIDE = 4
 _MARKERS = "osD^vP"
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -101,35 +99,26 @@ def curve_table(curve: Curve, results: Results, width: int, *, ascii_only: bool 
     Args:
         width: of the terminal. The bars are what is shortened, or left out, for want of room.
     """
-    rows = [[str(value) for value in point.values] for point in curve.points]
-    for numbers, point in zip(rows, curve.points, strict=True):
-        numbers[-1] += "*" if point.trained else " "
-    figures = {name: [_figure(splits[point.split]) for point in curve.points] for name, splits in results.items()}
-    columns = [*zip(curve.axes, *rows, strict=True), *((name, *cells) for name, cells in figures.items())]
+    numbers = {axis: [str(point.values[k]) for point in curve.points] for k, axis in enumerate(curve.axes)}
+    numbers[curve.axes[-1]] = [
+        text + ("*" if point.trained else "") for text, point in zip(numbers[curve.axes[-1]], curve.points, strict=True)
+    ]
+    figures = {name: [accuracy_text(splits[point.split]) for point in curve.points] for name, splits in results.items()}
     # of the columns without bars: with the padding and a line
-    used = 1 + sum(max(map(cell_len, column)) + 3 for column in columns)
+    used = 1 + sum(max(map(cell_len, (name, *cells))) + 3 for name, cells in {**numbers, **figures}.items())
     bar = min(BAR_WIDTH, (width - used) // max(1, len(results)) - 1)
     character = "#" if ascii_only else "\N{FULL BLOCK}"
-    caption = "% right (95 % interval)" + ("; * as in training" if any(point.trained for point in curve.points) else "")
-    table = Table(caption=caption, caption_justify="left")
-    for axis in curve.axes:
-        table.add_column(Text(axis), justify="right", no_wrap=True)
-    for reasoner in results:
-        table.add_column(Text(reasoner), no_wrap=True)
-    for i, (numbers, point) in enumerate(zip(rows, curve.points, strict=True)):
-        cells = (Text(_bar(splits[point.split], bar, character) + figures[name][i]) for name, splits in results.items())
-        table.add_row(*numbers, *cells)
-    return table
+    bars = {
+        name: [_bar(splits[point.split], bar, character) + figures[name][i] for i, point in enumerate(curve.points)]
+        for name, splits in results.items()
+    }
+    trained = "; * as in training" if any(point.trained for point in curve.points) else ""
+    return Table(numbers, bars, "% right (95 % interval)" + trained)
 
 
 def _bar(accuracy: Mapping[str, Any], width: int, character: str) -> str:
     """With a space behind it; nothing where there is no room."""
     return (character * round(width * accuracy["accuracy"])).ljust(width + 1) if width >= _SHORTEST_BAR else ""
-
-
-def _figure(accuracy: Mapping[str, Any]) -> str:
-    low, high = accuracy["interval_95"]
-    return f"{100 * accuracy['accuracy']:5.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def check_plot(path: Path) -> None:
@@ -167,15 +156,11 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
 
     Raises UsageError if it cannot be written.
     """
-    beside = len(results) > _LINES_NAMED_INSIDE
-    height = max(3.8, 0.22 * len(results) + 0.8) if beside else 3.8
-    with figure_in(path, 5.2 * len(curves), height) as figure:
+    height = max(3.8, 0.22 * len(results) + 0.8)
+    with figure_in(path, 5.2 * len(curves) + 2.0, height) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
-            if not beside:
-                axes.legend(fontsize="small")
-        if beside:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+        name_all(figure)
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
 
 
@@ -197,6 +182,13 @@ def _draw(axes: Axes, curve: Curve, results: Results) -> None:
     axes.set(xlabel=plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
     axes.set_xticks(sorted({point.values[0] for point in curve.points}))
     axes.grid(alpha=0.3)
+
+
+def name_all(figure: Figure) -> None:
+    """A legend of what is drawn in any of its axes."""
+    named = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = {label: handle for of_axes in named for handle, label in zip(*of_axes, strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
 
 
 def plain(text: str) -> str:

@@ -1,27 +1,24 @@
 """What a run shows while it works: progress with the time left, figures, sampled rationales, accuracies.
 
-On a terminal a live bar; elsewhere (a file, a pipe) a plain line now and then. Text that a model wrote is
-hostile: it goes through `printable` and is never read as rich markup.
+On a terminal, or in a notebook, a live bar; elsewhere (a file, a pipe) a plain line now and then. Text that a model
+wrote is hostile: it goes through `printable` and is never read as rich markup.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import rich.progress
-from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
+from latent_cot.report.tables import Cell, Table, escaped, figure_table, page
 from latent_cot.run.printable import printable
-from latent_cot.types import MeasuredTask, Metric
+from latent_cot.types import MeasuredTask
 
 if TYPE_CHECKING:
     from latent_cot.methods.loop import Loop
@@ -30,29 +27,23 @@ if TYPE_CHECKING:
 NAMES = {"e_step": "E-step", "m_step": "M-step"}
 """Phase -> what it is called, where that is not its name."""
 
-_SAMPLED = {"accuracy": "right {:.0%}", "distinct": "distinct {:.0%}"}
-_POSTERIOR = {"variance": "Var {:.3g}", "ess": "ESS {:.0%}", "bound": "bound {:.2f}"}
-FIGURES: Mapping[str, Mapping[str, str]] = {
-    "init": {"loss": "loss {:.3g}"},
-    "warm_start_q": {"loss": "loss {:.3g}"},
-    "diagnose_before": _POSTERIOR,
-    "e_step": {"loss": "loss {:.3g}", "variance": "Var {:.3g}", "log_reward": "log R {:.1f}", **_SAMPLED},
-    "diagnose": _POSTERIOR,
-    "policy": {"loss": "loss {:.3g}", "kl": "KL {:.2f}", "log_reward": "log R {:.1f}", **_SAMPLED},
-    "posterior": {"loss": "loss {:.3g}", "ess": "ESS {:.0%}", "bound": "bound {:.2f}", "distinct": "distinct {:.0%}"},
-    "fit": {
-        "loss": "loss {:.3g}",
-        "validation": "validation {:.0%}",
-        "best": "best {:.0%}",
-        "validation_loss": "validation loss {:.3g}",
-        "best_loss": "best {:.3g}",
-    },
-    "sample": {"kept": "kept {}", **_SAMPLED},
-    "draw": {"kept": "kept {}", "ess": "ESS {:.0%}", **_SAMPLED},
-    "m_step": {"loss": "loss {:.3g}"},
-    "evaluate": {"accuracy": "right {:.0%}", "questions": "{} questions"},
+FIGURES = {
+    "loss": "loss {:.3g}",
+    "variance": "Var {:.3g}",
+    "kl": "KL {:.2f}",
+    "log_reward": "log R {:.1f}",
+    "validation": "validation {:.0%}",
+    "best": "best {:.0%}",
+    "validation_loss": "validation loss {:.3g}",
+    "best_loss": "best {:.3g}",
+    "kept": "kept {}",
+    "ess": "ESS {:.0%}",
+    "bound": "bound {:.2f}",
+    "accuracy": "right {:.0%}",
+    "distinct": "distinct {:.0%}",
+    "questions": "{} questions",
 }
-"""Phase -> figure of a unit -> how it is shown."""
+"""Figure of a unit -> how it is shown."""
 
 RATIONALE_HEADING = "rationale (‹tool's result›, ‹✗› failed call)"
 
@@ -61,22 +52,9 @@ LINE_SECONDS = 10.0
 SAMPLES_EVERY = 10
 """Units with samples between two tables of sampled rationales."""
 
-# Rough cost of a unit of each kind of phase, relative to an optimiser step of the M-step (1): only for phases
-# of which no unit has been measured yet.
-_COST = {
-    "init": 0.7,
-    "warm_start_q": 0.7,
-    "diagnose_before": 4.0,
-    "e_step": 3.0,
-    "diagnose": 4.0,
-    "draw": 4.0,
-    "evaluate": 6.0,
-} | {
-    "policy": 4.0,
-    "posterior": 3.0,
-    "fit": 20.0,
-    "sample": 4.0,
-}
+# Rough cost of a unit of a phase of which none has been measured yet, relative to an optimiser step of the M-step.
+_COST = {"init": 0.7, "warm_start_q": 0.7, "m_step": 1.0, "fit": 20.0}
+_OTHER_COST = 4.0
 
 
 def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str]) -> Text:
@@ -105,75 +83,16 @@ def _between(tokens: Sequence[int], begin: int, end: int, decode: Callable[[Sequ
     return printable(decode(tokens[:end])[len(decode(tokens[:begin])) :])
 
 
-def accuracy_table(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
-    """Split by column, each cell the accuracy and its interval in %.
-
-    Args:
-        columns: heading -> split -> `Accuracy.to_json()`.
-    """
-    table = Table()
-    table.add_column("% right (95 % interval)")
-    for heading in columns:
-        table.add_column(Text(heading), justify="right")
-    for split in dict.fromkeys(split for column in columns.values() for split in column):
-        cells = [_cell(column.get(split)) for column in columns.values()]
-        table.add_row(Text(printable(split)), *cells)
-    return table
-
-
-def _cell(accuracy: Mapping[str, Any] | None) -> str:
-    if accuracy is None or not accuracy["n"]:
-        return "-"
-    low, high = accuracy["interval_95"]
-    return f"{100 * accuracy['accuracy']:.1f} ({100 * low:.0f}-{100 * high:.0f})"
-
-
-def metrics_table(
-    columns: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], metrics: Mapping[str, Metric]
-) -> Table:
-    """A row a split and metric, each cell the metric's value and its interval.
-
-    Args:
-        columns: heading -> split -> metric -> `measure.Figure.to_json()`.
-        metrics: what they are, in the order in which they are shown.
-    """
-    table = Table()
-    table.add_column("split")
-    table.add_column("metric (95 % interval)")
-    for heading in columns:
-        table.add_column(Text(heading), justify="right")
-    for split in dict.fromkeys(split for column in columns.values() for split in column):
-        for name, metric in metrics.items():
-            found = [column.get(split, {}).get(name) for column in columns.values()]
-            if any(figure is not None for figure in found):
-                cells = [metric_text(figure, metric) for figure in found]
-                table.add_row(Text(printable(split)), Text(printable(name)), *cells)
-    return table
-
-
-def metric_text(figure: Mapping[str, Any] | None, metric: Metric) -> str:
-    """`0.71 (0.69 to 0.73)`, in the metric's own format."""
-    if figure is None or figure["value"] is None:
-        return "-"
-    text = metric.format.format(figure["value"])
-    if figure["interval_95"] is None:
-        return text
-    low, high = (metric.format.format(bound) for bound in figure["interval_95"])
-    return f"{text} ({low} to {high})"
-
-
 def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequence[int]], str]) -> Table:
     """A few sampled rationales, as a step's `samples` has them: question, chain, log-reward."""
-    table = Table()
-    table.add_column("question")
-    table.add_column(RATIONALE_HEADING, overflow="fold")
-    table.add_column("log R", justify="right")
-    for sample in samples:
-        chain = marked(sample["rationale"], decode)
+    chains = [marked(sample["rationale"], decode) for sample in samples]
+    for sample, chain in zip(samples, chains, strict=True):
         if sample["count"] > 1:
             chain.append(f"  ×{sample['count']}", style="dim")
-        table.add_row(Text(printable(sample["question"])), chain, f"{sample['log_reward']:.1f}")
-    return table
+    return Table(
+        {"question": [sample["question"] for sample in samples], RATIONALE_HEADING: list(map(Cell, chains))},
+        {"log R": [f"{sample['log_reward']:.1f}" for sample in samples]},
+    )
 
 
 class Clock:
@@ -191,14 +110,14 @@ class Clock:
         """Seconds for so many units of each kind of phase; None as long as nothing was measured."""
         if not self._units:
             return None
-        cost = sum(_COST.get(name, 1.0) * n for name, n in self._units.items())
+        cost = sum(_COST.get(name, _OTHER_COST) * n for name, n in self._units.items())
         unit_cost = sum(self._seconds.values()) / cost
         return sum(n * self._unit(name, unit_cost) for name, n in units.items())
 
     def _unit(self, name: str, unit_cost: float) -> float:
         if name in self._units:
             return self._seconds[name] / self._units[name]
-        return _COST.get(name, 1.0) * unit_cost
+        return _COST.get(name, _OTHER_COST) * unit_cost
 
 
 @dataclass(frozen=True)
@@ -234,8 +153,55 @@ def progress_line(phase: Phase, info: Mapping[str, Any], progress: Progress, clo
     name = NAMES.get(phase.name, phase.name)
     return (
         f"round {phase.round}/{progress.rounds}  {name} {progress.unit}/{progress.units}  "
-        f"{progress.done / progress.total:.0%}  {_left(clock.left(progress.to_do))}  {_figures(phase.name, info)}"
+        f"{progress.done / progress.total:.0%}  {_left(clock.left(progress.to_do))}  {_figures(info)}"
     )
+
+
+class Line:
+    """A line with a bar that is changed in place, on a terminal or in the output of a notebook's cell; elsewhere a line
+    now and then."""
+
+    _SECONDS = 0.2
+    """In a notebook at most so often: each change is a message to the browser."""
+
+    def __init__(self, console: Console, time_of: Callable[[], float]) -> None:
+        self.console = console
+        self._time_of = time_of
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._shown_at = time_of()
+        self._card: Any = None
+
+    def show(self, share: float, text: str, *, always: bool = False) -> None:
+        """Args:
+        share: how much is done, 0 to 1.
+        always: show it though the last one was shown only just now.
+        """
+        now = self._time_of()
+        in_notebook = self.console.is_jupyter
+        if self._live:
+            self._live.start()
+            bar = ProgressBar(total=1.0, completed=share)
+            self._live.update(Group(Text(text, no_wrap=True, overflow="ellipsis"), bar), refresh=True)
+        elif always or now - self._shown_at >= (self._SECONDS if in_notebook else LINE_SECONDS):
+            self._shown_at = now
+            if not in_notebook:
+                self.console.print(Text(text), soft_wrap=True)
+            elif not self.console.quiet:
+                self._put(share, text)
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _put(self, share: float, text: str) -> None:
+        from IPython.display import display
+
+        bar = f'<progress max="1" value="{share:.4f}" style="width: 16em; vertical-align: middle"></progress>'
+        content = {"text/html": page(f"{bar} {escaped(text)}"), "text/plain": text}
+        if self._card is None:
+            self._card = display(content, raw=True, display_id=True)
+        else:
+            self._card.update(content, raw=True)
 
 
 class Display:
@@ -246,20 +212,17 @@ class Display:
         self._time_of = time_of
         self._clock = Clock()
         self._closed = False
-        self._last_unit = self._last_line = time_of()
+        self._last_unit = time_of()
         self._phase: Phase | None = None
         self._sampled = 0
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._line = Line(console, time_of)
 
     def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
         self._last_unit = self._time_of()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._live:
-            self._live.stop()
+        self._line.close()
 
     def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
         """Take note of a unit of work, just finished. A run outlives its display: it goes on where nobody reads (a
@@ -276,12 +239,18 @@ class Display:
         self._clock.measured(phase.name, now - self._last_unit)
         self._last_unit = now
 
-        self._show_progress(loop, phase, info, now)
+        progress = Progress.of(loop)
+        line = progress_line(phase, info, progress, self._clock)
+        always = phase != self._phase or progress.unit == progress.units
+        self._line.show(progress.done / progress.total, line, always=always)
+        self._phase = phase
+        if self.console.is_jupyter:  # tables would fill the cell: the run that is returned shows them
+            return
         if info.get("samples"):
             self._sampled += 1
             if self._sampled % SAMPLES_EVERY == 1:
                 self.console.print(f"Sampled in round {phase.round}, step {loop.state.unit}:")
-                self.console.print(samples_table(info["samples"], loop.rules.codec.decode))
+                samples_table(info["samples"], loop.rules.codec.decode).show(self.console)
         if loop.state.unit == loop.units(phase):
             self._show_outcome(loop, phase)
 
@@ -289,76 +258,51 @@ class Display:
         """What a phase that is done has found."""
         if phase.name == "evaluate":
             self.console.print(f"After round {phase.round}:")
-            if isinstance(loop.task, MeasuredTask):
-                columns = round_columns(loop.state.metrics, phase.round)
-                self.console.print(metrics_table(columns, loop.task.metrics))
-            else:
-                self.console.print(accuracy_table(round_columns(loop.state.results()["accuracy"], phase.round)))
+            metrics = loop.task.metrics if isinstance(loop.task, MeasuredTask) else {}
+            found = loop.state.metrics if metrics else loop.state.results()["accuracy"]
+            figure_table(round_columns(found, phase.round), metrics).show(self.console)
         elif phase.name == "diagnose":
             found = loop.state.results()["posterior"].get(str(phase.round), {})
             for when, figures in found.items():
-                text = f"  q {when} its training, on {figures['n']} validation questions: {_shown(figures, _POSTERIOR)}"
+                shown = _figures({name: figures.get(name) for name in ("variance", "ess", "bound")})
+                text = f"  q {when} its training, on {figures['n']} validation questions: {shown}"
                 self.console.print(Text(text), soft_wrap=True)
-
-    def _show_progress(self, loop: Loop, phase: Phase, info: Mapping[str, Any], now: float) -> None:
-        progress = Progress.of(loop)
-        line = progress_line(phase, info, progress, self._clock)
-        if self._live:
-            bar = ProgressBar(total=progress.total, completed=progress.done)
-            self._live.update(Group(Text(line, no_wrap=True, overflow="ellipsis"), bar), refresh=True)
-        elif phase != self._phase or progress.unit == progress.units or now - self._last_line >= LINE_SECONDS:
-            self.console.print(Text(line), soft_wrap=True)
-            self._last_line = now
-        self._phase = phase
 
 
 class Items:
-    """So many of so many things are done: a bar on a terminal, elsewhere a line now and then, with the time left."""
+    """So many of so many things are done, with the time left. Use it as a context manager."""
 
     def __init__(
         self, console: Console, what: str, total: int, *, time_of: Callable[[], float] = time.monotonic
     ) -> None:
-        self.console, self.what, self.total, self.done = console, printable(what), total, 0
+        self.what, self.total, self.done = printable(what), total, 0
         self._time_of = time_of
-        self._started = self._last_line = time_of()
-        self._bar = rich.progress.Progress(console=console, transient=True) if console.is_terminal else None
+        self._started = time_of()
+        self._line = Line(console, time_of)
 
     def __enter__(self) -> Items:
-        if self._bar:
-            self._bar.start()
-            self._bar.add_task(escape(self.what), total=self.total)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._line.close()
 
     def advance(self, n: int = 1) -> None:
         self.done += n
-        now = self._time_of()
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self.done)
-        elif now - self._last_line >= LINE_SECONDS:
-            left = _left((now - self._started) * (self.total - self.done) / self.done)
-            self.console.print(Text(f"{self.what} {self.done}/{self.total}  {left}"), soft_wrap=True)
-            self._last_line = now
+        left = _left((self._time_of() - self._started) * (self.total - self.done) / self.done)
+        self._line.show(self.done / self.total, f"{self.what} {self.done}/{self.total}  {left}")
 
 
 def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The columns for `accuracy_table` or `metrics_table`: a round's reasoners, and those of the round before."""
+    """The columns for `figure_table`: a round's reasoners, and those of the round before."""
     columns = dict(results.get(str(number), {}))
     for reasoner, splits in results.get(str(number - 1), {}).items():
         columns[f"{reasoner}, round {number - 1}"] = splits
     return columns
 
 
-def _figures(phase: str, info: Mapping[str, Any]) -> str:
-    figures = _shown(info, FIGURES.get(phase, {}))
+def _figures(info: Mapping[str, Any]) -> str:
+    figures = "  ".join(form.format(info[name]) for name, form in FIGURES.items() if info.get(name) is not None)
     return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures
-
-
-def _shown(info: Mapping[str, Any], forms: Mapping[str, str]) -> str:
-    return "  ".join(form.format(info[name]) for name, form in forms.items() if info.get(name) is not None)
 
 
 def _left(seconds: float | None) -> str:
@@ -367,34 +311,3 @@ def _left(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
-
-
-def narrow_tables(
-    names: Mapping[str, Sequence[str]], columns: Mapping[str, Sequence[str]], caption: str, width: int
-) -> Iterator[Table]:
-    """A table, or several with some of the columns each, so that none has to be cut to be at most so wide.
-
-    Args:
-        names: heading -> cells of the columns that all of them begin with; `columns`: of the others.
-    """
-
-    def width_of(heading: str, cells: Sequence[str]) -> int:
-        return max(map(cell_len, [heading, *cells])) + 3  # the padding and a line
-
-    left = 1 + sum(width_of(*column) for column in names.items())
-    parts: list[dict[str, Sequence[str]]] = [{}]
-    used = left
-    for heading, cells in columns.items():
-        if parts[-1] and used + width_of(heading, cells) > width:
-            parts.append({})
-            used = left
-        parts[-1][heading] = cells
-        used += width_of(heading, cells)
-    for part in parts:
-        table = Table(caption=Text(caption) if part is parts[-1] else None, caption_justify="left")
-        shown = {**names, **part}
-        for heading in shown:
-            table.add_column(Text(printable(heading)), justify="left" if heading in names else "right", no_wrap=True)
-        for row in zip(*shown.values(), strict=True):
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        yield table

@@ -185,7 +185,7 @@ def test_results_come_in_the_order_of_the_splits() -> None:
     record = {"accuracy": {"10": {"p": {"b": found, "a": found}}, "2": {"p": {"a": found, "b": found}}}}
     frame = Results(record, {}, ["b", "a"]).to_pandas()
     assert list(zip(frame["round"], frame["split"], strict=True)) == [(2, "b"), (2, "a"), (10, "b"), (10, "a")]
-    assert repr(Results(record, {}, ["b", "a"])).splitlines()[1].split() == ["b", "50", "(10–90)", "50", "(10–90)"]
+    assert repr(Results(record, {}, ["b", "a"])).splitlines()[1].split() == ["b", "50.0", "(10-90)", "50.0", "(10-90)"]
 
 
 def test_damaged_results_are_named() -> None:

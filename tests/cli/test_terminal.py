@@ -16,16 +16,8 @@ from rich.console import Console
 from latent_cot.cli import paired
 from latent_cot.evaluation.outcomes import RIGHT, Difference
 from latent_cot.methods.state import Phase
-from latent_cot.report.terminal import (
-    Clock,
-    Display,
-    Items,
-    accuracy_table,
-    marked,
-    narrow_tables,
-    round_columns,
-    samples_table,
-)
+from latent_cot.report.tables import Table, bar, figure_table
+from latent_cot.report.terminal import Clock, Display, Items, marked, round_columns, samples_table
 from latent_cot.run.printable import printable
 
 
@@ -37,9 +29,9 @@ def rationale(text: str, calls: Sequence[dict[str, Any]] = (), cut: bool = False
     return {"tokens": list(map(ord, text)), "text": text, "calls": list(calls), "truncated": cut}
 
 
-def rendered(thing: object) -> str:
+def rendered(table: Table) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=120, force_terminal=False).print(thing)
+    table.show(Console(file=stream, width=120, force_terminal=False))
     return stream.getvalue()
 
 
@@ -80,7 +72,7 @@ def test_accuracies_stand_beside_those_of_the_round_before() -> None:
     results = {"0": {"p": figures(1)}, "1": {"q": figures(2), "p": figures(3) | {"new": figures(4)["3-operands"]}}}
     columns = round_columns(results, 1)
     assert list(columns) == ["q", "p", "p, round 0"]
-    shown = rendered(accuracy_table(columns))
+    shown = rendered(figure_table(columns, {}))
     (row,) = [line for line in shown.splitlines() if "3-operands" in line]
     assert row.index("50.0") < row.index("75.0") < row.index("25.0")
     (new,) = [line for line in shown.splitlines() if "new" in line]
@@ -105,30 +97,40 @@ def test_phases_not_measured_yet_are_estimated_from_the_others() -> None:
     assert left > 2.0  # an E-step unit costs more than an M-step unit
 
 
+def test_a_table_in_its_other_forms() -> None:
+    table = Table({"who": ["q", "\x1b[31m<b>"]}, {"right": [bar(0.5, "50"), "-"]})
+    assert table.markdown().splitlines() == ["| who | right |", "| --- | --- |", "| q | 50 |", "| \\x1b[31m<b> | - |"]
+    assert table.text().splitlines() == ["who          right", "q            50", "\\x1b[31m<b>  -"]
+    html = table.html()
+    assert "<td>\\x1b[31m&lt;b&gt;</td>" in html and '<td class="n">-</td>' in html
+    assert "transparent 50.0%" in html
+
+
 def test_wide_tables_are_divided_not_cut() -> None:
     names = {"method": ["em, p", "rejection, p"]}
     columns = {f"{k}-operands": ["95.3 ± 1.2 (94-96)", "100.0 ± 0.0 (100-100)"] for k in range(3, 9)}
     console = Console(width=80, file=io.StringIO(), record=True)
-    tables = list(narrow_tables(names, columns, "% right", 80))
+    tables = list(Table(names, columns, "% right").parts(80))
     for table in tables:
         console.print(table)
     text = console.export_text()
     assert len(tables) > 1 and "…" not in text and max(map(len, text.splitlines())) <= 80
     assert text.count("100.0 ± 0.0 (100-100)") == len(columns) and text.count("rejection, p") == len(tables)
     assert text.count("% right") == 1
-    assert len(list(narrow_tables(names, columns, "", 400))) == 1
-    (narrow,) = narrow_tables(names, {}, "nothing", 80)
+    assert len(list(Table(names, columns).parts(400))) == 1
+    (narrow,) = Table(names, {}, "nothing").parts(80)
     assert narrow.row_count == 2
 
 
 @pytest.mark.parametrize("split", ["3-operands", "/somewhere/with/a/long/name/that/has/no/end/questions.jsonl"])
 def test_differences_on_a_narrow_terminal_are_not_cut(split: str) -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
-    paired._show(console, {split: {RIGHT: Difference(500, 0.875, 0.5, (0.125, 0.625), 400, 100, 0.001)}})
+    table = paired.table_of({split: {RIGHT: Difference(500, 0.875, 0.5, (0.125, 0.625), 400, 100, 0.001)}})
+    table.show(console)
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert "+37.5 (+12.5 to +62.5)" in text and "difference (95 %)" in text and "0.001" in text
-    assert split[:24] in text and split[-8:] in text
+    assert split[:20] in text and split[-8:] in text
     assert text.count("┏") <= 3, "a long name does not leave each column a table of its own"
 
 
@@ -143,6 +145,33 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
     with Items(terminal, "questions", 3) as items:
         items.advance(3)
     assert items.done == 3
+
+
+def test_a_line_that_is_changed_in_place_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = pytest.importorskip("IPython.display")
+    shown: list[dict[str, str]] = []
+    updated: list[dict[str, str]] = []
+
+    class Handle:
+        def update(self, content: dict[str, str], *, raw: bool) -> None:
+            updated.append(content)
+
+    def show(content: dict[str, str], **_: Any) -> Handle:
+        shown.append(content)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    for quiet in (True, False):
+        now = [0.0]
+        console = Console(file=io.StringIO(), force_jupyter=True, quiet=quiet)
+        with Items(console, "<b>questions", 4, time_of=lambda now=now: now[0]) as items:  # type: ignore[misc]  # a default
+            for seconds in (1.0, 0.01, 1.0, 1.0):
+                now[0] += seconds
+                items.advance()
+        assert len(shown) == (0 if quiet else 1)
+    assert len(updated) == 2, "not at once again"
+    assert 'value="0.2500"' in shown[0]["text/html"] and "&lt;b&gt;questions 1/4" in shown[0]["text/html"]
+    assert updated[-1]["text/plain"] == "<b>questions 4/4  0:00 left"
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])

@@ -141,7 +141,8 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
     )
     list(loop.run())
     assert {(arguments[1], options["target"]) for arguments, options in updates} == {
-        *(("p", "joint"), ("q", "joint")),  # round 0 and q's start
+        ("p", "joint"),
+        ("q", "joint"),
         ("p", "answer"),
     }
     with_y = [loop.rules.codec.encode_prompt(loop.task.posterior_prompt(question)) for question in loop.questions]

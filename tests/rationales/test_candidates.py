@@ -12,9 +12,10 @@ import torch
 
 from latent_cot.config.schema import DataConfig, MStepConfig, RolloutConfig, RunConfig
 from latent_cot.config.settings import check
-from latent_cot.em import EM, SEED_SAMPLES
+from latent_cot.em import EM
 from latent_cot.evaluation.evaluate import NO_RATIONALE, Judge, answer_questions
 from latent_cot.methods import m_step
+from latent_cot.methods.exploration import SEED_SAMPLES
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import LanguageModel

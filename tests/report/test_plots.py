@@ -40,7 +40,7 @@ RESULTS = {
 
 def rendered(curve: Curve, *, ascii_only: bool = False, width: int = 120) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(curve_table(curve, RESULTS, width, ascii_only=ascii_only))
+    curve_table(curve, RESULTS, width, ascii_only=ascii_only).show(console)
     return console.export_text()
 
 

@@ -195,7 +195,7 @@ def _estimated_log_z(world: World, settings: Settings) -> list[float]:
         Reward(world.lm, world.rules.codec, max_tokens=settings.max_batch_tokens),
         n=_DIAGNOSTIC_SAMPLES,
         reward_temperature=1.0,
-        reward_floor=None,
+        reward_floor=world.floor,
         max_tokens=settings.max_batch_tokens,
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )

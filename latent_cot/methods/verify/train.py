@@ -18,8 +18,8 @@ from latent_cot.rationales.reward import Reward
 
 @dataclass(frozen=True)
 class Settings:
-    """How q is trained; the same in all worlds. Without reward floor, and at reward temperature 1: both
-    would change what q converges to."""
+    """How q is trained; the same in all worlds. At reward temperature 1: another would change what q
+    converges to."""
 
     samples: int = 96
     """Rationales sampled for each question of each step."""
@@ -78,7 +78,7 @@ def train(
             step,
             objective=objective,
             reward_temperature=1.0,
-            reward_floor=None,
+            reward_floor=world.floor,
             huber_delta=c.huber_delta,
             max_tokens=c.max_batch_tokens,
             log_z=log_z or None,

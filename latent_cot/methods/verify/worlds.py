@@ -64,6 +64,10 @@ class WorldSpec:
     sees_answer: bool = False
     """q's prompt is X and Y, not X alone."""
     tools: Sequence[Tool] = field(default=())
+    floor: float | None = None
+    """The reward floor that q is trained with, nats: rewards below it are known as upper bounds only."""
+    spread: float = 1.0
+    """The logits of p and q are multiplied by this: above 1, rewards are as far apart as those of a trained model."""
 
 
 WORLDS: Mapping[str, WorldSpec] = {
@@ -99,6 +103,26 @@ WORLDS: Mapping[str, WorldSpec] = {
         allowed_characters="ab1",
         sees_answer=True,
     ),
+    "floor": WorldSpec(
+        "most rewards are below a floor; a tool, as in `tool`",
+        seed=7,
+        steps=450,
+        rules={"max_tokens": 4},
+        allowed_characters="ab=",
+        tools=(CountingTool(),),
+        floor=10.0,
+        spread=2.0,
+    ),
+    "spread": WorldSpec(
+        "most rewards are 40 nats below the best, as a trained model's are; a floor",
+        seed=13,
+        steps=450,
+        rules={"max_tokens": 5},
+        stop=".",
+        allowed_characters="ab1",
+        floor=10.0,
+        spread=5.0,
+    ),
 }
 """Name -> world."""
 
@@ -110,6 +134,8 @@ class World:
     lm: LanguageModel
     rules: ChainRules
     queries: tuple[Query, ...]
+    floor: float | None = None
+    """See `WorldSpec`."""
 
 
 def build(spec: WorldSpec, *, rank: int = 32) -> World:
@@ -130,7 +156,7 @@ def build(spec: WorldSpec, *, rank: int = 32) -> World:
         )
         for example in QUESTIONS
     )
-    return World(_language_model(tokenizer, spec.seed, rank), rules, queries)
+    return World(_language_model(tokenizer, spec, rank), rules, queries, spec.floor)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -142,7 +168,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _language_model(tokenizer: PreTrainedTokenizerFast, seed: int, rank: int) -> LanguageModel:
+def _language_model(tokenizer: PreTrainedTokenizerFast, spec: WorldSpec, rank: int) -> LanguageModel:
+    seed = spec.seed
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -160,6 +187,8 @@ def _language_model(tokenizer: PreTrainedTokenizerFast, seed: int, rank: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         base = LlamaForCausalLM(config)
+    with torch.no_grad():
+        base.lm_head.weight.mul_(spec.spread)
     lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     lm = LanguageModel(base, tokenizer, lora)
     lm.reset_adapter("p", seed)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import RIGHT, Difference, Question
 from latent_cot.report.comparison.records import Record
+from latent_cot.report.tables import Table
 from latent_cot.types import UsageError, did_you_mean
 
 
@@ -32,10 +34,8 @@ class Beside:
     def name(self) -> str:
         return f"{self.variant}, {self.reasoner}"
 
-    @property
-    def less(self) -> str:
-        """The name of the other row."""
-        return ", ".join(self.against)
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "splits": {split: difference.to_json() for split, difference in self.splits.items()}}
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,10 @@ def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside]
 
     The first is empty where that is not known of the target.
     """
-    rows = {
-        (record["variant"], reasoner): {
-            one["seed"]: _marks(one, reasoner) for one in records if one["variant"] == record["variant"]
-        }
-        for record in records
-        for reasoner in record["accuracy"]
-    }
+    rows: dict[tuple[str, str], dict[int, Mapping[Question, Mapping[str, float]]]] = {}
+    for record in records:
+        for reasoner in record["accuracy"]:
+            rows.setdefault((record["variant"], reasoner), {})[record["seed"]] = _marks(record, reasoner)
     known = {row: seeds for row, seeds in rows.items() if all(seeds.values())}
     targets = [reasoner for variant, reasoner in known if variant == target.variant]
     unknown = [f"{variant}, {reasoner}" for variant, reasoner in rows if (variant, reasoner) not in known]
@@ -113,23 +110,12 @@ def difference_text(difference: Difference | None) -> str:
     return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
-HEADING = (
-    "% right, less that of the row named: mean over the questions (95 % interval), all seeds together; -: asked others"
-)
-"""What the differences are."""
-
-
-def splits_of(found: Sequence[Beside]) -> list[str]:
-    return list(dict.fromkeys(split for one in found for split in one.splits))
-
-
-def to_markdown(found: Sequence[Beside]) -> str:
-    """A table with a row for each."""
-    splits = splits_of(found)
-    columns = ["", "less that of", *splits]
-    lines = [f"{HEADING}.", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-    lines += [
-        f"| {' | '.join([one.name, one.less, *(difference_text(one.splits.get(split)) for split in splits)])} |"
-        for one in found
-    ]
-    return "\n".join(lines) + "\n"
+def table_of(found: Sequence[Beside]) -> Table:
+    """A row for each."""
+    splits = dict.fromkeys(split for one in found for split in one.splits)
+    return Table(
+        {"method, reasoner": [one.name for one in found], "less that of": [", ".join(one.against) for one in found]},
+        {split: [difference_text(one.splits.get(split)) for one in found] for split in splits},
+        "% right, less that of the row named: mean over the questions (95 % interval), all seeds together; -: asked "
+        "others",
+    )

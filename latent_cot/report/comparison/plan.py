@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -80,18 +80,15 @@ def read_variants(source: str) -> list[Variant]:
 
     Raises UsageError naming the file and the variant.
     """
-    if source in shipped():
-        text, where = (_SHIPPED / f"{source}.yaml").read_text(encoding="utf-8"), f"--variants {source}"
-    else:
-        where = f"--variants {source}"
-        try:
-            text = Path(source).expanduser().read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise UsageError(
-                f"{where}: no such file, and none of that name is shipped.{did_you_mean(source, shipped())}"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{where}: cannot be read ({error})") from error
+    where = f"--variants {source}"
+    try:
+        file = _SHIPPED / f"{source}.yaml" if source in shipped() else Path(source).expanduser()
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        why = f"no such file, and none of that name is shipped.{did_you_mean(source, shipped())}"
+        raise UsageError(f"{where}: {why}") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{where}: cannot be read ({error})") from error
     record = parse_yaml(text, where)
     if not isinstance(record, Mapping) or not record:
         raise UsageError(f"{where}: must be a mapping of names to {{method: NAME, overrides: {{...}}}}")
@@ -159,25 +156,25 @@ def parse_budget(text: str, own: PlannedBudget) -> PlannedBudget | None:
 def configure(
     variant: Variant,
     seed: int,
-    common: Mapping[str, Any],
-    overrides: Sequence[Mapping[str, Any]],
+    common: Sequence[Mapping[str, Any]],
+    own: Sequence[Mapping[str, Any]],
     budget: PlannedBudget | None,
     *,
     preset: str | None = None,
     file: str | None = None,
 ) -> RunConfig:
-    """The configuration of a run: preset, method, file, the settings common to all, the variant's, the budget.
+    """The configuration of a run: preset, method, file, the settings `common` to all, the variant's, its `own`, the
+    budget.
 
     Raises UsageError for a bad setting, for one that contradicts the budget, and for a budget too small for a step.
     """
-    named = [record["task"] for record in (common, variant.overrides, *overrides) if "task" in record]
-    base = load_config(preset, file, variant.method, named[-1] if named else None)
+    records = [*common, variant.overrides, *own]
+    places = ["--set"] * len(common) + [f"variant {variant.name}"] + [f"--set {variant.name}"] * len(own)
+    config = load_config(preset, file, variant.method, task_of(records))
     of_file = {} if file is None else read_settings(file)
     _refuse_set_by_itself(of_file, str(file))
-    config = from_dict(common, "--set", base)
-    config = from_dict(variant.overrides, f"variant {variant.name}", config)
-    for record in overrides:
-        config = from_dict(record, f"--set {variant.name}", config)
+    for record, where in zip(records, places, strict=True):
+        config = from_dict(record, where, config)
     config = replace(config, seed=seed)
     if budget is None:
         return config
@@ -185,15 +182,19 @@ def configure(
         scaled = METHODS[variant.method].fit_to_budget(config, budget)
     except UsageError as error:
         raise UsageError(f"{variant.name}: {error}") from error
-    given = dict.fromkeys(_paths(of_file), f" in {file}")
-    given |= {path: "" for record in (common, variant.overrides, *overrides) for path in _paths(record)}
     for path, value, other in differences(config, scaled):
-        if path in given:
+        by_flag = any(_names(record, path) for record in records)
+        if by_flag or _names(of_file, path):
             raise UsageError(
-                f"{variant.name}: {flag(path)} is {value}{given[path]}, but the budget makes it {other}; leave it "
-                "out, or compare with --budget none"
+                f"{variant.name}: {flag(path)} is {value}{'' if by_flag else f' in {file}'}, but the budget makes it "
+                f"{other}; leave it out, or compare with --budget none"
             )
     return scaled
+
+
+def task_of(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """The last task that is named by some settings; None if none is."""
+    return next((record["task"] for record in reversed(records) if "task" in record), None)
 
 
 def command_of(config: RunConfig, preset: str | None) -> str:
@@ -218,10 +219,9 @@ def _flag_words(path: str, value: Any) -> list[str]:
     return [name, *map(str, value)] if isinstance(value, tuple) else [name, str(value)]
 
 
-def _paths(record: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    for key, value in record.items():
-        inner = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping):
-            yield from _paths(value, inner)
-        else:
-            yield inner
+def _names(record: Any, path: str) -> bool:
+    """Whether some settings, as a configuration file has them, name the one with this path."""
+    key, _, rest = path.partition(".")
+    if not isinstance(record, Mapping) or key not in record:
+        return False
+    return not rest or _names(record[key], rest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,11 @@ Record = Mapping[str, Any]
 
 MAX_RECORDS_BYTES = 2**27
 
-_KEYS: Mapping[str, Any] = {
-    **{key: {} for key in ("variant", "seed", "config", "accuracy", "metrics", "command")},
-    "budget": {"trajectories": {}, "gradient_steps": {}},
-    "resources": {"phases": {}},
-}
-"""What `table.summarise` and `find_record` read of a record."""
+_KEYS = (
+    *("variant", "seed", "config", "accuracy", "metrics", "command"),
+    *("budget.trajectories", "budget.gradient_steps", "resources.phases"),
+)
+"""What a record must have."""
 
 
 def is_finished(run: Run) -> bool:
@@ -42,38 +43,34 @@ def is_finished(run: Run) -> bool:
 
 def read_records(files: Iterable[Path]) -> list[Record]:
     """The runs of earlier comparisons, from their comparison.json. Raises UsageError naming file and run."""
-    return [record for file in files for record in _read_records(file)]
+    found: list[Record] = []
+    for file in files:
+        where = f"--records {file}"
+        try:
+            if file.stat().st_size > MAX_RECORDS_BYTES:
+                raise UsageError(f"{where}: larger than {MAX_RECORDS_BYTES:,} bytes; it is no comparison.json")
+            runs = json.loads(file.read_bytes())["runs"]
+            for run in runs:
+                _check(run)
+        except FileNotFoundError as error:
+            raise UsageError(f"{where}: no such file") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: cannot be read ({error})") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{where}: is no comparison.json of `latent-cot compare` (no {error} in a run)") from error
+        found += runs
+    return found
 
 
-def _read_records(file: Path) -> list[Record]:
-    where = f"--records {file}"
-    try:
-        if file.stat().st_size > MAX_RECORDS_BYTES:
-            raise UsageError(f"{where}: larger than {MAX_RECORDS_BYTES:,} bytes; it is no comparison.json")
-        runs = json.loads(file.read_bytes())["runs"]
-        for run in runs:
-            _check_keys(run, _KEYS)
-            _check_marks(run.get("right", {}))
-    except FileNotFoundError as error:
-        raise UsageError(f"{where}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: cannot be read ({error})") from error
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{where}: is no comparison.json of `latent-cot compare` (no {error} in a run)") from error
-    return list(runs)
-
-
-def _check_keys(record: Any, keys: Mapping[str, Any]) -> None:
-    """Raises KeyError or TypeError if a record has not these keys, and those below them."""
-    for key, below in keys.items():
-        _check_keys(record[key], below)
-
-
-def _check_marks(right: Any) -> None:
-    """Raises TypeError if what says which questions are right is not reasoner -> split -> a "1" or "0" for each."""
-    for marks in (marks for of_reasoner in dict(right).values() for marks in dict(of_reasoner).values()):
-        if not isinstance(marks, str) or not set(marks) <= {"0", "1"}:
-            raise TypeError("`right` of ones and zeros")
+def _check(run: Any) -> None:
+    """Raises an error if a record has not what `table.summarise` and `find_record` read of it, or if what says which
+    questions are right is not reasoner -> split -> a "1" or "0" for each."""
+    for keys in _KEYS:
+        functools.reduce(operator.getitem, keys.split("."), run)
+    for of_reasoner in run.get("right", {}).values():
+        for marks in of_reasoner.values():
+            if not isinstance(marks, str) or not set(marks) <= {"0", "1"}:
+                raise TypeError("`right` of ones and zeros")
 
 
 def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import tool_names
 from latent_cot.evaluation.splits import numbers_of
-from latent_cot.report.terminal import metric_text
+from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, MeasuredTask, Metric, Task, UsageError
+from latent_cot.types import Example, MeasuredTask, Metric, Task
 
 Json = dict[str, Any]
 
@@ -39,15 +38,14 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
     """
     config = source.config
     events = list(folder.events())
-    record = folder.read_json("run.json")
     return {
         "name": folder.path.absolute().name,
         "task": config.task,
         "model": config.model,
         "method": config.method,
         "q_sees": config.q_sees,
-        "status": record.get("status"),
-        "facts": facts(source, task, record, _cost(folder)),
+        "status": folder.read_json("run.json").get("status"),
+        "facts": facts(source, task, folder),
         "settings": folder.config,
         "notes": [event["text"] for event in events if event["kind"] == "note" and "text" in event],
         "steps": steps(events),
@@ -61,61 +59,36 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
 # -- what was run ------------------------------------------------------------------------------------------
 
 
-def facts(source: Source, task: Task, record: Mapping[str, Any], cost: Mapping[str, Any]) -> list[list[str]]:
+def facts(source: Source, task: Task, folder: RunFolder) -> list[list[str]]:
     """[label, value] pairs: what was run, on what, and what it took."""
-    config, d = source.config, source.config.data
-    sees = (
-        "q sees the answer, q(Z | X, Y)"
-        if config.q_sees == "question-and-answer"
-        else "q sees the question only, q(Z | X)"
-    )
-    method = METHODS[config.method]
+    config, d, record = source.config, source.config.data, folder.read_json("run.json")
+    results = folder.read_json("results.json") if source.finished else {}
+    budget, resources = results.get("budget", {}), results.get("resources", {})
+    sees = {"question": "the question only, q(Z | X)", "question-and-answer": "the answer, q(Z | X, Y)"}[config.q_sees]
     samples = "q" in source.reasoners or config.q_sees == "question-and-answer"
-    tools = tool_names(config, task)
+    spent = (
+        f"{budget['trajectories']:,} rationales sampled, {budget['gradient_steps']:,} gradient steps" if budget else ""
+    )
     found = {
         "task": task.description,
-        "method": method.description + (f"; here {sees}" if samples else ""),
+        "method": METHODS[config.method].description + (f"; here q sees {sees}" if samples else ""),
         "model": f"{config.model}, LoRA of rank {config.lora.rank}",
-        "tools": ", ".join(tools) or "none",
+        "tools": ", ".join(tool_names(config, task)) or "none",
         "data": f"{d.demonstrations} demonstrations, {d.unlabelled} question-answer pairs, "
         f"{d.validation} for validation",
         "seed": str(config.seed),
         "status": str(record.get("status")),
-        "started": _moment(record.get("started_at")),
-        "time": _duration(cost.get("seconds")),
-        "memory": f"{cost['peak_memory_bytes'] / 1e9:.1f} GB at the peak" if cost.get("peak_memory_bytes") else "",
-        "training": _training(cost),
+        "started": str(record.get("started_at", ""))[:16].replace("T", " "),
+        "time": _duration(resources["seconds"]) if resources else "",
+        "memory": f"{memory / 1e9:.1f} GB at the peak" if (memory := resources.get("peak_memory_bytes")) else "",
+        "training": spent,
         "machine": f"{record.get('platform', '?')}, threads: {record.get('torch_threads', '?')}",
         "versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
     }
     return [[label, value] for label, value in found.items() if value]
 
 
-def _training(cost: Mapping[str, Any]) -> str:
-    if "gradient_steps" not in cost:
-        return ""
-    return f"{cost['trajectories']:,} rationales sampled, {cost['gradient_steps']:,} gradient steps"
-
-
-def _cost(folder: RunFolder) -> Json:
-    """Seconds, memory and the budget spent, of a finished run; else nothing."""
-    try:
-        results = folder.read_json("results.json")
-    except UsageError:
-        return {}
-    return {**results.get("resources", {}), **results.get("budget", {})}
-
-
-def _moment(text: object) -> str:
-    try:
-        return datetime.fromisoformat(str(text)).strftime("%Y-%m-%d %H:%M UTC")
-    except ValueError:
-        return ""
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
@@ -133,16 +106,16 @@ def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]
     for event in events:
         if "unit" in event and event["kind"] != "evaluate":
             units.setdefault(event["kind"], []).append(event)
-    table: dict[str, dict[str, list[Any]]] = {}
-    for phase, found in units.items():
-        names = dict.fromkeys(
-            name
-            for event in found
-            for name, value in event.items()
-            if name not in _NOT_FIGURES and isinstance(value, int | float)
-        )
-        table[phase] = {name: [_rounded(event.get(name)) for event in found] for name in ("round", "unit", *names)}
-    return table
+    return {
+        phase: {name: [_rounded(event.get(name)) for event in found] for name in ("round", "unit", *_numbers(found))}
+        for phase, found in units.items()
+    }
+
+
+def _numbers(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of those figures that are numbers."""
+    items = ((name, value) for event in events for name, value in event.items())
+    return list(dict.fromkeys(n for n, value in items if n not in _NOT_FIGURES and isinstance(value, int | float)))
 
 
 def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:

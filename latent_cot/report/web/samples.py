@@ -106,8 +106,7 @@ def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> 
 
     Node 0 is the empty rationale; a parent comes before its children. Where there is no q, p is the sampler.
     """
-    names = ("parent", "token", "log_q", "log_p", "stop_q", "stop_p", "log_reward")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+    columns: dict[str, list[Any]] = {}
     calls: list[Json] = []
     child: dict[tuple[int, int], int] = {}
     leaves: list[int] = []
@@ -128,11 +127,11 @@ def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> 
             "log_reward": None if stop is None else _nats(stop.log_reward),
         }
         for name, value in values.items():
-            columns[name].append(value)
+            columns.setdefault(name, []).append(value)
         return len(columns["parent"]) - 1
 
     for scored in rationales:
-        node = 0 if columns["parent"] else add(scored, 0, -1)
+        node = 0 if columns else add(scored, 0, -1)
         asked = {call.position: call for call in scored.rationale.calls}
         for i, token in enumerate(scored.rationale.tokens, 1):
             if (node, token) not in child:

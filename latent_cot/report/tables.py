@@ -1,0 +1,219 @@
+"""Tables of figures, made once and shown anywhere: on a terminal, as Markdown, plain text, HTML or a data frame.
+
+Whatever a model, a run folder or a user's file says is made harmless here: it can steer neither terminal nor browser.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich import table as rich_table
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from latent_cot.run.printable import printable
+from latent_cot.types import Metric, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Colours are translucent, so that they do on light and dark pages, and of two hues that a colour-blind person can tell
+# apart: orange for what a reasoner found unlikely, blue for what a tool wrote and for shares. `!important` wins against
+# the rules that notebooks have for tables.
+STYLE = """<style>
+.lcot {font-size: 13px; line-height: 1.5; margin: .4em 0}
+.lcot table {border-collapse: collapse; margin: .3em 0; font-size: inherit}
+.lcot th, .lcot td {padding: .15em .7em; background: none; vertical-align: top; text-align: left !important}
+.lcot th {font-weight: 600; border-bottom: 1px solid rgba(128,128,128,.6)}
+.lcot td {border-bottom: 1px solid rgba(128,128,128,.2)}
+.lcot .n {text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap}
+.lcot .chain {font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere}
+.lcot .tool {border: 1px solid rgba(0,114,178,.8); border-radius: 3px; background: rgba(0,114,178,.16);
+ font-weight: normal}
+.lcot .failed {color: #d55e00; font-weight: bold}
+.lcot .stop {opacity: .45; font-size: 75%; font-style: normal; vertical-align: super}
+.lcot .dim {opacity: .65}
+</style>"""
+
+NAME_WIDTH = 20
+"""Characters of a name that a terminal's line has room for, at least; the rest goes on on the next line."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown in a place of a table."""
+
+    text: str | Text
+    html: str | None = None
+    """What a notebook shows instead. It is shown as it is: what it quotes must be escaped."""
+
+
+Cells = Sequence[str | Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by their headings."""
+
+    names: Mapping[str, Cells]
+    """Columns flush left; a long text in them is folded."""
+    figures: Mapping[str, Cells] = field(default_factory=dict)
+    """Columns flush right."""
+    caption: str = ""
+
+    def show(self, console: Console) -> None:
+        """Print it, divided into several tables if the console is too narrow for one."""
+        for part in self.parts(console.width):
+            console.print(part)
+
+    def parts(self, width: int) -> Iterator[rich_table.Table]:
+        """The table, or several with some of the figures each, so that none has to be cut to be at most so wide."""
+        names = {heading: _width(heading, cells) for heading, cells in self.names.items()}
+        left = 1 + sum(min(size, NAME_WIDTH + 3) for size in names.values())
+        parts: list[list[str]] = [[]]
+        used = left
+        for heading, cells in self.figures.items():
+            size = _width(heading, cells)
+            if parts[-1] and used + size > width:
+                parts.append([])
+                used = left
+            parts[-1].append(heading)
+            used += size
+        for part in parts:
+            caption = Text(self.caption) if self.caption and part is parts[-1] else None
+            table = rich_table.Table(caption=caption, caption_justify="left")
+            for heading in self.names:
+                table.add_column(Text(printable(heading)), overflow="fold")
+            for heading in part:
+                table.add_column(Text(printable(heading)), justify="right", no_wrap=True)
+            for row in zip(*self.names.values(), *(self.figures[heading] for heading in part), strict=True):
+                table.add_row(*map(_text, row))
+            yield table
+
+    def markdown(self) -> str:
+        columns = {**self.names, **self.figures}
+        lines = [list(columns), ["---"] * len(columns), *_plain_rows(columns)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def text(self) -> str:
+        """Columns as wide as they need, two spaces apart."""
+        columns = {**self.names, **self.figures}
+        cells = [list(map(printable, columns)), *_plain_rows(columns)]
+        widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+        return "\n".join(line.rstrip() for line in lines)
+
+    def html(self) -> str:
+        """The table, without its style: see `page`."""
+        marks = [""] * len(self.names) + [' class="n"'] * len(self.figures)
+
+        def line(tag: str, cells: Iterable[str]) -> str:
+            shown = (f"<{tag}{mark}>{cell}</{tag}>" for mark, cell in zip(marks, cells, strict=True))
+            return f"<tr>{''.join(shown)}</tr>"
+
+        head = line("th", map(escaped, (*self.names, *self.figures)))
+        rows = zip(*self.names.values(), *self.figures.values(), strict=True)
+        body = "".join(line("td", map(_html, row)) for row in rows)
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
+def _text(cell: str | Cell) -> Text:
+    text = cell.text if isinstance(cell, Cell) else cell
+    return text if isinstance(text, Text) else Text(printable(text))
+
+
+def _html(cell: str | Cell) -> str:
+    return cell.html if isinstance(cell, Cell) and cell.html is not None else escaped(_text(cell).plain)
+
+
+def _width(heading: str, cells: Cells) -> int:
+    """With the padding and a line."""
+    return max(cell_len(text) for text in (printable(heading), *(_text(cell).plain for cell in cells))) + 3
+
+
+def _plain_rows(columns: Mapping[str, Cells]) -> Iterator[list[str]]:
+    return ([_text(cell).plain for cell in row] for row in zip(*columns.values(), strict=True))
+
+
+# -- HTML --------------------------------------------------------------------------------------------------
+
+
+def escaped(text: object) -> str:
+    """Text for HTML, with what could steer a display (control characters, text direction) made visible."""
+    return html.escape(printable(str(text), keep_newlines=True))
+
+
+def page(*parts: str) -> str:
+    """A fragment of HTML with its style."""
+    return f'{STYLE}<div class="lcot">{"".join(parts)}</div>'
+
+
+def bar(share: float, text: str) -> Cell:
+    """A text that has a bar behind it in a notebook."""
+    percent = 100 * min(1.0, max(0.0, share))
+    fill = f"rgba(0,114,178,.25) {percent:.1f}%, transparent {percent:.1f}%"
+    return Cell(text, f'<div style="background: linear-gradient(90deg, {fill})">{escaped(text)}</div>')
+
+
+# -- figures -----------------------------------------------------------------------------------------------
+
+Figures = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Heading -> split -> `Accuracy.to_json()`, or metric -> `Figure.to_json()`."""
+
+
+def figure_table(columns: Figures, metrics: Mapping[str, Metric]) -> Table:
+    """A row a split, or a split and metric, with the 95 % interval of each figure.
+
+    Args:
+        metrics: those of a task without right answers, in the order in which they are shown; else empty.
+    """
+    splits = list(dict.fromkeys(split for column in columns.values() for split in column))
+    if not metrics:
+        accuracies = {
+            heading: [accuracy_cell(column.get(split)) for split in splits] for heading, column in columns.items()
+        }
+        return Table({"% right (95 % interval)": splits}, accuracies)
+    rows = [(s, m) for s in splits for m in metrics if any(m in column.get(s, {}) for column in columns.values())]
+    found = {
+        heading: [metric_text(column.get(split, {}).get(name), metrics[name]) for split, name in rows]
+        for heading, column in columns.items()
+    }
+    return Table({"split": [s for s, _ in rows], "metric (95 % interval)": [m for _, m in rows]}, found)
+
+
+def accuracy_cell(accuracy: Mapping[str, Any] | None) -> str | Cell:
+    """An accuracy with its interval, in a notebook as a bar."""
+    return bar(accuracy["accuracy"], accuracy_text(accuracy)) if accuracy and accuracy["n"] else "-"
+
+
+def accuracy_text(accuracy: Mapping[str, Any]) -> str:
+    """`95.3 (94-96)`, in %."""
+    low, high = accuracy["interval_95"]
+    return f"{100 * accuracy['accuracy']:.1f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def metric_text(figure: Mapping[str, Any] | None, metric: Metric) -> str:
+    """`0.71 (0.69 to 0.73)`, in the metric's own format."""
+    if figure is None or figure["value"] is None:
+        return "-"
+    text = metric.format.format(figure["value"])
+    if figure["interval_95"] is None:
+        return text
+    low, high = (metric.format.format(bound) for bound in figure["interval_95"])
+    return f"{text} ({low} to {high})"
+
+
+def data_frame(records: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A row a record. `columns`: which, in this order; None: all of them.
+
+    Raises UsageError without pandas.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise UsageError("data frames need pandas: pip install 'latent-cot[notebook]'") from None
+    return pd.DataFrame(list(records), columns=None if columns is None else list(columns))
