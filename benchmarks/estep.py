@@ -126,7 +126,7 @@ def configuration(workload: str, options: Options) -> RunConfig:
         shots=3,
         data=replace(config.data, options={"operands": "3"}),  # longer chains would not fit
         rollout=replace(config.rollout, granularity="token", min_tokens=5, max_tokens=options.paper_tokens),
-        e_step=replace(config.e_step, questions=1, samples=16, objective="subtb", on_policy=1.0, tempered=0.0),
+        e_step=replace(config.e_step, questions=1, samples=16, objective="subtb", tempered_share=0.0),
     )
 
 
@@ -153,7 +153,7 @@ def run_workload(session: Session, machine: Machine, options: Options, workload:
     c = loop.config.e_step
     optimiser = AdapterOptimiser(loop.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), c.max_grad_norm)
     meter = Meter(loop.lm, machine)
-    buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
+    buffer = ReplayBuffer(c.buffer_capacity)
     one_step(loop, buffer, optimiser, 0)
     seconds: list[float] = []
     taken: list[Trajectories] = []
@@ -213,12 +213,11 @@ def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step
     c = loop.config.e_step
     first = (step * c.questions) % max(1, len(loop.questions) - c.questions + 1)
     queries = [loop.query(example) for example in loop.questions[first : first + c.questions]]
-    heat = (c.temperature_low + c.temperature_high) / 2
-    share = c.tempered / (c.on_policy + c.tempered)
+    heat = sum(c.temperatures) / 2
     batches = e_step.collect(
         loop.lm,
         queries,
-        [e_step.Behaviour(heat, share=share) for _ in queries],
+        [e_step.Behaviour(heat, share=c.tempered_share) for _ in queries],
         loop.rules,
         buffer,
         loop.reward,
@@ -235,7 +234,7 @@ def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step
         reward_temperature=c.reward_temperature,
         reward_floor=c.reward_floor,
         huber_delta=c.huber_delta,
-        max_tokens=c.max_batch_tokens,
+        max_tokens=loop.config.max_batch_tokens,
     )
     return batches
 

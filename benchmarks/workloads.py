@@ -48,7 +48,7 @@ class EStepWork:
         ]
         # A learning rate of 0: each run finds the same q.
         self.optimiser = AdapterOptimiser(self.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), 100.0)
-        self.max_tokens = max_tokens or config.e_step.max_batch_tokens
+        self.max_tokens = max_tokens or config.max_batch_tokens
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 

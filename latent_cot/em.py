@@ -25,7 +25,7 @@ from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.optimise import Schedule
-from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
+from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, LOG_Z_RATE
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
 
@@ -54,8 +54,9 @@ class EM(Loop):
             fill_buffer(self.buffer, self)
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         log_z = [self.log_z] if c.objective in LEARNS_LOG_Z else []
-        optimiser = self._new_optimiser("q", schedule, c.max_grad_norm, log_z=log_z, log_z_rate=c.log_z_learning_rate)
-        weights = [c.demonstration_weight] * len(self.data.demonstrations) + [c.pair_weight] * len(self.data.unlabelled)
+        rate = LOG_Z_RATE.get(c.objective, 0.0)
+        optimiser = self._new_optimiser("q", schedule, c.max_grad_norm, log_z=log_z, log_z_rate=rate)
+        weights = [c.demonstration_weight] * len(self.data.demonstrations) + [1.0] * len(self.data.unlabelled)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             generator = torch.Generator().manual_seed(rng.getrandbits(60))
@@ -81,7 +82,7 @@ class EM(Loop):
             target: dict[str, Any] = {
                 "reward_temperature": reward_temperature(c, step),
                 "reward_floor": c.reward_floor,
-                "max_tokens": c.max_batch_tokens,
+                "max_tokens": self.config.max_batch_tokens,
             }
             if log_z and step == 0:
                 self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
@@ -108,7 +109,8 @@ class EM(Loop):
         c = self.config.e_step
         if c.prior == "sampler":
             self.reward = replace(self.reward, prior=lambda example: self.query(example).policy_prompt)
-        self.buffer = ReplayBuffer(c.buffer_capacity, c.buffer_tolerance)
+        # Chains of a few tokens have no near ones: each is another label or number.
+        self.buffer = ReplayBuffer(c.buffer_capacity, 0.25 if self.config.rollout.max_tokens > 8 else 0.0)
         self.log_z = torch.nn.Parameter(torch.zeros(()))
         """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand
         questions: a parameter of each question's own would never leave its start."""
@@ -120,7 +122,7 @@ class EM(Loop):
     def start_sampler(self, number: int) -> None:
         super().start_sampler(number)
         if self.config.q_sees == "question" and not self.config.e_step.steps:
-            self.lm.copy_adapter("p", "q")  # whatever `e_step.q_init` says: without an E-step q has nothing of its own
+            self.lm.copy_adapter("p", "q")  # without an E-step q has nothing of its own
         if number == 1 and self.reward.prior is not None:
             self.lm.copy_adapter("q", "prior")
 

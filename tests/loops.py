@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latent_cot.config.schema import EStepConfig, EvaluationConfig, MStepConfig, RolloutConfig, RunConfig
+from latent_cot.config.schema import (
+    EStepConfig,
+    EvaluationConfig,
+    InitStepConfig,
+    MStepConfig,
+    RolloutConfig,
+    RunConfig,
+)
 from latent_cot.methods.loop import Loop, method_class
 from latent_cot.methods.state import State
 from latent_cot.model.lm import LanguageModel
@@ -26,18 +33,15 @@ CONFIG = RunConfig(
         steps=4,
         questions=2,
         samples=3,
-        on_policy=0.4,
-        tempered=0.3,
-        replay=0.3,
+        tempered_share=0.4,
+        replay_share=0.3,
         learning_rate=1e-2,
         warmup=1,
         reward_temperature_steps=3,
     ),
-    init_step=FIT,
+    init_step=InitStepConfig(steps=3, batch_size=2, learning_rate=1e-2),
     m_step=FIT,
-    evaluation=EvaluationConfig(
-        max_tokens=8, batch_size=4, votes=2, temperature=1.0, diagnostics=2, diagnostic_samples=4
-    ),
+    evaluation=EvaluationConfig(max_tokens=8, votes=2, temperature=1.0, diagnostics=2),
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from latent_cot.config.schema import ForwardKLConfig, MethodName, PolicyGradientConfig, SFTConfig
+from latent_cot.config.schema import MethodName, SFTConfig
 from latent_cot.methods import e_step, forward_kl, m_step, policy_gradient
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -31,12 +31,9 @@ from tests.worlds import FakeTool, language_model, random_chain
 
 METHODS: dict[MethodName, dict[str, Any]] = {
     "em": {},
-    "ppo": {"ppo": PolicyGradientConfig(steps=2, questions=3, samples=2)},
-    "forward-kl": {
-        "q_sees": "question-and-answer",
-        "forward_kl": ForwardKLConfig(rounds=1, steps=2, questions=3, samples=2),
-    },
-    "sft": {"sft": SFTConfig(steps=2, check_every=1)},
+    "ppo": {},
+    "forward-kl": {"q_sees": "question-and-answer"},
+    "sft": {"sft": SFTConfig(check_every=1)},
 }
 
 

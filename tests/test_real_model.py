@@ -91,7 +91,7 @@ def test_a_short_run_learns_from_its_demonstrations(tmp_path: Path) -> None:
     settings.write_text(
         "rounds: 0\ninit_step: {steps: 40, batch_size: 8}\n"
         "data: {demonstrations: 50, unlabelled: 8}\n"
-        "evaluation: {splits: [3-operands], size: 60, max_tokens: 60, batch_size: 60}\n"
+        "evaluation: {splits: [3-operands], size: 60, max_tokens: 60}\n"
     )
     folder = tmp_path / "run"
     assert main(["em", "--preset", "smoke", "--config", str(settings), "--output-dir", str(folder)]) == 0

@@ -32,7 +32,7 @@ def overview() -> str:
         [
             "# Commands",
             "",
-            "Made from the program: `latent-cot COMMAND --help` says the same.",
+            "Made from the program: `latent-cot COMMAND --help` says the same (`em` and `fit`: `--help-all`).",
             "",
             "| command | what it does |",
             "| --- | --- |",
@@ -81,7 +81,7 @@ def parser_of(command: str) -> Any:
 
     try:
         with mock.patch("tyro.cli", ask):
-            importlib.import_module(f"latent_cot.cli.{command}").run(["--help"])
+            importlib.import_module(f"latent_cot.cli.{command}").run(["--help-all"])
     except Asked as asked:
         cls, arguments = asked.args
     else:

@@ -80,6 +80,6 @@ def _answers(
         prefix=loop.model_prefix if sampler != "q" else "",
         votes=decoding["votes"],
         temperature=decoding["temperature"],
-        batch_size=loop.config.evaluation.batch_size,
+        batch_size=loop.test_batch_size,
         generator=torch.Generator().manual_seed(seed),
     )

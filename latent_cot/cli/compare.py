@@ -63,7 +63,7 @@ class CompareOptions:
     model: str | None = None
     """A Hugging Face causal LM: hub name or local folder. Default: that of the preset."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A setting for all runs, `flag=value`, or for one method or variant, `ppo:ppo.kl=0.1`. Repeatable."""
+    """A setting for all runs, `flag=value`, or for one method or variant, `ppo:policy_gradient.kl=0.1`. Repeatable."""
     output_dir: Path | None = None
     """The comparison's folder. Default: runs/compare-TASK."""
     records: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()

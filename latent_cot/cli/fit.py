@@ -1,19 +1,19 @@
-"""`latent-cot fit`: one run of any method, from its configuration to its results. `latent-cot em` is it too."""
+"""`latent-cot fit`: one run of any method, from its configuration to its results."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from latent_cot.cli import mixture
-from latent_cot.cli.options import given, parse, print_json, progress_console, value_of
+from latent_cot.cli.options import given, parse, print_json, progress_console, short_help, value_of
 from latent_cot.cli.run_options import (
     RunOptions,
     command_for,
@@ -31,55 +31,56 @@ from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.types import UsageError
+
+COMMON = (
+    *("task", "model", "method", "seed", "rounds", "q_sees", "output_dir"),
+    *("data.demonstrations", "data.unlabelled", "data.validation", "e_step.steps", "m_step.steps", "evaluation.size"),
+)
+"""The settings that `--help` shows."""
 
 
 @dataclass(frozen=True)
 class FitOptions(RunOptions):
-    """Train a model by any method, and evaluate it. `latent-cot methods` lists them.
+    """Train a model to reason, and evaluate it after each round. `latent-cot methods` lists the methods.
 
     Settings come from the preset, then from the method (em-xy: --q-sees question-and-answer), then from the file of
     --config, then from the flags below; each overrides the one before. A method reads the sections that it needs.
     --print-config shows the outcome.
     """
 
-    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
-def run(argv: Sequence[str]) -> int:
-    """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
-    return run_tasks(argv, _parsed, to_yaml)
-
-
-def _parsed(argv: Sequence[str]) -> tuple[RunConfig, RunOptions]:
-    base = load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
-    options = parse(FitOptions, argv, "fit", FitOptions(config=base))
-    return options.config, options
-
-
-def run_tasks(
-    argv: Sequence[str],
-    parsed: Callable[[Sequence[str]], tuple[RunConfig, RunOptions]],
-    to_text: Callable[[RunConfig], str],
-) -> int:
-    """The command with one task, or with several.
-
-    Args:
-        parsed: the configuration and the options of a command line with one task.
-        to_text: the YAML of --print-config.
-    """
+def run(argv: Sequence[str], command: Literal["em", "fit"] = "fit") -> int:
+    """The command, with one task or with several. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     names = mixture.tasks_named(argv)
     if len(names) > 1:
-        return mixture.run([parsed(mixture.with_task(argv, name)) for name in names], argv, to_text)
-    config, options = parsed(argv)
-    return fit(config, options, argv, to_text)
+        return mixture.run([_parsed(mixture.with_task(argv, name), command) for name in names], argv)
+    config, options = _parsed(argv, command)
+    return fit(config, options, argv)
 
 
-def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Callable[[RunConfig], str]) -> int:
+def _parsed(argv: Sequence[str], command: Literal["em", "fit"]) -> tuple[RunConfig, RunOptions]:
+    base = load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
+    if command == "em" and base.method != "em":
+        raise UsageError(f"the method is {base.method}: latent-cot em is EM only; use latent-cot fit")
+    default = FitOptions(settings=base)
+    if not {"-h", "--help"}.isdisjoint(argv):
+        shown = {path: base for path in COMMON if command == "fit" or path != "method"}
+        own = ("preset", "config", "print_config", "resume", "json")
+        print(short_help(command, [*shown.items(), *((name, default) for name in own)]))
+        raise SystemExit(0)
+    argv = ["--help" if arg == "--help-all" else arg for arg in argv]
+    options = parse(FitOptions, argv, command, default)
+    return options.settings, options
+
+
+def fit(config: RunConfig, options: RunOptions, argv: Sequence[str]) -> int:
     """A run with this configuration, or what else the options ask for.
 
     Args:
         argv: what the user wrote, to tell settings that were given from defaults.
-        to_text: the YAML of --print-config.
     """
     path = Path(config.output_dir or default_folder(config)).expanduser()
     if options.resume:
@@ -88,7 +89,7 @@ def fit(config: RunConfig, options: RunOptions, argv: Sequence[str], to_text: Ca
     check(config)
     if options.print_config:
         refuse_json_of_yaml(options)
-        print(to_text(config), end="")
+        print(to_yaml(config), end="")
         return 0
     if not options.resume:
         config = with_absolute_paths(replace(config, output_dir=str(path)))

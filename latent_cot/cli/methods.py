@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(MethodsOptions, argv, "methods")
     found = [{"name": name, "description": method.description} for name, method in METHODS.items()]
-    how = "Each is a file in latent_cot/methods/ (em.py for EM); its settings: latent-cot fit --help."
+    how = "Each is a file in latent_cot/methods/ (em.py for EM); its settings: latent-cot fit --help-all."
     return print_list(found, how, json=options.json)
 
 

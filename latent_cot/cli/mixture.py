@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from latent_cot.cli.run_options import (
     say_stopped,
     trust,
 )
-from latent_cot.config.settings import check, refuse_code, to_dict
+from latent_cot.config.settings import check, refuse_code, to_dict, to_yaml
 from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
@@ -51,13 +51,12 @@ def with_task(argv: Sequence[str], task: str) -> list[str]:
     return [*argv, "--task", task]
 
 
-def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_text: Callable[[RunConfig], str]) -> int:
+def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str]) -> int:
     """Train one q for the tasks of all parts. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM.
 
     Args:
         parts: of each task its configuration, and what to do with it, which is the same for all.
         argv: what the user wrote.
-        to_text: the YAML of --print-config.
     """
     options = parts[0][1]
     names = [Path(config.task).stem for config, _ in parts]
@@ -78,7 +77,7 @@ def run(parts: Sequence[tuple[RunConfig, RunOptions]], argv: Sequence[str], to_t
         configs.append(with_absolute_paths(replace(config, output_dir=str(path / name))))
     if options.print_config:
         refuse_json_of_yaml(options)
-        print("---\n".join(map(to_text, configs)), end="")
+        print("---\n".join(map(to_yaml, configs)), end="")
         return 0
     if not options.resume:
         refuse_unwritable(path)
@@ -115,9 +114,7 @@ def _train(configs: Sequence[RunConfig], names: Sequence[str], path: Path, optio
             on_unit = tracking.both(display.on_unit, stack.enter_context(tracker).on_unit)
             parts.append(Running(session, folder, resume=options.resume, checkpoint=checkpoint, on_unit=on_unit))
         try:
-            results = run_in_turns(
-                parts, turn=turn, save_every=configs[0].checkpoint_seconds, should_stop=lambda: stopped_by() is not None
-            )
+            results = run_in_turns(parts, turn=turn, should_stop=lambda: stopped_by() is not None)
         except Stopped:
             trusted = next(filter(None, map(trust, configs)), "")
             say_stopped(console, f"{command_for(configs[0])} --task {','.join(names)}", path, options, trusted)

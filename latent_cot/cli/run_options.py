@@ -34,7 +34,7 @@ class RunOptions:
 
     preset: str | None = None
     """A set of defaults: `cpu` (used if none is given), `paper` or `smoke`."""
-    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    config: Path | None = None
     """A YAML file with settings, in the form that --print-config prints."""
     print_config: Switch = False
     """Print the configuration as YAML and stop."""

@@ -33,11 +33,11 @@ def vary(
     *,
     history_dropout: float,
     distractor_steps: int,
-    kept_steps: int,
     concat_questions: int,
     gap_share: float,
-    words_with_gaps: float,
-    largest_gap: int,
+    kept_steps: int = 2,
+    words_with_gaps: float = 0.3,
+    largest_gap: int = 12,
 ) -> Group:
     """The lesson of one rationale, or a variation of it.
 
@@ -45,10 +45,12 @@ def vary(
         others: the lessons of other rationales.
         history_dropout: probability that the steps before a random one are dropped.
         distractor_steps: how many steps of others may take their place, at most.
-        kept_steps: how many of the last steps are not dropped.
+        kept_steps: how many of the last steps are not dropped. A single one may not tell where in the question it
+            belongs, if that repeats itself.
         concat_questions: how many of the others' questions are joined to the question, on either side, at most.
         gap_share: probability that positions are left out.
-        words_with_gaps: before this share of the prompt's words.
+        words_with_gaps: before this share of the prompt's words. Where most words have a gap, p unlearns to look at
+            the next word.
         largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:

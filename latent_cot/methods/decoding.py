@@ -21,6 +21,12 @@ from latent_cot.rationales.rollout import Counts, count_distinct, rollout
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Rationale, Task, TaskData, UsageError
 
+TOP_P = 0.95
+"""`nucleus`: the probability that the tokens it samples from come to."""
+DIVERSITY_PENALTY = 1.0
+"""`diverse-beam`: nats a token is less likely for each group that has chosen it at this step. There are as many groups
+as rationales are asked for, and each gives its likeliest one."""
+
 
 class Decoding(Loop):
     """Nothing is trained, but for the initial p that all methods start from."""
@@ -70,8 +76,8 @@ class Decoding(Loop):
             self.test_rules,
             n=n * c.multiple,
             temperature=temperature,
-            top_p=c.top_p if c.strategy == "nucleus" else 1.0,
-            batch_size=self.config.evaluation.batch_size,
+            top_p=TOP_P if c.strategy == "nucleus" else 1.0,
+            batch_size=self.test_batch_size,
             generator=generator,
         )
         counts: list[Counts] = [count_distinct(rationales) for rationales in sampled]
@@ -88,7 +94,7 @@ class Decoding(Loop):
             self.test_rules,
             beams=n * c.multiple,
             groups=n if diverse else 1,
-            penalty=c.diversity_penalty if diverse else 0.0,
+            penalty=DIVERSITY_PENALTY if diverse else 0.0,
         )
         kept = [group[0] for group in found if group] if diverse else found[0][:n]
         return count_distinct([one.rationale for one in kept])
@@ -109,7 +115,7 @@ class Decoding(Loop):
             self.lm.merged(reasoner),
             groups,
             self.test_rules.codec,
-            max_tokens=self.config.e_step.max_batch_tokens,
+            max_tokens=self.config.max_batch_tokens,
         ):
             for k, g in enumerate(members):
                 own = scores.log_complete[scores.group == k]

@@ -150,6 +150,11 @@ class Examined(Resumable):
         return self.task.grade(example, self.task.answer(rationale))
 
     @property
+    def test_batch_size(self) -> int:
+        """Chains decoded at once: twice as many as in training, of which nothing but the tokens is kept."""
+        return 2 * self.config.rollout.batch_size
+
+    @property
     def draws_as_it_is(self) -> bool:
         """What `draw_tests` draws at temperature 1 has the reasoner's own distribution."""
         return True
@@ -171,7 +176,7 @@ class Examined(Resumable):
             self.test_rules,
             n=n,
             temperature=temperature,
-            batch_size=self.config.evaluation.batch_size,
+            batch_size=self.test_batch_size,
             generator=generator,
         )
         return list(map(count_distinct, sampled))
@@ -204,7 +209,7 @@ class Examined(Resumable):
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)
         ]
-        samples = judge(self.lm, task, groups, counts, codec, max_tokens=self.config.e_step.max_batch_tokens)
+        samples = judge(self.lm, task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
         return self._measured(reasoner, examples, samples)
 
     def _measured(
@@ -283,7 +288,7 @@ class Examined(Resumable):
             prefix=self.model_prefix if self.sampler_of(reasoner) != "q" else "",
             votes=c.votes,
             temperature=c.temperature,
-            batch_size=c.batch_size,
+            batch_size=self.test_batch_size,
             generator=torch.Generator().manual_seed(self._unit_seed(unit)),
         )
         return "".join("1" if outcome.correct else "0" for outcome in outcomes)
@@ -296,7 +301,7 @@ class Examined(Resumable):
             (reasoner, split, members)
             for reasoner in reasoners
             for split, questions in self.tests.items()
-            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, c.batch_size // chains))
+            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, self.test_batch_size // chains))
         ]
 
     def _unit_seed(self, unit: int) -> int:

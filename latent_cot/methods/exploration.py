@@ -16,6 +16,10 @@ from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale
 
+SEED_SAMPLES = 20
+"""Rationales sampled from p for each training question of a task that has prompts for it, such as one that gives the
+answer away ("wishful" ones, in the paper). They count as trajectories, but not in a planned budget."""
+
 
 def reward_temperature(c: EStepConfig, step: int) -> float:
     """T of log R / T at a step of the E-step."""
@@ -29,24 +33,19 @@ def draw_behaviour(c: EStepConfig, rng: random.Random) -> Behaviour:
     On-policy and tempered ones are mixed within a question: the on-policy ones tell how good its rationales can be,
     without which a batch of hot, worthless chains would be compared among itself.
     """
-    sampled = c.on_policy + c.tempered
     # Where the buffer has nothing yet for this question, a replay falls back on sampling.
-    replay = c.replay / (sampled + c.replay)
+    replay = c.replay_share
     if not c.mix_replay:
         replay = float(rng.random() < replay)
-    heat = rng.uniform(c.temperature_low, c.temperature_high)
-    return Behaviour(heat, share=c.tempered / sampled if sampled else 0.0, replay=replay)
+    return Behaviour(rng.uniform(*c.temperatures), share=c.tempered_share, replay=replay)
 
 
 def fill_buffer(buffer: ReplayBuffer, method: Loop) -> None:
-    """Begin with the demonstrations' rationales, and with what p writes after the task's own prompts."""
+    """Begin with what p writes after the task's own prompts."""
     buffer.clear()
-    c = method.config.e_step
-    if not (c.seed_buffer and c.replay):
+    if not method.config.e_step.replay_share:
         return
     seeds: dict[str, list[Rationale]] = {}
-    for example, z in zip(method.data.demonstrations, method.demonstrations, strict=True):
-        seeds.setdefault(example.key, []).append(z)
     for example, rationales in _sample_seeds(method):
         known = seeds.setdefault(example.key, [])
         known.extend(z for z in rationales if z not in known)
@@ -61,13 +60,12 @@ def fill_buffer(buffer: ReplayBuffer, method: Loop) -> None:
 
 def _sample_seeds(method: Loop) -> Iterator[tuple[Example, Sequence[Rationale]]]:
     """Distinct rationales of p for each question, after a prompt that makes good ones likely."""
-    n = method.config.e_step.seed_samples
-    texts = [method.task.seed_prompt(example) for example in method.questions] if n else []
+    texts = [method.task.seed_prompt(example) for example in method.questions]
     if not texts or None in texts:
         return
     prompts = [method.rules.codec.encode_prompt(text or "") for text in texts]
     generator = torch.Generator().manual_seed(seed_of(method.config.seed, method.state.phase, "seeds"))
-    sampled = rollout(method.lm, method.lm.merged("p"), prompts, method.rules, n=n, generator=generator)
+    sampled = rollout(method.lm, method.lm.merged("p"), prompts, method.rules, n=SEED_SAMPLES, generator=generator)
     for example, rationales in zip(method.questions, sampled, strict=True):
         method.state.budget.sampled(rationales)
         yield example, list(count_distinct(rationales))

@@ -1,4 +1,4 @@
-"""Few-shot chain-of-thought prompting: the base model with k demonstrations before the question."""
+"""Few-shot chain-of-thought prompting: the base model with demonstrations before the question."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FewShot(Loop):
 
     @property
     def shown(self) -> int:
-        return self.config.fewshot.k
+        return self.config.shots
 
     @property
     def model_prefix(self) -> str:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from latent_cot.config.methods import questions_drawn
 from latent_cot.methods.loop import Loop
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct, slices
@@ -44,12 +45,12 @@ class ForwardKL(Loop):
 
     @property
     def rounds(self) -> int:
-        return self.config.forward_kl.rounds
+        return self.config.rounds
 
-    @phase(lambda self, _: self.config.forward_kl.steps)
+    @phase(lambda self, _: self.config.e_step.steps)
     def posterior(self, at: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""
-        c, tokens = self.config.forward_kl, self.config.e_step.max_batch_tokens
+        c, tokens = self.config.e_step, self.config.max_batch_tokens
         optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
@@ -62,14 +63,14 @@ class ForwardKL(Loop):
     @phase(lambda self, _: len(self._parts))
     def draw(self, at: Phase) -> Iterator[Info]:
         """Weighted rationales for the M-step."""
-        c = self.config.forward_kl
+        n = self.config.m_step.samples
         if self.state.unit == 0:
             self.state.drawn = []
         for unit in range(self.state.unit, len(self._parts)):
             order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._n_drawn)
             members = [order[k] for k in self._parts[unit]]
-            experience = self._experience(members, self._unit_seed(unit + 1), c.model_samples)
-            weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.e_step.max_batch_tokens)
+            experience = self._experience(members, self._unit_seed(unit + 1), n)
+            weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
             rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
             kept = [WeightedRationale(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
             self.state.drawn.extend(kept)
@@ -81,11 +82,11 @@ class ForwardKL(Loop):
 
     @property
     def _n_drawn(self) -> int:
-        return min(self.config.forward_kl.model_questions, len(self.questions))
+        return min(questions_drawn(self.config), len(self.questions))
 
     @property
     def _parts(self) -> list[range]:
-        return slices(self._n_drawn, max(1, self.config.rollout.batch_size // self.config.forward_kl.model_samples))
+        return slices(self._n_drawn, max(1, self.config.rollout.batch_size // self.config.m_step.samples))
 
 
 @dataclass(frozen=True)

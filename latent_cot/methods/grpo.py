@@ -1,16 +1,16 @@
-"""GRPO (Shao et al., "DeepSeekMath", 2024), or RLOO with `--grpo.advantage leave-one-out` (Ahmadian et al., 2024).
+"""GRPO (Shao et al., "DeepSeekMath", 2024), or RLOO (Ahmadian et al., 2024) with
+`--policy-gradient.advantage leave-one-out`.
 
 All actions of a rationale have the same advantage: its reward compared with those of its question's other
-rationales. The KL to the initial p is a term of the loss. `--grpo.reward correct` makes it the usual one with a
-reward of 0 or 1.
+rationales. The KL to the initial p is a term of the loss. `--policy-gradient.reward correct` makes it the usual one
+with a reward of 0 or 1.
 """
 
 from __future__ import annotations
 
 import torch
 
-from latent_cot.config.schema import PolicyGradientConfig
-from latent_cot.methods.policy_gradient import PolicyGradient
+from latent_cot.methods.policy_gradient import DEVIATION_FLOOR, PolicyGradient
 from latent_cot.objectives.policy_gradient import leave_one_out, normalised
 from latent_cot.rationales.experience import Experience
 
@@ -20,14 +20,10 @@ class GRPO(PolicyGradient):
 
     kl_in_loss = True
 
-    @property
-    def settings(self) -> PolicyGradientConfig:
-        return self.config.grpo
-
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
-        c = self.settings
+        c = self.config.policy_gradient
         if c.advantage == "leave-one-out":
             advantage = leave_one_out(reward, experience.count, experience.group)
         else:
-            advantage = normalised(reward, experience.count, experience.group, floor=c.deviation_floor)
+            advantage = normalised(reward, experience.count, experience.group, floor=DEVIATION_FLOOR)
         return torch.where(experience.mask, advantage[:, None], 0.0)

@@ -34,6 +34,11 @@ from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
+DIAGNOSTIC_SAMPLES = 16
+"""Rationales sampled for each validation question on which q is compared with the posterior."""
+MAX_GRAD_NORM = 1.0
+"""Largest norm of an M-step's gradient."""
+
 
 class Loop(Examined):
     """One run of a method.
@@ -67,7 +72,7 @@ class Loop(Examined):
             rules.codec,
             own_reward,
             e.score_tool_tokens,
-            e.max_batch_tokens,
+            config.max_batch_tokens,
             Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
             copy_penalty=e.copy_penalty,
         )
@@ -82,10 +87,11 @@ class Loop(Examined):
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
         unread = METHODS[config.method].ignores(config)
-        learned = {"m-step": [] if "m_step" in unread else [*data.demonstrations, *data.unlabelled]}
+        target_read = {"m_step", "m_step.target"}.isdisjoint(unread)
+        learned = {"m-step": [*data.demonstrations, *data.unlabelled] if target_read else []}
         learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
         for step, examples in learned.items():
-            target = (config.m_step if step == "m-step" else config.init_step).target
+            target = config.m_step.target if step == "m-step" else "joint"
             if target == "candidates" and not all(map(task.candidates, examples)):
                 raise UsageError(
                     f"--{step}.target candidates: {task.name} has questions without candidates, of which there is "
@@ -135,7 +141,7 @@ class Loop(Examined):
     def init(self, at: Phase) -> Iterator[Info]:
         """p before the first round: fine-tuned on the demonstrations' own rationales, if so configured."""
         if self._learns_demonstrations:
-            yield from self._fit("p", self._demonstrated, self.config.init_step)
+            yield from self._fit("p", self._demonstrated, self.init_step)
 
     @phase(
         lambda self, _: self.config.init_step.steps if self.demonstrations else 0,
@@ -145,7 +151,7 @@ class Loop(Examined):
     def warm_start_q(self, at: Phase) -> Iterator[Info]:
         """A start for a q that sees Y: its prompt is one that p has never read."""
         if self.demonstrations:
-            yield from self._fit("q", self._demonstrated, self.config.init_step)
+            yield from self._fit("q", self._demonstrated, self.init_step)
 
     @phase(lambda self, _: len(self._diagnostic_units), begin=lambda self, number: self.start_sampler(number))
     def diagnose_before(self, at: Phase) -> Iterator[Info]:
@@ -159,7 +165,7 @@ class Loop(Examined):
 
     def _diagnose(self, at: Phase, when: str) -> Iterator[Info]:
         """Compare q with the posterior on validation questions."""
-        c, e = self.config.evaluation, self.config.e_step
+        e = self.config.e_step
         units = self._diagnostic_units
         for unit in range(self.state.unit, len(units)):
             figures = diagnose(
@@ -167,10 +173,10 @@ class Loop(Examined):
                 [self.query(self.data.validation[i]) for i in units[unit]],
                 self.rules,
                 self.reward,
-                n=c.diagnostic_samples,
+                n=DIAGNOSTIC_SAMPLES,
                 reward_temperature=self.final_reward_temperature,
                 reward_floor=e.reward_floor,
-                max_tokens=e.max_batch_tokens,
+                max_tokens=self.config.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
             )
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
@@ -202,7 +208,7 @@ class Loop(Examined):
             of_question.setdefault(one.question, []).append(one.rationale)
         members = list(of_question)
         experience = gather([self.query(self.questions[i]) for i in members], list(of_question.values()), self.reward)
-        weight, _ = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.e_step.max_batch_tokens)
+        weight, _ = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
         n = self.config.m_step.samples
         return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE]
@@ -220,11 +226,16 @@ class Loop(Examined):
 
     def start_sampler(self, number: int) -> None:
         """q ← p at the beginning of a round, if q reads what p reads."""
-        if self.config.q_sees == "question" and (number == 1 or self.config.e_step.q_init == "p"):
+        if self.config.q_sees == "question" and number == 1:
             self.lm.copy_adapter("p", "q")
 
     def start_model(self) -> None:
         """What p is before it is fine-tuned: what it is."""
+
+    @property
+    def init_step(self) -> MStepConfig:
+        """How p, and a q that sees Y, are fine-tuned on the demonstrations."""
+        return MStepConfig(**vars(self.config.init_step))
 
     @property
     def model_step(self) -> MStepConfig:
@@ -253,7 +264,7 @@ class Loop(Examined):
 
     def _fit(self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
-        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
+        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
         for step in range(self.state.unit, c.steps):
             info = self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
@@ -296,7 +307,7 @@ class Loop(Examined):
             self.rules,
             optimiser,
             step,
-            max_tokens=c.max_batch_tokens,
+            max_tokens=self.config.max_batch_tokens // 3,  # what is learned is longer than what is sampled
             weights=[[one.weight / mean_weight] for one in chosen],
             target=target,
         )
@@ -343,7 +354,7 @@ class Loop(Examined):
     def _diagnostic_units(self) -> list[range]:
         c = self.config.evaluation
         questions = min(c.diagnostics, len(self.data.validation))
-        return slices(questions, max(1, self.config.rollout.batch_size // c.diagnostic_samples))
+        return slices(questions, max(1, self.config.rollout.batch_size // DIAGNOSTIC_SAMPLES))
 
 
 def method_class(name: str) -> type[Loop]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from latent_cot.config.schema import PolicyGradientConfig, RunConfig
+from latent_cot.config.schema import RunConfig
 from latent_cot.methods.examined import tells_right
 from latent_cot.methods.loop import Loop
 from latent_cot.methods.phases import Steps, phase
@@ -30,14 +30,15 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import Experience, gather, policy_log_probs
 from latent_cot.types import Task, TaskData, UsageError
 
+CLIP_RANGE = 0.2
+"""The ratio of new to old probability counts between 1 minus and 1 plus this."""
+DEVIATION_FLOOR = 0.1
+"""Added to what advantages are divided by (GRPO: the standard deviation of a question's rewards; PPO: the advantages'
+root mean square over the batch), so that differences far below it, in units of the reward, are not blown up."""
+
 
 class PolicyGradient(Loop):
     """A method that maximises the reward of q's rationales."""
-
-    @property
-    @abstractmethod
-    def settings(self) -> PolicyGradientConfig:
-        """The method's section of the configuration."""
 
     @abstractmethod
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
@@ -47,12 +48,11 @@ class PolicyGradient(Loop):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        section = "ppo" if config.method == "ppo" else "grpo"
-        if getattr(config, section).reward == "correct" and not tells_right(
-            task, [*data.demonstrations, *data.unlabelled]
-        ):
+        questions = [*data.demonstrations, *data.unlabelled]
+        if config.policy_gradient.reward == "correct" and not tells_right(task, questions):
             raise UsageError(
-                f"--{section}.reward correct: a rationale of {task.name} is not right or wrong by itself; leave it out"
+                f"--policy-gradient.reward correct: a rationale of {task.name} is not right or wrong by itself; leave "
+                "it out"
             )
 
     kl_in_loss: bool
@@ -64,20 +64,20 @@ class PolicyGradient(Loop):
         yield from self.diagnose_before(1)
         yield from self.policy(1)
         yield from self.diagnose(1)
-        if self.settings.fine_tune:
+        if self.config.policy_gradient.fine_tune:
             yield from self.draw(1)
             yield from self.m_step(1)
         yield from self.evaluate(1)
 
-    @phase(lambda self, _: self.settings.steps)
+    @phase(lambda self, _: self.config.e_step.steps)
     def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
-        c, e = self.settings, self.config.e_step
-        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
-        for step in range(self.state.unit, c.steps):
+        c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
+        optimiser = self._new_optimiser("q", Schedule(e.learning_rate, e.steps, e.warmup, e.decay), e.max_grad_norm)
+        for step in range(self.state.unit, e.steps):
             rng = random.Random(self._unit_seed(step))
-            chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
-            sampled = self._sample("q", chosen, rng.getrandbits(60), n=c.samples)
+            chosen = draw_distinct([1.0] * len(self.questions), e.questions, rng)
+            sampled = self._sample("q", chosen, rng.getrandbits(60), n=e.samples)
             queries = [self.query(self.questions[i]) for i in chosen]
             experience = gather(queries, sampled, self.reward)
             right = torch.tensor(
@@ -86,8 +86,8 @@ class PolicyGradient(Loop):
                     for g, rationale in zip(experience.group.tolist(), experience.rationales, strict=True)
                 ]
             )
-            reward = right if c.reward == "correct" else floored(experience, c.reward_floor)
-            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=e.max_batch_tokens)
+            reward = right if c.reward == "correct" else floored(experience, e.reward_floor)
+            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=tokens)
             info = update(
                 self.lm,
                 experience,
@@ -97,9 +97,9 @@ class PolicyGradient(Loop):
                 optimiser,
                 step,
                 epochs=c.epochs,
-                clip_range=c.clip_range,
+                clip_range=CLIP_RANGE,
                 kl=c.kl if self.kl_in_loss else 0.0,
-                max_tokens=e.max_batch_tokens,
+                max_tokens=tokens,
             )
             self.state.budget.gradient_steps += c.epochs
             yield {

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 
-from latent_cot.config.schema import MStepConfig
 from latent_cot.methods.loop import Loop
 from latent_cot.methods.m_step import epoch_batch
 from latent_cot.methods.phases import Steps, phase
-from latent_cot.methods.seeding import seed_of, slices
+from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
+
+PER_QUESTION = 4
+"""Distinct right chains kept for a question, at most: ReST-EM's guard against easy questions."""
 
 
 class Rejection(Loop):
@@ -35,25 +36,20 @@ class Rejection(Loop):
 
     @property
     def rounds(self) -> int:
-        return self.config.rejection.rounds
-
-    @property
-    def model_step(self) -> MStepConfig:
-        return replace(self.config.m_step, steps=self.config.rejection.steps)
+        return self.config.rounds
 
     @phase(lambda self, _: len(self._batches))
     def sample(self, at: Phase) -> Iterator[Info]:
         """Chains from p, a batch a unit, over all training questions in random order, again and again."""
-        c = self.config.rejection
         if self.state.unit == 0:
             if at.round == 1:
-                self._set_start()
-            self.state.drawn = self._demonstrated if c.demonstrations else []
+                self.lm.copy_adapter("p", "q")
+            self.state.drawn = self._demonstrated
         for unit in range(self.state.unit, len(self._batches)):
             order_seed = f"{self.config.seed}/{self.state.phase}"
             batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
             members = batch[: len(self._batches[unit])]
-            sampled = self._sample("p", members, self._unit_seed(unit), temperature=c.temperature)
+            sampled = self._sample("p", members, self._unit_seed(unit), temperature=self.config.m_step.temperature)
             right = 0
             kept = Counter(d.question for d in self.state.drawn)
             known = {(d.question, d.rationale.tokens) for d in self.state.drawn}
@@ -61,7 +57,7 @@ class Rejection(Loop):
                 if not self.is_correct(self.questions[question], rationale):
                     continue
                 right += 1
-                if kept[question] < c.per_question and (question, rationale.tokens) not in known:
+                if kept[question] < PER_QUESTION and (question, rationale.tokens) not in known:
                     kept[question] += 1
                     known.add((question, rationale.tokens))
                     self.state.drawn.append(WeightedRationale(question, rationale))
@@ -70,15 +66,10 @@ class Rejection(Loop):
 
     def start_model(self) -> None:
         """An M-step fine-tunes the starting point, not the last p."""
-        if self.state.drawn and self.config.rejection.start != "last":
+        if self.state.drawn:
             self.lm.copy_adapter("q", "p")
-
-    def _set_start(self) -> None:
-        if self.config.rejection.start == "base":
-            self.lm.reset_adapter("q", seed=seed_of(self.config.seed, "q"))
-        else:
-            self.lm.copy_adapter("p", "q")
 
     @property
     def _batches(self) -> list[range]:
-        return slices(self.config.rejection.trajectories, self.config.rollout.batch_size)
+        e = self.config.e_step
+        return slices(e.steps * e.questions * e.samples, self.config.rollout.batch_size)

@@ -2,7 +2,7 @@
 
 It goes on from the initial p, which has itself been fine-tuned on the demonstrations (`init_step`), so that it is
 never given less training than what the other methods start from. Every `check_every` steps the validation questions are
-answered as test questions are; after `patience` checks without a new best it stops, and the best p is kept. Where a
+answered as test questions are; after `PATIENCE` checks without a new best it stops, and the best p is kept. Where a
 task has no right answers, the check is the loss of the validation questions' own rationales. The test splits play no
 part in this.
 """
@@ -16,7 +16,7 @@ from dataclasses import replace
 from latent_cot.config.schema import MStepConfig, RunConfig
 from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import m_step
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.loop import MAX_GRAD_NORM, Loop
 from latent_cot.methods.m_step import Target
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
@@ -24,6 +24,9 @@ from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
 from latent_cot.rationales.chain import encode_rationale
 from latent_cot.types import Example, Task, TaskData, UsageError
+
+PATIENCE = 3
+"""Checks without a new best after which it stops."""
 
 
 class SFT(Loop):
@@ -59,17 +62,15 @@ class SFT(Loop):
     @phase(lambda self, _: self._fit_units)
     def fit(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
-        c, step_config = self.config.sft, self._step_config
+        c, every = self._step_config, self._every
         records = [WeightedRationale(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
-        optimiser = self._new_optimiser("p", schedule, step_config.max_grad_norm)
+        optimiser = self._new_optimiser("p", schedule, MAX_GRAD_NORM)
         while (unit := self.state.unit) < self._fit_units:
             figures: Info = {}
-            for step in range(max(0, unit - 1) * c.check_every, min(unit * c.check_every, c.steps)):
-                figures = self._likelihood_step(
-                    "p", records, step_config, optimiser, step, sees_answer=self.answer_given
-                )
+            for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
+                figures = self._likelihood_step("p", records, c, optimiser, step, sees_answer=self.answer_given)
                 self.state.model_trained = True
             found = self._check(unit)
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
@@ -89,7 +90,7 @@ class SFT(Loop):
             self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.answer_given)
             for example in self._held_out
         ]
-        tokens = self.config.init_step.max_batch_tokens
+        tokens = self.config.max_batch_tokens
         return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=tokens)
 
     def _shown_check(self, found: float, best: float) -> Info:
@@ -101,24 +102,22 @@ class SFT(Loop):
 
     @property
     def _held_out(self) -> Sequence[Example]:
-        return self.data.validation[: self.config.sft.questions]
+        return self.data.validation if self.config.sft.check_every else []
 
     @property
     def _fit_units(self) -> int:
         """The checks there will be at most; those that were made, once it has stopped early."""
-        c, checks = self.config.sft, self.state.checks
-        most = 1 + -(-c.steps // c.check_every)
+        checks = self.state.checks
+        most = 1 + -(-self.config.m_step.steps // self._every)
         since_best = len(checks) - 1 - checks.index(max(checks)) if checks else 0
-        return len(checks) if since_best >= c.patience and self._held_out else most
+        return len(checks) if since_best >= PATIENCE and self._held_out else most
 
     @property
     def _step_config(self) -> MStepConfig:
-        c = self.config.sft
         target: Target = "candidates" if self.answers_at_once else "joint"
-        return replace(
-            self.config.init_step,
-            batch_size=c.batch_size,
-            learning_rate=c.learning_rate,
-            steps=c.steps,
-            target=target,
-        )
+        return replace(self.config.m_step, target=target)
+
+    @property
+    def _every(self) -> int:
+        """Steps of a unit."""
+        return self.config.sft.check_every or 20

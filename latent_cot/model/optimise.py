@@ -29,7 +29,7 @@ class Schedule:
     peak: float
     steps: int
     warmup: int
-    decay: Literal["cosine", "constant"]
+    decay: Literal["cosine", "constant"] = "cosine"
 
     def at(self, step: int) -> float:
         """The learning rate of step 0, 1, ..., steps − 1; never 0, so that no step is wasted."""

@@ -22,6 +22,7 @@ from latent_cot.objectives.balance import (
 __all__ = [
     "COMPLETE_ONLY",
     "LEARNS_LOG_Z",
+    "LOG_Z_RATE",
     "OBJECTIVES",
     "Balance",
     "BalanceInfo",
@@ -53,3 +54,6 @@ COMPLETE_ONLY = frozenset({"vargrad", "tb"})
 
 LEARNS_LOG_Z = frozenset({"tb", "prefix-tb"})
 """Objectives that learn log Z(X)."""
+
+LOG_Z_RATE = {"tb": 0.1, "prefix-tb": 0.3}
+"""At what learning rate, in nats a step."""

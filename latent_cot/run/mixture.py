@@ -21,7 +21,7 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import differences, flag
 from latent_cot.methods.loop import Loop
 from latent_cot.run.run_folder import Checkpoint, RunFolder
-from latent_cot.run.session import MODEL_SETTINGS, Running, Stopped
+from latent_cot.run.session import MODEL_SETTINGS, SAVE_EVERY, Running, Stopped
 from latent_cot.types import UsageError
 
 
@@ -29,7 +29,7 @@ def run_in_turns(
     parts: Sequence[Running],
     *,
     turn: int = 0,
-    save_every: float = 60.0,
+    save_every: float = SAVE_EVERY,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """Go through the loops of all parts, which have the same adapters, and write the results of each.

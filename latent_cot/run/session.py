@@ -34,6 +34,8 @@ from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.tasks.common import check_answers, digest, drop_seen, fingerprint
 from latent_cot.types import Example, Task, TaskData, UsageError
 
+SAVE_EVERY = 60.0
+"""Seconds between two saves of a run's state."""
 MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
 """Sessions that agree in these can have the same model."""
 
@@ -291,7 +293,7 @@ def run_loop(
             if session.lm.processes.any(should_stop()):
                 running.stop()
                 raise Stopped
-            running.save(older_than=session.config.checkpoint_seconds)
+            running.save(older_than=SAVE_EVERY)
         return running.finish()
 
 

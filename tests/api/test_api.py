@@ -83,8 +83,8 @@ def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
     [
         ({"roundz": 2}, "unknown setting 'roundz'. Did you mean 'rounds'"),
         ({"e_step": {"stepz": 2}}, "Did you mean 'e_step.steps'"),
-        ({"rounds": "two"}, "rounds is 'two', expected an integer"),
-        ({"e_step": {"samples": 0}}, "--e-step.samples is 0"),
+        ({"rounds": "two"}, "rounds is 'two'; it should be a valid integer"),
+        ({"e_step": {"samples": 0}}, "e_step.samples is 0; it should be greater than 0"),
     ],
 )
 def test_bad_settings(wrong: dict[str, Any], message: str) -> None:

@@ -31,7 +31,7 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["--helpp"], ["unknown option '--helpp'"]),
         (["em", "--preset", "papr"], ["--preset papr", "Did you mean 'paper'?"]),
         (["em", "--config", "absent.yaml"], ["--config absent.yaml", "no such file"]),
-        (["em", "--e-step.on-policy=-1"], ["--e-step.on-policy is -1"]),
+        (["em", "--e-step.replay-share=-1"], ["--e-step.replay-share is -1"]),
         (["em", "--rounds", "-1"], ["--rounds is -1"]),
         (["em", "--resume", "--output-dir", "absent"], ["absent", "no run folder", "--output-dir"]),
         (["em", "--output-dir", "/dev/null/run"], ["--output-dir /dev/null/run", "another folder"]),

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 
 from latent_cot.cli import main
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import AugmentationConfig, DataConfig, MStepConfig, RunConfig
+from latent_cot.config.schema import AugmentationConfig, DataConfig, InitStepConfig, MStepConfig, RunConfig
 from latent_cot.methods.loop import Loop
 from latent_cot.methods.state import Phase
 from latent_cot.report.comparison import shared_init
@@ -94,9 +94,9 @@ def test_what_is_done_is_not_done_again(
     assert "| sft, p | em, p |" in (folder / "comparison.md").read_text()
     assert called.err.count("finished already") == len(METHODS)
 
-    changed = cli(*again, "--set", "sft:sft.learning_rate=0.5")
+    changed = cli(*again, "--set", "sft:m_step.learning_rate=0.5")
     assert changed.status == 2
-    assert "sft/seed0: holds a run with other settings (--sft.learning-rate 0.0003 there, 0.5 here)" in changed.err
+    assert "sft/seed0: holds a run with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.err
 
 
 def test_what_is_recorded_is_not_done_again(
@@ -118,8 +118,8 @@ def test_what_is_recorded_is_not_done_again(
         "comparison.svg",
     ]
 
-    changed = cli(*command, "--methods", "sft,few-shot", "--set", "sft:sft.learning_rate=0.5", "--dry-run")
-    assert "sft, seed 0: recorded with other settings (--sft.learning-rate 0.0003 there, 0.5 here)" in changed.out
+    changed = cli(*command, "--methods", "sft,few-shot", "--set", "sft:m_step.learning_rate=0.5", "--dry-run")
+    assert "sft, seed 0: recorded with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.out
     assert "sft/seed0: to do" in changed.out
     assert "few-shot/seed0: recorded" in changed.out
 
@@ -145,10 +145,10 @@ def test_another_seed_or_other_settings_have_another_round_zero(tmp_path: Path) 
 
     own = folder()
     assert own.parents[1] == tmp_path
-    assert folder(method="sft", rounds=7, m_step=MStepConfig(steps=9), checkpoint_seconds=1.0) == own
+    assert folder(method="sft", rounds=7, m_step=MStepConfig(steps=9)) == own
     others = [
         folder(seed=1),
-        folder(init_step=MStepConfig(steps=9)),
+        folder(init_step=InitStepConfig(steps=9)),
         folder(augmentation=AugmentationConfig(distractor_steps=9)),
         folder(data=DataConfig(unlabelled=9)),
         folder(model="other"),
@@ -262,9 +262,9 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--budget", "10"], ["--budget 10", "trajectories="]),
         (["--budget", "trajectories=10"], ["--budget: too few"]),
         (["--variants", "nowhere.yaml"], ["--variants nowhere.yaml", "no such file"]),
-        (["--set", "grppo:grpo.kl=1"], ["--set grppo:grpo.kl=1", "Did you mean 'grpo'?"]),
+        (["--set", "grppo:policy_gradient.kl=1"], ["--set grppo:policy_gradient.kl=1", "Did you mean 'grpo'?"]),
         (["--set", "e_step.stepz=3"], ["unknown setting 'e_step.stepz'"]),
-        (["--set", "evaluation.size=0"], ["--evaluation.size is 0"]),
+        (["--set", "evaluation.size=0"], ["--set: evaluation.size is 0"]),
         (["--preset", "tpu"], ["--preset tpu"]),
         (["--set", "seed=5"], ["--set seed=5", "use --seeds"]),
         (["--set", "sft:method=em"], ["--set sft:method=em", "use --methods or --variants"]),
@@ -318,8 +318,7 @@ def test_em_is_for_em(cli: Cli, tmp_path: Path) -> None:
     called = cli("em", "--config", file)
     assert called.status == 2
     assert "latent-cot fit" in called.err
-    assert "--ppo." not in cli("em", "--help").out
-    assert "--ppo.clip-range" in cli("fit", "--help").out
+    assert "--policy-gradient.kl" in cli("fit", "--help-all").out
 
 
 def test_fit_of_a_method_leaves_a_run_for_eval_and_sample(cli: Cli, compared: Path) -> None:

@@ -44,7 +44,7 @@ def test_sample(cli: Cli, fitted: Path) -> None:
 
 
 def test_compare_with_prompting_and_fine_tuning_on_labels(cli: Cli, tiny_model_dir: Path, tmp_path: Path) -> None:
-    settings = ["--set", "precision=fp32", "--set", "few-shot:fewshot.k=0"]
+    settings = ["--set", "precision=fp32", "--set", "few-shot:shots=0"]
     called = cli(
         *("compare", "--task", "subjectivity", "--preset", "smoke", "--model", tiny_model_dir),
         *("--methods", "few-shot,sft,gflownet", *settings, "--output-dir", tmp_path / "compared", "--json"),

@@ -135,7 +135,7 @@ def test_a_run_measures_and_can_be_stopped_anywhere(tiny_model: Callable[[str], 
         with_method(CONFIG, "gflownet"),
         rollout=dataclasses.replace(CONFIG.rollout, granularity="token"),
         # batches of one question
-        evaluation=dataclasses.replace(CONFIG.evaluation, batch_size=1, samples=6),
+        evaluation=dataclasses.replace(CONFIG.evaluation, samples=6),
     )
     lm = language_model(tiny_model("llama"), perturb=False)
     whole = make(lm, config, task)

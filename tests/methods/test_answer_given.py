@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import FewShotConfig, RunConfig, SFTConfig
+from latent_cot.config.schema import RunConfig, SFTConfig
 from latent_cot.config.settings import check, with_method
 from latent_cot.methods import m_step
 from latent_cot.model.lm import LanguageModel
@@ -26,9 +26,9 @@ WORLD = dataclasses.replace(
     q_sees="question-and-answer",
     rollout=dataclasses.replace(CONFIG.rollout, granularity="token"),
     evaluation=dataclasses.replace(CONFIG.evaluation, votes=1, samples=3),
-    e_step=dataclasses.replace(CONFIG.e_step, replay=0.0),
-    fewshot=FewShotConfig(k=2),
-    sft=SFTConfig(steps=4, check_every=2, batch_size=2, learning_rate=1e-2, warmup=1),
+    e_step=dataclasses.replace(CONFIG.e_step, replay_share=0.0),
+    shots=2,
+    sft=SFTConfig(check_every=2),
 )
 
 

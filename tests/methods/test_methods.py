@@ -10,43 +10,40 @@ from typing import Any
 import pytest
 
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.schema import (
-    FewShotConfig,
-    ForwardKLConfig,
-    PolicyGradientConfig,
-    RejectionConfig,
-    RunConfig,
-    SFTConfig,
-)
+from latent_cot.config.schema import RunConfig, SFTConfig
 from latent_cot.config.settings import check, with_method
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.loop import Loop
+from latent_cot.methods.rejection import PER_QUESTION
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.types import Example, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.worlds import ToyTask, language_model
 
-POLICY = PolicyGradientConfig(steps=3, questions=2, samples=4, epochs=2, learning_rate=1e-2, warmup=1)
 WORLD = dataclasses.replace(
     CONFIG,
     data=dataclasses.replace(CONFIG.data, demonstrations=2, unlabelled=4, validation=2),
-    e_step=dataclasses.replace(CONFIG.e_step, replay=0.0),
-    fewshot=FewShotConfig(k=2),
-    sft=SFTConfig(steps=5, check_every=2, patience=9, batch_size=2, learning_rate=1e-2, warmup=1, interpolation=0.9),
-    ppo=dataclasses.replace(POLICY, kl=0.2),
-    grpo=dataclasses.replace(POLICY, advantage="normalised"),
-    rejection=RejectionConfig(rounds=2, trajectories=10, steps=3),
-    forward_kl=ForwardKLConfig(
-        rounds=2, steps=3, questions=2, samples=3, learning_rate=1e-2, warmup=1, model_questions=4, model_samples=2
-    ),
+    e_step=dataclasses.replace(CONFIG.e_step, replay_share=0.0),
+    shots=2,
+    sft=SFTConfig(check_every=2),
 )
 """A configuration for any method, in the toy world: 2 demonstrations, 4 pairs, 2 validation questions."""
 
+SFT = dataclasses.replace(WORLD.m_step, steps=5)
+
 
 def config_of(method: str, **changes: Any) -> RunConfig:
-    config = with_method(dataclasses.replace(WORLD, **changes), method)
+    """Of the settings that a method has of its own without those that would take long."""
+    own = with_method(WORLD, method)
+    m_step = SFT if method == "sft" else WORLD.m_step
+    config = dataclasses.replace(own, **{"e_step": WORLD.e_step, "m_step": m_step, **changes})
     check(config)
     return config
+
+
+def policy(method: str, **changes: Any) -> dict[str, Any]:
+    """The settings of a policy gradient, but for these."""
+    return {"policy_gradient": dataclasses.replace(with_method(WORLD, method).policy_gradient, **changes)}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +55,7 @@ def weights(loop: Loop) -> dict[str, list[list[float]]]:
     return {adapter: [w.tolist() for w in loop.lm.parameters(adapter).values()] for adapter in ADAPTERS}
 
 
-FINE_TUNED = {name: {name: dataclasses.replace(getattr(WORLD, name), fine_tune=True)} for name in ("ppo", "grpo")}
+FINE_TUNED = {name: policy(name, fine_tune=True) for name in ("ppo", "grpo")}
 """What makes a policy gradient go on as EM does."""
 
 
@@ -126,7 +123,7 @@ OTHER_M_STEP = dataclasses.replace(
     weighted=True,
     learning_rate=1e-3,
     warmup=0,
-    max_grad_norm=0.1,
+    target="answer",
 )
 
 
@@ -136,7 +133,8 @@ def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method
     names = {name.removeprefix("m_step.") for name in unread if name != "m_step"}
     changed = {name: getattr(OTHER_M_STEP, name) for name in names}
     assert all(getattr(CONFIG.m_step, name) != value for name, value in changed.items())
-    other = OTHER_M_STEP if "m_step" in unread else dataclasses.replace(CONFIG.m_step, **changed)
+    own = config_of(method).m_step
+    other = OTHER_M_STEP if "m_step" in unread else dataclasses.replace(own, **changed)
     outcomes = []
     for config in (config_of(method), config_of(method, m_step=other)):
         loop = make(lm, config)
@@ -170,10 +168,11 @@ def test_a_budget_is_kept(method: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
 def test_a_budget_has_room_for_what_is_drawn_afterwards(name: str) -> None:
     config = with_method(RunConfig(), name)
-    fine_tuned: Any = {name: dataclasses.replace(getattr(config, name), fine_tune=True)}
-    within = METHODS[name].fit_to_budget(dataclasses.replace(config, **fine_tuned), PlannedBudget(3610, 480))
-    assert getattr(within, name).steps == (3610 - 1050) // 64
-    assert METHODS[name].planned(within) == PlannedBudget(3610, 40 * getattr(within, name).epochs + within.m_step.steps)
+    fine_tuned = dataclasses.replace(config, **policy(name, fine_tune=True))
+    within = METHODS[name].fit_to_budget(fine_tuned, PlannedBudget(3610, 480))
+    assert within.e_step.steps == (3610 - 1050) // 64
+    steps = 40 * within.policy_gradient.epochs + within.m_step.steps
+    assert METHODS[name].planned(within) == PlannedBudget(3610, steps)
 
 
 def test_a_budget_leaves_out_an_e_step_that_is_left_out() -> None:
@@ -211,7 +210,7 @@ def test_few_shot_shows_demonstrations_and_trains_nothing(lm: LanguageModel) -> 
     before = weights(loop)
     list(loop.run())
     assert weights(loop) == before
-    assert make(lm, config_of("few-shot", fewshot=FewShotConfig(k=0))).model_prefix == ""
+    assert make(lm, config_of("few-shot", shots=0)).model_prefix == ""
 
 
 class Scripted(ToyTask):
@@ -230,23 +229,23 @@ class Scripted(ToyTask):
 
 
 def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
-    sft = SFTConfig(steps=40, check_every=2, patience=2, batch_size=2, learning_rate=1e-2, warmup=1)
-    loop = make(lm, config_of("sft", sft=sft), Scripted([0, 1, 1, 2, 2, 1, 0, 0]))
+    m_step = dataclasses.replace(SFT, steps=40, interpolation=1.0)
+    loop = make(lm, config_of("sft", m_step=m_step), Scripted([0, 1, 1, 2, 2, 1, 0, 0]))
     seen = []
     for phase, info in loop.run():
         if phase.name == "fit":
             seen.append((info["validation"], weights(loop)["p"]))
         elif phase.round == 1:
             break
-    assert loop.state.checks == [0, 1, 1, 2, 2, 1]  # two without a new best
-    assert loop.state.budget.gradient_steps == 3 + 5 * 2
+    assert loop.state.checks == [0, 1, 1, 2, 2, 1, 0]  # three without a new best
+    assert loop.state.budget.gradient_steps == 3 + 6 * 2
     assert weights(loop)["p"] == seen[3][1], "not the best one"
     assert seen[4][1] != seen[3][1]
 
 
 def test_sft_without_checks_takes_all_steps(lm: LanguageModel) -> None:
-    sft = SFTConfig(steps=5, check_every=2, patience=1, questions=0, batch_size=2, learning_rate=1e-2, warmup=1)
-    loop = make(lm, config_of("sft", sft=sft), Scripted([]))
+    m_step = dataclasses.replace(SFT, steps=25, interpolation=1.0)
+    loop = make(lm, config_of("sft", sft=SFTConfig(check_every=0), m_step=m_step), Scripted([]))
     seen = []
     for phase, info in loop.run():
         if phase.name == "fit":
@@ -254,7 +253,7 @@ def test_sft_without_checks_takes_all_steps(lm: LanguageModel) -> None:
             seen.append(weights(loop)["p"])
         elif phase.round == 1:
             break
-    assert loop.state.budget.gradient_steps == 3 + 5
+    assert loop.state.budget.gradient_steps == 3 + 25
     assert weights(loop)["p"] == seen[-1] != seen[-2]
 
 
@@ -274,8 +273,9 @@ def test_the_sampler_learns_and_the_model_stays(lm: LanguageModel, method: str) 
 @pytest.mark.parametrize("advantage", ["leave-one-out", "normalised"])
 def test_policy_gradient_raises_the_reward(lm: LanguageModel, method: str, advantage: Any) -> None:
     """Not a claim about the method: a sign error would lower it."""
-    c = dataclasses.replace(POLICY, steps=25, questions=6, samples=16, epochs=1, advantage=advantage, kl=0.0)
-    loop = make(lm, config_of(method, ppo=c, grpo=c))
+    e_step = dataclasses.replace(WORLD.e_step, steps=25, questions=6, samples=16, reward_floor=10.0)
+    settings = policy(method, epochs=1, advantage=advantage, kl=0.0)
+    loop = make(lm, config_of(method, e_step=e_step, **settings))
     rewards = [info["log_reward"] for phase, info in loop.run() if phase.name == "policy"]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 2
 
@@ -283,15 +283,14 @@ def test_policy_gradient_raises_the_reward(lm: LanguageModel, method: str, advan
 @pytest.mark.parametrize("reward", ["correct", "log-reward"])
 def test_a_reward_of_right_or_wrong(lm: LanguageModel, reward: Any) -> None:
     """Where no chain is right there is nothing to learn; the log-reward still tells them apart."""
-    c = dataclasses.replace(POLICY, reward=reward, kl=0.0)
-    loop = make(lm, config_of("grpo", grpo=c), Scripted([0] * 99))
+    loop = make(lm, config_of("grpo", **policy("grpo", reward=reward, kl=0.0)), Scripted([0] * 99))
     norms = [info["gradient_norm"] for phase, info in loop.run() if phase.name == "policy"]
     assert all((norm == 0) == (reward == "correct") for norm in norms)
 
 
 def test_rejection_keeps_right_distinct_chains_and_starts_afresh(lm: LanguageModel) -> None:
-    c = RejectionConfig(rounds=2, trajectories=60, per_question=2, steps=2)
-    loop = make(lm, config_of("rejection", rejection=c))
+    e_step = dataclasses.replace(WORLD.e_step, steps=10)
+    loop = make(lm, config_of("rejection", e_step=e_step))
     task, initial = ToyTask(), None
     for phase, info in loop.run():
         if phase.name == "sample" and initial is None:
@@ -300,7 +299,7 @@ def test_rejection_keeps_right_distinct_chains_and_starts_afresh(lm: LanguageMod
         if phase.name == "m_step":
             drawn = [(d.question, d.rationale.tokens) for d in loop.state.drawn]
             assert len(set(drawn)) == len(drawn)
-            assert all([q for q, _ in drawn].count(q) <= c.per_question for q, _ in drawn)
+            assert all([q for q, _ in drawn].count(q) <= PER_QUESTION for q, _ in drawn)
             for d in loop.state.drawn:
                 assert task.grade(loop.questions[d.question], task.answer(d.rationale))
             assert "loss" in info
@@ -314,18 +313,17 @@ def test_forward_kl_draws_normalised_weights(lm: LanguageModel) -> None:
             total: dict[int, float] = {}
             for d in loop.state.drawn:
                 total[d.question] = total.get(d.question, 0.0) + d.weight
-            assert len(total) == 4  # model_questions
+            assert len(total) == 3  # 6 questions, 2 rationales of each
             assert all(value == pytest.approx(1, abs=0.01) for value in total.values())
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "parts"),
     [
-        ("few-shot", {"fewshot": FewShotConfig(k=3)}, ["--fewshot.k is 3", "2 --data.demonstrations"]),
+        ("few-shot", {"shots": 3}, ["--shots is 3", "2 --data.demonstrations"]),
         ("sft", {"data": dataclasses.replace(WORLD.data, validation=0)}, ["--method sft", "--data.validation"]),
-        ("ppo", {"ppo": dataclasses.replace(POLICY, samples=1)}, ["--ppo.samples is 1"]),
-        ("grpo", {"grpo": dataclasses.replace(POLICY, clip_range=1.5)}, ["--grpo.clip-range is 1.5"]),
-        ("rejection", {"rejection": RejectionConfig(rounds=0)}, ["--rejection.rounds is 0"]),
+        ("ppo", {"e_step": dataclasses.replace(WORLD.e_step, samples=1)}, ["--e-step.samples is 1"]),
+        ("grpo", policy("grpo", kl=-0.5), ["--policy-gradient.kl is -0.5"]),
     ],
 )
 def test_settings_that_make_no_sense(method: str, changes: dict[str, Any], parts: list[str]) -> None:

@@ -13,18 +13,16 @@ import pytest
 import torch
 
 from latent_cot import em as em_module
-from latent_cot.config.schema import PolicyGradientConfig, RejectionConfig
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import examined as examined_module
 from latent_cot.methods import loop as loop_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
-from latent_cot.methods.exploration import fill_buffer
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.scoring import Group, score
 from tests.loops import CONFIG, make
-from tests.methods.test_methods import config_of, weights
+from tests.methods.test_methods import config_of, policy, weights
 from tests.worlds import language_model
 
 
@@ -51,7 +49,7 @@ def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyP
     updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "collect")
     diagnoses = spy(monkeypatch, loop_module, "diagnose")
     tempered = {"reward_temperature": 1.0, "final_reward_temperature": 0.4, "reward_temperature_steps": 3}
-    e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay=0.0, **tempered)  # type: ignore[arg-type]
+    e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay_share=0.0, **tempered)  # type: ignore[arg-type]
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
     list(em.run())
     assert [options["reward_temperature"] for _, options in updates] == pytest.approx([1.0, 0.8, 0.6, 0.4])
@@ -60,8 +58,9 @@ def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyP
     assert all(len(set(of_step)) == 1 and len(of_step) == e_step.questions for of_step in starts)  # one for all
     assert len({of_step[0] for of_step in starts}) == e_step.steps  # it is learned
     behaviours = [behaviour for arguments, _ in collected for behaviour in arguments[2]]
-    assert {one.share for one in behaviours} == {e_step.tempered / (e_step.tempered + e_step.on_policy)}
-    assert all(e_step.temperature_low <= one.temperature <= e_step.temperature_high for one in behaviours)
+    assert {one.share for one in behaviours} == {e_step.tempered_share}
+    low, high = e_step.temperatures
+    assert all(low <= one.temperature <= high for one in behaviours)
 
 
 def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,17 +91,6 @@ def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypat
     assert updates[0][1]["log_z"][0] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_buffers_seeds_are_rewarded_as_p_reads_them(lm: LanguageModel) -> None:
-    e_step = dataclasses.replace(CONFIG.e_step, buffer_tolerance=0.0)
-    em = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, e_step=e_step))
-    assert isinstance(em, em_module.EM)
-    fill_buffer(em.buffer, em)
-    query, demonstration = em.query(em.questions[0]), em.demonstrations[0]
-    (rewards,) = em.reward.of_prefixes([query.example], [Group(query.model_prompt, [demonstration], query.answer)])
-    (stored,) = [one for one in em.buffer.stored(query.example.key) if one.rationale == demonstration]
-    assert stored.priority == pytest.approx(float(rewards[0, len(demonstration)]), abs=1e-3)
-
-
 def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
     original = Loop._fit
@@ -112,7 +100,7 @@ def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatc
         yield from original(self, *arguments)
 
     monkeypatch.setattr(Loop, "_fit", fit)
-    loop = make(lm, config_of("rejection", rejection=RejectionConfig(rounds=2, trajectories=20, steps=2)))
+    loop = make(lm, config_of("rejection"))
     list(loop.run())
     starts = [start for name, start in begun if name == "m_step"]
     assert len(starts) == 2
@@ -146,11 +134,17 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
 ) -> None:
     """Whatever p learns: answers only, or questions that are joined to others, whose answer is another."""
     updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, loop_module, "vary")
-    steps = {name: dataclasses.replace(getattr(CONFIG, name), target="answer") for name in ("init_step", "m_step")}
+    m_step = dataclasses.replace(CONFIG.m_step, target="answer")
     lessons = dataclasses.replace(CONFIG.augmentation, concat_questions=2)
-    loop = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, augmentation=lessons, **steps))
+    loop = make(
+        lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, augmentation=lessons, m_step=m_step)
+    )
     list(loop.run())
-    assert {(arguments[1], options["target"]) for arguments, options in updates} == {("q", "joint"), ("p", "answer")}
+    assert {(arguments[1], options["target"]) for arguments, options in updates} == {
+        ("p", "joint"),
+        ("q", "joint"),
+        ("p", "answer"),
+    }
     with_y = [loop.rules.codec.encode_prompt(loop.task.posterior_prompt(question)) for question in loop.questions]
     joined = {(arguments[0].prompt in with_y, options["concat_questions"]) for arguments, options in varied}
     assert joined == {(True, 0), (False, 2)}
@@ -162,8 +156,8 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
         spy(monkeypatch, policy_gradient_module, "floored"),
         spy(monkeypatch, policy_gradient_module, "update"),
     )
-    settings = PolicyGradientConfig(steps=2, questions=2, samples=3, reward_floor=7.0, epochs=2, clip_range=0.3, kl=0.4)
-    list(make(lm, config_of(method, **{method: settings})).run())
+    e_step = dataclasses.replace(CONFIG.e_step, steps=2, reward_floor=7.0)
+    list(make(lm, config_of(method, e_step=e_step, **policy(method, epochs=2, kl=0.4))).run())
     assert [arguments[1] for arguments, _ in floors] == [7.0, 7.0]
     given = [{name: options[name] for name in ("epochs", "clip_range", "kl")} for _, options in updates]
-    assert given == [{"epochs": 2, "clip_range": 0.3, "kl": 0.4 if method == "grpo" else 0.0}] * 2
+    assert given == [{"epochs": 2, "clip_range": 0.2, "kl": 0.4 if method == "grpo" else 0.0}] * 2

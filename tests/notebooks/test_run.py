@@ -19,10 +19,10 @@ SETTINGS: dict[str, Any] = {
     "data": {"demonstrations": 4, "unlabelled": 6, "validation": 4},
     "lora": {"rank": 4, "alpha": 8},
     "rollout": {"max_tokens": 100, "batch_size": 8},
-    "init_step": STEP,
+    "init_step": {"steps": 2, "batch_size": 4},
     "e_step": {"steps": 2, "questions": 4, "samples": 4, "warmup": 1},
     "m_step": {**STEP, "keep": "all"},
-    "evaluation": {"size": 4, "max_tokens": 90, "diagnostics": 4, "diagnostic_samples": 4},
+    "evaluation": {"size": 4, "max_tokens": 90, "diagnostics": 4},
 }
 ARITHMETIC = {**SETTINGS, "evaluation": {**SETTINGS["evaluation"], "splits": ["3-operands", "5-operands"]}}
 EUCLID = {**SETTINGS, "evaluation": {**SETTINGS["evaluation"], "splits": ["2-digits"]}}

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_cot.config.schema import DataConfig, FewShotConfig, MStepConfig, RolloutConfig, RunConfig, SFTConfig
+from latent_cot.config.schema import DataConfig, MStepConfig, RolloutConfig, RunConfig
 from latent_cot.config.settings import check
 from latent_cot.em import EM
 from latent_cot.evaluation.evaluate import NO_RATIONALE, Judge, answer_questions
 from latent_cot.methods import m_step
+from latent_cot.methods.exploration import SEED_SAMPLES
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.loop import Loop
 from latent_cot.model.lm import LanguageModel
@@ -51,10 +52,9 @@ DIRECT = dataclasses.replace(
     p_init="base",
     rollout=RolloutConfig(granularity="token", max_tokens=4, batch_size=6),
     data=DataConfig(demonstrations=0, unlabelled=3, validation=0),
-    e_step=dataclasses.replace(CONFIG.e_step, answer_reward="normalised", wrong_candidate_penalty=2.0, seed_samples=3),
+    e_step=dataclasses.replace(CONFIG.e_step, answer_reward="normalised", wrong_candidate_penalty=2.0),
     m_step=MStepConfig(steps=3, batch_size=2, samples=2, target="candidates", learning_rate=1e-2, warmup=1),
-    sft=SFTConfig(steps=5, check_every=2, patience=1, batch_size=2, learning_rate=1e-2, warmup=1),
-    fewshot=FewShotConfig(k=2),
+    shots=2,
 )
 
 
@@ -224,12 +224,12 @@ def test_q_writes_for_a_p_that_learned_to_decide(fresh: LanguageModel, tmp_path:
 
 def test_the_buffer_begins_with_what_p_writes_after_the_tasks_prompts(fresh: LanguageModel) -> None:
     """Under the question itself, with the rewards that they have there."""
-    config = dataclasses.replace(DIRECT, e_step=dataclasses.replace(DIRECT.e_step, on_policy=0, tempered=0, replay=1))
+    config = dataclasses.replace(DIRECT, e_step=dataclasses.replace(DIRECT.e_step, replay_share=1.0))
     em = make(fresh, config, TASK)
     assert isinstance(em, EM)
     runs = em.run()
     next(one for one in runs if one[0].name == "e_step")
-    assert em.state.budget.trajectories == 3 * len(em.questions), "nothing but the seeds"
+    assert em.state.budget.trajectories == SEED_SAMPLES * len(em.questions), "nothing but the seeds"
     for example in em.questions:
         stored = em.buffer.stored(example.key)
         assert stored
@@ -237,14 +237,11 @@ def test_the_buffer_begins_with_what_p_writes_after_the_tasks_prompts(fresh: Lan
         (table,) = em.reward.of_prefixes([example], [group])
         for one, row in zip(stored, table.tolist(), strict=True):
             assert list(one.log_reward) == pytest.approx(row[: len(one.log_reward)], abs=NATS)
-    without = make(fresh, dataclasses.replace(config, e_step=dataclasses.replace(config.e_step, seed_samples=0)), TASK)
-    next(one for one in without.run() if one[0].name == "e_step")
-    assert without.state.budget.trajectories > 0, "an empty buffer: a replay falls back on sampling"
 
 
 def test_fine_tuning_without_rationales(fresh: LanguageModel) -> None:
     """p learns to tell the answer from the others right after the question; without validation, all steps are taken."""
-    config = dataclasses.replace(DIRECT, method="sft", sft=dataclasses.replace(DIRECT.sft, steps=40, check_every=20))
+    config = dataclasses.replace(DIRECT, method="sft", m_step=dataclasses.replace(DIRECT.m_step, steps=40))
     check(config)
     sft = make(fresh, config, TASK)
     codec = sft.rules.codec
@@ -267,7 +264,7 @@ def test_few_shot_shows_questions_with_their_answers(fresh: LanguageModel) -> No
     list(few.run())
     assert few.state.budget.trajectories == 0
     with pytest.raises(UsageError, match=r"more than the 3 --data\.unlabelled"):
-        check(dataclasses.replace(DIRECT, method="few-shot", fewshot=FewShotConfig(k=4)))
+        check(dataclasses.replace(DIRECT, method="few-shot", shots=4))
 
 
 class NoDemonstrations(ToyTask):

@@ -212,14 +212,11 @@ class ShortTask(ToyTask):
 @pytest.mark.parametrize("method", ["gflownet", "ppo", "grpo", "forward-kl", "rejection", "em"])
 def test_every_method_learns_from_it(tiny_model: Callable[[str], Path], method: str) -> None:
     lm = language_model(tiny_model("llama"), perturb=False)
-    policy = PolicyGradientConfig(steps=12, questions=4, samples=16, learning_rate=1e-2, warmup=1, kl=0.0)
-    e_step = dataclasses.replace(CONFIG.e_step, steps=12, samples=16, replay=0.0, seed_buffer=False)
-    forward_kl = dataclasses.replace(CONFIG.forward_kl, rounds=1, steps=12, samples=16, learning_rate=1e-2)
-    rejection = dataclasses.replace(CONFIG.rejection, rounds=1, trajectories=64, steps=12)
+    policy = PolicyGradientConfig(kl=0.0)
+    e_step = dataclasses.replace(CONFIG.e_step, steps=12, samples=16, replay_share=0.0)
     rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
-    changes: dict[str, Any] = {"rollout": rollout, "e_step": e_step, "ppo": policy, "grpo": policy, "rounds": 1}
-    config = dataclasses.replace(CONFIG, **changes, forward_kl=forward_kl, rejection=rejection)
-    config = with_method(config, method)
+    changes: dict[str, Any] = {"rollout": rollout, "e_step": e_step, "policy_gradient": policy, "rounds": 1}
+    config = dataclasses.replace(with_method(CONFIG, method), **changes, m_step=CONFIG.m_step)
     loop = make(lm, dataclasses.replace(config, q_sees="question"), ShortTask())
     rewards = [i["log_reward"] for phase, i in loop.run() if phase.name in ("e_step", "policy") and "log_reward" in i]
     if method in ("gflownet", "ppo", "grpo"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.schema import RunConfig
+from latent_cot.config.schema import SECTIONS, RunConfig
 from latent_cot.config.settings import check, differences, from_dict, load_config, parse_yaml, to_dict, with_method
 from latent_cot.evaluation import intervals
 from latent_cot.report.comparison import paired_difference, plan, records, table
@@ -47,7 +47,7 @@ def test_the_rows_of_a_fair_comparison_cost_the_same() -> None:
     own = PlannedBudget(3610, 480)
     other = {
         "em-no-e-step": PlannedBudget(1050, 480),
-        "rejection-4": PlannedBudget(3608, 480),
+        **dict.fromkeys(("rejection", "rejection-cold", "rejection-2", "rejection-4"), PlannedBudget(3584, 480)),
         "sft-260": PlannedBudget(0, 260),
         "sft-480": PlannedBudget(0, 480),
         "em-posterior": PlannedBudget(6760, 480),
@@ -92,12 +92,12 @@ def test_no_such_variants() -> None:
 
 def test_settings() -> None:
     names = ["em", "ppo"]
-    assert parse_setting("ppo:ppo.kl=0.1", names) == ("ppo", {"ppo": {"kl": 0.1}})
+    assert parse_setting("ppo:policy-gradient.kl=0.1", names) == ("ppo", {"policy_gradient": {"kl": 0.1}})
     assert parse_setting("--e-step.huber-delta=None", names) == (None, {"e_step": {"huber_delta": None}})
     assert parse_setting("evaluation.splits=[3-operands, a]", names)[1] == {
         "evaluation": {"splits": ["3-operands", "a"]}
     }
-    for text in ("ppo.kl", "=3", "grpo:grpo.kl=1"):
+    for text in ("policy_gradient.kl", "=3", "grpo:policy_gradient.kl=1"):
         with pytest.raises(UsageError, match="--set"):
             parse_setting(text, names)
     for text, flag in {"seed=5": "--seeds", "ppo:seed=5": "--seeds", "output-dir=/x": "--output-dir"}.items():
@@ -115,20 +115,20 @@ def test_budgets() -> None:
 
 
 def test_a_setting_that_the_budget_contradicts() -> None:
-    variant = Variant("mine", "ppo", {"ppo": {"steps": 5}})
-    with pytest.raises(UsageError, match=r"mine: --ppo.steps is 5, but the budget makes it 112.*--budget none"):
+    variant = Variant("mine", "ppo", {"e_step": {"steps": 5}})
+    with pytest.raises(UsageError, match=r"mine: --e-step.steps is 5, but the budget makes it 112.*--budget none"):
         configure(variant, 0, [], [], OWN)
-    assert configure(variant, 0, [], [], None).ppo.steps == 5
+    assert configure(variant, 0, [], [], None).e_step.steps == 5
 
 
 def test_a_file_that_the_budget_contradicts(tmp_path: Path) -> None:
     file, variant = tmp_path / "f.yaml", Variant("ppo", "ppo", {})
-    file.write_text("ppo: {steps: 50}\n")
-    with pytest.raises(UsageError, match=r"ppo: --ppo.steps is 50 in .*f\.yaml, but the budget makes it 112"):
+    file.write_text("e_step: {steps: 50}\n")
+    with pytest.raises(UsageError, match=r"ppo: --e-step.steps is 50 in .*f\.yaml, but the budget makes it 112"):
         configure(variant, 0, [], [], OWN, file=str(file))
-    assert configure(variant, 0, [], [], None, file=str(file)).ppo.steps == 50
-    file.write_text("# nothing\nppo:\n")
-    assert configure(variant, 0, [], [], OWN, file=str(file)).ppo.steps == 112
+    assert configure(variant, 0, [], [], None, file=str(file)).e_step.steps == 50
+    file.write_text("# nothing\ne_step:\n")
+    assert configure(variant, 0, [], [], OWN, file=str(file)).e_step.steps == 112
     file.write_text("seed: 5\n")
     with pytest.raises(UsageError, match=r"f\.yaml: a comparison sets seed itself; use --seeds"):
         configure(variant, 0, [], [], None, file=str(file))
@@ -141,9 +141,11 @@ def test_a_budget_too_small_for_a_step_names_the_variant() -> None:
 
 def test_the_layers_of_a_runs_settings() -> None:
     """Common settings, then the variant's, then those of --set for it alone."""
-    variant = Variant("mine", "ppo", {"ppo": {"kl": 0.2, "epochs": 3}})
-    config = configure(variant, 7, [{"ppo": {"kl": 0.1, "warmup": 5}}], [{"ppo": {"epochs": 4}}], OWN)
-    assert (config.ppo.kl, config.ppo.epochs, config.ppo.warmup, config.seed) == (0.2, 4, 5, 7)
+    variant = Variant("mine", "ppo", {"policy_gradient": {"kl": 0.2, "epochs": 3}})
+    common = {"policy_gradient": {"kl": 0.1}, "e_step": {"warmup": 5}}
+    config = configure(variant, 7, [common], [{"policy_gradient": {"epochs": 4}}], OWN)
+    own = config.policy_gradient
+    assert (own.kl, own.epochs, config.e_step.warmup, config.seed) == (0.2, 4, 5, 7)
 
 
 def other_config(method: str) -> RunConfig:
@@ -154,11 +156,13 @@ def other_config(method: str) -> RunConfig:
         seed=5,
         model="some where/else",
         data=dataclasses.replace(config.data, options={"digits": "1,2", "operators": "+-"}),
-        e_step=dataclasses.replace(config.e_step, huber_delta=None, learning_rate=3e-5, seed_buffer=False),
+        e_step=dataclasses.replace(
+            config.e_step, huber_delta=None, learning_rate=3e-5, mix_replay=True, temperatures=(0.9, 1.1)
+        ),
         evaluation=dataclasses.replace(
             config.evaluation, splits=("3-operands", "operands=4,digits=2"), every_round=False
         ),
-        ppo=dataclasses.replace(config.ppo, kl=1e-7),
+        policy_gradient=dataclasses.replace(config.policy_gradient, kl=1e-7),
     )
 
 
@@ -174,14 +178,16 @@ def test_the_command_of_a_run_gives_its_configuration(
     assert words[:2] == ["latent-cot", "fit"]
     assert run([*words[2:], "--print-config", "--output-dir", "x"]) == 0
     printed = parse_yaml(capsys.readouterr().out, "x")
-    assert printed == to_dict(dataclasses.replace(config, output_dir="x"))
+    whole = to_dict(dataclasses.replace(config, output_dir="x"))
+    assert printed == {name: value for name, value in whole.items() if name in printed}
+    assert whole.keys() - printed.keys() == set(SECTIONS.values()) - {SECTIONS.get(config.method)}
 
 
 def test_differences() -> None:
     a = RunConfig()
-    b = dataclasses.replace(a, rounds=3, ppo=dataclasses.replace(a.ppo, kl=0.5))
+    b = dataclasses.replace(a, rounds=3, policy_gradient=dataclasses.replace(a.policy_gradient, kl=0.5))
     assert list(differences(a, a)) == []
-    assert list(differences(a, b)) == [("rounds", 2, 3), ("ppo.kl", 0.2, 0.5)]
+    assert list(differences(a, b)) == [("rounds", 2, 3), ("policy_gradient.kl", 0.05, 0.5)]
 
 
 def test_a_run_that_is_there(tmp_path: Path) -> None:
@@ -192,8 +198,8 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
     assert not records.is_finished(run)
     folder.write_json("results.json", {})
     assert records.is_finished(run)
-    other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, max_grad_norm=2.0))
-    with pytest.raises(UsageError, match=r"\(--m-step.max-grad-norm 1.0 there, 2.0 here\).*--output-dir"):
+    other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, warmup=3))
+    with pytest.raises(UsageError, match=r"\(--m-step.warmup 1 there, 3 here\).*--output-dir"):
         records.is_finished(Run("em", other))
 
 
@@ -222,13 +228,14 @@ def test_the_last_record_with_the_same_settings_is_taken() -> None:
     assert records.find_record(Run("em", config), [changed]) == (None, "--rounds 7 there, 2 here")
     assert records.find_record(Run("sft", config), [kept]) == (None, "")
     # Another method's settings make no difference.
-    of_others = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, kl=3.0))
+    policy = dataclasses.replace(config.policy_gradient, kl=3.0)
+    of_others = dataclasses.replace(config, policy_gradient=policy)
     assert records.find_record(Run("em", of_others), [kept]) == (kept, "")
     assert records.find_record(Run("em", dataclasses.replace(of_others, method="ppo")), [kept])[0] is None
     # Neither do those that the method does not read.
     for method, changed_step, is_found in (
         ("ppo", {"steps": 9}, True),
-        ("rejection", {"steps": 9}, True),
+        ("rejection", {"steps": 9}, False),
         ("rejection", {"keep": "all"}, True),
         ("rejection", {"learning_rate": 0.5}, False),
         ("em", {"steps": 9}, False),

@@ -17,7 +17,11 @@ KILLS = 10
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "latent_cot.cli", "em", *arguments]
+    saved_often = (
+        "import sys; from latent_cot.cli import main; from latent_cot.run import session; "
+        "session.SAVE_EVERY = 0.2; sys.exit(main())"
+    )
+    return [sys.executable, "-c", saved_often, "em", *arguments]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -42,7 +46,6 @@ def outcome(folder: Path) -> dict[str, Any]:
 def test_killed_ten_times_ends_in_the_same_results(tmp_path: Path, tiny_model_dir: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text(
-        "checkpoint_seconds: 0.2\n"
         "rounds: 2\n"
         "init_step: {steps: 12}\n"
         "e_step: {steps: 12, reward_temperature_steps: 12}\n"

@@ -24,7 +24,7 @@ from latent_cot.types import UsageError, did_you_mean
 
 _SHIPPED = resources.files("latent_cot.config") / "presets" / "variants"
 
-IGNORED = ("output_dir", "checkpoint_seconds")
+IGNORED = ("output_dir",)
 """Settings that change nothing of what comes out."""
 
 _SET_BY_ITSELF = {"method": "--methods or --variants", "seed": "--seeds", "output_dir": "--output-dir"}
@@ -117,7 +117,7 @@ def parse_setting(text: str, known: Sequence[str]) -> tuple[str | None, dict[str
     path, equals, value = text.partition("=")
     variant, colon, rest = path.rpartition(":")
     if not equals or not rest:
-        raise UsageError(f"--set {text}: write it as flag=value or METHOD:flag=value, e.g. ppo:ppo.kl=0.1")
+        raise UsageError(f"--set {text}: write it as flag=value or METHOD:flag=value, e.g. ppo:policy_gradient.kl=0.1")
     if colon and variant not in known:
         raise UsageError(f"--set {text}: {variant!r} is not compared.{did_you_mean(variant, known)}")
     record: Any = parse_yaml(value, f"--set {text}") if value not in ("", "None") else None
@@ -216,7 +216,7 @@ def _flag_words(path: str, value: Any) -> list[str]:
         return [name if value else f"--{head}{dot}no-{last}"]
     if isinstance(value, Mapping):
         return [name, *(word for item in value.items() for word in item)]
-    return [name, *value] if isinstance(value, tuple) else [name, str(value)]
+    return [name, *map(str, value)] if isinstance(value, tuple) else [name, str(value)]
 
 
 def _names(record: Any, path: str) -> bool:

@@ -93,7 +93,7 @@ def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str
 
 def _other_settings(there: Any, run: Run, where: str) -> str:
     """In which settings a recorded configuration differs from the run's, as text; empty if in none that matters."""
-    others = (section for method, section in SECTIONS.items() if method != run.config.method)
+    others = set(SECTIONS.values()) - {SECTIONS.get(run.config.method)}
     unread = {*IGNORED, *others, *METHODS[run.config.method].ignores(run.config)}
     entries = differences(from_dict(there, where), run.config)
     other = [entry for entry in entries if unread.isdisjoint((entry[0], entry[0].partition(".")[0]))]
