@@ -38,7 +38,7 @@ from benchmarks.meter import Meter
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import load_config
 from latent_cot.methods import e_step
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.rationales.batch import Trajectories
@@ -208,7 +208,7 @@ def run_workload(session: Session, machine: Machine, options: Options, workload:
     return report
 
 
-def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step: int) -> Any:
+def one_step(loop: Method, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step: int) -> Any:
     """Collect and update, as the E-step does, on questions of the step's own."""
     c = loop.config.e_step
     first = (step * c.questions) % max(1, len(loop.questions) - c.questions + 1)
@@ -239,7 +239,7 @@ def one_step(loop: Loop, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step
     return batches
 
 
-def compare_with_grpo(loop: Loop, take_step: Callable[[int], float], options: Options) -> Any:
+def compare_with_grpo(loop: Method, take_step: Callable[[int], float], options: Options) -> Any:
     """TRL's GRPOTrainer on the same model, batch, group size and lengths, its steps and ours taking turns.
 
     `take_step` runs one of our steps and returns the seconds of its sampling and update, merging the weights included.

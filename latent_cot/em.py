@@ -4,9 +4,8 @@ models" (ICLR 2024).
 X is a question, Y its answer, Z the rationale between them, which is not seen. The language model p gives p(X Z Y).
 The sampler q(Z | X), or q(Z | X, Y), is the same model with an adapter of its own.
 
-`EM.algorithm` reads from top to bottom. The phases that other methods have too (fine-tuning, drawing, the M-step,
-tests) are in `methods/method.py`; what makes it resumable is in `methods/phases.py`. The same method on one page, slow
-and without this package, is `examples/em_from_scratch.py`.
+The phases that other methods have too (fine-tuning, drawing, the M-step, tests) are in `methods/method.py`; what makes
+it resumable is in `methods/phases.py`. The same on one page, without this package: `examples/em_from_scratch.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 
 from latent_cot.methods.e_step import collect, mean_log_z, update
 from latent_cot.methods.exploration import draw_behaviour, fill_buffer, reward_temperature
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
@@ -30,7 +29,7 @@ from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
 
 
-class EM(Loop):
+class EM(Method):
     """Alternate a GFlowNet E-step and an M-step."""
 
     def algorithm(self) -> Steps:
@@ -99,10 +98,8 @@ class EM(Loop):
             )
             self.state.budget.gradient_steps += 1
             figures = describe(batches, self.is_correct if self.tells_right else None)
-            temperature = target["reward_temperature"]
-            yield {**vars(info), **figures, "reward_temperature": temperature, "samples": shown_samples(batches)}
-
-    # -- what they need ------------------------------------------------------------------------------
+            figures["reward_temperature"] = target["reward_temperature"]
+            yield {**vars(info), **figures, "samples": shown_samples(batches)}
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
@@ -111,9 +108,7 @@ class EM(Loop):
             self.reward = replace(self.reward, prior=lambda example: self.query(example).policy_prompt)
         # Chains of a few tokens have no near ones: each is another label or number.
         self.buffer = ReplayBuffer(c.buffer_capacity, 0.25 if self.config.rollout.max_tokens > 8 else 0.0)
-        self.log_z = torch.nn.Parameter(torch.zeros(()))
-        """The log Z that all questions share, for an objective that learns it. A step asks eight of a thousand
-        questions: a parameter of each question's own would never leave its start."""
+        self.log_z = torch.nn.Parameter(torch.zeros(()))  # of all questions: one of each's own would hardly be asked
 
     @property
     def rounds(self) -> int:

@@ -15,7 +15,7 @@ from latent_cot.config.schema import (
     RolloutConfig,
     RunConfig,
 )
-from latent_cot.methods.loop import Loop, method_class
+from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.state import State
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import load_optimizer, save_optimizer
@@ -45,7 +45,7 @@ CONFIG = RunConfig(
 )
 
 
-def make(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **arguments: Any) -> Loop:
+def make(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **arguments: Any) -> Method:
     task = task or ToyTask()
     codec = TextCodec(lm.tokenizer, allowed_characters=task.allowed_characters)
     tools = [CountTool()] if task.tools else []
@@ -55,7 +55,7 @@ def make(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **ar
     return method_class(config.method)(config, lm, task, data, tests, rules, test_rules, **arguments)
 
 
-def outcome(loop: Loop) -> dict[str, Any]:
+def outcome(loop: Method) -> dict[str, Any]:
     """Everything a run leaves, exactly."""
     return {
         **json.loads(json.dumps(loop.state_dict())),
@@ -63,7 +63,7 @@ def outcome(loop: Loop) -> dict[str, Any]:
     }
 
 
-def save(loop: Loop, folder: Path) -> str:
+def save(loop: Method, folder: Path) -> str:
     """As the session does it."""
     for adapter in saved_adapters(loop.config):
         loop.lm.save_adapter(adapter, folder / adapter)
@@ -72,7 +72,7 @@ def save(loop: Loop, folder: Path) -> str:
     return json.dumps(loop.state_dict())
 
 
-def resume(lm: LanguageModel, config: RunConfig, folder: Path, saved: str, task: ToyTask | None = None) -> Loop:
+def resume(lm: LanguageModel, config: RunConfig, folder: Path, saved: str, task: ToyTask | None = None) -> Method:
     """In a process that knows nothing: its adapters hold something else."""
     record = json.loads(saved)
     for adapter in saved_adapters(config):
@@ -87,7 +87,7 @@ def resume(lm: LanguageModel, config: RunConfig, folder: Path, saved: str, task:
     return loop
 
 
-def run_in_parts(lm: LanguageModel, config: RunConfig, folder: Path, k: int, task: ToyTask | None = None) -> Loop:
+def run_in_parts(lm: LanguageModel, config: RunConfig, folder: Path, k: int, task: ToyTask | None = None) -> Method:
     """A run that is stopped after each `k` units and resumed from what was saved."""
     loop, parts = make(lm, config, task), 0
     while True:

@@ -51,7 +51,7 @@ VARIANTS = {
 @pytest.fixture(autouse=True)
 def several_units_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one batch each: there are few test questions here, and a run has to be resumed between units."""
-    monkeypatch.setattr("latent_cot.methods.examined.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("latent_cot.methods.evaluator.BATCHES_AT_ONCE", 1)
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from rich.console import Console
 from latent_cot.api.results import Evaluation
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.evaluate import Accuracy, Outcome, answer_questions, figure_of, measure
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter
 from latent_cot.report.terminal import Items
 from latent_cot.types import Example, Task
 
 
-def evaluate(loop: Loop, reasoners: Sequence[Adapter], found: Evaluation, *, seed: int, progress: bool) -> None:
+def evaluate(loop: Method, reasoners: Sequence[Adapter], found: Evaluation, *, seed: int, progress: bool) -> None:
     """Ask each reasoner the questions of `found`, and put into it what comes of them: see `Run.evaluate`.
 
     Args:
@@ -49,7 +49,7 @@ def evaluate(loop: Loop, reasoners: Sequence[Adapter], found: Evaluation, *, see
 
 
 def _measure(
-    loop: Loop,
+    loop: Method,
     task: Task,
     reasoner: Adapter,
     split: str,
@@ -67,7 +67,7 @@ def _measure(
 
 
 def _answers(
-    loop: Loop, reasoner: Adapter, examples: Sequence[Example], decoding: Mapping[str, Any], seed: int
+    loop: Method, reasoner: Adapter, examples: Sequence[Example], decoding: Mapping[str, Any], seed: int
 ) -> Iterator[Outcome]:
     sampler = loop.sampler_of(reasoner)
     return answer_questions(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from latent_cot.api.rationales import LoggedRationales, Rationales
-    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.method import Method
     from latent_cot.model.lm import Adapter
 
 
@@ -53,7 +53,7 @@ def source_of(target: str | Path, task: str | None, trust_code: bool) -> reasone
 class Run:
     """What `load` and `train` return."""
 
-    def __init__(self, source: reasoners.Source, loop: Loop | None = None) -> None:
+    def __init__(self, source: reasoners.Source, loop: Method | None = None) -> None:
         self.source = source
         self._loop = loop
         self.task: Task = tasks.load(source.config.task)
@@ -254,7 +254,7 @@ class Run:
         )
         return ("q", "p") if has_q else ("p",)
 
-    def in_memory(self) -> Loop:
+    def in_memory(self) -> Method:
         """The model with its adapters, loaded once."""
         if self._loop is None:
             from rich.console import Console

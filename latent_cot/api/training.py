@@ -20,7 +20,7 @@ from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.method import Method
     from latent_cot.methods.state import Phase
     from latent_cot.run.session import Session
 
@@ -129,7 +129,7 @@ def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: boo
     followers, stop = list(callbacks), False
     with folder.lock(), Display(console) as display, stop_signals() as stopped_by:
 
-        def on_unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+        def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
             nonlocal stop
             display.on_unit(loop, phase, info)
             unit = _unit(loop, phase, info)
@@ -143,7 +143,7 @@ def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: boo
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 
 
-def _unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> Unit:
+def _unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> Unit:
     progress = Progress.of(loop)
     figures = {key: value for key, value in info.items() if key != "samples"}
     share = progress.done / progress.total

@@ -1,4 +1,4 @@
-"""The methods that can be compared, by name: EM and the baselines. Each is a `Loop` in a file of its own.
+"""The methods that can be compared, by name: EM and the baselines. Each is a `Method` in a file of its own.
 
 All start from the same initial p, see the same examples under the same rules, and are decoded and graded by
 the same code. This only names them: `methods.loop.method_class` imports the class of one. `methods.yaml` has the values
@@ -28,7 +28,7 @@ Reasoners = tuple[Literal["p", "q"], ...]
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodSpec:
     """An entry of the registry."""
 
     description: str
@@ -107,9 +107,9 @@ def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
     return ("q",) if answer_given else ("p",)
 
 
-def _policy_gradient(description: str, target: str) -> Method:
+def _policy_gradient(description: str, target: str) -> MethodSpec:
     """A method that samples as `e_step` says and may draw for an M-step in the end, as EM does."""
-    return Method(
+    return MethodSpec(
         description,
         target,
         reasoners=lambda config, answer_given: ("q", "p") if config.policy_gradient.fine_tune else ("q",),
@@ -122,7 +122,7 @@ def _policy_gradient(description: str, target: str) -> Method:
     )
 
 
-_EM = Method(
+_EM = MethodSpec(
     "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --q-sees question-and-answer, and an M-step on p",
     "latent_cot.em:EM",
     reasoners=_em_reasoners,
@@ -134,16 +134,16 @@ _EM = Method(
     has_rounds=True,
 )
 
-METHODS: Mapping[str, Method] = {
-    "few-shot": Method(
+METHODS: Mapping[str, MethodSpec] = {
+    "few-shot": MethodSpec(
         "prompting: `shots` demonstrations before the question, nothing is trained",
         "latent_cot.methods.few_shot:FewShot",
     ),
-    "decode": Method(
+    "decode": MethodSpec(
         "decoding the initial p: by sampling, nucleus, beam or diverse beam; nothing else is trained",
         "latent_cot.methods.decoding:Decoding",
     ),
-    "sft": Method(
+    "sft": MethodSpec(
         "supervised fine-tuning on the demonstrations, stopped early by validation",
         "latent_cot.methods.sft:SFT",
         fine_tunes=lambda config: True,
@@ -157,7 +157,7 @@ METHODS: Mapping[str, Method] = {
         "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
         "latent_cot.methods.grpo:GRPO",
     ),
-    "rejection": Method(
+    "rejection": MethodSpec(
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
         "latent_cot.methods.rejection:Rejection",
         samples=True,
@@ -165,7 +165,7 @@ METHODS: Mapping[str, Method] = {
         has_rounds=True,
         unread=("m_step.samples", "m_step.keep", "m_step.weighted"),
     ),
-    "forward-kl": Method(
+    "forward-kl": MethodSpec(
         "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
         "latent_cot.methods.forward_kl:ForwardKL",
         reasoners=_em_reasoners,
@@ -176,7 +176,7 @@ METHODS: Mapping[str, Method] = {
         has_rounds=True,
         unread=("m_step.temperature", "m_step.keep", "m_step.weighted"),
     ),
-    "gflownet": Method(
+    "gflownet": MethodSpec(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
         "latent_cot.em:GFlowNet",
         reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
@@ -189,4 +189,4 @@ METHODS: Mapping[str, Method] = {
         _EM, description="EM with the sampler q(Z | X, Y), which sees the answer", q_sees="question-and-answer"
     ),
 }
-"""Method's name -> what it is."""
+"""A method's name -> what it is."""

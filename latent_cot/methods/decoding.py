@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from latent_cot.config.schema import RunConfig, tool_names
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
@@ -28,7 +28,7 @@ DIVERSITY_PENALTY = 1.0
 as rationales are asked for, and each gives its likeliest one."""
 
 
-class Decoding(Loop):
+class Decoding(Method):
     """Nothing is trained, but for the initial p that all methods start from."""
 
     @classmethod

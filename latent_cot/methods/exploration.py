@@ -9,7 +9,7 @@ import torch
 
 from latent_cot.config.schema import EStepConfig
 from latent_cot.methods.e_step import Behaviour
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.seeding import seed_of
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.rollout import count_distinct, rollout
@@ -40,7 +40,7 @@ def draw_behaviour(c: EStepConfig, rng: random.Random) -> Behaviour:
     return Behaviour(rng.uniform(*c.temperatures), share=c.tempered_share, replay=replay)
 
 
-def fill_buffer(buffer: ReplayBuffer, method: Loop) -> None:
+def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:
     """Begin with what p writes after the task's own prompts."""
     buffer.clear()
     if not method.config.e_step.replay_share:
@@ -58,7 +58,7 @@ def fill_buffer(buffer: ReplayBuffer, method: Loop) -> None:
             buffer.add(example.key, rationale, reward)
 
 
-def _sample_seeds(method: Loop) -> Iterator[tuple[Example, Sequence[Rationale]]]:
+def _sample_seeds(method: Method) -> Iterator[tuple[Example, Sequence[Rationale]]]:
     """Distinct rationales of p for each question, after a prompt that makes good ones likely."""
     texts = [method.task.seed_prompt(example) for example in method.questions]
     if not texts or None in texts:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 
 
-class FewShot(Loop):
+class FewShot(Method):
     """Nothing is trained. Where no rationale is demonstrated, questions are shown with their answers, and answered at
     once."""
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from latent_cot.config.methods import questions_drawn
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
@@ -28,7 +28,7 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import Experience, gather, policy_log_probs, weigh
 
 
-class ForwardKL(Loop):
+class ForwardKL(Method):
     """Alternate the two."""
 
     def algorithm(self) -> Steps:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from latent_cot.config.schema import RunConfig
-from latent_cot.methods.examined import tells_right
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.evaluator import tells_right
+from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
@@ -37,7 +37,7 @@ DEVIATION_FLOOR = 0.1
 root mean square over the batch), so that differences far below it, in units of the reward, are not blown up."""
 
 
-class PolicyGradient(Loop):
+class PolicyGradient(Method):
     """A method that maximises the reward of q's rationales."""
 
     @abstractmethod

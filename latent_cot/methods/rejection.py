@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from latent_cot.methods.loop import Loop
 from latent_cot.methods.m_step import epoch_batch
+from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
@@ -23,7 +23,7 @@ PER_QUESTION = 4
 """Distinct right chains kept for a question, at most: ReST-EM's guard against easy questions."""
 
 
-class Rejection(Loop):
+class Rejection(Method):
     """p is the only model. The adapter q, which is not needed, holds what each round fine-tunes."""
 
     def algorithm(self) -> Steps:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from latent_cot.evaluation.evaluate import read_answers
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import score_sampled
@@ -97,7 +97,7 @@ class Weighed:
 
 
 def sample_rationales(
-    loop: Loop, example: Example, reasoner: Adapter, *, n: int, temperature: float, seed: int
+    loop: Method, example: Example, reasoner: Adapter, *, n: int, temperature: float, seed: int
 ) -> dict[Rationale, int]:
     """How often each distinct rationale occurs among `n` of a reasoner, in order of first occurrence."""
     prompts = [loop.test_prompt(reasoner, example)]
@@ -108,7 +108,7 @@ def sample_rationales(
 
 @torch.no_grad()
 def score_rationales(
-    loop: Loop,
+    loop: Method,
     example: Example,
     counts: Mapping[Rationale, int],
     *,

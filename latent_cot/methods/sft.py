@@ -16,8 +16,8 @@ from dataclasses import replace
 from latent_cot.config.schema import MStepConfig, RunConfig
 from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import m_step
-from latent_cot.methods.loop import MAX_GRAD_NORM, Loop
 from latent_cot.methods.m_step import Target
+from latent_cot.methods.method import MAX_GRAD_NORM, Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
@@ -29,7 +29,7 @@ PATIENCE = 3
 """Checks without a new best after which it stops."""
 
 
-class SFT(Loop):
+class SFT(Method):
     """p learns from the demonstrations only, as tests ask for their rationales. The adapter q, which is not needed,
     holds the best p so far.
 

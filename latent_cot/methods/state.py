@@ -55,7 +55,7 @@ class State:
     """Where a run is and what it has found; with the adapters, the optimiser and the buffer, all of it."""
 
     phase: int = 0
-    """Index into `Loop.phases`."""
+    """Index into `Method.phases`."""
     unit: int = 0
     """Units of that phase that are done."""
     model_trained: bool = False

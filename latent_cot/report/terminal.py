@@ -20,7 +20,7 @@ from latent_cot.report.tables import Cell, Table, escaped, figure_table, page
 from latent_cot.run.printable import printable
 
 if TYPE_CHECKING:
-    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.method import Method
     from latent_cot.methods.state import Phase
 
 NAMES = {"e_step": "E-step", "m_step": "M-step"}
@@ -137,7 +137,7 @@ class Progress:
     """Kind of phase -> units left."""
 
     @classmethod
-    def of(cls, loop: Loop) -> Progress:
+    def of(cls, loop: Method) -> Progress:
         counts = [loop.units(one) for one in loop.phases]
         place, unit = loop.state.phase, loop.state.unit
         to_do: dict[str, int] = {}
@@ -223,7 +223,7 @@ class Display:
     def __exit__(self, *exception: object) -> None:
         self._line.close()
 
-    def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def on_unit(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         """Take note of a unit of work, just finished. A run outlives its display: it goes on where nobody reads (a
         closed pipe, of which rich makes a SystemExit) and where the disk of its output is full."""
         if self._closed:
@@ -233,7 +233,7 @@ class Display:
         except (OSError, SystemExit):
             self._closed = True
 
-    def _show(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def _show(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         now = self._time_of()
         self._clock.measured(phase.name, now - self._last_unit)
         self._last_unit = now
@@ -253,7 +253,7 @@ class Display:
         if loop.state.unit == loop.units(phase):
             self._show_outcome(loop, phase)
 
-    def _show_outcome(self, loop: Loop, phase: Phase) -> None:
+    def _show_outcome(self, loop: Method, phase: Phase) -> None:
         """What a phase that is done has found."""
         if phase.name == "evaluate":
             self.console.print(f"After round {phase.round}:")

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import differences, flag
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.run.run_folder import Checkpoint, RunFolder
 from latent_cot.run.session import MODEL_SETTINGS, SAVE_EVERY, Running, Stopped
 from latent_cot.types import UsageError
@@ -75,7 +75,7 @@ def check_model(configs: Sequence[RunConfig]) -> None:
             _refuse_difference("models or adapters", configs[0], config, MODEL_SETTINGS)
 
 
-def check_phases(loops: Sequence[Loop]) -> None:
+def check_phases(loops: Sequence[Method]) -> None:
     """Raises UsageError, naming the settings, if the phases of the tasks differ."""
     for loop in loops[1:]:
         if loop.phases != loops[0].phases:
@@ -124,7 +124,7 @@ def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint
     )
 
 
-def place(loop: Loop) -> tuple[int, float]:
+def place(loop: Method) -> tuple[int, float]:
     """How far a loop has come: the phase that its next unit of work belongs to, and the share of it that is done."""
     phase, unit = loop.state.phase, loop.state.unit
     while phase < len(loop.phases) and unit >= (units := loop.units(loop.phases[phase])):

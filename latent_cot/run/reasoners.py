@@ -19,7 +19,7 @@ from latent_cot.types import Example, Task, TaskData, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.method import Method
     from latent_cot.model.lm import Adapter
     from latent_cot.run.session import Session
 
@@ -121,7 +121,7 @@ def _refuse_missing_folder(target: str, path: Path) -> None:
         )
 
 
-def load(source: Source, data: TaskData, console: Console) -> Loop:
+def load(source: Source, data: TaskData, console: Console) -> Method:
     """The reasoners in memory, within the loop they come from: it knows the prompts that they read.
 
     Args:
@@ -135,7 +135,7 @@ def load(source: Source, data: TaskData, console: Console) -> Loop:
     return loop_of(session, source, data)
 
 
-def loop_of(session: Session, source: Source, data: TaskData) -> Loop:
+def loop_of(session: Session, source: Source, data: TaskData) -> Method:
     """The loop of a source whose adapters are in the session's model already."""
     from latent_cot.methods.state import State
     from latent_cot.run.session import state_in

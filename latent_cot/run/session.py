@@ -21,7 +21,7 @@ from latent_cot import tasks, tools
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.config.settings import to_dict
-from latent_cot.methods.loop import Loop, method_class
+from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.model import weights
 from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
@@ -60,7 +60,7 @@ class Session:
     notes: list[str]
     """Sentences the user should see."""
 
-    def loop(self, data: TaskData | None = None, **arguments: Any) -> Loop:
+    def loop(self, data: TaskData | None = None, **arguments: Any) -> Method:
         """The method's loop. `data`: other training examples than the session's own."""
         method = method_class(self.config.method)
         data = self.data if data is None else data
@@ -141,7 +141,7 @@ class Running:
         resume: bool = False,
         checkpoint: Checkpoint | None = None,
         round_zero: Path | None = None,
-        on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
+        on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     ) -> None:
         if resume and checkpoint is None and (folder.path / "results.json").exists():
             raise UsageError(  # it would begin anew, over its own results
@@ -272,7 +272,7 @@ def run_loop(
     *,
     resume: bool = False,
     round_zero: Path | None = None,
-    on_unit: Callable[[Loop, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
+    on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Go through the loop, saving now and then, and write the adapters and `results.json`.
@@ -384,7 +384,7 @@ def state_in(checkpoint: Checkpoint) -> State:
         ) from error
 
 
-def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Loop:
+def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Method:
     if checkpoint is None:
         return session.loop()
     loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))

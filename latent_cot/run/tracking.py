@@ -24,7 +24,7 @@ from latent_cot.types import UsageError, did_you_mean, first_line
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-    from latent_cot.methods.loop import Loop
+    from latent_cot.methods.method import Method
     from latent_cot.methods.state import Phase
     from latent_cot.run.run_folder import RunFolder
 
@@ -35,7 +35,7 @@ EXTRAS = ("mlflow", "tensorboard", "wandb")
 FILE = "tracking.json"
 _NOT_IN_NAMES = re.compile(r"[^\w\-./ ]")  # MLflow's rule; a split may be called `operands=5,digits=2`
 
-OnUnit = Callable[["Loop", "Phase", Mapping[str, Any]], None]
+OnUnit = Callable[["Method", "Phase", Mapping[str, Any]], None]
 """What `session.run_loop` calls after each unit of work."""
 COLUMNS = ("round", "step", "question", "rationale", "log_reward", "count")
 """Of a table of rationales that were sampled in a unit."""
@@ -92,7 +92,7 @@ class Tracking:
         self._each(lambda tracker: tracker.finish())
         self._trackers.clear()
 
-    def on_unit(self, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def on_unit(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         """Track a unit of work, just finished, where that was not done before the run was stopped or killed."""
         step = step_of(loop)
         if not self._trackers or step <= self._saved["step"]:
@@ -147,7 +147,7 @@ class Tracking:
 def both(first: OnUnit, second: OnUnit) -> OnUnit:
     """One observer of a run's units that is two."""
 
-    def on_unit(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         first(loop, phase, info)
         second(loop, phase, info)
 
@@ -157,12 +157,12 @@ def both(first: OnUnit, second: OnUnit) -> OnUnit:
 # -- what is tracked -------------------------------------------------------------------------------------
 
 
-def step_of(loop: Loop) -> int:
+def step_of(loop: Method) -> int:
     """The place of the unit just finished in the whole run, from 1 on: the same when a run is resumed."""
     return sum(loop.units(phase) for phase in loop.phases[: loop.state.phase]) + loop.state.unit
 
 
-def figures_of(loop: Loop, phase: Phase, info: Mapping[str, Any]) -> dict[str, float]:
+def figures_of(loop: Method, phase: Phase, info: Mapping[str, Any]) -> dict[str, float]:
     """Name -> figure of a unit: its own, and those of the round once they are complete. Finite ones only."""
     found: dict[str, Any] = {}
     if "split" not in info:  # the figures of half a test split would look like those of the whole

@@ -18,7 +18,7 @@ import latent_cot as lc
 from latent_cot.api.rationales import Rationales
 from latent_cot.api.results import Results
 from latent_cot.config.settings import load_config
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, Stop, Token, pieces
 from latent_cot.model.text import TextCodec
 from latent_cot.run.interrupts import stop_signals
@@ -263,7 +263,7 @@ def test_the_same_seed_gives_the_same_sample(run: lc.Run) -> None:
 
 
 def test_no_weights_where_a_method_decodes_in_another_way(run: lc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Loop, "draws_as_it_is", False)
+    monkeypatch.setattr(Method, "draws_as_it_is", False)
     found = run.sample(QUESTION, n=6)
     assert found[0].weight is None and found.ess is None and found.bound is None
 

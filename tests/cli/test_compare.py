@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from latent_cot.cli import main
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import AugmentationConfig, DataConfig, InitStepConfig, MStepConfig, RunConfig
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.state import Phase
 from latent_cot.report.comparison import shared_init
 from latent_cot.report.comparison.plan import Run, read_variants
@@ -206,7 +206,7 @@ def test_stopped_and_gone_on_with(
     command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "all", "--methods", "few-shot,grpo,sft"]
     show = Display.on_unit
 
-    def interrupt(self: Display, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def interrupt(self: Display, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         show(self, loop, phase, info)
         if (phase.name, loop.state.unit) == ("policy", 1):
             signal.raise_signal(signal.SIGINT)

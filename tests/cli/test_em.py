@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from latent_cot.config.settings import from_dict
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.state import Phase
 from latent_cot.report.terminal import Display
 from tests.cli.conftest import SMOKE, Cli, environment, spawn
@@ -69,7 +69,7 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_run(
     folder = tmp_path / "run"
     show = Display.on_unit
 
-    def interrupt(self: Display, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def interrupt(self: Display, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         show(self, loop, phase, info)
         if (phase.name, loop.state.unit) == ("e_step", 1):
             signal.raise_signal(signal.SIGINT)

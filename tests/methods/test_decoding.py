@@ -14,7 +14,7 @@ import torch
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import DecodeConfig, RunConfig
 from latent_cot.config.settings import check, with_method
-from latent_cot.methods.loop import Loop, method_class
+from latent_cot.methods.method import Method, method_class
 from latent_cot.model.lm import LanguageModel
 from latent_cot.types import DataRequest, Sample, UsageError
 from tests.loops import CONFIG, make
@@ -35,14 +35,14 @@ def config_of(granularity: Any = "token", **decode: Any) -> RunConfig:
     return dataclasses.replace(with_method(config, "decode"), decode=DecodeConfig(**decode))
 
 
-def decode(lm: LanguageModel, **decode: Any) -> tuple[Loop, list[list[Sample]]]:
+def decode(lm: LanguageModel, **decode: Any) -> tuple[Method, list[list[Sample]]]:
     loop = make(lm, config_of(**decode), LengthTask())
     loop.test_rules = dataclasses.replace(loop.test_rules, min_tokens=1)
     return loop, [list(one.samples) for one in loop.sample_tests("p", loop.tests["test"], seed=3)]
 
 
 @functools.cache
-def likelihoods(loop: Loop, question: int) -> dict[tuple[int, ...], float]:
+def likelihoods(loop: Method, question: int) -> dict[tuple[int, ...], float]:
     """Of every chain, under the model that is decoded, over the allowed alphabet."""
     prompt = loop.test_prompt("p", loop.tests["test"][question])
     chains = oracle.enumerate_chains(loop.lm.merged("p"), prompt, loop.test_rules)

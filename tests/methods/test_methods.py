@@ -13,7 +13,7 @@ from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import RunConfig, SFTConfig
 from latent_cot.config.settings import check, with_method
 from latent_cot.methods.few_shot import FewShot
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.rejection import PER_QUESTION
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.types import Example, UsageError
@@ -51,7 +51,7 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
     return language_model(tiny_model("llama"), perturb=False)
 
 
-def weights(loop: Loop) -> dict[str, list[list[float]]]:
+def weights(loop: Method) -> dict[str, list[list[float]]]:
     return {adapter: [w.tolist() for w in loop.lm.parameters(adapter).values()] for adapter in ADAPTERS}
 
 

@@ -14,11 +14,11 @@ import torch
 
 from latent_cot import em as em_module
 from latent_cot.methods import e_step as e_step_module
-from latent_cot.methods import examined as examined_module
-from latent_cot.methods import loop as loop_module
+from latent_cot.methods import evaluator as evaluator_module
 from latent_cot.methods import m_step as m_step_module
+from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.scoring import Group, score
 from tests.loops import CONFIG, make
@@ -47,7 +47,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[
 
 def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "collect")
-    diagnoses = spy(monkeypatch, loop_module, "diagnose")
+    diagnoses = spy(monkeypatch, method_module, "diagnose")
     tempered = {"reward_temperature": 1.0, "final_reward_temperature": 0.4, "reward_temperature_steps": 3}
     e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay_share=0.0, **tempered)  # type: ignore[arg-type]
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
@@ -93,13 +93,13 @@ def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypat
 
 def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
-    original = Loop._fit
+    original = Method._fit
 
-    def fit(self: Loop, *arguments: Any) -> Iterator[Any]:
+    def fit(self: Method, *arguments: Any) -> Iterator[Any]:
         begun.append((self.phases[self.state.phase].name, weights(self)["p"]))
         yield from original(self, *arguments)
 
-    monkeypatch.setattr(Loop, "_fit", fit)
+    monkeypatch.setattr(Method, "_fit", fit)
     loop = make(lm, config_of("rejection"))
     list(loop.run())
     starts = [start for name, start in begun if name == "m_step"]
@@ -108,7 +108,7 @@ def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatc
 
 
 def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = spy(monkeypatch, examined_module, "answer_questions")
+    asked = spy(monkeypatch, evaluator_module, "answer_questions")
     m_step = dataclasses.replace(CONFIG.m_step, steps=0)
     list(make(lm, dataclasses.replace(CONFIG, p_init="prompt", shots=2, rounds=1, m_step=m_step)).run())
     assert {(arguments[1], bool(options["prefix"])) for arguments, options in asked} == {("p", True), ("q", False)}
@@ -133,7 +133,7 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever p learns: answers only, or questions that are joined to others, whose answer is another."""
-    updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, loop_module, "vary")
+    updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, method_module, "vary")
     m_step = dataclasses.replace(CONFIG.m_step, target="answer")
     lessons = dataclasses.replace(CONFIG.augmentation, concat_questions=2)
     loop = make(

@@ -17,7 +17,7 @@ from latent_cot.evaluation.evaluate import NO_RATIONALE, Judge, answer_questions
 from latent_cot.methods import m_step
 from latent_cot.methods.exploration import SEED_SAMPLES
 from latent_cot.methods.few_shot import FewShot
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -298,7 +298,7 @@ def _share(lm: LanguageModel, codec: TextCodec, example: Example) -> float:
     return float((log_y[example.answer or ""] - values.logsumexp(0)).exp())
 
 
-def make_and_run(lm: LanguageModel, config: RunConfig) -> Loop:
+def make_and_run(lm: LanguageModel, config: RunConfig) -> Method:
     loop = make(lm, config, TASK)
     list(loop.run())
     return loop

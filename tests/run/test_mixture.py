@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from latent_cot.cli import main
 from latent_cot.config.schema import RunConfig
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.state import Phase
 from latent_cot.model.lm import LanguageModel
 from latent_cot.report.terminal import Display
@@ -37,7 +37,7 @@ TOY = dataclasses.replace(CONFIG, rounds=1)
 class Part:
     """What `session.Running` is to a mixture, without a folder."""
 
-    def __init__(self, loop: Loop, log: list[tuple[str, int, str]] | None = None) -> None:
+    def __init__(self, loop: Method, log: list[tuple[str, int, str]] | None = None) -> None:
         self.loop, self.log, self.stopped = loop, [] if log is None else log, False
         self.units = loop.run()
         self.saved: list[int] = []
@@ -212,7 +212,7 @@ def test_stopped_and_gone_on_with(
     assert main([*command, "--output-dir", str(tmp_path / "whole")]) == 0
     show = Display.on_unit
 
-    def interrupt(self: Display, loop: Loop, at: Phase, info: Mapping[str, Any]) -> None:
+    def interrupt(self: Display, loop: Method, at: Phase, info: Mapping[str, Any]) -> None:
         show(self, loop, at, info)
         if (loop.task.name, at.name, loop.state.unit) == (task, phase, unit):
             signal.raise_signal(signal.SIGINT)

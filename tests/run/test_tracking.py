@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from latent_cot.cli import main
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.state import Phase
 from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
@@ -93,7 +93,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, name: str, unit: int) -> None:
     """Have a run stopped by a signal when that unit is done."""
     show = Display.on_unit
 
-    def interrupt(self: Display, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def interrupt(self: Display, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         show(self, loop, phase, info)
         if (phase.name, loop.state.unit) == (name, unit):
             signal.raise_signal(signal.SIGINT)
@@ -200,7 +200,7 @@ def test_a_killed_run_gives_no_step_twice(recorder: type[Recorder], tmp_path: Pa
     folder = tmp_path / "run"
     show = Display.on_unit
 
-    def kill(self: Display, loop: Loop, phase: Phase, info: Mapping[str, Any]) -> None:
+    def kill(self: Display, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         show(self, loop, phase, info)
         if (phase.name, loop.state.unit) == ("e_step", 2):
             raise Killed

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from latent_cot.evaluation.evaluate import read_answers
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, score_rationales
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.model.lm import Adapter
@@ -38,7 +38,7 @@ class Settings:
 
 
 def sample(
-    loop: Loop,
+    loop: Method,
     questions: Mapping[str, Sequence[Example]],
     settings: Settings,
     on_done: Callable[[int], None] = lambda n: None,
@@ -88,7 +88,7 @@ def sample(
 
 
 def _draw(
-    loop: Loop, examples: Sequence[Example], settings: Settings, seed: int
+    loop: Method, examples: Sequence[Example], settings: Settings, seed: int
 ) -> list[tuple[Example, Mapping[Rationale, int]]]:
     """Each question with how often each distinct rationale was sampled."""
     counts = loop.draw_tests(
@@ -144,7 +144,7 @@ def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> 
     return {"nodes": columns, "calls": calls}, leaves
 
 
-def _outcomes(loop: Loop, reasoner: Adapter, example: Example, rationales: Sequence[Rationale]) -> list[Json]:
+def _outcomes(loop: Method, reasoner: Adapter, example: Example, rationales: Sequence[Rationale]) -> list[Json]:
     """What became of each rationale."""
     # Among candidates the judge decides by the question alone, even where the sampler has seen Y.
     prompt = loop.test_rules.codec.encode_prompt((loop.model_prefix if reasoner == "p" else "") + example.x)
@@ -158,7 +158,7 @@ def _outcomes(loop: Loop, reasoner: Adapter, example: Example, rationales: Seque
     ]
 
 
-def _before_after(loop: Loop, questions: Mapping[str, Sequence[Example]], reasoner: Adapter) -> list[Json]:
+def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reasoner: Adapter) -> list[Json]:
     """The likeliest rationale of a few questions of each split, from the untrained model and from the run's."""
     chosen = [(split, example) for split, examples in questions.items() for example in examples[:GREEDY_QUESTIONS]]
     examples = [example for _, example in chosen]
@@ -177,7 +177,7 @@ def _before_after(loop: Loop, questions: Mapping[str, Sequence[Example]], reason
     ]
 
 
-def _greedy(loop: Loop, reasoner: Adapter, examples: Sequence[Example]) -> list[Json]:
+def _greedy(loop: Method, reasoner: Adapter, examples: Sequence[Example]) -> list[Json]:
     settings = Settings(reasoner, samples=1, temperature=0.0, seed=0)
     found = []
     for example, counts in _draw(loop, examples, settings, seed=0):

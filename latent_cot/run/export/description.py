@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run.run_folder import RunFolder
@@ -52,7 +52,7 @@ class Base:
         return cls(folder, hub_id, True, revision, f"the hub, revision {revision}", licence, False)
 
 
-def describe(loop: Loop, reasoner: Adapter, folder: RunFolder, examples: Sequence[Example]) -> dict[str, Any]:
+def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Sequence[Example]) -> dict[str, Any]:
     """Everything but the weights: what the model card is made of and, but for the programs, `latent_cot.json`.
 
     Args:
@@ -117,7 +117,9 @@ def describe(loop: Loop, reasoner: Adapter, folder: RunFolder, examples: Sequenc
     }
 
 
-def _prompt(loop: Loop, reasoner: Adapter, examples: Sequence[Example]) -> tuple[str, list[str], str | tuple[str, str]]:
+def _prompt(
+    loop: Method, reasoner: Adapter, examples: Sequence[Example]
+) -> tuple[str, list[str], str | tuple[str, str]]:
     """The form of a test prompt, its fields, and an example of them: found by putting the question, and the answer,
     of one example in, and kept if it gives the prompts of all."""
     first = examples[0]
@@ -137,7 +139,7 @@ def _prompt(loop: Loop, reasoner: Adapter, examples: Sequence[Example]) -> tuple
     return "{prompt}", ["prompt"], prompts[0]
 
 
-def _forbidden(loop: Loop) -> list[int]:
+def _forbidden(loop: Method) -> list[int]:
     """Tokens that the task does not allow although they are made of allowed characters."""
     if type(loop.task).allows is Task.allows:
         return []

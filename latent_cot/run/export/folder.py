@@ -25,7 +25,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
 
 from latent_cot import __version__
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model import lora, weights
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.run.export.card import render
@@ -49,7 +49,7 @@ def refuse_unless_free(target: Path, run: Path, *, force: bool) -> None:
 
 
 def build(
-    loop: Loop,
+    loop: Method,
     reasoner: Adapter,
     base: Base,
     description: Mapping[str, Any],
@@ -89,7 +89,7 @@ def build(
         raise UsageError(f"{target}: cannot be written ({error}); give another folder") from error
 
 
-def _write_settings(loop: Loop, description: Mapping[str, Any], folder: Path, merge: bool) -> None:
+def _write_settings(loop: Method, description: Mapping[str, Any], folder: Path, merge: bool) -> None:
     """The tokenizer's, those of generation, and ours."""
     tokenizer = loop.lm.tokenizer
     if tokenizer.pad_token is None:

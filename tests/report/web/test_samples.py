@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latent_cot.config.schema import RunConfig
-from latent_cot.methods.loop import Loop
+from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.report.web.samples import GREEDY_QUESTIONS, Settings, sample
@@ -28,7 +28,7 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
     return language_model(tiny_model("llama"))
 
 
-def made(lm: LanguageModel, config: RunConfig = CONFIG, **settings: Any) -> tuple[Loop, Json]:
+def made(lm: LanguageModel, config: RunConfig = CONFIG, **settings: Any) -> tuple[Method, Json]:
     """A loop whose p and q differ, and its samples."""
     loop = make(lm, config)
     for seed in (0, 1):
@@ -44,7 +44,7 @@ def made(lm: LanguageModel, config: RunConfig = CONFIG, **settings: Any) -> tupl
     return loop, found
 
 
-def rationale_of(loop: Loop, found: Json, question: Json, leaf: int) -> Rationale:
+def rationale_of(loop: Method, found: Json, question: Json, leaf: int) -> Rationale:
     """A chain as the JSON has it, for an independent scoring."""
     nodes, path = question["nodes"], []
     while leaf > 0:

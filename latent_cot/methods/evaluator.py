@@ -1,6 +1,6 @@
 """The reasoners p and q of a run: what they read of a question, and how they are tested.
 
-`Loop` (`loop.py`) trains them.
+`Method` (`loop.py`) trains them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def tells_right(task: Task, questions: Sequence[Example]) -> bool:
     return not (task.is_measured or any(map(task.candidates, questions)))
 
 
-class Examined(Resumable):
+class Evaluator(Resumable):
     """The two reasoners of a run, their task, and its questions.
 
     Args:

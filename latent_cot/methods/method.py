@@ -1,8 +1,8 @@
-"""What the runs of all methods have in common: EM (`em.py`) and what it is compared with are each a `Loop`.
+"""What the runs of all methods have in common: EM (`em.py`) and what it is compared with are each a `Method`.
 
 Here are the phases (`phases.py`) that several methods share: the fine-tuning on demonstrations that all of them start
 from, the comparison of q with the posterior, drawing rationales, and the M-step. What p and q read, and their
-evaluation, are in `examined.py`.
+evaluation, are in `evaluator.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from latent_cot.config.schema import MStepConfig, RunConfig
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
 from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
-from latent_cot.methods.examined import Examined
+from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State, WeightedRationale
@@ -40,11 +40,11 @@ MAX_GRAD_NORM = 1.0
 """Largest norm of an M-step's gradient."""
 
 
-class Loop(Examined):
+class Method(Evaluator):
     """One run of a method.
 
     Args:
-        config, lm, task, data, tests, rules, test_rules: as `Examined` has them.
+        config, lm, task, data, tests, rules, test_rules: as `Evaluator` has them.
         state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
         restore: on resuming, puts the saved optimiser state into an optimiser.
     """
@@ -357,8 +357,8 @@ class Loop(Examined):
         return slices(questions, max(1, self.config.rollout.batch_size // DIAGNOSTIC_SAMPLES))
 
 
-def method_class(name: str) -> type[Loop]:
+def method_class(name: str) -> type[Method]:
     """The loop of a method in the registry."""
     module, _, attribute = METHODS[name].target.partition(":")
-    found: type[Loop] = getattr(importlib.import_module(module), attribute)
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
     return found
