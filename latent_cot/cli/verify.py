@@ -33,7 +33,7 @@ class VerifyOptions:
     """
 
     world: Names = ()
-    """A world: `plain`, `tool`, `steps`, `constrained` or `xy`. Repeatable. Default: all of them."""
+    """A world: `plain`, `tool`, `steps`, `constrained`, `xy`, `floor` or `spread`. Repeatable. Default: all of them."""
     objective: Names = ()
     """An objective, as for `em`. Repeatable. Default: all of them."""
     quick: Switch = False

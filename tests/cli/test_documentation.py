@@ -212,7 +212,7 @@ def test_a_documented_benchmark_works(command: str, capsys: pytest.CaptureFixtur
         pytest.importorskip("trl", reason="the extra `bench` is not installed")
     small = {
         "benchmarks.estep": ["--steps", "1"],
-        "benchmarks.scaling": ["--repeats", "1", "--buffer-size", "1000", "--section", "buffer"],
+        "benchmarks.scaling": ["--repeats", "1", "--section", "tools"],
     }
     assert importlib.import_module(module).main([*arguments, "--model", "tiny", "--json", *small[module]]) == 0
     assert json.loads(capsys.readouterr().out)
