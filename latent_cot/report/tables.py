@@ -72,12 +72,11 @@ class Table:
 
     def parts(self, width: int) -> Iterator[rich_table.Table]:
         """The table, or several with some of the figures each, so that none has to be cut to be at most so wide."""
-        names = {heading: _width(heading, cells) for heading, cells in self.names.items()}
-        left = 1 + sum(min(size, NAME_WIDTH + 3) for size in names.values())
+        # with the padding and a line
+        sizes = [3 + max(map(cell_len, column)) for column in zip(*self._lines(), strict=True)]
+        left = used = 1 + sum(min(size, NAME_WIDTH + 3) for size in sizes[: len(self.names)])
         parts: list[list[str]] = [[]]
-        used = left
-        for heading, cells in self.figures.items():
-            size = _width(heading, cells)
+        for heading, size in zip(self.figures, sizes[len(self.names) :], strict=True):
             if parts[-1] and used + size > width:
                 parts.append([])
                 used = left
@@ -94,15 +93,19 @@ class Table:
                 table.add_row(*map(_text, row))
             yield table
 
-    def markdown(self) -> str:
+    def _lines(self) -> list[list[str]]:
+        """The headings and the rows, as text."""
         columns = {**self.names, **self.figures}
-        lines = [list(columns), ["---"] * len(columns), *_plain_rows(columns)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows = zip(*columns.values(), strict=True)
+        return [list(map(printable, columns)), *([_text(cell).plain for cell in row] for row in rows)]
+
+    def markdown(self) -> str:
+        head, *rows = self._lines()
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
     def text(self) -> str:
         """Columns as wide as they need, two spaces apart."""
-        columns = {**self.names, **self.figures}
-        cells = [list(map(printable, columns)), *_plain_rows(columns)]
+        cells = self._lines()
         widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
         return "\n".join(line.rstrip() for line in lines)
@@ -128,15 +131,6 @@ def _text(cell: str | Cell) -> Text:
 
 def _html(cell: str | Cell) -> str:
     return cell.html if isinstance(cell, Cell) and cell.html is not None else escaped(_text(cell).plain)
-
-
-def _width(heading: str, cells: Cells) -> int:
-    """With the padding and a line."""
-    return max(cell_len(text) for text in (printable(heading), *(_text(cell).plain for cell in cells))) + 3
-
-
-def _plain_rows(columns: Mapping[str, Cells]) -> Iterator[list[str]]:
-    return ([_text(cell).plain for cell in row] for row in zip(*columns.values(), strict=True))
 
 
 # -- HTML --------------------------------------------------------------------------------------------------
@@ -173,10 +167,8 @@ def figure_table(columns: Figures, metrics: Mapping[str, Metric]) -> Table:
     """
     splits = list(dict.fromkeys(split for column in columns.values() for split in column))
     if not metrics:
-        accuracies = {
-            heading: [accuracy_cell(column.get(split)) for split in splits] for heading, column in columns.items()
-        }
-        return Table({"% right (95 % interval)": splits}, accuracies)
+        cells = {name: [accuracy_cell(column.get(split)) for split in splits] for name, column in columns.items()}
+        return Table({"% right (95 % interval)": splits}, cells)
     rows = [(s, m) for s in splits for m in metrics if any(m in column.get(s, {}) for column in columns.values())]
     found = {
         heading: [metric_text(column.get(split, {}).get(name), metrics[name]) for split, name in rows]
@@ -200,11 +192,8 @@ def metric_text(figure: Mapping[str, Any] | None, metric: Metric) -> str:
     """`0.71 (0.69 to 0.73)`, in the metric's own format."""
     if figure is None or figure["value"] is None:
         return "-"
-    text = metric.format.format(figure["value"])
-    if figure["interval_95"] is None:
-        return text
-    low, high = (metric.format.format(bound) for bound in figure["interval_95"])
-    return f"{text} ({low} to {high})"
+    value, *bounds = map(metric.format.format, (figure["value"], *(figure["interval_95"] or ())))
+    return f"{value} ({' to '.join(bounds)})" if bounds else value
 
 
 def data_frame(records: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> pd.DataFrame:

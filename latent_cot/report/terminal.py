@@ -53,7 +53,7 @@ RATIONALE_HEADING = "rationale (‹tool's result›, ‹✗› failed call)"
 LINE_SECONDS = 10.0
 """Without a terminal: how often a line is printed, at most."""
 SAMPLES_EVERY = 10
-"""Units with samples between two tables of sampled rationales."""
+"""Units of a phase between two tables of sampled rationales."""
 
 
 def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str]) -> Text:
@@ -81,12 +81,12 @@ def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str])
 
 def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequence[int]], str]) -> Table:
     """A few sampled rationales, as a step's `samples` has them: question, chain, log-reward."""
-    chains = [marked(sample["rationale"], decode) for sample in samples]
-    for sample, chain in zip(samples, chains, strict=True):
-        if sample["count"] > 1:
-            chain.append(f"  ×{sample['count']}", style="dim")
+    counts = [f"  ×{sample['count']}" if sample["count"] > 1 else "" for sample in samples]
+    chains = [
+        Cell(marked(sample["rationale"], decode).append(n, "dim")) for sample, n in zip(samples, counts, strict=True)
+    ]
     return Table(
-        {"question": [sample["question"] for sample in samples], RATIONALE_HEADING: list(map(Cell, chains))},
+        {"question": [sample["question"] for sample in samples], RATIONALE_HEADING: chains},
         {"log R": [f"{sample['log_reward']:.1f}" for sample in samples]},
     )
 
@@ -192,8 +192,6 @@ class Display(Line):
         self._closed = False
         self._last_unit = self._begun
         self._measured: dict[str, list[float]] = {}
-        self._phase: Phase | None = None
-        self._sampled = 0
 
     def on_unit(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         """Take note of a unit of work, just finished. A run outlives its display: it goes on where nobody reads (a
@@ -217,15 +215,12 @@ class Display(Line):
             f"{progress.unit}/{progress.units}  {progress.share:.0%}  "
             f"{time_left(self._measured, progress.to_do)} left  {_figures(info)}"
         )
-        self.show(progress.share, line, always=is_done or phase != self._phase)
-        self._phase = phase
+        self.show(progress.share, line, always=is_done or progress.unit == 1)
         if self.console.is_jupyter:  # tables would fill the cell: the run that is returned shows them
             return
-        if info.get("samples"):
-            self._sampled += 1
-            if self._sampled % SAMPLES_EVERY == 1:
-                self.console.print(f"Sampled in round {phase.round}, step {progress.unit}:")
-                samples_table(info["samples"], loop.rules.codec.decode).show(self.console)
+        if info.get("samples") and progress.unit % SAMPLES_EVERY == 1:
+            self.console.print(f"Sampled in round {phase.round}, step {progress.unit}:")
+            samples_table(info["samples"], loop.rules.codec.decode).show(self.console)
         if is_done:
             self._show_outcome(loop, phase)
 

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from latent_cot.report import plots
+from latent_cot.report.plots import MARKERS, plain
 from latent_cot.report.tables import Table
 from latent_cot.types import Metric
 
@@ -81,7 +82,8 @@ def _row(runs: Sequence[Mapping[str, Any]], reasoner: str) -> Row:
             split: {name: _mean([run["metrics"][reasoner][split][name] for run in runs]) for name in names}
             for split, names in first["metrics"].get(reasoner, {}).items()
         },
-        *(fmean(run["budget"][name] for run in runs) for name in ("trajectories", "gradient_steps")),
+        fmean(run["budget"]["trajectories"] for run in runs),
+        fmean(run["budget"]["gradient_steps"] for run in runs),
         fmean(math.fsum(s for name, s in one.items() if name not in _NOT_TRAINING) for one in phases),
     )
 
@@ -194,17 +196,14 @@ def _save_panels(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[s
                 if len(points) < len(found):
                     continue
                 (across, x_error), (up, y_error) = points if y else (*points, (place, None))
-                marker, color, name = "osD^vP"[place // 10 % 6], f"C{place % 10}", plots.plain(row.name)
-                look = {"marker": marker, "color": color, "linestyle": "none", "label": name}
+                look = {"fmt": MARKERS[place // 10 % len(MARKERS)], "color": f"C{place % 10}", "label": plain(row.name)}
                 axes.errorbar([across], [up], xerr=x_error, yerr=y_error, **look)
-            axes.set(
-                xlabel=plots.plain(x or "right answers (%)"), ylabel=plots.plain(y or ""), title=plots.plain(split)
-            )
+            axes.set(xlabel=plain(x or "right answers (%)"), ylabel=plain(y or ""), title=plain(split))
             axes.grid(alpha=0.3)
             if not y:
                 axes.set_yticks([])
                 axes.invert_yaxis()
-        figure.suptitle(plots.plain(title))
+        figure.suptitle(plain(title))
         plots.name_all(figure)
 
 

@@ -132,7 +132,7 @@ def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reas
         return [{**_outcome(one), "text": segments(asdict(one.rationale))} for _, (one,) in drawn]
 
     adapters: tuple[Adapter, ...] = ("p", "q")
-    by = {name: greedy(name) for name in adapters if name in loop.reasoners or name == reasoner}
+    by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in loop.reasoners or name == reasoner}
     loop.lm.reset_adapter("p", seed=0)  # a fresh adapter changes nothing: p is the base model
     found = {"base": greedy("p"), **by}
     return [
