@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from rich import table as rich_table
@@ -24,20 +25,7 @@ if TYPE_CHECKING:
 # Colours are translucent, so that they do on light and dark pages, and of two hues that a colour-blind person can tell
 # apart: orange for what a reasoner found unlikely, blue for what a tool wrote and for shares. `!important` wins against
 # the rules that notebooks have for tables.
-STYLE = """<style>
-.lcot {font-size: 13px; line-height: 1.5; margin: .4em 0}
-.lcot table {border-collapse: collapse; margin: .3em 0; font-size: inherit}
-.lcot th, .lcot td {padding: .15em .7em; background: none; vertical-align: top; text-align: left !important}
-.lcot th {font-weight: 600; border-bottom: 1px solid rgba(128,128,128,.6)}
-.lcot td {border-bottom: 1px solid rgba(128,128,128,.2)}
-.lcot .n {text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap}
-.lcot .chain {font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere}
-.lcot .tool {border: 1px solid rgba(0,114,178,.8); border-radius: 3px; background: rgba(0,114,178,.16);
- font-weight: normal}
-.lcot .failed {color: #d55e00; font-weight: bold}
-.lcot .stop {opacity: .45; font-size: 75%; font-style: normal; vertical-align: super}
-.lcot .dim {opacity: .65}
-</style>"""
+_STYLE = resources.files("latent_cot.report") / "tables.css"
 
 NAME_WIDTH = 20
 """Characters of a name that a terminal's line has room for, at least; the rest goes on on the next line."""
@@ -143,7 +131,7 @@ def escaped(text: object) -> str:
 
 def page(*parts: str) -> str:
     """A fragment of HTML with its style."""
-    return f'{STYLE}<div class="lcot">{"".join(parts)}</div>'
+    return f'<style>\n{_STYLE.read_text(encoding="utf-8")}</style><div class="lcot">{"".join(parts)}</div>'
 
 
 def bar(share: float, text: str) -> Cell:
