@@ -146,9 +146,8 @@ def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: boo
 def _unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> Unit:
     progress = Progress.of(loop)
     figures = {key: value for key, value in info.items() if key != "samples"}
-    share = progress.done / progress.total
     samples = tuple(info.get("samples", ()))
-    return Unit(phase.round, phase.name, progress.unit, progress.units, share, figures, samples)
+    return Unit(phase.round, phase.name, progress.unit, progress.units, progress.share, figures, samples)
 
 
 def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

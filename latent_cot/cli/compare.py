@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,7 +117,7 @@ def run(argv: Sequence[str]) -> int:
         "model": runs[0].config.model,
         "budget": None if budget is None else budget._asdict(),
         "seeds": list(dict.fromkeys(one.config.seed for one in runs)),
-        "rows": table.to_json(rows),
+        "rows": [asdict(row) for row in rows],
         "runs": of_runs,
         "differences": [one.to_json() for one in compared],
     }

@@ -154,8 +154,7 @@ def _print_figures(console: Console, found: Evaluation) -> None:
     if any(others.values()):
         figure_table(others, found.metrics).show(console)
     for curve in [] if found.metrics else found.curves:
-        ascii_only = console.options.ascii_only
-        plots.curve_table(curve, found.figures, console.width, ascii_only=ascii_only).show(console)
+        plots.curve_table(curve, found.figures, ascii_only=console.options.ascii_only).show(console)
 
 
 def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:

@@ -21,7 +21,7 @@ from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, cache, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
-from latent_cot.run.run_folder import RunFolder
+from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import Example, Task, UsageError
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def run(argv: Sequence[str]) -> int:
         shown.append({**found, "samples": _samples(one, options, questions, console) if questions else None})
     title = ", ".join(record["name"] for record in shown)
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    page.write({"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}, path)
+    found = {"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}
+    write_text(path, page.render(found))
     say(console, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
 
@@ -135,11 +136,11 @@ def _samples(
     if kept is not None:
         return kept
 
-    from latent_cot.report.web.samples import Settings, sample
+    from latent_cot.report.web.samples import sample
 
     loop = reasoners.load(one.source, reasoners.shown_data(one.source, one.task), console)
     with Items(console, f"{one.folder.path.name}: questions", sum(map(len, questions.values()))) as progress:
-        made = sample(loop, questions, Settings(one.reasoner, **settings), progress.advance)
+        made = sample(loop, questions, one.reasoner, **settings, on_done=progress.advance)
     try:
         cache.store(one.folder, wanted, made)
     except UsageError as error:  # e.g. a run that belongs to somebody else: the report needs no cache

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
-
 from latent_cot.report.tables import Table, accuracy_text
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Example, Sweep, UsageError
@@ -19,11 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
-BAR_WIDTH = 20
-"""Characters of a bar at 100 %, where there is room for it."""
-_SHORTEST_BAR = 5
-"""A shorter one shows nothing and is left out."""
-_MARKERS = "osD^vP"
+BAR_WIDTH = 10
+"""Characters of a bar at 100 %."""
+MARKERS = "osD^vP"
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Reasoner -> split -> `Accuracy.to_json()`."""
@@ -52,13 +48,11 @@ class Curve:
         """A sweep's points in its order; a question's numbers are read off its `meta`."""
         names = tuple(dict.fromkeys(name for numbers in sweep.points.values() for name in numbers))
         seen = {tuple(example.meta.get(name) for name in names) for example in training}
-        return cls(
-            sweep.axes,
-            tuple(
-                Point(split, tuple(numbers[axis] for axis in sweep.axes), tuple(map(numbers.get, names)) in seen)
-                for split, numbers in sweep.points.items()
-            ),
+        points = (
+            Point(split, tuple(numbers[axis] for axis in sweep.axes), tuple(map(numbers.get, names)) in seen)
+            for split, numbers in sweep.points.items()
         )
+        return cls(sweep.axes, tuple(points))
 
     @classmethod
     def along(cls, axis: str, numbers: Mapping[str, Mapping[str, int]]) -> Curve | None:
@@ -93,32 +87,20 @@ class Curve:
             yield label, [point for point in self.points if point.values[1:] == rest]
 
 
-def curve_table(curve: Curve, results: Results, width: int, *, ascii_only: bool = False) -> Table:
-    """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar.
-
-    Args:
-        width: of the terminal. The bars are what is shortened, or left out, for want of room.
-    """
-    numbers = {axis: [str(point.values[k]) for point in curve.points] for k, axis in enumerate(curve.axes)}
-    numbers[curve.axes[-1]] = [
-        text + ("*" if point.trained else "") for text, point in zip(numbers[curve.axes[-1]], curve.points, strict=True)
-    ]
-    figures = {name: [accuracy_text(splits[point.split]) for point in curve.points] for name, splits in results.items()}
-    # of the columns without bars: with the padding and a line
-    used = 1 + sum(max(map(cell_len, (name, *cells))) + 3 for name, cells in {**numbers, **figures}.items())
-    bar = min(BAR_WIDTH, (width - used) // max(1, len(results)) - 1)
+def curve_table(curve: Curve, results: Results, *, ascii_only: bool = False) -> Table:
+    """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar."""
+    columns = zip(*(map(str, point.values) for point in curve.points), strict=True)
+    numbers = {axis: list(column) for axis, column in zip(curve.axes, columns, strict=True)}
+    numbers[curve.axes[-1]] = [f"{point.values[-1]}{'*' if point.trained else ''}" for point in curve.points]
     character = "#" if ascii_only else "\N{FULL BLOCK}"
-    bars = {
-        name: [_bar(splits[point.split], bar, character) + figures[name][i] for i, point in enumerate(curve.points)]
-        for name, splits in results.items()
-    }
+
+    def bar(accuracy: Mapping[str, Any]) -> str:
+        length: int = round(BAR_WIDTH * accuracy["accuracy"])
+        return (character * length).ljust(BAR_WIDTH + 1) + accuracy_text(accuracy)
+
+    bars = {name: [bar(splits[point.split]) for point in curve.points] for name, splits in results.items()}
     trained = "; * as in training" if any(point.trained for point in curve.points) else ""
     return Table(numbers, bars, "% right (95 % interval)" + trained)
-
-
-def _bar(accuracy: Mapping[str, Any], width: int, character: str) -> str:
-    """With a space behind it; nothing where there is no room."""
-    return (character * round(width * accuracy["accuracy"])).ljust(width + 1) if width >= _SHORTEST_BAR else ""
 
 
 def check_plot(path: Path) -> None:
@@ -172,7 +154,7 @@ def _draw(axes: Axes, curve: Curve, results: Results) -> None:
             right = [100 * figure["accuracy"] for figure in figures]
             low, high = ([100 * figure["interval_95"][end] for figure in figures] for end in (0, 1))
             name = f"{reasoner}, {label}" if label else reasoner
-            marker = _MARKERS[len(axes.get_lines()) % len(_MARKERS)]
+            marker = MARKERS[len(axes.get_lines()) % len(MARKERS)]
             (line,) = axes.plot(where, right, marker=marker, markersize=4, label=plain(name))
             axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for number, value in enumerate(sorted({point.values[0] for point in curve.points if point.trained})):

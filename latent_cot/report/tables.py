@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from rich import table as rich_table
@@ -24,20 +25,7 @@ if TYPE_CHECKING:
 # Colours are translucent, so that they do on light and dark pages, and of two hues that a colour-blind person can tell
 # apart: orange for what a reasoner found unlikely, blue for what a tool wrote and for shares. `!important` wins against
 # the rules that notebooks have for tables.
-STYLE = """<style>
-.lcot {font-size: 13px; line-height: 1.5; margin: .4em 0}
-.lcot table {border-collapse: collapse; margin: .3em 0; font-size: inherit}
-.lcot th, .lcot td {padding: .15em .7em; background: none; vertical-align: top; text-align: left !important}
-.lcot th {font-weight: 600; border-bottom: 1px solid rgba(128,128,128,.6)}
-.lcot td {border-bottom: 1px solid rgba(128,128,128,.2)}
-.lcot .n {text-align: right !important; font-variant-numeric: tabular-nums; white-space: nowrap}
-.lcot .chain {font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere}
-.lcot .tool {border: 1px solid rgba(0,114,178,.8); border-radius: 3px; background: rgba(0,114,178,.16);
- font-weight: normal}
-.lcot .failed {color: #d55e00; font-weight: bold}
-.lcot .stop {opacity: .45; font-size: 75%; font-style: normal; vertical-align: super}
-.lcot .dim {opacity: .65}
-</style>"""
+_STYLE = resources.files("latent_cot.report") / "tables.css"
 
 NAME_WIDTH = 20
 """Characters of a name that a terminal's line has room for, at least; the rest goes on on the next line."""
@@ -72,12 +60,11 @@ class Table:
 
     def parts(self, width: int) -> Iterator[rich_table.Table]:
         """The table, or several with some of the figures each, so that none has to be cut to be at most so wide."""
-        names = {heading: _width(heading, cells) for heading, cells in self.names.items()}
-        left = 1 + sum(min(size, NAME_WIDTH + 3) for size in names.values())
+        # with the padding and a line
+        sizes = [3 + max(map(cell_len, column)) for column in zip(*self._lines(), strict=True)]
+        left = used = 1 + sum(min(size, NAME_WIDTH + 3) for size in sizes[: len(self.names)])
         parts: list[list[str]] = [[]]
-        used = left
-        for heading, cells in self.figures.items():
-            size = _width(heading, cells)
+        for heading, size in zip(self.figures, sizes[len(self.names) :], strict=True):
             if parts[-1] and used + size > width:
                 parts.append([])
                 used = left
@@ -94,15 +81,19 @@ class Table:
                 table.add_row(*map(_text, row))
             yield table
 
-    def markdown(self) -> str:
+    def _lines(self) -> list[list[str]]:
+        """The headings and the rows, as text."""
         columns = {**self.names, **self.figures}
-        lines = [list(columns), ["---"] * len(columns), *_plain_rows(columns)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows = zip(*columns.values(), strict=True)
+        return [list(map(printable, columns)), *([_text(cell).plain for cell in row] for row in rows)]
+
+    def markdown(self) -> str:
+        head, *rows = self._lines()
+        return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
     def text(self) -> str:
         """Columns as wide as they need, two spaces apart."""
-        columns = {**self.names, **self.figures}
-        cells = [list(map(printable, columns)), *_plain_rows(columns)]
+        cells = self._lines()
         widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
         return "\n".join(line.rstrip() for line in lines)
@@ -130,15 +121,6 @@ def _html(cell: str | Cell) -> str:
     return cell.html if isinstance(cell, Cell) and cell.html is not None else escaped(_text(cell).plain)
 
 
-def _width(heading: str, cells: Cells) -> int:
-    """With the padding and a line."""
-    return max(cell_len(text) for text in (printable(heading), *(_text(cell).plain for cell in cells))) + 3
-
-
-def _plain_rows(columns: Mapping[str, Cells]) -> Iterator[list[str]]:
-    return ([_text(cell).plain for cell in row] for row in zip(*columns.values(), strict=True))
-
-
 # -- HTML --------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +131,7 @@ def escaped(text: object) -> str:
 
 def page(*parts: str) -> str:
     """A fragment of HTML with its style."""
-    return f'{STYLE}<div class="lcot">{"".join(parts)}</div>'
+    return f'<style>\n{_STYLE.read_text(encoding="utf-8")}</style><div class="lcot">{"".join(parts)}</div>'
 
 
 def bar(share: float, text: str) -> Cell:
@@ -173,10 +155,8 @@ def figure_table(columns: Figures, metrics: Mapping[str, Metric]) -> Table:
     """
     splits = list(dict.fromkeys(split for column in columns.values() for split in column))
     if not metrics:
-        accuracies = {
-            heading: [accuracy_cell(column.get(split)) for split in splits] for heading, column in columns.items()
-        }
-        return Table({"% right (95 % interval)": splits}, accuracies)
+        cells = {name: [accuracy_cell(column.get(split)) for split in splits] for name, column in columns.items()}
+        return Table({"% right (95 % interval)": splits}, cells)
     rows = [(s, m) for s in splits for m in metrics if any(m in column.get(s, {}) for column in columns.values())]
     found = {
         heading: [metric_text(column.get(split, {}).get(name), metrics[name]) for split, name in rows]
@@ -200,11 +180,8 @@ def metric_text(figure: Mapping[str, Any] | None, metric: Metric) -> str:
     """`0.71 (0.69 to 0.73)`, in the metric's own format."""
     if figure is None or figure["value"] is None:
         return "-"
-    text = metric.format.format(figure["value"])
-    if figure["interval_95"] is None:
-        return text
-    low, high = (metric.format.format(bound) for bound in figure["interval_95"])
-    return f"{text} ({low} to {high})"
+    value, *bounds = map(metric.format.format, (figure["value"], *(figure["interval_95"] or ())))
+    return f"{value} ({' to '.join(bounds)})" if bounds else value
 
 
 def data_frame(records: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -7,9 +7,13 @@ wrote is hostile: it goes through `printable` and is never read as rich markup.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from math import fsum
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -49,11 +53,7 @@ RATIONALE_HEADING = "rationale (‹tool's result›, ‹✗› failed call)"
 LINE_SECONDS = 10.0
 """Without a terminal: how often a line is printed, at most."""
 SAMPLES_EVERY = 10
-"""Units with samples between two tables of sampled rationales."""
-
-# Rough cost of a unit of a phase of which none has been measured yet, relative to an optimiser step of the M-step.
-_COST = {"init": 0.7, "warm_start_q": 0.7, "m_step": 1.0, "fit": 20.0}
-_OTHER_COST = 4.0
+"""Units of a phase between two tables of sampled rationales."""
 
 
 def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str]) -> Text:
@@ -63,60 +63,32 @@ def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str])
         decode: token ids -> text, `TextCodec.decode`.
     """
     text, tokens, shown = Text(), rationale["tokens"], 0
+
+    def between(begin: int, end: int) -> str:  # as the continuation of the tokens before
+        return printable(decode(tokens[:end])[len(decode(tokens[:begin])) :])
+
     for call in rationale["calls"]:
         begin, end = call["position"], call["position"] + call["n_tokens"]
-        text.append(_between(tokens, shown, begin, decode))
-        if call["result"] is None:
-            text.append("‹✗›", style="bold red")
-        else:
-            text.append("‹" + _between(tokens, begin, end, decode).strip() + "›", style="bold cyan")
+        failed = call["result"] is None
+        text.append(between(shown, begin))
+        text.append(f"‹{'✗' if failed else between(begin, end).strip()}›", "bold red" if failed else "bold cyan")
         shown = end
-    text.append(_between(tokens, shown, len(tokens), decode))
+    text.append(between(shown, len(tokens)))
     if rationale["truncated"]:
         text.append(" [cut]", style="dim")
     return text
 
 
-def _between(tokens: Sequence[int], begin: int, end: int, decode: Callable[[Sequence[int]], str]) -> str:
-    """The text of tokens[begin:end] as the continuation of those before."""
-    return printable(decode(tokens[:end])[len(decode(tokens[:begin])) :])
-
-
 def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequence[int]], str]) -> Table:
     """A few sampled rationales, as a step's `samples` has them: question, chain, log-reward."""
-    chains = [marked(sample["rationale"], decode) for sample in samples]
-    for sample, chain in zip(samples, chains, strict=True):
-        if sample["count"] > 1:
-            chain.append(f"  ×{sample['count']}", style="dim")
+    counts = [f"  ×{sample['count']}" if sample["count"] > 1 else "" for sample in samples]
+    chains = [
+        Cell(marked(sample["rationale"], decode).append(n, "dim")) for sample, n in zip(samples, counts, strict=True)
+    ]
     return Table(
-        {"question": [sample["question"] for sample in samples], RATIONALE_HEADING: list(map(Cell, chains))},
+        {"question": [sample["question"] for sample in samples], RATIONALE_HEADING: chains},
         {"log R": [f"{sample['log_reward']:.1f}" for sample in samples]},
     )
-
-
-class Clock:
-    """How long the rest takes: the mean time of a unit of each kind of phase, measured as it goes."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._units: dict[str, int] = {}
-
-    def measured(self, name: str, seconds: float) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        self._units[name] = self._units.get(name, 0) + 1
-
-    def left(self, units: Mapping[str, int]) -> float | None:
-        """Seconds for so many units of each kind of phase; None as long as nothing was measured."""
-        if not self._units:
-            return None
-        cost = sum(_COST.get(name, _OTHER_COST) * n for name, n in self._units.items())
-        unit_cost = sum(self._seconds.values()) / cost
-        return sum(n * self._unit(name, unit_cost) for name, n in units.items())
-
-    def _unit(self, name: str, unit_cost: float) -> float:
-        if name in self._units:
-            return self._seconds[name] / self._units[name]
-        return _COST.get(name, _OTHER_COST) * unit_cost
 
 
 @dataclass(frozen=True)
@@ -127,12 +99,8 @@ class Progress:
     """Units that are done of the present phase, ..."""
     units: int
     """... and how many it has."""
-    done: int
-    """Units that are done of all phases, ..."""
-    total: int
-    """... and how many there are; at least 1."""
-    rounds: int
-    """Number of the last round."""
+    share: float
+    """Of the units of all phases, how many are done, 0 to 1."""
     to_do: Mapping[str, int]
     """Kind of phase -> units left."""
 
@@ -140,35 +108,52 @@ class Progress:
     def of(cls, loop: Method) -> Progress:
         counts = [loop.units(one) for one in loop.phases]
         place, unit = loop.state.phase, loop.state.unit
-        to_do: dict[str, int] = {}
+        to_do: Counter[str] = Counter()
         for one, n in zip(loop.phases[place:], [counts[place] - unit, *counts[place + 1 :]], strict=True):
-            to_do[one.name] = to_do.get(one.name, 0) + max(0, n)
-        done = sum(counts[:place]) + unit
-        return cls(unit, counts[place], done, max(1, sum(counts)), loop.phases[-1].round, to_do)
+            to_do[one.name] += max(0, n)
+        return cls(unit, counts[place], (sum(counts[:place]) + unit) / max(1, sum(counts)), to_do)
 
 
-def progress_line(phase: Phase, info: Mapping[str, Any], progress: Progress, clock: Clock) -> str:
-    """Where a run is, how long the rest takes, and the figures of the unit that was just done."""
-    name = NAMES.get(phase.name, phase.name)
-    return (
-        f"round {phase.round}/{progress.rounds}  {name} {progress.unit}/{progress.units}  "
-        f"{progress.done / progress.total:.0%}  {_left(clock.left(progress.to_do))}  {_figures(info)}"
+_COST = {"init": 0.7, "warm_start_q": 0.7, "m_step": 1.0, "fit": 20.0}
+"""Rough cost of a unit of a phase, relative to an optimiser step of the M-step; of all others `_OTHER_COST`."""
+_OTHER_COST = 4.0
+
+
+def time_left(measured: Mapping[str, Sequence[float]], to_do: Mapping[str, int]) -> timedelta:
+    """How long so many units of each kind of phase take: the mean time of those that are done, else by their cost.
+
+    Args:
+        measured: kind of phase -> seconds of each of its units that are done; there is at least one.
+    """
+    per_cost = sum(map(fsum, measured.values())) / sum(
+        _COST.get(name, _OTHER_COST) * len(times) for name, times in measured.items()
     )
+    means = {name: _COST.get(name, _OTHER_COST) * per_cost for name in to_do} | {
+        n: fmean(t) for n, t in measured.items()
+    }
+    return timedelta(seconds=round(sum(n * means[name] for name, n in to_do.items())))
 
 
 class Line:
     """A line with a bar that is changed in place, on a terminal or in the output of a notebook's cell; elsewhere a line
-    now and then."""
+    now and then. Use it as a context manager."""
 
     _SECONDS = 0.2
     """In a notebook at most so often: each change is a message to the browser."""
 
-    def __init__(self, console: Console, time_of: Callable[[], float]) -> None:
+    def __init__(self, console: Console, time_of: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self._time_of = time_of
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._shown_at = time_of()
+        self._begun = self._shown_at = time_of()
         self._card: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
 
     def show(self, share: float, text: str, *, always: bool = False) -> None:
         """Args:
@@ -188,10 +173,6 @@ class Line:
             elif not self.console.quiet:
                 self._put(share, text)
 
-    def close(self) -> None:
-        if self._live:
-            self._live.stop()
-
     def _put(self, share: float, text: str) -> None:
         from IPython.display import display
 
@@ -203,25 +184,14 @@ class Line:
             self._card.update(content, raw=True)
 
 
-class Display:
-    """Shows a run; `on_unit` is what `run_loop` calls. Use it as a context manager."""
+class Display(Line):
+    """Shows a run; `on_unit` is what `run_loop` calls."""
 
-    def __init__(self, console: Console, *, time_of: Callable[[], float] = time.monotonic) -> None:
-        self.console = console
-        self._time_of = time_of
-        self._clock = Clock()
+    def __init__(self, console: Console, time_of: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, time_of)
         self._closed = False
-        self._last_unit = time_of()
-        self._phase: Phase | None = None
-        self._sampled = 0
-        self._line = Line(console, time_of)
-
-    def __enter__(self) -> Display:
-        self._last_unit = self._time_of()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._line.close()
+        self._last_unit = self._begun
+        self._measured: dict[str, list[float]] = {}
 
     def on_unit(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         """Take note of a unit of work, just finished. A run outlives its display: it goes on where nobody reads (a
@@ -235,22 +205,23 @@ class Display:
 
     def _show(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         now = self._time_of()
-        self._clock.measured(phase.name, now - self._last_unit)
+        self._measured.setdefault(phase.name, []).append(now - self._last_unit)
         self._last_unit = now
 
         progress = Progress.of(loop)
-        line = progress_line(phase, info, progress, self._clock)
-        always = phase != self._phase or progress.unit == progress.units
-        self._line.show(progress.done / progress.total, line, always=always)
-        self._phase = phase
+        is_done = progress.unit == progress.units
+        line = (
+            f"round {phase.round}/{loop.phases[-1].round}  {NAMES.get(phase.name, phase.name)} "
+            f"{progress.unit}/{progress.units}  {progress.share:.0%}  "
+            f"{time_left(self._measured, progress.to_do)} left  {_figures(info)}"
+        )
+        self.show(progress.share, line, always=is_done or progress.unit == 1)
         if self.console.is_jupyter:  # tables would fill the cell: the run that is returned shows them
             return
-        if info.get("samples"):
-            self._sampled += 1
-            if self._sampled % SAMPLES_EVERY == 1:
-                self.console.print(f"Sampled in round {phase.round}, step {loop.state.unit}:")
-                samples_table(info["samples"], loop.rules.codec.decode).show(self.console)
-        if loop.state.unit == loop.units(phase):
+        if info.get("samples") and progress.unit % SAMPLES_EVERY == 1:
+            self.console.print(f"Sampled in round {phase.round}, step {progress.unit}:")
+            samples_table(info["samples"], loop.rules.codec.decode).show(self.console)
+        if is_done:
             self._show_outcome(loop, phase)
 
     def _show_outcome(self, loop: Method, phase: Phase) -> None:
@@ -268,27 +239,20 @@ class Display:
                 self.console.print(Text(text), soft_wrap=True)
 
 
-class Items:
-    """So many of so many things are done, with the time left. Use it as a context manager."""
+class Items(Line):
+    """So many of so many things are done, with the time left."""
 
     def __init__(
         self, console: Console, what: str, total: int, *, time_of: Callable[[], float] = time.monotonic
     ) -> None:
+        super().__init__(console, time_of)
         self.what, self.total, self.done = printable(what), total, 0
-        self._time_of = time_of
-        self._started = time_of()
-        self._line = Line(console, time_of)
-
-    def __enter__(self) -> Items:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._line.close()
 
     def advance(self, n: int = 1) -> None:
         self.done += n
-        left = _left((self._time_of() - self._started) * (self.total - self.done) / self.done)
-        self._line.show(self.done / self.total, f"{self.what} {self.done}/{self.total}  {left}")
+        left = (self._time_of() - self._begun) * (self.total - self.done) / self.done
+        text = f"{self.what} {self.done}/{self.total}  {timedelta(seconds=round(left))} left"
+        self.show(self.done / self.total, text)
 
 
 def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -302,11 +266,3 @@ def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _figures(info: Mapping[str, Any]) -> str:
     figures = "  ".join(form.format(info[name]) for name, form in FIGURES.items() if info.get(name) is not None)
     return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures
-
-
-def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"

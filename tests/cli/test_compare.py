@@ -261,7 +261,7 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--against", "em", "--task", "random_numbers"], ["--against: random_numbers has figures instead"]),
         (["--budget", "10"], ["--budget 10", "trajectories="]),
         (["--budget", "trajectories=10"], ["--budget: too few"]),
-        (["--variants", "nowhere.yaml"], ["--variants nowhere.yaml", "no such file"]),
+        (["--variants", "nowhere.yaml"], ["--variants nowhere.yaml", "No such file"]),
         (["--set", "grppo:policy_gradient.kl=1"], ["--set grppo:policy_gradient.kl=1", "Did you mean 'grpo'?"]),
         (["--set", "e_step.stepz=3"], ["unknown setting 'e_step.stepz'"]),
         (["--set", "evaluation.size=0"], ["--set: evaluation.size is 0"]),
@@ -272,7 +272,7 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--set", "sft:task=random_numbers"], ["sft: its task is random_numbers", "arithmetic"]),
         (["--task", "arithmetik"], ["unknown task 'arithmetik'", "Did you mean 'arithmetic'?"]),
         (["--task", "arithmetic,random_numbers"], ["--task arithmetic,random_numbers: ", "give one task"]),
-        (["--records", "nowhere.json"], ["--records nowhere.json: no such file"]),
+        (["--records", "nowhere.json"], ["--records nowhere.json: cannot be read", "No such file"]),
         (["--records", __file__], ["test_compare.py: cannot be read"]),
     ],
 )

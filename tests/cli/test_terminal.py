@@ -6,6 +6,7 @@ import errno
 import io
 import unicodedata
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from latent_cot.cli import paired
 from latent_cot.evaluation.outcomes import RIGHT, Difference
 from latent_cot.methods.state import Phase
 from latent_cot.report.tables import Table, bar, figure_table
-from latent_cot.report.terminal import Clock, Display, Items, marked, round_columns, samples_table
+from latent_cot.report.terminal import Display, Items, marked, round_columns, samples_table, time_left
 from latent_cot.run.printable import printable
 
 
@@ -80,21 +81,13 @@ def test_accuracies_stand_beside_those_of_the_round_before() -> None:
 
 
 def test_the_time_left_is_that_of_what_was_measured() -> None:
-    clock = Clock()
-    assert clock.left({"e_step": 3}) is None
-    clock.measured("e_step", 2.0)
-    clock.measured("e_step", 4.0)
-    assert clock.left({"e_step": 3}) == pytest.approx(9.0)
-    clock.measured("m_step", 0.5)
-    assert clock.left({"e_step": 1, "m_step": 4}) == pytest.approx(5.0)
+    assert time_left({"e_step": [2.0, 4.0]}, {"e_step": 3}) == timedelta(seconds=9)
+    assert time_left({"e_step": [2.0, 4.0], "m_step": [0.5]}, {"e_step": 1, "m_step": 4}) == timedelta(seconds=5)
 
 
 def test_phases_not_measured_yet_are_estimated_from_the_others() -> None:
-    clock = Clock()
-    clock.measured("m_step", 1.0)
-    left = clock.left({"e_step": 2, "something-new": 1})
-    assert left is not None
-    assert left > 2.0  # an E-step unit costs more than an M-step unit
+    left = time_left({"m_step": [1.0]}, {"e_step": 2, "something-new": 1})
+    assert left > timedelta(seconds=3)  # an E-step unit costs more than an M-step unit
 
 
 def test_a_table_in_its_other_forms() -> None:
@@ -140,7 +133,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal() -> None:
         for seconds in (1, 1, 60, 1, 120):
             now[0] += seconds
             items.advance(10)
-    assert console.export_text() == "questions 30/100  2:25 left\nquestions 50/100  3:03 left\n"
+    assert console.export_text() == "questions 30/100  0:02:25 left\nquestions 50/100  0:03:03 left\n"
     terminal = Console(width=80, file=io.StringIO(), force_terminal=True)
     with Items(terminal, "questions", 3) as items:
         items.advance(3)
@@ -171,7 +164,7 @@ def test_a_line_that_is_changed_in_place_in_a_notebook(monkeypatch: pytest.Monke
         assert len(shown) == (0 if quiet else 1)
     assert len(updated) == 2, "not at once again"
     assert 'value="0.2500"' in shown[0]["text/html"] and "&lt;b&gt;questions 1/4" in shown[0]["text/html"]
-    assert updated[-1]["text/plain"] == "<b>questions 4/4  0:00 left"
+    assert updated[-1]["text/plain"] == "<b>questions 4/4  0:00:00 left"
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])

@@ -86,7 +86,7 @@ def test_bad_variants(tmp_path: Path, text: str, parts: list[str]) -> None:
 
 
 def test_no_such_variants() -> None:
-    with pytest.raises(UsageError, match=r"--variants ablation: no such file.* Did you mean 'ablations'\?"):
+    with pytest.raises(UsageError, match=r"--variants ablation: cannot be read.* Did you mean 'ablations'\?"):
         plan.read_variants("ablation")
 
 
@@ -124,7 +124,7 @@ def test_a_setting_that_the_budget_contradicts() -> None:
 def test_a_file_that_the_budget_contradicts(tmp_path: Path) -> None:
     file, variant = tmp_path / "f.yaml", Variant("ppo", "ppo", {})
     file.write_text("e_step: {steps: 50}\n")
-    with pytest.raises(UsageError, match=r"ppo: --e-step.steps is 50 in .*f\.yaml, but the budget makes it 112"):
+    with pytest.raises(UsageError, match=r"ppo: --e-step.steps is 50, but the budget makes it 112"):
         configure(variant, 0, [], [], OWN, file=str(file))
     assert configure(variant, 0, [], [], None, file=str(file)).e_step.steps == 50
     file.write_text("# nothing\ne_step:\n")
@@ -400,7 +400,7 @@ def test_all_rows_beside_one_reasoner() -> None:
 
 def test_what_was_asked_other_questions_has_no_difference() -> None:
     others = [*MARKED[:2], marked("sft", 0, asked="b", p="1000"), marked("sft", 1, asked="b", p="1010")]
-    target = paired_difference.Target("em", "p")
+    target = ("em", "p")
     _, sft = paired_difference.differences(others, target)[0]
     assert sft.name == "sft, p" and not sft.splits
     known, _ = paired_difference.differences(MARKED, target)
@@ -410,15 +410,15 @@ def test_what_was_asked_other_questions_has_no_difference() -> None:
 def test_without_a_digest_of_the_questions_there_is_no_difference() -> None:
     """The first question of one record need not be the first of the other."""
     bare = [{**one, "questions": {}} for one in MARKED]
-    found, unknown = paired_difference.differences(bare, paired_difference.Target("em", "p"))
+    found, unknown = paired_difference.differences(bare, ("em", "p"))
     assert (found, unknown) == ([], ["em, q", "em, p", "sft, p", "ppo, q"])
 
 
 def test_rows_of_which_it_is_not_known() -> None:
     old = [*MARKED[:2], record("sft", 0, near=(1, 4)), marked("sft", 1, p="1010")]
-    found, unknown = paired_difference.differences(old, paired_difference.Target("em", None))
+    found, unknown = paired_difference.differences(old, ("em", None))
     assert (found, unknown) == ([], ["sft, p"])
-    assert paired_difference.differences(old, paired_difference.Target("sft", None)) == ([], ["sft, p"])
+    assert paired_difference.differences(old, ("sft", None)) == ([], ["sft, p"])
     with pytest.raises(UsageError, match="'emm' is not compared"):
         paired_difference.parse_target("emm", REASONERS)
     with pytest.raises(UsageError, match="--against ppo:p: the reasoners of ppo are q"):

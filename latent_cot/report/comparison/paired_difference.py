@@ -16,6 +16,10 @@ from latent_cot.report.comparison.records import Record
 from latent_cot.report.tables import Table
 from latent_cot.types import UsageError, did_you_mean
 
+Target = tuple[str, str | None]
+"""Variant and reasoner that rows are compared with; no reasoner: the one of the same name or, where there is none, the
+last one."""
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -38,15 +42,6 @@ class Beside:
         return {**vars(self), "splits": {split: difference.to_json() for split, difference in self.splits.items()}}
 
 
-@dataclass(frozen=True)
-class Target:
-    """What rows are compared with."""
-
-    variant: str
-    reasoner: str | None
-    """None: the one of the same name or, where there is none, the last one."""
-
-
 def parse_target(text: str, reasoners: Mapping[str, Sequence[str]]) -> Target:
     """`VARIANT` or `VARIANT:REASONER`.
 
@@ -60,7 +55,7 @@ def parse_target(text: str, reasoners: Mapping[str, Sequence[str]]) -> Target:
         raise UsageError(f"--against {text}: {variant!r} is not compared.{did_you_mean(variant, reasoners)}")
     if reasoner and reasoner not in reasoners[variant]:
         raise UsageError(f"--against {text}: the reasoners of {variant} are {' and '.join(reasoners[variant])}")
-    return Target(variant, reasoner or None)
+    return variant, reasoner or None
 
 
 def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside], list[str]]:
@@ -73,20 +68,16 @@ def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside]
         for reasoner in record["accuracy"]:
             rows.setdefault((record["variant"], reasoner), {})[record["seed"]] = _marks(record, reasoner)
     known = {row: seeds for row, seeds in rows.items() if all(seeds.values())}
-    targets = [reasoner for variant, reasoner in known if variant == target.variant]
-    unknown = [f"{variant}, {reasoner}" for variant, reasoner in rows if (variant, reasoner) not in known]
-    if not targets or (target.reasoner is not None and target.reasoner not in targets):
-        return [], unknown
+    unknown = [", ".join(row) for row in rows if row not in known]
+    targets = [reasoner for variant, reasoner in known if variant == target[0]]
     found = []
-    for (variant, reasoner), seeds in known.items():
-        other = target.reasoner or (reasoner if reasoner in targets else targets[-1])
-        against = (target.variant, other)
-        common = [seed for seed in seeds if seed in known[against]]
-        if (variant, reasoner) == against or not common:
-            continue
-        by_split = outcomes.differences([seeds[s] for s in common], [known[against][s] for s in common])
-        of_right = {split: figures[RIGHT] for split, figures in by_split.items()}
-        found.append(Beside(variant, reasoner, against, tuple(common), of_right))
+    for (variant, reasoner), seeds in known.items() if targets else ():
+        against = (target[0], target[1] or (reasoner if reasoner in targets else targets[-1]))
+        common = [seed for seed in seeds if seed in known.get(against, ())]
+        if (variant, reasoner) != against and common:
+            by_split = outcomes.differences([seeds[s] for s in common], [known[against][s] for s in common])
+            of_right = {split: figures[RIGHT] for split, figures in by_split.items()}
+            found.append(Beside(variant, reasoner, against, tuple(common), of_right))
     return found, unknown
 
 
@@ -106,8 +97,8 @@ def difference_text(difference: Difference | None) -> str:
     """`+2.5 (-0.1 to +5.1)`, in points of 100."""
     if difference is None or difference.interval_95 is None:
         return "-"
-    low, high = difference.interval_95
-    return f"{100 * difference.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    value, low, high = (f"{100 * x:+.1f}" for x in (difference.value, *difference.interval_95))
+    return f"{value} ({low} to {high})"
 
 
 def table_of(found: Sequence[Beside]) -> Table:

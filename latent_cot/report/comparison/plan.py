@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,15 +13,7 @@ from typing import Any
 
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import (
-    DEFAULT_PRESET,
-    differences,
-    flag,
-    from_dict,
-    load_config,
-    parse_yaml,
-    read_settings,
-)
+from latent_cot.config.settings import differences, flag, from_dict, load_config, parse_yaml, read_settings
 from latent_cot.types import UsageError, did_you_mean
 
 _SHIPPED = resources.files("latent_cot.config") / "presets" / "variants"
@@ -51,8 +45,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        assert self.config.output_dir is not None
-        return Path(self.config.output_dir)
+        return Path(self.config.output_dir or "")
 
     @property
     def name(self) -> str:
@@ -64,15 +57,12 @@ class Run:
 
 def methods(names: Sequence[str]) -> list[Variant]:
     """A variant for each method, with its default settings. Raises UsageError for an unknown one."""
-    for name in names:
-        if name not in METHODS:
-            raise UsageError(f"--methods {name}: there is no such method.{did_you_mean(name, METHODS)}")
-    return [Variant(name, name, {}) for name in names]
+    return [_variant(name, {"method": name}, f"--methods {name}") for name in names]
 
 
 def shipped() -> list[str]:
     """Names of the variant files that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir())
 
 
 def read_variants(source: str) -> list[Variant]:
@@ -81,14 +71,12 @@ def read_variants(source: str) -> list[Variant]:
     Raises UsageError naming the file and the variant.
     """
     where = f"--variants {source}"
+    file = _SHIPPED / f"{source}.yaml" if source in shipped() else Path(source).expanduser()
     try:
-        file = _SHIPPED / f"{source}.yaml" if source in shipped() else Path(source).expanduser()
         text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        why = f"no such file, and none of that name is shipped.{did_you_mean(source, shipped())}"
-        raise UsageError(f"{where}: {why}") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{where}: cannot be read ({error})") from error
+        why = f"cannot be read ({error}), and none of that name is shipped.{did_you_mean(source, shipped())}"
+        raise UsageError(f"{where}: {why}") from error
     record = parse_yaml(text, where)
     if not isinstance(record, Mapping) or not record:
         raise UsageError(f"{where}: must be a mapping of names to {{method: NAME, overrides: {{...}}}}")
@@ -96,15 +84,14 @@ def read_variants(source: str) -> list[Variant]:
 
 
 def _variant(name: str, entry: Any, where: str) -> Variant:
-    if not name or not all(character.isalnum() or character in "-_.+" for character in name) or name[0] == ".":
+    if not re.fullmatch(r"[\w+-][\w+.-]*", name):
         raise UsageError(f"{where}: a variant's name is that of a folder: letters, digits, - _ . +")
-    if not isinstance(entry, Mapping) or not {"method"} <= entry.keys() <= {"method", "overrides"}:
+    overrides = isinstance(entry, Mapping) and (entry.get("overrides") or {})
+    if not isinstance(overrides, Mapping) or not {"method"} <= entry.keys() <= {"method", "overrides"}:
         raise UsageError(f"{where}: write it as {{method: NAME, overrides: {{...}}}}")
-    method, overrides = entry["method"], entry.get("overrides") or {}
+    method = entry["method"]
     if method not in METHODS:
         raise UsageError(f"{where}: there is no method {method!r}.{did_you_mean(str(method), METHODS)}")
-    if not isinstance(overrides, Mapping):
-        raise UsageError(f"{where}: overrides must be a mapping of settings")
     _refuse_set_by_itself(overrides, where)
     return Variant(name, method, overrides)
 
@@ -183,11 +170,10 @@ def configure(
     except UsageError as error:
         raise UsageError(f"{variant.name}: {error}") from error
     for path, value, other in differences(config, scaled):
-        by_flag = any(_names(record, path) for record in records)
-        if by_flag or _names(of_file, path):
+        if any(_names(record, path) for record in (*records, of_file)):
             raise UsageError(
-                f"{variant.name}: {flag(path)} is {value}{'' if by_flag else f' in {file}'}, but the budget makes it "
-                f"{other}; leave it out, or compare with --budget none"
+                f"{variant.name}: {flag(path)} is {value}, but the budget makes it {other}; leave it out, or compare "
+                "with --budget none"
             )
     return scaled
 
@@ -200,23 +186,16 @@ def task_of(records: Sequence[Mapping[str, Any]]) -> str | None:
 def command_of(config: RunConfig, preset: str | None) -> str:
     """The command that does the run again, in its default folder: everything that the preset does not say."""
     words = ["latent-cot", "fit", "--method", config.method]
-    words += ["--preset", preset] if preset not in (None, DEFAULT_PRESET) else []
-    base = load_config(preset, method=config.method, task=config.task)
+    words += ["--preset", preset] if preset else []
     words += ["--task", config.task] if config.task != load_config(preset).task else []
+    base = load_config(preset, method=config.method, task=config.task)
     for path, _, value in differences(base, config):
-        if path not in IGNORED:
-            words += _flag_words(path, value)
+        if isinstance(value, bool):
+            words.append(flag(path) if value else re.sub(r"^--(.*\.)?", r"--\1no-", flag(path)))
+        elif path not in IGNORED:
+            several = itertools.chain(*value.items()) if isinstance(value, Mapping) else value
+            words += [flag(path), *map(str, several if isinstance(value, Mapping | tuple) else [value])]
     return shlex.join(words)
-
-
-def _flag_words(path: str, value: Any) -> list[str]:
-    name = flag(path)
-    if isinstance(value, bool):
-        head, dot, last = name.removeprefix("--").rpartition(".")
-        return [name if value else f"--{head}{dot}no-{last}"]
-    if isinstance(value, Mapping):
-        return [name, *(word for item in value.items() for word in item)]
-    return [name, *map(str, value)] if isinstance(value, tuple) else [name, str(value)]
 
 
 def _names(record: Any, path: str) -> bool:

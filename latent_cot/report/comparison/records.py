@@ -22,23 +22,15 @@ Record = Mapping[str, Any]
 
 MAX_RECORDS_BYTES = 2**27
 
-_KEYS = (
-    *("variant", "seed", "config", "accuracy", "metrics", "command"),
-    *("budget.trajectories", "budget.gradient_steps", "resources.phases"),
-)
-"""What a record must have."""
-
 
 def is_finished(run: Run) -> bool:
     """Whether the run is there and complete. Raises UsageError, naming what differs, if another one is."""
-    if not (run.folder / "config.yaml").exists():
-        return False
-    folder = RunFolder.open(run.folder)
-    if other := _other_settings(folder.config, run, str(run.folder / "config.yaml")):
+    file = run.folder / "config.yaml"
+    if file.exists() and (other := _other_settings(RunFolder.open(run.folder).config, run, str(file))):
         raise UsageError(
             f"{run.folder}: holds a run with other settings ({other}); compare in another --output-dir, or remove it"
         )
-    return (run.folder / "results.json").exists()
+    return file.exists() and (run.folder / "results.json").exists()
 
 
 def read_records(files: Iterable[Path]) -> list[Record]:
@@ -52,8 +44,6 @@ def read_records(files: Iterable[Path]) -> list[Record]:
             runs = json.loads(file.read_bytes())["runs"]
             for run in runs:
                 _check(run)
-        except FileNotFoundError as error:
-            raise UsageError(f"{where}: no such file") from error
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{where}: cannot be read ({error})") from error
         except (KeyError, TypeError, AttributeError) as error:
@@ -65,12 +55,12 @@ def read_records(files: Iterable[Path]) -> list[Record]:
 def _check(run: Any) -> None:
     """Raises an error if a record has not what `table.summarise` and `find_record` read of it, or if what says which
     questions are right is not reasoner -> split -> a "1" or "0" for each."""
-    for keys in _KEYS:
-        functools.reduce(operator.getitem, keys.split("."), run)
-    for of_reasoner in run.get("right", {}).values():
-        for marks in of_reasoner.values():
-            if not isinstance(marks, str) or not set(marks) <= {"0", "1"}:
-                raise TypeError("`right` of ones and zeros")
+    operator.itemgetter("variant", "seed", "config", "accuracy", "metrics", "command")(run)
+    operator.itemgetter("trajectories", "gradient_steps")(run["budget"])
+    run["resources"]["phases"]
+    marks = [marks for of_reasoner in run.get("right", {}).values() for marks in of_reasoner.values()]
+    if not all(isinstance(one, str) and set(one) <= {"0", "1"} for one in marks):
+        raise TypeError("`right` of ones and zeros")
 
 
 def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str]:
@@ -107,22 +97,21 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
     """
     folder = RunFolder.open(run.folder)
     results, about = folder.read_json("results.json"), folder.read_json("run.json")
-    planned = METHODS[run.config.method].planned(run.config)
+    rounds = ((kind, results.get(kind)) for kind in _FIGURES)
+    last = {kind: found[max(found, key=int)] if found else {} for kind, found in rounds}
     return {
         "variant": run.variant,
         "method": run.config.method,
         "seed": run.config.seed,
-        **_in_order(run, {kind: _last(results.get(kind, {})) for kind in _FIGURES}),
+        **_in_order(run, last),
         "questions": results.get("questions", {}),
         "posterior": results["posterior"],
-        "budget": {**results["budget"], "planned": planned._asdict()},
+        "budget": {**results["budget"], "planned": METHODS[run.config.method].planned(run.config)._asdict()},
         "resources": results["resources"],
         "command": command_of(run.config, preset),
         "folder": str(run.folder),
         "config": to_dict(run.config),
-        "versions": about["versions"],
-        "platform": about["platform"],
-        "torch_threads": about["torch_threads"],
+        **{name: about[name] for name in ("versions", "platform", "torch_threads")},
     }
 
 
@@ -135,27 +124,18 @@ def _in_order(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     splits = run.config.evaluation.splits or task.default_splits
     reasoners = METHODS[run.config.method].reasoners(run.config, task.answer_given)
     return {
-        kind: {name: {split: of_kind[name][split] for split in splits} for name in reasoners if name in of_kind}
+        kind: {name: {split: found[kind][name][split] for split in splits} for name in reasoners if name in found[kind]}
         for kind in _FIGURES
-        if (of_kind := found.get(kind)) is not None
+        if kind in found
     }
-
-
-def _last(rounds: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the last round has; nothing if there is none."""
-    found: Mapping[str, Any] = rounds[max(rounds, key=int)] if rounds else {}
-    return found
 
 
 def to_text(found: Mapping[str, Any]) -> str:
     """comparison.json: one line a run, a row or a difference."""
+    line = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
     lines = []
     for key, value in {"generated": "by latent-cot compare: not to be edited", **finite(found)}.items():
         many = isinstance(value, list) and any(isinstance(one, dict) for one in value)
-        text = "[\n" + ",\n".join(map(_one_line, value)) + "\n]" if many else _one_line(value)
-        lines.append(f"{_one_line(key)}: {text}")
+        text = "[\n" + ",\n".join(map(line, value)) + "\n]" if many else line(value)
+        lines.append(f"{line(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _one_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)

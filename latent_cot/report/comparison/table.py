@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from latent_cot.report import plots
+from latent_cot.report.plots import MARKERS, plain
 from latent_cot.report.tables import Table
 from latent_cot.types import Metric
 
@@ -24,16 +25,9 @@ class Mean:
     """Standard deviation over the seeds (n − 1); None with one seed."""
     n: int
     """Questions, of all seeds together."""
-    interval_95: tuple[float, float] | None = None
+    interval_95: tuple[float, float] | None
     """Of an accuracy: Wilson's, of the pooled answers. It tells how well these runs are measured, not how much another
     seed would differ."""
-
-    @classmethod
-    def of(cls, values: Sequence[float | None], n: int, interval: tuple[float, float] | None = None) -> Mean:
-        """Of the values of all seeds; None: undefined."""
-        known = [value for value in values if value is not None]
-        deviation = statistics.stdev(known) if len(known) > 1 else None
-        return cls(statistics.fmean(known) if known else math.nan, deviation, n, interval)
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,12 @@ class Row:
     def name(self) -> str:
         return f"{self.variant}, {self.reasoner}"
 
+    @property
+    def figures(self) -> dict[tuple[str, str], Mean]:
+        """By split and metric; an accuracy's is ""."""
+        found = {(split, name): mean for split, of_split in self.metrics.items() for name, mean in of_split.items()}
+        return found | {(split, ""): mean for split, mean in self.cells.items()}
+
 
 _NOT_TRAINING = ("evaluate", "diagnose", "diagnose_before")
 
@@ -69,40 +69,34 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _row(runs: Sequence[Mapping[str, Any]], reasoner: str) -> Row:
-    phases = [run["resources"]["phases"] for run in runs]
-    cells = {
-        split: _accuracy([run["accuracy"][reasoner][split] for run in runs])
-        for split in runs[0]["accuracy"].get(reasoner, {})
-    }
-    metrics = {
-        split: {name: _metric([run["metrics"][reasoner][split][name] for run in runs]) for name in names}
-        for split, names in runs[0]["metrics"].get(reasoner, {}).items()
-    }
+    first, phases = runs[0], [run["resources"]["phases"] for run in runs]
     return Row(
-        runs[0]["variant"],
+        first["variant"],
         reasoner,
         tuple(run["seed"] for run in runs),
-        cells,
-        metrics,
-        statistics.fmean(run["budget"]["trajectories"] for run in runs),
-        statistics.fmean(run["budget"]["gradient_steps"] for run in runs),
-        statistics.fmean(math.fsum(s for name, s in one.items() if name not in _NOT_TRAINING) for one in phases),
+        {
+            split: _mean([run["accuracy"][reasoner][split] for run in runs])
+            for split in first["accuracy"].get(reasoner, {})
+        },
+        {
+            split: {name: _mean([run["metrics"][reasoner][split][name] for run in runs]) for name in names}
+            for split, names in first["metrics"].get(reasoner, {}).items()
+        },
+        fmean(run["budget"]["trajectories"] for run in runs),
+        fmean(run["budget"]["gradient_steps"] for run in runs),
+        fmean(math.fsum(s for name, s in one.items() if name not in _NOT_TRAINING) for one in phases),
     )
 
 
-def _accuracy(found: Sequence[Mapping[str, Any]]) -> Mean:
+def _mean(figures: Sequence[Mapping[str, Any]]) -> Mean:
+    """Of one figure of each seed: of `Accuracy.to_json()`, or of `Figure.to_json()`, whose value may be None."""
     from latent_cot.evaluation.evaluate import Accuracy
 
-    pooled = Accuracy(sum(one["correct"] for one in found), sum(one["n"] for one in found))
-    return Mean.of([one["accuracy"] for one in found], pooled.n, pooled.interval())
-
-
-def _metric(found: Sequence[Mapping[str, Any]]) -> Mean:
-    return Mean.of([one["value"] for one in found], sum(one["n"] for one in found))
-
-
-def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
+    n = sum(one["n"] for one in figures)
+    key = "accuracy" if "accuracy" in figures[0] else "value"
+    known = [one[key] for one in figures if one[key] is not None]
+    interval = Accuracy(sum(one["correct"] for one in figures), n).interval() if key == "accuracy" else None
+    return Mean(fmean(known) if known else math.nan, stdev(known) if len(known) > 1 else None, n, interval)
 
 
 # -- the table -------------------------------------------------------------------------------------------
@@ -110,14 +104,14 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def table_of(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Table:
     """The splits' accuracies, or their metrics in the task's order, and what training has cost."""
-    columns = {split: [_accuracy_text(row.cells.get(split)) for row in rows] for split in splits_of(rows)}
-    measured = _measured_splits(rows)
-    for split in measured:
-        for name, metric in metrics.items():
-            found = [row.metrics.get(split, {}).get(name) for row in rows]
-            if any(found):
-                title = name if len(measured) == 1 else f"{split}: {name}"
-                columns[title] = [_mean_text(one, metric.format) for one in found]
+    splits = splits_of(rows)
+    columns = {}
+    for place in ((split, name) for split in splits for name in metrics or [""]):
+        found = [row.figures.get(place) for row in rows]
+        if any(found):
+            split, name = place
+            title = split if not name else name if len(splits) == 1 else f"{split}: {name}"
+            columns[title] = [_text(one, metrics[name].format if name else "{:.1f}") for one in found]
     columns |= {
         "trajectories": [f"{row.trajectories:.0f}" for row in rows],
         "gradient steps": [f"{row.gradient_steps:.0f}" for row in rows],
@@ -127,42 +121,31 @@ def table_of(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Table:
 
 
 def splits_of(rows: Sequence[Row]) -> list[str]:
-    """Those with accuracies."""
-    return list(dict.fromkeys(split for row in rows for split in row.cells))
+    """Those that have been tested, in their order."""
+    return list(dict.fromkeys(split for row in rows for split in (*row.cells, *row.metrics)))
 
 
-def _measured_splits(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(split for row in rows for split in row.metrics))
-
-
-def _mean_text(figure: Mean | None, form: str, scale: float = 1.0) -> str:
-    """`0.71 ± 0.02`."""
+def _text(figure: Mean | None, form: str) -> str:
+    """`0.71 ± 0.02`; of an accuracy `95.3 ± 1.2 (94-96)`, in %."""
     if figure is None or math.isnan(figure.mean):
         return "-"
+    scale, between = 1, ""
+    if figure.interval_95 is not None:
+        low, high = figure.interval_95
+        scale, between = 100, f" ({100 * low:.0f}-{100 * high:.0f})"
     spread = "" if figure.deviation is None else f" ± {form.format(scale * figure.deviation)}"
-    return form.format(scale * figure.mean) + spread
-
-
-def _accuracy_text(figure: Mean | None) -> str:
-    """`95.3 ± 1.2 (94-96)`, in %."""
-    text = _mean_text(figure, "{:.1f}", 100)
-    if figure is None or figure.interval_95 is None:
-        return text
-    low, high = figure.interval_95
-    return f"{text} ({100 * low:.0f}-{100 * high:.0f})"
+    return form.format(scale * figure.mean) + spread + between
 
 
 def _caption(rows: Sequence[Row]) -> str:
     """What the cells are."""
-    sizes = {cell.n for row in rows for cell in row.cells.values()}
-    sizes |= {one.n for row in rows for figures in row.metrics.values() for one in figures.values()}
-    least, most = min(sizes, default=0), max(sizes, default=0)
-    n = f"n = {least}" if least == most else f"n = {least} to {most}"
+    sizes = {figure.n for row in rows for figure in row.figures.values()} or {0}
+    n = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
     seeds = max((len(row.seeds) for row in rows), default=0)
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     if any(row.metrics for row in rows):
-        return f"{over}, {n} questions"
-    return f"% right: {over} (95 % interval of the pooled answers), {n}"
+        return f"{over}, n = {n} questions"
+    return f"% right: {over} (95 % interval of the pooled answers), n = {n}"
 
 
 def to_markdown(title: str, tables: Sequence[Table], metrics: Mapping[str, Metric], commands: Mapping[str, str]) -> str:
@@ -191,9 +174,7 @@ def save_plot(
     shown = {point.split for curve in curves for point in curve.points}
     if curves and all(row.cells.keys() == shown for row in rows):
         accuracies = {
-            row.name: {
-                split: {"accuracy": cell.mean, "interval_95": cell.interval_95} for split, cell in row.cells.items()
-            }
+            row.name: {s: {"accuracy": one.mean, "interval_95": one.interval_95} for s, one in row.cells.items()}
             for row in rows
         }
         plots.save_plot(path, curves, accuracies, title)
@@ -204,37 +185,31 @@ def save_plot(
 def _save_panels(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[str, Metric]) -> None:
     """A panel for each split, a point a row: the accuracy with its interval; or the metric of the y axis over that of
     the x axis or, where the task names no such pair, a panel for each metric, with deviations over the seeds."""
-    on = {metric.axis: name for name, metric in metrics.items() if metric.axis is not None}
-    pairs = [(on["x"], on["y"])] if len(on) == 2 else [(name, "") for name in metrics]
-    panels = [(split, "right answers (%)", "") for split in splits_of(rows)]
-    panels += [
-        (split, *pair) for split in dict.fromkeys(split for row in rows for split in row.metrics) for pair in pairs
-    ]
+    on = {metric.axis: name for name, metric in metrics.items()}
+    pairs = [(on["x"], on["y"])] if {"x", "y"} <= on.keys() else [(name, None) for name in metrics or [""]]
+    panels = [(split, *pair) for split in splits_of(rows) for pair in pairs]
     with plots.figure_in(path, 4.6 * len(panels) + 2.0, max(4.0, 0.25 * len(rows) + 1)) as figure:
         for axes, (split, x, y) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for place, row in enumerate(rows):
-                found = {name: _point(one) for name, one in row.metrics.get(split, {}).items()}
-                if split in row.cells:
-                    found[x] = _point(row.cells[split], 100)
-                found[""] = place, [[0.0], [0.0]]
-                if x in found and y in found:
-                    (across, x_error), (up, y_error) = found[x], found[y]
-                    marker, color, name = "osD^vP"[place // 10 % 6], f"C{place % 10}", plots.plain(row.name)
-                    look = {"marker": marker, "color": color, "linestyle": "none", "label": name}
-                    axes.errorbar([across], [up], xerr=x_error, yerr=y_error, **look)
-            axes.set(xlabel=plots.plain(x), ylabel=plots.plain(y), title=plots.plain(split))
+                found = [row.figures.get((split, name)) for name in (x, y) if name is not None]
+                points = [_point(one) for one in found if one is not None]
+                if len(points) < len(found):
+                    continue
+                (across, x_error), (up, y_error) = points if y else (*points, (place, None))
+                look = {"fmt": MARKERS[place // 10 % len(MARKERS)], "color": f"C{place % 10}", "label": plain(row.name)}
+                axes.errorbar([across], [up], xerr=x_error, yerr=y_error, **look)
+            axes.set(xlabel=plain(x or "right answers (%)"), ylabel=plain(y or ""), title=plain(split))
             axes.grid(alpha=0.3)
             if not y:
                 axes.set_yticks([])
                 axes.invert_yaxis()
-        figure.suptitle(plots.plain(title))
+        figure.suptitle(plain(title))
         plots.name_all(figure)
 
 
-def _point(figure: Mean, scale: float = 1.0) -> tuple[float, list[list[float]]]:
-    """Where it is on an axis, and how far the error bar goes below and above it."""
+def _point(figure: Mean) -> tuple[float, list[list[float]]]:
+    """Where it is on an axis, and how far the error bar goes below and above it; of an accuracy in %."""
     if figure.interval_95 is None:
-        spread = scale * (figure.deviation or 0.0)
-        return scale * figure.mean, [[spread], [spread]]
+        return figure.mean, [[figure.deviation or 0.0], [figure.deviation or 0.0]]
     low, high = figure.interval_95
-    return scale * figure.mean, [[max(0.0, scale * (figure.mean - low))], [max(0.0, scale * (high - figure.mean))]]
+    return 100 * figure.mean, [[max(0.0, 100 * (figure.mean - low))], [max(0.0, 100 * (high - figure.mean))]]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from latent_cot.report.web import FORMAT
@@ -20,11 +19,8 @@ FILE = "report-samples.json"
 
 def key(folder: RunFolder, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the samples depend on. Raises UsageError if the run has saved no adapters yet."""
-    saved = folder.adapters()
-    hashes = {}
-    for adapter in ("p", "q"):
-        with (saved / adapter / "adapter_model.safetensors").open("rb") as file:
-            hashes[adapter] = hashlib.file_digest(file, "sha256").hexdigest()
+    files = {adapter: folder.adapters() / adapter / "adapter_model.safetensors" for adapter in ("p", "q")}
+    hashes = {adapter: hashlib.sha256(file.read_bytes()).hexdigest() for adapter, file in files.items()}
     return {"format": FORMAT, "adapters": hashes, "settings": dict(settings)}
 
 
@@ -34,15 +30,12 @@ def load(folder: RunFolder, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
         kept = folder.read_json(FILE)
     except UsageError:
         return None
-    if not isinstance(kept, dict) or kept.get("key") != wanted or not isinstance(kept.get("samples"), dict):
-        return None
-    samples: dict[str, Any] = kept["samples"]
-    return samples
+    found: dict[str, Any] | None = kept["samples"] if isinstance(kept, dict) and kept.get("key") == wanted else None
+    return found
 
 
-def store(folder: RunFolder, wanted: Mapping[str, Any], samples: Mapping[str, Any]) -> Path:
-    """Keep them; returns the file. Raises UsageError if the folder cannot be written."""
-    path = folder.path / FILE
+def store(folder: RunFolder, wanted: Mapping[str, Any], samples: Mapping[str, Any]) -> None:
+    """Keep them. Raises UsageError if the folder cannot be written."""
     # ASCII: no lone surrogate of a model's text can spoil the file.
-    write_text(path, json.dumps({"key": wanted, "samples": samples}, allow_nan=False, separators=(",", ":")) + "\n")
-    return path
+    text = json.dumps({"key": wanted, "samples": samples}, allow_nan=False, separators=(",", ":"))
+    write_text(folder.path / FILE, text + "\n")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -63,12 +64,11 @@ def facts(source: Source, task: Task, folder: RunFolder) -> list[list[str]]:
     """[label, value] pairs: what was run, on what, and what it took."""
     config, d, record = source.config, source.config.data, folder.read_json("run.json")
     results = folder.read_json("results.json") if source.finished else {}
-    budget, resources = results.get("budget", {}), results.get("resources", {})
+    budget, resources = results.get("budget"), results.get("resources", {})
     sees = {"question": "the question only, q(Z | X)", "question-and-answer": "the answer, q(Z | X, Y)"}[config.q_sees]
     samples = "q" in source.reasoners or config.q_sees == "question-and-answer"
-    spent = (
-        f"{budget['trajectories']:,} rationales sampled, {budget['gradient_steps']:,} gradient steps" if budget else ""
-    )
+    spent = "{trajectories:,} rationales sampled, {gradient_steps:,} gradient steps"
+    versions = record.get("versions", {})
     found = {
         "task": task.description,
         "method": METHODS[config.method].description + (f"; here q sees {sees}" if samples else ""),
@@ -79,19 +79,13 @@ def facts(source: Source, task: Task, folder: RunFolder) -> list[list[str]]:
         "seed": str(config.seed),
         "status": str(record.get("status")),
         "started": str(record.get("started_at", ""))[:16].replace("T", " "),
-        "time": _duration(resources["seconds"]) if resources else "",
+        "time": f"{timedelta(seconds=round(resources['seconds']))} (h:min:s)" if resources else "",
         "memory": f"{memory / 1e9:.1f} GB at the peak" if (memory := resources.get("peak_memory_bytes")) else "",
-        "training": spent,
+        "training": spent.format(**budget) if budget else "",
         "machine": f"{record.get('platform', '?')}, threads: {record.get('torch_threads', '?')}",
-        "versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     return [[label, value] for label, value in found.items() if value]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 # -- its figures -------------------------------------------------------------------------------------------
@@ -103,31 +97,26 @@ def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]
     Each phase has the columns `round` and `unit`, and those of its figures that are numbers.
     """
     units: dict[str, list[Mapping[str, Any]]] = {}
+    names: dict[str, dict[str, None]] = {}
     for event in events:
         if "unit" in event and event["kind"] != "evaluate":
             units.setdefault(event["kind"], []).append(event)
+            numbers = {name: None for name, value in event.items() if isinstance(value, int | float) and name != "time"}
+            names.setdefault(event["kind"], {"round": None, "unit": None}).update(numbers)
     return {
-        phase: {name: [_rounded(event.get(name)) for event in found] for name in ("round", "unit", *_numbers(found))}
+        phase: {name: [_rounded(event.get(name)) for event in found] for name in names[phase]}
         for phase, found in units.items()
     }
 
 
-def _numbers(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The names of those figures that are numbers."""
-    items = ((name, value) for event in events for name, value in event.items())
-    return list(dict.fromkeys(n for n, value in items if n not in _NOT_FIGURES and isinstance(value, int | float)))
-
-
 def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:
     """How near q was to the posterior: a row a round and `when` ("before" or "after" q's training)."""
-    rows: dict[tuple[int, str], Json] = {}
-    for event in events:
-        if event["kind"] in POSTERIOR:
-            key = (event["round"], POSTERIOR[event["kind"]])
-            # A unit's figures are means over all questions so far: the last one's count.
-            figures = {name: _rounded(value) for name, value in event.items() if name not in _NOT_FIGURES}
-            rows[key] = {"round": key[0], "when": key[1], **figures}
-    return [rows[key] for key in sorted(rows, key=lambda key: (key[0], key[1] == "after"))]
+    # A unit's figures are means over all questions so far: the last one's count.
+    rows = {(event["round"], POSTERIOR[event["kind"]]): event for event in events if event["kind"] in POSTERIOR}
+    return [
+        {"round": number, "when": when, **{n: _rounded(value) for n, value in event.items() if n not in _NOT_FIGURES}}
+        for (number, when), event in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1] == "after"))
+    ]
 
 
 def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence[Example]) -> list[Json]:
@@ -136,38 +125,35 @@ def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence
     `numbers` are those that name the split, such as that of operands, if the task has such splits; `trained`
     tells whether there was a training question with the same numbers.
     """
-    latest: dict[tuple[int, str, str], Mapping[str, Any]] = {}
-    for event in events:
-        if event["kind"] == "evaluate" and "interval_95" in event:
-            latest[event["round"], event["reasoner"], event["split"]] = event
+    latest = {
+        (event["round"], event["reasoner"], event["split"]): event
+        for event in events
+        if event["kind"] == "evaluate" and "interval_95" in event
+    }
     numbers = {split: numbers_of(task, split) for _, _, split in latest}
     names = tuple(dict.fromkeys(name for found in numbers.values() for name in found or ()))
     trained = {tuple(example.meta.get(name) for name in names) for example in training}
     return [
         {
-            "round": number,
-            "reasoner": reasoner,
-            "split": split,
-            "accuracy": event["accuracy"],
-            "n": event["n"],
+            **{name: event[name] for name in ("round", "reasoner", "split", "accuracy", "n")},
             "interval": event["interval_95"],
-            "numbers": (found := numbers[split]),
+            "numbers": (found := numbers[event["split"]]),
             "trained": tuple(map(found.get, names)) in trained if found and training else None,
         }
-        for (number, reasoner, split), event in latest.items()
+        for event in latest.values()
     ]
 
 
 def metrics(events: Iterable[Mapping[str, Any]], task: Task) -> list[Json]:
     """The figures that a task has instead of right answers: a row a round, reasoner, split and metric."""
-    latest: dict[tuple[int, str, str, str], Json] = {}
-    for event in events:
-        for name, found in event.get("metrics", {}).items() if event["kind"] == "evaluate" else ():
+    latest: dict[tuple[Any, ...], Json] = {}
+    for event in (event for event in events if event["kind"] == "evaluate"):
+        for name, found in event.get("metrics", {}).items():
             place = {"round": event["round"], "reasoner": event["reasoner"], "split": event["split"], "metric": name}
             metric = task.metrics.get(name, Metric(""))
             about = {"description": metric.description, "better": metric.better, "text": metric_text(found, metric)}
             figures = {"value": _rounded(found["value"]), "n": found["n"], "interval": found["interval_95"]}
-            latest[event["round"], event["reasoner"], event["split"], name] = {**place, **about, **figures}
+            latest[tuple(place.values())] = {**place, **about, **figures}
     return list(latest.values())
 
 
@@ -187,19 +173,14 @@ def logged(records: Iterable[Json]) -> list[Json]:
     for _, group in groupby(records, itemgetter("round", "phase")):
         found = list(group)
         units = list(dict.fromkeys(record["unit"] for record in found))
-        last = len(units) - 1
-        wanted = {units[round(k * last / (LOGGED_STEPS - 1))] for k in range(LOGGED_STEPS)}
+        wanted = {units[round(k * (len(units) - 1) / (LOGGED_STEPS - 1))] for k in range(LOGGED_STEPS)}
         chosen += [record for record in found if record["unit"] in wanted]
     return [
         {
-            "round": record["round"],
-            "phase": record["phase"],
-            "unit": record["unit"],
-            "question": record["question"],
+            **{name: record[name] for name in ("round", "phase", "unit", "question", "count")},
             "text": segments(record["rationale"]),
             "cut": record["rationale"]["truncated"],
             "log_reward": _rounded(record["log_reward"]),
-            "count": record["count"],
         }
         for record in chosen
     ]
@@ -216,13 +197,11 @@ def segments(rationale: Mapping[str, Any]) -> list[list[str]]:
     for call in rationale["calls"]:
         asked = text.find(call["request"], cursor)
         cursor = cursor if asked < 0 else asked + len(call["request"])
-        if call["result"] is None:
-            continue
-        begin = text.find(call["result"], cursor)
-        if asked < 0 or begin < 0:
-            continue
-        parts += [["own", text[shown:begin]], ["tool", call["result"]]]
-        shown = cursor = begin + len(call["result"])
+        result = call["result"]
+        begin = -1 if result is None or asked < 0 else text.find(result, cursor)
+        if begin >= 0:
+            parts += [["own", text[shown:begin]], ["tool", result]]
+            shown = cursor = begin + len(result)
     parts.append(["own", text[shown:]])
     parts += [["failed", f"{call['request']}: {call['error']}"] for call in rationale["calls"] if call["error"]]
     return [part for part in parts if part[1]]

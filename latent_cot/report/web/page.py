@@ -14,10 +14,9 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from latent_cot.types import UsageError, finite
+from latent_cot.types import finite
 
 LIBRARIES = ("d3.min.js", "plot.umd.min.js")
 """Of `vendor/`, in the order in which they are loaded."""
@@ -44,15 +43,6 @@ def render(report: Mapping[str, Any]) -> str:
     }
     # In one pass, so that nothing that is put in can be taken for a slot.
     return _SLOT.sub(lambda match: slots[match[1]], _read("assets", "report.html"))
-
-
-def write(report: Mapping[str, Any], path: Path) -> None:
-    """Raises UsageError if it cannot be written."""
-    text = render(report)
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UsageError(f"--output {path}: cannot be written ({error}); name another file") from error
 
 
 def island(value: Any) -> str:

@@ -70,7 +70,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def open_(*runs: dict[str, Any], **settings: Any) -> Opened:
         file = tmp_path / f"report-{len(opened)}.html"
-        pages.write(report_of(*runs), file)
+        file.write_text(pages.render(report_of(*runs)), encoding="utf-8")
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
         page = context.new_page()
         one = Opened(file, page, context.new_cdp_session(page))

@@ -107,7 +107,7 @@ def test_facts(folder: RunFolder) -> None:
     assert "time" not in facts
     folder.write_json("results.json", {"resources": {"seconds": 675, "peak_memory_bytes": 3.3e9}})
     facts = dict(collected(folder)["facts"])
-    assert facts["time"] == "11 min 15 s"
+    assert facts["time"] == "0:11:15 (h:min:s)"
     assert facts["memory"] == "3.3 GB at the peak"
 
 

@@ -7,12 +7,10 @@ import hashlib
 import json
 import re
 from importlib import resources
-from pathlib import Path
 
 import pytest
 
 from latent_cot.report.web import page
-from latent_cot.types import UsageError
 from tests.report.web import made_up
 
 PACKAGE = resources.files("latent_cot.report.web")
@@ -76,8 +74,3 @@ def test_libraries_are_as_the_readme_says() -> None:
         assert hashlib.sha256(vendor.joinpath(name).read_bytes()).hexdigest() == digest
         assert vendor.joinpath(f"{name.split('.')[0]}.LICENSE.txt").is_file()
         assert "</script" not in vendor.joinpath(name).read_text(encoding="utf-8").lower()
-
-
-def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--output .*cannot be written"):
-        page.write(made_up.report_of(), tmp_path / "absent" / "report.html")

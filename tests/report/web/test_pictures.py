@@ -21,7 +21,7 @@ def test_all_pictures_are_taken(tmp_path: Path) -> None:
     if CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
     report = tmp_path / "report.html"
-    page.write(made_up.report_of(made_up.large(questions=6, chains=5)), report)
+    report.write_text(page.render(made_up.report_of(made_up.large(questions=6, chains=5))), encoding="utf-8")
     command = [sys.executable, str(ROOT / "docs" / "images" / "make.py"), str(report), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

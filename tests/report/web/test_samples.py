@@ -15,7 +15,7 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.report.web.samples import GREEDY_QUESTIONS, Settings, sample
+from latent_cot.report.web.samples import GREEDY_QUESTIONS, sample
 from latent_cot.types import Rationale
 from tests.loops import CONFIG, make
 from tests.worlds import language_model, prefix_log_rewards, shake
@@ -36,7 +36,7 @@ def made(lm: LanguageModel, config: RunConfig = CONFIG, **settings: Any) -> tupl
     chosen: dict[str, Any] = {"reasoner": "q", "samples": 12, "temperature": 1.0, "seed": 0, **settings}
     questions = {"validation": loop.data.validation[:3], "test": loop.tests["test"][:2]}
     before = {name: weight.detach().clone() for name, weight in lm.parameters("p").items()}
-    found = sample(loop, questions, Settings(**chosen))
+    found = sample(loop, questions, **chosen)
     with torch.no_grad():  # p is reset in the end
         for name, weight in lm.parameters("p").items():
             weight.copy_(before[name])
