@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import repeat, takewhile
 
 import numpy as np
 import torch
@@ -193,17 +193,10 @@ class _Row:
 def _paths(tree: TokenTree, nodes: np.ndarray, shared: int) -> Iterator[_Row]:
     """Cut a tree into paths, each as long as it will go: a node's first child goes on with its path, every
     other child begins one of its own. A path sees itself and the way that leads to it."""
-    path_of: dict[int, list[int]] = {}
-    continued: set[int] = set()
+    paths: dict[int, list[int]] = {}  # by their last node
     for node in range(shared, len(tree)):
-        parent = tree.parents[node]
-        if parent in path_of and parent not in continued:
-            continued.add(parent)
-            path_of[node] = path_of[parent]
-        else:
-            path_of[node] = []
-        path_of[node].append(node)
-    for path in {id(path): path for path in path_of.values()}.values():
+        paths[node] = [*paths.pop(tree.parents[node], []), node]
+    for path in sorted(paths.values()):
         before = tree.path(tree.parents[path[0]])
         mask = np.ones((len(path), len(before) + len(path)), dtype=bool)
         mask[:, len(before) :] = np.tri(len(path), dtype=bool)
@@ -236,11 +229,8 @@ def shared_prefix(sequences: Sequence[Sequence[Hashable]]) -> int:
     of its own."""
     if len(sequences) < 2:
         return 0
-    shared = 0
-    for tokens in zip(*(sequence[:-1] for sequence in sequences), strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared += 1
+    columns = zip(*(sequence[:-1] for sequence in sequences), strict=False)
+    shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
     return shared if shared >= _SHORTEST_PREFIX else 0
 
 
@@ -258,9 +248,8 @@ def _trunk(tree: TokenTree) -> list[tuple[int, int]]:
 
 def micro_batches(trees: Sequence[TokenTree], max_tokens: int) -> list[list[int]]:
     """Indices of trees in groups of similar size, each of at most `max_tokens` if padded (or one tree)."""
-    order = sorted(range(len(trees)), key=lambda i: (len(trees[i]), i))
     batches: list[list[int]] = []
-    for i in order:
+    for i in sorted(range(len(trees)), key=lambda i: len(trees[i])):
         if batches and len(trees[i]) * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(i)
         else:
