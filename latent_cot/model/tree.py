@@ -74,12 +74,10 @@ class TokenTree:
 
 def ancestor_mask(tree: TokenTree) -> np.ndarray:
     """(L, L) bool: entry (i, j) is True if j is i or one of its ancestors."""
-    size = len(tree)
-    mask = np.zeros((size, size), dtype=bool)
+    mask = np.eye(len(tree), dtype=bool)
     for node, parent in enumerate(tree.parents):
         if parent >= 0:
-            mask[node] = mask[parent]
-        mask[node, node] = True
+            mask[node] |= mask[parent]
     return mask
 
 
@@ -205,10 +203,8 @@ def _paths(tree: TokenTree, nodes: np.ndarray, shared: int) -> Iterator[_Row]:
 
 def _block(rows: Sequence[_Row], *, own_keys: bool = False) -> tuple[Block, np.ndarray]:
     """Rows side by side, and which of the queries, flattened, are no padding."""
-    most = max(len(row.queries) for row in rows)
     wide = -(-max(len(row.keys) for row in rows) // _KEY_MULTIPLE) * _KEY_MULTIPLE
-    if own_keys:
-        most = wide
+    most = wide if own_keys else max(len(row.queries) for row in rows)
     queries = np.empty((len(rows), most), dtype=np.int64)
     keys = np.empty((len(rows), wide), dtype=np.int64)
     attention = np.zeros((len(rows), most, wide), dtype=bool)

@@ -76,9 +76,9 @@ def check_model(configs: Sequence[RunConfig]) -> None:
 
 def check_phases(loops: Sequence[Method]) -> None:
     """Raises UsageError, naming the settings, if the phases of the tasks differ."""
+    names = ("method", "q_sees", "rounds", "every_round", "fine_tune", "e_step.steps")
     for loop in loops[1:]:
         if loop.phases != loops[0].phases:
-            names = ("method", "q_sees", "rounds", "every_round", "fine_tune", "e_step.steps")
             _refuse_difference("phases", loops[0].config, loop.config, names)
 
 

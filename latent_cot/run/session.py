@@ -142,11 +142,13 @@ class Running:
             raise UsageError(f"{folder.path}: is finished, and its checkpoints are gone; {remedy}")
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
         self.session, self.folder, self.on_unit = session, folder, on_unit
-        self._training = _digest(session.data)
+        # What is saved refers to training examples by their place: they must be the same, in the same order.
+        parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
+        self._training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
         if checkpoint is not None and checkpoint.state.get("training", self._training) != self._training:
             remedy = f"restore them ({session.config.data.train_file or session.task.name}), or start again"
             raise UsageError(f"{checkpoint.path}: the training data are not those that this run began with; {remedy}")
-        self.loop = _make_loop(session, checkpoint)
+        self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
         self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
         self._lap = self._saved = time.monotonic()
@@ -369,19 +371,11 @@ def state_in(checkpoint: Checkpoint) -> State:
         raise UsageError(f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); {remedy}") from error
 
 
-def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Method:
-    if checkpoint is None:
-        return session.loop()
+def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
     loop.load_state_dict(checkpoint.state)
     _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
     return loop
-
-
-def _digest(data: TaskData) -> str:
-    """What is saved refers to training examples by their place: they must be the same, in the same order."""
-    parts = (data.demonstrations, data.unlabelled, data.validation)
-    return digest([number, e.x, e.y, e.z, e.answer] for number, part in enumerate(parts) for e in part)
 
 
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
