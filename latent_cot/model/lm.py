@@ -334,12 +334,10 @@ class LanguageModel:
 
         `attention_mask` (B, past + n) is 0 where padded, `position_ids` (B, n).
         """
-        given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids}
+        given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": True}
         given[self.capabilities.cache_argument] = cache
         with self.accelerator.autocast():
-            return features_of(model, self.capabilities.linear_head, use_cache=True, input_ids=input_ids, **given)[
-                :, -1
-            ]
+            return features_of(model, self.capabilities.linear_head, input_ids=input_ids, **given)[:, -1]
 
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""

@@ -230,12 +230,6 @@ def shared_prefix(sequences: Sequence[Sequence[Hashable]]) -> int:
     return shared if shared >= _SHORTEST_PREFIX else 0
 
 
-def n_distinct(trees: Sequence[TokenTree]) -> int:
-    """The tokens that `flatten` gives, less those of no tree."""
-    shared = shared_prefix([_trunk(tree) for tree in trees])
-    return sum(map(len, trees)) - shared * (len(trees) - 1)
-
-
 def _trunk(tree: TokenTree) -> list[tuple[int, int]]:
     """(token, position) of a tree up to the node behind which it branches."""
     line = next((node for node, parent in enumerate(tree.parents) if parent != node - 1), len(tree))

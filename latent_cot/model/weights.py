@@ -127,10 +127,9 @@ def licence(folder: Path) -> str | None:
 
     if provenance(folder).get("hub_id") == HUB_ID:
         return LICENCE
-    try:
-        found = ModelCard.load(folder / "README.md").data.license if (folder / "README.md").is_file() else None
-    except ValueError:  # no YAML, or none that is a model card's
-        return None
+    found = None
+    with contextlib.suppress(OSError, ValueError):  # no card, no YAML, or none that is a model card's
+        found = ModelCard((folder / "README.md").read_text(encoding="utf-8")).data.license
     return found if isinstance(found, str) else None
 
 

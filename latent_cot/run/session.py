@@ -167,8 +167,7 @@ class Running:
         found = next(self._units, None)
         if found is None:
             return False
-        (phase, info), unit = found, self.loop.state.unit
-        seconds = self._cost["phases"]
+        (phase, info), unit, seconds = found, self.loop.state.unit, self._cost["phases"]
         seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - started
         place = {"round": phase.round, "unit": unit}
         self.folder.log(phase.name, **place, **{key: value for key, value in info.items() if key != "samples"})
@@ -241,9 +240,8 @@ class Running:
 
     def _spent(self) -> dict[str, Any]:
         """What the run has cost up to now, with what it had cost before it was resumed."""
-        now = time.monotonic()
-        self._cost["seconds"] += now - self._lap
-        self._lap = now
+        before, self._lap = self._lap, time.monotonic()
+        self._cost["seconds"] += self._lap - before
         self._cost["peak_memory_bytes"] = max(self._cost["peak_memory_bytes"], peak_memory_bytes())
         return self._cost
 
@@ -315,14 +313,9 @@ def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tup
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """PEFT's configuration of an adapter."""
-    targets = settings.target_modules
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
-        task_type="CAUSAL_LM",
-    )
+    rank, alpha, dropout, targets = settings.rank, settings.alpha, settings.dropout, settings.target_modules
+    modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
 
 
 def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
