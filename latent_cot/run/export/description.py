@@ -119,8 +119,8 @@ def _prompt(
     prompts = [loop.test_text(reasoner, example) for example in examples]
     texts = (prompts[0], first.question, first.answer or "")
     prompt, question, answer = (text.replace("{", "{{").replace("}", "}}") for text in texts)
-    before, _, after = prompt.rpartition(question)
-    head, _, tail = after.rpartition(answer)
+    before, _, after = prompt.rpartition(question or "\0")
+    head, _, tail = after.rpartition(answer or "\0")  # which is in no prompt
     forms: list[tuple[str, list[str], str | tuple[str, str]]] = [
         (f"{before}{{question}}{after}", ["question"], first.question),
         (f"{before}{{question}}{head}{{answer}}{tail}", ["question", "answer"], (first.question, first.answer or "")),
