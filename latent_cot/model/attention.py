@@ -94,8 +94,8 @@ def tree_attention(
         inverse = layout.cell_of if len(layout.blocks) == 1 else None
         own = inverse if block.own_keys else None
         taken = ((q, block.queries, inverse), (k, block.keys, own), (v, block.keys, own))
-        rows = (_take(*one).transpose(1, 2) for one in taken)
-        outputs.append(attend(*rows, block.attention, scale).transpose(1, 2).flatten(0, 1))
+        some_q, some_k, some_v = (_take(*one).transpose(1, 2) for one in taken)
+        outputs.append(attend(some_q, some_k, some_v, block.attention, scale).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.cell_of)[None], None
 
 

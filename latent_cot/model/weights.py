@@ -129,7 +129,7 @@ def licence(folder: Path) -> str | None:
         return LICENCE
     found = None
     with contextlib.suppress(OSError, ValueError):  # no card, no YAML, or none that is a model card's
-        found = ModelCard((folder / "README.md").read_text(encoding="utf-8")).data.license
+        found = ModelCard((folder / "README.md").read_text(encoding="utf-8")).data.to_dict().get("license")
     return found if isinstance(found, str) else None
 
 
