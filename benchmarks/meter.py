@@ -25,7 +25,7 @@ from benchmarks.machine import Machine, synchronise
 from latent_cot.methods import e_step
 from latent_cot.model.kv_cache import KVCache, SlotLayer
 from latent_cot.model.lm import LanguageModel
-from latent_cot.model.tree import TokenTree, n_distinct
+from latent_cot.model.tree import TokenTree, flatten
 from latent_cot.rationales import batch
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
@@ -105,7 +105,7 @@ class Meter:
     # -- counting --------------------------------------------------------------------------------------
 
     def _hidden(self, _: LanguageModel, model: nn.Module, trees: Sequence[TokenTree]) -> None:
-        tokens = n_distinct(trees)
+        tokens = len(flatten(trees).rows.unique())  # the trees' common beginning is there once
         if self._part == "update":
             self._add(tokens, tokens * (4 * self.weights + 6 * self.lora_weights))
         else:

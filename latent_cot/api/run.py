@@ -211,7 +211,8 @@ class Run:
         if reasoner is not None:
             self.source.require(reasoner)
         sweeps = [self.task.sweep(pattern) for pattern in ([split] if isinstance(split, str) else split)]
-        training = reasoners.training_questions(self.source, reasoners.training_data(self.source, self.task))
+        data = reasoners.training_data(self.source, self.task)
+        training = [*data.demonstrations, *data.unlabelled]
         splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
         curves = [Curve.of(sweep, training) for sweep in sweeps]
         points = {

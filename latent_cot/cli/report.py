@@ -87,7 +87,7 @@ def run(argv: Sequence[str]) -> int:
     shown = []
     for one in runs:
         data = reasoners.training_data(one.source, one.task)
-        training = reasoners.training_questions(one.source, data)
+        training = [*data.demonstrations, *data.unlabelled]
         found = logs.collect(one.source, one.folder, one.task, training)
         questions = {} if options.no_model else _questions(one, options, data.validation, training)
         shown.append({**found, "samples": _samples(one, options, questions, console) if questions else None})

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latent_cot.model import attention
@@ -22,9 +23,7 @@ from latent_cot.model.tree import TokenTree, flatten, linear_paths
 Trees = Literal["flat", "masked", "paths"]
 
 
-def run_trees(
-    model: PreTrainedModel, trees: Sequence[TokenTree], kind: Trees = "flat", *, linear_head: bool
-) -> torch.Tensor:
+def run_trees(model: PreTrainedModel, trees: Sequence[TokenTree], kind: Trees = "flat", *, linear_head: bool) -> Tensor:
     """(nodes, H) hidden states, or logits, at the nodes of `trees`, run in one of the ways of `Capabilities.trees`."""
     if kind == "paths":
         return _run_paths(model, trees, linear_head)
@@ -34,17 +33,12 @@ def run_trees(
         mask = attention.lay_out(batch, model)
     else:
         mask = attention.additive(batch.visible()[None, None].to(device), model.dtype)
-    features = features_of(
-        model,
-        linear_head,
-        input_ids=batch.input_ids[None].to(device),
-        position_ids=batch.position_ids[None].to(device),
-        attention_mask=mask,
-    )
+    ids, places = (row[None].to(device) for row in (batch.input_ids, batch.position_ids))
+    features = features_of(model, linear_head, input_ids=ids, position_ids=places, attention_mask=mask)
     return features[0].index_select(0, batch.rows.to(device))
 
 
-def _run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: bool) -> torch.Tensor:
+def _run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: bool) -> Tensor:
     """(nodes, H) hidden states, or logits, at the nodes of `trees`, each leaf's path run by itself."""
     paths = linear_paths(trees)
     offsets = [sum(map(len, trees[:t])) for t in range(len(trees) + 1)]
@@ -54,8 +48,7 @@ def _run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: 
     where = torch.empty(offsets[-1], dtype=torch.long)
     for row, (t, path) in enumerate(paths):
         size = len(path)
-        ids[row, :size] = torch.tensor(trees[t].tokens)[path]
-        places[row, :size] = torch.tensor(trees[t].positions)[path]
+        ids[row, :size], places[row, :size] = torch.tensor([trees[t].tokens, trees[t].positions])[:, path]
         mask[row, :size] = 1
         where[offsets[t] + torch.tensor(path)] = row * longest + torch.arange(size)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
@@ -65,10 +58,10 @@ def _run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: 
     return features.flatten(0, 1)[where.to(features.device)]
 
 
-def features_of(model: PreTrainedModel, linear_head: bool, *, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
+def features_of(model: PreTrainedModel, linear_head: bool, *, use_cache: bool = False, **inputs: Any) -> Tensor:
     """(B, n, H) hidden states of the last layer or, without a linear head, (B, n, V) logits."""
     output = (model.base_model if linear_head else model)(use_cache=use_cache, **inputs)
-    features: torch.Tensor = output.last_hidden_state if linear_head else output.logits
+    features: Tensor = output.last_hidden_state if linear_head else output.logits
     return features
 
 
@@ -107,24 +100,19 @@ class Capabilities:
         expected = run_trees(model, [tree], "paths", linear_head=False)
 
         linear_head = False
-        head = model.get_output_embeddings()
-        if head is not None:
-            try:
-                hidden = run_trees(model, [tree], "paths", linear_head=True)
-                # The same numbers went into it: what soft-capping changes may be less than what bf16 rounds elsewhere.
-                linear_head = close(head(hidden), expected, tolerance=3e-3)
-            except (AttributeError, TypeError, RuntimeError):
-                linear_head = False
+        with suppress(AttributeError, TypeError, RuntimeError):
+            hidden = run_trees(model, [tree], "paths", linear_head=True)
+            # The same numbers went into it: what soft-capping changes may be less than what bf16 rounds elsewhere.
+            linear_head = close(cast("nn.Module", model.get_output_embeddings())(hidden), expected, tolerance=3e-3)
         second = TokenTree()
         second.extend(-1, tokens[5:8])
         both = [tree, second]
         expected = run_trees(model, both, "paths", linear_head=False)
 
         def right(kind: Trees) -> bool:
-            try:
+            with suppress(TypeError, ValueError, RuntimeError, AttributeError, IndexError):
                 return close(run_trees(model, both, kind, linear_head=False), expected)
-            except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-                return False
+            return False
 
         trees: Trees = "masked" if right("masked") else "paths"
         if attention.install(model):
@@ -161,11 +149,11 @@ def some_tokens(model: PreTrainedModel, n: int) -> list[int]:
     return torch.randint(model.config.get_text_config().vocab_size, (n,), generator=generator).tolist()
 
 
-def is_half(x: torch.Tensor) -> bool:
+def is_half(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16)
 
 
-def close(a: torch.Tensor, b: torch.Tensor, tolerance: float | None = None) -> bool:
+def close(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
     """Equal up to rounding; a wrong mask, position or scale is far off."""
     if tolerance is None:
         tolerance = 0.05 if is_half(b) else 1e-3

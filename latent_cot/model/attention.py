@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
@@ -41,7 +41,7 @@ def uninstall(model: PreTrainedModel) -> None:
     model.set_attn_implementation("sdpa")
 
 
-def lay_out(trees: FlatTrees, model: PreTrainedModel) -> torch.Tensor:
+def lay_out(trees: FlatTrees, model: PreTrainedModel) -> Tensor:
     """The attention mask, (1, 1, 1, N), with which to call `model` for a pass over `trees`.
 
     A mask of four dimensions is handed on to the attention function as it is. This one has the trees as an attribute
@@ -60,14 +60,14 @@ def lay_out(trees: FlatTrees, model: PreTrainedModel) -> torch.Tensor:
 
 def tree_attention(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attention of query (1, H, N, D), key and value (1, H or fewer, N, D); returns (1, N, H, D)."""
     plain = not any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -77,17 +77,11 @@ def tree_attention(
         if plain and attention_mask is not None and scores <= _MOST_SCORES and not dropout:
             return _attend_behind(query, key, value, attention_mask, scale).transpose(1, 2), None
         key, value = behind_beginning(key), behind_beginning(value)
-    if (
-        query.shape[2] == 1
-        and layout is None
-        and query.device.type == "cpu"
-        and plain
-        and attention_mask is not None
-        and not dropout
-    ):
-        return _attend_decoding(query, key, value, attention_mask, scale).transpose(1, 2), None
     if layout is None:
-        output: torch.Tensor = sdpa_attention_forward(
+        decodes = query.shape[2] == 1 and query.device.type == "cpu" and plain and not dropout
+        if decodes and attention_mask is not None:
+            return _attend_decoding(query, key, value, attention_mask, scale).transpose(1, 2), None
+        output: Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )[0]
         return output, None
@@ -99,25 +93,18 @@ def tree_attention(
         # With a single block its queries, and perhaps its keys, are all nodes, each once.
         inverse = layout.cell_of if len(layout.blocks) == 1 else None
         own = inverse if block.own_keys else None
-        o = attend(
-            _take(q, block.queries, inverse).transpose(1, 2),
-            _take(k, block.keys, own).transpose(1, 2),
-            _take(v, block.keys, own).transpose(1, 2),
-            block.attention,
-            scale,
-        )
-        outputs.append(o.transpose(1, 2).flatten(0, 1))
+        taken = ((q, block.queries, inverse), (k, block.keys, own), (v, block.keys, own))
+        some_q, some_k, some_v = (_take(*one).transpose(1, 2) for one in taken)
+        outputs.append(attend(some_q, some_k, some_v, block.attention, scale).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.cell_of)[None], None
 
 
-def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask that is added to scores: 0 where `seen` is True, else the lowest number there is."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
-def _attend_decoding(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
+def _attend_decoding(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """`attend` of one query a row. The products do not copy a cache's buffer that is taken as a whole, and the softmax
     is fast on rows of whole vectors."""
     columns = key.shape[2]
@@ -129,9 +116,7 @@ def _attend_decoding(
     return attend(query, wide_key, wide_value, mask, scale)
 
 
-def _attend_behind(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
+def _attend_behind(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """`attend` to a beginning that all rows share, and to what each has behind it.
 
     The queries of all rows are one matrix, whose products with the beginning's keys and values read these once.
@@ -148,7 +133,7 @@ def _attend_behind(
     lowest = torch.finfo(mask.dtype).min
     own_mask = nn.functional.pad(mask[..., shared:], (0, key.shape[2] - columns), value=lowest)
 
-    def with_first(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    def with_first(x: Tensor, first: Tensor) -> Tensor:
         """x (R, G, n, m) times first (G, m, l), the rows of a group as one matrix."""
         product = torch.matmul(x.transpose(0, 1).reshape(groups, -1, x.shape[3]), first)
         return product.view(groups, rows, -1, first.shape[2]).transpose(0, 1)
@@ -165,9 +150,7 @@ def _attend_behind(
     return output.view(rows, heads, width, size)
 
 
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Softmax attention of query (R, H, Q, D) over key and value (R, G, K, D), G dividing H, under `mask`.
 
     On a CPU torch's fused kernel is slow for short sequences and slower still in its backward pass (measured at
@@ -186,11 +169,11 @@ def attend(
     return torch.matmul(weights.to(value.dtype), value).view(rows, heads, width, size)
 
 
-def _take(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor | None) -> torch.Tensor:
+def _take(x: Tensor, index: Tensor, inverse: Tensor | None) -> Tensor:
     """x[index] for x (N, ...) and index (R, L)."""
     if inverse is None or not (x.requires_grad and torch.is_grad_enabled()):
         return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
-    return cast("torch.Tensor", _Gather.apply(x, index, inverse))
+    return cast("Tensor", _Gather.apply(x, index, inverse))
 
 
 class _Gather(torch.autograd.Function):
@@ -198,11 +181,11 @@ class _Gather(torch.autograd.Function):
     the gradient is a gather too, and not an addition of scattered rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradients[0].flatten(0, 1).index_select(0, inverse), None, None

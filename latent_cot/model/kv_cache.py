@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -37,14 +38,14 @@ class SlotLayer(DynamicLayer):
         super().__init__()
         self.beginning, self._apart = beginning, apart
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    _key_buffer: torch.Tensor
-    _value_buffer: torch.Tensor
+    keys: Tensor
+    values: Tensor
+    _key_buffer: Tensor
+    _value_buffer: Tensor
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append columns (rows, heads, n, size); returns what attention is to see."""
         start = self.columns
         self.lazy_initialization(key_states, value_states)
@@ -63,35 +64,29 @@ class SlotLayer(DynamicLayer):
         """Columns of a row, with those of the beginning."""
         return self.columns + (self.beginning.columns if self.beginning else 0)
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Begin with empty buffers for keys and values such as these."""
         if self.is_initialized:
             return
         self.dtype, self.device = key_states.dtype, key_states.device
-        self._key_buffer = key_states.new_empty(0, key_states.shape[1], 0, key_states.shape[3])
-        self._value_buffer = value_states.new_empty(0, value_states.shape[1], 0, value_states.shape[3])
-        self.keys, self.values = self._key_buffer, self._value_buffer
+        self.keys, self.values = self._key_buffer, self._value_buffer = key_states[:0, :, :0], value_states[:0, :, :0]
         self.is_initialized = True
 
     @property
     def columns(self) -> int:
         return int(self.keys.shape[2]) if self.is_initialized else 0
 
-    @property
-    def rows(self) -> int:
-        return int(self.keys.shape[0]) if self.is_initialized else 0
-
-    def rearrange(self, index: torch.Tensor, moved: torch.Tensor, rows: int) -> None:
+    def rearrange(self, index: Tensor, moved: Tensor, rows: int) -> None:
         """Make row `moved[k]` a copy of row `index[k]`, all at once, and keep the first `rows` rows."""
         keys, values = self.keys[index], self.values[index]
-        self._show(max(rows, self.rows), self.columns)
+        self._show(max(rows, len(self.keys)), self.columns)
         self.keys[moved], self.values[moved] = keys, values
         self._show(rows, self.columns)
 
     def join(self, other: SlotLayer) -> None:
         """Add the other's rows, which have no more columns; they end at the last column."""
-        rows, start = self.rows, self.columns - other.columns
-        self._show(rows + other.rows, self.columns)
+        rows, start = len(self.keys), self.columns - other.columns
+        self._show(rows + len(other.keys), self.columns)
         for own, new in ((self.keys, other.keys), (self.values, other.values)):
             own[rows:, :, :start] = 0  # masked out, but 0 times whatever was there must not be NaN
             own[rows:, :, start:] = new
@@ -99,7 +94,7 @@ class SlotLayer(DynamicLayer):
     def drop_columns(self, n: int) -> None:
         """Forget the first `n` columns."""
         keys, values = self.keys[:, :, n:].clone(), self.values[:, :, n:].clone()
-        self._show(self.rows, self.columns - n)
+        self._show(len(self.keys), self.columns - n)
         self.keys[:], self.values[:] = keys, values
 
     def _show(self, rows: int, columns: int) -> None:
@@ -138,8 +133,7 @@ class KVCache(DynamicCache):
     def rearrange(self, sources: Sequence[int], device: torch.device) -> None:
         """Let row i be what row `sources[i]` was; there are `len(sources)` rows then."""
         everything = torch.tensor(sources, device=device)
-        moved = torch.tensor([row for row, source in enumerate(sources) if row != source], device=device)
-        moved = moved.long()
+        moved = (everything != torch.arange(len(sources), device=device)).nonzero()[:, 0]
         index = everything[moved]
         for layer in self.layers:
             if isinstance(layer, SlotLayer):
@@ -163,18 +157,18 @@ class KVCache(DynamicCache):
         return cast("list[SlotLayer]", self.layers)
 
 
-def beginning_of(states: torch.Tensor) -> torch.Tensor | None:
+def beginning_of(states: Tensor) -> Tensor | None:
     """The keys or values (1, heads, columns, size) behind which a `SlotLayer`'s go on, if they are kept apart."""
     return getattr(states, "beginning", None)
 
 
-def behind_beginning(states: torch.Tensor) -> torch.Tensor:
+def behind_beginning(states: Tensor) -> Tensor:
     """A `SlotLayer`'s keys or values with those of their beginning in front, copied for each row."""
     beginning = beginning_of(states)
     return states if beginning is None else torch.cat([beginning.expand(states.shape[0], -1, -1, -1), states], 2)
 
 
-def with_spare_columns(states: torch.Tensor) -> torch.Tensor:
+def with_spare_columns(states: Tensor) -> Tensor:
     """A `SlotLayer`'s keys or values (rows, heads, columns, size) with the columns behind them, to be masked out, up to
     the next multiple of `COLUMNS_AT_ONCE`.
 
@@ -188,7 +182,7 @@ def with_spare_columns(states: torch.Tensor) -> torch.Tensor:
     return states.as_strided((rows, heads, wide, size), states.stride(), states.storage_offset())
 
 
-def _larger(buffer: torch.Tensor, shown: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+def _larger(buffer: Tensor, shown: Tensor, rows: int, columns: int) -> Tensor:
     larger = buffer.new_zeros(rows, buffer.shape[1], columns, buffer.shape[3])
     larger[: shown.shape[0], :, : shown.shape[2]] = shown
     return larger

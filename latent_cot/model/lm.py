@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,20 +22,13 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from latent_cot.model import architecture
 from latent_cot.model import lora as lora_layer
-from latent_cot.model.architecture import (
-    Capabilities,
-    close,
-    features_of,
-    is_half,
-    run_trees,
-    some_tokens,
-    table_of_positions,
-)
+from latent_cot.model.architecture import Capabilities, close, features_of, run_trees, some_tokens
 from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.packed import PackedLinear, pack_linear
 from latent_cot.model.processes import Processes
@@ -75,15 +68,14 @@ class LanguageModel:
     ) -> None:
         self.accelerator = accelerator or Accelerator(cpu=True)
         self.processes = Processes(self.accelerator)
+        self.device: torch.device = self.accelerator.device
         self.tokenizer = tokenizer
-        base.requires_grad_(False)
-        base.eval()
-        base.to(self.accelerator.device)
+        base.requires_grad_(False).eval().to(self.device)
         self.capabilities = Capabilities.of(base)
         self._refuse_without_cache(base)
         self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
         self._base_head = base.get_output_embeddings()
-        self.max_positions = table_of_positions(base)
+        self.max_positions = architecture.table_of_positions(base)
         """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
         as rotary ones, and a longer text is only one of a length that it was not trained with."""
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
@@ -99,12 +91,11 @@ class LanguageModel:
         if isinstance(self._base.get_output_embeddings(), LoraLayer):
             raise ValueError("the output layer cannot be adapted; leave it out")
         # Found once: going through all modules takes longer than the optimiser's step.
-        self._adapted: list[tuple[str, Any]] = [
-            (name, module) for name, module in self._base.named_modules() if isinstance(module, LoraLayer)
-        ]
+        modules = self._base.named_modules()
+        self._adapted: list[tuple[str, Any]] = [(name, one) for name, one in modules if isinstance(one, LoraLayer)]
         for name, layer in self._adapted:
             of_base = layer.get_base_layer()
-            if ".base_layer" in name or not isinstance(getattr(of_base, "weight", None), torch.Tensor):
+            if ".base_layer" in name or not isinstance(getattr(of_base, "weight", None), Tensor):
                 raise ValueError(f"{name} is a {type(of_base).__name__}, which is no linear layer; name those that are")
             if isinstance(layer, LoraLinear):
                 lora_layer.fuse(layer)
@@ -113,15 +104,9 @@ class LanguageModel:
         self._checkpointed = _checkpoint_layers(self._base) if gradient_checkpointing else []
         for model in self._copies.values():
             for name, _ in self._adapted:
-                packed = pack_linear(model.get_submodule(name))
-                if packed is not None:
+                if (packed := pack_linear(model.get_submodule(name))) is not None:
                     model.set_submodule(name, packed)
             self._share_frozen(model)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.accelerator.device
-        return device
 
     # -- adapters ------------------------------------------------------------------------------------
 
@@ -176,8 +161,7 @@ class LanguageModel:
                 weight.zero_()
             else:
                 bound = 1 / weight.shape[-1] ** 0.5  # peft's own kaiming_uniform(a=√5)
-                noise = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
-                weight.copy_(noise)
+                weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
         self._fresh.discard(adapter)
 
     def save_adapter(self, adapter: Weights, folder: Path) -> None:
@@ -199,14 +183,11 @@ class LanguageModel:
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{file}: cannot be read ({error}); the file is damaged or was cut short") from error
         own = get_peft_model_state_dict(self.peft, adapter_name=adapter)
-        shapes = {name: tuple(weight.shape) for name, weight in own.items()}
-        theirs = {name: tuple(weight.shape) for name, weight in state.items()}
+        shapes, theirs = ({(name, tuple(w.shape)) for name, w in one.items()} for one in (own, state))
         if shapes != theirs:
-            wrong = min(set(shapes.items()) ^ set(theirs.items()))
-            raise UsageError(
-                f"{file}: an adapter of another model, or of other LoRA settings (first difference: {wrong[0]} "
-                f"of shape {wrong[1]}); give the --model and --lora settings it was trained with"
-            )
+            wrong = min(shapes ^ theirs)
+            difference = f"of another model, or of other LoRA settings (first: {wrong[0]} of shape {wrong[1]})"
+            raise UsageError(f"{file}: an adapter {difference}; give the --model and --lora settings of its training")
         set_peft_model_state_dict(self.peft, state, adapter_name=adapter)
         self._fresh.discard(adapter)
 
@@ -253,10 +234,8 @@ class LanguageModel:
             for name, layer in self._adapted:
                 weight = lora_layer.merged_weight(layer, adapter)
                 target: Any = model.get_submodule(name)
-                if isinstance(target, PackedLinear):
-                    target.pack(weight)
-                else:
-                    target.weight.copy_(weight)
+                put = target.pack if isinstance(target, PackedLinear) else target.weight.copy_
+                put(weight)
             self._fresh.add(adapter)
         return model
 
@@ -281,13 +260,12 @@ class LanguageModel:
             cache.rearrange(sources, self.device)
             ids, seen = torch.cat([ids[sources], tokens], 1), nn.functional.pad(seen[sources], (0, 1), value=1)
             last = self.decode_step(base, tokens, seen, seen.cumsum(1)[:, -1:] - 1, cache)
+            head = self.capabilities.linear_head
             with self.accelerator.autocast():
-                alone = [
-                    features_of(base, self.capabilities.linear_head, input_ids=row[mask.bool()][None])[:, -1]
-                    for row, mask in zip(ids, seen, strict=True)
-                ]
+                rows = [row[mask.bool()][None] for row, mask in zip(ids, seen, strict=True)]
+                alone = [features_of(base, head, input_ids=row)[:, -1] for row in rows]
             # Behind three tokens a whole network may amplify what bf16 rounds, to some 6 %.
-            same = close(last, torch.cat(alone), tolerance=0.25 if is_half(last) else None)
+            same = close(last, torch.cat(alone), tolerance=0.25 if architecture.is_half(last) else None)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             same, reason = False, str(error)
         if not same:
@@ -304,14 +282,12 @@ class LanguageModel:
         rest = ids[:, 2:].expand(2, -1)
         self.decode_step(base, ids[:, :2], seen[:1, :2], ids[:, :2], first)
         found = []
-        for apart in (False, True):
-            cache = KVCache(base.config, first, apart=apart)
-            try:
+        with suppress(AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            for apart in (False, True):
+                cache = KVCache(base.config, first, apart=apart)
                 self.decode_step(base, rest[:, :2], seen[:, :4], rest[:, :2], cache)
                 found.append(self.decode_step(base, rest[:, 2:], seen, rest[:, 2:], cache))
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
-                return False
-        return close(found[1], found[0])
+        return len(found) == 2 and close(found[1], found[0])
 
     def _share_frozen(self, model: PreTrainedModel) -> None:
         """Let a copy hold only the adapted weights itself; all others are the base model's own."""
@@ -323,29 +299,24 @@ class LanguageModel:
 
     # -- forward passes ------------------------------------------------------------------------------
 
-    def hidden(self, model: PreTrainedModel, trees: Sequence[TokenTree]) -> torch.Tensor:
+    def hidden(self, model: PreTrainedModel, trees: Sequence[TokenTree]) -> Tensor:
         """(nodes, H) final hidden states at the nodes of `trees`, tree after tree.
 
         For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
         """
-        if self.max_positions is not None:
-            longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
-            if longest > self.max_positions:
-                raise UsageError(
-                    f"--model: a text of {longest} tokens (positions that --augmentation.gap-share leaves out count) "
-                    f"is longer than the model's {self.max_positions}; give shorter questions or rationales, or "
-                    "another model"
-                )
+        longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
+        if self.max_positions is not None and longest > self.max_positions:
+            length = f"{longest} tokens (positions that --augmentation.gap-share leaves out count)"
+            limit = f"the model's {self.max_positions}; give shorter texts, or another model"
+            raise UsageError(f"--model: a text of {length} is longer than {limit}")
         kind, window = self.capabilities.trees, self.capabilities.window
-        if window is not None:
-            # Some models count the columns of a row from each other, whatever its mask says of them.
-            lengths = [len(tree) if kind == "masked" else max(tree.positions, default=0) + 1 for tree in trees]
-            longest = sum(lengths) if kind == "masked" else max(lengths, default=0)
-            kind = "paths" if longest > window else kind
+        # Some models count the columns of a row from each other, whatever its mask says of them.
+        if window is not None and (sum(map(len, trees)) if kind == "masked" else longest) > window:
+            kind = "paths"
         with self.accelerator.autocast():
             return run_trees(model, trees, kind, linear_head=self.capabilities.linear_head)
 
-    def logits(self, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """(n, V), or (n, len(ids)), float32 logits at n hidden states: of all tokens, or of `ids` only."""
         if not self.capabilities.linear_head:
             return (hidden if ids is None else hidden[:, ids]).float()
@@ -357,25 +328,16 @@ class LanguageModel:
         return (logits if ids is None or copied else logits[:, ids]).float()
 
     def decode_step(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        cache: KVCache,
-    ) -> torch.Tensor:
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: KVCache
+    ) -> Tensor:
         """(B, H) hidden state (see `hidden`) after the last of `input_ids` (B, n); extends `cache`.
 
         `attention_mask` (B, past + n) is 0 where padded, `position_ids` (B, n).
         """
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-        }
-        inputs[self.capabilities.cache_argument] = cache
+        given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": True}
+        given[self.capabilities.cache_argument] = cache
         with self.accelerator.autocast():
-            return features_of(model, self.capabilities.linear_head, use_cache=True, **inputs)[:, -1]
+            return features_of(model, self.capabilities.linear_head, input_ids=input_ids, **given)[:, -1]
 
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""
@@ -388,7 +350,7 @@ def _checkpoint_layers(base: PreTrainedModel) -> list[nn.Module]:
     Raises ValueError if the architecture does not support it.
     """
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers: list[nn.Module] = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [one for one in base.modules() if isinstance(one, GradientCheckpointingLayer)]
     for layer in layers:
         for name, value in list(vars(layer).items()):
             if "dropout" in name and isinstance(value, float):  # of its own, which training mode would switch on

@@ -11,21 +11,20 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from torch import nn
+from torch import Tensor, nn
 
 
 def fuse(layer: LoraLinear) -> None:
     """Let a PEFT layer take the short way whenever it may."""
     plain = layer.forward
 
-    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         active = layer.active_adapters
         adapter = active[0]
         if (
             args
             or kwargs
             or len(active) != 1
-            or layer.merged
             or layer.disable_adapters
             or not _is_plain(layer, adapter)
             or getattr(layer.lora_dropout[adapter], "p", 0.0) > 0
@@ -33,20 +32,20 @@ def fuse(layer: LoraLinear) -> None:
             return plain(x, *args, **kwargs)
         base = layer.get_base_layer()
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        weight = cast("torch.Tensor", base.weight)
+        weight = cast("Tensor", base.weight)
         flat = x.to(weight.dtype).flatten(0, -2)
-        output = cast("torch.Tensor", _LoraLinear.apply(flat, weight, base.bias, a, b, layer.scaling[adapter]))
+        output = cast("Tensor", _LoraLinear.apply(flat, weight, base.bias, a, b, layer.scaling[adapter]))
         return output.view(*x.shape[:-1], -1)  # not in the function: nobody may then write into what it returns
 
     layer.forward = forward  # type: ignore[method-assign]
 
 
 @torch.no_grad()
-def merged_weight(layer: Any, adapter: str) -> torch.Tensor:
+def merged_weight(layer: Any, adapter: str) -> Tensor:
     """W + s B A of a PEFT layer, in the type of W."""
-    weight: torch.Tensor = layer.get_base_layer().weight
+    weight: Tensor = layer.get_base_layer().weight
     if not _is_plain(layer, adapter) or weight.dtype == torch.float32:
-        delta: torch.Tensor = layer.get_delta_weight(adapter)
+        delta: Tensor = layer.get_delta_weight(adapter)
         return (weight.to(delta.dtype) + delta).to(weight.dtype)
     # One product that is rounded once, rather than one in fp32 (ten times the time) and two passes over memory.
     a, b = (factor[adapter].weight.to(weight.dtype) for factor in (layer.lora_A, layer.lora_B))
@@ -57,7 +56,6 @@ def _is_plain(layer: Any, adapter: str) -> bool:
     """W and A and B are all there is to it."""
     return (
         type(layer.get_base_layer()) is nn.Linear
-        and not layer.fan_in_fan_out
         and not layer.use_dora.get(adapter, False)
         and not layer.lora_bias.get(adapter, False)
     )
@@ -68,14 +66,8 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
         low_a, low_b = a.to(x.dtype), b.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):  # all is of the weight's type already
             low = x @ low_a.T
@@ -85,13 +77,11 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, a, b = ctx.saved_tensors
         (g,) = gradients
         back = (g @ b).mul_(ctx.scaling)  # (n, r)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (g @ weight).addmm_(back, a)
+        grad_x = (g @ weight).addmm_(back, a) if ctx.needs_input_grad[0] else None
         grad_a = (back.T @ x).to(ctx.dtypes[0])
         grad_b = (g.T @ low).mul_(ctx.scaling).to(ctx.dtypes[1])
         return grad_x, None, None, grad_a, grad_b, None

@@ -92,10 +92,9 @@ class AdapterOptimiser:
             self._skipped += 1
         self.adam.zero_grad(set_to_none=True)
         if self._skipped >= MAX_SKIPPED:
-            raise UsageError(
-                f"training has come apart: the gradients of {self._skipped} steps in a row are infinite or no numbers; "
-                f"start again with a lower learning rate (here {self.schedule.peak})"
-            )
+            why = f"the gradients of {self._skipped} steps in a row are infinite or no numbers"
+            remedy = f"start again with a lower learning rate (here {self.schedule.peak})"
+            raise UsageError(f"training has come apart: {why}; {remedy}")
         return norm
 
 
@@ -120,8 +119,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
                 raise ValueError(f"parameter {index} has another shape")
         optimizer.load_state_dict(saved)
     except (ValueError, IndexError) as error:
-        raise UsageError(
-            f"{file}: another optimiser's state ({error}); resume with the model and the --lora settings of the run"
-        ) from error
+        remedy = "resume with the model and the --lora settings of the run"
+        raise UsageError(f"{file}: another optimiser's state ({error}); {remedy}") from error
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise UsageError(f"{file}: cannot be read ({error}); restore it, or start the run again") from error

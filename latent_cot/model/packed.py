@@ -11,7 +11,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class PackedLinear(nn.Module):
@@ -27,13 +27,13 @@ class PackedLinear(nn.Module):
         """Torch cannot copy a packed weight, and need not: `pack` puts another in its place."""
         return copy.copy(self)
 
-    def pack(self, weight: torch.Tensor) -> None:
+    def pack(self, weight: Tensor) -> None:
         """Take over a weight (out, in)."""
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(..., out) for x (..., in), without gradients."""
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return output
 
 

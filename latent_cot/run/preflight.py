@@ -14,11 +14,9 @@ from latent_cot.types import Example, Task, TaskData, Tool, UsageError
 
 def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
     """Raises UsageError if the longest question leaves no room for a rationale of `chosen` tokens within `limit`."""
-    if limit is None:
-        return
     texts = sorted((example.x for example in examples), key=len)[-3:]  # the longest in characters may not be in tokens
     longest = max((len(codec.encode_prompt(text)) for text in texts), default=0)
-    if longest + chosen > limit:
+    if limit is not None and longest + chosen > limit:
         raise UsageError(too_long(longest, chosen, limit))
 
 
@@ -37,27 +35,22 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
             candidates = task.candidates(example)
             if candidates is not None and example.answer is not None and example.answer not in candidates:
                 raise UsageError(f"{name_of(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
-    fewer = {part: len(examples) for part, examples in parts.items() if len(examples) < getattr(asked, part)}
-    if not fewer:
-        return []
-    return ["There are " + ", ".join(f"{n} of {getattr(asked, part)} {part}" for part, n in fewer.items()) + "."]
+    fewer = [f"{len(e)} of {n} {part}" for part, e in parts.items() if len(e) < (n := getattr(asked, part))]
+    return [f"There are {', '.join(fewer)}."] if fewer else []
 
 
 def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -> None:
     """Raises UsageError for a tool that no chain of the task could call."""
     triggers: dict[str, str] = {}
     for name, tool in zip(names, chain_tools, strict=True):
+        it = f"--rollout.tools {name}: its trigger {tool.trigger!r}"
         if other := triggers.get(tool.trigger):
-            raise UsageError(
-                f"--rollout.tools {name}: its trigger {tool.trigger!r} is that of {other} too; leave one out"
-            )
+            raise UsageError(f"{it} is that of {other} too; leave one out")
         triggers[tool.trigger] = name
         strange = [c for c in tool.trigger if task.allowed_characters is not None and c not in task.allowed_characters]
         if strange:
-            raise UsageError(
-                f"--rollout.tools {name}: its trigger {tool.trigger!r} has {strange[0]!r}, which is not among the "
-                f"characters of a rationale of {task.name}; give the tool another trigger, or leave it out"
-            )
+            which = f"{strange[0]!r}, which is not among the characters of a rationale of {task.name}"
+            raise UsageError(f"{it} has {which}; give the tool another trigger, or leave it out")
 
 
 def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRules) -> list[str]:
@@ -81,8 +74,6 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
     example, answer = examples[wrong[0]], answers[wrong[0]]
     first = f"{example.asked!r} at {answer!r}, not at {example.answer!r}"
     if len(wrong) == len(examples):
-        raise UsageError(
-            f"no demonstration of {task.name} arrives at its own answer: {first}; look at the task's `answer` and "
-            "`grade`, and at the examples' `z` and `answer`"
-        )
+        remedy = "look at the task's `answer` and `grade`, and at the examples' `z` and `answer`"
+        raise UsageError(f"no demonstration of {task.name} arrives at its own answer: {first}; {remedy}")
     return [f"{len(wrong)} of {len(examples)} demonstrations do not arrive at their own answer: {first}."]

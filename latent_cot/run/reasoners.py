@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Task, TaskData, UsageError
+from latent_cot.types import Task, TaskData, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from latent_cot.methods.method import Method
     from latent_cot.model.lm import Adapter
     from latent_cot.run.session import Session
+
+
+_LONGEST_NAME = 96
+"""Of a model on the hub, in characters."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,9 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
     """A run folder if `target` has a config.yaml, else a base model. Raises UsageError for neither, and for a run
     whose configuration names code unless it is `trusted`."""
     path = Path(target).expanduser()
-    try:
-        is_run = (path / "config.yaml").exists()
-    except OSError as error:  # a name that is too long, say
-        raise UsageError(
-            f"{target}: no such folder ({error.strerror}); give the --output-dir of a run, or a model's name on the "
-            "hub or folder"
-        ) from error
-    if is_run:
+    if not os.path.exists(path):  # it takes names of any length
+        _refuse_missing_folder(target, path)
+    if (path / "config.yaml").exists():
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
@@ -85,12 +83,8 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         runs = sorted(str(file.parent) for file in path.glob("[!.]*/seed*/config.yaml"))  # .round-0 is no run
         raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")
     if path.is_dir() and not (path / "config.json").exists():
-        raise UsageError(
-            f"{target}: neither a run (no config.yaml) nor a model (no config.json); give the --output-dir of "
-            "a run, or a model"
-        )
-    if not path.exists():
-        _refuse_missing_folder(target, path)
+        neither = "neither a run (no config.yaml) nor a model (no config.json)"
+        raise UsageError(f"{target}: {neither}; give the --output-dir of a run, or a model")
     config = load_config(task=task)
     config = replace(config, model=target, lora=replace(config.lora, rank=1))
     loaded = tasks.load(config.task)
@@ -114,11 +108,9 @@ def _refuse_missing_folder(target: str, path: Path) -> None:
     """Raises UsageError where `target` can only be meant as a folder, and not as owner/name on the hub: by its form, or
     since there are runs beside it."""
     runs = sorted(file.parent.name for file in path.parent.glob("*/config.yaml")) if path.parent != Path() else []
-    if runs or len(path.parts) > 2 or target[:1] in ("", ".", "~", os.sep):
-        there = f" (in {path.parent}: {', '.join(runs[:8])}{', ...' if runs[8:] else ''})" if runs else ""
-        raise UsageError(
-            f"{target}: no such folder; give the --output-dir of a run{there}, or a model's name on the hub or folder"
-        )
+    if runs or len(path.parts) > 2 or len(target) > _LONGEST_NAME or target[:1] in ("", ".", "~", os.sep):
+        one = f"a run (in {path.parent}: {', '.join(runs[:8])}{', ...' if runs[8:] else ''})" if runs else "a run"
+        raise UsageError(f"{target}: no such folder; give the --output-dir of {one}, or a model's folder or hub name")
 
 
 def load(source: Source, data: TaskData, console: Console) -> Method:
@@ -156,8 +148,3 @@ def shown_data(source: Source, task: Task) -> TaskData:
     waste otherwise."""
     shows = source.config.p_init == "prompt" or source.config.method == "few-shot"
     return training_data(source, task) if shows else TaskData((), (), ())
-
-
-def training_questions(source: Source, data: TaskData) -> Sequence[Example]:
-    """What the reasoners were trained on: nothing, for a base model."""
-    return [] if source.folder is None else [*data.demonstrations, *data.unlabelled]

@@ -129,9 +129,8 @@ class RunFolder:
                 holder = "unknown"  # it has only just got the lock, or is about to end
                 with suppress(OSError):
                     holder = owner.read_text().strip()
-                raise UsageError(
-                    f"{self.path}: in use by another process (pid {holder}); wait for it, or give another --output-dir"
-                ) from error
+                who = f"another process (pid {holder})"
+                raise UsageError(f"{self.path}: in use by {who}; wait for it, or give another --output-dir") from error
         try:
             with _writing(self.path):
                 owner.write_text(f"{os.getpid()} on {platform.node()}\n")
@@ -145,11 +144,23 @@ class RunFolder:
 
     def mark(self, status: Status) -> None:
         """Write run.json: the status, and the versions and machine of this process. `started_at` stays."""
+        import torch  # here: it takes seconds
+
         started = now = _now()
         with suppress(UsageError, KeyError, TypeError):
             started = self.read_json("run.json")["started_at"]
-        record = {"status": status, "seed": self.config.get("seed"), "started_at": started, "updated_at": now}
-        self.write_json("run.json", {**record, **environment()})
+        packages = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
+        record = {
+            "status": status,
+            "seed": self.config.get("seed"),
+            "started_at": started,
+            "updated_at": now,
+            "versions": {"latent_cot": __version__, "python": platform.python_version(), **packages},
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+        }
+        self.write_json("run.json", record)
 
     @contextmanager
     def marking_failure(self) -> Iterator[None]:
@@ -273,9 +284,9 @@ class RunFolder:
         logs = [path for name in (EVENTS, RATIONALES) if (path := self.path / name).exists()]
         sizes = {path.name: path.stat().st_size for path in logs}
         encoded = json.dumps({"log_sizes": sizes, "state": state})
-        folder = self.path / "checkpoints"
-        target = folder / f"{max((int(path.name) for path in self._checkpoints()), default=0) + 1:06d}"
-        with _scratch(folder) as temporary:
+        number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
+        target = self.path / "checkpoints" / f"{number:06d}"
+        with _scratch(target.parent) as temporary:
             write(temporary)
             (temporary / "state.json").write_bytes(encoded.encode("ascii"))
             paths = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -305,10 +316,8 @@ class RunFolder:
             else:
                 yield Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
         if damages and len(damages) == len(self._checkpoints()):
-            raise UsageError(
-                f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. Restore the files, or start "
-                "again in another --output-dir"
-            )
+            remedy = "Restore the files, or start again in another --output-dir"
+            raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")
 
     def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
         """Cut the logs back to where they were at the checkpoint, and drop newer (damaged) checkpoints.
@@ -357,19 +366,6 @@ class Follower(RunFolder):
         """Nothing."""
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine of this process, as JSON."""
-    import torch  # here: it takes seconds
-
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
-    return {
-        "versions": {"latent_cot": __version__, "python": platform.python_version(), **versions},
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-    }
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file at once, and its folder if there is none. Raises UsageError if it cannot be written."""
     with _writing(path):
@@ -415,10 +411,9 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
-        reason, remedy = ("the disk is full", "free space") if full else (str(error), "make it writable")
-        raise UsageError(
-            f"{path}: cannot be written ({reason}); {remedy} and go on with --resume, or give another --output-dir"
-        ) from error
+        reason, do = ("the disk is full", "free space") if full else (str(error), "make it writable")
+        remedy = f"{do} and go on with --resume, or give another --output-dir"
+        raise UsageError(f"{path}: cannot be written ({reason}); {remedy}") from error
 
 
 @contextmanager

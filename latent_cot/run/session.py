@@ -62,9 +62,8 @@ class Session:
 
     def loop(self, data: TaskData | None = None, **arguments: Any) -> Method:
         """The method's loop. `data`: other training examples than the session's own."""
-        method = method_class(self.config.method)
-        data = self.data if data is None else data
-        return method(self.config, self.lm, self.task, data, self.tests, self.rules, self.test_rules, **arguments)
+        given = (self.config, self.lm, self.task, data or self.data, self.tests, self.rules, self.test_rules)
+        return method_class(self.config.method)(*given, **arguments)
 
 
 class Stopped(Exception):
@@ -84,20 +83,15 @@ def open_session(
     """
     task = tasks.load(config.task)
     if not METHODS[config.method].reasoners(config, task.answer_given):
-        raise UsageError(
-            f"--q-sees {config.q_sees}: the tests of {task.name} do not give the answer, which q would have to "
-            f"read, and with --method {config.method} there is nobody else to test; give --q-sees question"
-        )
+        why = f"the tests of {task.name} do not give the answer, which q would have to read, and there is nobody else"
+        raise UsageError(f"--q-sees {config.q_sees}: {why} to test; give --q-sees question")
     names = tool_names(config, task)
     chain_tools = [tools.load(name) for name in names]
-    data = TaskData((), (), ())
-    tests: dict[str, list[Example]] = {}
-    notes: list[str] = []
+    data, tests, notes = TaskData((), (), ()), dict[str, list[Example]](), list[str]()
     if load_data:
         data = task.load(data_request(config))
-        notes += data.notes
         check_tools(task, names, chain_tools)
-        notes += check_examples(task, data, config.data)
+        notes = [*data.notes, *check_examples(task, data, config.data)]
         method_class(config.method).check(config, task, data)
         tests, dropped = test_splits(task, config.evaluation, data)
         notes += dropped
@@ -144,19 +138,17 @@ class Running:
         on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     ) -> None:
         if resume and checkpoint is None and (folder.path / "results.json").exists():
-            raise UsageError(  # it would begin anew, over its own results
-                f"{folder.path}: is finished, and its checkpoints are gone; restore them, or start again in another "
-                "--output-dir"
-            )
+            remedy = "restore them, or start again in another --output-dir"  # it would begin anew, over its results
+            raise UsageError(f"{folder.path}: is finished, and its checkpoints are gone; {remedy}")
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
         self.session, self.folder, self.on_unit = session, folder, on_unit
-        self._training = _digest(session.data)
+        # What is saved refers to training examples by their place: they must be the same, in the same order.
+        parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
+        self._training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
         if checkpoint is not None and checkpoint.state.get("training", self._training) != self._training:
-            raise UsageError(
-                f"{checkpoint.path}: the training data are not those that this run began with; restore them "
-                f"({session.config.data.train_file or session.task.name}), or start again in another --output-dir"
-            )
-        self.loop = _make_loop(session, checkpoint)
+            remedy = f"restore them ({session.config.data.train_file or session.task.name}), or start again"
+            raise UsageError(f"{checkpoint.path}: the training data are not those that this run began with; {remedy}")
+        self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
         self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
         self._lap = self._saved = time.monotonic()
@@ -175,13 +167,11 @@ class Running:
         found = next(self._units, None)
         if found is None:
             return False
-        (phase, info), unit = found, self.loop.state.unit
-        seconds = self._cost["phases"]
+        (phase, info), unit, seconds = found, self.loop.state.unit, self._cost["phases"]
         seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - started
-        figures = {key: value for key, value in info.items() if key != "samples"}
-        self.folder.log(phase.name, round=phase.round, unit=unit, **figures)
-        place = {"round": phase.round, "phase": phase.name, "unit": unit}
-        self.folder.append_rationales({**place, **sample} for sample in info.get("samples", ()))
+        place = {"round": phase.round, "unit": unit}
+        self.folder.log(phase.name, **place, **{key: value for key, value in info.items() if key != "samples"})
+        self.folder.append_rationales({**place, "phase": phase.name, **one} for one in info.get("samples", ()))
         self.on_unit(self.loop, phase, info)
         if self.loop.state.phase == 0 and unit == self.loop.units(phase) and self._round_zero is not None:
             self._keep(self._round_zero)
@@ -250,9 +240,8 @@ class Running:
 
     def _spent(self) -> dict[str, Any]:
         """What the run has cost up to now, with what it had cost before it was resumed."""
-        now = time.monotonic()
-        self._cost["seconds"] += now - self._lap
-        self._lap = now
+        before, self._lap = self._lap, time.monotonic()
+        self._cost["seconds"] += self._lap - before
         self._cost["peak_memory_bytes"] = max(self._cost["peak_memory_bytes"], peak_memory_bytes())
         return self._cost
 
@@ -324,14 +313,9 @@ def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tup
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """PEFT's configuration of an adapter."""
-    targets = settings.target_modules
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
-        task_type="CAUSAL_LM",
-    )
+    rank, alpha, dropout, targets = settings.rank, settings.alpha, settings.dropout, settings.target_modules
+    modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
 
 
 def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
@@ -360,10 +344,8 @@ def _load_model(config: RunConfig, console: Console | None) -> tuple[LanguageMod
     accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision is torch.bfloat16 else "no")
     several = f", in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}{several}: {reason}."
-    model, tokenizer = weights.load_model_and_tokenizer(
-        folder, dtype=precision, trust_remote_code=config.trust_remote_code
-    )
-    lora, checkpointing = lora_config(config.lora), config.gradient_checkpointing
+    lora, trust, checkpointing = lora_config(config.lora), config.trust_remote_code, config.gradient_checkpointing
+    model, tokenizer = weights.load_model_and_tokenizer(folder, dtype=precision, trust_remote_code=trust)
     try:
         lm = LanguageModel(model, tokenizer, lora, accelerator, gradient_checkpointing=checkpointing)
     except ValueError as error:  # PEFT: a target module the model does not have
@@ -378,25 +360,15 @@ def state_in(checkpoint: Checkpoint) -> State:
     try:
         return State.from_json(checkpoint.state["loop"])
     except (KeyError, TypeError, ValueError) as error:  # something is missing, or there is more
-        raise UsageError(
-            f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); use that version "
-            "for this run, or start again in another --output-dir"
-        ) from error
+        remedy = "use that version for this run, or start again in another --output-dir"
+        raise UsageError(f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); {remedy}") from error
 
 
-def _make_loop(session: Session, checkpoint: Checkpoint | None) -> Method:
-    if checkpoint is None:
-        return session.loop()
+def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
     loop.load_state_dict(checkpoint.state)
     _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
     return loop
-
-
-def _digest(data: TaskData) -> str:
-    """What is saved refers to training examples by their place: they must be the same, in the same order."""
-    parts = (data.demonstrations, data.unlabelled, data.validation)
-    return digest([number, e.x, e.y, e.z, e.answer] for number, part in enumerate(parts) for e in part)
 
 
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
@@ -419,12 +391,8 @@ def _describe(session: Session) -> dict[str, Any]:
     """What the figures are figures of."""
     c = session.config
     return {
-        "method": c.method,
-        "task": c.task,
-        "model": c.model,
+        **{name: getattr(c, name) for name in ("method", "task", "model", "seed", "q_sees")},
         "model_source": dict(session.model_source),
-        "seed": c.seed,
-        "q_sees": c.q_sees,
         "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},
         "questions": {split: fingerprint(examples) for split, examples in session.tests.items()},
     }

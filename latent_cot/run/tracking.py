@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from latent_cot.run.printable import printable
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-./ ]")  # MLflow's rule; a split may be calle
 
 OnUnit = Callable[["Method", "Phase", Mapping[str, Any]], None]
 """What `session.run_loop` calls after each unit of work."""
-COLUMNS = ("round", "step", "question", "rationale", "log_reward", "count")
-"""Of a table of rationales that were sampled in a unit."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -94,17 +91,14 @@ class Tracking:
 
     def on_unit(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         """Track a unit of work, just finished, where that was not done before the run was stopped or killed."""
-        step = step_of(loop)
+        # Its place in the whole run, from 1 on: the same when a run is resumed.
+        step = sum(loop.units(one) for one in loop.phases[: loop.state.phase]) + loop.state.unit
         if not self._trackers or step <= self._saved["step"]:
             return
         self._saved["step"] = step
         self.folder.write_json(FILE, self._saved)
-        figures, rows = figures_of(loop, phase, info), rows_of(phase, info, step)
-        if figures:
+        if figures := figures_of(loop, phase, info):
             self._each(lambda tracker: tracker.log(figures, step=step))
-        if rows:
-            name = f"round{phase.round}/{phase.name}/rationales"
-            self._each(lambda tracker: _log_table(tracker, name, rows, step))
 
     def _open(self, name: str) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -125,10 +119,8 @@ class Tracking:
                 if name not in runs or name not in EXTRAS:  # any other begins a new run
                     tracker.store_init_configuration(flat(self.settings))
         except Exception as error:  # each client has its own
-            raise UsageError(
-                f"--track {name}: cannot be started: {first_line(error)}. Put it right, or leave it out, and go on "
-                "with --resume"
-            ) from error
+            remedy = "Put it right, or leave it out, and go on with --resume"
+            raise UsageError(f"--track {name}: cannot be started: {first_line(error)}. {remedy}") from error
         self._trackers[name] = tracker
         identity = {"wandb": lambda: tracker.tracker.id, "mlflow": lambda: tracker.tracker.info.run_id}
         runs[name] = identity[name]() if name in identity else None
@@ -157,11 +149,6 @@ def both(first: OnUnit, second: OnUnit) -> OnUnit:
 # -- what is tracked -------------------------------------------------------------------------------------
 
 
-def step_of(loop: Method) -> int:
-    """The place of the unit just finished in the whole run, from 1 on: the same when a run is resumed."""
-    return sum(loop.units(phase) for phase in loop.phases[: loop.state.phase]) + loop.state.unit
-
-
 def figures_of(loop: Method, phase: Phase, info: Mapping[str, Any]) -> dict[str, float]:
     """Name -> figure of a unit: its own, and those of the round once they are complete. Finite ones only."""
     found: dict[str, Any] = {}
@@ -180,59 +167,25 @@ def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     """What a phase that is complete has found about its round: one point of a curve over rounds."""
     number = str(phase.round)
     if phase.name == "evaluate":
-        accuracy = {
-            f"accuracy/{reasoner}/{split}": one["accuracy"]
-            for reasoner, splits in results["accuracy"].get(number, {}).items()
-            for split, one in splits.items()
-        }
-        metrics = {
-            f"{metric}/{reasoner}/{split}": one["value"]
-            for reasoner, splits in results["metrics"].get(number, {}).items()
+        return {
+            f"{name}/{reasoner}/{split}": one["value"] if kind == "metrics" else one
+            for kind in ("accuracy", "metrics")
+            for reasoner, splits in results[kind].get(number, {}).items()
             for split, found in splits.items()
-            for metric, one in found.items()
+            for name, one in found.items()
+            if kind == "metrics" or name == kind
         }
-        return accuracy | metrics
     when = {"diagnose_before": "before", "diagnose": "after"}.get(phase.name)
     figures = results["posterior"].get(number, {}).get(when, {})
     return {f"posterior/{when}/{name}": value for name, value in figures.items() if name != "n"}
-
-
-def rows_of(phase: Phase, info: Mapping[str, Any], step: int) -> list[list[Any]]:
-    """The rationales that a unit shows, as rows of `COLUMNS`."""
-    return [
-        [phase.round, step, one["question"], one["rationale"]["text"], float(one["log_reward"]), one["count"]]
-        for one in info.get("samples", ())
-    ]
 
 
 def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, str | int | float | bool]:
     """`{"e_step": {"steps": 40}}` as `{"e_step.steps": 40}`; what is no number or truth value is text."""
     found: dict[str, str | int | float | bool] = {}
     for name, value in settings.items():
-        inner = f"{path}{name}"
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{inner}.")
+            found |= flat(value, f"{path}{name}.")
         else:
-            found[inner] = value if isinstance(value, str | int | float | bool) else str(value)
+            found[f"{path}{name}"] = value if isinstance(value, str | int | float | bool) else str(value)
     return found
-
-
-# -- what trackers differ in -----------------------------------------------------------------------------
-
-
-def _log_table(tracker: GeneralTracker, name: str, rows: Sequence[Sequence[Any]], step: int) -> None:
-    """As a table where the tracker has one. A model's text is a cell's content, and never markup."""
-    if tracker.name == "mlflow":
-        import mlflow
-
-        columns = {column: [row[i] for row in rows] for i, column in enumerate(COLUMNS)}
-        mlflow.log_table(columns, artifact_file="rationales.json", run_id=tracker.tracker.info.run_id)
-    elif tracker.name == "tensorboard":
-        tracker.tracker.add_text(name, _markdown(rows), step)
-    elif hasattr(tracker, "log_table"):
-        tracker.log_table(name, columns=list(COLUMNS), data=[list(row) for row in rows], step=step)
-
-
-def _markdown(rows: Sequence[Sequence[Any]]) -> str:
-    """For TensorBoard, which reads text as Markdown with HTML in it: a code block, in which neither means anything."""
-    return "\n".join("    " + "  |  ".join(printable(str(cell)) for cell in row) for row in [COLUMNS, *rows])

@@ -32,18 +32,14 @@ def render(d: Mapping[str, Any], base: Base, merged: bool, hub_name: str | None)
     known = {"d": d, "base": base, "merged": merged, "o": d["outcome"]}
     program = environment.get_template("program.txt").render(**known, model=hub_name or ".").strip()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", program)), default=0))
-    title = _title(d, base, hub_name)
+    title = (hub_name or f"{Path(base.name).name}-{d['task']}-{d['reasoner']}").rpartition("/")[2]
     body = environment.get_template("card.md").render(
         **known, title=title, program=program, fence=fence, figures=_FIGURES, version=__version__
     )
-    return f"---\n{_front_matter(d, base, merged, hub_name)}\n---\n\n{body}\n"
+    return f"---\n{_front_matter(d, base, merged, title)}\n---\n\n{body}\n"
 
 
-def _title(d: Mapping[str, Any], base: Base, hub_name: str | None) -> str:
-    return (hub_name or f"{Path(base.name).name}-{d['task']}-{d['reasoner']}").rpartition("/")[2]
-
-
-def _front_matter(d: Mapping[str, Any], base: Base, merged: bool, hub_name: str | None) -> str:
+def _front_matter(d: Mapping[str, Any], base: Base, merged: bool, title: str) -> str:
     results = [
         EvalResult(
             task_type="text-generation",
@@ -55,16 +51,15 @@ def _front_matter(d: Mapping[str, Any], base: Base, merged: bool, hub_name: str 
         )
         for split, found in d["outcome"]["accuracy"].items()
     ]
-    data: dict[str, Any] = {
-        "license": base.licence,
-        "base_model": base.name if base.on_hub else None,
-        "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["latent-cot", "chain-of-thought", *(["tool-use"] if d["tools"] else [])],
-    }
-    if results:
-        data |= {"model_name": _title(d, base, hub_name), "eval_results": results}
-    return ModelCardData(**data).to_yaml()
+    return ModelCardData(
+        license=base.licence,
+        base_model=base.name if base.on_hub else None,
+        library_name="transformers" if merged else "peft",
+        pipeline_tag="text-generation",
+        tags=["latent-cot", "chain-of-thought", *(["tool-use"] if d["tools"] else [])],
+        model_name=title if results else None,
+        eval_results=results or None,
+    ).to_yaml()
 
 
 def _code(text: object) -> str:

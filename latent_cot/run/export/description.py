@@ -6,6 +6,7 @@ import ast
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,13 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
     """
     sampler = loop.sampler_of(reasoner)
     if sampler not in (None, reasoner):
-        raise UsageError(
-            f"--reasoner {reasoner}: in this run it decides after the rationales of {sampler} and writes none, so that "
-            f"it cannot answer by itself; export {sampler}"
-        )
+        why = f"in this run it decides after the rationales of {sampler} and writes none"
+        raise UsageError(f"--reasoner {reasoner}: {why}, so that it cannot answer by itself; export {sampler}")
     c, rules, codec = loop.config, loop.test_rules, loop.test_rules.codec
     prompt, fields, example = _prompt(loop, reasoner, examples[:_EXAMPLES])
     text = loop.test_text(reasoner, examples[0])
     files = [Path(name.strip()) for name in (c.data.train_file or "").split(",") if name.strip()]
-    candidates = [loop.task.candidates(one) for one in examples[:_EXAMPLES]]
+    candidates, notes = [loop.task.candidates(one) for one in examples[:_EXAMPLES]], loop.data.notes
     # Without a finished run, the weights are those of the newest checkpoint, and may be later than the figures.
     finished = (folder.path / "results.json").exists()
     checkpoint = None if finished else folder.latest()
@@ -80,14 +79,10 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "task": loop.task.name,
         "task_description": loop.task.description,
         "reasoner": reasoner,
-        "method": c.method,
-        "q_sees": c.q_sees,
+        **{name: getattr(c, name) for name in ("method", "q_sees", "seed", "rounds", "trust_remote_code")},
         "own_reward": loop.task.has_own_reward,  # instead of p(X Z Y)
-        "seed": c.seed,
-        "rounds": c.rounds,
         # Of the weights with which it was trained and tested.
         "dtype": str(next(loop.lm.peft.get_base_model().parameters()).dtype).removeprefix("torch."),
-        "trust_remote_code": c.trust_remote_code,
         "prompt": prompt,
         "fields": fields,
         "example": example,
@@ -97,10 +92,7 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "stop_id": codec.stop_id,
         "allowed_characters": loop.task.allowed_characters,
         "forbidden": _forbidden(loop),
-        "granularity": rules.granularity,
-        "step_delimiter": rules.step_delimiter,
-        "min_tokens": rules.min_tokens,
-        "max_tokens": rules.max_tokens,
+        **{name: getattr(rules, name) for name in ("granularity", "step_delimiter", "min_tokens", "max_tokens")},
         "tools": [_tool(tool) for tool in rules.tools],
         "answer": _portable(loop.task, f"task {loop.task.name}", "answer", "text, result"),
         # Answer -> its text behind a chain; none where they differ from question to question.
@@ -109,7 +101,8 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "writes_rationales": sampler is not None,  # else the answer follows the question at once
         "demonstrations": len(loop.data.demonstrations),
         "unlabelled": len(loop.data.unlabelled),
-        "data_notes": [_without_folders(note, files) for note in loop.data.notes],
+        # Where somebody keeps a file is nobody else's business.
+        "data_notes": [reduce(lambda text, file: text.replace(str(file), file.name), files, note) for note in notes],
         "data_files": [path.name for path in files],
         "outcome": {"finished": finished, **_outcome(results, reasoner)},
         "budget": results["budget"],
@@ -124,18 +117,17 @@ def _prompt(
     of one example in, and kept if it gives the prompts of all."""
     first = examples[0]
     prompts = [loop.test_text(reasoner, example) for example in examples]
-    escaped = prompts[0].replace("{", "{{").replace("}", "}}")
-    question = first.question.replace("{", "{{").replace("}", "}}")
-    before, _, after = escaped.rpartition(question)
-    form = f"{before}{{question}}{after}"
-    if question and all(form.format(question=e.question) == p for e, p in zip(examples, prompts, strict=True)):
-        return form, ["question"], first.question
-    head, _, tail = after.rpartition((first.answer or "").replace("{", "{{").replace("}", "}}"))
-    form = f"{before}{{question}}{head}{{answer}}{tail}"
-    if question and all(
-        form.format(question=e.question, answer=e.answer) == p for e, p in zip(examples, prompts, strict=True)
-    ):
-        return form, ["question", "answer"], (first.question, first.answer or "")
+    texts = (prompts[0], first.question, first.answer or "")
+    prompt, question, answer = (text.replace("{", "{{").replace("}", "}}") for text in texts)
+    before, _, after = prompt.rpartition(question or "\0")
+    head, _, tail = after.rpartition(answer or "\0")  # which is in no prompt
+    forms: list[tuple[str, list[str], str | tuple[str, str]]] = [
+        (f"{before}{{question}}{after}", ["question"], first.question),
+        (f"{before}{{question}}{head}{{answer}}{tail}", ["question", "answer"], (first.question, first.answer or "")),
+    ]
+    for found in forms if question else []:
+        if [found[0].format(question=e.question, answer=e.answer) for e in examples] == prompts:
+            return found
     return "{prompt}", ["prompt"], prompts[0]
 
 
@@ -157,10 +149,8 @@ def _tool(tool: Tool) -> dict[str, Any]:
     """A tool that chains call: its `function` is in the Python source `portable`, or is left to the reader to write."""
     function = tool.name.replace("-", "_")
     source = _portable(tool, f"tool {tool.name}", function, "text")
-    blank = (
-        f"def {function}(text: str) -> str | None:\n"
-        f'    raise NotImplementedError("write here what the tool {tool.name} does: the text to put behind `text`")'
-    )
+    todo = f"write here what the tool {tool.name} does: the text to put behind `text`"
+    blank = f'def {function}(text: str) -> str | None:\n    raise NotImplementedError("{todo}")'
     form = {"name": tool.name, "description": tool.description, "trigger": tool.trigger}
     return {**form, "function": function, "portable": source or blank, "is_left_to_write": source is None}
 
@@ -173,16 +163,7 @@ def _portable(owner: object, name: str, function: str, arguments: str) -> str | 
     with suppress(SyntaxError):
         if function in [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]:
             return source
-    raise UsageError(
-        f"{name}: its `portable` must define {function}({arguments}), see the `portable` of types.Task and types.Tool"
-    )
-
-
-def _without_folders(text: str, files: Sequence[Path]) -> str:
-    """Where somebody keeps a file is nobody else's business."""
-    for path in files:
-        text = text.replace(str(path), path.name)
-    return text
+    raise UsageError(f"{name}: its `portable` must define {function}({arguments}), see that of types.Task and .Tool")
 
 
 def _outcome(results: Mapping[str, Any], reasoner: Adapter) -> dict[str, Any]:
