@@ -13,7 +13,7 @@ import torch
 
 from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives import last_state
+from latent_cot.objectives.balance import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_in_batches
 from latent_cot.types import Example, Rationale, Task
 
