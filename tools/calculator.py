@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from operator import add, mul, sub, truediv
 from pathlib import Path
@@ -36,7 +36,12 @@ _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[^ ]")
 _TYPOGRAPHIC = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"})
 # A minus sign of a number that has one already. In `5 - -3` only the second is a number's.
 _SIGNED_TWICE = re.compile(r"(^|[-+*/(] )- -")
-_COMPUTE = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
+_COMPUTE: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: add,
+    ast.Sub: sub,
+    ast.Mult: mul,
+    ast.Div: truediv,
+}
 
 
 class Calculator:
