@@ -377,14 +377,8 @@ def rationale_to_json(rationale: Rationale) -> dict[str, Any]:
 
 
 def rationale_from_json(record: dict[str, Any]) -> Rationale:
-    return Rationale(
-        tokens=tuple(record["tokens"]),
-        policy_mask=tuple(record["policy_mask"]),
-        states=tuple(record["states"]),
-        text=record["text"],
-        truncated=record["truncated"],
-        calls=tuple(ToolCall(**call) for call in record["calls"]),
-    )
+    lists = {name: tuple(record[name]) for name in ("tokens", "policy_mask", "states")}
+    return Rationale(**record | lists | {"calls": tuple(ToolCall(**call) for call in record["calls"])})
 
 
 def finite(value: Any) -> Any:

@@ -9,12 +9,10 @@ from __future__ import annotations
 if not __name__.startswith("latent_cot."):
     raise ImportError(f"this folder is the package latent_cot.tasks, not {__name__!r}: write 'import latent_cot.tasks'")
 
-import importlib
 import pkgutil
-from pathlib import Path
 
 from latent_cot.tools import _user_file
-from latent_cot.types import Task, UsageError, did_you_mean
+from latent_cot.types import Task, UsageError
 
 __all__ = ["load", "names"]
 
@@ -27,22 +25,16 @@ def names() -> list[str]:
 def load(name_or_path: str) -> Task:
     """The built-in task of this name, or the one that a Python file defines.
 
-    A file is meant if the text ends with `.py` or has a slash in it. It is the user's own code and is run.
+    The file, `my_task.py` or `my_task.py:NAME`, is the user's own code and is run.
     Raises UsageError for an unknown name, and for a file that is absent, does not run or holds no task.
     """
-    if name_or_path.endswith(".py") or "/" in name_or_path or "\\" in name_or_path:
-        path = Path(name_or_path).expanduser()
-        if path.suffix != ".py" or not path.is_file():
-            raise UsageError(f"{path}: no such .py file; name one that defines a task, or one of: {', '.join(names())}")
-        module, where = _user_file.run(path), str(path)
-    elif name_or_path in names():
-        module, where = importlib.import_module(f"{__name__}.{name_or_path}"), f"task {name_or_path!r}"
-    else:
-        raise UsageError(
-            f"unknown task {name_or_path!r}.{did_you_mean(name_or_path, names())} "
-            "A task of your own is named by its file, e.g. my_task.py"
-        )
-    task = _user_file.pick(module, where, "task", _is_task)
+    where, task = _user_file.load(
+        __name__,
+        names(),
+        "task",
+        name_or_path,
+        lambda value: isinstance(value, Task) or (isinstance(value, type) and issubclass(value, Task)),
+    )
     if not isinstance(task, Task):
         raise UsageError(f"{where}: {type(task).__name__} is no task; its class has to extend latent_cot.types.Task")
     lacking = [name for name in ("name", "description", "default_splits") if not hasattr(task, name)]
@@ -52,7 +44,3 @@ def load(name_or_path: str) -> Task:
         if not isinstance(getattr(task, member), tuple):
             raise UsageError(f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}")
     return task
-
-
-def _is_task(value: object) -> bool:
-    return isinstance(value, Task) or (isinstance(value, type) and issubclass(value, Task))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from latent_cot.types import Example, Task, UsageError, did_you_mean
@@ -55,6 +57,27 @@ def repeats(examples: Iterable[Example]) -> int:
     """Number of rows whose question occurred in an earlier row."""
     keys = [example.asked for example in examples]
     return len(keys) - len(set(keys))
+
+
+def distinct(examples: Iterable[Example], key: Callable[[Example], Hashable]) -> list[Example]:
+    """The first of the examples that have a key in common, in order."""
+    firsts: dict[Hashable, Example] = {}
+    for example in examples:
+        firsts.setdefault(key(example), example)
+    return list(firsts.values())
+
+
+def distinct_n(texts: Iterable[tuple[Sequence[str], int]], n: int) -> float:
+    """Different n-grams of words as a share of all of them (distinct-n); NaN if there is none.
+
+    Args:
+        texts: each as (its words, how often it was sampled).
+    """
+    grams: Counter[tuple[str, ...]] = Counter()
+    for words, count in texts:
+        for start in range(len(words) - n + 1):
+            grams[tuple(words[start : start + n])] += count
+    return len(grams) / grams.total() if grams else math.nan
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from latent_cot.types import Example, UsageError, did_you_mean
+from latent_cot.types import Example, UsageError, did_you_mean, first_line
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LINE_CHARACTERS = 10_000
@@ -131,17 +131,13 @@ def _hub_rows(source: str, limit: int) -> Iterator[Row]:
                     fields[name] = value[:MAX_LINE_CHARACTERS]
             yield f"{source}, row {number}", fields
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UsageError(f"{source}: cannot be read from the hub: {reason:.300}") from error
+        raise UsageError(f"{source}: cannot be read from the hub: {first_line(error)}") from error
 
 
 def _read_text(path: str) -> str:
     """A UTF-8 file of at most 64 MiB. Raises UsageError."""
-    file = Path(path).expanduser()
     try:
-        if file.is_dir():
-            raise UsageError(f"{path}: a folder; name a .json, .jsonl or .csv file in it")
-        with file.open("rb") as stream:
+        with Path(path).expanduser().open("rb") as stream:
             data = stream.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; check the path") from None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from latent_cot.tasks.common import check_options, share_of
+from latent_cot.tasks.common import check_options, distinct, share_of
 from latent_cot.tasks.files import HUB, Row, examples_of, field, read_rows
 from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError, did_you_mean
 
@@ -26,10 +26,7 @@ class PlainTask(Task):
 
     def _of_row(self, row: Row) -> Example:
         answer = row[1].get("answer")
-        if type(answer) is int:
-            answer = str(answer)
-        elif answer is not None:
-            answer = field(row, "answer", str)
+        answer = str(answer) if type(answer) is int else field(row, "answer", str, required=False)
         example = self.example(field(row, "question", str), answer)
         rationale = field(row, "rationale", str, required=False)
         return example if rationale is None else replace(example, z=rationale)
@@ -53,10 +50,7 @@ class SourceTask(Task):
 
     def usable(self, examples: Sequence[Example]) -> list[Example]:
         """The examples that can be trained and tested with: the first of each question."""
-        firsts: dict[str, Example] = {}
-        for example in examples:
-            firsts.setdefault(example.question, example)
-        return list(firsts.values())
+        return distinct(examples, lambda example: example.question)
 
     def share(self, source: str, share: str) -> list[Example]:
         """The usable examples of a source in a share, in their order. Raises UsageError."""

@@ -10,21 +10,15 @@ from __future__ import annotations
 if not __name__.startswith("latent_cot."):
     raise ImportError(f"import this package as `latent_cot.tools`, not as `{__name__}`")
 
-import importlib
 import pkgutil
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 from latent_cot.tools import _user_file
-from latent_cot.types import Tool, UsageError, did_you_mean
+from latent_cot.types import Tool, UsageError
 
 __all__ = ["FunctionTool", "load", "names", "tool"]
-
-# Greedy, so that the colon of `C:\tools\mine.py` is part of the path.
-_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?", re.DOTALL)
 
 
 @dataclass
@@ -74,26 +68,7 @@ def load(name: str) -> Tool:
 
     Raises UsageError for an unknown name, a missing file, and a file that fails or defines no tool.
     """
-    if name in names():
-        return _picked(importlib.import_module(f"{__name__}.{name}"), f"tools/{name}", None)
-    file = _FILE.fullmatch(name)
-    if file is None:
-        raise UsageError(
-            f"unknown tool {name!r}.{did_you_mean(name, names())}"
-            " A tool of your own is given as a Python file: ./my_tool.py or ./my_tool.py:ClassName."
-        )
-    path = Path(file["path"])
-    if not path.is_file():
-        several = " Several tools are separated by spaces." if "," in str(path) else ""
-        raise UsageError(
-            f"{path}: no such tool file. Give an existing .py file or one of: {', '.join(names())}.{several}"
-        )
-    return _picked(_user_file.run(path), file["path"], file["name"])
-
-
-def _picked(module: ModuleType, where: str, name: str | None) -> Tool:
-    """The tool that a module defines, if it satisfies the protocol."""
-    found = _user_file.pick(module, where, "tool", lambda value: isinstance(value, Tool), name)
+    where, found = _user_file.load(__name__, names(), "tool", name, lambda value: isinstance(value, Tool))
     texts = ("name", "description", "trigger")
     lacking = [member for member in (*texts, "request", "__call__") if not hasattr(found, member)]
     if lacking:

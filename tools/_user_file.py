@@ -1,22 +1,48 @@
-"""A user's own Python file, and the task or tool that a module defines."""
+"""The task or tool of a name: a built-in one, or one of a user's own Python file."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from latent_cot.types import UsageError, did_you_mean
 
+Kind = Literal["task", "tool"]
 
-def pick(
-    module: ModuleType, where: str, kind: Literal["task", "tool"], fits: Callable[[Any], bool], name: str | None = None
-) -> Any:
+# Greedy, so that the colon of `C:\tools\mine.py` is part of the path.
+_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?", re.DOTALL)
+
+
+def load(package: str, known: Sequence[str], kind: Kind, name: str, fits: Callable[[Any], bool]) -> tuple[str, Any]:
+    """Where a task or tool is, for errors, and the object: the one of `package` whose name is `known`, or that of
+    `my_file.py` or `my_file.py:NAME`, as `pick` finds it.
+
+    Raises UsageError for an unknown name, and for a file that is absent, does not run or holds none.
+    """
+    if name in known:
+        where = f"{kind} {name!r}"
+        return where, pick(importlib.import_module(f"{package}.{name}"), where, kind, fits)
+    file = _FILE.fullmatch(name)
+    if file is None:
+        raise UsageError(
+            f"unknown {kind} {name!r}.{did_you_mean(name, known)} A {kind} of your own is given as a Python file: "
+            f"./my_{kind}.py or ./my_{kind}.py:NAME."
+        )
+    path = Path(file["path"]).expanduser()
+    if not path.is_file():
+        several = " Several are separated by spaces." if "," in str(path) else ""
+        raise UsageError(f"{path}: no such {kind} file; name a .py file, or one of: {', '.join(known)}.{several}")
+    return str(path), pick(run(path), str(path), kind, fits, file["name"])
+
+
+def pick(module: ModuleType, where: str, kind: Kind, fits: Callable[[Any], bool], name: str | None = None) -> Any:
     """The object of a module called `name`; else the one called `TASK` or `TOOL`; else the only public one that the
     module itself defines and that `fits`. A class is made without arguments.
 

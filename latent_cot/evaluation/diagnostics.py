@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from latent_cot.model.lm import LanguageModel
-from latent_cot.objectives import pooled_subtb
+from latent_cot.objectives.balance import pooled_subtb
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import balance_of, describe, sample_and_score
 from latent_cot.rationales.chain import ChainRules

@@ -154,27 +154,24 @@ def read_answers(
 ) -> list[list[str | None]]:
     """Read the answer of each question's rationales off them, or let the judge pick the likeliest of the task's
     candidates after each."""
-    found: list[list[str | None]] = []
-    groups: list[Group] = []
-    names: list[list[str]] = []
-    for example, prompt, of_one in zip(examples, prompts, rationales, strict=True):
-        candidates = task.candidates(example)
-        found.append([task.answer(rationale) for rationale in of_one] if candidates is None else [])
-        first, *others = map(rules.codec.encode, (candidates or {"": ""}).values())
-        names.append(list(candidates or ()))
-        groups.append(Group(prompt, of_one, first, others))
-    picked = [g for g, of_one in enumerate(names) if of_one]
+    picked = {g: candidates for g, example in enumerate(examples) if (candidates := task.candidates(example))}
+    found: list[list[str | None]] = [
+        [] if g in picked else [task.answer(rationale) for rationale in of_one] for g, of_one in enumerate(rationales)
+    ]
     if not picked:
         return found
+    groups = []
+    for g, candidates in picked.items():
+        first, *others = map(rules.codec.encode, candidates.values())
+        groups.append(Group(prompts[g], rationales[g], first, others))
+    names = [(g, list(candidates)) for g, candidates in picked.items()]
     with lm.without_adapters() if judge == "base" else nullcontext(lm.merged(judge)) as model:
-        for members, scores in score_in_batches(
-            lm, model, [groups[g] for g in picked], rules.codec, max_tokens=4096, answers_at="end"
-        ):
+        for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=4096, answers_at="end"):
             # Y was scored at the ends only: elsewhere there are zeros, and -inf for a candidate that is not there.
             log_y = torch.cat([scores.log_y[..., None], scores.log_others], -1).sum(1)  # (B, candidates)
             for k, m in enumerate(members):
-                best = log_y[scores.group == k].argmax(-1).tolist()
-                found[picked[m]] = [names[picked[m]][place] for place in best]
+                g, of_question = names[m]
+                found[g] = [of_question[place] for place in log_y[scores.group == k].argmax(-1).tolist()]
     return found
 
 

@@ -8,7 +8,6 @@ loads no torch.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, FiniteFloat, ValidationError
 from scipy.stats import binomtest
 
 from latent_cot.evaluation import intervals
@@ -34,6 +34,15 @@ class Question(NamedTuple):
     split: str
     text: str
     repetition: int
+
+
+class _Record(BaseModel, strict=True):
+    """What is read of a question's line."""
+
+    reasoner: str
+    split: str
+    question: str
+    figures: dict[str, FiniteFloat | None]
 
 
 Outcomes = Mapping[str, Mapping[Question, Mapping[str, float]]]
@@ -118,15 +127,14 @@ def read(path: Path) -> Outcomes:
         raise UsageError(f"{path}: cannot be read ({error}); give a file of latent-cot eval --outcomes") from error
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            reasoner, split, text = (_string(record[name]) for name in ("reasoner", "split", "question"))
-            figures = {name: _number(value) for name, value in record["figures"].items() if value is not None}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            record = _Record.model_validate_json(line)
+        except ValidationError:
             raise UsageError(
                 f"{path}, line {number}: not an outcome; give a file as latent-cot eval --outcomes writes it"
             ) from None
-        place = (reasoner, split, text)
-        found.setdefault(reasoner, {})[Question(split, text, seen[place])] = figures
+        place = (record.reasoner, record.split, record.question)
+        figures = {name: value for name, value in record.figures.items() if value is not None}
+        found.setdefault(record.reasoner, {})[Question(*place[1:], seen[place])] = figures
         seen[place] += 1
     if not found:
         raise UsageError(f"{path}: no outcomes are in it; give a file of latent-cot eval --outcomes")
@@ -180,16 +188,3 @@ def _difference(figure: str, first: np.ndarray, second: np.ndarray) -> Differenc
     p_value = float(binomtest(higher, higher + lower).pvalue) if higher + lower else 1.0
     means = float(first.mean()), float(second.mean())
     return Difference(len(first), *means, between(first - second), higher, lower, p_value)
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _number(value: Any) -> float:
-    number = float(value)
-    if isinstance(value, str) or not math.isfinite(number):
-        raise ValueError
-    return number

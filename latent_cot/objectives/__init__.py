@@ -5,48 +5,17 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from latent_cot.objectives.balance import (
-    Balance,
-    BalanceInfo,
-    below_floor,
-    last_state,
-    log_flow,
-    pooled_subtb,
-    prefix_balance,
-    subtb,
-    temper,
-    trajectory_balance,
-    vargrad,
-)
+from latent_cot.objectives import balance
 
-__all__ = [
-    "COMPLETE_ONLY",
-    "LEARNS_LOG_Z",
-    "LOG_Z_RATE",
-    "OBJECTIVES",
-    "Balance",
-    "BalanceInfo",
-    "Objective",
-    "below_floor",
-    "last_state",
-    "log_flow",
-    "pooled_subtb",
-    "prefix_balance",
-    "subtb",
-    "temper",
-    "trajectory_balance",
-    "vargrad",
-]
-
-Objective = Callable[[Balance], tuple[torch.Tensor, BalanceInfo]]
+Objective = Callable[[balance.Balance], tuple[torch.Tensor, balance.BalanceInfo]]
 """Each question's loss, (G,), and its diagnostics."""
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "subtb": subtb,
-    "pooled-subtb": pooled_subtb,
-    "vargrad": vargrad,
-    "tb": trajectory_balance,
-    "prefix-tb": prefix_balance,
+    "subtb": balance.subtb,
+    "pooled-subtb": balance.pooled_subtb,
+    "vargrad": balance.vargrad,
+    "tb": balance.trajectory_balance,
+    "prefix-tb": balance.prefix_balance,
 }
 
 COMPLETE_ONLY = frozenset({"vargrad", "tb"})

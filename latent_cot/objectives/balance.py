@@ -135,12 +135,9 @@ def pooled_subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
 
     Returns each question's loss, (G,), and its diagnostics.
     """
-    w = b.weight[:, None] * b.states
-    known = w if b.censored is None else w * ~b.censored
+    w, known = _weights(b)
     mean = _group_mean(b.a, known, b.group)
     deviation = _one_sided(b.a - mean[b.group, None], b.censored)
-    # Where all that is known of a question are upper bounds, there is nothing to compare them with.
-    w = w * (_group_mean(torch.ones_like(b.a), known, b.group) > 0)[b.group, None]
     loss = _group_mean(_penalty(deviation, b.huber_delta), w, b.group)
     variance = _group_mean(deviation.detach() ** 2, w, b.group)
     return loss, BalanceInfo(variance, mean.detach())
@@ -198,13 +195,7 @@ def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     Result as for `pooled_subtb`.
     """
     assert b.log_z is not None
-    known = b.states if b.censored is None else b.states & ~b.censored
-    # Where all that is known of a question are upper bounds, log Z(X) would only drift.
-    w = (
-        b.weight[:, None]
-        * b.states
-        * (_group_mean(torch.ones_like(b.a), b.weight[:, None] * known, b.group) > 0)[b.group, None]
-    )
+    w, _ = _weights(b)
     residual = _one_sided(b.a - b.log_z[b.group, None], b.censored)
     return _group_mean(_penalty(residual, b.huber_delta), w, b.group), _info(b)._replace(log_z=b.log_z.detach())
 
@@ -213,6 +204,14 @@ def _info(b: Balance) -> BalanceInfo:
     """The diagnostics that all objectives share: over all states, squared."""
     with torch.no_grad():
         return pooled_subtb(b._replace(huber_delta=None))[1]
+
+
+def _weights(b: Balance) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, S) of all states, and of the known ones. Where all that is known of a question are upper bounds, its states
+    weigh nothing: there is nothing to compare them with, and a learned log Z(X) would only drift."""
+    w = b.weight[:, None] * b.states
+    known = w if b.censored is None else w * ~b.censored
+    return w * (_group_mean(torch.ones_like(b.a), known, b.group) > 0)[b.group, None], known
 
 
 def last_state(states: torch.Tensor) -> torch.Tensor:

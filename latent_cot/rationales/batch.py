@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from latent_cot.model.lm import LanguageModel
-from latent_cot.objectives import Balance, below_floor, last_state, log_flow, temper
+from latent_cot.objectives.balance import Balance, below_floor, last_state, log_flow, temper
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import count_distinct, rollout

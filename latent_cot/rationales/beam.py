@@ -47,9 +47,8 @@ class _Group:
     @property
     def done(self) -> bool:
         """A chain's probability only falls: nothing that is still live can become one of the best."""
-        if not self.live:
-            return True
-        return len(self.finished) == self.width and self.live[0].log_prob <= self.finished[-1].log_prob
+        full = len(self.finished) == self.width
+        return not self.live or (full and self.live[0].log_prob <= self.finished[-1].log_prob)
 
     def finish(self, chain: Chain, log_prob: float) -> None:
         self.finished.append(Hypothesis(chain.finish(), log_prob))
@@ -78,11 +77,7 @@ def beam_search(
 
     Returns for each group up to beams / groups finished chains, the likeliest first.
     """
-    if rules.tools:
-        raise ValueError("beam search cannot call tools")
-    if groups < 1 or beams % groups:
-        raise ValueError(f"{beams} beams cannot be divided into {groups} groups")
-    actions, stop = rules.codec.actions.to(lm.device), rules.codec.stop_index
+    actions = rules.codec.actions.to(lm.device)
     cache = lm.new_cache(model)
     ids = torch.tensor([list(prompt)], device=lm.device)
     positions = torch.arange(ids.shape[1], device=lm.device)[None]
@@ -96,7 +91,7 @@ def beam_search(
             if group.done:
                 group.live = []
             elif group.live:
-                _extend(group, logits, chosen, penalty, rules, stop)
+                _extend(group, logits, chosen, penalty, rules)
         live = [one for group in searched for one in group.live]
         if not live:
             return [group.finished for group in searched]
@@ -110,10 +105,9 @@ def beam_search(
             group.live = [one._replace(row=next(rows)) for one in group.live]
 
 
-def _extend(
-    group: _Group, logits: torch.Tensor, chosen: torch.Tensor, penalty: float, rules: ChainRules, stop: int
-) -> None:
+def _extend(group: _Group, logits: torch.Tensor, chosen: torch.Tensor, penalty: float, rules: ChainRules) -> None:
     """Give each of a group's chains its best continuations, and note the tokens in `chosen`, (A,) counts."""
+    stop = rules.codec.stop_index
     table = logits[[one.row for one in group.live]]
     table[[not (one.chain.may_stop or one.chain.full) for one in group.live], stop] = -torch.inf
     log_probs = table.log_softmax(-1) + torch.tensor([one.log_prob for one in group.live])[:, None]

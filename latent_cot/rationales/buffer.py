@@ -108,12 +108,10 @@ class ReplayBuffer:
     def _nearly_alike(self, store: dict[tuple[int, ...], Stored], tokens: tuple[int, ...]) -> list[Stored]:
         if tokens in store:
             return [store[tokens]]  # whatever is nearly alike the new one is so to this one, and was dealt with
-        if self.tolerance <= 0:
-            return []
-        alike = []
-        for other, item in store.items():
-            limit = self.tolerance * (len(tokens) + len(other))
-            # The cutoff spares the rest of a comparison once the two are too far apart.
-            if Levenshtein.distance(tokens, other, score_cutoff=int(limit) + 1) < limit:
-                alike.append(item)
-        return alike
+        limits = {other: self.tolerance * (len(tokens) + len(other)) for other in store}
+        # The cutoff spares the rest of a comparison once the two are too far apart.
+        return [
+            store[other]
+            for other, limit in limits.items()
+            if Levenshtein.distance(tokens, other, score_cutoff=int(limit) + 1) < limit
+        ]

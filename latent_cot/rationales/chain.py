@@ -43,12 +43,9 @@ class ChainRules:
             )
 
     @cached_property
-    def _triggers(self) -> dict[str, Set[int]]:
+    def asking(self) -> dict[str, Set[int]]:
+        """Tool's trigger -> the tokens that can complete it: cheap to look up; the text decides."""
         return {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
-
-    def asks(self, tool: Tool, token: int) -> bool:
-        """Could this token have completed the tool's trigger? Cheap; the text decides."""
-        return token in self._triggers[tool.trigger]
 
 
 class Chain:
@@ -117,10 +114,9 @@ class Chain:
         """The tokens of the result; None if no tool was called, or the call failed."""
         codec = self.rules.codec
         for tool in self.rules.tools:
-            if not self.rules.asks(tool, token):
+            if token not in self.rules.asking[tool.trigger]:
                 continue
-            text = codec.decode(self.tokens)
-            if not text.endswith(tool.trigger):
+            if not (text := codec.decode(self.tokens)).endswith(tool.trigger):
                 continue
             request, position = "", len(self.tokens)
             try:

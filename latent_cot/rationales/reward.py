@@ -13,7 +13,7 @@ import torch
 
 from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives import last_state
+from latent_cot.objectives.balance import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_in_batches
 from latent_cot.types import Example, Rationale, Task
 
@@ -39,13 +39,6 @@ class Comparison:
     """Nats that a rationale loses after which another candidate is likelier than Y."""
     weight: float = 1.0
     """w: log R is log p(Z | X) + w log p(Y | X Z), or the latter normalised, less the penalty."""
-
-    def against(self, examples: Sequence[Example], groups: Sequence[Group], codec: TextCodec) -> list[Group]:
-        """The groups with the other candidates, so that these are scored too."""
-        return [
-            replace(group, others=other_answers(self.task, example, codec))
-            for example, group in zip(examples, groups, strict=True)
-        ]
 
     def __call__(self, scores: Scores) -> torch.Tensor:
         """(B, N + 1), in nats."""
@@ -103,7 +96,10 @@ class Reward:
         references: dict[int, torch.Tensor] = {}
         if self.task is None or reference:
             prior = self._log_prior(examples, groups)
-            compared = groups if self.comparison is None else self.comparison.against(examples, groups, self.codec)
+            compared = groups
+            if self.comparison is not None:  # the other candidates are scored too
+                others = [other_answers(self.comparison.task, example, self.codec) for example in examples]
+                compared = [replace(group, others=own) for group, own in zip(groups, others, strict=True)]
             at = "none" if self.task is not None else "end" if ends_only else "states"
             for members, scores in self._scores("p", compared, answers_at=at, tool_tokens=self.tool_tokens):
                 if reference:
@@ -188,12 +184,10 @@ def own_log_rewards(
     known: dict[tuple[int, ...], float] = {}  # most rationales begin alike
     for row, rationale in enumerate(rationales):
         for n, is_state in enumerate(rationale.states):
-            prefix = rationale.tokens[:n]
-            if not is_state or (ends_only and n < len(rationale)):
-                continue
-            if prefix not in known:
-                known[prefix] = own_log_reward(task, example, rationale, n, codec)
-            rewards[row, n] = known[prefix]
+            if is_state and (n == len(rationale) or not ends_only):
+                if (prefix := rationale.tokens[:n]) not in known:
+                    known[prefix] = own_log_reward(task, example, rationale, n, codec)
+                rewards[row, n] = known[prefix]
     return rewards
 
 

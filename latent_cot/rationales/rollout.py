@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopPLogitsWarper
 
@@ -93,7 +95,7 @@ def rollout(
         return lm.processes.join([])
     longest, limit = max(map(len, prompts)), lm.max_positions
     if limit is not None and longest + rules.max_tokens > limit:
-        raise UsageError(too_long(longest, rules.max_tokens, limit))
+        raise too_long(longest, rules.max_tokens, limit)
     actions = rules.codec.actions.to(lm.device)
     batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
@@ -197,7 +199,7 @@ class _Batch:
         self._drop_dead_columns()
         device, limit = self.lm.device, self.lm.max_positions
         if limit is not None and max(row.position for row in self.rows) >= limit:
-            raise UsageError(no_room(limit))
+            raise _beyond("a question and its rationale, with what tools have put into it,", limit)
         positions = torch.tensor([row.position for row in self.rows], device=device)
         self.hidden = self.lm.decode_step(
             self.model, torch.tensor(tokens, device=device)[:, None], self._mask(), positions[:, None], self.cache
@@ -213,10 +215,9 @@ class _Batch:
             samples_of.setdefault(action_of[index], []).append(index)
         if codec.stop_index in samples_of:
             self._finish(row.chain, samples_of.pop(codec.stop_index))
-        branches = [row.branch(samples) for samples in samples_of.values()]
         going = []
-        for branch, action in zip(branches, samples_of, strict=True):
-            token = int(codec.actions[action])
+        for action, samples in samples_of.items():
+            branch, token = row.branch(samples), int(codec.actions[action])
             branch.pending.extend(branch.chain.push(token))
             if branch.chain.full:  # a result that is still pending need not be fed any more
                 self._finish(branch.chain, branch.samples)
@@ -234,13 +235,9 @@ class _Batch:
         """Run prompts, each once, and add a row for each."""
         device, prefix = self.lm.device, self.prefix
         rests = [self.prompts[i][prefix:] for i in chosen]
-        width = max(map(len, rests))
-        ids = torch.zeros(len(rests), width, dtype=torch.long)
-        mask = torch.zeros(len(rests), prefix + width, dtype=torch.long)
-        mask[:, :prefix] = 1
-        for row, rest in enumerate(rests):
-            ids[row, width - len(rest) :] = torch.tensor(rest)
-            mask[row, prefix + width - len(rest) :] = 1
+        ids = pad_sequence([torch.tensor(rest) for rest in rests], batch_first=True, padding_side="left")
+        is_token = pad_sequence([torch.ones(len(rest)) for rest in rests], batch_first=True, padding_side="left")
+        mask = pad(is_token.long(), (prefix, 0), value=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, prefix:]
         cache = self.lm.new_cache(self.model, self.prefix_cache)
         hidden = self.lm.decode_step(self.model, ids.to(device), mask.to(device), positions.to(device), cache)
@@ -248,7 +245,7 @@ class _Batch:
             self.cache.join(cache)
             self.hidden = torch.cat([self.hidden, hidden])
         else:
-            self.cache, self.columns, self.hidden = cache, width, hidden
+            self.cache, self.columns, self.hidden = cache, ids.shape[1], hidden
         for i, rest in zip(chosen, rests, strict=True):
             samples = list(range(i * self.n, (i + 1) * self.n))
             start = self.columns - len(rest)
@@ -258,7 +255,7 @@ class _Batch:
         """(rows, prefix + columns) long: 1 from each row's first token on, and for the prefix."""
         starts = torch.tensor([row.start for row in self.rows])[:, None]
         own = (torch.arange(self.columns) >= starts).long()
-        return torch.nn.functional.pad(own, (self.prefix, 0), value=1).to(self.lm.device)
+        return pad(own, (self.prefix, 0), value=1).to(self.lm.device)
 
     def _drop_dead_columns(self) -> None:
         if not self.cache.joinable:
@@ -289,18 +286,14 @@ def _keep_in_place(going: Sequence[tuple[int, _Row, int]]) -> tuple[list[int], l
     return [e[0] for e in arranged], [e[1] for e in arranged], [e[2] for e in arranged]
 
 
-def too_long(prompt: int, chosen: int, limit: int) -> str:
-    """What is said of a prompt of so many tokens, before a rationale of at most so many."""
-    return (
-        f"--model: a question of {prompt} tokens (with what stands before it) and a rationale of up to {chosen} are "
-        f"more than the model's {limit}; give shorter questions, fewer --rollout.max-tokens or "
-        "--evaluation.max-tokens, or another model"
-    )
+def too_long(prompt: int, chosen: int, limit: int) -> UsageError:
+    """The error for a prompt of so many tokens, before a rationale of at most so many."""
+    what = f"a question of {prompt} tokens (with what stands before it) and a rationale of up to {chosen}"
+    return _beyond(what, limit)
 
 
-def no_room(limit: int) -> str:
-    """What is said of a rationale that has become longer than that, by what tools have put into it."""
-    return (
-        f"--model: a question and its rationale, with what tools have put into it, are more than the model's {limit} "
-        "tokens; give shorter questions, fewer --rollout.max-tokens or --evaluation.max-tokens, or another model"
+def _beyond(what: str, limit: int) -> UsageError:
+    return UsageError(
+        f"--model: {what} are more than the model's {limit} tokens; give shorter questions, fewer "
+        "--rollout.max-tokens or --evaluation.max-tokens, or another model"
     )

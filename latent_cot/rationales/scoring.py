@@ -156,52 +156,43 @@ def _score(
     actions = codec.actions.to(hidden.device)
     index_of = codec.action_index
 
-    prefix_rows: list[int] = []  # (hidden row, may stop there) of each prefix of each rationale
-    may_stop: list[bool] = []
+    entry_of: dict[tuple[int, bool], int] = {}  # (hidden row, may stop there) of each distinct prefix -> its place
     chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
     stop_cells: list[tuple[int, int, int, int]] = []  # likewise
     tool_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
     answer_cells: list[tuple[int, int, int, int, int]] = []  # (b, i, answer, hidden row, token)
     group_of = [g for g, layout in enumerate(layouts) for _ in layout.group.rationales]
     rationales = [rationale for layout in layouts for rationale in layout.group.rationales]
-    numbers = iter(range(len(rationales)))
-    offset = 0
+    b = offset = 0
     for layout in layouts:
-        entry_of: dict[tuple[int, bool], int] = {}
-        for rationale, prefixes, b in zip(layout.group.rationales, layout.prefixes, numbers, strict=False):
+        for rationale, prefixes in zip(layout.group.rationales, layout.prefixes, strict=True):
             last = len(rationale)
             for i, node in enumerate(prefixes):
                 stops = rationale.states[i] and not (i == last and rationale.truncated)
-                key = (node, stops)
-                if key not in entry_of:
-                    entry_of[key] = len(prefix_rows)
-                    prefix_rows.append(offset + node)
-                    may_stop.append(stops)
+                entry = entry_of.setdefault((offset + node, stops), len(entry_of))
                 if stops:
-                    stop_cells.append((b, i, entry_of[key], codec.stop_index))
+                    stop_cells.append((b, i, entry, codec.stop_index))
                 if i < last:
                     token = rationale.tokens[i]
                     if rationale.policy_mask[i]:
-                        chosen_cells.append((b, i, entry_of[key], int(index_of[token])))
+                        chosen_cells.append((b, i, entry, int(index_of[token])))
                     elif tool_tokens:
                         tool_cells.append((b, i, offset + node, token))
             for i, branches in layout.answers_of(rationale, prefixes):
                 answer_cells.extend(
                     (b, i, k, offset + parent, token) for k, branch in enumerate(branches) for parent, token in branch
                 )
+            b += 1
         offset += len(layout.tree)
 
-    size, longest = len(rationales), max((len(r) for r in rationales), default=0)
-    if not chosen_cells and not stop_cells:  # plain text, which nobody chose: no prefix is read
-        prefix_rows, may_stop = [], []
-    device = hidden.device
-    spare = -len(prefix_rows) % ROW_MULTIPLE  # read by nothing
-    prefix_rows, may_stop = prefix_rows + [0] * spare, may_stop + [True] * spare
-    logits = lm.logits(hidden[torch.tensor(prefix_rows, dtype=torch.long, device=device)], actions)
-    blocked = ~torch.tensor(may_stop, dtype=torch.bool, device=device)
-    stop_column = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
-    stop_column[codec.stop_index] = True
-    log_probs = log_softmax(logits.masked_fill(blocked[:, None] & stop_column, -torch.inf), -1)
+    size, longest, device = len(rationales), max((len(r) for r in rationales), default=0), hidden.device
+    # Of plain text, which nobody chose, no prefix is read.
+    entries = list(entry_of) if chosen_cells or stop_cells else []
+    entries += [(0, True)] * (-len(entries) % ROW_MULTIPLE)  # read by nothing
+    logits = lm.logits(hidden[torch.tensor([row for row, _ in entries], dtype=torch.long, device=device)], actions)
+    blocked = torch.tensor([not stops for _, stops in entries], dtype=torch.bool, device=device)
+    is_stop = torch.arange(logits.shape[-1], device=device) == codec.stop_index
+    log_probs = log_softmax(logits.masked_fill(blocked[:, None] & is_stop, -torch.inf), -1)
 
     def filled(shape: tuple[int, ...], cells: Sequence[tuple[int, ...]]) -> torch.Tensor:
         if not cells:

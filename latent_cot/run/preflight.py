@@ -17,7 +17,7 @@ def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Exampl
     texts = sorted((example.x for example in examples), key=len)[-3:]  # the longest in characters may not be in tokens
     longest = max((len(codec.encode_prompt(text)) for text in texts), default=0)
     if limit is not None and longest + chosen > limit:
-        raise UsageError(too_long(longest, chosen, limit))
+        raise too_long(longest, chosen, limit)
 
 
 def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:

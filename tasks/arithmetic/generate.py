@@ -31,27 +31,24 @@ class Settings:
     @classmethod
     def parse(cls, options: Mapping[str, str], defaults: Settings | None = None) -> Settings:
         """From `{"operands": "3..6,8", "digits": "1", "operators": "+-*"}`; what is not named is as in
-        `defaults`. Raises UsageError for an unknown name or a value that cannot be.
+        `defaults`. Raises UsageError for an unknown name or a value that cannot be, and where a chain can need a
+        number that is too long for the calculator.
         """
         check_options("arithmetic", options, cls.__dataclass_fields__)
         limits = {"operands": (2, MAX_OPERANDS), "digits": (1, MAX_DIGITS)}
         parsed: dict[str, Any] = {n: _counts(n, options[n], *limits[n]) for n in limits if n in options}
         if "operators" in options:
             parsed["operators"] = _operators(options["operators"])
-        settings = replace(defaults or cls(), **parsed)
-        settings._check_steps()
-        return settings
-
-    def _check_steps(self) -> None:
-        """Raises UsageError if a question's chain can need a number that is too long for the calculator."""
-        n, largest = self.operands[-1], 10 ** self.digits[-1] - 1
+        made = replace(defaults or cls(), **parsed)
+        n, largest = made.operands[-1], 10 ** made.digits[-1] - 1
         # The longest number that goes into a step comes of all the operands but one.
-        bound = largest ** (n - 1) if "*" in self.operators else largest * (n - 1)
+        bound = largest ** (n - 1) if "*" in made.operators else largest * (n - 1)
         if bound >= 10**MAX_DIGITS:
             raise UsageError(
-                f"{self}: a step could take a number of {len(str(bound))} digits, and the calculator takes "
-                f"{MAX_DIGITS}; use fewer operands or digits{', or no *' if '*' in self.operators else ''}"
+                f"{made}: a step could take a number of {len(str(bound))} digits, and the calculator takes "
+                f"{MAX_DIGITS}; use fewer operands or digits{', or no *' if '*' in made.operators else ''}"
             )
+        return made
 
     def __str__(self) -> str:
         counts = (",".join(map(str, values)) for values in (self.operands, self.digits))

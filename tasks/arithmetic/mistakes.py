@@ -35,11 +35,11 @@ def classify(question: Expression, rationale: Rationale) -> str:
     2. it has no result: *failed call*;
     3. it is not of two integers, or its result is wrong: *other*;
     4. its numbers are the right ones but for their signs and order: *wrong sign*;
-    5. its left number is right, the rest is that of a later operand: *dropped operand*;
-    6. likewise of one that has been taken: *operand taken twice*;
-    7. it is the first call and begins with a later operand: *dropped operand*;
-    8. operator and one number are right: *wrong copy*;
-    9. else *other*.
+    5. its left number is right, or it is the first call and begins with a later operand, and the rest is that of a
+       later operand: *dropped operand*;
+    6. its left number is right, the rest is that of one that has been taken: *operand taken twice*;
+    7. operator and one number are right: *wrong copy*;
+    8. else *other*.
 
     A step may be written in another way that means the same (`7 + 12` for `12 + 7`). If no call deviates, what
     follows the last one decides: *went on too long* if the right chain is complete; *token limit* or *no answer*
@@ -94,7 +94,9 @@ def _fault(
     if len(expression.operands) != 2:
         return "other"
     left, number = expression.operands
-    step = _turned(Step(left, expression.operators[0], number), right.left)
+    step = Step(left, expression.operators[0], number)
+    if step.operator in "+*" and left != right.left and number == right.left:
+        step = Step(number, step.operator, left)  # `7 + 12` as `12 + 7`, if the 12 is what the right step begins with
     if integer(call.result) != step.result:
         return "other"
     addend = _addend(step.operator, step.right)
@@ -102,21 +104,13 @@ def _fault(
         return None
     if sorted((abs(step.left), abs(step.right))) == sorted((abs(right.left), abs(right.right))):
         return "wrong sign"
-    if step.left == right.left and addend in later:
+    if step.left in (right.left, *first) and addend in later:
         return "dropped operand"
     if step.left == right.left and addend in taken:
         return "operand taken twice"
-    if step.left in first and addend in later:
-        return "dropped operand"
     if step.operator == right.operator and (step.left == right.left) != (step.right == right.right):
         return "wrong copy"
     return "other"
-
-
-def _turned(step: Step, left: int) -> Step:
-    """`7 + 12` as `12 + 7`, if the 12 is what the right step begins with."""
-    turns = step.operator in "+*" and step.left != left and step.right == left
-    return Step(step.right, step.operator, step.left) if turns else step
 
 
 def _addend(operator: str, number: int) -> tuple[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, product
 
@@ -11,7 +10,7 @@ from latent_cot.tasks.arithmetic.examples import build, demonstrate, from_row, p
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
-from latent_cot.tasks.common import drop_seen, share_of
+from latent_cot.tasks.common import distinct, drop_seen, share_of
 from latent_cot.tasks.files import examples_of, read_rows, shorten
 from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
@@ -140,9 +139,9 @@ def answer(text: str, result: str | None) -> str | None:
         assert request.train_file is not None
         rows = [example for path in request.train_file.split(",") for example in self.read(path.strip())]
         # A question may be demonstrated in several ways; the same row twice adds nothing.
-        demonstrations = _distinct(example for example in rows if example.z is not None)
-        unseen, _ = drop_seen([example for example in rows if example.z is None], demonstrations)
-        pairs = _distinct(unseen)
+        each = distinct(rows, lambda example: (example.question, example.z))
+        demonstrations = [example for example in each if example.z is not None]
+        pairs, _ = drop_seen([example for example in each if example.z is None], demonstrations)
         repeated = len(rows) - len(demonstrations) - len(pairs)
 
         shown, unseen = tuple(demonstrations[: request.demonstrations]), pairs[: request.unlabelled]
@@ -162,14 +161,6 @@ def answer(text: str, result: str | None) -> str | None:
             )
         everything = frozenset(e.question for e in rows)
         return TaskData(shown, tuple(unseen), self._validation(request, settings, everything), tuple(notes))
-
-
-def _distinct(examples: Iterable[Example]) -> list[Example]:
-    """The first of those that have question and rationale in common, in order."""
-    firsts: dict[tuple[str, str | None], Example] = {}
-    for example in examples:
-        firsts.setdefault((example.question, example.z), example)
-    return list(firsts.values())
 
 
 def _name(split: Settings) -> str:

@@ -1,5 +1,5 @@
 """Sentence continuation: sampling whole sentences in proportion to a power of their likelihood."""
 
-from latent_cot.tasks.continuation.task import TASK
+from latent_cot.tasks.continuation.task import Continuation
 
-__all__ = ["TASK"]
+TASK = Continuation()

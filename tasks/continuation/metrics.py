@@ -8,10 +8,10 @@ the texts: of each at most `MAX_CHARACTERS` are looked at.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from latent_cot.tasks.common import distinct_n
 from latent_cot.tasks.embeddings import diversities
 from latent_cot.types import Measured, Metric, Sample
 
@@ -53,7 +53,7 @@ def measure(questions: Sequence[Measured]) -> dict[str, Sequence[float]]:
         "token-likelihood": [q.mean(lambda s: _likelihood(s) / (len(s.rationale) + 1)) for q in ended],
         "diversity": diversities([[(f"{_text(s)}.", s.count) for s in q.samples] for q in ended]),
         "distinct": [len({_text(s) for s in q.samples}) / q.n if q.n else math.nan for q in ended],
-        "distinct-2": [_distinct(q, 2) for q in ended],
+        "distinct-2": [distinct_n([(_text(s).lower().split(), s.count) for s in q.samples], 2) for q in ended],
         "words": [q.mean(lambda s: len(_text(s).split())) for q in ended],
         "finished": [q.mean(lambda s: not s.rationale.truncated) for q in questions],
     }
@@ -66,13 +66,3 @@ def _text(sample: Sample) -> str:
 def _likelihood(sample: Sample) -> float:
     """log p(Z . | X), nats."""
     return math.nan if sample.log_z is None or sample.log_y is None else sample.log_z + sample.log_y
-
-
-def _distinct(question: Measured, n: int) -> float:
-    """Different n-grams of words over all of them; NaN where all continuations are shorter."""
-    grams: Counter[tuple[str, ...]] = Counter()
-    for sample in question.samples:
-        words = _text(sample).lower().split()
-        for start in range(len(words) - n + 1):
-            grams[tuple(words[start : start + n])] += sample.count
-    return len(grams) / grams.total() if grams else math.nan

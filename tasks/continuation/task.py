@@ -73,6 +73,3 @@ class Continuation(SourceTask):
 
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         return metrics.measure(questions)
-
-
-TASK = Continuation()

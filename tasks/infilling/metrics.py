@@ -13,6 +13,7 @@ from math import nan
 from typing import Any
 
 from latent_cot.tasks import embeddings
+from latent_cot.tasks.common import distinct_n
 from latent_cot.tasks.embeddings import cosines
 from latent_cot.types import Measured, Metric, UsageError
 
@@ -55,6 +56,8 @@ def measure(questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]
         """Each question's mean over its infills, beside its reference."""
         return [_beside_reference(question, metric) for question in questions]
 
+    spoken = [(words(bounded(s.rationale.text)), s.count) for q in questions for s in q.samples]
+
     return {
         "ending": [q.mean(lambda s: nan if s.log_y is None else s.log_y) for q in questions],
         "infill": [q.mean(lambda s: nan if s.log_z is None else s.log_z) for q in questions],
@@ -62,8 +65,8 @@ def measure(questions: Sequence[Measured]) -> dict[str, float | Sequence[float]]
         "chrf": compare(chrf),
         "gleu": compare(gleu),
         "similarity": compare(lambda text, reference: similarity[text, reference]),
-        "distinct-1": distinct(questions, 1),
-        "distinct-2": distinct(questions, 2),
+        "distinct-1": distinct_n(spoken, 1),
+        "distinct-2": distinct_n(spoken, 2),
         "words": [q.mean(lambda s: len(words(bounded(s.rationale.text)))) for q in questions],
         "cut": [q.mean(lambda s: s.rationale.truncated) for q in questions],
     }
@@ -95,18 +98,6 @@ def gleu(text: str, reference: str) -> float:
     from nltk.translate.gleu_score import sentence_gleu
 
     return 100 * float(sentence_gleu([words(reference)], words(text)))
-
-
-def distinct(questions: Sequence[Measured], n: int) -> float:
-    """Different n-grams of words of all infills as a share of all of them (distinct-n); NaN if there is none."""
-    different: set[tuple[str, ...]] = set()
-    total = 0
-    for sample in (sample for question in questions for sample in question.samples):
-        of = words(bounded(sample.rationale.text))
-        grams = [tuple(of[i : i + n]) for i in range(len(of) - n + 1)]
-        different.update(grams)
-        total += sample.count * len(grams)
-    return len(different) / total if total else nan
 
 
 def words(text: str) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from latent_cot.tasks.common import check_options, drop_seen
+from latent_cot.tasks.common import check_options, distinct, drop_seen
 from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten
 from latent_cot.tasks.plain import draw, source_of_split
 from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError
@@ -44,10 +45,11 @@ class Subjectivity(Task):
             files = [name.strip() for name in request.train_file.split(",")]
             rows, *others = map(self.read, files)
             source, rest = files[0], [example for of_file in (rows, *others) for example in of_file]
-        pairs = draw(_distinct(rows), request.unlabelled, f"pairs {request.seed}", f"--data.unlabelled: {source}")
+        each = partial(distinct, key=lambda example: example.question)
+        pairs = draw(each(rows), request.unlabelled, f"pairs {request.seed}", f"--data.unlabelled: {source}")
         left, _ = drop_seen(rest, pairs)
         where = f"--data.validation: {request.train_file or source}"
-        validation = draw(_distinct(left), request.validation, f"validation {request.seed}", where)
+        validation = draw(each(left), request.validation, f"validation {request.seed}", where)
         subjective = sum(example.answer == "subjective" for example in pairs)
         note = f"{source}: {len(pairs)} of {len(rows)} to train with, {subjective} of them subjective."
         return TaskData((), tuple(pairs), tuple(validation), (note,))
@@ -98,8 +100,3 @@ class Subjectivity(Task):
 
 def _text_of(label: str) -> str:
     return f", so it is {label}"
-
-
-def _distinct(examples: Iterable[Example]) -> list[Example]:
-    """Each sentence once."""
-    return list({example.question: example for example in examples}.values())

@@ -19,7 +19,7 @@ from latent_cot.methods.ppo import PPO
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives import Balance, below_floor, prefix_balance, temper, trajectory_balance
+from latent_cot.objectives.balance import Balance, below_floor, prefix_balance, temper, trajectory_balance
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import Experience, action_mask, gather, policy_log_probs, weigh

@@ -16,7 +16,7 @@ from latent_cot.methods.verify import exact, run
 from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.train import Settings, train
 from latent_cot.methods.verify.worlds import WORLDS, World, build
-from latent_cot.objectives import temper
+from latent_cot.objectives.balance import temper
 from latent_cot.rationales.scoring import Group, score
 from tests.worlds import prefix_log_rewards
 

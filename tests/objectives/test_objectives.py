@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_cot.objectives import (
-    LEARNS_LOG_Z,
-    OBJECTIVES,
+from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.objectives.balance import (
     Balance,
     below_floor,
     log_flow,

@@ -16,7 +16,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.beam import beam_search
 from latent_cot.rationales.chain import ChainRules
 from tests.oracles import beam as oracle
-from tests.worlds import CountTool, language_model
+from tests.worlds import language_model
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,3 @@ def test_groups_avoid_each_other(lm: LanguageModel) -> None:
     assert len({group[0].rationale for group in same}) == 1
     chains = [group[0].rationale.tokens for group in apart]
     assert all(a[0] != b[0] for a, b in itertools.combinations(chains, 2))
-
-
-def test_what_it_refuses(lm: LanguageModel) -> None:
-    rules = rules_of(lm)
-    with pytest.raises(ValueError, match="groups"):
-        beam_search(lm, lm.merged("p"), [1], rules, beams=3, groups=2)
-    with pytest.raises(ValueError, match="tools"):
-        beam_search(lm, lm.merged("p"), [1], ChainRules(rules.codec, [CountTool()]), beams=3)

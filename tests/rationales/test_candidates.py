@@ -22,7 +22,7 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import Chain, ChainRules
-from latent_cot.rationales.reward import Comparison, Reward
+from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
@@ -154,7 +154,7 @@ def test_p_may_learn_the_answer_only(lm: LanguageModel, target: m_step.Target) -
     rationales = [_rationale(rules, codec.encode(text)) for text in ("ab", "dcb a")]
     groups = [
         Group(codec.encode_prompt(e.x), rationales, codec.encode(f", so {e.answer}{e.answer}"), others)
-        for e, others in ((e, Comparison(TASK).against([e], [Group([1], [])], codec)[0].others) for e in EXAMPLES)
+        for e, others in ((e, other_answers(TASK, e, codec)) for e in EXAMPLES)
     ]
     optimiser = _NoStep(lm.parameters("p"), Schedule(0.1, 1, 0, "constant"), 1.0)
     info = m_step.update(lm, "p", groups, rules, optimiser, 0, max_tokens=60, target=target)

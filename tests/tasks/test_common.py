@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from itertools import islice
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.tasks.common import check_options, drop_seen, repeats, share_of, shuffled
+from latent_cot.tasks.common import check_options, distinct, distinct_n, drop_seen, repeats, share_of, shuffled
 from latent_cot.types import Example, UsageError
 
 
@@ -70,3 +71,16 @@ def test_unknown_option() -> None:
     check_options("t", {"digits": "1"}, ["digits"])
     with pytest.raises(UsageError, match=r"task 't' has no option 'digit'\. Did you mean 'digits'"):
         check_options("t", {"digit": "1"}, ["digits"])
+
+
+def test_the_first_of_each_key_stays() -> None:
+    rows = [Example("b", z="1"), Example("a"), Example("b", z="2")]
+    assert distinct(rows, lambda example: example.x) == rows[:2]
+    assert distinct(rows, lambda example: (example.x, example.z)) == rows
+
+
+def test_distinct_n_weighs_by_how_often_a_text_was_sampled() -> None:
+    texts = [(["a", "b"], 2), (["a", "c"], 1)]
+    assert distinct_n(texts, 1) == 3 / 6
+    assert distinct_n(texts, 2) == 2 / 3
+    assert math.isnan(distinct_n([(["a"], 1)], 2))

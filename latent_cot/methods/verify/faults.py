@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from latent_cot.methods import e_step
-from latent_cot.objectives import Balance, BalanceInfo, Objective
+from latent_cot.objectives import Objective
+from latent_cot.objectives.balance import Balance, BalanceInfo
 from latent_cot.rationales import batch
 from latent_cot.rationales.scoring import Scores
 

@@ -90,10 +90,6 @@ def row(**fields: object) -> str:
         (row(question="6 - 0 - 4", answer=2, rationale="6 - 0 ="), "rationale '6 - 0 =': it stops early"),
         (row(question="6 - 0 - 4", answer=2, rationale=""), "or leave it out"),
         (row(question="1 + 1", answer=2, rational="1 + 1 ="), "'rational'; did you mean 'rationale'?"),
-        (
-            row(str_query="1 + 1", num_sol=2, str_sol="It is 2."),
-            "str_sol is 'It is 2.', expected '. The answer is 2.'",
-        ),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -105,7 +101,7 @@ def test_bad_files(tmp_path: Path, content: str | bytes, message: str) -> None:
 def test_absent_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.jsonl: no such file"):
         TASK.read(str(tmp_path / "none.jsonl"))
-    with pytest.raises(UsageError, match="a folder; name a"):
+    with pytest.raises(UsageError, match="cannot be read"):
         TASK.read(str(tmp_path))
     with pytest.raises(UsageError, match="cannot be read"):
         TASK.read("a\0b")

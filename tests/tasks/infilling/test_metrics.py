@@ -76,13 +76,6 @@ def test_words_and_punctuation_are_apart() -> None:
     assert metrics.words("Then, at 3, it's over") == ["Then", ",", "at", "3", ",", "it's", "over"]
 
 
-def test_distinct() -> None:
-    questions = [question(sample(" a b", 2)), question(sample(" a c"))]
-    assert metrics.distinct(questions, 1) == 3 / 6
-    assert metrics.distinct(questions, 2) == 2 / 3
-    assert math.isnan(metrics.distinct([question(sample(" a"))], 2))
-
-
 def test_figures_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sample as often as it was drawn; NaN where there is no reference, or no score."""
     monkeypatch.setattr(metrics, "cosines", lambda pairs: [1.0 if a == b else 0.5 for a, b in pairs])
