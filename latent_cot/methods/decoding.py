@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
-from latent_cot.rationales.rollout import Counts, count_distinct, rollout
+from latent_cot.rationales.rollout import Counts, count_distinct
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Rationale, Task, TaskData, UsageError
 
@@ -63,24 +64,13 @@ class Decoding(Method):
         prompts: Sequence[Sequence[int]],
         *,
         n: int,
-        temperature: float,
-        generator: torch.Generator,
+        **sampling: Any,
     ) -> list[Counts]:
         c = self.config.decode
         if c.strategy in ("beam", "diverse-beam"):
             return [self._search(reasoner, prompt, n) for prompt in prompts]
-        sampled = rollout(
-            self.lm,
-            self.lm.merged(reasoner),
-            prompts,
-            self.test_rules,
-            n=n * c.multiple,
-            temperature=temperature,
-            top_p=TOP_P if c.strategy == "nucleus" else 1.0,
-            batch_size=self.test_batch_size,
-            generator=generator,
-        )
-        counts: list[Counts] = [count_distinct(rationales) for rationales in sampled]
+        top_p = TOP_P if c.strategy == "nucleus" else 1.0
+        counts = super().draw_tests(reasoner, prompts, n=n * c.multiple, top_p=top_p, **sampling)
         return counts if c.multiple == 1 else self._likeliest(reasoner, prompts, counts, n)
 
     def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:

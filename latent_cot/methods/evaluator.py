@@ -1,12 +1,13 @@
 """The reasoners p and q of a run: what they read of a question, and how they are tested.
 
-`Method` (`loop.py`) trains them.
+`Method` (`method.py`) trains them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -49,7 +50,8 @@ class Evaluator(Resumable):
         tests: the test questions of each split.
         rules: what a rationale may look like in training ...
         test_rules: ... and in tests.
-        state: on resuming, where the run is.
+        state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
+        restore: on resuming, puts the saved optimiser state into an optimiser.
     """
 
     def __init__(
@@ -63,9 +65,14 @@ class Evaluator(Resumable):
         test_rules: ChainRules,
         *,
         state: State | None = None,
+        restore: Callable[[torch.optim.Optimizer], None] | None = None,
     ) -> None:
         self.config, self.lm, self.task, self.data = config, lm, task, data
         self.tests, self.rules, self.test_rules = tests, rules, test_rules
+        self._restore = restore
+        if state is None:
+            for adapter in ("p", "q"):
+                lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
         super().__init__(state or State())
         self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
         self.questions = [*data.demonstrations, *data.unlabelled]
@@ -165,19 +172,18 @@ class Evaluator(Resumable):
         prompts: Sequence[Sequence[int]],
         *,
         n: int,
-        temperature: float,
-        generator: torch.Generator,
+        **sampling: Any,
     ) -> list[Counts]:
-        """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way."""
+        """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way.
+        `sampling`: temperature and generator of `rollout`."""
         sampled = rollout(
             self.lm,
             self.lm.merged(reasoner),
             prompts,
             self.test_rules,
             n=n,
-            temperature=temperature,
             batch_size=self.test_batch_size,
-            generator=generator,
+            **sampling,
         )
         return list(map(count_distinct, sampled))
 

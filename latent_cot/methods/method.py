@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,12 +23,11 @@ from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
-from latent_cot.methods.seeding import seed_of, slices
-from latent_cot.methods.state import Info, Phase, State, WeightedRationale
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.methods.seeding import slices
+from latent_cot.methods.state import Info, Phase, WeightedRationale
+from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives.importance import NEGLIGIBLE
-from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
@@ -41,46 +41,23 @@ MAX_GRAD_NORM = 1.0
 
 
 class Method(Evaluator):
-    """One run of a method.
+    """One run of a method."""
 
-    Args:
-        config, lm, task, data, tests, rules, test_rules: as `Evaluator` has them.
-        state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
-        restore: on resuming, puts the saved optimiser state into an optimiser.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        lm: LanguageModel,
-        task: Task,
-        data: TaskData,
-        tests: Mapping[str, Sequence[Example]],
-        rules: ChainRules,
-        test_rules: ChainRules,
-        *,
-        state: State | None = None,
-        restore: Callable[[torch.optim.Optimizer], None] | None = None,
-    ) -> None:
-        super().__init__(config, lm, task, data, tests, rules, test_rules, state=state)
-        own_reward = task if task.has_own_reward else None
-        e = config.e_step
+    @cached_property
+    def reward(self) -> Reward:
+        """What q's rationales are worth in training."""
+        e, task = self.config.e_step, self.task
         normalised = e.answer_reward == "normalised"
         compared = normalised or e.wrong_candidate_penalty > 0 or e.answer_weight != 1
-        self.reward = Reward(
-            lm,
-            rules.codec,
-            own_reward,
+        return Reward(
+            self.lm,
+            self.rules.codec,
+            task if task.has_own_reward else None,
             e.score_tool_tokens,
-            config.max_batch_tokens,
+            self.config.max_batch_tokens,
             Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
             copy_penalty=e.copy_penalty,
         )
-        self.optimiser: AdapterOptimiser | None = None
-        self._restore = restore
-        if state is None:
-            for adapter in ("p", "q"):
-                lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
 
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
@@ -131,9 +108,6 @@ class Method(Evaluator):
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what a method has added to `state_dict`: nothing, unless it says otherwise."""
-
-    def end_phase(self) -> None:
-        self.optimiser = None
 
     # -- phases that methods share -------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ import torch
 from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods import forward_kl, m_step, policy_gradient
-from latent_cot.methods.ppo import PPO
+from latent_cot.methods.policy_gradient import PPO
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
