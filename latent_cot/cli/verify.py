@@ -17,8 +17,7 @@ from latent_cot.report.terminal import Items
 from latent_cot.types import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from latent_cot.methods.verify.run import Case, Result
-    from latent_cot.methods.verify.train import Settings
+    from latent_cot.methods.verify.run import Case, Result, Settings
 
 Names = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -50,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(VerifyOptions, argv, "verify")
     import torch
 
-    from latent_cot.methods.verify.train import Settings
+    from latent_cot.methods.verify.run import Settings
 
     # The models are so small that a second thread costs more than it gains.
     threads = torch.get_num_threads()
