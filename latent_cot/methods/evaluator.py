@@ -17,6 +17,7 @@ from latent_cot.evaluation.evaluate import (
     BATCHES_AT_ONCE,
     Accuracy,
     Judge,
+    Outcome,
     answer_questions,
     figures,
     judge,
@@ -167,22 +168,18 @@ class Evaluator(Resumable):
         return True
 
     def draw_tests(
-        self,
-        reasoner: Adapter,
-        prompts: Sequence[Sequence[int]],
-        *,
-        n: int,
-        **sampling: Any,
+        self, reasoner: Adapter, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
     ) -> list[Counts]:
         """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way.
-        `sampling`: temperature and generator of `rollout`."""
+        `sampling`: temperature and top_p of `rollout`."""
         sampled = rollout(
             self.lm,
             self.lm.merged(reasoner),
-            prompts,
+            [self.test_prompt(reasoner, example) for example in examples],
             self.test_rules,
             n=n,
             batch_size=self.test_batch_size,
+            generator=torch.Generator().manual_seed(seed),
             **sampling,
         )
         return list(map(count_distinct, sampled))
@@ -201,22 +198,34 @@ class Evaluator(Resumable):
         Args:
             n, temperature: other than those of the configuration.
         """
-        task, c = self.task, self.config.evaluation
-        assert task.is_measured
-        counts = self.draw_tests(
-            reasoner,
-            [self.test_prompt(reasoner, example) for example in examples],
-            n=n or c.samples or task.samples,
-            temperature=c.temperature if temperature is None else temperature,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        codec = self.rules.codec
+        c, codec = self.config.evaluation, self.rules.codec
+        heat = c.temperature if temperature is None else temperature
+        counts = self.draw_tests(reasoner, examples, n=n or c.samples or self.task.samples, seed=seed, temperature=heat)
         groups = [
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)
         ]
-        samples = judge(self.lm, task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
+        samples = judge(self.lm, self.task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
         return self._measured(reasoner, examples, samples)
+
+    def answer_tests(
+        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, votes: int, temperature: float
+    ) -> Iterator[Outcome]:
+        """A reasoner's answers to test questions that have right answers."""
+        sampler = self.sampler_of(reasoner)
+        return answer_questions(
+            self.lm,
+            sampler,
+            self.task,
+            examples,
+            self.test_rules,
+            judge=self.judge_of(reasoner),
+            prefix=self.model_prefix if sampler != "q" else "",
+            votes=votes,
+            temperature=temperature,
+            batch_size=self.test_batch_size,
+            generator=torch.Generator().manual_seed(seed),
+        )
 
     def _measured(
         self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
@@ -284,19 +293,8 @@ class Evaluator(Resumable):
     def _mark(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> str:
         """For each question "1" if its answer is right, else "0"."""
         c = self.config.evaluation
-        outcomes = answer_questions(
-            self.lm,
-            self.sampler_of(reasoner),
-            self.task,
-            examples,
-            self.test_rules,
-            judge=self.judge_of(reasoner),
-            prefix=self.model_prefix if self.sampler_of(reasoner) != "q" else "",
-            votes=c.votes,
-            temperature=c.temperature,
-            batch_size=self.test_batch_size,
-            generator=torch.Generator().manual_seed(self._unit_seed(unit)),
-        )
+        seed = self._unit_seed(unit)
+        outcomes = self.answer_tests(reasoner, examples, seed=seed, votes=c.votes, temperature=c.temperature)
         return "".join("1" if outcome.correct else "0" for outcome in outcomes)
 
     def _evaluation_units(self, number: int) -> list[tuple[Adapter, str, range]]:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from latent_cot.evaluation.evaluate import read_answers
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, score_rationales
@@ -91,13 +89,8 @@ def _draw(
     loop: Method, examples: Sequence[Example], settings: Settings, seed: int
 ) -> list[tuple[Example, Mapping[Rationale, int]]]:
     """Each question with how often each distinct rationale was sampled."""
-    counts = loop.draw_tests(
-        settings.reasoner,
-        [loop.test_prompt(settings.reasoner, example) for example in examples],
-        n=settings.samples,
-        temperature=settings.temperature,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    n, temperature = settings.samples, settings.temperature
+    counts = loop.draw_tests(settings.reasoner, examples, n=n, temperature=temperature, seed=seed)
     return list(zip(examples, counts, strict=True))
 
 
