@@ -12,7 +12,6 @@ whose chains reach Y more often than p's, and their weights are exact.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,12 +19,12 @@ from latent_cot.config.methods import questions_drawn
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct, slices
-from latent_cot.methods.state import Info, Phase, WeightedRationale
+from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
-from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives.importance import NEGLIGIBLE, weighted_likelihood
+from latent_cot.model.optimise import AdapterOptimiser
+from latent_cot.objectives.importance import weighted_likelihood
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, gather, policy_log_probs, weigh
+from latent_cot.rationales.experience import Experience, policy_log_probs, weigh
 
 
 class ForwardKL(Method):
@@ -51,11 +50,11 @@ class ForwardKL(Method):
     def posterior(self, at: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""
         c, tokens = self.config.e_step, self.config.max_batch_tokens
-        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
+        optimiser = self._sampler_optimiser()
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))
             chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
-            experience = self._experience(chosen, rng.getrandbits(60), c.samples)
+            experience = self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=c.samples))
             info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=tokens)
             self.state.budget.gradient_steps += 1
             yield {**vars(info), "distinct": len(experience.rationales) / float(experience.count.sum())}
@@ -63,22 +62,15 @@ class ForwardKL(Method):
     @phase(lambda self, _: len(self._parts))
     def draw(self, at: Phase) -> Iterator[Info]:
         """Weighted rationales for the M-step."""
-        n = self.config.m_step.samples
         if self.state.unit == 0:
             self.state.drawn = []
         for unit in range(self.state.unit, len(self._parts)):
             order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._n_drawn)
             members = [order[k] for k in self._parts[unit]]
-            experience = self._experience(members, self._unit_seed(unit + 1), n)
-            weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
-            rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
-            kept = [WeightedRationale(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
+            sampled = self._sample("q", members, self._unit_seed(unit + 1), n=self.config.m_step.samples)
+            kept, info = self._weigh(members, self._experience(members, sampled))
             self.state.drawn.extend(kept)
-            yield {"drawn": int(experience.count.sum()), "kept": len(kept), "ess": float(info.ess.mean())}
-
-    def _experience(self, members: list[int], seed: int, n: int) -> Experience:
-        queries = [self.query(self.questions[i]) for i in members]
-        return gather(queries, self._sample("q", members, seed, n=n), self.reward)
+            yield {"drawn": sum(map(len, sampled)), "kept": len(kept), "ess": float(info.ess.mean())}
 
     @property
     def _n_drawn(self) -> int:
@@ -100,7 +92,6 @@ class ForwardKLInfo:
     bound: float
     """Importance-weighted estimate of log p(Y | X), nats, over the questions with a possible sample."""
     gradient_norm: float
-    seconds: float
 
 
 def update(
@@ -113,7 +104,6 @@ def update(
     max_tokens: int,
 ) -> ForwardKLInfo:
     """One gradient step of q on the weighted likelihood of its own samples."""
-    started = time.perf_counter()
     n = len(experience.trajectories)
     loss_sum = 0.0
     # By the merged weights, which have sampled: in bf16 those that are trained are another q.
@@ -129,4 +119,4 @@ def update(
     (loss_sum,) = lm.processes.sum([loss_sum])
     possible = weights.bound[weights.bound.isfinite()]
     bound = float(possible.mean()) if len(possible) else float("-inf")
-    return ForwardKLInfo(loss_sum, float(weights.ess.mean()), bound, norm, time.perf_counter() - started)
+    return ForwardKLInfo(loss_sum, float(weights.ess.mean()), bound, norm)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,8 +27,8 @@ from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives.importance import NEGLIGIBLE
-from latent_cot.rationales.experience import gather, weigh
+from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
+from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
@@ -169,23 +169,15 @@ class Method(Evaluator):
             drawn = [(i, rationale) for i, of_i in zip(members, sampled, strict=True) for rationale in of_i]
             right = [self.is_correct(self.questions[i], rationale) for i, rationale in drawn]
             chosen = [WeightedRationale(*one) for one, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
-            kept = self._weighted(chosen) if c.weighted and chosen else chosen
+            kept = chosen
+            if c.weighted and chosen:
+                of_question: dict[int, list[Rationale]] = {}
+                for one in chosen:
+                    of_question.setdefault(one.question, []).append(one.rationale)
+                kept, _ = self._weigh(list(of_question), self._experience(of_question, of_question.values()))
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             yield {"drawn": len(drawn), "kept": len(kept), **share}
-
-    def _weighted(self, drawn: Sequence[WeightedRationale]) -> list[WeightedRationale]:
-        """The distinct ones, with weights that add up to `m_step.samples` for each question; without those that weigh
-        nothing."""
-        of_question: dict[int, list[Rationale]] = {}
-        for one in drawn:
-            of_question.setdefault(one.question, []).append(one.rationale)
-        members = list(of_question)
-        experience = gather([self.query(self.questions[i]) for i in members], list(of_question.values()), self.reward)
-        weight, _ = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
-        rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
-        n = self.config.m_step.samples
-        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE]
 
     @phase(lambda self, number: self._m_step_units(number), begin=lambda self, _: self.start_model())
     def m_step(self, at: Phase) -> Iterator[Info]:
@@ -236,50 +228,61 @@ class Method(Evaluator):
             self.state.budget.sampled(rationales)
         return sampled
 
+    def _experience(self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]]) -> Experience:
+        """What was sampled for these training questions, scored under p."""
+        return gather([self.query(self.questions[i]) for i in members], list(sampled), self.reward)
+
+    def _weigh(self, members: Sequence[int], experience: Experience) -> tuple[list[WeightedRationale], ImportanceInfo]:
+        """The distinct rationales sampled from q, with weights that add up to `m_step.samples` for each question;
+        without those that weigh nothing."""
+        weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
+        rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
+        n = self.config.m_step.samples
+        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE], info
+
+    def _sampler_optimiser(self, **log_z: Any) -> AdapterOptimiser:
+        """That of q's training. `log_z`: as `AdapterOptimiser` has them."""
+        c = self.config.e_step
+        return self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm, **log_z)
+
     def _fit(self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
-        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
+        self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
         for step in range(self.state.unit, c.steps):
-            info = self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
+            info = self._likelihood_step(adapter, records, c, step, sees_answer=sees_answer)
             if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
                 self.lm.interpolate(adapter, c.interpolation)
             yield info
 
     def _likelihood_step(
-        self,
-        adapter: Adapter,
-        records: Sequence[WeightedRationale],
-        c: MStepConfig,
-        optimiser: AdapterOptimiser,
-        step: int,
-        *,
-        sees_answer: bool,
+        self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig, step: int, *, sees_answer: bool
     ) -> Info:
+        assert self.optimiser is not None
         torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
         rng = random.Random(self._unit_seed(step))
         batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
         chosen = [records[k] for k in batch]
         lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
         target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
-        variations = vars(self.config.augmentation)
+        variations = dict(vars(self.config.augmentation))
         if sees_answer:  # a question joined to others has another answer
-            variations = {**variations, "concat_questions": 0}
+            variations["concat_questions"] = 0
         mean_weight = sum(one.weight for one in records) / len(records)
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
             lesson = vary(lesson, others, self.rules.codec, rng, **variations)
             if target == "candidates":
-                example = self.questions[one.question]
-                lesson = replace(lesson, others=other_answers(self.task, example, self.rules.codec))
+                others_of = other_answers(self.task, self.questions[one.question], self.rules.codec)
+                lesson = replace(lesson, others=others_of)
             groups.append(lesson)
         info = m_step.update(
             self.lm,
             adapter,
             groups,
             self.rules,
-            optimiser,
+            self.optimiser,
             step,
             max_tokens=self.config.max_batch_tokens // 3,  # what is learned is longer than what is sampled
             weights=[[one.weight / mean_weight] for one in chosen],
@@ -326,8 +329,7 @@ class Method(Evaluator):
 
     @property
     def _diagnostic_units(self) -> list[range]:
-        c = self.config.evaluation
-        questions = min(c.diagnostics, len(self.data.validation))
+        questions = min(self.config.evaluation.diagnostics, len(self.data.validation))
         return slices(questions, max(1, self.config.rollout.batch_size // DIAGNOSTIC_SAMPLES))
 
 

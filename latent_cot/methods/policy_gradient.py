@@ -22,7 +22,6 @@ those of its question's other rationales. The KL to the initial p is a term of t
 from __future__ import annotations
 
 import random
-import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
-from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.objectives.balance import temper
 from latent_cot.objectives.policy_gradient import (
     clipped_surrogate,
@@ -47,7 +46,7 @@ from latent_cot.objectives.policy_gradient import (
 )
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, gather, policy_log_probs
+from latent_cot.rationales.experience import Experience, policy_log_probs
 from latent_cot.types import Task, TaskData, UsageError
 
 CLIP_RANGE = 0.2
@@ -94,13 +93,11 @@ class PolicyGradient(Method):
     def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
-        optimiser = self._new_optimiser("q", Schedule(e.learning_rate, e.steps, e.warmup, e.decay), e.max_grad_norm)
+        optimiser = self._sampler_optimiser()
         for step in range(self.state.unit, e.steps):
             rng = random.Random(self._unit_seed(step))
             chosen = draw_distinct([1.0] * len(self.questions), e.questions, rng)
-            sampled = self._sample("q", chosen, rng.getrandbits(60), n=e.samples)
-            queries = [self.query(self.questions[i]) for i in chosen]
-            experience = gather(queries, sampled, self.reward)
+            experience = self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=e.samples))
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
@@ -175,7 +172,6 @@ class PolicyInfo:
     clipped: float
     """Share of actions whose gradient the clipping has cut off."""
     gradient_norm: float
-    seconds: float
 
 
 def floored(experience: Experience, floor: float | None) -> torch.Tensor:
@@ -214,7 +210,6 @@ def update(
     max_tokens: int,
 ) -> PolicyInfo:
     """`epochs` gradient steps of q on the clipped surrogate plus `kl` times the KL penalty, each on the whole batch."""
-    started = time.perf_counter()
     n = float(experience.count.sum())
     actions = float((experience.count[:, None] * experience.mask).sum())
     loss_sum = clipped = norms = 0.0
@@ -237,10 +232,4 @@ def update(
             norms += optimiser.step(step)
     loss_sum, clipped = lm.processes.sum([loss_sum, clipped])
     drift = (experience.count * (old - experience.reference).mul(experience.mask).sum(1)).sum() / n
-    return PolicyInfo(
-        loss_sum / epochs,
-        float(drift),
-        clipped / (epochs * actions),
-        norms / epochs,
-        time.perf_counter() - started,
-    )
+    return PolicyInfo(loss_sum / epochs, float(drift), clipped / (epochs * actions), norms / epochs)
