@@ -73,14 +73,16 @@ def _cases(options: VerifyOptions) -> list[Case]:
         for name in names:
             if name not in known:
                 raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
+    worlds, objectives = tuple(WORLDS), tuple(OBJECTIVES)
     if options.break_ is not None:
-        fault = FAULTS[options.break_]
-        worlds, objectives = options.world or (fault.world,), options.objective or (fault.objective,)
-        return [verify.Case(world, objective, options.break_) for world in worlds for objective in objectives]
-    if options.quick:
-        return verify.all_cases(options.world or verify.QUICK_WORLDS, options.objective or verify.QUICK_OBJECTIVES)
-    cases = verify.all_cases(options.world or tuple(WORLDS), options.objective or tuple(OBJECTIVES))
-    return cases if options.world or options.objective else cases + verify.faulty_cases()
+        worlds, objectives = (FAULTS[options.break_].world,), (FAULTS[options.break_].objective,)
+    elif options.quick:
+        worlds, objectives = verify.QUICK_WORLDS, verify.QUICK_OBJECTIVES
+    worlds, objectives = options.world or worlds, options.objective or objectives
+    cases = [verify.Case(world, objective, options.break_) for world in worlds for objective in objectives]
+    if options.break_ or options.quick or options.world or options.objective:
+        return cases
+    return cases + [verify.Case(fault.world, fault.objective, name) for name, fault in FAULTS.items()]
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:

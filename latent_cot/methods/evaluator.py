@@ -83,7 +83,7 @@ class Evaluator(Resumable):
     @property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Which adapters can answer a question whose answer is not known, once the method has trained them."""
-        return METHODS[self.config.method].reasoners(self.config, self.answer_given)
+        return METHODS[self.config.method].reasoners(self.config, self.task.answer_given)
 
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """Who writes a reasoner's rationales in tests. None: nobody, it answers at once."""
@@ -93,11 +93,6 @@ class Evaluator(Resumable):
         """Who decides among candidates after them: p itself; for q, which learns to write rationales only, the base
         model."""
         return "p" if reasoner == "p" else "base"
-
-    @property
-    def answer_given(self) -> bool:
-        """Whether the answer is part of a test question."""
-        return self.task.answer_given
 
     # -- what they read ------------------------------------------------------------------------------
 
@@ -131,7 +126,7 @@ class Evaluator(Resumable):
         """The same as text."""
         if reasoner == "q":
             return self._seen_by_sampler(example)
-        if not self.answer_given:
+        if not self.task.answer_given:
             return self.model_prefix + example.x
         shown = zip(self.data.demonstrations, self.demonstrations[: self.shown], strict=False)
         stop = self.task.stop or ""
@@ -246,12 +241,9 @@ class Evaluator(Resumable):
         """How many there are after round 0."""
         return 1
 
-    def is_evaluated(self, number: int) -> bool:
-        """Whether there is a test after this round."""
-        return self.config.evaluation.every_round or number == self.rounds
-
     @phase(
-        lambda self, number: len(self._evaluation_units(number)), when=lambda self, number: self.is_evaluated(number)
+        lambda self, number: len(self._evaluation_units(number)),
+        when=lambda self, number: self.config.evaluation.every_round or number == self.rounds,
     )
     def evaluate(self, at: Phase) -> Iterator[Info]:
         """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""

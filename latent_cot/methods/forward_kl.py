@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from latent_cot.config.methods import questions_drawn
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
-from latent_cot.methods.seeding import draw_distinct, slices
+from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
@@ -65,7 +65,7 @@ class ForwardKL(Method):
         if self.state.unit == 0:
             self.state.drawn = []
         for unit in range(self.state.unit, len(self._parts)):
-            order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._n_drawn)
+            order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._parts[-1].stop)
             members = [order[k] for k in self._parts[unit]]
             sampled = self._sample("q", members, self._unit_seed(unit + 1), n=self.config.m_step.samples)
             kept, info = self._weigh(members, self._experience(members, sampled))
@@ -73,12 +73,9 @@ class ForwardKL(Method):
             yield {"drawn": sum(map(len, sampled)), "kept": len(kept), "ess": float(info.ess.mean())}
 
     @property
-    def _n_drawn(self) -> int:
-        return min(questions_drawn(self.config), len(self.questions))
-
-    @property
     def _parts(self) -> list[range]:
-        return slices(self._n_drawn, max(1, self.config.rollout.batch_size // self.config.m_step.samples))
+        n = min(questions_drawn(self.config), len(self.questions))
+        return self._batches_of(n, self.config.m_step.samples)
 
 
 @dataclass(frozen=True)

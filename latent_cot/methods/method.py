@@ -99,7 +99,7 @@ class Method(Evaluator):
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
         drawn = self.state.model_trained and any(phase.name == "draw" for phase in self.phases)
-        decides_only = drawn and self.model_step.target != "joint"
+        decides_only = drawn and self.config.m_step.target != "joint"
         return "q" if decides_only and self.config.q_sees == "question" else reasoner
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,8 +183,8 @@ class Method(Evaluator):
     def m_step(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
         if self.state.drawn:
-            yield from self._fit("p", self.state.drawn, self.model_step)
-            self.state.model_trained = self.state.model_trained or self.model_step.steps > 0
+            yield from self._fit("p", self.state.drawn, self.config.m_step)
+            self.state.model_trained = self.state.model_trained or self.config.m_step.steps > 0
         elif self.state.unit == 0:
             yield {"note": "no rationale arrives at its answer: p stays as it is"}
 
@@ -202,11 +202,6 @@ class Method(Evaluator):
     def init_step(self) -> MStepConfig:
         """How p, and a q that sees Y, are fine-tuned on the demonstrations."""
         return MStepConfig(**vars(self.config.init_step))
-
-    @property
-    def model_step(self) -> MStepConfig:
-        """How p is fine-tuned on drawn rationales."""
-        return self.config.m_step
 
     @property
     def final_reward_temperature(self) -> float:
@@ -321,16 +316,19 @@ class Method(Evaluator):
     def _m_step_units(self, number: int) -> int:
         phases, place = self.phases, self.state.phase
         present = place < len(phases) and phases[place] == Phase(number, "m_step")
-        return 1 if present and not self.state.drawn else self.model_step.steps
+        return 1 if present and not self.state.drawn else self.config.m_step.steps
 
     @property
     def _draw_units(self) -> list[range]:
-        return slices(len(self.questions), max(1, self.config.rollout.batch_size // self.config.m_step.samples))
+        return self._batches_of(len(self.questions), self.config.m_step.samples)
 
     @property
     def _diagnostic_units(self) -> list[range]:
-        questions = min(self.config.evaluation.diagnostics, len(self.data.validation))
-        return slices(questions, max(1, self.config.rollout.batch_size // DIAGNOSTIC_SAMPLES))
+        return self._batches_of(min(self.config.evaluation.diagnostics, len(self.data.validation)), DIAGNOSTIC_SAMPLES)
+
+    def _batches_of(self, n: int, samples: int) -> list[range]:
+        """n questions in batches of which each has room for so many rationales a question."""
+        return slices(n, max(1, self.config.rollout.batch_size // samples))
 
 
 def method_class(name: str) -> type[Method]:

@@ -113,7 +113,6 @@ class PolicyGradient(Method):
                 optimiser,
                 step,
                 epochs=c.epochs,
-                clip_range=CLIP_RANGE,
                 kl=c.kl if self.kl_in_loss else 0.0,
                 max_tokens=tokens,
             )
@@ -205,7 +204,6 @@ def update(
     step: int,
     *,
     epochs: int,
-    clip_range: float,
     kl: float,
     max_tokens: int,
 ) -> PolicyInfo:
@@ -221,7 +219,7 @@ def update(
                 there = log_prob.device
                 mask, count = experience.mask[rows].to(there), experience.count[rows].to(there)
                 losses, info = clipped_surrogate(
-                    log_prob, old[rows].to(there), advantage[rows].to(there), mask, clip_range=clip_range
+                    log_prob, old[rows].to(there), advantage[rows].to(there), mask, clip_range=CLIP_RANGE
                 )
                 if kl:
                     losses = losses + kl * kl_penalty(log_prob, experience.reference[rows].to(there), mask)

@@ -69,7 +69,7 @@ class SFT(Method):
         while (unit := self.state.unit) < self._fit_units:
             figures: Info = {}
             for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
-                figures = self._likelihood_step("p", records, c, step, sees_answer=self.answer_given)
+                figures = self._likelihood_step("p", records, c, step, sees_answer=self.task.answer_given)
                 self.state.model_trained = True
             found = self._check(unit)
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
@@ -86,7 +86,7 @@ class SFT(Method):
         if not self.task.is_measured:
             return self._mark("p", self._held_out, unit).count("1")
         groups = [
-            self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.answer_given)
+            self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.task.answer_given)
             for example in self._held_out
         ]
         return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=self.config.max_batch_tokens)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -21,7 +21,7 @@ from latent_cot.methods.verify import exact
 from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
 
@@ -151,16 +151,6 @@ class Result:
             "max": {figure: max(values) for figure, values in of.items()},
             "questions": [{**asdict(q), "log_z_error": q.log_z_error} for q in self.questions],
         }
-
-
-def all_cases(worlds: Sequence[str] = tuple(WORLDS), objectives: Sequence[str] = tuple(OBJECTIVES)) -> list[Case]:
-    """Every world with every objective."""
-    return [Case(world, objective) for world in worlds for objective in objectives]
-
-
-def faulty_cases(names: Sequence[str] = tuple(FAULTS)) -> list[Case]:
-    """Each deliberate mistake, where it must show."""
-    return [Case(FAULTS[name].world, FAULTS[name].objective, name) for name in names]
 
 
 def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambda: None) -> Result:
