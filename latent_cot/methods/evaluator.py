@@ -180,22 +180,13 @@ class Evaluator(Resumable):
         return list(map(count_distinct, sampled))
 
     def sample_tests(
-        self,
-        reasoner: Adapter,
-        examples: Sequence[Example],
-        *,
-        seed: int,
-        n: int | None = None,
-        temperature: float | None = None,
+        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any
     ) -> list[Measured]:
         """Rationales for test questions of a task that has figures of them, with the base model's opinion.
-
-        Args:
-            n, temperature: other than those of the configuration.
-        """
+        `other`: n and temperature, where they are not those of the configuration."""
         c, codec = self.config.evaluation, self.rules.codec
-        heat = c.temperature if temperature is None else temperature
-        counts = self.draw_tests(reasoner, examples, n=n or c.samples or self.task.samples, seed=seed, temperature=heat)
+        sampling = {"n": c.samples or self.task.samples, "temperature": c.temperature, **other}
+        counts = self.draw_tests(reasoner, examples, seed=seed, **sampling)
         groups = [
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)

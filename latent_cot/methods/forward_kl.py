@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from latent_cot.config.methods import questions_drawn
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
-from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
@@ -49,13 +48,10 @@ class ForwardKL(Method):
     @phase(lambda self, _: self.config.e_step.steps)
     def posterior(self, at: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""
-        c, tokens = self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
-        for step in range(self.state.unit, c.steps):
-            rng = random.Random(self._unit_seed(step))
-            chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
-            experience = self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=c.samples))
-            info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=tokens)
+        for step in range(self.state.unit, self.config.e_step.steps):
+            experience = self._fresh_experience(step)
+            info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=self.config.max_batch_tokens)
             self.state.budget.gradient_steps += 1
             yield {**vars(info), "distinct": len(experience.rationales) / float(experience.count.sum())}
 

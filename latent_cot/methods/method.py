@@ -7,7 +7,7 @@ evaluation, are in `evaluator.py`.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
-from latent_cot.methods.seeding import slices
+from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -223,6 +223,12 @@ class Method(Evaluator):
             self.state.budget.sampled(rationales)
         return sampled
 
+    def _fresh_experience(self, step: int) -> Experience:
+        """Rationales from q for training questions drawn for this step, as many as an E-step samples."""
+        c, rng = self.config.e_step, random.Random(self._unit_seed(step))
+        chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
+        return self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=c.samples))
+
     def _experience(self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]]) -> Experience:
         """What was sampled for these training questions, scored under p."""
         return gather([self.query(self.questions[i]) for i in members], list(sampled), self.reward)
@@ -333,6 +339,5 @@ class Method(Evaluator):
 
 def method_class(name: str) -> type[Method]:
     """The loop of a method in the registry."""
-    module, _, attribute = METHODS[name].target.partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    found: type[Method] = pkgutil.resolve_name(METHODS[name].target)
     return found

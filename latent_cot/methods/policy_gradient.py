@@ -21,7 +21,6 @@ those of its question's other rationales. The KL to the initial p is a term of t
 
 from __future__ import annotations
 
-import random
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.methods.evaluator import tells_right
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
-from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
@@ -95,9 +93,7 @@ class PolicyGradient(Method):
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
         for step in range(self.state.unit, e.steps):
-            rng = random.Random(self._unit_seed(step))
-            chosen = draw_distinct([1.0] * len(self.questions), e.questions, rng)
-            experience = self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=e.samples))
+            experience = self._fresh_experience(step)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
