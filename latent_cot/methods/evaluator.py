@@ -36,9 +36,7 @@ from latent_cot.types import Example, Measured, Rationale, Sample, Task, TaskDat
 
 def tells_right(task: Task, questions: Sequence[Example]) -> bool:
     """Whether a rationale of such questions is right or wrong by itself."""
-    if task.has_own_reward:
-        return True
-    return not (task.is_measured or any(map(task.candidates, questions)))
+    return task.has_own_reward or not (task.is_measured or any(map(task.candidates, questions)))
 
 
 class Evaluator(Resumable):

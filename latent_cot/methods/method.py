@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -64,25 +64,21 @@ class Method(Evaluator):
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
         unread = METHODS[config.method].ignores(config)
-        target_read = {"m_step", "m_step.target"}.isdisjoint(unread)
-        learned = {"m-step": [*data.demonstrations, *data.unlabelled] if target_read else []}
-        learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
-        for step, examples in learned.items():
-            target = config.m_step.target if step == "m-step" else "joint"
-            if target == "candidates" and not all(map(task.candidates, examples)):
+        questions, c = [*data.demonstrations, *data.unlabelled], config.m_step
+        if {"m_step", "m_step.target"}.isdisjoint(unread):
+            if c.target == "candidates" and not all(map(task.candidates, questions)):
                 raise UsageError(
-                    f"--{step}.target candidates: {task.name} has questions without candidates, of which there is "
+                    f"--m-step.target candidates: {task.name} has questions without candidates, of which there is "
                     "nothing to tell apart; give joint or answer"
                 )
-            if target == "answer" and any(not example.y for example in examples):
+            if c.target == "answer" and not all(example.y for example in questions):
                 raise UsageError(
-                    f"--{step}.target answer: {task.name} has questions without an answer to learn; give joint"
+                    f"--m-step.target answer: {task.name} has questions without an answer to learn; give joint"
                 )
         if METHODS[config.method].has_e_step and task.has_own_reward and config.e_step.prior == "sampler":
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
             )
-        c = config.m_step
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
                 raise UsageError(
@@ -339,5 +335,4 @@ class Method(Evaluator):
 
 def method_class(name: str) -> type[Method]:
     """The loop of a method in the registry."""
-    found: type[Method] = pkgutil.resolve_name(METHODS[name].target)
-    return found
+    return cast("type[Method]", pkgutil.resolve_name(METHODS[name].target))

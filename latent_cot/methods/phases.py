@@ -108,8 +108,7 @@ class Resumable(ABC):
 
     def units(self, phase: Phase) -> int:
         """The number of units of a phase."""
-        found: int = getattr(type(self), phase.name).units(self, phase.round)
-        return found
+        return int(getattr(type(self), phase.name).units(self, phase.round))
 
     def begin(self, place: int) -> None:
         """Do what has to be done before the first unit of a phase, if it has not been done.
