@@ -33,9 +33,7 @@ def draw_behaviour(c: EStepConfig, rng: random.Random) -> Behaviour:
     without which a batch of hot, worthless chains would be compared among itself.
     """
     # Where the buffer has nothing yet for this question, a replay falls back on sampling.
-    replay = c.replay_share
-    if not c.mix_replay:
-        replay = float(rng.random() < replay)
+    replay = c.replay_share if c.mix_replay else float(rng.random() < c.replay_share)
     return Behaviour(rng.uniform(*c.temperatures), share=c.tempered_share, replay=replay)
 
 
