@@ -23,7 +23,6 @@ from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
-from latent_cot.model.optimise import Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, LOG_Z_RATE
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
@@ -51,10 +50,8 @@ class EM(Method):
         c = self.config.e_step
         if self.state.unit == 0:
             fill_buffer(self.buffer, self)
-        schedule = Schedule(c.learning_rate, c.steps, c.warmup, c.decay)
         log_z = [self.log_z] if c.objective in LEARNS_LOG_Z else []
-        rate = LOG_Z_RATE.get(c.objective, 0.0)
-        optimiser = self._new_optimiser("q", schedule, c.max_grad_norm, log_z=log_z, log_z_rate=rate)
+        optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=LOG_Z_RATE.get(c.objective, 0.0))
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [1.0] * len(self.data.unlabelled)
         for step in range(self.state.unit, c.steps):
             rng = random.Random(self._unit_seed(step))

@@ -85,7 +85,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     seen = experience.gather(asked, sampled, reward)
     old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=100)
     policy = policy_gradient.update(
-        lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, clip_range=0.2, kl=0.1, max_tokens=100
+        lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, kl=0.1, max_tokens=100
     )
     found["policy"] = [policy.loss, policy.clipped, policy.gradient_norm]
     kl = forward_kl.update(lm, seen, rules, optimiser("q"), 0, max_tokens=100)

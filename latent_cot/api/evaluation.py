@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
 from rich.console import Console
 
 from latent_cot.api.results import Evaluation
 from latent_cot.evaluation import outcomes
-from latent_cot.evaluation.evaluate import Accuracy, Outcome, answer_questions, figure_of, measure
+from latent_cot.evaluation.evaluate import Accuracy, Outcome, figure_of, measure
 from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter
 from latent_cot.report.terminal import Items
@@ -26,6 +24,7 @@ def evaluate(loop: Method, reasoners: Sequence[Adapter], found: Evaluation, *, s
     """
     rules = loop.test_rules
     loop.test_rules = replace(rules, max_tokens=found.decoding["max_tokens"])
+    decoding = {name: found.decoding[name] for name in ("votes", "temperature") if name in found.decoding}
     total = len(reasoners) * sum(len(split.examples) for split in found.splits.values())
     console = Console(stderr=True, quiet=not progress)
     try:
@@ -37,7 +36,7 @@ def evaluate(loop: Method, reasoners: Sequence[Adapter], found: Evaluation, *, s
                         items.advance(len(questions.examples))
                         continue
                     answered: list[Outcome] = []
-                    for outcome in _answers(loop, name, questions.examples, found.decoding, seed):
+                    for outcome in loop.answer_tests(name, questions.examples, seed=seed, **decoding):
                         answered.append(outcome)
                         items.advance()
                     right = sum(outcome.correct for outcome in answered)
@@ -64,22 +63,3 @@ def _measure(
     found.figures.setdefault(reasoner, {})[split] = figures
     found.measured.setdefault(reasoner, {})[split] = measured
     found.records.extend(outcomes.of_measured(reasoner, split, measured, values))
-
-
-def _answers(
-    loop: Method, reasoner: Adapter, examples: Sequence[Example], decoding: Mapping[str, Any], seed: int
-) -> Iterator[Outcome]:
-    sampler = loop.sampler_of(reasoner)
-    return answer_questions(
-        loop.lm,
-        sampler,
-        loop.task,
-        examples,
-        loop.test_rules,
-        judge=loop.judge_of(reasoner),
-        prefix=loop.model_prefix if sampler != "q" else "",
-        votes=decoding["votes"],
-        temperature=decoding["temperature"],
-        batch_size=loop.test_batch_size,
-        generator=torch.Generator().manual_seed(seed),
-    )

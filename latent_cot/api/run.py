@@ -129,8 +129,6 @@ class Run:
 
         Raises UsageError if it is no question of this task.
         """
-        from latent_cot.methods.scored import sample_rationales
-
         check_at_least_1(n=n)
         check_temperature(temperature, "temperature")
         asked = reasoner or self.reasoners[0]
@@ -138,7 +136,7 @@ class Run:
             self.source.require(asked)
         example = self._example(question, answer)
         loop = self.in_memory()
-        counts = sample_rationales(loop, example, asked, n=n, temperature=temperature, seed=seed)
+        (counts,) = loop.draw_tests(asked, [example], n=n, temperature=temperature, seed=seed)
         return self._scored(example, counts, asked, weighed=temperature == 1 and loop.draws_as_it_is)
 
     def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:

@@ -17,8 +17,7 @@ from latent_cot.report.terminal import Items
 from latent_cot.types import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from latent_cot.methods.verify.run import Case, Result
-    from latent_cot.methods.verify.train import Settings
+    from latent_cot.methods.verify.run import Case, Result, Settings
 
 Names = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -50,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(VerifyOptions, argv, "verify")
     import torch
 
-    from latent_cot.methods.verify.train import Settings
+    from latent_cot.methods.verify.run import Settings
 
     # The models are so small that a second thread costs more than it gains.
     threads = torch.get_num_threads()
@@ -74,14 +73,16 @@ def _cases(options: VerifyOptions) -> list[Case]:
         for name in names:
             if name not in known:
                 raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
+    worlds, objectives = tuple(WORLDS), tuple(OBJECTIVES)
     if options.break_ is not None:
-        fault = FAULTS[options.break_]
-        worlds, objectives = options.world or (fault.world,), options.objective or (fault.objective,)
-        return [verify.Case(world, objective, options.break_) for world in worlds for objective in objectives]
-    if options.quick:
-        return verify.all_cases(options.world or verify.QUICK_WORLDS, options.objective or verify.QUICK_OBJECTIVES)
-    cases = verify.all_cases(options.world or tuple(WORLDS), options.objective or tuple(OBJECTIVES))
-    return cases if options.world or options.objective else cases + verify.faulty_cases()
+        worlds, objectives = (FAULTS[options.break_].world,), (FAULTS[options.break_].objective,)
+    elif options.quick:
+        worlds, objectives = verify.QUICK_WORLDS, verify.QUICK_OBJECTIVES
+    worlds, objectives = options.world or worlds, options.objective or objectives
+    cases = [verify.Case(world, objective, options.break_) for world in worlds for objective in objectives]
+    if options.break_ or options.quick or options.world or options.objective:
+        return cases
+    return cases + [verify.Case(fault.world, fault.objective, name) for name, fault in FAULTS.items()]
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:

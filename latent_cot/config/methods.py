@@ -151,11 +151,11 @@ METHODS: Mapping[str, MethodSpec] = {
     ),
     "ppo": _policy_gradient(
         "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
-        "latent_cot.methods.ppo:PPO",
+        "latent_cot.methods.policy_gradient:PPO",
     ),
     "grpo": _policy_gradient(
         "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
-        "latent_cot.methods.grpo:GRPO",
+        "latent_cot.methods.policy_gradient:GRPO",
     ),
     "rejection": MethodSpec(
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",

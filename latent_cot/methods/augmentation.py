@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, pairwise, takewhile
+from itertools import chain, dropwhile, pairwise, takewhile
 
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.scoring import Group
@@ -74,10 +74,7 @@ def drop_history(
     """
     (rationale,) = lesson.rationales
     steps = steps_of(rationale)
-    if len(steps) < 2:
-        return lesson
-    k = rng.randrange(len(steps))
-    if k == 0:
+    if len(steps) < 2 or not (k := rng.randrange(len(steps))):
         return lesson
     strangers = [step for other in others for z in other.rationales for step in steps_of(z)[1:]]
     number = rng.randint(0, strange) if strangers else 0
@@ -85,9 +82,7 @@ def drop_history(
     first = max(0, k + 1 - kept)
     if before and first == 0:  # what joins it to them is in the second step
         before += takewhile(lambda token: _joins(codec.pieces[token]), steps[1])
-    context = [*before, *chain.from_iterable(steps[first : k + 1])]
-    while context and _joins(codec.pieces[context[0]]):
-        context = context[1:]
+    context = dropwhile(lambda token: _joins(codec.pieces[token]), chain(before, *steps[first : k + 1]))
     end = step_ends(rationale)[k]
     rest = replace(
         rationale,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,9 +18,9 @@ from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
-from latent_cot.rationales.rollout import Counts, count_distinct, rollout
+from latent_cot.rationales.rollout import Counts, count_distinct
 from latent_cot.rationales.scoring import Group, score_in_batches
-from latent_cot.types import Rationale, Task, TaskData, UsageError
+from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
 TOP_P = 0.95
 """`nucleus`: the probability that the tokens it samples from come to."""
@@ -58,29 +59,14 @@ class Decoding(Method):
         return _is_plain(self.config)
 
     def draw_tests(
-        self,
-        reasoner: Adapter,
-        prompts: Sequence[Sequence[int]],
-        *,
-        n: int,
-        temperature: float,
-        generator: torch.Generator,
+        self, reasoner: Adapter, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
     ) -> list[Counts]:
         c = self.config.decode
+        prompts = [self.test_prompt(reasoner, example) for example in examples]
         if c.strategy in ("beam", "diverse-beam"):
             return [self._search(reasoner, prompt, n) for prompt in prompts]
-        sampled = rollout(
-            self.lm,
-            self.lm.merged(reasoner),
-            prompts,
-            self.test_rules,
-            n=n * c.multiple,
-            temperature=temperature,
-            top_p=TOP_P if c.strategy == "nucleus" else 1.0,
-            batch_size=self.test_batch_size,
-            generator=generator,
-        )
-        counts: list[Counts] = [count_distinct(rationales) for rationales in sampled]
+        top_p = TOP_P if c.strategy == "nucleus" else 1.0
+        counts = super().draw_tests(reasoner, examples, n=n * c.multiple, seed=seed, top_p=top_p, **sampling)
         return counts if c.multiple == 1 else self._likeliest(reasoner, prompts, counts, n)
 
     def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:
@@ -110,13 +96,8 @@ class Decoding(Method):
             for prompt, counts in zip(prompts, sampled, strict=True)
         ]
         kept: dict[int, Mapping[Rationale, int]] = {}
-        for members, scores in score_in_batches(
-            self.lm,
-            self.lm.merged(reasoner),
-            groups,
-            self.test_rules.codec,
-            max_tokens=self.config.max_batch_tokens,
-        ):
+        model, tokens = self.lm.merged(reasoner), self.config.max_batch_tokens
+        for members, scores in score_in_batches(self.lm, model, groups, self.test_rules.codec, max_tokens=tokens):
             for k, g in enumerate(members):
                 own = scores.log_complete[scores.group == k]
                 best = own.argsort(descending=True)[:n].tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +94,6 @@ class UpdateInfo:
     log_z: float
     """Estimate of log Z(X), tempered, in nats."""
     gradient_norm: float
-    seconds: float
 
 
 def update(
@@ -117,7 +115,6 @@ def update(
 
     `log_z` holds what log Z(X) is taken for, () for each question, for an objective that learns it.
     """
-    started = time.perf_counter()
     n = len(batches)
     own = lm.processes.share(range(n))
     batches = [batches[g] for g in own]
@@ -144,7 +141,7 @@ def update(
             log_z_sum += float(info.log_z.sum())
         norm = optimiser.step(step)
     loss_sum, variance_sum, log_z_sum = lm.processes.sum([loss_sum, variance_sum, log_z_sum])
-    return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm, time.perf_counter() - started)
+    return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm)
 
 
 @torch.no_grad()

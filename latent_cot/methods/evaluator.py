@@ -1,12 +1,13 @@
 """The reasoners p and q of a run: what they read of a question, and how they are tested.
 
-`Method` (`loop.py`) trains them.
+`Method` (`method.py`) trains them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from latent_cot.evaluation.evaluate import (
     BATCHES_AT_ONCE,
     Accuracy,
     Judge,
+    Outcome,
     answer_questions,
     figures,
     judge,
@@ -34,9 +36,7 @@ from latent_cot.types import Example, Measured, Rationale, Sample, Task, TaskDat
 
 def tells_right(task: Task, questions: Sequence[Example]) -> bool:
     """Whether a rationale of such questions is right or wrong by itself."""
-    if task.has_own_reward:
-        return True
-    return not (task.is_measured or any(map(task.candidates, questions)))
+    return task.has_own_reward or not (task.is_measured or any(map(task.candidates, questions)))
 
 
 class Evaluator(Resumable):
@@ -49,7 +49,8 @@ class Evaluator(Resumable):
         tests: the test questions of each split.
         rules: what a rationale may look like in training ...
         test_rules: ... and in tests.
-        state: on resuming, where the run is.
+        state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
+        restore: on resuming, puts the saved optimiser state into an optimiser.
     """
 
     def __init__(
@@ -63,9 +64,14 @@ class Evaluator(Resumable):
         test_rules: ChainRules,
         *,
         state: State | None = None,
+        restore: Callable[[torch.optim.Optimizer], None] | None = None,
     ) -> None:
         self.config, self.lm, self.task, self.data = config, lm, task, data
         self.tests, self.rules, self.test_rules = tests, rules, test_rules
+        self._restore = restore
+        if state is None:
+            for adapter in ("p", "q"):
+                lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
         super().__init__(state or State())
         self.demonstrations = [encode_rationale(d.z or "", rules) for d in data.demonstrations]
         self.questions = [*data.demonstrations, *data.unlabelled]
@@ -75,7 +81,7 @@ class Evaluator(Resumable):
     @property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Which adapters can answer a question whose answer is not known, once the method has trained them."""
-        return METHODS[self.config.method].reasoners(self.config, self.answer_given)
+        return METHODS[self.config.method].reasoners(self.config, self.task.answer_given)
 
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """Who writes a reasoner's rationales in tests. None: nobody, it answers at once."""
@@ -85,11 +91,6 @@ class Evaluator(Resumable):
         """Who decides among candidates after them: p itself; for q, which learns to write rationales only, the base
         model."""
         return "p" if reasoner == "p" else "base"
-
-    @property
-    def answer_given(self) -> bool:
-        """Whether the answer is part of a test question."""
-        return self.task.answer_given
 
     # -- what they read ------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class Evaluator(Resumable):
         """The same as text."""
         if reasoner == "q":
             return self._seen_by_sampler(example)
-        if not self.answer_given:
+        if not self.task.answer_given:
             return self.model_prefix + example.x
         shown = zip(self.data.demonstrations, self.demonstrations[: self.shown], strict=False)
         stop = self.task.stop or ""
@@ -160,57 +161,55 @@ class Evaluator(Resumable):
         return True
 
     def draw_tests(
-        self,
-        reasoner: Adapter,
-        prompts: Sequence[Sequence[int]],
-        *,
-        n: int,
-        temperature: float,
-        generator: torch.Generator,
+        self, reasoner: Adapter, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
     ) -> list[Counts]:
-        """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way."""
+        """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way.
+        `sampling`: temperature and top_p of `rollout`."""
         sampled = rollout(
             self.lm,
             self.lm.merged(reasoner),
-            prompts,
+            [self.test_prompt(reasoner, example) for example in examples],
             self.test_rules,
             n=n,
-            temperature=temperature,
             batch_size=self.test_batch_size,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
+            **sampling,
         )
         return list(map(count_distinct, sampled))
 
     def sample_tests(
-        self,
-        reasoner: Adapter,
-        examples: Sequence[Example],
-        *,
-        seed: int,
-        n: int | None = None,
-        temperature: float | None = None,
+        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any
     ) -> list[Measured]:
         """Rationales for test questions of a task that has figures of them, with the base model's opinion.
-
-        Args:
-            n, temperature: other than those of the configuration.
-        """
-        task, c = self.task, self.config.evaluation
-        assert task.is_measured
-        counts = self.draw_tests(
-            reasoner,
-            [self.test_prompt(reasoner, example) for example in examples],
-            n=n or c.samples or task.samples,
-            temperature=c.temperature if temperature is None else temperature,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        codec = self.rules.codec
+        `other`: n and temperature, where they are not those of the configuration."""
+        c, codec = self.config.evaluation, self.rules.codec
+        sampling = {"n": c.samples or self.task.samples, "temperature": c.temperature, **other}
+        counts = self.draw_tests(reasoner, examples, seed=seed, **sampling)
         groups = [
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)
         ]
-        samples = judge(self.lm, task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
+        samples = judge(self.lm, self.task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
         return self._measured(reasoner, examples, samples)
+
+    def answer_tests(
+        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, votes: int, temperature: float
+    ) -> Iterator[Outcome]:
+        """A reasoner's answers to test questions that have right answers."""
+        sampler = self.sampler_of(reasoner)
+        return answer_questions(
+            self.lm,
+            sampler,
+            self.task,
+            examples,
+            self.test_rules,
+            judge=self.judge_of(reasoner),
+            prefix=self.model_prefix if sampler != "q" else "",
+            votes=votes,
+            temperature=temperature,
+            batch_size=self.test_batch_size,
+            generator=torch.Generator().manual_seed(seed),
+        )
 
     def _measured(
         self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
@@ -231,12 +230,9 @@ class Evaluator(Resumable):
         """How many there are after round 0."""
         return 1
 
-    def is_evaluated(self, number: int) -> bool:
-        """Whether there is a test after this round."""
-        return self.config.evaluation.every_round or number == self.rounds
-
     @phase(
-        lambda self, number: len(self._evaluation_units(number)), when=lambda self, number: self.is_evaluated(number)
+        lambda self, number: len(self._evaluation_units(number)),
+        when=lambda self, number: self.config.evaluation.every_round or number == self.rounds,
     )
     def evaluate(self, at: Phase) -> Iterator[Info]:
         """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
@@ -278,19 +274,8 @@ class Evaluator(Resumable):
     def _mark(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> str:
         """For each question "1" if its answer is right, else "0"."""
         c = self.config.evaluation
-        outcomes = answer_questions(
-            self.lm,
-            self.sampler_of(reasoner),
-            self.task,
-            examples,
-            self.test_rules,
-            judge=self.judge_of(reasoner),
-            prefix=self.model_prefix if self.sampler_of(reasoner) != "q" else "",
-            votes=c.votes,
-            temperature=c.temperature,
-            batch_size=self.test_batch_size,
-            generator=torch.Generator().manual_seed(self._unit_seed(unit)),
-        )
+        seed = self._unit_seed(unit)
+        outcomes = self.answer_tests(reasoner, examples, seed=seed, votes=c.votes, temperature=c.temperature)
         return "".join("1" if outcome.correct else "0" for outcome in outcomes)
 
     def _evaluation_units(self, number: int) -> list[tuple[Adapter, str, range]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,7 +13,7 @@ from latent_cot.methods.seeding import seed_of
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.rollout import count_distinct, rollout
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Example, Rationale
+from latent_cot.types import Rationale
 
 SEED_SAMPLES = 20
 """Rationales sampled from p for each training question of a task that has prompts for it, such as one that gives the
@@ -34,38 +33,30 @@ def draw_behaviour(c: EStepConfig, rng: random.Random) -> Behaviour:
     without which a batch of hot, worthless chains would be compared among itself.
     """
     # Where the buffer has nothing yet for this question, a replay falls back on sampling.
-    replay = c.replay_share
-    if not c.mix_replay:
-        replay = float(rng.random() < replay)
+    replay = c.replay_share if c.mix_replay else float(rng.random() < c.replay_share)
     return Behaviour(rng.uniform(*c.temperatures), share=c.tempered_share, replay=replay)
 
 
 def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:
-    """Begin with what p writes after the task's own prompts."""
+    """Begin with what p writes after the task's own prompts, which make good rationales likely."""
     buffer.clear()
     if not method.config.e_step.replay_share:
         return
+    task, questions = method.task, method.questions
+    texts = [text for text in map(task.seed_prompt, questions) if text is not None]
+    if not texts or len(texts) < len(questions):
+        return
     seeds: dict[str, list[Rationale]] = {}
-    for example, rationales in _sample_seeds(method):
+    prompts = list(map(method.rules.codec.encode_prompt, texts))
+    generator = torch.Generator().manual_seed(seed_of(method.config.seed, method.state.phase, "seeds"))
+    sampled = rollout(method.lm, method.lm.merged("p"), prompts, method.rules, n=SEED_SAMPLES, generator=generator)
+    for example, rationales in zip(questions, sampled, strict=True):
+        method.state.budget.sampled(rationales)
         known = seeds.setdefault(example.key, [])
-        known.extend(z for z in rationales if z not in known)
-    asked = {example.key: example for example in method.questions}
-    examples = [example for key, example in asked.items() if seeds.get(key)]
-    queries = [method.query(example) for example in examples]
+        known.extend(z for z in count_distinct(rationales) if z not in known)
+    examples = list({example.key: example for example in questions}.values())
+    queries = map(method.query, examples)
     groups = [Group(query.model_prompt, seeds[query.example.key], query.answer) for query in queries]
     for group, example, rewards in zip(groups, examples, method.reward.of_prefixes(examples, groups), strict=True):
         for rationale, reward in zip(group.rationales, rewards.tolist(), strict=True):
             buffer.add(example.key, rationale, reward)
-
-
-def _sample_seeds(method: Method) -> Iterator[tuple[Example, Sequence[Rationale]]]:
-    """Distinct rationales of p for each question, after a prompt that makes good ones likely."""
-    texts = [method.task.seed_prompt(example) for example in method.questions]
-    if not texts or None in texts:
-        return
-    prompts = [method.rules.codec.encode_prompt(text or "") for text in texts]
-    generator = torch.Generator().manual_seed(seed_of(method.config.seed, method.state.phase, "seeds"))
-    sampled = rollout(method.lm, method.lm.merged("p"), prompts, method.rules, n=SEED_SAMPLES, generator=generator)
-    for example, rationales in zip(method.questions, sampled, strict=True):
-        method.state.budget.sampled(rationales)
-        yield example, list(count_distinct(rationales))

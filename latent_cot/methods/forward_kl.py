@@ -12,20 +12,18 @@ whose chains reach Y more often than p's, and their weights are exact.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from latent_cot.config.methods import questions_drawn
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
-from latent_cot.methods.seeding import draw_distinct, slices
-from latent_cot.methods.state import Info, Phase, WeightedRationale
+from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
-from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives.importance import NEGLIGIBLE, weighted_likelihood
+from latent_cot.model.optimise import AdapterOptimiser
+from latent_cot.objectives.importance import weighted_likelihood
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, gather, policy_log_probs, weigh
+from latent_cot.rationales.experience import Experience, policy_log_probs, weigh
 
 
 class ForwardKL(Method):
@@ -50,43 +48,30 @@ class ForwardKL(Method):
     @phase(lambda self, _: self.config.e_step.steps)
     def posterior(self, at: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""
-        c, tokens = self.config.e_step, self.config.max_batch_tokens
-        optimiser = self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm)
-        for step in range(self.state.unit, c.steps):
-            rng = random.Random(self._unit_seed(step))
-            chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
-            experience = self._experience(chosen, rng.getrandbits(60), c.samples)
-            info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=tokens)
+        optimiser = self._sampler_optimiser()
+        for step in range(self.state.unit, self.config.e_step.steps):
+            experience = self._fresh_experience(step)
+            info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=self.config.max_batch_tokens)
             self.state.budget.gradient_steps += 1
             yield {**vars(info), "distinct": len(experience.rationales) / float(experience.count.sum())}
 
     @phase(lambda self, _: len(self._parts))
     def draw(self, at: Phase) -> Iterator[Info]:
         """Weighted rationales for the M-step."""
-        n = self.config.m_step.samples
         if self.state.unit == 0:
             self.state.drawn = []
         for unit in range(self.state.unit, len(self._parts)):
-            order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._n_drawn)
+            order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._parts[-1].stop)
             members = [order[k] for k in self._parts[unit]]
-            experience = self._experience(members, self._unit_seed(unit + 1), n)
-            weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
-            rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
-            kept = [WeightedRationale(members[g], rationale, w) for g, rationale, w in rows if w > NEGLIGIBLE]
+            sampled = self._sample("q", members, self._unit_seed(unit + 1), n=self.config.m_step.samples)
+            kept, info = self._weigh(members, self._experience(members, sampled))
             self.state.drawn.extend(kept)
-            yield {"drawn": int(experience.count.sum()), "kept": len(kept), "ess": float(info.ess.mean())}
-
-    def _experience(self, members: list[int], seed: int, n: int) -> Experience:
-        queries = [self.query(self.questions[i]) for i in members]
-        return gather(queries, self._sample("q", members, seed, n=n), self.reward)
-
-    @property
-    def _n_drawn(self) -> int:
-        return min(questions_drawn(self.config), len(self.questions))
+            yield {"drawn": sum(map(len, sampled)), "kept": len(kept), "ess": float(info.ess.mean())}
 
     @property
     def _parts(self) -> list[range]:
-        return slices(self._n_drawn, max(1, self.config.rollout.batch_size // self.config.m_step.samples))
+        n = min(questions_drawn(self.config), len(self.questions))
+        return self._batches_of(n, self.config.m_step.samples)
 
 
 @dataclass(frozen=True)
@@ -100,7 +85,6 @@ class ForwardKLInfo:
     bound: float
     """Importance-weighted estimate of log p(Y | X), nats, over the questions with a possible sample."""
     gradient_norm: float
-    seconds: float
 
 
 def update(
@@ -113,7 +97,6 @@ def update(
     max_tokens: int,
 ) -> ForwardKLInfo:
     """One gradient step of q on the weighted likelihood of its own samples."""
-    started = time.perf_counter()
     n = len(experience.trajectories)
     loss_sum = 0.0
     # By the merged weights, which have sampled: in bf16 those that are trained are another q.
@@ -129,4 +112,4 @@ def update(
     (loss_sum,) = lm.processes.sum([loss_sum])
     possible = weights.bound[weights.bound.isfinite()]
     bound = float(possible.mean()) if len(possible) else float("-inf")
-    return ForwardKLInfo(loss_sum, float(weights.ess.mean()), bound, norm, time.perf_counter() - started)
+    return ForwardKLInfo(loss_sum, float(weights.ess.mean()), bound, norm)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +26,6 @@ class LikelihoodInfo:
     loss: float
     """(Weighted) mean negative log-likelihood of a token, in nats; of an answer, if it is one among candidates."""
     gradient_norm: float
-    seconds: float
 
 
 def update(
@@ -50,7 +48,6 @@ def update(
     weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) Several
     processes divide the groups among them.
     """
-    started = time.perf_counter()
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]
     tokens = sum(n for group in groups for n in _tokens(group, rules.codec.stop_id, target))
@@ -63,7 +60,7 @@ def update(
             total += float(loss.detach())
         norm = optimiser.step(step)
     (total,) = lm.processes.sum([total])
-    return LikelihoodInfo(total, norm, time.perf_counter() - started)
+    return LikelihoodInfo(total, norm)
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ evaluation, are in `evaluator.py`.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 
@@ -22,13 +23,12 @@ from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
-from latent_cot.methods.seeding import seed_of, slices
-from latent_cot.methods.state import Info, Phase, State, WeightedRationale
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.methods.seeding import draw_distinct, slices
+from latent_cot.methods.state import Info, Phase, WeightedRationale
+from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives.importance import NEGLIGIBLE
-from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import gather, weigh
+from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
+from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
@@ -41,71 +41,44 @@ MAX_GRAD_NORM = 1.0
 
 
 class Method(Evaluator):
-    """One run of a method.
+    """One run of a method."""
 
-    Args:
-        config, lm, task, data, tests, rules, test_rules: as `Evaluator` has them.
-        state: on resuming, where the run is. The adapters are then as saved; else they are made afresh.
-        restore: on resuming, puts the saved optimiser state into an optimiser.
-    """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        lm: LanguageModel,
-        task: Task,
-        data: TaskData,
-        tests: Mapping[str, Sequence[Example]],
-        rules: ChainRules,
-        test_rules: ChainRules,
-        *,
-        state: State | None = None,
-        restore: Callable[[torch.optim.Optimizer], None] | None = None,
-    ) -> None:
-        super().__init__(config, lm, task, data, tests, rules, test_rules, state=state)
-        own_reward = task if task.has_own_reward else None
-        e = config.e_step
+    @cached_property
+    def reward(self) -> Reward:
+        """What q's rationales are worth in training."""
+        e, task = self.config.e_step, self.task
         normalised = e.answer_reward == "normalised"
         compared = normalised or e.wrong_candidate_penalty > 0 or e.answer_weight != 1
-        self.reward = Reward(
-            lm,
-            rules.codec,
-            own_reward,
+        return Reward(
+            self.lm,
+            self.rules.codec,
+            task if task.has_own_reward else None,
             e.score_tool_tokens,
-            config.max_batch_tokens,
+            self.config.max_batch_tokens,
             Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
             copy_penalty=e.copy_penalty,
         )
-        self.optimiser: AdapterOptimiser | None = None
-        self._restore = restore
-        if state is None:
-            for adapter in ("p", "q"):
-                lm.reset_adapter(adapter, seed=seed_of(config.seed, adapter))
 
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
         unread = METHODS[config.method].ignores(config)
-        target_read = {"m_step", "m_step.target"}.isdisjoint(unread)
-        learned = {"m-step": [*data.demonstrations, *data.unlabelled] if target_read else []}
-        learned["init-step"] = list(data.demonstrations) if config.p_init == "demonstrations" else []
-        for step, examples in learned.items():
-            target = config.m_step.target if step == "m-step" else "joint"
-            if target == "candidates" and not all(map(task.candidates, examples)):
+        questions, c = [*data.demonstrations, *data.unlabelled], config.m_step
+        if {"m_step", "m_step.target"}.isdisjoint(unread):
+            if c.target == "candidates" and not all(map(task.candidates, questions)):
                 raise UsageError(
-                    f"--{step}.target candidates: {task.name} has questions without candidates, of which there is "
+                    f"--m-step.target candidates: {task.name} has questions without candidates, of which there is "
                     "nothing to tell apart; give joint or answer"
                 )
-            if target == "answer" and any(not example.y for example in examples):
+            if c.target == "answer" and not all(example.y for example in questions):
                 raise UsageError(
-                    f"--{step}.target answer: {task.name} has questions without an answer to learn; give joint"
+                    f"--m-step.target answer: {task.name} has questions without an answer to learn; give joint"
                 )
         if METHODS[config.method].has_e_step and task.has_own_reward and config.e_step.prior == "sampler":
             raise UsageError(
                 f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
             )
-        c = config.m_step
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
                 raise UsageError(
@@ -122,7 +95,7 @@ class Method(Evaluator):
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
         drawn = self.state.model_trained and any(phase.name == "draw" for phase in self.phases)
-        decides_only = drawn and self.model_step.target != "joint"
+        decides_only = drawn and self.config.m_step.target != "joint"
         return "q" if decides_only and self.config.q_sees == "question" else reasoner
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,9 +104,6 @@ class Method(Evaluator):
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what a method has added to `state_dict`: nothing, unless it says otherwise."""
-
-    def end_phase(self) -> None:
-        self.optimiser = None
 
     # -- phases that methods share -------------------------------------------------------------------
 
@@ -195,30 +165,22 @@ class Method(Evaluator):
             drawn = [(i, rationale) for i, of_i in zip(members, sampled, strict=True) for rationale in of_i]
             right = [self.is_correct(self.questions[i], rationale) for i, rationale in drawn]
             chosen = [WeightedRationale(*one) for one, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
-            kept = self._weighted(chosen) if c.weighted and chosen else chosen
+            kept = chosen
+            if c.weighted and chosen:
+                of_question: dict[int, list[Rationale]] = {}
+                for one in chosen:
+                    of_question.setdefault(one.question, []).append(one.rationale)
+                kept, _ = self._weigh(list(of_question), self._experience(of_question, of_question.values()))
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             yield {"drawn": len(drawn), "kept": len(kept), **share}
-
-    def _weighted(self, drawn: Sequence[WeightedRationale]) -> list[WeightedRationale]:
-        """The distinct ones, with weights that add up to `m_step.samples` for each question; without those that weigh
-        nothing."""
-        of_question: dict[int, list[Rationale]] = {}
-        for one in drawn:
-            of_question.setdefault(one.question, []).append(one.rationale)
-        members = list(of_question)
-        experience = gather([self.query(self.questions[i]) for i in members], list(of_question.values()), self.reward)
-        weight, _ = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
-        rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
-        n = self.config.m_step.samples
-        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE]
 
     @phase(lambda self, number: self._m_step_units(number), begin=lambda self, _: self.start_model())
     def m_step(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
         if self.state.drawn:
-            yield from self._fit("p", self.state.drawn, self.model_step)
-            self.state.model_trained = self.state.model_trained or self.model_step.steps > 0
+            yield from self._fit("p", self.state.drawn, self.config.m_step)
+            self.state.model_trained = self.state.model_trained or self.config.m_step.steps > 0
         elif self.state.unit == 0:
             yield {"note": "no rationale arrives at its answer: p stays as it is"}
 
@@ -236,11 +198,6 @@ class Method(Evaluator):
     def init_step(self) -> MStepConfig:
         """How p, and a q that sees Y, are fine-tuned on the demonstrations."""
         return MStepConfig(**vars(self.config.init_step))
-
-    @property
-    def model_step(self) -> MStepConfig:
-        """How p is fine-tuned on drawn rationales."""
-        return self.config.m_step
 
     @property
     def final_reward_temperature(self) -> float:
@@ -262,50 +219,67 @@ class Method(Evaluator):
             self.state.budget.sampled(rationales)
         return sampled
 
+    def _fresh_experience(self, step: int) -> Experience:
+        """Rationales from q for training questions drawn for this step, as many as an E-step samples."""
+        c, rng = self.config.e_step, random.Random(self._unit_seed(step))
+        chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
+        return self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=c.samples))
+
+    def _experience(self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]]) -> Experience:
+        """What was sampled for these training questions, scored under p."""
+        return gather([self.query(self.questions[i]) for i in members], list(sampled), self.reward)
+
+    def _weigh(self, members: Sequence[int], experience: Experience) -> tuple[list[WeightedRationale], ImportanceInfo]:
+        """The distinct rationales sampled from q, with weights that add up to `m_step.samples` for each question;
+        without those that weigh nothing."""
+        weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
+        rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
+        n = self.config.m_step.samples
+        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE], info
+
+    def _sampler_optimiser(self, **log_z: Any) -> AdapterOptimiser:
+        """That of q's training. `log_z`: as `AdapterOptimiser` has them."""
+        c = self.config.e_step
+        return self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm, **log_z)
+
     def _fit(self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
-        optimiser = self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
+        self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
         for step in range(self.state.unit, c.steps):
-            info = self._likelihood_step(adapter, records, c, optimiser, step, sees_answer=sees_answer)
+            info = self._likelihood_step(adapter, records, c, step, sees_answer=sees_answer)
             if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
                 self.lm.interpolate(adapter, c.interpolation)
             yield info
 
     def _likelihood_step(
-        self,
-        adapter: Adapter,
-        records: Sequence[WeightedRationale],
-        c: MStepConfig,
-        optimiser: AdapterOptimiser,
-        step: int,
-        *,
-        sees_answer: bool,
+        self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig, step: int, *, sees_answer: bool
     ) -> Info:
+        assert self.optimiser is not None
         torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
         rng = random.Random(self._unit_seed(step))
         batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
         chosen = [records[k] for k in batch]
         lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
         target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
-        variations = vars(self.config.augmentation)
+        variations = dict(vars(self.config.augmentation))
         if sees_answer:  # a question joined to others has another answer
-            variations = {**variations, "concat_questions": 0}
+            variations["concat_questions"] = 0
         mean_weight = sum(one.weight for one in records) / len(records)
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
             lesson = vary(lesson, others, self.rules.codec, rng, **variations)
             if target == "candidates":
-                example = self.questions[one.question]
-                lesson = replace(lesson, others=other_answers(self.task, example, self.rules.codec))
+                others_of = other_answers(self.task, self.questions[one.question], self.rules.codec)
+                lesson = replace(lesson, others=others_of)
             groups.append(lesson)
         info = m_step.update(
             self.lm,
             adapter,
             groups,
             self.rules,
-            optimiser,
+            self.optimiser,
             step,
             max_tokens=self.config.max_batch_tokens // 3,  # what is learned is longer than what is sampled
             weights=[[one.weight / mean_weight] for one in chosen],
@@ -344,21 +318,21 @@ class Method(Evaluator):
     def _m_step_units(self, number: int) -> int:
         phases, place = self.phases, self.state.phase
         present = place < len(phases) and phases[place] == Phase(number, "m_step")
-        return 1 if present and not self.state.drawn else self.model_step.steps
+        return 1 if present and not self.state.drawn else self.config.m_step.steps
 
     @property
     def _draw_units(self) -> list[range]:
-        return slices(len(self.questions), max(1, self.config.rollout.batch_size // self.config.m_step.samples))
+        return self._batches_of(len(self.questions), self.config.m_step.samples)
 
     @property
     def _diagnostic_units(self) -> list[range]:
-        c = self.config.evaluation
-        questions = min(c.diagnostics, len(self.data.validation))
-        return slices(questions, max(1, self.config.rollout.batch_size // DIAGNOSTIC_SAMPLES))
+        return self._batches_of(min(self.config.evaluation.diagnostics, len(self.data.validation)), DIAGNOSTIC_SAMPLES)
+
+    def _batches_of(self, n: int, samples: int) -> list[range]:
+        """n questions in batches of which each has room for so many rationales a question."""
+        return slices(n, max(1, self.config.rollout.batch_size // samples))
 
 
 def method_class(name: str) -> type[Method]:
     """The loop of a method in the registry."""
-    module, _, attribute = METHODS[name].target.partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
-    return found
+    return cast("type[Method]", pkgutil.resolve_name(METHODS[name].target))

@@ -20,6 +20,7 @@ from functools import wraps
 from typing import Any
 
 from latent_cot.methods.state import Info, Phase, State
+from latent_cot.model.optimise import AdapterOptimiser
 
 Steps = Iterator[tuple[Phase, Info]]
 """The phase and the figures of each unit of work."""
@@ -58,7 +59,7 @@ def phase(
                 self.state.unit += 1
                 yield at, info
             self.state.phase, self.state.unit = place + 1, 0
-            self.end_phase()
+            self.optimiser = None
 
         resumable.units = units  # type: ignore[attr-defined]
         resumable.begin = begin  # type: ignore[attr-defined]
@@ -74,6 +75,9 @@ class Resumable(ABC):
         state: where it is, if it was begun before.
     """
 
+    optimiser: AdapterOptimiser | None = None
+    """That of the present phase, if it has one."""
+
     def __init__(self, state: State) -> None:
         self.state = state
         self.begun = state.phase if state.unit else state.phase - 1
@@ -84,10 +88,6 @@ class Resumable(ABC):
     @abstractmethod
     def algorithm(self) -> Steps:
         """The method from top to bottom. It must go through the same phases each time it is called."""
-
-    @abstractmethod
-    def end_phase(self) -> None:
-        """Called after each phase."""
 
     @property
     def phases(self) -> list[Phase]:
@@ -108,8 +108,7 @@ class Resumable(ABC):
 
     def units(self, phase: Phase) -> int:
         """The number of units of a phase."""
-        found: int = getattr(type(self), phase.name).units(self, phase.round)
-        return found
+        return int(getattr(type(self), phase.name).units(self, phase.round))
 
     def begin(self, place: int) -> None:
         """Do what has to be done before the first unit of a phase, if it has not been done.

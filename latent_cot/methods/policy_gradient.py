@@ -1,14 +1,26 @@
-"""What PPO and GRPO share: q(Z | X) starts from the initial p, samples rationales, and is pulled towards those of
+"""PPO and GRPO: q(Z | X) starts from the initial p, samples rationales, and is pulled towards those of
 high reward by the clipped surrogate. p, which gives the reward and is what q is kept near to, stays as it is; or it is
 fine-tuned in the end on what q writes (`fine_tune`), as in EM.
 
 Where the E-step makes q(Z) proportional to the reward, this makes q prefer the highest one.
+
+PPO (Schulman et al., 2017) is as it is used on language models (Ziegler et al., 2019; Ouyang et al., 2022). The reward
+is that of the E-step, at the end of the rationale; each action pays kl · (log q − log p) for leaving the initial p. An
+action's advantage is what it could still earn, less the mean of what its question's other rationales earned, divided by
+its root mean square over the batch (plus `DEVIATION_FLOOR`, lest a batch in which nothing is left to learn be blown up
+to the usual size). Left out: a value head. It would have to be learned from a hundred batches, beside an adapter that
+moves, to predict a reward that comes only at the end; the mean of the question's other samples is an unbiased baseline
+that costs nothing (Ahmadian et al., "Back to Basics", 2024; Kazemnejad et al., "VinePPO", 2024). With it goes
+generalised advantage estimation. Also left out: mini-batches within a batch, and an adaptive weight of the KL.
+
+GRPO (Shao et al., "DeepSeekMath", 2024) gives all actions of a rationale the same advantage: its reward compared with
+those of its question's other rationales. The KL to the initial p is a term of the loss. With
+`--policy-gradient.reward correct` it is the usual one, whose reward is 0 or 1; with
+`--policy-gradient.advantage leave-one-out` it is RLOO (Ahmadian et al., 2024).
 """
 
 from __future__ import annotations
 
-import random
-import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +31,20 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.methods.evaluator import tells_right
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
-from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
-from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.objectives.balance import temper
-from latent_cot.objectives.policy_gradient import clipped_surrogate, kl_penalty
+from latent_cot.objectives.policy_gradient import (
+    clipped_surrogate,
+    kl_penalty,
+    leave_one_out,
+    normalised,
+    returns_to_go,
+)
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, gather, policy_log_probs
+from latent_cot.rationales.experience import Experience, policy_log_probs
 from latent_cot.types import Task, TaskData, UsageError
 
 CLIP_RANGE = 0.2
@@ -40,6 +57,9 @@ root mean square over the batch), so that differences far below it, in units of 
 class PolicyGradient(Method):
     """A method that maximises the reward of q's rationales."""
 
+    kl_in_loss: bool
+    """Whether the KL to p is a term of the loss, and not part of the reward."""
+
     @abstractmethod
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
         """(B, S) the advantage of each action. `old` (B, S) are its log-probabilities under the q that sampled,
@@ -48,15 +68,13 @@ class PolicyGradient(Method):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        questions = [*data.demonstrations, *data.unlabelled]
-        if config.policy_gradient.reward == "correct" and not tells_right(task, questions):
+        if config.policy_gradient.reward == "correct" and not tells_right(
+            task, [*data.demonstrations, *data.unlabelled]
+        ):
             raise UsageError(
                 f"--policy-gradient.reward correct: a rationale of {task.name} is not right or wrong by itself; leave "
                 "it out"
             )
-
-    kl_in_loss: bool
-    """Whether the KL to p is a term of the loss, and not part of the reward."""
 
     def algorithm(self) -> Steps:
         yield from self.init(0)
@@ -73,20 +91,14 @@ class PolicyGradient(Method):
     def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
-        optimiser = self._new_optimiser("q", Schedule(e.learning_rate, e.steps, e.warmup, e.decay), e.max_grad_norm)
+        optimiser = self._sampler_optimiser()
         for step in range(self.state.unit, e.steps):
-            rng = random.Random(self._unit_seed(step))
-            chosen = draw_distinct([1.0] * len(self.questions), e.questions, rng)
-            sampled = self._sample("q", chosen, rng.getrandbits(60), n=e.samples)
-            queries = [self.query(self.questions[i]) for i in chosen]
-            experience = gather(queries, sampled, self.reward)
-            right = torch.tensor(
-                [
-                    float(self.is_correct(queries[g].example, rationale))
-                    for g, rationale in zip(experience.group.tolist(), experience.rationales, strict=True)
-                ]
-            )
-            reward = right if c.reward == "correct" else floored(experience, e.reward_floor)
+            experience = self._fresh_experience(step)
+            if c.reward == "correct":
+                scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
+                reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
+            else:
+                reward = floored(experience, e.reward_floor)
             old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=tokens)
             info = update(
                 self.lm,
@@ -97,7 +109,6 @@ class PolicyGradient(Method):
                 optimiser,
                 step,
                 epochs=c.epochs,
-                clip_range=CLIP_RANGE,
                 kl=c.kl if self.kl_in_loss else 0.0,
                 max_tokens=tokens,
             )
@@ -107,6 +118,43 @@ class PolicyGradient(Method):
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
                 "samples": shown_samples(experience.trajectories),
             }
+
+
+class PPO(PolicyGradient):
+    """Proximal policy optimisation with a group baseline."""
+
+    kl_in_loss = False
+
+    def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+        c = self.config.policy_gradient
+        mask = experience.mask
+        # The baseline is one number a rationale, formed of whole returns; what an action has paid before it is sunk.
+        whole = reward - c.kl * torch.where(mask, old - experience.reference, 0.0).sum(1)
+        advantage = relative(whole, experience, c.advantage)[:, None]
+        if c.advantage == "leave-one-out":
+            baseline = whole[:, None] - advantage
+            advantage = returns_to_go(reward, old, experience.reference, mask, kl=c.kl) - baseline
+        advantage = torch.where(mask, advantage, 0.0)
+        actions = experience.count[:, None] * mask
+        scale = ((actions * advantage**2).sum() / actions.sum()).sqrt()
+        return advantage / (scale + DEVIATION_FLOOR)
+
+
+class GRPO(PolicyGradient):
+    """Group-relative policy optimisation."""
+
+    kl_in_loss = True
+
+    def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+        advantage = relative(reward, experience, self.config.policy_gradient.advantage)
+        return torch.where(experience.mask, advantage[:, None], 0.0)
+
+
+def relative(reward: torch.Tensor, experience: Experience, how: str) -> torch.Tensor:
+    """(B,) what each rationale has, (B,), compared with its question's others."""
+    if how == "leave-one-out":
+        return leave_one_out(reward, experience.count, experience.group)
+    return normalised(reward, experience.count, experience.group, floor=DEVIATION_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -119,7 +167,6 @@ class PolicyInfo:
     clipped: float
     """Share of actions whose gradient the clipping has cut off."""
     gradient_norm: float
-    seconds: float
 
 
 def floored(experience: Experience, floor: float | None) -> torch.Tensor:
@@ -153,12 +200,10 @@ def update(
     step: int,
     *,
     epochs: int,
-    clip_range: float,
     kl: float,
     max_tokens: int,
 ) -> PolicyInfo:
     """`epochs` gradient steps of q on the clipped surrogate plus `kl` times the KL penalty, each on the whole batch."""
-    started = time.perf_counter()
     n = float(experience.count.sum())
     actions = float((experience.count[:, None] * experience.mask).sum())
     loss_sum = clipped = norms = 0.0
@@ -170,7 +215,7 @@ def update(
                 there = log_prob.device
                 mask, count = experience.mask[rows].to(there), experience.count[rows].to(there)
                 losses, info = clipped_surrogate(
-                    log_prob, old[rows].to(there), advantage[rows].to(there), mask, clip_range=clip_range
+                    log_prob, old[rows].to(there), advantage[rows].to(there), mask, clip_range=CLIP_RANGE
                 )
                 if kl:
                     losses = losses + kl * kl_penalty(log_prob, experience.reference[rows].to(there), mask)
@@ -181,10 +226,4 @@ def update(
             norms += optimiser.step(step)
     loss_sum, clipped = lm.processes.sum([loss_sum, clipped])
     drift = (experience.count * (old - experience.reference).mul(experience.mask).sum(1)).sum() / n
-    return PolicyInfo(
-        loss_sum / epochs,
-        float(drift),
-        clipped / (epochs * actions),
-        norms / epochs,
-        time.perf_counter() - started,
-    )
+    return PolicyInfo(loss_sum / epochs, float(drift), clipped / (epochs * actions), norms / epochs)

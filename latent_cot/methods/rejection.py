@@ -10,7 +10,6 @@ got wrong.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from latent_cot.methods.m_step import epoch_batch
@@ -50,18 +49,13 @@ class Rejection(Method):
             batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
             members = batch[: len(self._batches[unit])]
             sampled = self._sample("p", members, self._unit_seed(unit), temperature=self.config.m_step.temperature)
-            right = 0
-            kept = Counter(d.question for d in self.state.drawn)
-            known = {(d.question, d.rationale.tokens) for d in self.state.drawn}
-            for question, (rationale,) in zip(members, sampled, strict=True):
-                if not self.is_correct(self.questions[question], rationale):
-                    continue
-                right += 1
-                if kept[question] < PER_QUESTION and (question, rationale.tokens) not in known:
-                    kept[question] += 1
-                    known.add((question, rationale.tokens))
-                    self.state.drawn.append(WeightedRationale(question, rationale))
-            share = {"accuracy": right / len(members)} if self.tells_right else {}
+            drawn = [WeightedRationale(i, rationale) for i, (rationale,) in zip(members, sampled, strict=True)]
+            right = [one for one in drawn if self.is_correct(self.questions[one.question], one.rationale)]
+            for one in right:
+                known = [other.rationale.tokens for other in self.state.drawn if other.question == one.question]
+                if len(known) < PER_QUESTION and one.rationale.tokens not in known:
+                    self.state.drawn.append(one)
+            share = {"accuracy": len(right) / len(members)} if self.tells_right else {}
             yield {"drawn": len(members), "kept": len(self.state.drawn), **share}
 
     def start_model(self) -> None:

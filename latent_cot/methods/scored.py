@@ -96,16 +96,6 @@ class Weighed:
     """log of the mean weight, nats: in expectation a lower bound on log p(Y | X)."""
 
 
-def sample_rationales(
-    loop: Method, example: Example, reasoner: Adapter, *, n: int, temperature: float, seed: int
-) -> dict[Rationale, int]:
-    """How often each distinct rationale occurs among `n` of a reasoner, in order of first occurrence."""
-    prompts = [loop.test_prompt(reasoner, example)]
-    generator = torch.Generator().manual_seed(seed)
-    (counts,) = loop.draw_tests(reasoner, prompts, n=n, temperature=temperature, generator=generator)
-    return dict(counts)
-
-
 @torch.no_grad()
 def score_rationales(
     loop: Method,

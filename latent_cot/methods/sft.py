@@ -13,10 +13,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from latent_cot.config.schema import MStepConfig, RunConfig
+from latent_cot.config.schema import RunConfig
 from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import m_step
-from latent_cot.methods.m_step import Target
 from latent_cot.methods.method import MAX_GRAD_NORM, Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
@@ -62,15 +61,15 @@ class SFT(Method):
     @phase(lambda self, _: self._fit_units)
     def fit(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
-        c, every = self._step_config, self._every
+        c, every = replace(self.config.m_step, target="candidates" if self.answers_at_once else "joint"), self._every
         records = [WeightedRationale(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
-        optimiser = self._new_optimiser("p", schedule, MAX_GRAD_NORM)
+        self._new_optimiser("p", schedule, MAX_GRAD_NORM)
         while (unit := self.state.unit) < self._fit_units:
             figures: Info = {}
             for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
-                figures = self._likelihood_step("p", records, c, optimiser, step, sees_answer=self.answer_given)
+                figures = self._likelihood_step("p", records, c, step, sees_answer=self.task.answer_given)
                 self.state.model_trained = True
             found = self._check(unit)
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
@@ -87,11 +86,10 @@ class SFT(Method):
         if not self.task.is_measured:
             return self._mark("p", self._held_out, unit).count("1")
         groups = [
-            self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.answer_given)
+            self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.task.answer_given)
             for example in self._held_out
         ]
-        tokens = self.config.max_batch_tokens
-        return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=tokens)
+        return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=self.config.max_batch_tokens)
 
     def _shown_check(self, found: float, best: float) -> Info:
         if not self._held_out:
@@ -111,11 +109,6 @@ class SFT(Method):
         most = 1 + -(-self.config.m_step.steps // self._every)
         since_best = len(checks) - 1 - checks.index(max(checks)) if checks else 0
         return len(checks) if since_best >= PATIENCE and self._held_out else most
-
-    @property
-    def _step_config(self) -> MStepConfig:
-        target: Target = "candidates" if self.answers_at_once else "joint"
-        return replace(self.config.m_step, target=target)
 
     @property
     def _every(self) -> int:

@@ -15,7 +15,7 @@ import torch
 from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods import forward_kl, m_step, policy_gradient
-from latent_cot.methods.ppo import PPO
+from latent_cot.methods.policy_gradient import PPO
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
@@ -103,9 +103,7 @@ def test_a_policy_gradient_with_a_kl_penalty(lm: LanguageModel, rules: ChainRule
     noise = torch.randn(seen.mask.shape, generator=torch.Generator().manual_seed(0))
     advantage = torch.where(seen.mask, noise, 0.0)
     optimiser = no_step(lm, "q")
-    policy_gradient.update(
-        lm, seen, old, advantage, rules, optimiser, 0, epochs=1, clip_range=0.2, kl=0.7, max_tokens=200
-    )
+    policy_gradient.update(lm, seen, old, advantage, rules, optimiser, 0, epochs=1, kl=0.7, max_tokens=200)
     total = torch.zeros(())
     with lm.trainable("q") as model:
         for rows, log_p in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from latent_cot.cli import main
 from latent_cot.methods.verify import exact, run
 from latent_cot.methods.verify.faults import FAULTS, injected
-from latent_cot.methods.verify.train import Settings, train
+from latent_cot.methods.verify.run import Settings, train
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.objectives.balance import temper
 from latent_cot.rationales.scoring import Group, score
@@ -52,7 +52,7 @@ def test_list_of_rationales_is_complete(name: str) -> None:
     rationales = exact.enumerate_rationales(world.rules)
     assert len(set(rationales)) == len(rationales) <= 20_000
     for query in world.queries:
-        log_q = exact.log_policy(world.lm.merged("q"), query.policy_prompt, rationales, world.rules.codec)
+        log_q = exact.log_probs(world.lm.merged("q"), query.policy_prompt, rationales, world.rules.codec)
         assert float(log_q.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
@@ -79,8 +79,8 @@ def test_scores_by_hand() -> None:
     rationales = exact.enumerate_rationales(world.rules)
     p, q = world.lm.merged("p"), world.lm.merged("q")
     prompt = list(query.model_prompt)
-    log_q = exact.log_policy(q, prompt, rationales, codec)
-    log_joint = exact.log_joint(p, prompt, rationales, query.answer, codec)
+    log_q = exact.log_probs(q, prompt, rationales, codec)
+    log_joint = exact.log_probs(p, prompt, rationales, codec, query.answer)
     for tokens in ([], [3], [2, 5], [1, 1, 4]):
         k = next(k for k, r in enumerate(rationales) if list(r.tokens) == tokens)
         log_z, log_stop = _walk(world, q, prompt, tokens)
@@ -110,12 +110,12 @@ def test_agrees_with_the_engine(name: str) -> None:
         with torch.no_grad():
             scores = score(world.lm, world.lm.merged("q"), [Group(query.policy_prompt, rationales)], codec)
         log_q = scores.log_pf.sum(1) + scores.log_pterm.gather(1, ends)[:, 0]
-        expected = exact.log_policy(world.lm.merged("q"), query.policy_prompt, rationales, codec)
+        expected = exact.log_probs(world.lm.merged("q"), query.policy_prompt, rationales, codec)
         torch.testing.assert_close(log_q.double(), expected, atol=1e-4, rtol=0)
 
         group = Group(query.model_prompt, rationales, query.answer)
         (rewards,) = prefix_log_rewards(world.lm, [group], codec)
-        joint = exact.log_joint(world.lm.merged("p"), query.model_prompt, rationales, query.answer, codec)
+        joint = exact.log_probs(world.lm.merged("p"), query.model_prompt, rationales, codec, query.answer)
         torch.testing.assert_close(rewards.gather(1, ends)[:, 0].double(), joint, atol=1e-4, rtol=0)
 
 
@@ -135,9 +135,9 @@ def test_worlds_are_no_easy_ones(name: str) -> None:
     world = build(WORLDS[name])
     rationales = exact.enumerate_rationales(world.rules)
     for query in world.queries:
-        joint = exact.log_joint(world.lm.merged("p"), query.model_prompt, rationales, query.answer, world.rules.codec)
+        joint = exact.log_probs(world.lm.merged("p"), query.model_prompt, rationales, world.rules.codec, query.answer)
         log_p = joint - exact.log_partition(joint)
-        start = exact.log_policy(world.lm.merged("q"), query.policy_prompt, rationales, world.rules.codec)
+        start = exact.log_probs(world.lm.merged("q"), query.policy_prompt, rationales, world.rules.codec)
         entropy = -float((log_p.exp() * log_p).sum())
         assert exact.distance(start, joint).kl > 0.5
         assert 2 < entropy < math.log(len(rationales)) - 0.5

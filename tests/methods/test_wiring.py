@@ -159,5 +159,5 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
     e_step = dataclasses.replace(CONFIG.e_step, steps=2, reward_floor=7.0)
     list(make(lm, config_of(method, e_step=e_step, **policy(method, epochs=2, kl=0.4))).run())
     assert [arguments[1] for arguments, _ in floors] == [7.0, 7.0]
-    given = [{name: options[name] for name in ("epochs", "clip_range", "kl")} for _, options in updates]
-    assert given == [{"epochs": 2, "clip_range": 0.2, "kl": 0.4 if method == "grpo" else 0.0}] * 2
+    given = [{name: options[name] for name in ("epochs", "kl")} for _, options in updates]
+    assert given == [{"epochs": 2, "kl": 0.4 if method == "grpo" else 0.0}] * 2

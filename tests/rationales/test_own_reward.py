@@ -19,7 +19,7 @@ from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
 from latent_cot.evaluation.evaluate import log_probs_of_texts
 from latent_cot.methods.e_step import Behaviour, collect, update
-from latent_cot.methods.verify.exact import enumerate_rationales, log_policy
+from latent_cot.methods.verify.exact import enumerate_rationales, log_probs
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -124,7 +124,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     assert sorted(target.tolist())[-8:] == pytest.approx([0, *[1 / 7] * 7])
 
     def total_variation() -> float:
-        q = log_policy(lm.merged("q"), query.policy_prompt, rationales, rules.codec).exp()
+        q = log_probs(lm.merged("q"), query.policy_prompt, rationales, rules.codec).exp()
         assert float(q.sum()) == pytest.approx(1, abs=1e-4)
         return float((q - target).abs().sum()) / 2
 

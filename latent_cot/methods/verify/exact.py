@@ -36,35 +36,18 @@ def enumerate_rationales(rules: ChainRules) -> list[Rationale]:
     return list(grow(()))
 
 
-def log_joint(
-    model: PreTrainedModel,
-    prompt: Sequence[int],
-    rationales: Sequence[Rationale],
-    answer: Sequence[int],
-    codec: TextCodec,
-) -> torch.Tensor:
-    """(B,) log p(Z ⊤ Y | X) in nats: the tokens of Z that were chosen and, unless it was cut, the stop, over the
-    actions; Y, over all tokens. Where Y begins with the stop, that is the one that counts."""
-    return _log_probs(model, prompt, rationales, answer, codec, with_stop=list(answer[:1]) != [codec.stop_id])
-
-
-def log_policy(
-    model: PreTrainedModel, prompt: Sequence[int], rationales: Sequence[Rationale], codec: TextCodec
-) -> torch.Tensor:
-    """(B,) log q(Z | prompt) in nats: the tokens of Z that were chosen and, unless it was cut, the stop."""
-    return _log_probs(model, prompt, rationales, (), codec, with_stop=True)
-
-
 @torch.no_grad()
-def _log_probs(
+def log_probs(
     model: PreTrainedModel,
     prompt: Sequence[int],
     rationales: Sequence[Rationale],
-    answer: Sequence[int],
     codec: TextCodec,
-    *,
-    with_stop: bool,
+    answer: Sequence[int] = (),
 ) -> torch.Tensor:
+    """(B,) log q(Z | prompt) or, with an answer, log p(Z ⊤ Y | prompt), in nats: the tokens of Z that were chosen and,
+    unless it was cut, the stop, over the actions; Y, over all tokens. Where Y begins with the stop, that is the one
+    that counts."""
+    with_stop = list(answer[:1]) != [codec.stop_id]
     values = torch.empty(len(rationales), dtype=torch.float64)
     by_length = sorted(range(len(rationales)), key=lambda k: len(rationales[k]))
     for n, group in itertools.groupby(by_length, key=lambda k: len(rationales[k])):
@@ -114,7 +97,7 @@ def distance(log_q: torch.Tensor, log_joint: torch.Tensor) -> Distance:
     """Between q and the posterior p(Z | X, Y) = p(Z Y | X) / Z(X).
 
     Args:
-        log_q: (B,) nats, from `log_policy`.
+        log_q: (B,) nats, from `log_probs`.
         log_joint: (B,) nats, of the same rationales.
     """
     log_p = log_joint - log_partition(log_joint)

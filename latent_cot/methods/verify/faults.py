@@ -7,10 +7,11 @@ that makes the mistake, for as long as a `with` block lasts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -35,15 +36,9 @@ class Fault:
     """... and by what, given the right one."""
 
 
-@contextmanager
-def injected(fault: Fault) -> Iterator[None]:
+def injected(fault: Fault) -> AbstractContextManager[Any]:
     """Within the block `e_step.update` makes this mistake."""
-    right = getattr(fault.module, fault.name)
-    setattr(fault.module, fault.name, fault.faulty(right))
-    try:
-        yield
-    finally:
-        setattr(fault.module, fault.name, right)
+    return patch.object(fault.module, fault.name, fault.faulty(getattr(fault.module, fault.name)))
 
 
 def _without_s0(objectives: Mapping[str, Objective]) -> Mapping[str, Objective]:

@@ -1,21 +1,28 @@
-"""Train q in each world with each objective, and measure how far it is from the exact posterior."""
+"""Train q in each world with each objective, and measure how far it is from the exact posterior.
+
+The E-step is `collect` and `update`, as `latent-cot em` calls them, with other numbers.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from latent_cot.evaluation.diagnostics import diagnose
+from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.methods.verify import exact
 from latent_cot.methods.verify.faults import FAULTS, injected
-from latent_cot.methods.verify.train import Settings, train
 from latent_cot.methods.verify.worlds import WORLDS, World, build
-from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
+from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
 
 KL_LIMIT = 0.01
@@ -29,6 +36,27 @@ QUICK_WORLDS = ("tool", "xy")
 QUICK_OBJECTIVES = ("subtb", "pooled-subtb")
 
 _DIAGNOSTIC_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How q is trained; the same in all worlds. At reward temperature 1: another would change what q
+    converges to."""
+
+    samples: int = 96
+    """Rationales sampled for each question of each step."""
+    learning_rate: float = 5e-3
+    warmup: int = 10
+    max_grad_norm: float = 0.3
+    huber_delta: float = 3.0
+    log_z_learning_rate: float = 0.2
+    on_policy: float = 0.4
+    """Share of questions whose rationales come from q, ..."""
+    tempered: float = 0.3
+    """... from q at a temperature of 1 to `temperature_high`, and, what is left, from the replay buffer."""
+    temperature_high: float = 2.0
+    max_batch_tokens: int = 1 << 16
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,18 +85,14 @@ class Case:
         return self.objective not in LEARNS_LOG_Z and not within_trajectories
 
 
-@dataclass(frozen=True)
-class Question:
-    """The figures of one question; exact sums over all rationales, but for `log_z_estimate`."""
+@dataclass(frozen=True, kw_only=True)
+class Question(exact.Distance):
+    """The figures of one question: how far q is from the posterior after training, and more; exact sums over all
+    rationales, but for `log_z_estimate`."""
 
     question: str
     kl_before: float
     """KL(q ‖ posterior) before training, when q is p(Z | X): nats."""
-    kl: float
-    """The same after training."""
-    total_variation: float
-    mass: float
-    """Sum of q over all rationales: 1, or the list is not complete."""
     log_z: float
     """log p(Y | X), nats."""
     log_z_estimate: float
@@ -95,10 +119,6 @@ class Result:
         """The largest value of a figure over the questions."""
         return max(float(getattr(question, figure)) for question in self.questions)
 
-    def mean(self, figure: str) -> float:
-        """The mean of a figure over the questions."""
-        return sum(float(getattr(question, figure)) for question in self.questions) / len(self.questions)
-
     @property
     def learned(self) -> bool:
         """Is q the posterior of every question, within the limits?"""
@@ -119,6 +139,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """All figures."""
         figures = ("kl_before", "kl", "total_variation", "log_z_error")
+        of = {figure: [float(getattr(question, figure)) for question in self.questions] for figure in figures}
         return {
             **asdict(self.case),
             "required": self.case.required,
@@ -126,70 +147,99 @@ class Result:
             "rationales": self.rationales,
             "steps": self.case.steps,
             "seconds": self.seconds,
-            "mean": {figure: self.mean(figure) for figure in figures},
-            "max": {figure: self.worst(figure) for figure in figures},
+            "mean": {figure: fmean(values) for figure, values in of.items()},
+            "max": {figure: max(values) for figure, values in of.items()},
             "questions": [{**asdict(q), "log_z_error": q.log_z_error} for q in self.questions],
         }
-
-
-def all_cases(worlds: Sequence[str] = tuple(WORLDS), objectives: Sequence[str] = tuple(OBJECTIVES)) -> list[Case]:
-    """Every world with every objective."""
-    return [Case(world, objective) for world in worlds for objective in objectives]
-
-
-def faulty_cases(names: Sequence[str] = tuple(FAULTS)) -> list[Case]:
-    """Each deliberate mistake, where it must show."""
-    return [Case(FAULTS[name].world, FAULTS[name].objective, name) for name in names]
 
 
 def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambda: None) -> Result:
     """Build the world, train q, compare."""
     started = time.perf_counter()
     world = build(WORLDS[case.world])
-    reference = _Reference(world)
-    before = reference.distances()
-    mistake = contextlib.nullcontext() if case.fault is None else injected(FAULTS[case.fault])
-    with mistake:
+    codec, rationales = world.rules.codec, exact.enumerate_rationales(world.rules)
+    p = world.lm.merged("p")
+    joints = [exact.log_probs(p, query.model_prompt, rationales, codec, query.answer) for query in world.queries]
+
+    def distances() -> list[exact.Distance]:
+        q = world.lm.merged("q")
+        log_q = (exact.log_probs(q, query.policy_prompt, rationales, codec) for query in world.queries)
+        return list(map(exact.distance, log_q, joints))
+
+    before = distances()
+    with contextlib.nullcontext() if case.fault is None else injected(FAULTS[case.fault]):
         log_z = train(world, case.objective, case.steps, settings, on_step)
-    after = reference.distances()
-    estimates = _estimated_log_z(world, settings) if log_z is None else log_z
+    columns = zip(world.queries, before, distances(), joints, log_z or _estimated_log_z(world, settings), strict=True)
     questions = tuple(
         Question(
             question=query.example.question,
             kl_before=old.kl,
-            **asdict(new),
+            **vars(new),
             log_z=exact.log_partition(log_joint),
             log_z_estimate=estimate,
         )
-        for query, old, new, log_joint, estimate in zip(
-            world.queries, before, after, reference.log_joints, estimates, strict=True
-        )
+        for query, old, new, log_joint, estimate in columns
     )
-    seconds = time.perf_counter() - started
-    return Result(case, len(reference.rationales), seconds, questions)
+    return Result(case, len(rationales), time.perf_counter() - started, questions)
 
 
-class _Reference:
-    """The exact posterior of each question of a world."""
+def train(
+    world: World, objective: str, steps: int, settings: Settings, on_step: Callable[[], None] = lambda: None
+) -> list[float] | None:
+    """Train q for so many optimiser steps.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.rationales = exact.enumerate_rationales(world.rules)
-        self.log_joints = [
-            exact.log_joint(world.lm.merged("p"), query.model_prompt, self.rationales, query.answer, world.rules.codec)
-            for query in world.queries
-        ]
+    Returns the log Z(X) of each question, if the objective learns it as a parameter.
+    """
+    c = settings
+    rng = random.Random(c.seed)
+    generator = torch.Generator().manual_seed(c.seed)
+    buffer = ReplayBuffer(capacity=1000, tolerance=0.0)
+    reward = Reward(world.lm, world.rules.codec, max_tokens=c.max_batch_tokens)
+    learned = world.queries if objective in LEARNS_LOG_Z else []
+    log_z = [torch.nn.Parameter(torch.zeros(())) for _ in learned]
+    optimiser = AdapterOptimiser(
+        world.lm.parameters("q"),
+        Schedule(c.learning_rate, steps, c.warmup, "cosine"),
+        c.max_grad_norm,
+        log_z=log_z,
+        log_z_rate=c.log_z_learning_rate,
+    )
+    for step in range(steps):
+        batches = collect(
+            world.lm,
+            world.queries,
+            [_behaviour(rng, c) for _ in world.queries],
+            world.rules,
+            buffer,
+            reward,
+            samples=c.samples,
+            generator=generator,
+            ends_only=objective in COMPLETE_ONLY,
+        )
+        update(
+            world.lm,
+            batches,
+            world.rules,
+            optimiser,
+            step,
+            objective=objective,
+            reward_temperature=1.0,
+            reward_floor=world.floor,
+            huber_delta=c.huber_delta,
+            max_tokens=c.max_batch_tokens,
+            log_z=log_z or None,
+        )
+        on_step()
+    return [z.item() for z in log_z] if log_z else None
 
-    def distances(self) -> list[exact.Distance]:
-        """How far q is, as it is now."""
-        world = self.world
-        return [
-            exact.distance(
-                exact.log_policy(world.lm.merged("q"), query.policy_prompt, self.rationales, world.rules.codec),
-                log_joint,
-            )
-            for query, log_joint in zip(world.queries, self.log_joints, strict=True)
-        ]
+
+def _behaviour(rng: random.Random, c: Settings) -> Behaviour:
+    kind = rng.random()
+    if kind < c.on_policy:
+        return Behaviour()
+    if kind < c.on_policy + c.tempered:
+        return Behaviour(rng.uniform(1.0, c.temperature_high))
+    return Behaviour(replay=1.0)
 
 
 def _estimated_log_z(world: World, settings: Settings) -> list[float]:

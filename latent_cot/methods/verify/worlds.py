@@ -7,8 +7,7 @@ a distribution like any other, far from uniform, and that it can be summed up ex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from peft import LoraConfig
@@ -57,72 +56,32 @@ class WorldSpec:
     over many rationales, s_0 and the tool's among them, and is far from where q starts."""
     steps: int
     """Of training: what a world of its size needs."""
-    rules: Mapping[str, Any]
-    """Arguments of `ChainRules`, the codec aside."""
-    stop: str | None = None
+    max_tokens: int
+    """Of a rationale, as `ChainRules` has it."""
     allowed_characters: str | None = None
+    stop: str | None = None
     sees_answer: bool = False
     """q's prompt is X and Y, not X alone."""
-    tools: Sequence[Tool] = field(default=())
+    tools: Sequence[Tool] = ()
+    by_step: bool = False
+    """It may stop only where a step, which ends with a comma, is complete."""
     floor: float | None = None
     """The reward floor that q is trained with, nats: rewards below it are known as upper bounds only."""
     spread: float = 1.0
     """The logits of p and q are multiplied by this: above 1, rewards are as far apart as those of a trained model."""
 
 
+_TOOL = WorldSpec("a tool writes 0 to 3 tokens, or refuses", 7, 450, 4, "ab=", tools=(CountingTool(),))
+_SPREAD = "most rewards are 40 nats below the best, as a trained model's are; a floor"
+
 WORLDS: Mapping[str, WorldSpec] = {
-    "plain": WorldSpec("any token; stop anywhere", seed=0, steps=450, rules={"max_tokens": 3}),
-    "tool": WorldSpec(
-        "a tool writes 0 to 3 tokens, or refuses",
-        seed=7,
-        steps=450,
-        rules={"max_tokens": 4},
-        allowed_characters="ab=",
-        tools=(CountingTool(),),
-    ),
-    "steps": WorldSpec(
-        "stop only where a step is complete",
-        seed=5,
-        steps=400,
-        rules={"max_tokens": 5, "granularity": "step", "step_delimiter": ","},
-        allowed_characters="ab,",
-    ),
-    "constrained": WorldSpec(
-        "three letters; the stop is the answer's first token",
-        seed=10,
-        steps=350,
-        rules={"max_tokens": 5},
-        stop=".",
-        allowed_characters="ab1",
-    ),
-    "xy": WorldSpec(
-        "q reads X and Y, p reads X",
-        seed=0,
-        steps=250,
-        rules={"max_tokens": 4},
-        allowed_characters="ab1",
-        sees_answer=True,
-    ),
-    "floor": WorldSpec(
-        "most rewards are below a floor; a tool, as in `tool`",
-        seed=7,
-        steps=450,
-        rules={"max_tokens": 4},
-        allowed_characters="ab=",
-        tools=(CountingTool(),),
-        floor=10.0,
-        spread=2.0,
-    ),
-    "spread": WorldSpec(
-        "most rewards are 40 nats below the best, as a trained model's are; a floor",
-        seed=13,
-        steps=450,
-        rules={"max_tokens": 5},
-        stop=".",
-        allowed_characters="ab1",
-        floor=10.0,
-        spread=5.0,
-    ),
+    "plain": WorldSpec("any token; stop anywhere", 0, 450, 3),
+    "tool": _TOOL,
+    "steps": WorldSpec("stop only where a step is complete", 5, 400, 5, "ab,", by_step=True),
+    "constrained": WorldSpec("three letters; the stop is the answer's first token", 10, 350, 5, "ab1", stop="."),
+    "xy": WorldSpec("q reads X and Y, p reads X", 0, 250, 4, "ab1", sees_answer=True),
+    "floor": replace(_TOOL, description="most rewards are below a floor; a tool, as in `tool`", floor=10.0, spread=2.0),
+    "spread": WorldSpec(_SPREAD, 13, 450, 5, "ab1", stop=".", floor=10.0, spread=5.0),
 }
 """Name -> world."""
 
@@ -138,15 +97,13 @@ class World:
     """See `WorldSpec`."""
 
 
-def build(spec: WorldSpec, *, rank: int = 32) -> World:
-    """A new model with its adapters p and q, q equal to p as at the start of an E-step.
-
-    Args:
-        rank: of the adapters; the model's width by default, so that capacity is no excuse.
-    """
+def build(spec: WorldSpec) -> World:
+    """A new model with its adapters p and q, q equal to p as at the start of an E-step."""
     tokenizer = _tokenizer()
     codec = TextCodec(tokenizer, stop=spec.stop, allowed_characters=spec.allowed_characters)
-    rules = ChainRules(codec, spec.tools, **spec.rules)
+    rules = ChainRules(
+        codec, spec.tools, "step" if spec.by_step else "token", max_tokens=spec.max_tokens, step_delimiter=","
+    )
     queries = tuple(
         Query(
             example,
@@ -156,7 +113,7 @@ def build(spec: WorldSpec, *, rank: int = 32) -> World:
         )
         for example in QUESTIONS
     )
-    return World(_language_model(tokenizer, spec, rank), rules, queries, spec.floor)
+    return World(_language_model(tokenizer, spec), rules, queries, spec.floor)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -168,8 +125,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _language_model(tokenizer: PreTrainedTokenizerFast, spec: WorldSpec, rank: int) -> LanguageModel:
-    seed = spec.seed
+def _language_model(tokenizer: PreTrainedTokenizerFast, spec: WorldSpec) -> LanguageModel:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -185,14 +141,15 @@ def _language_model(tokenizer: PreTrainedTokenizerFast, spec: WorldSpec, rank: i
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(spec.seed)
         base = LlamaForCausalLM(config)
     with torch.no_grad():
         base.lm_head.weight.mul_(spec.spread)
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    # Of the model's width, so that capacity is no excuse.
+    lora = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear")
     lm = LanguageModel(base, tokenizer, lora)
-    lm.reset_adapter("p", seed)
-    generator = torch.Generator().manual_seed(seed)
+    lm.reset_adapter("p", spec.seed)
+    generator = torch.Generator().manual_seed(spec.seed)
     with torch.no_grad():
         for name, weight in sorted(lm.parameters("p").items()):
             if "lora_B" in name:  # p is not the base model: a mix-up of the two would be noticed

@@ -9,8 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-import torch
-
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, score_rationales
 from latent_cot.methods.seeding import seed_of, slices
@@ -75,9 +73,7 @@ def _draw(
     loop: Method, reasoner: Adapter, examples: Sequence[Example], n: int, temperature: float, seed: int
 ) -> Iterator[tuple[Example, Sequence[ScoredRationale]]]:
     """Each question with the distinct rationales that were sampled for it."""
-    prompts = [loop.test_prompt(reasoner, example) for example in examples]
-    generator = torch.Generator().manual_seed(seed)
-    drawn = loop.draw_tests(reasoner, prompts, n=n, temperature=temperature, generator=generator)
+    drawn = loop.draw_tests(reasoner, examples, n=n, temperature=temperature, seed=seed)
     for example, counts in zip(examples, drawn, strict=True):
         yield example, score_rationales(loop, example, counts, with_q=reasoner == "q", proposal=reasoner).rationales
 
