@@ -1,8 +1,7 @@
 """Exact arithmetic for a chain of thought: `12 + 7 =` writes ` 19`.
 
-The chain is written by a model and may be anything, so it is never evaluated. It is taken apart into numbers and
-symbols, within the limits below. Python's parser sees the symbols, with a name for each number, and gives a tree, of
-which only sums, differences, products and quotients are computed here.
+The chain is written by a model and may be anything, so it is never given to `eval` or to sympy's parsers.
+A tokenizer and a grammar of this file's own read it, within the limits below, and sympy sees numbers only.
 
 Left out: powers (`9**9**9` is short and has 370 million digits), functions, names, percentages, thousands
 separators, and `x` for times (`0x10` and `2x` mean other things).
@@ -10,15 +9,14 @@ separators, and `x` for times (`0x10` and `2x` mean other things).
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Callable, Iterator
-from fractions import Fraction
-from operator import add, mul, sub, truediv
 from pathlib import Path
-from string import digits
+from typing import TYPE_CHECKING
 
 from latent_cot.types import ToolError
+
+if TYPE_CHECKING:
+    from sympy import Rational
 
 MAX_REQUEST_CHARACTERS = 64
 MAX_OPERAND_DIGITS = 12
@@ -31,17 +29,8 @@ MAX_RESULT_CHARACTERS = 32
 # request, which is then refused; cut there, `1,000 + 2` would be 2. [0-9]: \d takes the digits of any script.
 _BOUNDARY = re.compile(r"[;:=?!\r\n]|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
 
-# The last is what has no place in arithmetic, but for spaces.
-_TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[^ ]")
+_TOKEN = re.compile(r" *(?:(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<symbol>[-+*/()]))")
 _TYPOGRAPHIC = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"})
-# A minus sign of a number that has one already. In `5 - -3` only the second is a number's.
-_SIGNED_TWICE = re.compile(r"(^|[-+*/(] )- -")
-_COMPUTE: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: add,
-    ast.Sub: sub,
-    ast.Mult: mul,
-    ast.Div: truediv,
-}
 
 
 class Calculator:
@@ -80,50 +69,104 @@ class Calculator:
 
         Raises ToolError for anything else than an expression within the limits, and nothing but ToolError.
         """
-        if len(request) > MAX_REQUEST_CHARACTERS:
-            raise ToolError(f"the request has {len(request)} characters, at most {MAX_REQUEST_CHARACTERS}")
-        tokens = _TOKEN.findall(request.translate(_TYPOGRAPHIC))
-        numbers = [token for token in tokens if token[-1] in digits]
-        if strange := [token for token in tokens if token[-1] not in f"{digits}+-*/()"]:
-            raise ToolError(f"not arithmetic: {strange[0]!r} in {request!r}")
-        if any(len(number.replace(".", "")) > MAX_OPERAND_DIGITS for number in numbers):
-            raise ToolError(f"an operand of more than {MAX_OPERAND_DIGITS} digits in {request!r}")
-        if len(numbers) < 2:
+        tokens = _tokenize(request)
+        operands = sum(token[0] in ".0123456789" for token in tokens)
+        if operands < 2:
             raise ToolError(f"nothing to compute in {request!r}: a request has an operator and two operands")
-        if len(numbers) > self.max_operands:
-            raise ToolError(f"{len(numbers)} operands in {request!r}, at most {self.max_operands} a call")
-        # With spaces, so that `*` `*` is no power.
-        named = " ".join("n" if token in numbers else token for token in tokens)
-        if _SIGNED_TWICE.search(named):
-            raise ToolError(f"a number with two minus signs in {request!r}")
-        try:
-            result = _format(_value(ast.parse(named, mode="eval").body, map(Fraction, numbers)))
-        except SyntaxError:
-            raise ToolError(f"not arithmetic: {request!r}") from None
-        except ZeroDivisionError:
-            raise ToolError("division by zero") from None
+        if operands > self.max_operands:
+            raise ToolError(f"{operands} operands in {request!r}, at most {self.max_operands} a call")
+        result = _format(_Parser(tokens).value())
         if len(result) > MAX_RESULT_CHARACTERS:
             raise ToolError(f"the result has {len(result)} characters, at most {MAX_RESULT_CHARACTERS}")
         return f" {result}"
 
 
-def _value(tree: ast.expr, numbers: Iterator[Fraction]) -> Fraction:
-    """The value of a tree, whose names stand for the numbers from the left."""
-    match tree:
-        case ast.Name():
-            return next(numbers)
-        case ast.UnaryOp(ast.USub(), operand):
-            return -_value(operand, numbers)
-        case ast.BinOp(left, operator, right) if type(operator) in _COMPUTE:
-            return _COMPUTE[type(operator)](_value(left, numbers), _value(right, numbers))
-    raise ToolError("not arithmetic")  # `+5`, `2 (3)`
+def _tokenize(request: str) -> list[str]:
+    """Numbers, and the symbols `+ - * / ( )`, as ASCII strings; none is empty."""
+    if len(request) > MAX_REQUEST_CHARACTERS:
+        raise ToolError(f"the request has {len(request)} characters, at most {MAX_REQUEST_CHARACTERS}")
+    request = request.translate(_TYPOGRAPHIC).rstrip(" ")
+    tokens: list[str] = []
+    position = 0
+    while position < len(request):
+        match = _TOKEN.match(request, position)
+        if match is None:
+            rest = request[position:].lstrip(" ")
+            raise ToolError(f"not arithmetic: {rest[0]!r} in {request!r}")
+        number = match["number"]
+        if number is not None and len(number.replace(".", "")) > MAX_OPERAND_DIGITS:
+            raise ToolError(f"an operand of more than {MAX_OPERAND_DIGITS} digits in {request!r}")
+        tokens.append(number or match["symbol"])
+        position = match.end()
+    return tokens
 
 
-def _format(value: Fraction) -> str:
+class _Parser:
+    """Recursive descent, evaluating as it reads:
+
+    sum     = product { ("+" | "-") product }
+    product = factor { ("*" | "/") factor }
+    factor  = [ "-" ] ( number | "(" sum ")" )
+
+    The length of a request bounds its depth.
+    """
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+        self.position = 0
+
+    def value(self) -> Rational:
+        """The value of all the tokens."""
+        value = self._sum()
+        if self.position < len(self.tokens):
+            raise ToolError(f"expected an operator, found {self.tokens[self.position]!r}")
+        return value
+
+    def _next_if(self, symbols: str) -> str | None:
+        """The next token if it is one of the symbols, and step over it."""
+        if self.position < len(self.tokens) and self.tokens[self.position] in symbols:
+            self.position += 1
+            return self.tokens[self.position - 1]
+        return None
+
+    def _sum(self) -> Rational:
+        value = self._product()
+        while operator := self._next_if("+-"):
+            right = self._product()
+            value = value + right if operator == "+" else value - right
+        return value
+
+    def _product(self) -> Rational:
+        value = self._factor()
+        while operator := self._next_if("*/"):
+            right = self._factor()
+            if operator == "/" and right == 0:
+                raise ToolError("division by zero")  # sympy would give zoo, its complex infinity
+            value = value * right if operator == "*" else value / right
+        return value
+
+    def _factor(self) -> Rational:
+        from sympy import Rational  # here, because the import takes most of a second
+
+        sign = -1 if self._next_if("-") else 1
+        if self._next_if("("):
+            value = self._sum()
+            if not self._next_if(")"):
+                raise ToolError("a parenthesis is not closed")
+            return sign * value
+        if self.position == len(self.tokens) or self.tokens[self.position] in "+-*/)":
+            raise ToolError(f"expected a number, found {' '.join(self.tokens[self.position :]) or 'the end'}")
+        whole, _, decimals = self.tokens[self.position].partition(".")
+        self.position += 1
+        return Rational(sign * int(whole + decimals), 10 ** len(decimals))
+
+
+def _format(value: Rational) -> str:
     """`"14"`; `"0.5"` if the decimal form is finite; else `"1/3"`."""
+    numerator, denominator = int(value.p), int(value.q)
     # Finite in decimals: the denominator, in lowest terms, divides a power of ten.
-    places = next((n for n in range(value.denominator.bit_length()) if 10**n % value.denominator == 0), 0)
+    places = next((n for n in range(denominator.bit_length()) if 10**n % denominator == 0), 0)
     if not places:
         return str(value)
-    whole, decimals = divmod(abs(value.numerator) * 10**places // value.denominator, 10**places)
-    return f"{'-' * (value < 0)}{whole}.{decimals:0{places}d}"
+    whole, decimals = divmod(abs(numerator) * 10**places // denominator, 10**places)
+    return f"{'-' if numerator < 0 else ''}{whole}.{decimals:0{places}d}"
