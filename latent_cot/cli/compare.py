@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 
 from latent_cot import tasks
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import refuse_unwritable, say
+from latent_cot.cli.fit import observer, refuse_unwritable
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.settings import check, from_dict, load_config, to_dict
 from latent_cot.evaluation.splits import numbers_of
@@ -257,17 +257,14 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
             session = open_session(one.config, console=Console(stderr=True), loaded=session)
             folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
-            for note in session.notes:
-                say(console, note, style="dim")
             try:
-                tracker = tracking.Tracking(options.track, folder, to_dict(one.config), warn=partial(say, console))
-                with folder.lock(), Display(console) as display, tracker:
+                with folder.lock(), Display(console) as display, ExitStack() as stack:
                     run_loop(
                         session,
                         folder,
                         resume=there,
                         round_zero=shared_init.folder_of(one),
-                        on_unit=tracking.both(display.on_unit, tracker.on_unit),
+                        on_unit=observer(stack, session, folder, display, console, options.track),
                         should_stop=lambda: stopped_by() is not None,
                     )
             except Stopped:

@@ -12,8 +12,7 @@ import tyro
 from rich.console import Console
 
 from latent_cot.api.run import Run, check_at_least_1
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation import outcomes
 from latent_cot.report import plots

@@ -11,8 +11,7 @@ import tyro
 from rich.console import Console
 
 from latent_cot import tasks
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.schema import data_request
 from latent_cot.run import reasoners
 from latent_cot.types import UsageError

@@ -9,8 +9,7 @@ from typing import Literal
 
 import tyro
 
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import RIGHT, Difference
 from latent_cot.report.tables import Table

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from latent_cot import __version__, tasks
 from latent_cot.api.run import check_at_least_1
-from latent_cot.cli.options import Switch, parse, progress_console
-from latent_cot.cli.run_options import say
+from latent_cot.cli.options import Switch, parse, progress_console, say
 from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items
