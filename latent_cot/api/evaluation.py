@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import product
 
-import torch
 from rich.console import Console
 
 from latent_cot.api.results import Evaluation
 from latent_cot.evaluation import outcomes
-from latent_cot.evaluation.evaluate import Accuracy, Outcome, answer_questions, figure_of, measure
+from latent_cot.evaluation.evaluate import Accuracy, figure_of, measure
 from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter
 from latent_cot.report.terminal import Items
-from latent_cot.types import Example, Task
 
 
 def evaluate(loop: Method, reasoners: Sequence[Adapter], found: Evaluation, *, seed: int, progress: bool) -> None:
@@ -24,62 +22,30 @@ def evaluate(loop: Method, reasoners: Sequence[Adapter], found: Evaluation, *, s
     Args:
         loop: its `test_rules` are as they were afterwards.
     """
-    rules = loop.test_rules
-    loop.test_rules = replace(rules, max_tokens=found.decoding["max_tokens"])
+    rules, decoding = loop.test_rules, {**found.decoding, "seed": seed}
+    loop.test_rules = replace(rules, max_tokens=decoding.pop("max_tokens"))
+    if loop.task.is_measured:
+        decoding["n"] = decoding.pop("samples")
     total = len(reasoners) * sum(len(split.examples) for split in found.splits.values())
-    console = Console(stderr=True, quiet=not progress)
     try:
-        with Items(console, "questions", total) as items:
-            for name in reasoners:
-                for split, questions in found.splits.items():
-                    if loop.task.is_measured:
-                        _measure(loop, loop.task, name, split, questions.examples, found, seed)
-                        items.advance(len(questions.examples))
-                        continue
-                    answered: list[Outcome] = []
-                    for outcome in _answers(loop, name, questions.examples, found.decoding, seed):
+        with Items(Console(stderr=True, quiet=not progress), "questions", total) as items:
+            for name, (split, questions) in product(reasoners, found.splits.items()):
+                n = len(questions.examples)
+                if loop.task.is_measured:
+                    measured = loop.sample_tests(name, questions.examples, **decoding)
+                    values = measure(loop.task, measured)
+                    figures = {metric: figure_of(of_metric, n).to_json() for metric, of_metric in values.items()}
+                    found.measured.setdefault(name, {})[split] = measured
+                    found.records.extend(outcomes.of_measured(name, split, measured, values))
+                    items.advance(n)
+                else:
+                    answered = []
+                    for outcome in loop.answers(name, questions.examples, **decoding):
                         answered.append(outcome)
                         items.advance()
-                    right = sum(outcome.correct for outcome in answered)
+                    figures = Accuracy(sum(outcome.correct for outcome in answered), n).to_json()
                     found.outcomes.setdefault(name, {})[split] = answered
-                    found.figures.setdefault(name, {})[split] = Accuracy(right, len(answered)).to_json()
                     found.records.extend(outcomes.of_answered(name, split, outcome) for outcome in answered)
+                found.figures.setdefault(name, {})[split] = figures
     finally:
         loop.test_rules = rules
-
-
-def _measure(
-    loop: Method,
-    task: Task,
-    reasoner: Adapter,
-    split: str,
-    examples: Sequence[Example],
-    found: Evaluation,
-    seed: int,
-) -> None:
-    n, temperature = found.decoding["samples"], found.decoding["temperature"]
-    measured = loop.sample_tests(reasoner, examples, seed=seed, n=n, temperature=temperature)
-    values = measure(task, measured)
-    figures = {metric: figure_of(of_metric, len(examples)).to_json() for metric, of_metric in values.items()}
-    found.figures.setdefault(reasoner, {})[split] = figures
-    found.measured.setdefault(reasoner, {})[split] = measured
-    found.records.extend(outcomes.of_measured(reasoner, split, measured, values))
-
-
-def _answers(
-    loop: Method, reasoner: Adapter, examples: Sequence[Example], decoding: Mapping[str, Any], seed: int
-) -> Iterator[Outcome]:
-    sampler = loop.sampler_of(reasoner)
-    return answer_questions(
-        loop.lm,
-        sampler,
-        loop.task,
-        examples,
-        loop.test_rules,
-        judge=loop.judge_of(reasoner),
-        prefix=loop.model_prefix if sampler != "q" else "",
-        votes=decoding["votes"],
-        temperature=decoding["temperature"],
-        batch_size=loop.test_batch_size,
-        generator=torch.Generator().manual_seed(seed),
-    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from latent_cot.report.plots import Curve
@@ -111,25 +112,23 @@ class Evaluation:
     @cached_property
     def mistakes(self) -> Mapping[str, Mapping[str, Mistakes]]:
         """Reasoner -> split -> what the wrong answers did wrong."""
-        from latent_cot.evaluation.evaluate import Mistakes
-
-        found: dict[str, dict[str, Mistakes]] = {}
-        for reasoner, splits in self.outcomes.items():
-            for split, outcomes in splits.items():
-                mistakes = found.setdefault(reasoner, {})[split] = Mistakes(self.task)
-                for outcome in outcomes:
-                    if not outcome.correct:
-                        mistakes.add(outcome)
-        return found
+        return {
+            reasoner: {split: self._mistakes(outcomes) for split, outcomes in splits.items()}
+            for reasoner, splits in self.outcomes.items()
+        }
 
     def all_mistakes_of(self, reasoner: str) -> Mistakes:
         """What a reasoner's wrong answers did wrong, over all splits."""
+        return self._mistakes(chain.from_iterable(self.outcomes[reasoner].values()))
+
+    def _mistakes(self, outcomes: Iterable[Outcome]) -> Mistakes:
         from latent_cot.evaluation.evaluate import Mistakes
 
-        pooled = Mistakes(self.task)
-        for one in self.mistakes[reasoner].values():
-            pooled.merge(one)
-        return pooled
+        found = Mistakes(self.task)
+        for outcome in outcomes:
+            if not outcome.correct:
+                found.add(outcome)
+        return found
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each reasoner and split (and metric): its numbers, the figure, low and high (95 % interval), n."""
@@ -139,18 +138,24 @@ class Evaluation:
     def answers(self) -> pd.DataFrame:
         """A row for each reasoner and question: split, question, gold, answer, correct, mistake, chain. With several
         votes the chain is the first that arrives at the answer."""
-        return data_frame(self._answers(), columns=_ANSWERS)
-
-    def _answers(self) -> Iterator[dict[str, Any]]:
         from latent_cot.evaluation.evaluate import mistake
 
-        for reasoner, splits in self.outcomes.items():
-            for split, outcomes in splits.items():
-                for one in outcomes:
-                    chain = next(z for z, a in zip(one.rationales, one.answers, strict=True) if a == one.answer)
-                    what = None if one.correct else mistake(self.task, one.example, chain, one.answer)
-                    own = (reasoner, split, one.example.question, one.example.answer, one.answer, one.correct, what)
-                    yield dict(zip(_ANSWERS, (*own, chain.text), strict=True))
+        rows = [
+            {
+                "reasoner": reasoner,
+                "split": split,
+                "question": one.example.question,
+                "gold": one.example.answer,
+                "answer": one.answer,
+                "correct": one.correct,
+                "chain": one.chain.text,
+                "mistake": None if one.correct else mistake(self.task, one.example, one.chain, one.answer),
+            }
+            for reasoner, splits in self.outcomes.items()
+            for split, outcomes in splits.items()
+            for one in outcomes
+        ]
+        return data_frame(rows, columns=_ANSWERS)
 
     def mistakes_of(self, reasoner: str) -> pd.DataFrame:
         """The categories of mistakes over all splits, the most frequent first: how often, their share of the wrong
@@ -174,13 +179,8 @@ def figure_rows(figures: Figures, metrics: Mapping[str, Metric]) -> Iterator[dic
     for reasoner, splits in figures.items():
         for split, found in splits.items():
             head = {"reasoner": reasoner, "split": split}
-            for name in metrics or ("",):
-                figure = found.get(name) if metrics else found
-                if figure is not None:
-                    low, high = figure["interval_95"] or (None, None)
-                    bounds = {"low": low, "high": high}
-                    if metrics:
-                        yield {**head, "metric": name, "value": figure["value"], **bounds, "n": figure["n"]}
-                    else:
-                        of_answers = {"correct": figure["correct"], "n": figure["n"]}
-                        yield {**head, "accuracy": figure["accuracy"], **bounds, **of_answers}
+            for name, figure in ((m, found[m]) for m in metrics if m in found) if metrics else [("", found)]:
+                low, high = figure["interval_95"] or (None, None)
+                own = {"metric": name, "value": figure["value"]} if metrics else {"accuracy": figure["accuracy"]}
+                counts = {key: figure[key] for key in ("correct", "n") if key in figure}
+                yield {**head, **own, "low": low, "high": high, **counts}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_cot import tasks
 from latent_cot.api.results import Evaluation, Results
-from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check_temperature
+from latent_cot.config.schema import RunConfig, sampling_temperature
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import data_frame, escaped, page
@@ -39,15 +37,7 @@ def load(target: str | Path, *, task: str | None = None, trust_code: bool = Fals
 
     Raises UsageError.
     """
-    return Run(source_of(target, task, trust_code))
-
-
-def source_of(target: str | Path, task: str | None, trust_code: bool) -> reasoners.Source:
-    """See `load`. A run's `output_dir` is where it is now."""
-    source = reasoners.find(str(target), task, trusted=trust_code)
-    if source.folder is None:
-        return source
-    return replace(source, config=replace(source.config, output_dir=str(source.folder.path)))
+    return Run(reasoners.find(str(target), task, trusted=trust_code))
 
 
 class Run:
@@ -131,8 +121,7 @@ class Run:
         """
         from latent_cot.methods.scored import sample_rationales
 
-        check_at_least_1(n=n)
-        check_temperature(temperature, "temperature")
+        check_sampling(n=n, temperature=temperature)
         asked = reasoner or self.reasoners[0]
         if asked not in self._adapters:
             self.source.require(asked)
@@ -152,7 +141,7 @@ class Run:
         """
         from latent_cot.rationales.chain import encode_rationale
 
-        check_at_least_1(rationales=len(rationales))
+        check_sampling(rationales=len(rationales))
         given: tuple[object, ...] = rationales
         if not all(isinstance(text, str) for text in given):  # e.g. the `z` of an example without one
             raise TypeError(f"rationales are texts: {given!r}")
@@ -195,8 +184,7 @@ class Run:
         """
         from latent_cot.api.evaluation import evaluate
 
-        check_at_least_1(votes=votes, samples=samples, size=size, max_tokens=max_tokens)
-        check_temperature(temperature, "temperature")
+        check_sampling(votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature)
         configured = self.config.evaluation
         decoding: dict[str, Any] = {"max_tokens": max_tokens or configured.max_tokens}
         if self.task.is_measured:
@@ -206,8 +194,6 @@ class Run:
             usual = 0.0 if votes == 1 else 0.5
             decoding["votes"] = votes
         decoding["temperature"] = usual if temperature is None else temperature
-        if votes > 1 and temperature == 0:
-            raise UsageError(f"votes is {votes}: at temperature 0 all chains of a question are the same; raise it")
         if reasoner is not None:
             self.source.require(reasoner)
         sweeps = [self.task.sweep(pattern) for pattern in ([split] if isinstance(split, str) else split)]
@@ -287,9 +273,20 @@ class Run:
         return self.source.folder
 
 
-def check_at_least_1(prefix: str = "", **values: int | None) -> None:
-    """Raises UsageError, naming the setting, for one that is less. `prefix`: of a flag."""
-    for name, value in values.items():
+def check_sampling(prefix: str = "", temperature: float | None = None, **counts: int | None) -> None:
+    """Raises UsageError, naming the setting, for a temperature that nothing can be sampled at, a count below 1, and
+    several votes at temperature 0.
+
+    Args:
+        prefix: `--`, if these are flags.
+    """
+    for name, value in counts.items():
         if value is not None and value < 1:
             written = prefix + (name.replace("_", "-") if prefix else name)
             raise UsageError(f"{written} is {value}; it must be at least 1")
+    try:
+        sampling_temperature(0 if temperature is None else temperature)
+    except ValueError as error:
+        raise UsageError(f"{prefix}temperature is {temperature:g}; it must be {error}") from error
+    if temperature == 0 and (votes := counts.get("votes") or 1) > 1:
+        raise UsageError(f"{prefix}votes is {votes}: at temperature 0 all chains of a question are the same; raise it")

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from latent_cot.api.run import Run, check_at_least_1
+from latent_cot.api.run import Run, check_sampling
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
-from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation import outcomes
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
@@ -24,6 +23,10 @@ from latent_cot.types import Task, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.api.results import Evaluation
+
+
+SAMPLING = ("votes", "size", "max_tokens", "samples", "temperature")
+"""Options that `Run.evaluate` has too."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,9 @@ def run(argv: Sequence[str]) -> int:
         options.split,
         files=options.data,
         reasoner=options.reasoner,
-        size=options.size,
-        votes=options.votes,
-        samples=options.samples,
-        temperature=options.temperature,
-        max_tokens=options.max_tokens,
         exclude=options.exclude,
         seed=options.seed,
+        **{name: getattr(options, name) for name in SAMPLING},
     )
     for name, split in found.splits.items():
         if split.dropped or split.repeated:
@@ -165,7 +164,7 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
         pooled = found.all_mistakes_of(reasoner)
         say(console, f"{reasoner}: {pooled.counts.total()} of {n} answers are wrong")
         rows = pooled.to_json()
-        chains = [pooled.first[row["category"]][1] for row in rows]
+        chains = [pooled.first[row["category"]].chain for row in rows]
         if rows:
             Table(
                 {
@@ -178,11 +177,7 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
 
 
 def _check(options: EvalOptions) -> None:
-    counts = {name: getattr(options, name) for name in ("votes", "size", "max_tokens", "samples")}
-    check_at_least_1("--", **counts)
-    check_temperature(options.temperature)
-    if options.votes > 1 and options.temperature == 0:
-        raise UsageError(f"--votes {options.votes}: at --temperature 0 all chains of a question are the same; raise it")
+    check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
     if options.outcomes is not None:
         check_writable(options.outcomes, "--outcomes")
 

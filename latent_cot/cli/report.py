@@ -12,9 +12,8 @@ import tyro
 from rich.console import Console
 
 from latent_cot import __version__, tasks
-from latent_cot.api.run import check_at_least_1
+from latent_cot.api.run import check_sampling
 from latent_cot.cli.options import Switch, parse, progress_console, say
-from latent_cot.config.settings import check_temperature
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, cache, logs, page
@@ -76,8 +75,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ReportOptions, argv, "report")
     if not options.runs:
         raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
-    check_at_least_1("--", questions=options.questions, samples=options.samples)
-    check_temperature(options.temperature)
+    check_sampling("--", options.temperature, questions=options.questions, samples=options.samples)
     # First all that is quick to find out: a mistyped folder need not wait for another run's model.
     runs = [_open(target, options) for target in options.runs]
     path = options.output.expanduser() if options.output else runs[0].folder.path / "report.html"

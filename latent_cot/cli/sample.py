@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from latent_cot.api.run import Run, check_at_least_1
+from latent_cot.api.run import Run, check_sampling
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
-from latent_cot.config.settings import check_temperature
 from latent_cot.run import reasoners
 
 if TYPE_CHECKING:
@@ -47,8 +46,7 @@ class SampleOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(SampleOptions, argv, "sample")
-    check_at_least_1("-", n=options.n)
-    check_temperature(options.temperature)
+    check_sampling("--", n=options.n, temperature=options.temperature)
     asked = Run(reasoners.find(options.target, options.task, trusted=options.trust_code))
     reasoner: Adapter = options.reasoner or asked.reasoners[0]
     found = asked.sample(

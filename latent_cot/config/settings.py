@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from latent_cot import tasks, tools
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import SECTIONS, RunConfig, sampling_temperature
+from latent_cot.config.schema import SECTIONS, RunConfig
 from latent_cot.types import UsageError, did_you_mean
 
 DEFAULT_PRESET = "cpu"
@@ -249,14 +249,6 @@ def _validated(values: Mapping[str, Any], named: Callable[[str], str]) -> RunCon
 def _short(value: Any) -> str:
     """For messages. A few lines of YAML may be a value that is too large to be written out: aliases of aliases."""
     return f"{value!r:.80}" if isinstance(value, str) else f"{_REPR.repr(value):.80}"
-
-
-def check_temperature(value: float | None, name: str = "--temperature") -> None:
-    """Raises UsageError, naming the option, for one that nothing can be sampled at. 0 is greedy; None is a default."""
-    try:
-        sampling_temperature(0 if value is None else value)
-    except ValueError as error:
-        raise UsageError(f"{name} is {value:g}; it must be {error}") from error
 
 
 # -- settings that contradict each other -----------------------------------------------------------------

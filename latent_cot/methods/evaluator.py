@@ -16,6 +16,7 @@ from latent_cot.evaluation.evaluate import (
     BATCHES_AT_ONCE,
     Accuracy,
     Judge,
+    Outcome,
     answer_questions,
     figures,
     judge,
@@ -212,6 +213,25 @@ class Evaluator(Resumable):
         samples = judge(self.lm, task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
         return self._measured(reasoner, examples, samples)
 
+    def answers(
+        self, reasoner: Adapter, examples: Sequence[Example], *, votes: int, temperature: float, seed: int
+    ) -> Iterator[Outcome]:
+        """What a reasoner answers to test questions; see `answer_questions`."""
+        sampler = self.sampler_of(reasoner)
+        return answer_questions(
+            self.lm,
+            sampler,
+            self.task,
+            examples,
+            self.test_rules,
+            judge=self.judge_of(reasoner),
+            prefix=self.model_prefix if sampler != "q" else "",
+            votes=votes,
+            temperature=temperature,
+            batch_size=self.test_batch_size,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
     def _measured(
         self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
     ) -> list[Measured]:
@@ -278,19 +298,8 @@ class Evaluator(Resumable):
     def _mark(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> str:
         """For each question "1" if its answer is right, else "0"."""
         c = self.config.evaluation
-        outcomes = answer_questions(
-            self.lm,
-            self.sampler_of(reasoner),
-            self.task,
-            examples,
-            self.test_rules,
-            judge=self.judge_of(reasoner),
-            prefix=self.model_prefix if self.sampler_of(reasoner) != "q" else "",
-            votes=c.votes,
-            temperature=c.temperature,
-            batch_size=self.test_batch_size,
-            generator=torch.Generator().manual_seed(self._unit_seed(unit)),
-        )
+        seed = self._unit_seed(unit)
+        outcomes = self.answers(reasoner, examples, votes=c.votes, temperature=c.temperature, seed=seed)
         return "".join("1" if outcome.correct else "0" for outcome in outcomes)
 
     def _evaluation_units(self, number: int) -> list[tuple[Adapter, str, range]]:
