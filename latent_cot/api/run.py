@@ -76,13 +76,13 @@ class Run:
     @property
     def results(self) -> Results:
         """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
-        record = self._folder("results").read_json("results.json")
+        record = self.folder("results").read_json("results.json")
         return Results(record, self.task.metrics, self.config.evaluation.splits or self.task.default_splits)
 
     @property
     def events(self) -> pd.DataFrame:
         """The event log so far, a row an event: `kind` (the phase), round, unit, and the figures of that kind."""
-        frame = data_frame(self._folder("events").events())
+        frame = data_frame(self.folder("events").events())
         if "time" in frame:
             import pandas as pd
 
@@ -93,7 +93,7 @@ class Run:
         """The rationales that were logged while it trained, a few of each step."""
         from latent_cot.api.rationales import LoggedRationales
 
-        return LoggedRationales(self._folder("logged rationales"))
+        return LoggedRationales(self.folder("logged rationales"))
 
     # -- ask it --------------------------------------------------------------------------------------
 
@@ -267,7 +267,8 @@ class Run:
         colour = sampler or self._adapters[0]
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour)
 
-    def _folder(self, what: str) -> RunFolder:
+    def folder(self, what: str) -> RunFolder:
+        """Where it lies on disk. Raises UsageError for a base model, which has no `what`."""
         if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self.source.folder

@@ -31,7 +31,6 @@ from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.config.schema import RunConfig
     from latent_cot.run.session import Session
 
 
@@ -138,8 +137,7 @@ def run(argv: Sequence[str]) -> int:
             shown.show(console)
     if target is not None and not compared:
         say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
-    written = [name for name in ("comparison.json", "comparison.md", "comparison.svg") if (path / name).exists()]
-    say(console, f"Saved in {path}: {', '.join(written)}")
+    say(console, f"Saved in {path}: {', '.join(sorted(file.name for file in path.glob('comparison.*')))}")
     return 0
 
 
@@ -175,25 +173,15 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
             config = plan.configure(variant, seed, common, own[variant.name], budget, **layers)
             config = with_absolute_paths(replace(config, output_dir=str(path / variant.name / f"seed{seed}")))
             try:
-                _check(config, with_absolute_paths(base).task)
+                check(config)
+                if config.task != (task := with_absolute_paths(base).task):
+                    raise UsageError(f"its task is {config.task}, but that of the comparison is {task}; give one")
+                if config.evaluation.splits == ():
+                    raise UsageError("--evaluation.splits is empty, so that there is nothing to compare; name some")
             except UsageError as error:
                 raise UsageError(f"{variant.name}: {error}") from error
             runs.append(Run(variant.name, config))
     return runs, budget, path
-
-
-def _check(config: RunConfig, task: str) -> None:
-    """Raises UsageError for a configuration that cannot be run, or not be compared."""
-    check(config)
-    if config.task != task:
-        raise UsageError(
-            f"its task is {config.task}, but that of the comparison is {task}; give --task {config.task}, and compare "
-            "other tasks by themselves"
-        )
-    if config.evaluation.splits == ():
-        raise UsageError(
-            "--evaluation.splits is empty, so that there is nothing to compare; name some, or leave it out"
-        )
 
 
 def _target(text: str, runs: Sequence[Run]) -> Target:
@@ -201,18 +189,14 @@ def _target(text: str, runs: Sequence[Run]) -> Target:
     task = tasks.load(runs[0].config.task)
     if task.is_measured:
         raise UsageError(f"--against: {task.name} has figures instead of right answers; leave it out")
-    answer_given = task.answer_given
-    reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, answer_given) for one in runs}
+    reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, task.answer_given) for one in runs}
     return paired_difference.parse_target(text, reasoners)
 
 
 def _variants(options: CompareOptions) -> list[Variant]:
     named = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
-    if not named and options.variants is None:
-        named = list(METHODS)
-    variants = plan.methods(named)
-    if options.variants is not None:
-        variants += plan.read_variants(options.variants)
+    variants = plan.methods(named or ([] if options.variants else list(METHODS)))
+    variants += plan.read_variants(options.variants) if options.variants else []
     for variant in variants:
         if [other.name for other in variants].count(variant.name) > 1:
             raise UsageError(f"{variant.name}: is compared twice; name it once")

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from latent_cot.api.run import Run, check_sampling
+from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.evaluation import outcomes
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked
-from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Task, UsageError
 
@@ -82,8 +81,10 @@ class EvalOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(EvalOptions, argv, "eval")
-    _check(options)
-    asked = Run(reasoners.find(options.target, options.task, trusted=options.trust_code))
+    check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
+    if options.outcomes is not None:
+        check_writable(options.outcomes, "--outcomes")
+    asked = load(options.target, task=options.task, trust_code=options.trust_code)
     task, console = asked.task, progress_console(to_stderr=options.json)
     _check_for_task(options, task)
     if not asked.source.finished:
@@ -105,22 +106,21 @@ def run(argv: Sequence[str]) -> int:
     *chains, temperature = (f"{name.replace('_', ' ')} {value:g}" for name, value in found.decoding.items())
     heading = f"{options.target}: {', '.join(chains)}, {temperature}, seed {options.seed}"
     if options.json:
-        mistakes = {
-            reasoner: {name: of_split.to_json() for name, of_split in splits.items()}
-            for reasoner, splits in found.mistakes.items()
+        record = {
+            **asked.source.describe(),
+            "finished": asked.source.finished,
+            "seed": options.seed,
+            "decoding": found.decoding,
+            "dropped": {name: split.dropped for name, split in found.splits.items()},
+            "results": found.figures,
+            "curves": [curve.to_json() for curve in found.curves],
         }
-        print_json(
-            {
-                **asked.source.describe(),
-                "finished": asked.source.finished,
-                "seed": options.seed,
-                "decoding": found.decoding,
-                "dropped": {name: split.dropped for name, split in found.splits.items()},
-                "results": found.figures,
-                "curves": [curve.to_json() for curve in found.curves],
-                **({"errors": mistakes} if options.errors else {}),
+        if options.errors:
+            record["errors"] = {
+                reasoner: {name: of_split.to_json() for name, of_split in splits.items()}
+                for reasoner, splits in found.mistakes.items()
             }
-        )
+        print_json(record)
     else:
         say(console, heading)
         _print_figures(console, found)
@@ -152,8 +152,7 @@ def _print_figures(console: Console, found: Evaluation) -> None:
     if any(others.values()):
         figure_table(others, found.metrics).show(console)
     for curve in [] if found.metrics else found.curves:
-        ascii_only = console.options.ascii_only
-        plots.curve_table(curve, found.figures, console.width, ascii_only=ascii_only).show(console)
+        plots.curve_table(curve, found.figures, console.width, ascii_only=console.options.ascii_only).show(console)
 
 
 def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
@@ -176,24 +175,14 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
             ).show(console)
 
 
-def _check(options: EvalOptions) -> None:
-    check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
-    if options.outcomes is not None:
-        check_writable(options.outcomes, "--outcomes")
-
-
 def _check_for_task(options: EvalOptions, task: Task) -> None:
-    measured = task.is_measured
-    if options.samples is not None and not measured:
-        raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
     curve = options.plot is not None and not task.has_picture
+    if options.samples is not None and not task.is_measured:
+        raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
     for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
-        if given and measured:
+        if given and task.is_measured:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
     if curve and not any(task.sweep(pattern).axes for pattern in options.split):
-        raise UsageError(
-            f"--plot {options.plot}: nothing to draw; add a --split that names several splits, such as "
-            "--split operands=3..10 for arithmetic (the task's README says what it has)"
-        )
+        raise UsageError(f"--plot {options.plot}: nothing to draw; add a --split of several, such as operands=3..10")
     if options.plot is not None:
         plots.check_plot(options.plot)

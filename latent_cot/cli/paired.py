@@ -84,18 +84,11 @@ def table_of(found: Mapping[str, Mapping[str, Difference]]) -> Table:
         for name, d in figures.items():
             scale, digits = (100.0, ".1f") if name == RIGHT else (1.0, ".3g")
             between = " (" + " to ".join(f"{scale * x:+{digits}}" for x in d.interval_95) + ")" if d.interval_95 else ""
-            rows.append(
-                {
-                    "split": split,
-                    "figure": f"% {name}" if name == RIGHT else name,
-                    "questions": str(d.n),
-                    "first": f"{scale * d.first:{digits}}",
-                    "against": f"{scale * d.second:{digits}}",
-                    "difference (95 %)": f"{scale * d.value:+{digits}}{between}",
-                    "higher": str(d.higher),
-                    "lower": str(d.lower),
-                    "p": f"{d.p_value:.2g}",
-                }
-            )
-    columns = {heading: [row[heading] for row in rows] for heading in rows[0]}
+            figure = f"% {name}" if name == RIGHT else name
+            first, second = (f"{scale * x:{digits}}" for x in (d.first, d.second))
+            value = f"{scale * d.value:+{digits}}{between}"
+            counts = (str(d.higher), str(d.lower), f"{d.p_value:.2g}")
+            rows.append((split, figure, str(d.n), first, second, value, *counts))
+    headings = ("split", "figure", "questions", "first", "against", "difference (95 %)", "higher", "lower", "p")
+    columns = dict(zip(headings, zip(*rows, strict=True), strict=True))
     return Table({name: columns.pop(name) for name in ("split", "figure")}, columns)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from latent_cot.api.run import Run, check_sampling
+from latent_cot.api.run import check_sampling, load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
-from latent_cot.run import reasoners
 
 if TYPE_CHECKING:
     from latent_cot.methods.scored import ScoredRationale
@@ -47,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(SampleOptions, argv, "sample")
     check_sampling("--", n=options.n, temperature=options.temperature)
-    asked = Run(reasoners.find(options.target, options.task, trusted=options.trust_code))
+    asked = load(options.target, task=options.task, trust_code=options.trust_code)
     reasoner: Adapter = options.reasoner or asked.reasoners[0]
     found = asked.sample(
         options.question,

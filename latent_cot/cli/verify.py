@@ -51,13 +51,8 @@ def run(argv: Sequence[str]) -> int:
 
     from latent_cot.methods.verify.train import Settings
 
-    # The models are so small that a second thread costs more than it gains.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _verify(_cases(options), Settings(), options)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gains
+    return _verify(_cases(options), Settings(), options)
 
 
 def _cases(options: VerifyOptions) -> list[Case]:
@@ -66,13 +61,11 @@ def _cases(options: VerifyOptions) -> list[Case]:
     from latent_cot.methods.verify.worlds import WORLDS
     from latent_cot.objectives import OBJECTIVES
 
-    for flag, names, known in (
-        ("--world", options.world, list(WORLDS)),
-        ("--objective", options.objective, list(OBJECTIVES)),
-    ):
-        for name in names:
-            if name not in known:
-                raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
+    named = [("--world", name, WORLDS) for name in options.world]
+    named += [("--objective", name, OBJECTIVES) for name in options.objective]
+    for flag, name, known in named:
+        if name not in known:
+            raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
     if options.break_ is not None:
         fault = FAULTS[options.break_]
         worlds, objectives = options.world or (fault.world,), options.objective or (fault.objective,)

@@ -179,22 +179,17 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def read_settings(file: str | Path) -> Any:
     """What a file of `--config` holds, not yet checked. Raises UsageError if it cannot be read."""
-    return parse_yaml(_read(Path(file).expanduser()), str(file))
-
-
-def _read(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
+        with Path(file).expanduser().open("rb") as stream:
             data = stream.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise UsageError(f"--config {file}: larger than 1 MiB; is this a configuration?")
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"--config {file}: not UTF-8 text; save the file as UTF-8") from error
-    except FileNotFoundError as error:
-        raise UsageError(f"--config {file}: no such file; check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UsageError(f"--config {file}: cannot be read ({error})") from error
+        raise UsageError(f"--config {file}: cannot be read ({error}); check the path") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise UsageError(f"--config {file}: larger than 1 MiB; is this a configuration?")
+    return parse_yaml(text, str(file))
 
 
 # -- values ----------------------------------------------------------------------------------------------
@@ -274,24 +269,15 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if (method == "few-shot" or config.p_init == "prompt") and config.shots > getattr(data, of):
         yield f"--shots is {config.shots}, more than the {getattr(data, of)} --data.{of}; give fewer"
     if rollout.min_tokens > min(rollout.max_tokens, tests.max_tokens):
-        yield (
-            f"--rollout.min-tokens is {rollout.min_tokens}, above --rollout.max-tokens ({rollout.max_tokens}) or "
-            f"--evaluation.max-tokens ({tests.max_tokens}): no chain could stop"
-        )
+        yield f"--rollout.min-tokens is {rollout.min_tokens}, above a section's --max-tokens: no chain could stop"
     if e.demonstration_weight * data.demonstrations + data.unlabelled == 0:
         yield "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one"
     if e.temperatures[0] > e.temperatures[1]:
         yield "--e-step.temperatures {} {}: the first is above the second".format(*e.temperatures)
     if varied.history_dropout and rollout.granularity == "token":
-        yield (
-            f"--augmentation.history-dropout is {varied.history_dropout}: it drops complete steps, and with "
-            "--rollout.granularity token there are none; give `step`, or 0"
-        )
+        yield "--augmentation.history-dropout drops steps: with --rollout.granularity token there are none; give 0"
     if varied.concat_questions and target != "joint":
-        yield (
-            f"--augmentation.concat-questions is {varied.concat_questions}: a question joined to others has no known "
-            f"answer, and with --m-step.target {target} the answer is all that is learned; give 0, or joint"
-        )
+        yield f"--augmentation.concat-questions leaves no answer to be learned by --m-step.target {target}; give 0"
     if q_sees not in (None, config.q_sees):
         yield f"--q-sees {config.q_sees}: with --method {method} q sees the {q_sees}; give --q-sees {q_sees}"
     if method == "sft" and data.demonstrations and config.sft.check_every and not data.validation:
@@ -299,10 +285,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if method in ("ppo", "grpo") and e.samples < 2:
         yield f"--e-step.samples is {e.samples}; with --method {method} it must be at least 2, to compare them"
     if tests.votes > 1 and tests.temperature == 0:
-        yield (
-            f"--evaluation.votes is {tests.votes}, but at --evaluation.temperature 0 all chains of a question are the "
-            "same; raise the temperature"
-        )
+        yield f"--evaluation.votes is {tests.votes}: chains are the same at --evaluation.temperature 0; raise it"
 
 
 def code_named(config: RunConfig) -> list[str]:
