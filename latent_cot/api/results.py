@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
+from latent_cot.evaluation import outcomes
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import Figures, Table, data_frame, figure_table, page
+from latent_cot.report.terminal import Items
 from latent_cot.types import Measured, Metric, Task, UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
     from latent_cot.evaluation.evaluate import Mistakes, Outcome
     from latent_cot.evaluation.splits import Split
+    from latent_cot.methods.method import Method
+    from latent_cot.model.lm import Adapter
 
 
 class Results(Mapping[str, Any]):
@@ -103,6 +109,42 @@ class Evaluation:
     """Reasoner -> split -> the rationales that the metrics are made of."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """What became of each question, for `evaluation.outcomes.write`."""
+
+    def ask(self, loop: Method, reasoners: Sequence[Adapter], *, seed: int, progress: bool) -> None:
+        """Ask each reasoner the questions, and note what comes of them: see `Run.evaluate`.
+
+        Args:
+            loop: its `test_rules` are as they were afterwards.
+        """
+        from latent_cot.evaluation.evaluate import Accuracy, figure_of, measure
+
+        rules, decoding = loop.test_rules, {**self.decoding, "seed": seed}
+        loop.test_rules = replace(rules, max_tokens=decoding.pop("max_tokens"))
+        if self.task.is_measured:
+            decoding["n"] = decoding.pop("samples")
+        total = len(reasoners) * sum(len(split.examples) for split in self.splits.values())
+        try:
+            with Items(Console(stderr=True, quiet=not progress), "questions", total) as items:
+                for name, (split, questions) in product(reasoners, self.splits.items()):
+                    n = len(questions.examples)
+                    if self.task.is_measured:
+                        measured = loop.sample_tests(name, questions.examples, **decoding)
+                        values = measure(self.task, measured)
+                        figures = {metric: figure_of(of_metric, n).to_json() for metric, of_metric in values.items()}
+                        self.measured.setdefault(name, {})[split] = measured
+                        self.records.extend(outcomes.of_measured(name, split, measured, values))
+                        items.advance(n)
+                    else:
+                        answered = []
+                        for outcome in loop.answers(name, questions.examples, **decoding):
+                            answered.append(outcome)
+                            items.advance()
+                        figures = Accuracy(sum(outcome.correct for outcome in answered), n).to_json()
+                        self.outcomes.setdefault(name, {})[split] = answered
+                        self.records.extend(outcomes.of_answered(name, split, outcome) for outcome in answered)
+                    self.figures.setdefault(name, {})[split] = figures
+        finally:
+            loop.test_rules = rules
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

@@ -182,8 +182,6 @@ class Run:
 
         Raises UsageError for an unknown split, a bad file, or a reasoner that cannot answer.
         """
-        from latent_cot.api.evaluation import evaluate
-
         check_sampling(votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature)
         configured = self.config.evaluation
         decoding: dict[str, Any] = {"max_tokens": max_tokens or configured.max_tokens}
@@ -208,7 +206,7 @@ class Run:
         }
         found = Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding)
         names = [reasoner] if reasoner else self.reasoners
-        evaluate(self.in_memory(), names, found, seed=seed, progress=progress)
+        found.ask(self.in_memory(), names, seed=seed, progress=progress)
         return found
 
     # -- how it looks --------------------------------------------------------------------------------

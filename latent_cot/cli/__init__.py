@@ -75,10 +75,7 @@ def _run(argv: Sequence[str]) -> int:
             kind = "option" if argv[0].startswith("-") else "command"
             raise UsageError(f"unknown {kind} {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)} See latent-cot --help")
         if argv[0] not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UsageError(
-                f"{argv[0]} uses one process: start it without torchrun or accelerate launch ({', '.join(SHARED)} "
-                "use several)"
-            )
+            raise UsageError(f"{argv[0]} uses one process: start it without torchrun or accelerate launch")
         return call(*argv)
     except UsageError as error:
         _print_error(str(error))

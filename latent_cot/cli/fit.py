@@ -118,19 +118,16 @@ def _parsed(argv: Sequence[str], command: str) -> FitOptions:
 
 def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
     """The configuration of the run in `path`, if nothing that was asked contradicts it."""
+    remedy = "leave it out, or start a new run in another --output-dir"
     for name in flags:
         if name not in _WITH_RESUME:
-            raise UsageError(
-                f"{name}: with --resume a run goes on with its own settings ({path / 'config.yaml'}); leave it "
-                "out, or start a new run in another --output-dir"
-            )
+            file = path / "config.yaml"
+            raise UsageError(f"{name}: with --resume a run goes on with its own settings ({file}); {remedy}")
     own, wanted = from_dict(RunFolder.open(path).config, str(path / "config.yaml")), with_absolute_paths(asked)
     for name in ("method", "task", "model", "seed"):
         if f"--{name}" in flags and getattr(own, name) != getattr(wanted, name):
-            raise UsageError(
-                f"--{name} {getattr(wanted, name)}: the run in {path} has {name} {getattr(own, name)}; leave "
-                "it out, or start a new run in another --output-dir"
-            )
+            there, here = getattr(own, name), getattr(wanted, name)
+            raise UsageError(f"--{name} {here}: the run in {path} has {name} {there}; {remedy}")
     return replace(own, output_dir=str(path))
 
 
@@ -159,37 +156,32 @@ def _train(configs: Sequence[RunConfig], paths: Sequence[Path], path: Path, opti
         )
     check_phases([session.loop() for session in sessions] if several else [])
     console.quiet = not main
-    folders = _claim(sessions, paths, resume=options.resume)
+    resume = options.resume
+    folders = _claim(sessions, paths, resume=resume)
     with ExitStack() as stack:
         for folder in folders:
             stack.enter_context(folder.lock())
         display, stopped_by = stack.enter_context(Display(console)), stack.enter_context(stop_signals())
-        observers = [
-            observer(stack, session, folder, display, console, options.track if main else ())
-            for session, folder in zip(sessions, folders, strict=True)
-        ]
+        tracks = options.track if main else ()
+        observers = [observer(stack, *one, display, console, tracks) for one in zip(sessions, folders, strict=True)]
+
+        def should_stop() -> bool:
+            return stopped_by() is not None
+
         try:
             if several:
                 for folder in folders:
                     stack.enter_context(folder.marking_failure())
                 turn, checkpoints = newest_in_common(folders)
                 parts = [
-                    Running(session, folder, resume=options.resume, checkpoint=checkpoint, on_unit=on_unit)
+                    Running(session, folder, resume=resume, checkpoint=checkpoint, on_unit=on_unit)
                     for session, folder, checkpoint, on_unit in zip(
                         sessions, folders, checkpoints, observers, strict=True
                     )
                 ]
-                results = run_in_turns(parts, turn=turn, should_stop=lambda: stopped_by() is not None)
+                results = run_in_turns(parts, turn=turn, should_stop=should_stop)
             else:
-                results = [
-                    run_loop(
-                        first,
-                        folders[0],
-                        resume=options.resume,
-                        on_unit=observers[0],
-                        should_stop=lambda: stopped_by() is not None,
-                    )
-                ]
+                results = [run_loop(first, folders[0], resume=resume, on_unit=observers[0], should_stop=should_stop)]
         except Stopped:
             command = "em" if configs[0].method == "em" else "fit"
             again = f"{command} --task {tasks}" if several else command
