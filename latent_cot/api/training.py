@@ -125,23 +125,19 @@ def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bo
         def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
             nonlocal stop
             display.on_unit(loop, phase, info)
-            unit = _unit(loop, phase, info)
+            at = Progress.of(loop)
+            figures = {key: value for key, value in info.items() if key != "samples"}
+            samples = tuple(info.get("samples", ()))
+            unit = Unit(phase.round, phase.name, at.unit, at.units, at.done / at.total, figures, samples)
             stop = True in [follower(unit) for follower in followers]  # each is called
 
+        def should_stop() -> bool:
+            return stop or stopped_by() is not None
+
         with suppress(Stopped):
-            run_loop(
-                session, folder, resume=resume, on_unit=on_unit, should_stop=lambda: stop or stopped_by() is not None
-            )
+            run_loop(session, folder, resume=resume, on_unit=on_unit, should_stop=should_stop)
     source = reasoners.find(str(folder.path), None, trusted=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
-
-
-def _unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> Unit:
-    progress = Progress.of(loop)
-    figures = {key: value for key, value in info.items() if key != "samples"}
-    share = progress.done / progress.total
-    samples = tuple(info.get("samples", ()))
-    return Unit(phase.round, phase.name, progress.unit, progress.units, share, figures, samples)
 
 
 def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -154,7 +150,5 @@ def _refuse_difference(config: RunConfig, path: Path) -> None:
     own = from_dict(RunFolder.open(path).config, str(path / "config.yaml"))
     for name, there, wanted in differences(own, config):
         if name != "output_dir":
-            raise UsageError(
-                f"{path}: holds a run with {name} {there!r}, not {wanted!r}; go on with it by resume(load(...)), or "
-                "give another output_dir"
-            )
+            remedy = "go on with it by resume(load(...)), or give another output_dir"
+            raise UsageError(f"{path}: holds a run with {name} {there!r}, not {wanted!r}; {remedy}")

@@ -105,8 +105,7 @@ def run(argv: Sequence[str]) -> int:
     of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
     compared, unknown = ([], []) if target is None else paired_difference.differences(of_runs, target)
     if unknown:
-        what = "Which answers are right, or to which questions,"
-        say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
+        say(console, f"Which answers are right is not recorded of {'; '.join(unknown)}: no difference is shown")
     rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
     metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
@@ -132,9 +131,8 @@ def run(argv: Sequence[str]) -> int:
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     if options.json:
         print_json(found)
-    else:
-        for shown in tables:
-            shown.show(console)
+    for shown in [] if options.json else tables:
+        shown.show(console)
     if target is not None and not compared:
         say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
     say(console, f"Saved in {path}: {', '.join(sorted(file.name for file in path.glob('comparison.*')))}")
@@ -243,14 +241,9 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
             folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
             try:
                 with folder.lock(), Display(console) as display, ExitStack() as stack:
-                    run_loop(
-                        session,
-                        folder,
-                        resume=there,
-                        round_zero=shared_init.folder_of(one),
-                        on_unit=observer(stack, session, folder, display, console, options.track),
-                        should_stop=lambda: stopped_by() is not None,
-                    )
+                    on_unit = observer(stack, session, folder, display, console, options.track)
+                    shared, stop = shared_init.folder_of(one), lambda: stopped_by() is not None
+                    run_loop(session, folder, resume=there, round_zero=shared, on_unit=on_unit, should_stop=stop)
             except Stopped:
                 say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
                 return 128 + (stopped_by() or signal.SIGINT)

@@ -66,10 +66,8 @@ def run(argv: Sequence[str]) -> int:
     if options.push is not None:
         hub.check_name(options.push)
         if not options.merge and not base.on_hub:
-            raise UsageError(
-                f"--push {options.push}: the base model is a folder of this machine ({base.folder}), which nobody else "
-                "could put the adapter on; add --merge"
-            )
+            where = f"a folder of this machine ({base.folder})"
+            raise UsageError(f"--push {options.push}: an adapter of {where} is of no use to others; add --merge")
     task = tasks.load(source.config.task)
     loop = reasoners.load(source, task.load(data_request(source.config)), Console(stderr=True))
     splits = source.config.evaluation.splits or task.default_splits

@@ -47,28 +47,18 @@ def run(argv: Sequence[str]) -> int:
     first, second = ([found for _, found in side] for side in sides)
     found = outcomes.differences(first, second)
     if not found:
-        raise UsageError(
-            f"{options.first[0]}, {options.against[0]}: have no question and figure in common; evaluate both on "
-            "the same --split"
-        )
+        names = f"{options.first[0]}, {options.against[0]}"
+        raise UsageError(f"{names}: have no question and figure in common; evaluate both on the same --split")
     console = progress_console(to_stderr=options.json)
     asked = [set(run) for run in (*first, *second)]
     left_out = len(set.union(*asked)) - len(set.intersection(*asked))
     if left_out:
         say(console, f"{left_out} questions are not in all of the files and were left out", style="dim")
     if options.json:
-        print_json(
-            {
-                "first": [str(path) for path in options.first],
-                "against": [str(path) for path in options.against],
-                "reasoners": [list(dict.fromkeys(reasoner for reasoner, _ in side)) for side in sides],
-                "left_out": left_out,
-                "differences": {
-                    split: {name: difference.to_json() for name, difference in figures.items()}
-                    for split, figures in found.items()
-                },
-            }
-        )
+        reasoners = [list(dict.fromkeys(reasoner for reasoner, _ in side)) for side in sides]
+        of_sides = {"first": list(map(str, options.first)), "against": list(map(str, options.against))}
+        differences = {split: {name: d.to_json() for name, d in figures.items()} for split, figures in found.items()}
+        print_json({**of_sides, "reasoners": reasoners, "left_out": left_out, "differences": differences})
     else:
         for what, files, side in zip(("first", "against"), named.values(), sides, strict=True):
             told = ", ".join(f"{reasoner} of {path}" for path, (reasoner, _) in zip(files, side, strict=True))

@@ -91,15 +91,9 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
     limits = f"limits: KL {KL_LIMIT} nats, TV {TV_LIMIT}, |error of log Z| {LOG_Z_LIMIT} nats"
     say(console, f"{'passed' if passed else 'FAILED'} ({limits}; {seconds:.0f} s)")
     if options.json:
-        print_json(
-            {
-                "passed": passed,
-                "seconds": seconds,
-                "limits": {"kl": KL_LIMIT, "total_variation": TV_LIMIT, "log_z_error": LOG_Z_LIMIT},
-                "settings": vars(settings),
-                "results": [result.to_json() for result in results],
-            }
-        )
+        bounds = {"kl": KL_LIMIT, "total_variation": TV_LIMIT, "log_z_error": LOG_Z_LIMIT}
+        found = {"passed": passed, "seconds": seconds, "limits": bounds, "settings": vars(settings)}
+        print_json({**found, "results": [result.to_json() for result in results]})
     return 0 if passed else 1
 
 
@@ -109,10 +103,7 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
         caption += "; above: not within the limits, and not required to be"
     return Table(
         {
-            "world × objective": [
-                f"{case.world} × {case.objective}" + (f", broken by {case.fault}" if case.fault else "")
-                for case in (result.case for result in results)
-            ],
+            "world × objective": [_name(result.case) for result in results],
             "": [Cell(_verdict(result, broken=broken)) for result in results],
         },
         {
@@ -126,6 +117,10 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
         },
         caption,
     )
+
+
+def _name(case: Case) -> str:
+    return f"{case.world} × {case.objective}" + (f", broken by {case.fault}" if case.fault else "")
 
 
 def _verdict(result: Result, *, broken: bool) -> Text:

@@ -57,10 +57,8 @@ def load_config(
     record, where = ({}, "") if file is None else (read_settings(file), str(file))
     own = record.get("task") if isinstance(record, Mapping) else None
     if task is not None and isinstance(own, str) and Path(own).absolute() != Path(task).absolute():
-        raise UsageError(
-            f"--task {task}: the settings in {file} are those of {own}; leave --task out, or take `task:` out of the "
-            "file if its other settings suit"
-        )
+        remedy = "leave --task out, or take `task:` out of the file if its other settings suit"
+        raise UsageError(f"--task {task}: the settings in {file} are those of {own}; {remedy}")
     config = replace(config, task=task or from_dict(record, where, config).task)
     of_task = task_preset(config.task, name)
     for_methods.append(of_task.pop("methods", {}))
@@ -148,9 +146,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -210,10 +206,8 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
     for key in (key for key in record if key not in values):
         name = f"{prefix}{key}"
         if name in (gone := gone_settings()):
-            raise UsageError(
-                f"{where}: {name} {gone[name]}; this was written for an earlier version of latent-cot: change its "
-                "settings or, for a run, use that version"
-            )
+            remedy = "this was written for an earlier version: change its settings or, for a run, use that version"
+            raise UsageError(f"{where}: {name} {gone[name]}; {remedy}")
         raise UsageError(f"{where}: unknown setting {_short(name)}.{did_you_mean(name, map(prefix.__add__, values))}")
     for key, own in values.items():
         if is_dataclass(own):
