@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
@@ -151,23 +150,12 @@ class Evaluation:
         """The task's metrics; empty if it has right answers."""
         return self.task.metrics if self.task.is_measured else {}
 
-    @cached_property
-    def mistakes(self) -> Mapping[str, Mapping[str, Mistakes]]:
-        """Reasoner -> split -> what the wrong answers did wrong."""
-        return {
-            reasoner: {split: self._mistakes(outcomes) for split, outcomes in splits.items()}
-            for reasoner, splits in self.outcomes.items()
-        }
-
-    def all_mistakes_of(self, reasoner: str) -> Mistakes:
-        """What a reasoner's wrong answers did wrong, over all splits."""
-        return self._mistakes(chain.from_iterable(self.outcomes[reasoner].values()))
-
-    def _mistakes(self, outcomes: Iterable[Outcome]) -> Mistakes:
+    def all_mistakes_of(self, reasoner: str, split: str | None = None) -> Mistakes:
+        """What a reasoner's wrong answers did wrong, on a split or over all of them."""
         from latent_cot.evaluation.evaluate import Mistakes
 
         found = Mistakes(self.task)
-        for outcome in outcomes:
+        for outcome in chain.from_iterable(of for name, of in self.outcomes[reasoner].items() if split in (None, name)):
             if not outcome.correct:
                 found.add(outcome)
         return found

@@ -184,14 +184,11 @@ class Run:
         """
         check_sampling(votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature)
         configured = self.config.evaluation
-        decoding: dict[str, Any] = {"max_tokens": max_tokens or configured.max_tokens}
+        own, usual = {"votes": votes}, 0.0 if votes == 1 else 0.5
         if self.task.is_measured:
-            usual = configured.temperature
-            decoding["samples"] = samples or configured.samples or self.task.samples
-        else:
-            usual = 0.0 if votes == 1 else 0.5
-            decoding["votes"] = votes
-        decoding["temperature"] = usual if temperature is None else temperature
+            own, usual = {"samples": samples or configured.samples or self.task.samples}, configured.temperature
+        temperature = usual if temperature is None else temperature
+        decoding = {"max_tokens": max_tokens or configured.max_tokens, **own, "temperature": temperature}
         if reasoner is not None:
             self.source.require(reasoner)
         sweeps = [self.task.sweep(pattern) for pattern in ([split] if isinstance(split, str) else split)]

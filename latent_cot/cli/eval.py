@@ -116,8 +116,8 @@ def run(argv: Sequence[str]) -> int:
         }
         if options.errors:
             record["errors"] = {
-                reasoner: {name: of_split.to_json() for name, of_split in splits.items()}
-                for reasoner, splits in found.mistakes.items()
+                reasoner: {split: found.all_mistakes_of(reasoner, split).to_json() for split in splits}
+                for reasoner, splits in found.outcomes.items()
             }
         print_json(record)
     else:
@@ -158,7 +158,7 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
     """A table a reasoner, over all splits: categories by frequency, each with its first example."""
     decode = asked.in_memory().test_rules.codec.decode
     n = sum(len(split.examples) for split in found.splits.values())
-    for reasoner in found.mistakes:
+    for reasoner in found.outcomes:
         pooled = found.all_mistakes_of(reasoner)
         say(console, f"{reasoner}: {pooled.counts.total()} of {n} answers are wrong")
         rows = pooled.to_json()

@@ -206,16 +206,15 @@ def _claim(sessions: Sequence[Session], paths: Sequence[Path], *, resume: bool) 
     from latent_cot.run.session import claim_folder
 
     made: list[RunFolder] = []
-    there = [path.parent for path in paths[1:] if not path.parent.exists()]
     try:
         for session, path in zip(sessions, paths, strict=True):
             made.append(claim_folder(path, session.config, session.lm.processes, resume=resume))
     except BaseException:
         for folder in [] if resume else made:
             shutil.rmtree(folder.path, ignore_errors=True)
-        for parent in there:
-            with suppress(OSError):
-                parent.rmdir()
+        if len(paths) > 1:
+            with suppress(OSError):  # it is not empty
+                paths[0].parent.rmdir()
         raise
     return made
 
