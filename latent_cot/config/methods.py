@@ -158,15 +158,12 @@ METHODS: Mapping[str, MethodSpec] = {
         has_rounds=True,
         unread=("m_step.samples", "m_step.keep", "m_step.weighted"),
     ),
-    "forward-kl": MethodSpec(
-        "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
-        "latent_cot.methods.forward_kl:ForwardKL",
-        reasoners=_em_reasoners,
-        samples=True,
-        q_steps=lambda config: 1,
-        fine_tunes=lambda config: True,
+    "forward-kl": replace(
+        _EM,
+        description="q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
+        target="latent_cot.methods.forward_kl:ForwardKL",
+        has_e_step=False,
         drawn=lambda config: questions_drawn(config) * config.m_step.samples,
-        has_rounds=True,
         unread=("m_step.temperature", "m_step.keep", "m_step.weighted"),
     ),
     "gflownet": MethodSpec(
