@@ -129,7 +129,7 @@ class Evaluation:
                     if self.task.is_measured:
                         measured = loop.sample_tests(name, questions.examples, **decoding)
                         values = measure(self.task, measured)
-                        figures = {metric: figure_of(of_metric, n).to_json() for metric, of_metric in values.items()}
+                        figures: dict[str, Any] = {m: figure_of(of, n).to_json() for m, of in values.items()}
                         self.measured.setdefault(name, {})[split] = measured
                         self.records.extend(outcomes.of_measured(name, split, measured, values))
                         items.advance(n)
