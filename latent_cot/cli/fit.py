@@ -191,8 +191,8 @@ def _train(configs: Sequence[RunConfig], paths: Sequence[Path], path: Path, opti
             return 128 + (stopped_by() or signal.SIGINT)
     done = "" if several else f" in {results[0]['resources']['seconds']:.0f} s"
     say(console, f"Done{done}; saved in {_quoted(paths)}. See also:")
-    for folder, config in zip(paths, configs, strict=True):
-        say(console, f"  latent-cot eval {_quoted([folder])} --size {config.evaluation.size}{_trust([config])}")
+    for place, config in zip(paths, configs, strict=True):
+        say(console, f"  latent-cot eval {_quoted([place])} --size {config.evaluation.size}{_trust([config])}")
     say(console, f"  latent-cot report {_quoted(paths)}{_trust(configs)}")
     if options.json and main:
         by_task = {"tasks": dict(zip((folder.name for folder in paths), results, strict=True))}

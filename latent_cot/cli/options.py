@@ -32,7 +32,8 @@ def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = 
     On `--help`, an unknown option or a value of the wrong type it prints to standard output, or standard
     error, and raises SystemExit.
     """
-    return tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
+    options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
+    return options
 
 
 def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,7 +61,7 @@ def _cases(options: VerifyOptions) -> list[Case]:
     from latent_cot.methods.verify.worlds import WORLDS
     from latent_cot.objectives import OBJECTIVES
 
-    named = [("--world", name, WORLDS) for name in options.world]
+    named: list[tuple[str, str, Collection[str]]] = [("--world", name, WORLDS) for name in options.world]
     named += [("--objective", name, OBJECTIVES) for name in options.objective]
     for flag, name, known in named:
         if name not in known:
