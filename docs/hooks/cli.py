@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import warnings
 from typing import Any
@@ -12,7 +11,7 @@ import tyro
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from latent_cot.cli import COMMANDS
+from latent_cot.cli import COMMANDS, call
 
 # What tyro writes behind an option's help text.
 DEFAULT = re.compile(r"\s*\((default: (?P<value>.*)|required|repeatable)\)$", re.DOTALL)
@@ -81,7 +80,7 @@ def parser_of(command: str) -> Any:
 
     try:
         with mock.patch("tyro.cli", ask):
-            importlib.import_module(f"latent_cot.cli.{command}").run(["--help-all"])
+            call(command, "--help-all")
     except Asked as asked:
         cls, arguments = asked.args
     else:

@@ -57,11 +57,11 @@ class Rationales(Sequence[ScoredRationale]):
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a rationale. For the tokens of one: `pandas.DataFrame(rationales[0].tokens)`."""
-        return data_frame(map(_row, self.items))
+        return data_frame(map(row, self.items))
 
     def to_dataset(self) -> datasets.Dataset:
         """The same as a `datasets.Dataset`, each with its question."""
-        return _data_set({"question": self.question, **_row(item)} for item in self.items)
+        return _data_set({"question": self.question, **row(item)} for item in self.items)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -111,7 +111,8 @@ class Rationales(Sequence[ScoredRationale]):
 _RIGHT = {True: "✓", False: "✗", None: ""}
 
 
-def _row(item: ScoredRationale) -> dict[str, Any]:
+def row(item: ScoredRationale) -> dict[str, Any]:
+    """Its figures and text, without its tokens, which mean nothing outside."""
     names = ("text", "count", "weight", "log_q", "log_p", "log_reward", "answer", "correct")
     return {**{name: getattr(item, name) for name in names}, **_sizes(item.rationale)}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
+from latent_cot.evaluation import outcomes
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import Figures, Table, data_frame, figure_table, page
+from latent_cot.report.terminal import Items
 from latent_cot.types import Measured, Metric, Task, UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
 
     from latent_cot.evaluation.evaluate import Mistakes, Outcome
     from latent_cot.evaluation.splits import Split
+    from latent_cot.methods.method import Method
+    from latent_cot.model.lm import Adapter
 
 
 class Results(Mapping[str, Any]):
@@ -103,33 +109,56 @@ class Evaluation:
     records: list[dict[str, Any]] = field(default_factory=list)
     """What became of each question, for `evaluation.outcomes.write`."""
 
+    def ask(self, loop: Method, reasoners: Sequence[Adapter], *, seed: int, progress: bool) -> None:
+        """Ask each reasoner the questions, and note what comes of them: see `Run.evaluate`.
+
+        Args:
+            loop: its `test_rules` are as they were afterwards.
+        """
+        from latent_cot.evaluation.evaluate import Accuracy, figure_of, measure
+
+        rules, decoding = loop.test_rules, {**self.decoding, "seed": seed}
+        loop.test_rules = replace(rules, max_tokens=decoding.pop("max_tokens"))
+        if self.task.is_measured:
+            decoding["n"] = decoding.pop("samples")
+        total = len(reasoners) * sum(len(split.examples) for split in self.splits.values())
+        try:
+            with Items(Console(stderr=True, quiet=not progress), "questions", total) as items:
+                for name, (split, questions) in product(reasoners, self.splits.items()):
+                    n = len(questions.examples)
+                    if self.task.is_measured:
+                        measured = loop.sample_tests(name, questions.examples, **decoding)
+                        values = measure(self.task, measured)
+                        figures: dict[str, Any] = {m: figure_of(of, n).to_json() for m, of in values.items()}
+                        self.measured.setdefault(name, {})[split] = measured
+                        self.records.extend(outcomes.of_measured(name, split, measured, values))
+                        items.advance(n)
+                    else:
+                        answered = []
+                        for outcome in loop.answer_tests(name, questions.examples, **decoding):
+                            answered.append(outcome)
+                            items.advance()
+                        figures = Accuracy(sum(outcome.correct for outcome in answered), n).to_json()
+                        self.outcomes.setdefault(name, {})[split] = answered
+                        self.records.extend(outcomes.of_answered(name, split, outcome) for outcome in answered)
+                    self.figures.setdefault(name, {})[split] = figures
+        finally:
+            loop.test_rules = rules
+
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """The task's metrics; empty if it has right answers."""
         return self.task.metrics if self.task.is_measured else {}
 
-    @cached_property
-    def mistakes(self) -> Mapping[str, Mapping[str, Mistakes]]:
-        """Reasoner -> split -> what the wrong answers did wrong."""
+    def all_mistakes_of(self, reasoner: str, split: str | None = None) -> Mistakes:
+        """What a reasoner's wrong answers did wrong, on a split or over all of them."""
         from latent_cot.evaluation.evaluate import Mistakes
 
-        found: dict[str, dict[str, Mistakes]] = {}
-        for reasoner, splits in self.outcomes.items():
-            for split, outcomes in splits.items():
-                mistakes = found.setdefault(reasoner, {})[split] = Mistakes(self.task)
-                for outcome in outcomes:
-                    if not outcome.correct:
-                        mistakes.add(outcome)
+        found = Mistakes(self.task)
+        for outcome in chain.from_iterable(of for name, of in self.outcomes[reasoner].items() if split in (None, name)):
+            if not outcome.correct:
+                found.add(outcome)
         return found
-
-    def all_mistakes_of(self, reasoner: str) -> Mistakes:
-        """What a reasoner's wrong answers did wrong, over all splits."""
-        from latent_cot.evaluation.evaluate import Mistakes
-
-        pooled = Mistakes(self.task)
-        for one in self.mistakes[reasoner].values():
-            pooled.merge(one)
-        return pooled
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each reasoner and split (and metric): its numbers, the figure, low and high (95 % interval), n."""
@@ -139,18 +168,24 @@ class Evaluation:
     def answers(self) -> pd.DataFrame:
         """A row for each reasoner and question: split, question, gold, answer, correct, mistake, chain. With several
         votes the chain is the first that arrives at the answer."""
-        return data_frame(self._answers(), columns=_ANSWERS)
-
-    def _answers(self) -> Iterator[dict[str, Any]]:
         from latent_cot.evaluation.evaluate import mistake
 
-        for reasoner, splits in self.outcomes.items():
-            for split, outcomes in splits.items():
-                for one in outcomes:
-                    chain = next(z for z, a in zip(one.rationales, one.answers, strict=True) if a == one.answer)
-                    what = None if one.correct else mistake(self.task, one.example, chain, one.answer)
-                    own = (reasoner, split, one.example.question, one.example.answer, one.answer, one.correct, what)
-                    yield dict(zip(_ANSWERS, (*own, chain.text), strict=True))
+        rows = [
+            {
+                "reasoner": reasoner,
+                "split": split,
+                "question": one.example.question,
+                "gold": one.example.answer,
+                "answer": one.answer,
+                "correct": one.correct,
+                "chain": one.chain.text,
+                "mistake": None if one.correct else mistake(self.task, one.example, one.chain, one.answer),
+            }
+            for reasoner, splits in self.outcomes.items()
+            for split, outcomes in splits.items()
+            for one in outcomes
+        ]
+        return data_frame(rows, columns=_ANSWERS)
 
     def mistakes_of(self, reasoner: str) -> pd.DataFrame:
         """The categories of mistakes over all splits, the most frequent first: how often, their share of the wrong
@@ -174,13 +209,8 @@ def figure_rows(figures: Figures, metrics: Mapping[str, Metric]) -> Iterator[dic
     for reasoner, splits in figures.items():
         for split, found in splits.items():
             head = {"reasoner": reasoner, "split": split}
-            for name in metrics or ("",):
-                figure = found.get(name) if metrics else found
-                if figure is not None:
-                    low, high = figure["interval_95"] or (None, None)
-                    bounds = {"low": low, "high": high}
-                    if metrics:
-                        yield {**head, "metric": name, "value": figure["value"], **bounds, "n": figure["n"]}
-                    else:
-                        of_answers = {"correct": figure["correct"], "n": figure["n"]}
-                        yield {**head, "accuracy": figure["accuracy"], **bounds, **of_answers}
+            for name, figure in ((m, found[m]) for m in metrics if m in found) if metrics else [("", found)]:
+                low, high = figure["interval_95"] or (None, None)
+                own = {"metric": name, "value": figure["value"]} if metrics else {"accuracy": figure["accuracy"]}
+                counts = {key: figure[key] for key in ("correct", "n") if key in figure}
+                yield {**head, **own, "low": low, "high": high, **counts}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_cot import tasks
 from latent_cot.api.results import Evaluation, Results
-from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check_temperature
+from latent_cot.config.schema import RunConfig, sampling_temperature
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import data_frame, escaped, page
@@ -39,15 +37,7 @@ def load(target: str | Path, *, task: str | None = None, trust_code: bool = Fals
 
     Raises UsageError.
     """
-    return Run(source_of(target, task, trust_code))
-
-
-def source_of(target: str | Path, task: str | None, trust_code: bool) -> reasoners.Source:
-    """See `load`. A run's `output_dir` is where it is now."""
-    source = reasoners.find(str(target), task, trusted=trust_code)
-    if source.folder is None:
-        return source
-    return replace(source, config=replace(source.config, output_dir=str(source.folder.path)))
+    return Run(reasoners.find(str(target), task, trusted=trust_code))
 
 
 class Run:
@@ -86,13 +76,13 @@ class Run:
     @property
     def results(self) -> Results:
         """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
-        record = self._folder("results").read_json("results.json")
+        record = self.folder("results").read_json("results.json")
         return Results(record, self.task.metrics, self.config.evaluation.splits or self.task.default_splits)
 
     @property
     def events(self) -> pd.DataFrame:
         """The event log so far, a row an event: `kind` (the phase), round, unit, and the figures of that kind."""
-        frame = data_frame(self._folder("events").events())
+        frame = data_frame(self.folder("events").events())
         if "time" in frame:
             import pandas as pd
 
@@ -103,7 +93,7 @@ class Run:
         """The rationales that were logged while it trained, a few of each step."""
         from latent_cot.api.rationales import LoggedRationales
 
-        return LoggedRationales(self._folder("logged rationales"))
+        return LoggedRationales(self.folder("logged rationales"))
 
     # -- ask it --------------------------------------------------------------------------------------
 
@@ -129,8 +119,7 @@ class Run:
 
         Raises UsageError if it is no question of this task.
         """
-        check_at_least_1(n=n)
-        check_temperature(temperature, "temperature")
+        check_sampling(n=n, temperature=temperature)
         asked = reasoner or self.reasoners[0]
         if asked not in self._adapters:
             self.source.require(asked)
@@ -150,7 +139,7 @@ class Run:
         """
         from latent_cot.rationales.chain import encode_rationale
 
-        check_at_least_1(rationales=len(rationales))
+        check_sampling(rationales=len(rationales))
         given: tuple[object, ...] = rationales
         if not all(isinstance(text, str) for text in given):  # e.g. the `z` of an example without one
             raise TypeError(f"rationales are texts: {given!r}")
@@ -191,21 +180,13 @@ class Run:
 
         Raises UsageError for an unknown split, a bad file, or a reasoner that cannot answer.
         """
-        from latent_cot.api.evaluation import evaluate
-
-        check_at_least_1(votes=votes, samples=samples, size=size, max_tokens=max_tokens)
-        check_temperature(temperature, "temperature")
+        check_sampling(votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature)
         configured = self.config.evaluation
-        decoding: dict[str, Any] = {"max_tokens": max_tokens or configured.max_tokens}
+        own, usual = {"votes": votes}, 0.0 if votes == 1 else 0.5
         if self.task.is_measured:
-            usual = configured.temperature
-            decoding["samples"] = samples or configured.samples or self.task.samples
-        else:
-            usual = 0.0 if votes == 1 else 0.5
-            decoding["votes"] = votes
-        decoding["temperature"] = usual if temperature is None else temperature
-        if votes > 1 and temperature == 0:
-            raise UsageError(f"votes is {votes}: at temperature 0 all chains of a question are the same; raise it")
+            own, usual = {"samples": samples or configured.samples or self.task.samples}, configured.temperature
+        temperature = usual if temperature is None else temperature
+        decoding = {"max_tokens": max_tokens or configured.max_tokens, **own, "temperature": temperature}
         if reasoner is not None:
             self.source.require(reasoner)
         sweeps = [self.task.sweep(pattern) for pattern in ([split] if isinstance(split, str) else split)]
@@ -221,7 +202,7 @@ class Run:
         }
         found = Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding)
         names = [reasoner] if reasoner else self.reasoners
-        evaluate(self.in_memory(), names, found, seed=seed, progress=progress)
+        found.ask(self.in_memory(), names, seed=seed, progress=progress)
         return found
 
     # -- how it looks --------------------------------------------------------------------------------
@@ -280,15 +261,27 @@ class Run:
         colour = sampler or self._adapters[0]
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour)
 
-    def _folder(self, what: str) -> RunFolder:
+    def folder(self, what: str) -> RunFolder:
+        """Where it lies on disk. Raises UsageError for a base model, which has no `what`."""
         if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self.source.folder
 
 
-def check_at_least_1(prefix: str = "", **values: int | None) -> None:
-    """Raises UsageError, naming the setting, for one that is less. `prefix`: of a flag."""
-    for name, value in values.items():
+def check_sampling(prefix: str = "", temperature: float | None = None, **counts: int | None) -> None:
+    """Raises UsageError, naming the setting, for a temperature that nothing can be sampled at, a count below 1, and
+    several votes at temperature 0.
+
+    Args:
+        prefix: `--`, if these are flags.
+    """
+    for name, value in counts.items():
         if value is not None and value < 1:
             written = prefix + (name.replace("_", "-") if prefix else name)
             raise UsageError(f"{written} is {value}; it must be at least 1")
+    try:
+        sampling_temperature(0 if temperature is None else temperature)
+    except ValueError as error:
+        raise UsageError(f"{prefix}temperature is {temperature:g}; it must be {error}") from error
+    if temperature == 0 and (votes := counts.get("votes") or 1) > 1:
+        raise UsageError(f"{prefix}votes is {votes}: at temperature 0 all chains of a question are the same; raise it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from latent_cot.api.run import Run, load, source_of
+from latent_cot.api.run import Run, load
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, differences, from_dict, load_config
 from latent_cot.report.terminal import Display, Progress
@@ -22,7 +23,6 @@ from latent_cot.types import UsageError
 if TYPE_CHECKING:
     from latent_cot.methods.method import Method
     from latent_cot.methods.state import Phase
-    from latent_cot.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -99,32 +99,25 @@ def train(
     if resume and (path / "config.yaml").exists():
         _refuse_difference(config, path)
         run = load(path, trust_code=True)  # code that the caller has just named
-        return run if run.status == "finished" else _go_on(run, callbacks, progress)
-    from latent_cot.run.session import open_session
-
-    return _run(open_session(config), path, callbacks, progress, resume=False)
+        return run if run.status == "finished" else _run(run.config, path, callbacks, progress, resume=True)
+    return _run(config, path, callbacks, progress, resume=False)
 
 
 def resume(run: Run, *, callbacks: Iterable[Callback] = (), progress: bool = True) -> Run:
     """Go on with a run that was stopped, or killed, with its own settings; returns it. See `train`."""
-    return _go_on(run, callbacks, progress)
-
-
-def _go_on(run: Run, callbacks: Iterable[Callback], progress: bool) -> Run:
-    from latent_cot.run.session import open_session
-
     if run.path is None:
         raise UsageError(f"{run.config.model}: a base model is no run; start one by train()")
-    return _run(open_session(run.config), run.path, callbacks, progress, resume=True)
+    return _run(run.config, run.path, callbacks, progress, resume=True)
 
 
-def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
+def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
     from latent_cot.run.interrupts import stop_signals
-    from latent_cot.run.session import Stopped, claim_folder, run_loop
+    from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop
 
+    session = open_session(config)
     processes = session.lm.processes
     # Only now: a mistyped model leaves no folder behind.
-    folder = claim_folder(path, session.config, processes, resume=resume)
+    folder = claim_folder(path, config, processes, resume=resume)
     console = Console(stderr=True, quiet=not (shown and processes.main))
     followers, stop = list(callbacks), False
     with folder.lock(), Display(console) as display, stop_signals() as stopped_by:
@@ -132,35 +125,24 @@ def _run(session: Session, path: Path, callbacks: Iterable[Callback], shown: boo
         def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
             nonlocal stop
             display.on_unit(loop, phase, info)
-            unit = _unit(loop, phase, info)
+            at = Progress.of(loop)
+            figures = {key: value for key, value in info.items() if key != "samples"}
+            samples = tuple(info.get("samples", ()))
+            unit = Unit(phase.round, phase.name, at.unit, at.units, at.share, figures, samples)
             stop = True in [follower(unit) for follower in followers]  # each is called
 
+        def should_stop() -> bool:
+            return stop or stopped_by() is not None
+
         with suppress(Stopped):
-            run_loop(
-                session, folder, resume=resume, on_unit=on_unit, should_stop=lambda: stop or stopped_by() is not None
-            )
-    source = source_of(folder.path, None, trust_code=True)
+            run_loop(session, folder, resume=resume, on_unit=on_unit, should_stop=should_stop)
+    source = reasoners.find(str(folder.path), None, trusted=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 
 
-def _unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> Unit:
-    progress = Progress.of(loop)
-    figures = {key: value for key, value in info.items() if key != "samples"}
-    samples = tuple(info.get("samples", ()))
-    return Unit(phase.round, phase.name, progress.unit, progress.units, progress.share, figures, samples)
-
-
 def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    return from_dict(_plain(settings), "settings", config)
-
-
-def _plain(value: Any) -> Any:
-    """As YAML would give it: tuples as lists, paths as text."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    plain = json.loads(json.dumps(settings, default=str))  # as a file would give it: paths as text
+    return from_dict(plain, "settings", config)
 
 
 def _refuse_difference(config: RunConfig, path: Path) -> None:
@@ -168,7 +150,5 @@ def _refuse_difference(config: RunConfig, path: Path) -> None:
     own = from_dict(RunFolder.open(path).config, str(path / "config.yaml"))
     for name, there, wanted in differences(own, config):
         if name != "output_dir":
-            raise UsageError(
-                f"{path}: holds a run with {name} {there!r}, not {wanted!r}; go on with it by resume(load(...)), or "
-                "give another output_dir"
-            )
+            remedy = "go on with it by resume(load(...)), or give another output_dir"
+            raise UsageError(f"{path}: holds a run with {name} {there!r}, not {wanted!r}; {remedy}")

@@ -29,7 +29,9 @@ COMMANDS = {
     "tools": "list the tools a chain can call, and how to add one",
     "verify": "show that the E-step learns the true posterior, in worlds small enough to list every rationale",
 }
-"""Command -> what it does. Each is a module of this package with a function `run(argv) -> status`."""
+"""Command -> what it does. Each is a module of this package with a function `run(argv) -> status` ..."""
+_MODULES = {"em": "fit", "methods": "lists", "tasks": "lists", "tools": "lists"}
+"""... but for these, which share one: its `run` is given the command too."""
 
 SHARED = ("em", "fit")
 """Commands whose work several processes can share (`torchrun`)."""
@@ -73,12 +75,8 @@ def _run(argv: Sequence[str]) -> int:
             kind = "option" if argv[0].startswith("-") else "command"
             raise UsageError(f"unknown {kind} {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)} See latent-cot --help")
         if argv[0] not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UsageError(
-                f"{argv[0]} uses one process: start it without torchrun or accelerate launch ({', '.join(SHARED)} "
-                "use several)"
-            )
-        status: int = importlib.import_module(f"latent_cot.cli.{argv[0]}").run(argv[1:])
-        return status
+            raise UsageError(f"{argv[0]} uses one process: start it without torchrun or accelerate launch")
+        return call(*argv)
     except UsageError as error:
         _print_error(str(error))
         return EXIT_USAGE
@@ -87,6 +85,14 @@ def _run(argv: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except SystemExit as stop:  # raised by tyro after --help and on unreadable flags
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
+
+
+def call(command: str, *argv: str) -> int:
+    """Run a command that there is; returns its status, and raises what it raises."""
+    shared = (command,) if command in _MODULES else ()
+    module = importlib.import_module(f"latent_cot.cli.{_MODULES.get(command, command)}")
+    status: int = module.run(argv, *shared)
+    return status
 
 
 def _help() -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +14,8 @@ import tyro
 from rich.console import Console
 
 from latent_cot import tasks
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import refuse_unwritable, say
+from latent_cot.cli.fit import observer, refuse_unwritable
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.settings import check, from_dict, load_config, to_dict
 from latent_cot.evaluation.splits import numbers_of
@@ -31,7 +31,6 @@ from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.config.schema import RunConfig
     from latent_cot.run.session import Session
 
 
@@ -106,8 +105,7 @@ def run(argv: Sequence[str]) -> int:
     of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
     compared, unknown = ([], []) if target is None else paired_difference.differences(of_runs, target)
     if unknown:
-        what = "Which answers are right, or to which questions,"
-        say(console, f"{what} is not recorded of {'; '.join(unknown)}: no difference is shown")
+        say(console, f"Which answers are right is not recorded of {'; '.join(unknown)}: no difference is shown")
     rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
     metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
@@ -133,13 +131,11 @@ def run(argv: Sequence[str]) -> int:
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     if options.json:
         print_json(found)
-    else:
-        for shown in tables:
-            shown.show(console)
+    for shown in [] if options.json else tables:
+        shown.show(console)
     if target is not None and not compared:
         say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
-    written = [name for name in ("comparison.json", "comparison.md", "comparison.svg") if (path / name).exists()]
-    say(console, f"Saved in {path}: {', '.join(written)}")
+    say(console, f"Saved in {path}: {', '.join(sorted(file.name for file in path.glob('comparison.*')))}")
     return 0
 
 
@@ -175,25 +171,15 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
             config = plan.configure(variant, seed, common, own[variant.name], budget, **layers)
             config = with_absolute_paths(replace(config, output_dir=str(path / variant.name / f"seed{seed}")))
             try:
-                _check(config, with_absolute_paths(base).task)
+                check(config)
+                if config.task != (task := with_absolute_paths(base).task):
+                    raise UsageError(f"its task is {config.task}, but that of the comparison is {task}; give one")
+                if config.evaluation.splits == ():
+                    raise UsageError("--evaluation.splits is empty, so that there is nothing to compare; name some")
             except UsageError as error:
                 raise UsageError(f"{variant.name}: {error}") from error
             runs.append(Run(variant.name, config))
     return runs, budget, path
-
-
-def _check(config: RunConfig, task: str) -> None:
-    """Raises UsageError for a configuration that cannot be run, or not be compared."""
-    check(config)
-    if config.task != task:
-        raise UsageError(
-            f"its task is {config.task}, but that of the comparison is {task}; give --task {config.task}, and compare "
-            "other tasks by themselves"
-        )
-    if config.evaluation.splits == ():
-        raise UsageError(
-            "--evaluation.splits is empty, so that there is nothing to compare; name some, or leave it out"
-        )
 
 
 def _target(text: str, runs: Sequence[Run]) -> Target:
@@ -201,18 +187,14 @@ def _target(text: str, runs: Sequence[Run]) -> Target:
     task = tasks.load(runs[0].config.task)
     if task.is_measured:
         raise UsageError(f"--against: {task.name} has figures instead of right answers; leave it out")
-    answer_given = task.answer_given
-    reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, answer_given) for one in runs}
+    reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, task.answer_given) for one in runs}
     return paired_difference.parse_target(text, reasoners)
 
 
 def _variants(options: CompareOptions) -> list[Variant]:
     named = [name.strip() for name in (options.methods or "").split(",") if name.strip()]
-    if not named and options.variants is None:
-        named = list(METHODS)
-    variants = plan.methods(named)
-    if options.variants is not None:
-        variants += plan.read_variants(options.variants)
+    variants = plan.methods(named or ([] if options.variants else list(METHODS)))
+    variants += plan.read_variants(options.variants) if options.variants else []
     for variant in variants:
         if [other.name for other in variants].count(variant.name) > 1:
             raise UsageError(f"{variant.name}: is compared twice; name it once")
@@ -257,19 +239,11 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
             session = open_session(one.config, console=Console(stderr=True), loaded=session)
             folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
-            for note in session.notes:
-                say(console, note, style="dim")
             try:
-                tracker = tracking.Tracking(options.track, folder, to_dict(one.config), warn=partial(say, console))
-                with folder.lock(), Display(console) as display, tracker:
-                    run_loop(
-                        session,
-                        folder,
-                        resume=there,
-                        round_zero=shared_init.folder_of(one),
-                        on_unit=tracking.both(display.on_unit, tracker.on_unit),
-                        should_stop=lambda: stopped_by() is not None,
-                    )
+                with folder.lock(), Display(console) as display, ExitStack() as stack:
+                    on_unit = observer(stack, session, folder, display, console, options.track)
+                    shared, stop = shared_init.folder_of(one), lambda: stopped_by() is not None
+                    run_loop(session, folder, resume=there, round_zero=shared, on_unit=on_unit, should_stop=stop)
             except Stopped:
                 say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
                 return 128 + (stopped_by() or signal.SIGINT)

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
-from latent_cot.api.run import Run, check_at_least_1
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
-from latent_cot.config.settings import check_temperature
+from latent_cot.api.run import Run, check_sampling, load
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.evaluation import outcomes
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked
-from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Task, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.api.results import Evaluation
+
+
+SAMPLING = ("votes", "size", "max_tokens", "samples", "temperature")
+"""Options that `Run.evaluate` has too."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ class EvalOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(EvalOptions, argv, "eval")
-    _check(options)
-    asked = Run(reasoners.find(options.target, options.task, trusted=options.trust_code))
+    check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
+    if options.outcomes is not None:
+        check_writable(options.outcomes, "--outcomes")
+    asked = load(options.target, task=options.task, trust_code=options.trust_code)
     task, console = asked.task, progress_console(to_stderr=options.json)
     _check_for_task(options, task)
     if not asked.source.finished:
@@ -90,39 +93,33 @@ def run(argv: Sequence[str]) -> int:
         options.split,
         files=options.data,
         reasoner=options.reasoner,
-        size=options.size,
-        votes=options.votes,
-        samples=options.samples,
-        temperature=options.temperature,
-        max_tokens=options.max_tokens,
         exclude=options.exclude,
         seed=options.seed,
+        **{name: getattr(options, name) for name in SAMPLING},
     )
     for name, split in found.splits.items():
         if split.dropped or split.repeated:
             seen = "seen in training or excluded" if options.exclude else "seen in training"
-            note = f"{name}: {split.dropped} questions {seen} were dropped"
-            note += f"; {split.repeated} repeat an earlier one and were kept" if split.repeated else ""
-            say(console, note, style="dim")
+            kept = f"; {split.repeated} repeat an earlier one and were kept" if split.repeated else ""
+            say(console, f"{name}: {split.dropped} questions {seen} were dropped{kept}", style="dim")
     *chains, temperature = (f"{name.replace('_', ' ')} {value:g}" for name, value in found.decoding.items())
     heading = f"{options.target}: {', '.join(chains)}, {temperature}, seed {options.seed}"
     if options.json:
-        mistakes = {
-            reasoner: {name: of_split.to_json() for name, of_split in splits.items()}
-            for reasoner, splits in found.mistakes.items()
+        record = {
+            **asked.source.describe(),
+            "finished": asked.source.finished,
+            "seed": options.seed,
+            "decoding": found.decoding,
+            "dropped": {name: split.dropped for name, split in found.splits.items()},
+            "results": found.figures,
+            "curves": [curve.to_json() for curve in found.curves],
         }
-        print_json(
-            {
-                **asked.source.describe(),
-                "finished": asked.source.finished,
-                "seed": options.seed,
-                "decoding": found.decoding,
-                "dropped": {name: split.dropped for name, split in found.splits.items()},
-                "results": found.figures,
-                "curves": [curve.to_json() for curve in found.curves],
-                **({"errors": mistakes} if options.errors else {}),
+        if options.errors:
+            record["errors"] = {
+                reasoner: {split: found.all_mistakes_of(reasoner, split).to_json() for split in splits}
+                for reasoner, splits in found.outcomes.items()
             }
-        )
+        print_json(record)
     else:
         say(console, heading)
         _print_figures(console, found)
@@ -161,11 +158,11 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
     """A table a reasoner, over all splits: categories by frequency, each with its first example."""
     decode = asked.in_memory().test_rules.codec.decode
     n = sum(len(split.examples) for split in found.splits.values())
-    for reasoner in found.mistakes:
+    for reasoner in found.outcomes:
         pooled = found.all_mistakes_of(reasoner)
         say(console, f"{reasoner}: {pooled.counts.total()} of {n} answers are wrong")
         rows = pooled.to_json()
-        chains = [pooled.first[row["category"]][1] for row in rows]
+        chains = [pooled.first[row["category"]].chain for row in rows]
         if rows:
             Table(
                 {
@@ -177,28 +174,14 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
             ).show(console)
 
 
-def _check(options: EvalOptions) -> None:
-    counts = {name: getattr(options, name) for name in ("votes", "size", "max_tokens", "samples")}
-    check_at_least_1("--", **counts)
-    check_temperature(options.temperature)
-    if options.votes > 1 and options.temperature == 0:
-        raise UsageError(f"--votes {options.votes}: at --temperature 0 all chains of a question are the same; raise it")
-    if options.outcomes is not None:
-        check_writable(options.outcomes, "--outcomes")
-
-
 def _check_for_task(options: EvalOptions, task: Task) -> None:
-    measured = task.is_measured
-    if options.samples is not None and not measured:
-        raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
     curve = options.plot is not None and not task.has_picture
+    if options.samples is not None and not task.is_measured:
+        raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
     for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
-        if given and measured:
+        if given and task.is_measured:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
     if curve and not any(task.sweep(pattern).axes for pattern in options.split):
-        raise UsageError(
-            f"--plot {options.plot}: nothing to draw; add a --split that names several splits, such as "
-            "--split operands=3..10 for arithmetic (the task's README says what it has)"
-        )
+        raise UsageError(f"--plot {options.plot}: nothing to draw; add a --split of several, such as operands=3..10")
     if options.plot is not None:
         plots.check_plot(options.plot)

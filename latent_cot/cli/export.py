@@ -10,10 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from latent_cot import tasks
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
-from latent_cot.config.schema import data_request
+from latent_cot.api.run import load
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.run import reasoners
 from latent_cot.types import UsageError
 
@@ -49,9 +47,8 @@ class ExportOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(ExportOptions, argv, "export")
-    source = reasoners.find(str(options.run), None, trusted=options.trust_code)
-    if source.folder is None:
-        raise UsageError(f"{options.run}: a base model; there is nothing to export before it is trained")
+    asked = load(options.run, trust_code=options.trust_code)
+    source, of_run = asked.source, asked.folder("adapter to export")
     if options.public and options.push is None:
         raise UsageError("--public: says who sees what --push uploads; give --push owner/name, or leave it out")
     reasoner = options.reasoner or source.reasoners[0]
@@ -62,22 +59,20 @@ def run(argv: Sequence[str]) -> int:
     from latent_cot.run.export import folder, hub
     from latent_cot.run.export.description import Base, describe
 
-    folder.refuse_unless_free(target, source.folder.path, force=options.force)
+    folder.refuse_unless_free(target, of_run.path, force=options.force)
     base = Base.of(source.config.model)
     if options.push is not None:
         hub.check_name(options.push)
         if not options.merge and not base.on_hub:
-            raise UsageError(
-                f"--push {options.push}: the base model is a folder of this machine ({base.folder}), which nobody else "
-                "could put the adapter on; add --merge"
-            )
-    task = tasks.load(source.config.task)
-    loop = reasoners.load(source, task.load(data_request(source.config)), Console(stderr=True))
+            where = f"a folder of this machine ({base.folder})"
+            raise UsageError(f"--push {options.push}: an adapter of {where} is of no use to others; add --merge")
+    task = asked.task
+    loop = reasoners.load(source, reasoners.training_data(source, task), Console(stderr=True))
     splits = source.config.evaluation.splits or task.default_splits
     if not splits:
         raise UsageError(f"{options.run}: {task.name} has no test split whose questions the card could show")
     examples = task.split(splits[0])
-    description = describe(loop, reasoner, source.folder, examples)
+    description = describe(loop, reasoner, of_run, examples)
     folder.build(loop, reasoner, base, description, target, merge=options.merge, hub_name=options.push)
     written = {"folder": str(target), "reasoner": reasoner, "merged": options.merge, "base_model": base.name}
     say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")

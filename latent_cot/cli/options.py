@@ -14,8 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 from latent_cot.cli import COMMANDS
+from latent_cot.run.printable import printable
+from latent_cot.types import finite
 
 Options = TypeVar("Options")
 
@@ -23,16 +26,14 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without value that is off by default."""
 
 
-def parse(cls: type[Options], argv: Sequence[str], command: str, default: Options | None = None) -> Options:
+def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = tyro.MISSING_NONPROP) -> Options:
     """The options of `latent-cot COMMAND`, from a dataclass whose attributes' docstrings are their help.
 
     On `--help`, an unknown option or a value of the wrong type it prints to standard output, or standard
     error, and raises SystemExit.
     """
-    prog = f"latent-cot {command}"
-    if default is None:
-        return tyro.cli(cls, prog=prog, args=list(argv))
-    return tyro.cli(cls, prog=prog, args=list(argv), default=default)
+    options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
+    return options
 
 
 def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
@@ -99,8 +100,14 @@ def progress_console(*, to_stderr: bool) -> Console:
     return console
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """As `Display.on_unit`: a run outlives its display, where nobody reads or the disk of its output is full."""
+    try:
+        console.print(Text(printable(text), style=style), soft_wrap=True)
+    except (OSError, SystemExit):
+        console.quiet = True
+
+
 def print_json(value: Any) -> None:
     """The one thing on standard output with `--json`. ASCII: no text of a model can steer the terminal."""
-    from latent_cot.types import finite
-
     print(json.dumps(finite(value), indent=2, allow_nan=False))

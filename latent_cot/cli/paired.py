@@ -9,8 +9,7 @@ from typing import Literal
 
 import tyro
 
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import RIGHT, Difference
 from latent_cot.report.tables import Table
@@ -48,28 +47,18 @@ def run(argv: Sequence[str]) -> int:
     first, second = ([found for _, found in side] for side in sides)
     found = outcomes.differences(first, second)
     if not found:
-        raise UsageError(
-            f"{options.first[0]}, {options.against[0]}: have no question and figure in common; evaluate both on "
-            "the same --split"
-        )
+        names = f"{options.first[0]}, {options.against[0]}"
+        raise UsageError(f"{names}: have no question and figure in common; evaluate both on the same --split")
     console = progress_console(to_stderr=options.json)
     asked = [set(run) for run in (*first, *second)]
     left_out = len(set.union(*asked)) - len(set.intersection(*asked))
     if left_out:
         say(console, f"{left_out} questions are not in all of the files and were left out", style="dim")
     if options.json:
-        print_json(
-            {
-                "first": [str(path) for path in options.first],
-                "against": [str(path) for path in options.against],
-                "reasoners": [list(dict.fromkeys(reasoner for reasoner, _ in side)) for side in sides],
-                "left_out": left_out,
-                "differences": {
-                    split: {name: difference.to_json() for name, difference in figures.items()}
-                    for split, figures in found.items()
-                },
-            }
-        )
+        reasoners = [list(dict.fromkeys(reasoner for reasoner, _ in side)) for side in sides]
+        of_sides = {"first": list(map(str, options.first)), "against": list(map(str, options.against))}
+        differences = {split: {name: d.to_json() for name, d in figures.items()} for split, figures in found.items()}
+        print_json({**of_sides, "reasoners": reasoners, "left_out": left_out, "differences": differences})
     else:
         for what, files, side in zip(("first", "against"), named.values(), sides, strict=True):
             told = ", ".join(f"{reasoner} of {path}" for path, (reasoner, _) in zip(files, side, strict=True))
@@ -85,18 +74,11 @@ def table_of(found: Mapping[str, Mapping[str, Difference]]) -> Table:
         for name, d in figures.items():
             scale, digits = (100.0, ".1f") if name == RIGHT else (1.0, ".3g")
             between = " (" + " to ".join(f"{scale * x:+{digits}}" for x in d.interval_95) + ")" if d.interval_95 else ""
-            rows.append(
-                {
-                    "split": split,
-                    "figure": f"% {name}" if name == RIGHT else name,
-                    "questions": str(d.n),
-                    "first": f"{scale * d.first:{digits}}",
-                    "against": f"{scale * d.second:{digits}}",
-                    "difference (95 %)": f"{scale * d.value:+{digits}}{between}",
-                    "higher": str(d.higher),
-                    "lower": str(d.lower),
-                    "p": f"{d.p_value:.2g}",
-                }
-            )
-    columns = {heading: [row[heading] for row in rows] for heading in rows[0]}
+            figure = f"% {name}" if name == RIGHT else name
+            first, second = (f"{scale * x:{digits}}" for x in (d.first, d.second))
+            value = f"{scale * d.value:+{digits}}{between}"
+            counts = (str(d.higher), str(d.lower), f"{d.p_value:.2g}")
+            rows.append((split, figure, str(d.n), first, second, value, *counts))
+    headings = ("split", "figure", "questions", "first", "against", "difference (95 %)", "higher", "lower", "p")
+    columns = dict(zip(headings, zip(*rows, strict=True), strict=True))
     return Table({name: columns.pop(name) for name in ("split", "figure")}, columns)

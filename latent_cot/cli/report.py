@@ -6,26 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
-from latent_cot import __version__, tasks
-from latent_cot.api.run import check_at_least_1
-from latent_cot.cli.options import Switch, parse, progress_console
-from latent_cot.cli.run_options import say
-from latent_cot.config.settings import check_temperature
+from latent_cot import __version__
+from latent_cot.api.run import Run, check_sampling, load
+from latent_cot.cli.options import Switch, parse, progress_console, say
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, cache, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
-from latent_cot.run.run_folder import RunFolder, write_text
-from latent_cot.types import Example, Task, UsageError
-
-if TYPE_CHECKING:
-    from latent_cot.model.lm import Adapter
+from latent_cot.run.run_folder import write_text
+from latent_cot.types import Example, UsageError
 
 VALIDATION = "validation"
 """Name of the questions kept out of training for tuning, among the splits."""
@@ -62,33 +57,22 @@ class ReportOptions:
     """Run the Python files that a run's configuration names (a task, a tool, a model's)."""
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A run that was asked for."""
-
-    source: reasoners.Source
-    folder: RunFolder
-    task: Task
-    reasoner: Adapter
-
-
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(ReportOptions, argv, "report")
     if not options.runs:
         raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
-    check_at_least_1("--", questions=options.questions, samples=options.samples)
-    check_temperature(options.temperature)
+    check_sampling("--", options.temperature, questions=options.questions, samples=options.samples)
     # First all that is quick to find out: a mistyped folder need not wait for another run's model.
     runs = [_open(target, options) for target in options.runs]
-    path = options.output.expanduser() if options.output else runs[0].folder.path / "report.html"
+    path = options.output.expanduser() if options.output else runs[0].folder("report").path / "report.html"
     check_writable(path, "--output")
     console = progress_console(to_stderr=False)
     shown = []
     for one in runs:
         data = reasoners.training_data(one.source, one.task)
         training = [*data.demonstrations, *data.unlabelled]
-        found = logs.collect(one.source, one.folder, one.task, training)
+        found = logs.collect(one.source, one.folder("report"), one.task, training)
         questions = {} if options.no_model else _questions(one, options, data.validation, training)
         shown.append({**found, "samples": _samples(one, options, questions, console) if questions else None})
     title = ", ".join(record["name"] for record in shown)
@@ -99,22 +83,20 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _open(target: str, options: ReportOptions) -> _Run:
-    source = reasoners.find(target, None, trusted=options.trust_code)
-    if source.folder is None:
-        raise UsageError(f"{target}: no run folder (it has no config.yaml); give the --output-dir of a run")
-    reasoner: Adapter = options.reasoner or source.reasoners[0]
+def _open(target: str, options: ReportOptions) -> Run:
+    asked = load(target, trust_code=options.trust_code)
+    asked.folder("report")
     # A q that sees the answer may be looked at, though not tested.
-    if reasoner == "q" and source.config.q_sees == "question":
-        source.require("q")
-    return _Run(source, source.folder, tasks.load(source.config.task), reasoner)
+    if options.reasoner == "q" and asked.config.q_sees == "question":
+        asked.source.require("q")
+    return asked
 
 
 def _questions(
-    one: _Run, options: ReportOptions, validation: Sequence[Example], training: Sequence[Example]
+    one: Run, options: ReportOptions, validation: Sequence[Example], training: Sequence[Example]
 ) -> dict[str, Sequence[Example]]:
     """The first questions of each split."""
-    evaluated = one.source.config.evaluation.splits or one.task.default_splits
+    evaluated = one.config.evaluation.splits or one.task.default_splits
     found: dict[str, Sequence[Example]] = {}
     for name in options.split or (VALIDATION, *evaluated):
         if name == VALIDATION:
@@ -126,23 +108,23 @@ def _questions(
 
 
 def _samples(
-    one: _Run, options: ReportOptions, questions: Mapping[str, Sequence[Example]], console: Console
+    one: Run, options: ReportOptions, questions: Mapping[str, Sequence[Example]], console: Console
 ) -> dict[str, Any]:
     """From the run's folder if they are there, else from its model."""
+    folder, reasoner = one.folder("report"), options.reasoner or one.reasoners[0]
     settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
     asked = {split: [example.question for example in examples] for split, examples in questions.items()}
-    wanted = cache.key(one.folder, {"reasoner": one.reasoner, **settings, "questions": asked})
-    kept = cache.load(one.folder, wanted)
+    wanted = cache.key(folder, {"reasoner": reasoner, **settings, "questions": asked})
+    kept = cache.load(folder, wanted)
     if kept is not None:
         return kept
 
     from latent_cot.report.web.samples import sample
 
-    loop = reasoners.load(one.source, reasoners.shown_data(one.source, one.task), console)
-    with Items(console, f"{one.folder.path.name}: questions", sum(map(len, questions.values()))) as progress:
-        made = sample(loop, questions, one.reasoner, **settings, on_done=progress.advance)
+    with Items(console, f"{folder.path.name}: questions", sum(map(len, questions.values()))) as progress:
+        made = sample(one.in_memory(), questions, reasoner, **settings, on_done=progress.advance)
     try:
-        cache.store(one.folder, wanted, made)
+        cache.store(folder, wanted, made)
     except UsageError as error:  # e.g. a run that belongs to somebody else: the report needs no cache
         say(console, f"not kept for the next report: {error}", style="dim")
     return made

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from latent_cot.api.run import Run, check_at_least_1
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
-from latent_cot.config.settings import check_temperature
-from latent_cot.run import reasoners
+from latent_cot.api.run import check_sampling, load
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 
 if TYPE_CHECKING:
-    from latent_cot.methods.scored import ScoredRationale
     from latent_cot.model.lm import Adapter
 
 
@@ -48,9 +44,8 @@ class SampleOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(SampleOptions, argv, "sample")
-    check_at_least_1("-", n=options.n)
-    check_temperature(options.temperature)
-    asked = Run(reasoners.find(options.target, options.task, trusted=options.trust_code))
+    check_sampling("--", n=options.n, temperature=options.temperature)
+    asked = load(options.target, task=options.task, trust_code=options.trust_code)
     reasoner: Adapter = options.reasoner or asked.reasoners[0]
     found = asked.sample(
         options.question,
@@ -62,9 +57,14 @@ def run(argv: Sequence[str]) -> int:
     )
     best = sorted(found, key=lambda s: (s.log_reward or 0.0, s.log_prob(reasoner)), reverse=True)
     if options.json:
+        from latent_cot.api.rationales import row
+
         head = {**asked.source.describe(), "reasoner": reasoner, "question": found.question}
         settings = {"n": options.n, "temperature": options.temperature, "seed": options.seed}
-        samples = [_to_json(sample, reasoner) for sample in best]
+        samples = [
+            {**row(z), "log_prob": z.log_prob(reasoner), "calls": [asdict(call) for call in z.rationale.calls]}
+            for z in best
+        ]
         print_json({**head, "gold": found.example.answer, **settings, "samples": samples})
         return 0
     console = progress_console(to_stderr=False)
@@ -73,19 +73,3 @@ def run(argv: Sequence[str]) -> int:
     reward = "log p(Z Y | X)" if asked.in_memory().reward.task is None else "the task's own log-reward"
     say(console, f"log q, log p: of Z given X; log R: {reward}; in nats; weight: share of the posterior", style="dim")
     return 0
-
-
-def _to_json(sample: ScoredRationale, reasoner: Adapter) -> dict[str, Any]:
-    """Without the token ids and masks, which mean nothing outside."""
-    z = sample.rationale
-    return {
-        "text": z.text,
-        "n_tokens": len(z),
-        "truncated": z.truncated,
-        "calls": [asdict(call) for call in z.calls],
-        "count": sample.count,
-        "log_prob": sample.log_prob(reasoner),
-        "log_reward": sample.log_reward,
-        "answer": sample.answer,
-        "correct": sample.correct,
-    }

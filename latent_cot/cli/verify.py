@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.text import Text
 
-from latent_cot.cli.options import Switch, parse, print_json, progress_console
-from latent_cot.cli.run_options import say
+from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.report.tables import Cell, Table
 from latent_cot.report.terminal import Items
 from latent_cot.types import UsageError, did_you_mean
@@ -51,13 +50,8 @@ def run(argv: Sequence[str]) -> int:
 
     from latent_cot.methods.verify.run import Settings
 
-    # The models are so small that a second thread costs more than it gains.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _verify(_cases(options), Settings(), options)
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gains
+    return _verify(_cases(options), Settings(), options)
 
 
 def _cases(options: VerifyOptions) -> list[Case]:
@@ -66,13 +60,11 @@ def _cases(options: VerifyOptions) -> list[Case]:
     from latent_cot.methods.verify.worlds import WORLDS
     from latent_cot.objectives import OBJECTIVES
 
-    for flag, names, known in (
-        ("--world", options.world, list(WORLDS)),
-        ("--objective", options.objective, list(OBJECTIVES)),
-    ):
-        for name in names:
-            if name not in known:
-                raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
+    named: list[tuple[str, str, Collection[str]]] = [("--world", name, WORLDS) for name in options.world]
+    named += [("--objective", name, OBJECTIVES) for name in options.objective]
+    for flag, name, known in named:
+        if name not in known:
+            raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
     worlds, objectives = tuple(WORLDS), tuple(OBJECTIVES)
     if options.break_ is not None:
         worlds, objectives = (FAULTS[options.break_].world,), (FAULTS[options.break_].objective,)
@@ -100,15 +92,9 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
     limits = f"limits: KL {KL_LIMIT} nats, TV {TV_LIMIT}, |error of log Z| {LOG_Z_LIMIT} nats"
     say(console, f"{'passed' if passed else 'FAILED'} ({limits}; {seconds:.0f} s)")
     if options.json:
-        print_json(
-            {
-                "passed": passed,
-                "seconds": seconds,
-                "limits": {"kl": KL_LIMIT, "total_variation": TV_LIMIT, "log_z_error": LOG_Z_LIMIT},
-                "settings": vars(settings),
-                "results": [result.to_json() for result in results],
-            }
-        )
+        bounds = {"kl": KL_LIMIT, "total_variation": TV_LIMIT, "log_z_error": LOG_Z_LIMIT}
+        found = {"passed": passed, "seconds": seconds, "limits": bounds, "settings": vars(settings)}
+        print_json({**found, "results": [result.to_json() for result in results]})
     return 0 if passed else 1
 
 
@@ -118,10 +104,7 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
         caption += "; above: not within the limits, and not required to be"
     return Table(
         {
-            "world × objective": [
-                f"{case.world} × {case.objective}" + (f", broken by {case.fault}" if case.fault else "")
-                for case in (result.case for result in results)
-            ],
+            "world × objective": [_name(result.case) for result in results],
             "": [Cell(_verdict(result, broken=broken)) for result in results],
         },
         {
@@ -135,6 +118,10 @@ def _table(results: Sequence[Result], *, broken: bool) -> Table:
         },
         caption,
     )
+
+
+def _name(case: Case) -> str:
+    return f"{case.world} × {case.objective}" + (f", broken by {case.fault}" if case.fault else "")
 
 
 def _verdict(result: Result, *, broken: bool) -> Text:

@@ -44,10 +44,8 @@ class MethodSpec:
     """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
     samples: bool = False
     """Whether it samples `e_step.questions` x `e_step.samples` rationales in each of `e_step.steps`."""
-    trains_q: bool = False
-    """Whether each of these is an optimiser step, or several (`policy_gradient.epochs`)."""
-    epochs: Callable[[RunConfig], int] = lambda config: 1
-    """How many."""
+    q_steps: Callable[[RunConfig], int] = lambda config: 0
+    """Optimiser steps of q in each of these."""
     fine_tunes: Callable[[RunConfig], bool] = lambda config: False
     """Whether p is fine-tuned as `m_step` says."""
     drawn: Callable[[RunConfig], int] = lambda config: 0
@@ -65,7 +63,7 @@ class MethodSpec:
         """What a configuration costs. Replayed rationales and early stopping make it less."""
         e = config.e_step
         sampled = e.steps * e.questions * e.samples if self.samples else 0
-        steps = e.steps * self.epochs(config) if self.trains_q else 0
+        steps = e.steps * self.q_steps(config)
         steps += config.m_step.steps if self.fine_tunes(config) else 0
         rounds = config.rounds if self.has_rounds else 1
         return PlannedBudget(rounds * (sampled + self.drawn(config)), rounds * steps)
@@ -81,23 +79,19 @@ class MethodSpec:
                 raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
             if of_step:
                 config = replace(config, e_step=replace(e, steps=(budget.trajectories // rounds - drawn) // of_step))
-        if self.fine_tunes(config) and not self.trains_q:
+        if self.fine_tunes(config) and not self.q_steps(config):
             config = replace(config, m_step=replace(config.m_step, steps=budget.gradient_steps // rounds))
         return config
 
 
-def _questions(config: RunConfig) -> int:
-    return config.data.demonstrations + config.data.unlabelled
-
-
 def _drawn(config: RunConfig) -> int:
     """Of each question as many as `m_step.samples` says."""
-    return _questions(config) * config.m_step.samples
+    return (config.data.demonstrations + config.data.unlabelled) * config.m_step.samples
 
 
 def questions_drawn(config: RunConfig) -> int:
     """Of how many questions forward KL draws `m_step.samples` rationales: as many rationales as there are questions."""
-    return max(1, _questions(config) // config.m_step.samples)
+    return max(1, (config.data.demonstrations + config.data.unlabelled) // config.m_step.samples)
 
 
 def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
@@ -115,8 +109,7 @@ def _policy_gradient(description: str, target: str) -> MethodSpec:
         reasoners=lambda config, answer_given: ("q", "p") if config.policy_gradient.fine_tune else ("q",),
         q_sees="question",
         samples=True,
-        trains_q=True,
-        epochs=lambda config: config.policy_gradient.epochs,
+        q_steps=lambda config: config.policy_gradient.epochs,
         fine_tunes=lambda config: config.policy_gradient.fine_tune,
         drawn=lambda config: _drawn(config) if config.policy_gradient.fine_tune else 0,
     )
@@ -128,7 +121,7 @@ _EM = MethodSpec(
     reasoners=_em_reasoners,
     has_e_step=True,
     samples=True,
-    trains_q=True,
+    q_steps=lambda config: 1,
     fine_tunes=lambda config: True,
     drawn=_drawn,
     has_rounds=True,
@@ -165,15 +158,12 @@ METHODS: Mapping[str, MethodSpec] = {
         has_rounds=True,
         unread=("m_step.samples", "m_step.keep", "m_step.weighted"),
     ),
-    "forward-kl": MethodSpec(
-        "q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
-        "latent_cot.methods.forward_kl:ForwardKL",
-        reasoners=_em_reasoners,
-        samples=True,
-        trains_q=True,
-        fine_tunes=lambda config: True,
+    "forward-kl": replace(
+        _EM,
+        description="q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
+        target="latent_cot.methods.forward_kl:ForwardKL",
+        has_e_step=False,
         drawn=lambda config: questions_drawn(config) * config.m_step.samples,
-        has_rounds=True,
         unread=("m_step.temperature", "m_step.keep", "m_step.weighted"),
     ),
     "gflownet": MethodSpec(
@@ -182,7 +172,7 @@ METHODS: Mapping[str, MethodSpec] = {
         reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
         has_e_step=True,
         samples=True,
-        trains_q=True,
+        q_steps=lambda config: 1,
     ),
     "em": _EM,
     "em-xy": replace(

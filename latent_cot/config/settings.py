@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from latent_cot import tasks, tools
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import SECTIONS, RunConfig, sampling_temperature
+from latent_cot.config.schema import SECTIONS, RunConfig
 from latent_cot.types import UsageError, did_you_mean
 
 DEFAULT_PRESET = "cpu"
@@ -57,10 +57,8 @@ def load_config(
     record, where = ({}, "") if file is None else (read_settings(file), str(file))
     own = record.get("task") if isinstance(record, Mapping) else None
     if task is not None and isinstance(own, str) and Path(own).absolute() != Path(task).absolute():
-        raise UsageError(
-            f"--task {task}: the settings in {file} are those of {own}; leave --task out, or take `task:` out of the "
-            "file if its other settings suit"
-        )
+        remedy = "leave --task out, or take `task:` out of the file if its other settings suit"
+        raise UsageError(f"--task {task}: the settings in {file} are those of {own}; {remedy}")
     config = replace(config, task=task or from_dict(record, where, config).task)
     of_task = task_preset(config.task, name)
     for_methods.append(of_task.pop("methods", {}))
@@ -148,9 +146,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -179,22 +175,17 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def read_settings(file: str | Path) -> Any:
     """What a file of `--config` holds, not yet checked. Raises UsageError if it cannot be read."""
-    return parse_yaml(_read(Path(file).expanduser()), str(file))
-
-
-def _read(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
+        with Path(file).expanduser().open("rb") as stream:
             data = stream.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise UsageError(f"--config {file}: larger than 1 MiB; is this a configuration?")
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"--config {file}: not UTF-8 text; save the file as UTF-8") from error
-    except FileNotFoundError as error:
-        raise UsageError(f"--config {file}: no such file; check the path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UsageError(f"--config {file}: cannot be read ({error})") from error
+        raise UsageError(f"--config {file}: cannot be read ({error}); check the path") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise UsageError(f"--config {file}: larger than 1 MiB; is this a configuration?")
+    return parse_yaml(text, str(file))
 
 
 # -- values ----------------------------------------------------------------------------------------------
@@ -215,10 +206,8 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
     for key in (key for key in record if key not in values):
         name = f"{prefix}{key}"
         if name in (gone := gone_settings()):
-            raise UsageError(
-                f"{where}: {name} {gone[name]}; this was written for an earlier version of latent-cot: change its "
-                "settings or, for a run, use that version"
-            )
+            remedy = "this was written for an earlier version: change its settings or, for a run, use that version"
+            raise UsageError(f"{where}: {name} {gone[name]}; {remedy}")
         raise UsageError(f"{where}: unknown setting {_short(name)}.{did_you_mean(name, map(prefix.__add__, values))}")
     for key, own in values.items():
         if is_dataclass(own):
@@ -251,14 +240,6 @@ def _short(value: Any) -> str:
     return f"{value!r:.80}" if isinstance(value, str) else f"{_REPR.repr(value):.80}"
 
 
-def check_temperature(value: float | None, name: str = "--temperature") -> None:
-    """Raises UsageError, naming the option, for one that nothing can be sampled at. 0 is greedy; None is a default."""
-    try:
-        sampling_temperature(0 if value is None else value)
-    except ValueError as error:
-        raise UsageError(f"{name} is {value:g}; it must be {error}") from error
-
-
 # -- settings that contradict each other -----------------------------------------------------------------
 
 
@@ -282,24 +263,15 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if (method == "few-shot" or config.p_init == "prompt") and config.shots > getattr(data, of):
         yield f"--shots is {config.shots}, more than the {getattr(data, of)} --data.{of}; give fewer"
     if rollout.min_tokens > min(rollout.max_tokens, tests.max_tokens):
-        yield (
-            f"--rollout.min-tokens is {rollout.min_tokens}, above --rollout.max-tokens ({rollout.max_tokens}) or "
-            f"--evaluation.max-tokens ({tests.max_tokens}): no chain could stop"
-        )
+        yield f"--rollout.min-tokens is {rollout.min_tokens}, above a section's --max-tokens: no chain could stop"
     if e.demonstration_weight * data.demonstrations + data.unlabelled == 0:
         yield "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one"
     if e.temperatures[0] > e.temperatures[1]:
         yield "--e-step.temperatures {} {}: the first is above the second".format(*e.temperatures)
     if varied.history_dropout and rollout.granularity == "token":
-        yield (
-            f"--augmentation.history-dropout is {varied.history_dropout}: it drops complete steps, and with "
-            "--rollout.granularity token there are none; give `step`, or 0"
-        )
+        yield "--augmentation.history-dropout drops steps: with --rollout.granularity token there are none; give 0"
     if varied.concat_questions and target != "joint":
-        yield (
-            f"--augmentation.concat-questions is {varied.concat_questions}: a question joined to others has no known "
-            f"answer, and with --m-step.target {target} the answer is all that is learned; give 0, or joint"
-        )
+        yield f"--augmentation.concat-questions leaves no answer to be learned by --m-step.target {target}; give 0"
     if q_sees not in (None, config.q_sees):
         yield f"--q-sees {config.q_sees}: with --method {method} q sees the {q_sees}; give --q-sees {q_sees}"
     if method == "sft" and data.demonstrations and config.sft.check_every and not data.validation:
@@ -307,10 +279,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if method in ("ppo", "grpo") and e.samples < 2:
         yield f"--e-step.samples is {e.samples}; with --method {method} it must be at least 2, to compare them"
     if tests.votes > 1 and tests.temperature == 0:
-        yield (
-            f"--evaluation.votes is {tests.votes}, but at --evaluation.temperature 0 all chains of a question are the "
-            "same; raise the temperature"
-        )
+        yield f"--evaluation.votes is {tests.votes}: chains are the same at --evaluation.temperature 0; raise it"
 
 
 def code_named(config: RunConfig) -> list[str]:

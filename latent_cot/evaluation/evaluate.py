@@ -47,6 +47,11 @@ class Outcome:
     """The answer given: the most frequent one."""
     correct: bool
 
+    @property
+    def chain(self) -> Rationale:
+        """The first that arrives at the answer given."""
+        return self.rationales[list(self.answers).index(self.answer)]
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -181,22 +186,14 @@ class Mistakes:
 
     task: Task
     counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, tuple[Outcome, Rationale]] = field(default_factory=dict)
-    """Category -> the first question with this mistake, and its chain."""
+    first: dict[str, Outcome] = field(default_factory=dict)
+    """Category -> the first question with this mistake."""
 
     def add(self, outcome: Outcome) -> None:
-        """Count a wrong answer. A vote is judged by the first chain that arrives at the answer given."""
-        chain = next(
-            z for z, answer in zip(outcome.rationales, outcome.answers, strict=True) if answer == outcome.answer
-        )
-        category = mistake(self.task, outcome.example, chain, outcome.answer)
+        """Count a wrong answer."""
+        category = mistake(self.task, outcome.example, outcome.chain, outcome.answer)
         self.counts[category] += 1
-        self.first.setdefault(category, (outcome, chain))
-
-    def merge(self, other: Mistakes) -> None:
-        """Add those of another split."""
-        self.counts += other.counts
-        self.first = other.first | self.first
+        self.first.setdefault(category, outcome)
 
     @property
     def meanings(self) -> Mapping[str, str]:
@@ -215,10 +212,10 @@ class Mistakes:
                 "count": self.counts[name],
                 "share": self.counts[name] / self.counts.total(),
                 "example": {
-                    "question": self.first[name][0].example.question,
-                    "right": self.first[name][0].example.answer,
-                    "answer": self.first[name][0].answer,
-                    "chain": self.first[name][1].text,
+                    "question": self.first[name].example.question,
+                    "right": self.first[name].example.answer,
+                    "answer": self.first[name].answer,
+                    "chain": self.first[name].chain.text,
                 },
             }
             for name in ranked

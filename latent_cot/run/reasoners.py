@@ -78,7 +78,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         _refuse_moved(config, path / "config.yaml")
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
-        return Source(config, folder)
+        return Source(replace(config, output_dir=str(path)), folder)  # it may have been moved
     if (path / "comparison.json").exists():
         runs = sorted(str(file.parent) for file in path.glob("[!.]*/seed*/config.yaml"))  # .round-0 is no run
         raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")

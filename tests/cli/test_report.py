@@ -119,4 +119,4 @@ def test_bad_options(cli: Cli, finished: Path, options: list[str], parts: list[s
 def test_a_model_is_no_run(cli: Cli, tiny_model_dir: Path) -> None:
     called = cli("report", tiny_model_dir)
     assert called.status == 2
-    assert "no run folder" in called.err
+    assert "a base model has no report" in called.err

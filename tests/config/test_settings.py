@@ -196,7 +196,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, named: list
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [(None, "no such file"), (b"\xff\xfe\x00", "not UTF-8"), (b"#" * (2**20 + 1), "larger than 1 MiB")],
+    [(None, "No such file"), (b"\xff\xfe\x00", "not UTF-8"), (b"#" * (2**20 + 1), "larger than 1 MiB")],
 )
 def test_unreadable_files(tmp_path: Path, content: bytes | None, named: str) -> None:
     file = tmp_path / "x.yaml"

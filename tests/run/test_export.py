@@ -335,7 +335,7 @@ def test_flags_that_make_no_sense(
 
 
 def test_a_base_model_is_no_run(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing to export" in refused(capsys, tiny_model_dir, tmp_path / "target")
+    assert "no adapter to export" in refused(capsys, tiny_model_dir, tmp_path / "target")
 
 
 # -- the hub -------------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def test_the_command(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["eval", str(folder / "random_numbers"), "--samples", "300", "--json"]) == 0
     capsys.readouterr()
     assert main(command) == 2
-    assert "holds a run in arithmetic" in capsys.readouterr().err
+    assert "arithmetic: holds a run" in capsys.readouterr().err
     assert main([*SMOKE, "--model", str(tiny_model_dir), "--output-dir", str(folder / "arithmetic")]) == 2
     assert "holds a run; go on with it by --resume" in capsys.readouterr().err
 

@@ -1,0 +1,86 @@
+"""`latent-cot methods`, `tasks` and `tools`: what there is, and how to add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latent_cot import tasks, tools
+from latent_cot.cli.options import Switch, parse, print_json
+from latent_cot.config.methods import METHODS
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """How a list is printed."""
+
+    json: Switch = False
+    """Print JSON."""
+
+
+class MethodsOptions(ListOptions):
+    """List the methods: what `latent-cot fit --method` and `latent-cot compare --methods` take."""
+
+
+class TasksOptions(ListOptions):
+    """List the tasks: what --task takes, with their test splits, the tools their chains may call, and the figures of
+    those that have no right answers."""
+
+
+class ToolsOptions(ListOptions):
+    """List the tools that a chain can call while it is being generated: what --rollout.tools takes."""
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [{"name": name, "description": method.description} for name, method in METHODS.items()]
+
+
+def _tasks() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": task.name,
+            "description": task.description,
+            "tools": task.tools,
+            "splits": task.default_splits,
+            "metrics": {name: metric.description for name, metric in task.metrics.items()} if task.is_measured else {},
+        }
+        for task in map(tasks.load, tasks.names())
+    ]
+
+
+def _tools() -> list[dict[str, Any]]:
+    loaded = map(tools.load, tools.names())
+    return [{"name": tool.name, "description": tool.description, "trigger": tool.trigger} for tool in loaded]
+
+
+_OWN = "A {} of your own is a Python file: {}. What goes into it, with an\nexample: {}/README.md in the source."
+_LISTS = {
+    "methods": (
+        MethodsOptions,
+        _methods,
+        "Each is a file in latent_cot/methods/ (em.py for EM); its settings: latent-cot fit --help-all.",
+    ),
+    "tasks": (TasksOptions, _tasks, _OWN.format("task", "--task my_task.py", "tasks")),
+    "tools": (ToolsOptions, _tools, _OWN.format("tool", "--rollout.tools ./my_tool.py", "tools")),
+}
+
+
+def run(argv: Sequence[str], command: str) -> int:
+    """The command; returns 0."""
+    kind, find, how_to_add = _LISTS[command]
+    options = parse(kind, argv, command)
+    found = find()
+    if options.json:
+        print_json(found)
+        return 0
+    for one in found:
+        print(f"{one['name']}: {one['description']}")
+        for key in [key for key in one if key not in ("name", "description")]:
+            value = one[key]
+            if isinstance(value, Mapping):
+                print("".join(f"  {name}: {text}\n" for name, text in value.items()), end="")
+            else:
+                print(f"  {key}: {repr(value) if isinstance(value, str) else ', '.join(value) or 'none'}")
+    print(f"\n{how_to_add}")
+    return 0
