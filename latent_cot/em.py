@@ -32,6 +32,7 @@ class EM(Method):
     """Alternate a GFlowNet E-step and an M-step."""
 
     def algorithm(self) -> Steps:
+        """The method, from top to bottom."""
         yield from self.init(0)  # p ← the base model, fine-tuned on the demonstrations
         yield from self.evaluate(0)
         yield from self.warm_start_q(1)  # only where q sees Y: q ← p, fine-tuned to write Z behind X and Y

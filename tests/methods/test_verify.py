@@ -140,7 +140,8 @@ def test_worlds_are_no_easy_ones(name: str) -> None:
         start = exact.log_probs(world.lm.merged("q"), query.policy_prompt, rationales, world.rules.codec)
         entropy = -float((log_p.exp() * log_p).sum())
         assert exact.distance(start, joint).kl > 0.5
-        assert 2 < entropy < math.log(len(rationales)) - 0.5
+        least = 2.0 if WORLDS[name].floor is None else 1.0  # where rewards are far apart, few rationales share the mass
+        assert least < entropy < math.log(len(rationales)) - 0.5
         assert float(log_p.max().exp()) < 0.6
 
 

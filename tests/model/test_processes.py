@@ -88,11 +88,16 @@ def test_all_processes_stay_alike(found: dict[int, list[dict[str, Any]]]) -> Non
 
 def test_a_run_in_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
     """One of them writes, once; it is repeatable, and one process goes on with it and reads it."""
-    settings = ["--model", str(tiny_model_dir), "--preset", "smoke", "--checkpoint-seconds", "0"]
+    settings = ["--model", str(tiny_model_dir), "--preset", "smoke"]
+    program = tmp_path / "saves_after_each_unit.py"
+    program.write_text(
+        "import sys\nfrom latent_cot.cli import main\nfrom latent_cot.run import session\n"
+        "session.SAVE_EVERY = 0.0\nsys.exit(main(sys.argv[1:]))\n"
+    )
     outcomes = []
     for name in ("a", "b"):
         folder = tmp_path / name
-        done = launch("-m", "latent_cot.cli", "em", *settings, "--output-dir", str(folder), "--json")
+        done = launch(str(program), "em", *settings, "--output-dir", str(folder), "--json")
         results = json.loads(done.stdout)
         assert results["run"] == str(folder)
         outcomes.append(outcome(folder))

@@ -41,9 +41,9 @@ N = 100
 
 CANDIDATES_TASK = '''
 """Odd or even: picked by its likelihood, at any token, with a system prompt in braces."""
-from latent_cot.types import DataRequest, Example, TaskData
+from latent_cot.types import DataRequest, Example, Task, TaskData
 
-class Parity:
+class Parity(Task):
     name = "parity"
     description = "is a number odd?"
     tools = ()
