@@ -314,7 +314,8 @@ def test_forward_kl_draws_normalised_weights(lm: LanguageModel) -> None:
             for d in loop.state.drawn:
                 total[d.question] = total.get(d.question, 0.0) + d.weight
             assert len(total) == 3  # 6 questions, 2 rationales of each
-            assert all(value == pytest.approx(1, abs=0.01) for value in total.values())
+            samples = loop.config.m_step.samples  # to which the weights of a question add up
+            assert all(value == pytest.approx(samples, abs=0.01 * samples) for value in total.values())
 
 
 @pytest.mark.parametrize(
