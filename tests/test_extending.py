@@ -50,7 +50,7 @@ def test_the_new_objective_and_the_new_sampler_train(changed: Path, tiny_model_d
         "from latent_cot.cli import main\n"
         f"status = main('em --task arithmetic --preset smoke --precision fp32 --model {tiny_model_dir.as_posix()} "
         "--output-dir run --e-step.objective detailed-balance --e-step.samples 3'.split())\n"
-        "assert status == 0 and set(drawn) == {6}, (status, drawn)\n"
+        "assert status == 0 and 6 in drawn, (status, drawn)\n"
         "assert o.OBJECTIVES['detailed-balance'].__module__ == 'latent_cot.objectives.detailed'\n"
     )
     environment = os.environ | {"PYTHONPATH": str(changed)}

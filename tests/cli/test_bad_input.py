@@ -84,7 +84,7 @@ def test_bad_flags(cli: Cli, argv: list[str], parts: list[str]) -> None:
     ("flags", "parts"),
     [
         (["--task", "arithmetik"], ["'arithmetik'", "Did you mean 'arithmetic'?"]),
-        (["--task", "absent.py"], ["absent.py: no such .py file"]),
+        (["--task", "absent.py"], ["absent.py: no such task file"]),
         (["--model", "absent-model"], ["--model absent-model"]),
         (["--model", "./absent"], ["--model ./absent", "no such folder"]),
         (["--evaluation.splits", "3-operandz"], ["'3-operandz'", "Did you mean '3-operands'?"]),

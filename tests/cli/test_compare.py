@@ -181,7 +181,7 @@ def test_a_round_zero_of_other_training_data_is_done_again(
         return " ".join(str(event.get("text")) for event in events)
 
     assert "Round 0 is" not in notes("decode")
-    monkeypatch.setattr(session, "_digest", lambda _: "of a file that has changed")
+    monkeypatch.setattr(session, "digest", lambda _: "of a file that has changed")
     first, second = notes("sft"), notes("rejection")
     assert "Round 0 is done again" in first and "Round 0 is taken" not in first
     assert "Round 0 is taken from" in second and "done again" not in second

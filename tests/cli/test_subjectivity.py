@@ -26,8 +26,8 @@ def test_em(fitted: Path) -> None:
     results = json.loads((fitted / "results.json").read_text())
     assert set(results["accuracy"]["1"]) == {"q", "p"}
     assert results["accuracy"]["1"]["p"]["test"]["n"] == 4
-    # 6 questions: 2 seeds each, 2 steps of 4 x 4 or fewer, 2 rationales each for the M-step.
-    assert 12 + 12 <= results["budget"]["trajectories"] <= 12 + 32 + 12
+    # 6 questions: 20 seeds each, 2 steps of 4 x 4 or fewer, 2 rationales each for the M-step.
+    assert 120 + 12 <= results["budget"]["trajectories"] <= 120 + 32 + 12
 
 
 def test_eval(cli: Cli, fitted: Path) -> None:
