@@ -8,7 +8,7 @@ against. `latent-cot em --task arithmetic` is the same method, fast, resumable a
     Z   " 6 - 0 = 6, 6 - 4 = 2"        what stands behind each "=" is written by the calculator, not by the model
     Y   ". The answer is 2."           "." is the stop: a chain ends where the model chooses it
 
-    python examples/em_from_scratch.py FOLDER_OF_A_MODEL      (SmolLM2-135M: an hour or two on a CPU)
+    python examples/em_from_scratch.py FOLDER_OF_A_MODEL
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class EM(Method):
             self.reward = replace(self.reward, prior=lambda example: self.query(example).policy_prompt)
         # Chains of a few tokens have no near ones: each is another label or number.
         self.buffer = ReplayBuffer(c.buffer_capacity, 0.25 if self.config.rollout.max_tokens > 8 else 0.0)
-        self.log_z = torch.nn.Parameter(torch.zeros(()))  # of all questions: one of each's own would hardly be asked
+        self.log_z = torch.nn.Parameter(torch.zeros(()))  # one for all: a step asks few of the questions
 
     @property
     def rounds(self) -> int:

@@ -59,7 +59,7 @@ _LISTS = {
     "methods": (
         MethodsOptions,
         _methods,
-        "Each is a file in latent_cot/methods/ (em.py for EM); its settings: latent-cot fit --help-all.",
+        "Each is in a file of latent_cot/methods/, EM in latent_cot/em.py; settings: latent-cot fit --help-all.",
     ),
     "tasks": (TasksOptions, _tasks, _OWN.format("task", "--task my_task.py", "tasks")),
     "tools": (ToolsOptions, _tools, _OWN.format("tool", "--rollout.tools ./my_tool.py", "tools")),

@@ -109,9 +109,9 @@ class EStepConfig(Section):
     """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
     (see `docs/log.md`)."""
     reward_floor: PositiveAmount | None = None
-    """The loss knows of a log-reward this many nats below the best of its question only that it is so low
-    (`objectives.below_floor`). For rationales of few kinds of tokens: among many, q escapes below it (see
-    `docs/limits.md`). None: no floor."""
+    """Of a log-reward that is this many nats below the best of its question, the loss uses only that it is no higher
+    (`objectives.balance.below_floor`). Where there are many such rationales q can have its mass on them unpunished
+    (`docs/limits.md`): for rationales of few kinds of tokens. None: no floor."""
     reward_temperature: Temperature = 1.0
     """log R is divided by this at the first step ..."""
     final_reward_temperature: Temperature = 1.0

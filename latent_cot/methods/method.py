@@ -281,7 +281,7 @@ class Method(Evaluator):
             self.rules,
             self.optimiser,
             step,
-            max_tokens=self.config.max_batch_tokens // 3,  # what is learned is longer than what is sampled
+            max_tokens=self.config.max_batch_tokens // 3,  # augmented texts are long: less memory
             weights=[[one.weight / mean_weight] for one in chosen],
             target=target,
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any
 
 from latent_cot.methods.state import Info, Phase, State
@@ -89,7 +89,7 @@ class Resumable(ABC):
     def algorithm(self) -> Steps:
         """The method from top to bottom. It must go through the same phases each time it is called."""
 
-    @property
+    @cached_property
     def phases(self) -> list[Phase]:
         """All phases, in order: the algorithm gone through without doing any."""
         found: list[Phase] = []

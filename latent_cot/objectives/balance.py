@@ -189,8 +189,8 @@ def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """Trajectory balance of every prefix: each may stop, so each is a complete trajectory. With a learned log Z(X).
 
     For rewards that are nothing almost everywhere, such as 0 or 1. Of what is worth nothing only an upper bound is
-    known (`below_floor`), and `pooled_subtb` compares the few other states with their own mean: it pushes down what is
-    not valid, draws nothing up, and q comes to nothing. A learned log Z(X) draws them up.
+    known (`below_floor`). A batch may hold hardly any other state, whose mean `pooled_subtb` would have to trust; a
+    learned log Z(X) remembers what earlier batches have shown.
 
     Result as for `pooled_subtb`.
     """
