@@ -26,7 +26,7 @@ class PosteriorFigures:
     """Figures of one question, or their means over questions."""
 
     variance: float
-    """Variance of a = log R / T − log q(s_i ⊤) over the states of all samples, nats². 0 once q is the
+    """Variance of a = log R / T − log q(s_i ⊤) over the states that the loss compares, nats². 0 once q is the
     (tempered) posterior; states of which only a bound is known count where q gives them too much. NaN where no sample
     is worth anything."""
     censored: float
@@ -39,7 +39,7 @@ class PosteriorFigures:
     """Effective sample size of those weights as a share of n: 1 once q is the untempered posterior, 1 / n at
     the worst; 0 if none of the samples is worth anything."""
     log_z: float
-    """Mean of a over the states: the estimate of log Z(X) that the loss works with, nats, tempered; NaN likewise."""
+    """Mean of a over those states: the estimate of log Z(X) that the loss works with, nats, tempered; NaN likewise."""
     distinct: float
     """Number of different rationales among the n."""
     mass: float
@@ -69,6 +69,7 @@ def diagnose(
     n: int,
     reward_temperature: float,
     reward_floor: float | None,
+    complete_only: bool,
     max_tokens: int,
     generator: torch.Generator,
 ) -> list[PosteriorFigures]:
@@ -76,14 +77,17 @@ def diagnose(
 
     Args:
         reward_temperature, reward_floor: as in the loss; they apply to `variance` and `log_z` only.
+        complete_only: as the loss, `variance`, `log_z` and `censored` take complete rationales, not all their prefixes.
         max_tokens: padded size of a forward pass; bounds memory.
     """
-    trajectories = sample_and_score(lm, queries, rules, reward, n=n, generator=generator)
+    trajectories = sample_and_score(lm, queries, rules, reward, n=n, generator=generator, ends_only=complete_only)
     figures: dict[int, PosteriorFigures] = {}
     groups = [t.policy_group for t in trajectories]
     for members, scores in score_in_batches(lm, lm.merged("q"), groups, rules.codec, max_tokens=max_tokens):
         of_members = [trajectories[g] for g in members]
-        b = balance_of(scores, of_members, temperature=reward_temperature, floor=reward_floor)
+        b = balance_of(
+            scores, of_members, temperature=reward_temperature, floor=reward_floor, complete_only=complete_only
+        )
         assert b.censored is not None
         _, balance = pooled_subtb(b)
         log_reward = torch.cat([t.log_reward_at_end for t in of_members]).to(b.a.device)

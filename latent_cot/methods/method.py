@@ -27,6 +27,7 @@ from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
+from latent_cot.objectives import COMPLETE_ONLY
 from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
 from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
@@ -146,6 +147,7 @@ class Method(Evaluator):
                 n=DIAGNOSTIC_SAMPLES,
                 reward_temperature=self.final_reward_temperature,
                 reward_floor=e.reward_floor,
+                complete_only=e.objective in COMPLETE_ONLY,
                 max_tokens=self.config.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
             )

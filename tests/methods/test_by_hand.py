@@ -195,7 +195,8 @@ def test_samples_that_are_worth_nothing_do_not_move_log_z(objective: Callable[[B
     assert float(loss.detach()) == 0
 
 
-def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> None:
+@pytest.mark.parametrize("complete_only", [False, True])
+def test_the_figures_of_a_posterior(complete_only: bool, lm: LanguageModel, rules: ChainRules) -> None:
     asked = queries(3)
     reward = Reward(lm, rules.codec, max_tokens=200)
     temperature, floor, n = 0.5, 6.0, 12
@@ -207,6 +208,7 @@ def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> Non
         n=n,
         reward_temperature=temperature,
         reward_floor=floor,
+        complete_only=complete_only,
         max_tokens=200,
         generator=torch.Generator().manual_seed(3),
     )
@@ -217,7 +219,8 @@ def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> Non
         (rewards,) = reward.of_prefixes([query.example], [Group(query.model_prompt, rationales, query.answer)])
         with torch.no_grad():
             scores = score(lm, lm.merged("q"), [Group(query.policy_prompt, rationales)], rules.codec)
-        best = float(rewards.max())
+        ends = [float(rewards[b, len(rationale)]) for b, rationale in enumerate(rationales)]
+        best = max(ends) if complete_only else float(rewards.max())
         flows: list[tuple[float, bool]] = []
         weights, mass = [], {}
         for b, rationale in enumerate(rationales):
@@ -226,10 +229,11 @@ def test_the_figures_of_a_posterior(lm: LanguageModel, rules: ChainRules) -> Non
                 if rationale.states[i]:
                     stopped = log_q + float(scores.log_pterm[b, i])
                     worth = float(rewards[b, i])
-                    flows.append((max(worth, best - floor) / temperature - stopped, worth < best - floor))
+                    if i == len(rationale) or not complete_only:
+                        flows.append((max(worth, best - floor) / temperature - stopped, worth < best - floor))
                 if i < len(rationale):
                     log_q += float(scores.log_pf[b, i])
-            weights.append(float(rewards[b, len(rationale)]) - stopped)
+            weights.append(ends[b] - stopped)
             mass[rationale] = math.exp(stopped)
         known = [flow for flow, below in flows if not below]
         mean = sum(known) / len(known)

@@ -164,6 +164,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
         n=400,
         reward_temperature=1.0,
         reward_floor=8.0,
+        complete_only=False,
         max_tokens=5000,
         generator=torch.Generator().manual_seed(0),
     )
@@ -183,6 +184,7 @@ def test_samples_that_are_worth_nothing_have_figures_too(lm: LanguageModel) -> N
         n=8,
         reward_temperature=1.0,
         reward_floor=None,
+        complete_only=False,
         max_tokens=500,
         generator=torch.Generator().manual_seed(0),
     )

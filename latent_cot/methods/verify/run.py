@@ -96,8 +96,8 @@ class Question(exact.Distance):
     log_z: float
     """log p(Y | X), nats."""
     log_z_estimate: float
-    """What the engine takes it for: the parameter, where the objective has one, else the mean of a over the
-    states of 256 fresh samples from q (`latent_cot.evaluation.diagnostics`)."""
+    """What the engine takes it for: the parameter, where the objective has one, else the mean of a over those states of
+    256 fresh samples from q that the objective compares (`latent_cot.evaluation.diagnostics`)."""
 
     @property
     def log_z_error(self) -> float:
@@ -169,7 +169,8 @@ def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambd
     before = distances()
     with contextlib.nullcontext() if case.fault is None else injected(FAULTS[case.fault]):
         log_z = train(world, case.objective, case.steps, settings, on_step)
-    columns = zip(world.queries, before, distances(), joints, log_z or _estimated_log_z(world, settings), strict=True)
+    estimates = log_z or _estimated_log_z(world, case.objective, settings)
+    columns = zip(world.queries, before, distances(), joints, estimates, strict=True)
     questions = tuple(
         Question(
             question=query.example.question,
@@ -242,7 +243,7 @@ def _behaviour(rng: random.Random, c: Settings) -> Behaviour:
     return Behaviour(replay=1.0)
 
 
-def _estimated_log_z(world: World, settings: Settings) -> list[float]:
+def _estimated_log_z(world: World, objective: str, settings: Settings) -> list[float]:
     figures = diagnose(
         world.lm,
         world.queries,
@@ -251,6 +252,7 @@ def _estimated_log_z(world: World, settings: Settings) -> list[float]:
         n=_DIAGNOSTIC_SAMPLES,
         reward_temperature=1.0,
         reward_floor=world.floor,
+        complete_only=objective in COMPLETE_ONLY,
         max_tokens=settings.max_batch_tokens,
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )
