@@ -35,6 +35,10 @@ class PosteriorFigures:
     bound: float
     """Importance-weighted lower bound on log Z(X) = log Σ_Z R(Z), nats, untempered: log of the mean of R(Z) / q(Z).
     With R(Z) = p(Z Y | X) that is log p(Y | X), with Z as the sampler forms it and its stop not scored."""
+    elbo: float
+    """Evidence lower bound on log Z(X), nats, untempered: mean of log R(Z) − log q(Z), which is log Z(X) less the
+    KL divergence of q from the posterior. It is what an E-step raises; `bound` is nearer to log Z(X), and has to find
+    one good rationale only. −inf if any of the samples is worth nothing."""
     ess: float
     """Effective sample size of those weights as a share of n: 1 once q is the untempered posterior, 1 / n at
     the worst; 0 if none of the samples is worth anything."""
@@ -103,6 +107,7 @@ def diagnose(
                 variance=float(balance.variance[k]) if worth else math.nan,
                 censored=float((counts * bounded).sum() / (counts * states).sum()),
                 bound=float(importance.bound[k]),
+                elbo=float(importance.elbo[k]),
                 ess=float(importance.ess[k]),
                 log_z=float(balance.log_z[k]) if worth else math.nan,
                 distinct=float(len(t.rationales)),

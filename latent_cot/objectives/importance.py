@@ -28,6 +28,9 @@ class ImportanceInfo(NamedTuple):
     """(G,) effective sample size 1 / Σ w̃², as a share of the number of samples: 1 if all weigh the same."""
     bound: torch.Tensor
     """(G,) log 1/K Σ w_k: in expectation a lower bound on log p(Y | X), nats; −inf if no sample reaches Y."""
+    elbo: torch.Tensor
+    """(G,) 1/K Σ log w_k: in expectation log p(Y | X) − KL(q ‖ posterior), the lower bound that an E-step raises; nats,
+    −inf if any sample cannot reach Y."""
 
 
 def importance_weights(
@@ -54,7 +57,8 @@ def importance_weights(
     weight = count * each / total.clamp(min=least)[group]
     squares = zeros.index_add(0, group, count * (each / total.clamp(min=least)[group]) ** 2)
     ess = torch.where(squares > 0, 1 / squares.clamp(min=least), 0.0) / n
-    return weight, ImportanceInfo(ess, shift + (total / n).log())
+    elbo = zeros.index_add(0, group, count * log_w) / n
+    return weight, ImportanceInfo(ess, shift + (total / n).log(), elbo)
 
 
 def weighted_likelihood(log_prob: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,7 @@ FIGURES = {
     "best_loss": "best {:.3g}",
     "kept": "kept {}",
     "ess": "ESS {:.0%}",
+    "elbo": "ELBO {:.2f}",
     "bound": "bound {:.2f}",
     "accuracy": "right {:.0%}",
     "distinct": "distinct {:.0%}",
@@ -234,7 +235,7 @@ class Display(Line):
         elif phase.name == "diagnose":
             found = loop.state.results()["posterior"].get(str(phase.round), {})
             for when, figures in found.items():
-                shown = _figures({name: figures.get(name) for name in ("variance", "ess", "bound")})
+                shown = _figures({name: figures.get(name) for name in ("variance", "ess", "elbo", "bound")})
                 text = f"  q {when} its training, on {figures['n']} validation questions: {shown}"
                 self.console.print(Text(text), soft_wrap=True)
 

@@ -244,6 +244,7 @@ def test_the_figures_of_a_posterior(complete_only: bool, lm: LanguageModel, rule
         assert figures.log_z == pytest.approx(mean, abs=1e-3)
         assert figures.censored == pytest.approx(sum(below for _, below in flows) / len(flows))
         assert figures.bound == pytest.approx(float(w.logsumexp(0)) - math.log(n), abs=1e-3)
+        assert figures.elbo == pytest.approx(float(w.mean()), abs=1e-3)
         assert figures.ess == pytest.approx(float((2 * w.logsumexp(0) - (2 * w).logsumexp(0)).exp()) / n, rel=1e-3)
         assert figures.mass == pytest.approx(sum(mass.values()), rel=1e-3)
         assert figures.cut == sum(rationale.truncated for rationale in rationales) / n

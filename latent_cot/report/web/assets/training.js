@@ -19,6 +19,7 @@ const FIGURES = {
   distinct: ["distinct", "different chains ÷ sampled chains"],
   kl: ["KL", "from the start, nats"],
   ess: ["effective sample size", "÷ n"],
+  elbo: ["ELBO", "log p(Y | X) − KL(q ‖ posterior), nats"],
   bound: ["bound", "on log p(Y | X), nats"],
   validation: ["validation", "share right"],
 };
@@ -63,7 +64,7 @@ function showTraining(report, section) {
       el(
         "div.grid.four",
         {},
-        ["variance", "bound", "ess", "mass"]
+        ["variance", "elbo", "bound", "ess", "mass"]
           .filter((name) => runs.some((run) => run.posterior.some((row) => typeof row[name] === "number")))
           .map((name) => posteriorChart(name, series)),
       ),
