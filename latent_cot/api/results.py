@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from latent_cot.model.lm import Adapter
 
 
-class Results(Mapping[str, Any]):
+class Results(UserDict[str, Any]):
     """What `results.json` holds, as a mapping: accuracies (or metrics) by round, reasoner and split, how near q came to
     the posterior, what it cost. In a notebook it shows the accuracies.
 
@@ -35,16 +36,8 @@ class Results(Mapping[str, Any]):
     """
 
     def __init__(self, record: Mapping[str, Any], metrics: Mapping[str, Metric], splits: Sequence[str]) -> None:
-        self._record, self._metrics, self._order = record, metrics, splits
-
-    def __getitem__(self, key: str) -> Any:
-        return self._record[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._record)
-
-    def __len__(self) -> int:
-        return len(self._record)
+        super().__init__(record)
+        self._metrics, self._order = metrics, splits
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each round, reasoner and split: accuracy, low and high (95 % interval), correct, n. For a task with

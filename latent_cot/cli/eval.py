@@ -143,7 +143,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _print_figures(console: Console, found: Evaluation) -> None:
     """The curves, and a table of the splits that are on none."""
-    drawn = {} if found.metrics else {point.split for curve in found.curves for point in curve.points}
+    drawn = {} if found.metrics else {split for curve in found.curves for split in curve.points}
     others = {
         reasoner: {name: figures for name, figures in splits.items() if name not in drawn}
         for reasoner, splits in found.figures.items()

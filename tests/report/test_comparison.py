@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import shlex
 import statistics
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -203,49 +203,23 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
         records.is_finished(Run("em", other))
 
 
-@pytest.mark.parametrize(
-    ("content", "missing"), [({}, "'runs'"), ({"runs": [{"variant": "em"}]}, "'seed'"), ({"runs": [3]}, "subscript")]
-)
-def test_records_that_are_none(tmp_path: Path, content: Any, missing: str) -> None:
-    file = tmp_path / "comparison.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(UsageError, match=rf"comparison.json: is no comparison.json.*{missing}"):
-        records.read_records([file])
-
-
-def test_the_last_record_with_the_same_settings_is_taken() -> None:
-    config = dataclasses.replace(RunConfig(), seed=1, output_dir="here")
-    other = dataclasses.replace(config, rounds=7)
-    figures: dict[str, Any] = {"accuracy": {}, "metrics": {}}
-    there = dataclasses.replace(config, output_dir="there")
-    kept = {"variant": "em", "seed": 1, "config": to_dict(there), **figures, "place": 1}
-    changed = {**kept, "config": to_dict(other), "place": 2}
-    elsewhere = {**kept, "seed": 2, "place": 3}
-    assert records.find_record(Run("em", config), [changed, kept, {**kept, "place": 4}, changed, elsewhere]) == (
-        {**kept, "place": 4},
-        "",
-    )
-    assert records.find_record(Run("em", config), [changed]) == (None, "--rounds 7 there, 2 here")
-    assert records.find_record(Run("sft", config), [kept]) == (None, "")
-    # Another method's settings make no difference.
-    policy = dataclasses.replace(config.policy_gradient, kl=3.0)
-    of_others = dataclasses.replace(config, policy_gradient=policy)
-    assert records.find_record(Run("em", of_others), [kept]) == (kept, "")
-    assert records.find_record(Run("em", dataclasses.replace(of_others, method="ppo")), [kept])[0] is None
-    # Neither do those that the method does not read.
-    for method, changed_step, is_found in (
-        ("ppo", {"steps": 9}, True),
+def test_settings_that_a_method_does_not_read_may_differ(tmp_path: Path) -> None:
+    policy = dataclasses.replace(RunConfig().policy_gradient, kl=3.0)
+    there = dataclasses.replace(RunConfig(), policy_gradient=policy)
+    for method, there_step, is_found in (
+        ("ppo", {"steps": 9}, False),  # which reads kl
         ("rejection", {"steps": 9}, False),
         ("rejection", {"keep": "all"}, True),
         ("rejection", {"learning_rate": 0.5}, False),
+        ("em", {}, True),
         ("em", {"steps": 9}, False),
     ):
-        sought = from_dict({"method": method}, "", config)
-        recorded = from_dict({"method": method, "m_step": changed_step}, "", there)
-        found, _ = records.find_record(Run("em", sought), [{**kept, "config": to_dict(recorded)}])
-        assert (found is not None) == is_found, (method, changed_step)
-    with pytest.raises(UsageError, match="record of em, seed 1 has no figures of '3-operands'"):
-        records.find_record(Run("em", config), [{**kept, "accuracy": {"q": {}}}])
+        folder = tmp_path / f"{method} {there_step}"
+        sought = from_dict({"method": method, "output_dir": str(folder)}, "")
+        recorded = from_dict({"method": method, "m_step": there_step}, "", there)
+        RunFolder.create(folder, to_dict(recorded)).write_json("results.json", {})
+        with nullcontext() if is_found else pytest.raises(UsageError, match="holds a run with other settings"):
+            assert records.is_finished(Run("em", sought))
 
 
 def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:
@@ -452,16 +426,3 @@ def test_the_names_of_many_rows_fit(tmp_path: Path) -> None:
     height = float(re.findall(r'viewBox="0 0 [\d.]+ ([\d.]+)"', drawn)[0])
     places = [float(y) for y in re.findall(r' y="([\d.-]+)"[^>]*>variant-\d+, p<', drawn)]
     assert len(places) == 40 and min(places) > 0 and max(places) < height
-
-
-@pytest.mark.parametrize("right", [{"p": {"near": None}}, {"p": {"near": "12"}}, {"p": ["1"]}, "1"])
-def test_records_with_broken_marks(tmp_path: Path, right: Any) -> None:
-    file = tmp_path / "comparison.json"
-    file.write_text(
-        json.dumps({"runs": [{**record("sft", 0, near=(1, 2)), "config": {}, "command": "", "right": right}]})
-    )
-    with pytest.raises(UsageError, match=r"comparison\.json: "):
-        records.read_records([file])
-    file.write_text("[" * 200_000)
-    with pytest.raises(UsageError, match="cannot be read"):
-        records.read_records([file])

@@ -171,7 +171,7 @@ def save_plot(
     """
     axes = dict.fromkeys(name for values in numbers.values() for name in values)
     curves = [curve for axis in axes if (curve := plots.Curve.along(axis, numbers)) is not None]
-    shown = {point.split for curve in curves for point in curve.points}
+    shown = {split for curve in curves for split in curve.points}
     if curves and all(row.cells.keys() == shown for row in rows):
         accuracies = {
             row.name: {s: {"accuracy": one.mean, "interval_95": one.interval_95} for s, one in row.cells.items()}

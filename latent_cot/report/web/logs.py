@@ -15,10 +15,11 @@ from typing import Any
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import tool_names
 from latent_cot.evaluation.splits import numbers_of
+from latent_cot.report.plots import Curve
 from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Metric, Task
+from latent_cot.types import Example, Metric, Sweep, Task
 
 Json = dict[str, Any]
 
@@ -131,14 +132,13 @@ def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence
         if event["kind"] == "evaluate" and "interval_95" in event
     }
     numbers = {split: numbers_of(task, split) for _, _, split in latest}
-    names = tuple(dict.fromkeys(name for found in numbers.values() for name in found or ()))
-    trained = {tuple(example.meta.get(name) for name in names) for example in training}
+    trained = Curve.of(Sweep("", (), {split: found for split, found in numbers.items() if found}), training).trained
     return [
         {
             **{name: event[name] for name in ("round", "reasoner", "split", "accuracy", "n")},
             "interval": event["interval_95"],
-            "numbers": (found := numbers[event["split"]]),
-            "trained": tuple(map(found.get, names)) in trained if found and training else None,
+            "numbers": numbers[event["split"]],
+            "trained": event["split"] in trained if numbers[event["split"]] and training else None,
         }
         for event in latest.values()
     ]
