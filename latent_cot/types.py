@@ -186,8 +186,6 @@ class Metric:
     better: Literal["higher", "lower", "neither"] = "higher"
     format: str = "{:.3g}"
     """How a table shows it."""
-    axis: Literal["x", "y"] | None = None
-    """Where the metric is in the plot of a comparison, which draws one metric against another; None: nowhere."""
 
 
 class Task(ABC):

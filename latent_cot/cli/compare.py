@@ -97,9 +97,7 @@ def run(argv: Sequence[str]) -> int:
     if status := _carry_out(options, runs, done, console):
         return status
     of_runs = [records.record_of(one, options.preset) for one in runs]
-    compared, unknown = ([], []) if target is None else paired_difference.differences(of_runs, target)
-    if unknown:
-        say(console, f"Which answers are right is not recorded of {'; '.join(unknown)}: no difference is shown")
+    compared = [] if target is None else paired_difference.differences(of_runs, target)
     rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
     metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
@@ -119,9 +117,8 @@ def run(argv: Sequence[str]) -> int:
     write_text(path / "comparison.md", table.to_markdown(title, tables, metrics, commands))
     numbers = {split: of for split in table.splits_of(rows) if (of := numbers_of(task, split)) is not None}
     try:
-        table.save_plot(rows, path / "comparison.svg", title, metrics, numbers)
+        table.save_plot(rows, path / "comparison.svg", title, numbers)
     except ImportError:
-        (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     if options.json:
         print_json(found)

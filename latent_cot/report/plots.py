@@ -132,7 +132,9 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
     with figure_in(path, 5.2 * len(curves) + 2.0, height) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
-        name_all(figure)
+        named = [axes.get_legend_handles_labels() for axes in figure.axes]
+        handles = {label: handle for of_axes in named for handle, label in zip(*of_axes, strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
 
 
@@ -154,13 +156,6 @@ def _draw(axes: Axes, curve: Curve, results: Results) -> None:
     axes.set(xlabel=plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
     axes.set_xticks(sorted(set(places.values())))
     axes.grid(alpha=0.3)
-
-
-def name_all(figure: Figure) -> None:
-    """A legend of what is drawn in any of its axes."""
-    named = [axes.get_legend_handles_labels() for axes in figure.axes]
-    handles = {label: handle for of_axes in named for handle, label in zip(*of_axes, strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
 
 
 def plain(text: str) -> str:

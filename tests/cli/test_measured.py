@@ -110,4 +110,4 @@ def test_compare(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
         assert row["metrics"]["test"]["length"]["n"] == 6
     assert "likelihood" in called.out
     assert "| likelihood |" in (tmp_path / "all" / "comparison.md").read_text()
-    assert b"gflownet, q" in (tmp_path / "all" / "comparison.svg").read_bytes()
+    assert not (tmp_path / "all" / "comparison.svg").exists()

@@ -52,7 +52,7 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
         "method": run.config.method,
         "seed": run.config.seed,
         **_in_order(run, last),
-        "questions": results.get("questions", {}),
+        "questions": results["questions"],
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": METHODS[run.config.method].planned(run.config)._asdict()},
         "resources": results["resources"],

@@ -178,4 +178,3 @@ def test_the_smoke_preset_runs_end_to_end(
     by_name = {row["variant"]: row["metrics"]["test"] for row in rows}
     assert set(by_name) == set(names)
     assert by_name["beam-5x"]["max-likelihood"]["mean"] >= by_name["sample"]["max-likelihood"]["mean"]
-    assert b"diverse-beam, p" in (tmp_path / "all" / "comparison.svg").read_bytes()
