@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from latent_cot.evaluation import outcomes
+from latent_cot.evaluation.outcomes import Question
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import Figures, Table, data_frame, figure_table, page
 from latent_cot.report.terminal import Items
@@ -99,8 +100,8 @@ class Evaluation:
     """Reasoner -> split -> what became of each question; empty for a task with metrics."""
     measured: dict[str, dict[str, Sequence[Measured]]] = field(default_factory=dict)
     """Reasoner -> split -> the rationales that the metrics are made of."""
-    records: list[dict[str, Any]] = field(default_factory=list)
-    """What became of each question, for `evaluation.outcomes.write`."""
+    questions: dict[str, dict[Question, Mapping[str, float]]] = field(default_factory=dict)
+    """Reasoner -> question -> figure -> value, of those that each question has."""
 
     def ask(self, loop: Method, reasoners: Sequence[Adapter], *, seed: int, progress: bool) -> None:
         """Ask each reasoner the questions, and note what comes of them: see `Run.evaluate`.
@@ -124,7 +125,7 @@ class Evaluation:
                         values = measure(self.task, measured)
                         figures: dict[str, Any] = {m: figure_of(of, n).to_json() for m, of in values.items()}
                         self.measured.setdefault(name, {})[split] = measured
-                        self.records.extend(outcomes.of_measured(name, split, measured, values))
+                        of_each = {m: list(of) for m, of in values.items() if isinstance(of, Sequence)}
                         items.advance(n)
                     else:
                         answered = []
@@ -133,7 +134,10 @@ class Evaluation:
                             items.advance()
                         figures = Accuracy(sum(outcome.correct for outcome in answered), n).to_json()
                         self.outcomes.setdefault(name, {})[split] = answered
-                        self.records.extend(outcomes.of_answered(name, split, outcome) for outcome in answered)
+                        of_each = {outcomes.RIGHT: [float(outcome.correct) for outcome in answered]}
+                    self.questions.setdefault(name, {}).update(
+                        outcomes.of_questions(split, questions.examples, of_each)
+                    )
                     self.figures.setdefault(name, {})[split] = figures
         finally:
             loop.test_rules = rules
@@ -179,6 +183,21 @@ class Evaluation:
             for one in outcomes
         ]
         return data_frame(rows, columns=_ANSWERS)
+
+    def difference(self, other: Evaluation) -> pd.DataFrame:
+        """This less another evaluation of the same questions: a row for each reasoner, split and figure, with what
+        `evaluation.outcomes.Difference` says of them, its 95 % interval over the questions among that. Reasoners
+        of the same name are compared; or, where both have one only, these."""
+        pairs = [(name, name) for name in self.questions if name in other.questions]
+        if len(self.questions) == len(other.questions) == 1:
+            pairs = [(*self.questions, *other.questions)]
+        rows = [
+            {"reasoner": first, "against": second, "split": split, "figure": name, **one.to_json()}
+            for first, second in pairs
+            for split, figures in outcomes.differences([self.questions[first]], [other.questions[second]]).items()
+            for name, one in figures.items()
+        ]
+        return data_frame(rows)
 
     def mistakes_of(self, reasoner: str) -> pd.DataFrame:
         """The categories of mistakes over all splits, the most frequent first: how often, their share of the wrong

@@ -13,11 +13,9 @@ from rich.console import Console
 
 from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
-from latent_cot.evaluation import outcomes
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked
-from latent_cot.run.paths import check_writable
 from latent_cot.types import Task, UsageError
 
 if TYPE_CHECKING:
@@ -69,9 +67,6 @@ class EvalOptions:
     plot: Path | None = None
     """Draw the curves, or the task's own picture of the rationales, into this file: .svg, .pdf or .png. Needs
     matplotlib, the extra `plot`."""
-    outcomes: Path | None = None
-    """Write what became of each question into this file, a JSON object a line: its figures, the answer given, the
-    rationales. `latent-cot paired` compares two such files."""
     trust_code: Switch = False
     """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
@@ -82,8 +77,6 @@ def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(EvalOptions, argv, "eval")
     check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
-    if options.outcomes is not None:
-        check_writable(options.outcomes, "--outcomes")
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
     task, console = asked.task, progress_console(to_stderr=options.json)
     _check_for_task(options, task)
@@ -125,9 +118,6 @@ def run(argv: Sequence[str]) -> int:
         _print_figures(console, found)
         if options.errors:
             _print_errors(console, asked, found)
-    if options.outcomes is not None:
-        outcomes.write(options.outcomes, found.records)
-        say(console, f"written: {options.outcomes}", style="dim")
     if options.plot is not None:
         if task.has_picture:
             drawn = {
