@@ -190,7 +190,7 @@ class Evaluation:
         of the same name are compared; or, where both have one only, these."""
         pairs = [(name, name) for name in self.questions if name in other.questions]
         if len(self.questions) == len(other.questions) == 1:
-            pairs = [(*self.questions, *other.questions)]
+            pairs = list(zip(self.questions, other.questions, strict=True))
         rows = [
             {"reasoner": first, "against": second, "split": split, "figure": name, **one.to_json()}
             for first, second in pairs

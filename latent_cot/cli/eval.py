@@ -65,8 +65,7 @@ class EvalOptions:
     errors: Switch = False
     """Show what the wrong answers did wrong: each category with its share and an example."""
     plot: Path | None = None
-    """Draw the curves, or the task's own picture of the rationales, into this file: .svg, .pdf or .png. Needs
-    matplotlib, the extra `plot`."""
+    """Draw the curves into this file: .svg, .pdf or .png. Needs matplotlib, the extra `plot`."""
     trust_code: Switch = False
     """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
@@ -119,14 +118,7 @@ def run(argv: Sequence[str]) -> int:
         if options.errors:
             _print_errors(console, asked, found)
     if options.plot is not None:
-        if task.has_picture:
-            drawn = {
-                f"{name} on {split}": of for name, splits in found.measured.items() for split, of in splits.items()
-            }
-            with plots.figure_in(options.plot, 8.0, 2.6 * len(drawn)) as figure:
-                task.picture(figure, drawn)
-        else:
-            plots.save_plot(options.plot, found.curves, found.figures, heading)
+        plots.save_plot(options.plot, found.curves, found.figures, heading)
         say(console, f"drawn: {options.plot}", style="dim")
     return 0
 
@@ -165,13 +157,14 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
 
 
 def _check_for_task(options: EvalOptions, task: Task) -> None:
-    curve = options.plot is not None and not task.has_picture
     if options.samples is not None and not task.is_measured:
         raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
-    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
+    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", options.plot is not None)):
         if given and task.is_measured:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
-    if curve and not any(task.sweep(pattern).axes for pattern in options.split):
-        raise UsageError(f"--plot {options.plot}: nothing to draw; add a --split of several, such as operands=3..10")
     if options.plot is not None:
+        if not any(task.sweep(pattern).axes for pattern in options.split):
+            raise UsageError(
+                f"--plot {options.plot}: nothing to draw; add a --split of several, such as operands=3..10"
+            )
         plots.check_plot(options.plot)

@@ -68,18 +68,16 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _row(runs: Sequence[Mapping[str, Any]], reasoner: str) -> Row:
-    first, phases = runs[0], [run["resources"]["phases"] for run in runs]
+    phases = [run["resources"]["phases"] for run in runs]
+    accuracies, metrics = ([run[kind].get(reasoner, {}) for run in runs] for kind in ("accuracy", "metrics"))
     return Row(
-        first["variant"],
+        runs[0]["variant"],
         reasoner,
         tuple(run["seed"] for run in runs),
+        {split: _mean([of_run[split] for of_run in accuracies]) for split in accuracies[0]},
         {
-            split: _mean([run["accuracy"][reasoner][split] for run in runs])
-            for split in first["accuracy"].get(reasoner, {})
-        },
-        {
-            split: {name: _mean([run["metrics"][reasoner][split][name] for run in runs]) for name in names}
-            for split, names in first["metrics"].get(reasoner, {}).items()
+            split: {name: _mean([of_run[split][name] for of_run in metrics]) for name in names}
+            for split, names in metrics[0].items()
         },
         fmean(run["budget"]["trajectories"] for run in runs),
         fmean(run["budget"]["gradient_steps"] for run in runs),
@@ -162,7 +160,7 @@ def to_markdown(title: str, tables: Sequence[Table], metrics: Mapping[str, Metri
 
 def save_plot(rows: Sequence[Row], path: Path, title: str, numbers: Mapping[str, Mapping[str, int]]) -> None:
     """Accuracies as a figure, along the numbers that name their splits. Where these do not name all of them, as in a
-    task without right answers, there is none, and one that is there is removed. Raises as `plots.figure_in` does.
+    task without right answers, there is none, and one that is there is removed. Raises as `plots.save_plot` does.
 
     Args:
         numbers: of each split that is named by some.

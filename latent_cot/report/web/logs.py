@@ -98,16 +98,15 @@ def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]
     Each phase has the columns `round` and `unit`, and those of its figures that are numbers.
     """
     units: dict[str, list[Mapping[str, Any]]] = {}
-    names: dict[str, dict[str, None]] = {}
     for event in events:
         if "unit" in event and event["kind"] != "evaluate":
             units.setdefault(event["kind"], []).append(event)
-            numbers = {name: None for name, value in event.items() if isinstance(value, int | float) and name != "time"}
-            names.setdefault(event["kind"], {"round": None, "unit": None}).update(numbers)
-    return {
-        phase: {name: [_rounded(event.get(name)) for event in found] for name in names[phase]}
-        for phase, found in units.items()
-    }
+    found = {}
+    for phase, of_phase in units.items():
+        numbers = (name for event in of_phase for name, value in event.items() if isinstance(value, int | float))
+        names = [name for name in dict.fromkeys(["round", "unit", *numbers]) if name != "time"]
+        found[phase] = {name: [_rounded(event.get(name)) for event in of_phase] for name in names}
+    return found
 
 
 def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:
