@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from latent_cot.types import Example, Sweep, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
 BAR_WIDTH = 10
@@ -102,9 +104,9 @@ def check_plot(path: Path) -> None:
         raise UsageError("--plot needs matplotlib: pip install 'latent-cot[plot]', or leave --plot out") from None
 
 
-def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
-    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded. The same
-    results give the same file.
+@contextmanager
+def figure_in(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches to draw on, which is then written to `path`: the same figure gives the same file.
 
     Raises ImportError without matplotlib, and UsageError if the file cannot be written.
     """
@@ -112,19 +114,28 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
     from matplotlib.figure import Figure  # not pyplot: it keeps global state and looks for a display
 
     with matplotlib.rc_context({"svg.hashsalt": "latent-cot", "svg.fonttype": "none"}):
-        size = (5.2 * len(curves) + 2.0, max(3.8, 0.22 * len(results) + 0.8))
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
+        try:
+            figure.savefig(path, metadata=metadata)
+        except OSError as error:
+            raise UsageError(f"{path}: the figure cannot be written: {error}") from None
+
+
+def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
+    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
+
+    Raises as `figure_in` does.
+    """
+    height = max(3.8, 0.22 * len(results) + 0.8)
+    with figure_in(path, 5.2 * len(curves) + 2.0, height) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
         named = [axes.get_legend_handles_labels() for axes in figure.axes]
         handles = {label: handle for of_axes in named for handle, label in zip(*of_axes, strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
-        try:
-            figure.savefig(path, metadata=metadata)
-        except OSError as error:
-            raise UsageError(f"{path}: the figure cannot be written: {error}") from None
 
 
 def _draw(axes: Axes, curve: Curve, results: Results) -> None:
