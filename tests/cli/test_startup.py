@@ -58,7 +58,7 @@ def test_every_setting_is_explained(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", ["em", "fit"])
-def test_help_shows_each_setting_with_its_default_on_two_screens(cli: Cli, command: str) -> None:
+def test_help_shows_each_setting_with_its_default(cli: Cli, command: str) -> None:
     out = cli(command, "--help").out
     assert "--rounds INT (default: 1)" in out and "--e-step.warmup INT (default: 8)" in out
     assert "AdamW's peak learning rate." not in out and "--help-verbose" in out
