@@ -22,10 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +183,6 @@ class Metric:
     better: Literal["higher", "lower", "neither"] = "higher"
     format: str = "{:.3g}"
     """How a table shows it."""
-    axis: Literal["x", "y"] | None = None
-    """Where the metric is in the plot of a comparison, which draws one metric against another; None: nowhere."""
 
 
 class Task(ABC):
@@ -328,15 +323,6 @@ class Task(ABC):
 
         Raises UsageError if a package that it needs is not installed, naming the extra."""
         return {}
-
-    def picture(self, figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
-        """Draw the test questions' rationales, by reasoner, on an empty matplotlib figure."""
-        raise NotImplementedError(f"{self.name} has no picture")
-
-    @property
-    def has_picture(self) -> bool:
-        """Whether the task defines `picture`."""
-        return type(self).picture is not Task.picture
 
 
 @runtime_checkable

@@ -1,9 +1,9 @@
 """Rows of a user's text, JSON, JSONL or CSV file, or of a data set on the Hugging Face hub, each with the place to name
 in an error. Neither is trusted.
 
-A data set is written `hub:OWNER/NAME`, with its configuration, split and column where they matter:
-`hub:Skylion007/openwebtext?split=train&column=text`. It is streamed: only the rows that are looked at are fetched. Data
-is read, never run: a data set that brings a program of its own is refused by `datasets` itself.
+A data set is written `hub:OWNER/NAME`, or `hub:OWNER/NAME?split=test` for another split than that of training. It is
+streamed: only the rows that are looked at are fetched. Data is read, never run: a data set that brings a program of its
+own is refused by `datasets` itself.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
-from latent_cot.types import Example, UsageError, did_you_mean, first_line
+from latent_cot.types import Example, UsageError, first_line
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LINE_CHARACTERS = 10_000
@@ -27,16 +26,14 @@ HUB = "hub:"
 MAX_HUB_ROWS = 100_000
 """Rows looked at in a data set of the hub."""
 
-_PARAMETERS = ("config", "split", "column")
-
 Row = tuple[str, dict[str, Any]]
 """Where the row stands (`"hw.jsonl:3"` or `"hw.json, item 3"`) and its fields."""
 
 
-def read_rows(source: str, limit: int = MAX_HUB_ROWS) -> list[Row]:
+def read_rows(source: str) -> list[Row]:
     """The rows of a source.
 
-    * A data set of the hub: its first `limit` rows.
+    * A data set of the hub: its first `MAX_HUB_ROWS` rows.
     * A `.csv` file: its first line names the fields, which are all text.
     * A `.txt` file: each line has the one field `text`.
     * Any other file: one JSON list of objects or one object a line (the content tells which).
@@ -45,7 +42,7 @@ def read_rows(source: str, limit: int = MAX_HUB_ROWS) -> list[Row]:
     absent, empty, not UTF-8, too large (64 MiB, or 10,000 characters in a line of JSON or text) or not of this form.
     """
     if source.startswith(HUB):
-        return list(_hub_rows(source, limit))
+        return list(_hub_rows(source))
     text = _read_text(source)
     if source.lower().endswith(".csv"):
         rows, form = _csv_rows(source, text), "a line with the fields' names, then one line for each"
@@ -57,16 +54,6 @@ def read_rows(source: str, limit: int = MAX_HUB_ROWS) -> list[Row]:
     if not found:
         raise UsageError(f"{source}: the file has no examples; write {form}")
     return found
-
-
-def read_texts(source: str, limit: int = MAX_HUB_ROWS) -> list[tuple[str, str]]:
-    """(place, text) of each row, the text without the white space around it. It is the field `text`, or that of a data
-    set's `column=`.
-
-    Raises UsageError as `read_rows` does, and for a row without that field.
-    """
-    column = hub_parameters(source).get("column", "text") if source.startswith(HUB) else "text"
-    return [(row[0], field(row, column, str).strip()) for row in read_rows(source, limit)]
 
 
 def examples_of(rows: Iterable[Row], build: Callable[[Row], Example]) -> list[Example]:
@@ -103,33 +90,16 @@ def shorten(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-def hub_parameters(source: str) -> dict[str, str]:
-    """The `name` of `hub:OWNER/NAME?split=train&column=text` and its parameters. Raises UsageError."""
-    name, _, query = source.removeprefix(HUB).partition("?")
-    parameters = dict(parse_qsl(query, keep_blank_values=True))
-    for key in parameters:
-        if key not in _PARAMETERS:
-            raise UsageError(
-                f"{source}: unknown parameter {key!r}.{did_you_mean(key, _PARAMETERS)} Write it as "
-                "hub:OWNER/NAME?config=...&split=...&column=..."
-            )
-    if not name:
-        raise UsageError(f"{source}: name a data set, as in hub:OWNER/NAME")
-    return {"name": name, "split": "train", **parameters}
-
-
-def _hub_rows(source: str, limit: int) -> Iterator[Row]:
+def _hub_rows(source: str) -> Iterator[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    hub = hub_parameters(source)
+    name, _, split = source.removeprefix(HUB).partition("?split=")
     try:
-        rows: Any = datasets.load_dataset(hub["name"], hub.get("config"), split=hub["split"], streaming=True)
-        for number, fields in enumerate(islice(rows, limit), start=1):
-            for name, value in fields.items():
-                if isinstance(value, str):
-                    fields[name] = value[:MAX_LINE_CHARACTERS]
-            yield f"{source}, row {number}", fields
+        rows: Any = datasets.load_dataset(name, split=split or "train", streaming=True)
+        for number, fields in enumerate(islice(rows, MAX_HUB_ROWS), start=1):
+            short = {key: v[:MAX_LINE_CHARACTERS] if isinstance(v, str) else v for key, v in fields.items()}
+            yield f"{source}, row {number}", short
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{source}: cannot be read from the hub: {first_line(error)}") from error
 

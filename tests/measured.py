@@ -18,8 +18,8 @@ class LengthTask(ToyTask):
     allowed_characters: str | None = " abc"
     metrics: Mapping[str, Metric] = dataclasses.field(
         default_factory=lambda: {
-            "length": Metric("mean number of characters", "neither", "{:.1f}", axis="x"),
-            "likelihood": Metric("mean log p(Z Y | X) under the base model, nats", axis="y"),
+            "length": Metric("mean number of characters", "neither", "{:.1f}"),
+            "likelihood": Metric("mean log p(Z Y | X) under the base model, nats"),
             "distinct": Metric("different rationales of all questions"),
         }
     )

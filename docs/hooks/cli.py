@@ -31,7 +31,7 @@ def overview() -> str:
         [
             "# Commands",
             "",
-            "Made from the program: `latent-cot COMMAND --help` says the same (`em` and `fit`: `--help-all`).",
+            "Made from the program: `latent-cot COMMAND --help` says the same (`em` and `fit`: `--help-verbose`).",
             "",
             "| command | what it does |",
             "| --- | --- |",
@@ -80,14 +80,15 @@ def parser_of(command: str) -> Any:
 
     try:
         with mock.patch("tyro.cli", ask):
-            call(command, "--help-all")
+            call(command, "--help")
     except Asked as asked:
         cls, arguments = asked.args
     else:
         raise RuntimeError(f"latent-cot {command} takes its options from elsewhere than tyro")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # there is no other way yet to look at the options
-        return tyro.extras.get_parser(cls, prog=arguments["prog"], default=arguments.get("default", tyro.MISSING))
+        shown = {name: arguments[name] for name in ("prog", "description", "default") if name in arguments}
+        return tyro.extras.get_parser(cls, **shown)
 
 
 def code(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, product
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from latent_cot.evaluation import outcomes
+from latent_cot.evaluation.outcomes import Question
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import Figures, Table, data_frame, figure_table, page
 from latent_cot.report.terminal import Items
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from latent_cot.model.lm import Adapter
 
 
-class Results(Mapping[str, Any]):
+class Results(UserDict[str, Any]):
     """What `results.json` holds, as a mapping: accuracies (or metrics) by round, reasoner and split, how near q came to
     the posterior, what it cost. In a notebook it shows the accuracies.
 
@@ -35,16 +37,8 @@ class Results(Mapping[str, Any]):
     """
 
     def __init__(self, record: Mapping[str, Any], metrics: Mapping[str, Metric], splits: Sequence[str]) -> None:
-        self._record, self._metrics, self._order = record, metrics, splits
-
-    def __getitem__(self, key: str) -> Any:
-        return self._record[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._record)
-
-    def __len__(self) -> int:
-        return len(self._record)
+        super().__init__(record)
+        self._metrics, self._order = metrics, splits
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each round, reasoner and split: accuracy, low and high (95 % interval), correct, n. For a task with
@@ -106,8 +100,8 @@ class Evaluation:
     """Reasoner -> split -> what became of each question; empty for a task with metrics."""
     measured: dict[str, dict[str, Sequence[Measured]]] = field(default_factory=dict)
     """Reasoner -> split -> the rationales that the metrics are made of."""
-    records: list[dict[str, Any]] = field(default_factory=list)
-    """What became of each question, for `evaluation.outcomes.write`."""
+    questions: dict[str, dict[Question, Mapping[str, float]]] = field(default_factory=dict)
+    """Reasoner -> question -> figure -> value, of those that each question has."""
 
     def ask(self, loop: Method, reasoners: Sequence[Adapter], *, seed: int, progress: bool) -> None:
         """Ask each reasoner the questions, and note what comes of them: see `Run.evaluate`.
@@ -131,7 +125,7 @@ class Evaluation:
                         values = measure(self.task, measured)
                         figures: dict[str, Any] = {m: figure_of(of, n).to_json() for m, of in values.items()}
                         self.measured.setdefault(name, {})[split] = measured
-                        self.records.extend(outcomes.of_measured(name, split, measured, values))
+                        of_each = {m: list(of) for m, of in values.items() if isinstance(of, Sequence)}
                         items.advance(n)
                     else:
                         answered = []
@@ -140,7 +134,10 @@ class Evaluation:
                             items.advance()
                         figures = Accuracy(sum(outcome.correct for outcome in answered), n).to_json()
                         self.outcomes.setdefault(name, {})[split] = answered
-                        self.records.extend(outcomes.of_answered(name, split, outcome) for outcome in answered)
+                        of_each = {outcomes.RIGHT: [float(outcome.correct) for outcome in answered]}
+                    self.questions.setdefault(name, {}).update(
+                        outcomes.of_questions(split, questions.examples, of_each)
+                    )
                     self.figures.setdefault(name, {})[split] = figures
         finally:
             loop.test_rules = rules
@@ -186,6 +183,21 @@ class Evaluation:
             for one in outcomes
         ]
         return data_frame(rows, columns=_ANSWERS)
+
+    def difference(self, other: Evaluation) -> pd.DataFrame:
+        """This less another evaluation of the same questions: a row for each reasoner, split and figure, with what
+        `evaluation.outcomes.Difference` says of them, its 95 % interval over the questions among that. Reasoners
+        of the same name are compared; or, where both have one only, these."""
+        pairs = [(name, name) for name in self.questions if name in other.questions]
+        if len(self.questions) == len(other.questions) == 1:
+            pairs = list(zip(self.questions, other.questions, strict=True))
+        rows = [
+            {"reasoner": first, "against": second, "split": split, "figure": name, **one.to_json()}
+            for first, second in pairs
+            for split, figures in outcomes.differences([self.questions[first]], [other.questions[second]]).items()
+            for name, one in figures.items()
+        ]
+        return data_frame(rows)
 
     def mistakes_of(self, reasoner: str) -> pd.DataFrame:
         """The categories of mistakes over all splits, the most frequent first: how often, their share of the wrong

@@ -195,10 +195,10 @@ class Run:
         splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
         curves = [Curve.of(sweep, training) for sweep in sweeps]
         points = {
-            point.split: {**numbers, "trained": point.trained}
-            for sweep, curve in zip(sweeps, curves, strict=True)
-            for point in curve.points
-            if (numbers := sweep.points[point.split])
+            split: {**numbers, "trained": split in curve.trained}
+            for curve in curves
+            for split, numbers in curve.points.items()
+            if numbers
         }
         found = Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding)
         names = [reasoner] if reasoner else self.reasoners

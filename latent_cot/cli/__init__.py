@@ -20,12 +20,11 @@ COMMANDS = {
     "fit": "train by any method: EM or one of the baselines",
     "compare": "train and evaluate several methods within the same budget, over seeds, as one table",
     "eval": "accuracy of a run, or of an untrained model, on test splits or a file",
-    "paired": "the difference of two reasoners on the same questions, with its interval",
     "sample": "rationales for one question, with their log-probability and log-reward",
     "report": "one HTML file about runs: settings, curves, accuracies, and their rationales, token by token",
     "export": "a run's reasoner as an adapter or a model for plain transformers, with a model card; to the hub",
     "methods": "list the methods of fit and compare",
-    "tasks": "list the tasks, and how to add one",
+    "tasks": "list the tasks, with their test splits, tools and figures, and how to add one",
     "tools": "list the tools a chain can call, and how to add one",
     "verify": "show that the E-step learns the true posterior, in worlds small enough to list every rationale",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +17,11 @@ from latent_cot import tasks
 from latent_cot.cli.fit import observer, refuse_unwritable
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.settings import check, from_dict, load_config, to_dict
+from latent_cot.config.settings import check, to_dict
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import paired_difference, plan, records, shared_init, table
 from latent_cot.report.comparison.paired_difference import Target
 from latent_cot.report.comparison.plan import Run, Variant
-from latent_cot.report.comparison.records import Record
 from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
@@ -65,9 +64,6 @@ class CompareOptions:
     """A setting for all runs, `flag=value`, or for one method or variant, `ppo:policy_gradient.kl=0.1`. Repeatable."""
     output_dir: Path | None = None
     """The comparison's folder. Default: runs/compare-TASK."""
-    records: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """The comparison.json of an earlier comparison, of another machine's perhaps: what it has of these runs, with the
-    same settings, is taken from there and not done again. Repeatable."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Send each run's figures to a tracker, such as `tensorboard`, `wandb` or `mlflow`; see docs/tracking.md.
     Repeatable."""
@@ -88,13 +84,11 @@ def run(argv: Sequence[str]) -> int:
     runs, budget, path = _plan(options)
     target = None if options.against is None else _target(options.against, runs)
     console = progress_console(to_stderr=options.json)
-    recorded = _recorded(options, runs, console)
-    done = dict.fromkeys(recorded, "recorded")
-    done |= {one.name: "finished" for one in runs if one.name not in recorded and records.is_finished(one)}
+    done = {one.name for one in runs if records.is_finished(one)}
     if options.dry_run:
         for one in runs:
             planned = METHODS[one.config.method].planned(one.config)
-            state = done.get(one.name, "begun, goes on" if _begun(one) else "to do")
+            state = "finished" if one.name in done else "begun, goes on" if _begun(one) else "to do"
             cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
             say(console, f"{one.folder}: {state}; {cost}")
             say(console, f"  {plan.command_of(one.config, options.preset)}")
@@ -102,10 +96,8 @@ def run(argv: Sequence[str]) -> int:
     refuse_unwritable(path)
     if status := _carry_out(options, runs, done, console):
         return status
-    of_runs = [recorded.get(one.name) or records.record_of(one, options.preset) for one in runs]
-    compared, unknown = ([], []) if target is None else paired_difference.differences(of_runs, target)
-    if unknown:
-        say(console, f"Which answers are right is not recorded of {'; '.join(unknown)}: no difference is shown")
+    of_runs = [records.record_of(one, options.preset) for one in runs]
+    compared = [] if target is None else paired_difference.differences(of_runs, target)
     rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
     metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
@@ -125,9 +117,8 @@ def run(argv: Sequence[str]) -> int:
     write_text(path / "comparison.md", table.to_markdown(title, tables, metrics, commands))
     numbers = {split: of for split in table.splits_of(rows) if (of := numbers_of(task, split)) is not None}
     try:
-        table.save_plot(rows, path / "comparison.svg", title, metrics, numbers)
+        table.save_plot(rows, path / "comparison.svg", title, numbers)
     except ImportError:
-        (path / "comparison.svg").unlink(missing_ok=True)  # an earlier one is of other runs
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
     if options.json:
         print_json(found)
@@ -153,9 +144,7 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
         name, record = plan.parse_setting(text, list(own))
         (common if name is None else own[name]).append(record)
     layers: dict[str, Any] = {"preset": options.preset, "file": options.config}
-    base = load_config(**layers, method="em", task=plan.task_of(common))
-    for setting in common:
-        base = from_dict(setting, "--set", base)
+    base = plan.configure(Variant("em", "em", {}), 0, common, [], None, **layers)
     if "," in base.task and not Path(base.task).expanduser().is_file():  # a comma may be part of a file's name
         raise UsageError(f"--task {base.task}: a comparison is of one; give one task, and compare others by themselves")
     tasks.load(base.task)
@@ -209,21 +198,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _recorded(options: CompareOptions, runs: Sequence[Run], console: Console) -> dict[str, Record]:
-    """The runs that the user's records have; says where they have a run with other settings only."""
-    earlier = records.read_records(options.records)
-    found: dict[str, Record] = {}
-    for one in runs:
-        record, other = records.find_record(one, earlier)
-        if record is not None:
-            # Presets may have changed since: the command that means these settings now.
-            found[one.name] = {**record, "command": plan.command_of(one.config, options.preset)}
-        elif other:
-            say(console, f"{one.name}: recorded with other settings ({other}), so it is done again")
-    return found
-
-
-def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, str], console: Console) -> int:
+def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[str], console: Console) -> int:
     """Do what is left to do. Returns 0, or the status of a signal."""
     from latent_cot.run.session import Stopped, open_session, run_loop
 
@@ -233,7 +208,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
         for number, one in enumerate(runs, 1):
             title = f"{one.name} ({number} of {len(runs)})"
             if one.name in done:
-                say(console, f"{title}: {done[one.name]} already", style="dim")
+                say(console, f"{title}: finished already", style="dim")
                 continue
             there = _begun(one)
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")

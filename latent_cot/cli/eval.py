@@ -13,11 +13,9 @@ from rich.console import Console
 
 from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
-from latent_cot.evaluation import outcomes
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked
-from latent_cot.run.paths import check_writable
 from latent_cot.types import Task, UsageError
 
 if TYPE_CHECKING:
@@ -67,11 +65,7 @@ class EvalOptions:
     errors: Switch = False
     """Show what the wrong answers did wrong: each category with its share and an example."""
     plot: Path | None = None
-    """Draw the curves, or the task's own picture of the rationales, into this file: .svg, .pdf or .png. Needs
-    matplotlib, the extra `plot`."""
-    outcomes: Path | None = None
-    """Write what became of each question into this file, a JSON object a line: its figures, the answer given, the
-    rationales. `latent-cot paired` compares two such files."""
+    """Draw the curves into this file: .svg, .pdf or .png. Needs matplotlib, the extra `plot`."""
     trust_code: Switch = False
     """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
@@ -82,8 +76,6 @@ def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(EvalOptions, argv, "eval")
     check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
-    if options.outcomes is not None:
-        check_writable(options.outcomes, "--outcomes")
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
     task, console = asked.task, progress_console(to_stderr=options.json)
     _check_for_task(options, task)
@@ -125,25 +117,15 @@ def run(argv: Sequence[str]) -> int:
         _print_figures(console, found)
         if options.errors:
             _print_errors(console, asked, found)
-    if options.outcomes is not None:
-        outcomes.write(options.outcomes, found.records)
-        say(console, f"written: {options.outcomes}", style="dim")
     if options.plot is not None:
-        if task.has_picture:
-            drawn = {
-                f"{name} on {split}": of for name, splits in found.measured.items() for split, of in splits.items()
-            }
-            with plots.figure_in(options.plot, 8.0, 2.6 * len(drawn)) as figure:
-                task.picture(figure, drawn)
-        else:
-            plots.save_plot(options.plot, found.curves, found.figures, heading)
+        plots.save_plot(options.plot, found.curves, found.figures, heading)
         say(console, f"drawn: {options.plot}", style="dim")
     return 0
 
 
 def _print_figures(console: Console, found: Evaluation) -> None:
     """The curves, and a table of the splits that are on none."""
-    drawn = {} if found.metrics else {point.split for curve in found.curves for point in curve.points}
+    drawn = {} if found.metrics else {split for curve in found.curves for split in curve.points}
     others = {
         reasoner: {name: figures for name, figures in splits.items() if name not in drawn}
         for reasoner, splits in found.figures.items()
@@ -175,13 +157,14 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
 
 
 def _check_for_task(options: EvalOptions, task: Task) -> None:
-    curve = options.plot is not None and not task.has_picture
     if options.samples is not None and not task.is_measured:
         raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
-    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", curve)):
+    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", options.plot is not None)):
         if given and task.is_measured:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
-    if curve and not any(task.sweep(pattern).axes for pattern in options.split):
-        raise UsageError(f"--plot {options.plot}: nothing to draw; add a --split of several, such as operands=3..10")
     if options.plot is not None:
+        if not any(task.sweep(pattern).axes for pattern in options.split):
+            raise UsageError(
+                f"--plot {options.plot}: nothing to draw; add a --split of several, such as operands=3..10"
+            )
         plots.check_plot(options.plot)

@@ -16,7 +16,7 @@ from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, parse, progress_console, say
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items
-from latent_cot.report.web import FORMAT, cache, logs, page
+from latent_cot.report.web import FORMAT, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
 from latent_cot.run.run_folder import write_text
@@ -30,8 +30,7 @@ VALIDATION = "validation"
 class ReportOptions:
     """One HTML file that shows what runs did: settings, curves, accuracies, and their rationales, token by token.
 
-    It needs nothing but a browser. The rationales are sampled from the run's model, scored, and kept in its folder, so
-    that the next report comes at once.
+    It needs nothing but a browser. The rationales are sampled from the run's model and scored.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
@@ -110,21 +109,9 @@ def _questions(
 def _samples(
     one: Run, options: ReportOptions, questions: Mapping[str, Sequence[Example]], console: Console
 ) -> dict[str, Any]:
-    """From the run's folder if they are there, else from its model."""
-    folder, reasoner = one.folder("report"), options.reasoner or one.reasoners[0]
-    settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
-    asked = {split: [example.question for example in examples] for split, examples in questions.items()}
-    wanted = cache.key(folder, {"reasoner": reasoner, **settings, "questions": asked})
-    kept = cache.load(folder, wanted)
-    if kept is not None:
-        return kept
-
     from latent_cot.report.web.samples import sample
 
-    with Items(console, f"{folder.path.name}: questions", sum(map(len, questions.values()))) as progress:
-        made = sample(one.in_memory(), questions, reasoner, **settings, on_done=progress.advance)
-    try:
-        cache.store(folder, wanted, made)
-    except UsageError as error:  # e.g. a run that belongs to somebody else: the report needs no cache
-        say(console, f"not kept for the next report: {error}", style="dim")
-    return made
+    name, reasoner = one.folder("report").path.name, options.reasoner or one.reasoners[0]
+    settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
+    with Items(console, f"{name}: questions", sum(map(len, questions.values()))) as progress:
+        return sample(one.in_memory(), questions, reasoner, **settings, on_done=progress.advance)

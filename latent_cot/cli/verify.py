@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.text import Text
@@ -36,9 +36,6 @@ class VerifyOptions:
     """An objective, as for `em`. Repeatable. Default: all of them."""
     quick: Switch = False
     """Two worlds, both forms of SubTB, no deliberate mistakes: half a minute."""
-    break_: Annotated[Literal["no-s0", "tool-tokens-in-q", "shifted-reward"] | None, tyro.conf.arg(name="break")] = None
-    """Make this mistake and report it as if it were none, with exit status 1. Default: --world and
-    --objective where it must show."""
     json: Switch = False
     """Print the figures as JSON to standard output, and progress to standard error."""
 
@@ -66,13 +63,11 @@ def _cases(options: VerifyOptions) -> list[Case]:
         if name not in known:
             raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
     worlds, objectives = tuple(WORLDS), tuple(OBJECTIVES)
-    if options.break_ is not None:
-        worlds, objectives = (FAULTS[options.break_].world,), (FAULTS[options.break_].objective,)
-    elif options.quick:
+    if options.quick:
         worlds, objectives = verify.QUICK_WORLDS, verify.QUICK_OBJECTIVES
     worlds, objectives = options.world or worlds, options.objective or objectives
-    cases = [verify.Case(world, objective, options.break_) for world in worlds for objective in objectives]
-    if options.break_ or options.quick or options.world or options.objective:
+    cases = [verify.Case(world, objective) for world in worlds for objective in objectives]
+    if options.quick or options.world or options.objective:
         return cases
     return cases + [verify.Case(fault.world, fault.objective, name) for name, fault in FAULTS.items()]
 
@@ -85,10 +80,9 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
     with Items(console, "steps", sum(case.steps for case in cases)) as items:
         results = [run_case(case, settings, items.advance) for case in cases]
     seconds = time.perf_counter() - started
-    # With --break a mistake is treated like sound code, to see it fail.
-    passed = all(result.learned if options.break_ is not None else result.ok for result in results)
+    passed = all(result.ok for result in results)
 
-    _table(results, broken=options.break_ is not None).show(console)
+    _table(results).show(console)
     limits = f"limits: KL {KL_LIMIT} nats, TV {TV_LIMIT}, |error of log Z| {LOG_Z_LIMIT} nats"
     say(console, f"{'passed' if passed else 'FAILED'} ({limits}; {seconds:.0f} s)")
     if options.json:
@@ -98,14 +92,14 @@ def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -
     return 0 if passed else 1
 
 
-def _table(results: Sequence[Result], *, broken: bool) -> Table:
+def _table(results: Sequence[Result]) -> Table:
     caption = "largest values over the questions; KL, TV: exact sums over all rationales; KL, log Z in nats"
     if any(not result.learned and not result.case.required for result in results):
         caption += "; above: not within the limits, and not required to be"
     return Table(
         {
             "world × objective": [_name(result.case) for result in results],
-            "": [Cell(_verdict(result, broken=broken)) for result in results],
+            "": [Cell(_verdict(result)) for result in results],
         },
         {
             "rationales": [str(result.rationales) for result in results],
@@ -124,8 +118,8 @@ def _name(case: Case) -> str:
     return f"{case.world} × {case.objective}" + (f", broken by {case.fault}" if case.fault else "")
 
 
-def _verdict(result: Result, *, broken: bool) -> Text:
-    if result.case.fault is not None and not broken:
+def _verdict(result: Result) -> Text:
+    if result.case.fault is not None:
         return Text("detected", style="green") if result.ok else Text("MISSED", style="bold red")
     if result.learned:
         return Text("pass", style="green")

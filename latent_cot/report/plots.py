@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,33 +26,22 @@ Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Point:
-    """One test split of a curve."""
-
-    split: str
-    values: tuple[int, ...]
-    """Of the curve's axes."""
-    trained: bool
-    """Was there a training question with the same numbers?"""
-
-
-@dataclass(frozen=True)
 class Curve:
     """Test splits along one number or more."""
 
     axes: tuple[str, ...]
-    points: tuple[Point, ...]
+    points: Mapping[str, Mapping[str, int]]
+    """Split -> number -> value, of the axes and of others, in the order in which they are shown."""
+    trained: Collection[str] = ()
+    """The splits with the same numbers as a training question."""
 
     @classmethod
     def of(cls, sweep: Sweep, training: Iterable[Example]) -> Curve:
         """A sweep's points in its order; a question's numbers are read off its `meta`."""
         names = tuple(dict.fromkeys(name for numbers in sweep.points.values() for name in numbers))
-        seen = {tuple(example.meta.get(name) for name in names) for example in training}
-        points = (
-            Point(split, tuple(numbers[axis] for axis in sweep.axes), tuple(map(numbers.get, names)) in seen)
-            for split, numbers in sweep.points.items()
-        )
-        return cls(sweep.axes, tuple(points))
+        seen = {tuple(map(example.meta.get, names)) for example in training}
+        trained = {split for split, numbers in sweep.points.items() if tuple(map(numbers.get, names)) in seen}
+        return cls(sweep.axes, sweep.points, trained)
 
     @classmethod
     def along(cls, axis: str, numbers: Mapping[str, Mapping[str, int]]) -> Curve | None:
@@ -62,45 +51,46 @@ class Curve:
         Args:
             numbers: split -> number -> value.
         """
-        alike: dict[tuple[tuple[str, int], ...], list[tuple[int, str]]] = {}
+        alike: dict[tuple[tuple[str, int], ...], dict[str, Mapping[str, int]]] = {}
         for split, values in numbers.items():
             if axis in values:
                 rest = tuple(sorted((name, value) for name, value in values.items() if name != axis))
-                alike.setdefault(rest, []).append((values[axis], split))
-        found = max(alike.values(), key=len, default=[])
-        if len(found) < 3 or len({value for value, _ in found}) < len(found):
+                alike.setdefault(rest, {})[split] = values
+        found = max(alike.values(), key=len, default={})
+        if len(found) < 3 or len({values[axis] for values in found.values()}) < len(found):
             return None
-        return cls((axis,), tuple(Point(split, (value,), trained=False) for value, split in sorted(found)))
+        return cls((axis,), dict(sorted(found.items(), key=lambda point: point[1][axis])))
 
     def to_json(self) -> dict[str, Any]:
         """The points as rows: split, the axes' values, and whether there were such questions in training."""
         rows = (
-            {"split": point.split, **dict(zip(self.axes, point.values, strict=True)), "trained": point.trained}
-            for point in self.points
+            {"split": split, **{axis: values[axis] for axis in self.axes}, "trained": split in self.trained}
+            for split, values in self.points.items()
         )
         return {"axes": list(self.axes), "points": list(rows)}
 
-    def lines(self) -> Iterator[tuple[str, Sequence[Point]]]:
-        """What is drawn as one line: all points, or, where a second number varies, those that share its value."""
-        for rest in dict.fromkeys(point.values[1:] for point in self.points):
-            label = ", ".join(f"{value} {axis}" for axis, value in zip(self.axes[1:], rest, strict=True))
-            yield label, [point for point in self.points if point.values[1:] == rest]
+    def lines(self) -> dict[str, list[str]]:
+        """Name of what is drawn as one line -> its splits: all of them, or, where a second number varies, those that
+        share its value."""
+        found: dict[str, list[str]] = {}
+        for split, values in self.points.items():
+            found.setdefault(", ".join(f"{values[axis]} {axis}" for axis in self.axes[1:]), []).append(split)
+        return found
 
 
 def curve_table(curve: Curve, results: Results, *, ascii_only: bool = False) -> Table:
     """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar."""
-    columns = zip(*(map(str, point.values) for point in curve.points), strict=True)
-    numbers = {axis: list(column) for axis, column in zip(curve.axes, columns, strict=True)}
-    numbers[curve.axes[-1]] = [f"{point.values[-1]}{'*' if point.trained else ''}" for point in curve.points]
+    numbers = {axis: [str(values[axis]) for values in curve.points.values()] for axis in curve.axes}
+    last = curve.axes[-1]
+    numbers[last] = [n + "*" * (split in curve.trained) for n, split in zip(numbers[last], curve.points, strict=True)]
     character = "#" if ascii_only else "\N{FULL BLOCK}"
 
     def bar(accuracy: Mapping[str, Any]) -> str:
         length: int = round(BAR_WIDTH * accuracy["accuracy"])
         return (character * length).ljust(BAR_WIDTH + 1) + accuracy_text(accuracy)
 
-    bars = {name: [bar(splits[point.split]) for point in curve.points] for name, splits in results.items()}
-    trained = "; * as in training" if any(point.trained for point in curve.points) else ""
-    return Table(numbers, bars, "% right (95 % interval)" + trained)
+    bars = {name: [bar(splits[split]) for split in curve.points] for name, splits in results.items()}
+    return Table(numbers, bars, "% right (95 % interval)" + ("; * as in training" if curve.trained else ""))
 
 
 def check_plot(path: Path) -> None:
@@ -136,41 +126,36 @@ def figure_in(path: Path, width: float, height: float) -> Iterator[Figure]:
 def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
     """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
 
-    Raises UsageError if it cannot be written.
+    Raises as `figure_in` does.
     """
     height = max(3.8, 0.22 * len(results) + 0.8)
     with figure_in(path, 5.2 * len(curves) + 2.0, height) as figure:
         for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             _draw(axes, curve, results)
-        name_all(figure)
+        named = [axes.get_legend_handles_labels() for axes in figure.axes]
+        handles = {label: handle for of_axes in named for handle, label in zip(*of_axes, strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
 
 
 def _draw(axes: Axes, curve: Curve, results: Results) -> None:
-    for reasoner, splits in results.items():
-        for label, points in curve.lines():
-            where = [point.values[0] for point in points]
-            figures = [splits[point.split] for point in points]
-            right = [100 * figure["accuracy"] for figure in figures]
-            low, high = ([100 * figure["interval_95"][end] for figure in figures] for end in (0, 1))
+    places = {split: values[curve.axes[0]] for split, values in curve.points.items()}
+    for reasoner, accuracies in results.items():
+        for label, splits in curve.lines().items():
+            where = [places[split] for split in splits]
+            right = [100 * accuracies[split]["accuracy"] for split in splits]
+            low, high = ([100 * accuracies[split]["interval_95"][end] for split in splits] for end in (0, 1))
             name = f"{reasoner}, {label}" if label else reasoner
             marker = MARKERS[len(axes.get_lines()) % len(MARKERS)]
             (line,) = axes.plot(where, right, marker=marker, markersize=4, label=plain(name))
             axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    for number, value in enumerate(sorted({point.values[0] for point in curve.points if point.trained})):
+    for number, value in enumerate(sorted({places[split] for split in curve.trained})):
         # matplotlib leaves what begins with an underscore out of the legend
         label = "_again" if number else "as in training"
         axes.axvspan(value - 0.5, value + 0.5, color="0.92", zorder=0, linewidth=0, label=label)
     axes.set(xlabel=plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
-    axes.set_xticks(sorted({point.values[0] for point in curve.points}))
+    axes.set_xticks(sorted(set(places.values())))
     axes.grid(alpha=0.3)
-
-
-def name_all(figure: Figure) -> None:
-    """A legend of what is drawn in any of its axes."""
-    named = [axes.get_legend_handles_labels() for axes in figure.axes]
-    handles = {label: handle for of_axes in named for handle, label in zip(*of_axes, strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize="small")
 
 
 def plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from operator import add, mul, sub
 
 OPERATORS = "+-*"
@@ -18,7 +19,7 @@ MAX_CHARACTERS = MAX_OPERANDS * (MAX_DIGITS + 5)
 
 _COMPUTE: dict[str, Callable[[int, int], int]] = {"+": add, "-": sub, "*": mul}
 _TYPED = str.maketrans({"\N{MULTIPLICATION SIGN}": "*", "\N{MINUS SIGN}": "-"})
-_OPERAND = re.compile(r" *(-?)([0-9]+)")
+_OPERAND = re.compile(r" *(-?[0-9]+)")
 _OPERATOR = re.compile(r" *([-+*])")
 
 
@@ -78,28 +79,23 @@ def parse(text: str) -> Expression:
     text = text.translate(_TYPED).strip()
     if not text:
         raise ValueError("there is no expression")
-    operands: list[int] = []
-    operators: list[str] = []
+    parts: list[str] = []
     position = 0
-    while True:
-        operand = _OPERAND.match(text, position)
-        if operand is None:
-            raise ValueError(f"expected an integer at {_at(text, position)}")
-        sign, digits = operand.groups()
-        if len(digits) > MAX_DIGITS:
-            raise ValueError(f"an integer of {len(digits)} digits; at most {MAX_DIGITS} are allowed")
-        operands.append(-int(digits) if sign else int(digits))
-        position = operand.end()
-        if position == len(text):
+    for what, pattern in cycle((("an integer", _OPERAND), ("+, - or *", _OPERATOR))):
+        part = pattern.match(text, position)
+        if part is None:
+            raise ValueError(f"expected {what} at {_at(text, position)}")
+        parts.append(part[1])
+        position = part.end()
+        if pattern is _OPERAND and position == len(text):
             break
-        operator = _OPERATOR.match(text, position)
-        if operator is None:
-            raise ValueError(f"expected +, - or * at {_at(text, position)}")
-        operators.append(operator.group(1))
-        position = operator.end()
+    operands, operators = parts[::2], parts[1::2]
+    longest = max(len(operand.removeprefix("-")) for operand in operands)
+    if longest > MAX_DIGITS:
+        raise ValueError(f"an integer of {longest} digits; at most {MAX_DIGITS} are allowed")
     if len(operands) > MAX_OPERANDS:
         raise ValueError(f"{len(operands)} operands; at most {MAX_OPERANDS} are allowed")
-    return Expression(tuple(operands), tuple(operators))
+    return Expression(tuple(map(int, operands)), tuple(operators))
 
 
 def rationale(steps: Sequence[Step]) -> str:

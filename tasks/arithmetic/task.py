@@ -10,7 +10,7 @@ from latent_cot.tasks.arithmetic.examples import build, demonstrate, from_row, p
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
-from latent_cot.tasks.common import distinct, drop_seen, share_of
+from latent_cot.tasks.common import distinct, drop_seen
 from latent_cot.tasks.files import examples_of, read_rows, shorten
 from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
@@ -145,8 +145,6 @@ def answer(text: str, result: str | None) -> str | None:
         repeated = len(rows) - len(demonstrations) - len(pairs)
 
         shown, unseen = tuple(demonstrations[: request.demonstrations]), pairs[: request.unlabelled]
-        trained_on = {e.question for e in (*shown, *unseen)}
-        in_test_share = sum(share_of(question) == "test" for question in trained_on)
         notes = [
             f"{request.train_file}: {len(rows)} examples read; using {len(shown)} of {len(demonstrations)} with a "
             f"rationale and {len(unseen)} of {len(pairs)} without.",
@@ -154,11 +152,6 @@ def answer(text: str, result: str | None) -> str | None:
         ]
         if repeated:
             notes.append(f"{repeated} repeated examples were dropped.")
-        if in_test_share:
-            notes.append(
-                f"{in_test_share} of the {len(trained_on)} training questions could also be drawn for a "
-                "generated test split; they have to be dropped there."
-            )
         everything = frozenset(e.question for e in rows)
         return TaskData(shown, tuple(unseen), self._validation(request, settings, everything), tuple(notes))
 

@@ -19,7 +19,7 @@ MAX_CHARACTERS = 1_000
 
 METRICS: Mapping[str, Metric] = {
     "max-likelihood": Metric(
-        "log p(Z . | X) of a prompt's likeliest continuation, under the base model, nats", format="{:.2f}", axis="y"
+        "log p(Z . | X) of a prompt's likeliest continuation, under the base model, nats", format="{:.2f}"
     ),
     "mean-likelihood": Metric("mean log p(Z . | X) of a prompt's continuations, likewise", format="{:.2f}"),
     "token-likelihood": Metric(
@@ -28,7 +28,6 @@ METRICS: Mapping[str, Metric] = {
     "diversity": Metric(
         "1 - mean cosine of the sentence embeddings of a prompt's continuations, over all pairs",
         format="{:.3f}",
-        axis="x",
     ),
     "distinct": Metric("different continuations of a prompt, as a share of all", format="{:.3f}"),
     "distinct-2": Metric("different pairs of neighbouring words of them, as a share of all pairs", format="{:.3f}"),

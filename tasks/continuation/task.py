@@ -14,7 +14,7 @@ from pathlib import Path
 
 from latent_cot.tasks import embeddings
 from latent_cot.tasks.continuation import metrics
-from latent_cot.tasks.files import HUB, Row, examples_of, read_texts, shorten
+from latent_cot.tasks.files import HUB, examples_of, field, read_rows, shorten
 from latent_cot.tasks.plain import SourceTask
 from latent_cot.types import Example, Measured, UsageError
 
@@ -54,13 +54,11 @@ class Continuation(SourceTask):
     def read(self, path: str) -> list[Example]:
         """Each distinct prompt of a file once, whichever share it is in; of the hub's documents, those that begin with
         plain sentences, cut to these."""
-        texts = read_texts(path)
+        texts = [(row[0], field(row, "text", str).strip()) for row in read_rows(path)]
         if path.startswith(HUB):
             texts = [(where, found.group().strip()) for where, text in texts if (found := _BEGINNING.match(text))]
-        return self.usable(examples_of([(where, {"text": text}) for where, text in texts], self._of_row))
-
-    def _of_row(self, row: Row) -> Example:
-        return self.example(row[1]["text"])
+        rows = [(where, {"text": text}) for where, text in texts]
+        return self.usable(examples_of(rows, lambda row: self.example(row[1]["text"])))
 
     def example(self, question: str, answer: str | None = None) -> Example:
         """The question is the prompt; there is no answer to give."""

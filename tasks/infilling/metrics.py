@@ -20,12 +20,12 @@ from latent_cot.types import Measured, Metric, UsageError
 MAX_CHARACTERS = 1_000
 
 METRICS: Mapping[str, Metric] = {
-    "ending": Metric("log p(Y | X Z) of the ending, under the base model, nats", format="{:.2f}", axis="y"),
+    "ending": Metric("log p(Y | X Z) of the ending, under the base model, nats", format="{:.2f}"),
     "infill": Metric("log p(Z | X) of the infill itself, under the base model, nats", "neither", "{:.2f}"),
     "bleu-4": Metric("BLEU-4 with the sentence that was there as the reference, 0 to 100", format="{:.2f}"),
     "chrf": Metric("chrF with it as the reference, 0 to 100", format="{:.2f}"),
     "gleu": Metric("GLEU with it as the reference, 0 to 100", format="{:.2f}"),
-    "similarity": Metric("cosine of its and that sentence's embeddings, -1 to 1", format="{:.3f}", axis="x"),
+    "similarity": Metric("cosine of its and that sentence's embeddings, -1 to 1", format="{:.3f}"),
     "distinct-1": Metric("different words of all infills, as a share of their words", format="{:.3f}"),
     "distinct-2": Metric("different pairs of neighbouring words, likewise", format="{:.3f}"),
     "words": Metric("words of an infill", "neither", "{:.1f}"),

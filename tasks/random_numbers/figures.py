@@ -6,12 +6,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from latent_cot.types import Measured, Metric
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 METRICS: Mapping[str, Metric] = {
     "valid": Metric("share of samples that are a number between the bounds, and end there", format="{:.2%}"),
@@ -99,18 +95,3 @@ def tv_from_uniform(shares: Sequence[float]) -> float:
     """Half the sum of absolute differences; the shares need not add up to 1, what is missing is something else."""
     k, rest = len(shares), max(0.0, 1 - math.fsum(shares))
     return (math.fsum(abs(share - 1 / k) for share in shares) + rest) / 2
-
-
-def draw(figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
-    """A panel a reasoner: how often each number was sampled, and the uniform distribution, with the interval that 95 %
-    of the bars of so many uniform samples would be in."""
-    panels = [(name, question) for name, questions in results.items() for question in questions]
-    for axes, (name, question) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
-        counts, low = histogram(question), question.example.meta["low"]
-        n, k = question.n, len(counts)
-        spread = 1.96 * math.sqrt((1 / k) * (1 - 1 / k) / n)
-        axes.bar(range(low, low + k), [count / n for count in counts], width=0.9)
-        axes.axhline(1 / k, color="black", linewidth=0.8, label="uniform, with the 95 % interval of its samples")
-        axes.axhspan(1 / k - spread, 1 / k + spread, color="black", alpha=0.15, linewidth=0)
-        axes.set(title=f"{name}: {sum(counts):,} of {n:,} samples are valid", ylabel="share", xlim=(low - 1, low + k))
-        axes.legend(fontsize="small", loc="upper right")

@@ -7,15 +7,11 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from latent_cot.tasks.common import check_options
 from latent_cot.tasks.files import examples_of, field, read_rows, shorten
 from latent_cot.tasks.random_numbers import figures
 from latent_cot.types import DataRequest, Example, Measured, Task, TaskData, UsageError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MOST_NUMBERS = 10_000
 """Between the bounds: each is scored by itself in tests."""
@@ -103,6 +99,3 @@ class RandomNumbers(Task):
 
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         return figures.measure(questions)
-
-    def picture(self, figure: Figure, results: Mapping[str, Sequence[Measured]]) -> None:
-        figures.draw(figure, results)

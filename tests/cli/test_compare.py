@@ -99,31 +99,6 @@ def test_what_is_done_is_not_done_again(
     assert "sft/seed0: holds a run with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.err
 
 
-def test_what_is_recorded_is_not_done_again(
-    cli: Cli, compared: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    earlier = compared / "comparison.json"
-    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "all", "--records", earlier]
-    with monkeypatch.context() as patch:
-        patch.setattr(session, "open_session", refuse_to_load)
-        called = cli(*command, "--json")
-    assert called.status == 0, called.err
-    assert called.err.count("recorded already") == len(METHODS)
-    before = json.loads(earlier.read_text())
-    assert called.json["rows"] == before["rows"]
-    assert called.json["runs"] == before["runs"]
-    assert sorted(file.name for file in (tmp_path / "all").iterdir()) == [
-        "comparison.json",
-        "comparison.md",
-        "comparison.svg",
-    ]
-
-    changed = cli(*command, "--methods", "sft,few-shot", "--set", "sft:m_step.learning_rate=0.5", "--dry-run")
-    assert "sft, seed 0: recorded with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.out
-    assert "sft/seed0: to do" in changed.out
-    assert "few-shot/seed0: recorded" in changed.out
-
-
 def test_round_zero_is_done_once(compared: Path) -> None:
     """By the first method that trains; the others take it over, with its log and its costs."""
     (kept,) = (compared / ".round-0").iterdir()
@@ -272,8 +247,6 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--set", "sft:task=random_numbers"], ["sft: its task is random_numbers", "arithmetic"]),
         (["--task", "arithmetik"], ["unknown task 'arithmetik'", "Did you mean 'arithmetic'?"]),
         (["--task", "arithmetic,random_numbers"], ["--task arithmetic,random_numbers: ", "give one task"]),
-        (["--records", "nowhere.json"], ["--records nowhere.json: cannot be read", "No such file"]),
-        (["--records", __file__], ["test_compare.py: cannot be read"]),
     ],
 )
 def test_bad_input(cli: Cli, argv: list[str], parts: list[str]) -> None:
@@ -318,7 +291,7 @@ def test_em_is_for_em(cli: Cli, tmp_path: Path) -> None:
     called = cli("em", "--config", file)
     assert called.status == 2
     assert "latent-cot fit" in called.err
-    assert "--policy-gradient.kl" in cli("fit", "--help-all").out
+    assert "--policy-gradient.kl" in cli("fit", "--help-verbose").out
 
 
 def test_fit_of_a_method_leaves_a_run_for_eval_and_sample(cli: Cli, compared: Path) -> None:

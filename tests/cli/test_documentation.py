@@ -175,19 +175,12 @@ def test_a_documented_command_works(
     command, _, target = command.partition(" > ")
     arguments = [str(tiny_model_dir) if word == "smollm2-135m" else word for word in shlex.split(command)[1:]]
     for word in arguments[1:]:
-        if word.endswith("/comparison.json"):  # one that has none of these runs
-            Path(word).parent.mkdir(parents=True)
-            Path(word).write_text('{"runs": []}')
-        elif word.startswith("runs/") and not Path(word).exists() and "--output-dir" not in arguments:
+        if word.startswith("runs/") and not Path(word).exists() and "--output-dir" not in arguments:
             shutil.copytree(run_of(task_of(word)), word)
     if arguments[0] == "verify":
         pytest.skip("its quick form is run by tests/methods/test_verify.py; in full it takes minutes")
     if arguments[0] == "eval":
         arguments += ["--size", "3", "--max-tokens", "8"]
-    if arguments[0] == "paired":
-        for word in sorted({word for word in arguments if word.endswith(".jsonl")}):
-            made = ["--reasoner", "p", "--split", "4-operands", "--size", "3", "--max-tokens", "8", "--outcomes", word]
-            assert cli("eval", "runs/mine", *made).status == 0
     if arguments[0] == "report" and "--no-model" not in arguments:
         arguments += ["--questions", "1", "-n", "4"]
     if arguments[0] == "compare":

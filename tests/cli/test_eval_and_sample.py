@@ -110,56 +110,6 @@ def test_errors(cli: Cli, finished: Path) -> None:
     assert all(row["category"] in shown.out for rows in found["errors"]["p"].values() for row in rows)
 
 
-def test_outcomes_side_by_side(cli: Cli, finished: Path, tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
-    options = ["eval", finished, "--split", "operands=3,4", "--size", 6]
-    found = cli(*options, "--outcomes", ours, "--json").json["results"]
-    records = [json.loads(line) for line in ours.read_text().splitlines()]
-    assert len(records) == 2 * 2 * 6
-    for reasoner, splits in found.items():
-        for split, figures in splits.items():
-            of_split = [r for r in records if (r["reasoner"], r["split"]) == (reasoner, split)]
-            assert sum(r["figures"]["right"] for r in of_split) == figures["correct"]
-            assert all((r["answer"] == r["expected"]) == r["figures"]["right"] for r in of_split)
-            assert all(r["rationales"][0]["count"] == 1 for r in of_split)
-
-    assert cli(*options, "--reasoner", "q", "--outcomes", theirs).status == 0
-    called = cli("paired", ours, "--against", theirs, "--reasoner", "p", "--json")
-    difference = called.json["differences"]["3-operands"]["right"]
-    assert called.json["left_out"] == 0
-    assert difference["first"] == found["p"]["3-operands"]["accuracy"]
-    assert difference["second"] == found["q"]["3-operands"]["accuracy"]
-    assert difference["higher"] - difference["lower"] == pytest.approx(6 * difference["difference"])
-    shown = cli("paired", ours, ours, "--against", theirs, "--reasoner", "q")
-    assert shown.status == 0, shown.err
-    assert "3-operands" in shown.out and "+0.0 (" in shown.out
-    assert f"first: q of {ours}, q of {ours}\n" in shown.out and f"against: q of {theirs}\n" in shown.out
-    assert called.json["reasoners"] == [["p"], ["q"]]
-
-
-def test_paired_needs_questions_in_common(cli: Cli, finished: Path, tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
-    for file, split in ((ours, "3-operands"), (theirs, "4-operands")):
-        cli("eval", finished, "--reasoner", "p", "--split", split, "--size", 2, "--outcomes", file)
-    called = cli("paired", ours, "--against", theirs)
-    assert called.status == 2
-    assert "--split" in called.err
-    assert cli("paired", "--against", theirs).status == 2
-    assert cli("paired", ours).status == 2
-    cli("eval", finished, "--reasoner", "p", "--split", "operands=3,4", "--size", 2, "--outcomes", theirs)
-    assert "2 questions are not in all" in cli("paired", ours, "--against", theirs).out
-
-
-def test_outcomes_that_cannot_be_written_are_told_at_once(cli: Cli, finished: Path, tmp_path: Path) -> None:
-    called = cli("eval", finished, "--split", "no-such-split", "--outcomes", tmp_path / "no" / "o.jsonl")
-    assert called.status == 2
-    assert "--outcomes" in called.err and "its folder does not exist" in called.err
-    kept = tmp_path / "o.jsonl"
-    kept.write_text("as it was")
-    assert cli("eval", finished, "--split", "no-such-split", "--outcomes", kept).status == 2
-    assert kept.read_text() == "as it was"
-
-
 def published(folder: Path, name: str, *questions: str) -> Path:
     """A file in the form of those published with the paper."""
     examples = [tasks.load("arithmetic").example(question) for question in questions]

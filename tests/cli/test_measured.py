@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
+import latent_cot as lc
 from latent_cot.cli import main
 from tests.cli.conftest import Cli
 from tests.conftest import ROOT
@@ -56,15 +57,13 @@ def test_eval(cli: Cli, fitted: Path) -> None:
     assert "length" in shown.out and "likelihood" in shown.out
 
 
-def test_outcomes(cli: Cli, fitted: Path, tmp_path: Path) -> None:
-    hot, cold = tmp_path / "hot.jsonl", tmp_path / "cold.jsonl"
-    options = ["eval", fitted, "--trust-code", "--samples", 7, "--json"]
-    found = cli(*options, "--outcomes", hot).json["results"]["q"]["test"]
-    cli(*options, "--temperature", 0, "--outcomes", cold)
-    differences = cli("paired", hot, "--against", cold, "--json").json["differences"]["test"]
-    assert set(differences) == {name for name, figure in found.items() if figure["interval_95"] is not None}
-    assert differences["length"]["first"] == pytest.approx(found["length"]["value"])
-    assert all(sum(r["count"] for r in json.loads(line)["rationales"]) == 7 for line in hot.read_text().splitlines())
+def test_differences_of_figures(fitted: Path) -> None:
+    run = lc.load(fitted, trust_code=True)
+    hot, cold = (run.evaluate(samples=7, temperature=t, progress=False) for t in (None, 0.0))
+    found = hot.difference(cold)
+    figures = hot.figures["q"]["test"]
+    assert set(found["figure"]) == {name for name, figure in figures.items() if figure["interval_95"] is not None}
+    assert found.set_index("figure")["first"]["length"] == pytest.approx(figures["length"]["value"])
 
 
 def test_eval_of_a_model(cli: Cli, tiny_model_dir: Path) -> None:
@@ -110,4 +109,4 @@ def test_compare(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
         assert row["metrics"]["test"]["length"]["n"] == 6
     assert "likelihood" in called.out
     assert "| likelihood |" in (tmp_path / "all" / "comparison.md").read_text()
-    assert b"gflownet, q" in (tmp_path / "all" / "comparison.svg").read_bytes()
+    assert not (tmp_path / "all" / "comparison.svg").exists()

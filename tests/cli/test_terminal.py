@@ -14,8 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from latent_cot.cli import paired
-from latent_cot.evaluation.outcomes import RIGHT, Difference
 from latent_cot.methods.state import Phase
 from latent_cot.report.tables import Table, bar, figure_table
 from latent_cot.report.terminal import Display, Items, marked, round_columns, samples_table, time_left
@@ -116,13 +114,13 @@ def test_wide_tables_are_divided_not_cut() -> None:
 
 
 @pytest.mark.parametrize("split", ["3-operands", "/somewhere/with/a/long/name/that/has/no/end/questions.jsonl"])
-def test_differences_on_a_narrow_terminal_are_not_cut(split: str) -> None:
+def test_a_long_name_on_a_narrow_terminal_is_not_cut(split: str) -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
-    table = paired.table_of({split: {RIGHT: Difference(500, 0.875, 0.5, (0.125, 0.625), 400, 100, 0.001)}})
-    table.show(console)
+    figures = {"questions": "500", "first": "87.5", "difference (95 %)": "+37.5 (+12.5 to +62.5)", "p": "0.001"}
+    Table({"split": [split]}, {name: [text] for name, text in figures.items()}).show(console)
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    assert "+37.5 (+12.5 to +62.5)" in text and "difference (95 %)" in text and "0.001" in text
+    assert all(name in text and value in text for name, value in figures.items())
     assert split[:20] in text and split[-8:] in text
     assert text.count("┏") <= 3, "a long name does not leave each column a table of its own"
 

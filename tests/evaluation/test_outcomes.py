@@ -1,13 +1,10 @@
-"""Reasoners beside each other on the same questions: the differences, their intervals, the files they come from."""
+"""Reasoners beside each other on the same questions: the differences, their intervals."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.intervals import of_matched_proportions, of_mean
-from latent_cot.evaluation.outcomes import Question, differences
-from latent_cot.types import Example, Measured, Rationale, Sample, UsageError
+from latent_cot.evaluation.outcomes import Question, differences, of_questions
+from latent_cot.types import Example
 
 Run = dict[Question, Mapping[str, float]]
 
@@ -100,76 +96,11 @@ def test_no_difference_seen_is_not_none_there_is() -> None:
     assert of_matched_proportions(np.ones(1))[1] == 1.0
 
 
-# -- files -------------------------------------------------------------------------------------------------
-
-
-def line(question: object = "1 + 1", **others: object) -> str:
-    return json.dumps({"reasoner": "p", "split": "a", "question": question, "figures": {"right": 1}} | others) + "\n"
-
-
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "o.jsonl"
-    questions = [
-        Measured(Example(x=text, question=text, y=None), [Sample(Rationale((), (), (True,), "z"), count=2)])
-        for text in "ab"
-    ]
-    found: dict[str, float | Sequence[float]]
-    found = {"length": [1.0, math.nan], "all": 3.0, "likelihood": [-math.inf, -2.0]}
-    outcomes.write(file, outcomes.of_measured("q", "test", questions, found))
-    assert outcomes.read(file) == {
-        "q": {Question("test", "a", 0): {"length": 1.0}, Question("test", "b", 0): {"likelihood": -2.0}}
+def test_what_became_of_questions() -> None:
+    examples = [Example(x=text, question=text) for text in ("a", "b", "a")]
+    found = of_questions("test", examples, {"length": [1.0, math.nan, 3.0], "likelihood": [-2.0, -1.0, 0.0]})
+    assert found == {
+        Question("test", "a", 0): {"length": 1.0, "likelihood": -2.0},
+        Question("test", "b", 0): {"likelihood": -1.0},
+        Question("test", "a", 1): {"length": 3.0, "likelihood": 0.0},  # asked again, it is another
     }
-    first = json.loads(file.read_text().splitlines()[0])
-    assert first["rationales"] == [{"text": "z", "count": 2}]
-
-
-def test_a_question_that_is_asked_again_is_another(tmp_path: Path) -> None:
-    file = tmp_path / "o.jsonl"
-    file.write_text(line() + line(figures={"right": 0}))
-    reasoner, found = outcomes.of_reasoner(file, None)
-    assert reasoner and found == {
-        Question("a", "1 + 1", 0): {"right": 1.0},
-        Question("a", "1 + 1", 1): {"right": 0.0},
-    }
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "{",
-        "[]",
-        "3",
-        "[" * 100_000,
-        line(figures=[1]),
-        line(figures={"right": "1"}),
-        line(figures={"right": [1]}),
-        line(figures={"right": 1e999}),
-        line(split=None),
-        line(question=3),
-        "{}",
-    ],
-)
-def test_a_line_that_is_none_is_named(tmp_path: Path, bad: str) -> None:
-    file = tmp_path / "o.jsonl"
-    file.write_text(line() + bad)
-    with pytest.raises(UsageError, match=re.escape(f"{file}, line 2") + ".*--outcomes"):
-        outcomes.read(file)
-
-
-def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    empty, both, there = tmp_path / "empty", tmp_path / "both", tmp_path / "no" / "o.jsonl"
-    empty.write_text("")
-    both.write_text(line() + line(reasoner="q"))
-    with pytest.raises(UsageError, match="no outcomes"):
-        outcomes.read(empty)
-    with pytest.raises(UsageError, match="cannot be read"):
-        outcomes.read(there)
-    with pytest.raises(UsageError, match="cannot be written"):
-        outcomes.write(there, [])
-    with pytest.raises(UsageError, match="--reasoner"):
-        outcomes.of_reasoner(both, None)
-    reasoner, found = outcomes.of_reasoner(both, "q")
-    assert reasoner == "q" and list(found) == [Question("a", "1 + 1", 0)]
-    both.write_text(line(reasoner="x") + line(reasoner="q"))
-    with pytest.raises(UsageError, match="none of p"):
-        outcomes.of_reasoner(both, "p")

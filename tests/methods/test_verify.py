@@ -174,11 +174,10 @@ def test_quick_run_passes(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
-def test_fault_is_noticed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", "--break", name, "--json"]) == 1
-    (result,) = json.loads(capsys.readouterr().out)["results"]
-    assert result["fault"] == name and not result["learned"]
-    assert result["max"]["kl"] > 5 * run.KL_LIMIT
+def test_fault_is_noticed(name: str) -> None:
+    result = run.run_case(run.Case(FAULTS[name].world, FAULTS[name].objective, name), Settings())
+    assert result.ok and not result.learned
+    assert result.worst("kl") > 5 * run.KL_LIMIT
 
 
 def test_untrained_sampler_fails() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import shlex
 import statistics
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -203,49 +203,23 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
         records.is_finished(Run("em", other))
 
 
-@pytest.mark.parametrize(
-    ("content", "missing"), [({}, "'runs'"), ({"runs": [{"variant": "em"}]}, "'seed'"), ({"runs": [3]}, "subscript")]
-)
-def test_records_that_are_none(tmp_path: Path, content: Any, missing: str) -> None:
-    file = tmp_path / "comparison.json"
-    file.write_text(json.dumps(content))
-    with pytest.raises(UsageError, match=rf"comparison.json: is no comparison.json.*{missing}"):
-        records.read_records([file])
-
-
-def test_the_last_record_with_the_same_settings_is_taken() -> None:
-    config = dataclasses.replace(RunConfig(), seed=1, output_dir="here")
-    other = dataclasses.replace(config, rounds=7)
-    figures: dict[str, Any] = {"accuracy": {}, "metrics": {}}
-    there = dataclasses.replace(config, output_dir="there")
-    kept = {"variant": "em", "seed": 1, "config": to_dict(there), **figures, "place": 1}
-    changed = {**kept, "config": to_dict(other), "place": 2}
-    elsewhere = {**kept, "seed": 2, "place": 3}
-    assert records.find_record(Run("em", config), [changed, kept, {**kept, "place": 4}, changed, elsewhere]) == (
-        {**kept, "place": 4},
-        "",
-    )
-    assert records.find_record(Run("em", config), [changed]) == (None, "--rounds 7 there, 2 here")
-    assert records.find_record(Run("sft", config), [kept]) == (None, "")
-    # Another method's settings make no difference.
-    policy = dataclasses.replace(config.policy_gradient, kl=3.0)
-    of_others = dataclasses.replace(config, policy_gradient=policy)
-    assert records.find_record(Run("em", of_others), [kept]) == (kept, "")
-    assert records.find_record(Run("em", dataclasses.replace(of_others, method="ppo")), [kept])[0] is None
-    # Neither do those that the method does not read.
-    for method, changed_step, is_found in (
-        ("ppo", {"steps": 9}, True),
+def test_settings_that_a_method_does_not_read_may_differ(tmp_path: Path) -> None:
+    policy = dataclasses.replace(RunConfig().policy_gradient, kl=3.0)
+    there = dataclasses.replace(RunConfig(), policy_gradient=policy)
+    for method, there_step, is_found in (
+        ("ppo", {"steps": 9}, False),  # which reads kl
         ("rejection", {"steps": 9}, False),
         ("rejection", {"keep": "all"}, True),
         ("rejection", {"learning_rate": 0.5}, False),
+        ("em", {}, True),
         ("em", {"steps": 9}, False),
     ):
-        sought = from_dict({"method": method}, "", config)
-        recorded = from_dict({"method": method, "m_step": changed_step}, "", there)
-        found, _ = records.find_record(Run("em", sought), [{**kept, "config": to_dict(recorded)}])
-        assert (found is not None) == is_found, (method, changed_step)
-    with pytest.raises(UsageError, match="record of em, seed 1 has no figures of '3-operands'"):
-        records.find_record(Run("em", config), [{**kept, "accuracy": {"q": {}}}])
+        folder = tmp_path / f"{method} {there_step}"
+        sought = from_dict({"method": method, "output_dir": str(folder)}, "")
+        recorded = from_dict({"method": method, "m_step": there_step}, "", there)
+        RunFolder.create(folder, to_dict(recorded)).write_json("results.json", {})
+        with nullcontext() if is_found else pytest.raises(UsageError, match="holds a run with other settings"):
+            assert records.is_finished(Run("em", sought))
 
 
 def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:
@@ -283,7 +257,7 @@ def test_rows() -> None:
     assert (sft.trajectories, sft.gradient_steps, sft.seconds, sft.seeds) == (150, 10, 3.0, (0, 1))
 
 
-def test_the_written_tables(tmp_path: Path) -> None:
+def test_the_written_tables() -> None:
     rows = table.summarise(RECORDS)
     text = table.to_markdown("toy", [table.table_of(rows, {})], {}, {"sft seed 0": "latent-cot fit --method sft"})
     assert "| sft, p | 80.0 ± 14.1 (58-92) | 10.0 ± 14.1 (3-30) | 150 | 10 | 0.1 |" in text
@@ -292,18 +266,13 @@ def test_the_written_tables(tmp_path: Path) -> None:
     assert "- sft seed 0: `latent-cot fit --method sft`" in text
     alone = table.table_of([row for row in rows if row.variant == "em"], {}).caption
     assert alone == "% right: one seed (95 % interval of the pooled answers), n = 10"
-    pytest.importorskip("matplotlib")
-    table.save_plot(rows, tmp_path / "a.svg", "toy", {}, {})
-    table.save_plot(rows, tmp_path / "b.svg", "toy", {}, {})
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert "sft, p" in (tmp_path / "a.svg").read_text()
 
 
 # -- metrics instead of right answers ------------------------------------------------------------------------
 
 METRICS = {
-    "likelihood": Metric("mean log p, nats", axis="y", format="{:.1f}"),
-    "diversity": Metric("1 − mean cosine", axis="x"),
+    "likelihood": Metric("mean log p, nats", format="{:.1f}"),
+    "diversity": Metric("1 − mean cosine"),
     "unused": Metric("nobody has it"),
 }
 
@@ -329,7 +298,7 @@ def test_metrics_over_seeds() -> None:
     assert sft.metrics["test"]["diversity"].deviation is None
 
 
-def test_the_table_and_the_plot_of_metrics(tmp_path: Path) -> None:
+def test_the_table_of_metrics() -> None:
     rows = table.summarise(MEASURED)
     figures = table.table_of(rows, METRICS).figures
     assert figures["likelihood"] == ["-", "-11.5 ± 2.1"]
@@ -338,10 +307,6 @@ def test_the_table_and_the_plot_of_metrics(tmp_path: Path) -> None:
     assert "| method, reasoner | likelihood | diversity | trajectories |" in text
     assert "mean ± standard deviation over 2 seeds, n = 5 to 10 questions" in text
     assert "likelihood: mean log p, nats." in text
-    for metrics in (METRICS, {name: Metric("no axis") for name in METRICS}):
-        plot = tmp_path / "plot.svg"
-        table.save_plot(rows, plot, "t", metrics, {})
-        assert b"em, q" in plot.read_bytes()
 
 
 # -- rows beside each other ----------------------------------------------------------------------------------
@@ -371,8 +336,7 @@ REASONERS = {"em": ("q", "p"), "sft": ("p",), "ppo": ("q",)}
 
 
 def test_rows_beside_one_of_them() -> None:
-    found, unknown = paired_difference.differences(MARKED, paired_difference.parse_target("em", REASONERS))
-    assert not unknown
+    found = paired_difference.differences(MARKED, paired_difference.parse_target("em", REASONERS))
     assert [(one.name, one.against, one.seeds) for one in found] == [
         ("sft, p", ("em", "p"), (0, 1)),
         ("ppo, q", ("em", "q"), (0, 1)),
@@ -390,7 +354,7 @@ def test_rows_beside_one_of_them() -> None:
 
 
 def test_all_rows_beside_one_reasoner() -> None:
-    found, _ = paired_difference.differences(MARKED, paired_difference.parse_target("em:p", REASONERS))
+    found = paired_difference.differences(MARKED, paired_difference.parse_target("em:p", REASONERS))
     assert [(one.name, one.against) for one in found] == [
         ("em, q", ("em", "p")),
         ("sft, p", ("em", "p")),
@@ -401,24 +365,14 @@ def test_all_rows_beside_one_reasoner() -> None:
 def test_what_was_asked_other_questions_has_no_difference() -> None:
     others = [*MARKED[:2], marked("sft", 0, asked="b", p="1000"), marked("sft", 1, asked="b", p="1010")]
     target = ("em", "p")
-    _, sft = paired_difference.differences(others, target)[0]
+    _, sft = paired_difference.differences(others, target)
     assert sft.name == "sft, p" and not sft.splits
-    known, _ = paired_difference.differences(MARKED, target)
+    known = paired_difference.differences(MARKED, target)
     assert "| sft, p | em, p | - |" in paired_difference.table_of([sft, *known]).markdown()
 
 
-def test_without_a_digest_of_the_questions_there_is_no_difference() -> None:
-    """The first question of one record need not be the first of the other."""
-    bare = [{**one, "questions": {}} for one in MARKED]
-    found, unknown = paired_difference.differences(bare, ("em", "p"))
-    assert (found, unknown) == ([], ["em, q", "em, p", "sft, p", "ppo, q"])
-
-
-def test_rows_of_which_it_is_not_known() -> None:
-    old = [*MARKED[:2], record("sft", 0, near=(1, 4)), marked("sft", 1, p="1010")]
-    found, unknown = paired_difference.differences(old, ("em", None))
-    assert (found, unknown) == ([], ["sft, p"])
-    assert paired_difference.differences(old, ("sft", None)) == ([], ["sft, p"])
+def test_what_rows_are_compared_with() -> None:
+    assert paired_difference.parse_target("em:p", REASONERS) == ("em", "p")
     with pytest.raises(UsageError, match="'emm' is not compared"):
         paired_difference.parse_target("emm", REASONERS)
     with pytest.raises(UsageError, match="--against ppo:p: the reasoners of ppo are q"):
@@ -430,16 +384,15 @@ def test_accuracies_are_drawn_along_the_numbers_of_their_splits(tmp_path: Path) 
     splits = {"3-operands": (9, 10), "4-operands": (8, 10), "5-operands": (2, 10)}
     numbers = {name: {"operands": 3 + k, "digits": 1} for k, name in enumerate(splits)}
     both = table.summarise([record(name, 0, **splits) for name in ("sft", "em")])
-    table.save_plot(both, tmp_path / "lines.svg", "toy", {}, numbers)
+    table.save_plot(both, tmp_path / "lines.svg", "toy", numbers)
     drawn = (tmp_path / "lines.svg").read_text()
     assert ">operands<" in drawn and ">3-operands<" not in drawn and ">em, p<" in drawn
-    # Nothing may be left out: a split without numbers, or a row without one of the splits, makes bars of all.
-    table.save_plot(both, tmp_path / "a.svg", "toy", {}, {k: numbers[k] for k in list(numbers)[:2]})
+    # Nothing may be left out: with a split without numbers, or a row without one of the splits, nothing is drawn.
+    table.save_plot(both, tmp_path / "lines.svg", "toy", {k: numbers[k] for k in list(numbers)[:2]})
+    assert not (tmp_path / "lines.svg").exists()
     fewer = table.summarise([record("sft", 0, **splits), record("em", 0, **dict(list(splits.items())[:2]))])
-    table.save_plot(fewer, tmp_path / "b.svg", "toy", {}, numbers)
-    for name in ("a.svg", "b.svg"):
-        drawn = (tmp_path / name).read_text()
-        assert ">5-operands<" in drawn and ">operands<" not in drawn
+    table.save_plot(fewer, tmp_path / "lines.svg", "toy", numbers)
+    assert not (tmp_path / "lines.svg").exists()
 
 
 def test_the_names_of_many_rows_fit(tmp_path: Path) -> None:
@@ -447,21 +400,8 @@ def test_the_names_of_many_rows_fit(tmp_path: Path) -> None:
     splits = {"3-operands": (9, 10), "4-operands": (8, 10), "5-operands": (2, 10)}
     numbers = {name: {"operands": 3 + k} for k, name in enumerate(splits)}
     rows = table.summarise([record(f"variant-{k}", 0, **splits) for k in range(40)])
-    table.save_plot(rows, tmp_path / "many.svg", "toy", {}, numbers)
+    table.save_plot(rows, tmp_path / "many.svg", "toy", numbers)
     drawn = (tmp_path / "many.svg").read_text()
     height = float(re.findall(r'viewBox="0 0 [\d.]+ ([\d.]+)"', drawn)[0])
     places = [float(y) for y in re.findall(r' y="([\d.-]+)"[^>]*>variant-\d+, p<', drawn)]
     assert len(places) == 40 and min(places) > 0 and max(places) < height
-
-
-@pytest.mark.parametrize("right", [{"p": {"near": None}}, {"p": {"near": "12"}}, {"p": ["1"]}, "1"])
-def test_records_with_broken_marks(tmp_path: Path, right: Any) -> None:
-    file = tmp_path / "comparison.json"
-    file.write_text(
-        json.dumps({"runs": [{**record("sft", 0, near=(1, 2)), "config": {}, "command": "", "right": right}]})
-    )
-    with pytest.raises(UsageError, match=r"comparison\.json: "):
-        records.read_records([file])
-    file.write_text("[" * 200_000)
-    with pytest.raises(UsageError, match="cannot be read"):
-        records.read_records([file])

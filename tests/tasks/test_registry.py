@@ -69,7 +69,7 @@ def test_instance_in_a_file(tmp_path: Path) -> None:
     code = f"class Mine(Task):{MEMBERS}\nclass Other(Mine):\n    name = 'other'\nTASK = Other()"
     task = tasks.load(write(tmp_path, mine(code)))
     assert task.name == "other"
-    assert not (task.is_measured or task.has_own_reward or task.has_picture)
+    assert not (task.is_measured or task.has_own_reward)
 
 
 def test_single_class_in_a_file(tmp_path: Path) -> None:

@@ -7,29 +7,30 @@ from typing import Any
 
 import pytest
 
-from latent_cot.tasks.files import hub_parameters, read_rows, read_texts
-from latent_cot.types import UsageError
+from latent_cot.tasks import files
+from latent_cot.tasks.files import examples_of, field, read_rows
+from latent_cot.types import Example, UsageError
 
 
 def test_a_text_file_has_a_row_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("One. \r\n\n  Two.\nDrei ü\u2028still three".encode())
-    assert read_texts(str(path)) == [
-        (f"{path}:1", "One."),
-        (f"{path}:3", "Two."),
-        (f"{path}:4", "Drei ü\u2028still three"),
+    assert read_rows(str(path)) == [
+        (f"{path}:1", {"text": "One. \r"}),
+        (f"{path}:3", {"text": "  Two."}),
+        (f"{path}:4", {"text": "Drei ü\u2028still three"}),
     ]
 
 
 def test_a_column_of_other_files(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text('id,text\n1,"Yes, it is."\n')
-    assert read_texts(str(table)) == [(f"{table}:2", "Yes, it is.")]
+    assert [(where, row["text"]) for where, row in read_rows(str(table))] == [(f"{table}:2", "Yes, it is.")]
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"text": " Yes. "}\n{"text": 3}\n')
     assert read_rows(str(lines))[1] == (f"{lines}:2", {"text": 3})
     with pytest.raises(UsageError, match=r"a\.jsonl:2: the field 'text' must be"):
-        read_texts(str(lines))
+        examples_of(read_rows(str(lines)), lambda row: Example(field(row, "text", str)))
 
 
 @pytest.mark.parametrize(
@@ -44,15 +45,6 @@ def test_bad_text_files(tmp_path: Path, content: bytes, named: str) -> None:
     assert str(path) in str(refused.value)
 
 
-def test_how_a_data_set_is_written() -> None:
-    assert hub_parameters("hub:a/b") == {"name": "a/b", "split": "train"}
-    found = hub_parameters("hub:a/b?split=test&column=body&config=en")
-    assert found == {"name": "a/b", "config": "en", "split": "test", "column": "body"}
-    for text, named in [("hub:", "name a data set"), ("hub:a/b?splt=x", "'splt'.* Did you mean 'split'")]:
-        with pytest.raises(UsageError, match=named):
-            hub_parameters(text)
-
-
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -60,18 +52,18 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(*arguments: Any, **settings: Any) -> Any:
         asked.append((arguments, settings))
-        rows = [{"body": f" Text {i}. " + "x" * (20_000 * (i == 1)), "n": i} for i in range(5)]
+        rows = [{"text": f"Text {i}. " + "x" * (20_000 * (i == 1)), "n": i} for i in range(5)]
         return datasets.Dataset.from_list(rows).to_iterable_dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    source = "hub:a/b?split=test&column=body"
-    found = read_texts(source, limit=3)
-    assert asked == [(("a/b", None), {"split": "test", "streaming": True})]
-    assert [where for where, _ in found] == [f"{source}, row {i}" for i in (1, 2, 3)]
-    assert found[0][1] == "Text 0."
-    assert len(found[1][1]) <= 10_000
-    with pytest.raises(UsageError, match=r"row 1: the field 'text' is missing; found: body, n"):
-        read_texts("hub:a/b")
+    monkeypatch.setattr(files, "MAX_HUB_ROWS", 3)
+    found = read_rows("hub:a/b?split=test")
+    assert asked == [(("a/b",), {"split": "test", "streaming": True})]
+    assert [where for where, _ in found] == [f"hub:a/b?split=test, row {i}" for i in (1, 2, 3)]
+    assert found[0][1] == {"text": "Text 0. ", "n": 0}
+    assert len(found[1][1]["text"]) == 10_000
+    read_rows("hub:a/b")
+    assert asked[-1] == (("a/b",), {"split": "train", "streaming": True})
 
 
 @pytest.mark.parametrize("error", [ValueError("no split"), ConnectionError("no\nnetwork"), FileNotFoundError()])

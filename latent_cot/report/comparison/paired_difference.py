@@ -58,37 +58,29 @@ def parse_target(text: str, reasoners: Mapping[str, Sequence[str]]) -> Target:
     return variant, reasoner or None
 
 
-def differences(records: Sequence[Record], target: Target) -> tuple[list[Beside], list[str]]:
-    """Each row beside the target, in their order; and the rows of which it is not known which answers are right.
-
-    The first is empty where that is not known of the target.
-    """
+def differences(records: Sequence[Record], target: Target) -> list[Beside]:
+    """Each row beside the target, in their order."""
     rows: dict[tuple[str, str], dict[int, Mapping[Question, Mapping[str, float]]]] = {}
     for record in records:
-        for reasoner in record["accuracy"]:
+        for reasoner in record["right"]:
             rows.setdefault((record["variant"], reasoner), {})[record["seed"]] = _marks(record, reasoner)
-    known = {row: seeds for row, seeds in rows.items() if all(seeds.values())}
-    unknown = [", ".join(row) for row in rows if row not in known]
-    targets = [reasoner for variant, reasoner in known if variant == target[0]]
+    targets = [reasoner for variant, reasoner in rows if variant == target[0]]
     found = []
-    for (variant, reasoner), seeds in known.items() if targets else ():
+    for (variant, reasoner), seeds in rows.items():
         against = (target[0], target[1] or (reasoner if reasoner in targets else targets[-1]))
-        common = [seed for seed in seeds if seed in known.get(against, ())]
+        common = [seed for seed in seeds if seed in rows[against]]
         if (variant, reasoner) != against and common:
-            by_split = outcomes.differences([seeds[s] for s in common], [known[against][s] for s in common])
+            by_split = outcomes.differences([seeds[s] for s in common], [rows[against][s] for s in common])
             of_right = {split: figures[RIGHT] for split, figures in by_split.items()}
             found.append(Beside(variant, reasoner, against, tuple(common), of_right))
-    return found, unknown
+    return found
 
 
 def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]:
-    """Which questions are right; nothing if that, or what was asked, is not recorded. Other questions have other
-    names."""
-    asked = record.get("questions", {})
+    """Which questions are right. Other questions have other names."""
     return {
-        Question(split, f"{asked[split]}/{number}", 0): {RIGHT: float(mark)}
-        for split, marks in record.get("right", {}).get(reasoner, {}).items()
-        if asked.get(split) is not None
+        Question(split, f"{record['questions'][split]}/{number}", 0): {RIGHT: float(mark)}
+        for split, marks in record["right"][reasoner].items()
         for number, mark in enumerate(marks)
     }
 

@@ -1,12 +1,10 @@
-"""A finished run as a record, from its folder or from the comparison.json of an earlier comparison."""
+"""A finished run as a record, from its folder."""
 
 from __future__ import annotations
 
 import functools
 import json
-import operator
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from latent_cot import tasks
@@ -20,8 +18,6 @@ from latent_cot.types import UsageError, finite
 Record = Mapping[str, Any]
 """As `record_of` makes it and comparison.json has it."""
 
-MAX_RECORDS_BYTES = 2**27
-
 
 def is_finished(run: Run) -> bool:
     """Whether the run is there and complete. Raises UsageError, naming what differs, if another one is."""
@@ -31,54 +27,6 @@ def is_finished(run: Run) -> bool:
             f"{run.folder}: holds a run with other settings ({other}); compare in another --output-dir, or remove it"
         )
     return file.exists() and (run.folder / "results.json").exists()
-
-
-def read_records(files: Iterable[Path]) -> list[Record]:
-    """The runs of earlier comparisons, from their comparison.json. Raises UsageError naming file and run."""
-    found: list[Record] = []
-    for file in files:
-        where = f"--records {file}"
-        try:
-            if file.stat().st_size > MAX_RECORDS_BYTES:
-                raise UsageError(f"{where}: larger than {MAX_RECORDS_BYTES:,} bytes; it is no comparison.json")
-            runs = json.loads(file.read_bytes())["runs"]
-            for run in runs:
-                _check(run)
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: cannot be read ({error})") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{where}: is no comparison.json of `latent-cot compare` (no {error} in a run)") from error
-        found += runs
-    return found
-
-
-def _check(run: Any) -> None:
-    """Raises an error if a record has not what `table.summarise` and `find_record` read of it, or if what says which
-    questions are right is not reasoner -> split -> a "1" or "0" for each."""
-    operator.itemgetter("variant", "seed", "config", "accuracy", "metrics", "command")(run)
-    operator.itemgetter("trajectories", "gradient_steps")(run["budget"])
-    run["resources"]["phases"]
-    marks = [marks for of_reasoner in run.get("right", {}).values() for marks in of_reasoner.values()]
-    if not all(isinstance(one, str) and set(one) <= {"0", "1"} for one in marks):
-        raise TypeError("`right` of ones and zeros")
-
-
-def find_record(run: Run, records: Sequence[Record]) -> tuple[Record | None, str]:
-    """The last record of this run; where it has only been recorded with other settings, what differs.
-
-    Raises UsageError if a record's configuration is none, or figures of a split are missing in it.
-    """
-    other = ""
-    for record in reversed(records):
-        if (record["variant"], record["seed"]) == (run.variant, run.config.seed):
-            found = _other_settings(record["config"], run, f"the record of {run.name}")
-            if not found:
-                try:
-                    return {**record, **_in_order(run, record)}, ""
-                except (KeyError, TypeError) as error:
-                    raise UsageError(f"the record of {run.name} has no figures of {error}; leave it out") from error
-            other = other or found
-    return None, other
 
 
 def _other_settings(there: Any, run: Run, where: str) -> str:
@@ -104,7 +52,7 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
         "method": run.config.method,
         "seed": run.config.seed,
         **_in_order(run, last),
-        "questions": results.get("questions", {}),
+        "questions": results["questions"],
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": METHODS[run.config.method].planned(run.config)._asdict()},
         "resources": results["resources"],

@@ -10,7 +10,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from latent_cot.report import plots
-from latent_cot.report.plots import MARKERS, plain
 from latent_cot.report.tables import Table
 from latent_cot.types import Metric
 
@@ -69,18 +68,16 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _row(runs: Sequence[Mapping[str, Any]], reasoner: str) -> Row:
-    first, phases = runs[0], [run["resources"]["phases"] for run in runs]
+    phases = [run["resources"]["phases"] for run in runs]
+    accuracies, metrics = ([run[kind].get(reasoner, {}) for run in runs] for kind in ("accuracy", "metrics"))
     return Row(
-        first["variant"],
+        runs[0]["variant"],
         reasoner,
         tuple(run["seed"] for run in runs),
+        {split: _mean([of_run[split] for of_run in accuracies]) for split in accuracies[0]},
         {
-            split: _mean([run["accuracy"][reasoner][split] for run in runs])
-            for split in first["accuracy"].get(reasoner, {})
-        },
-        {
-            split: {name: _mean([run["metrics"][reasoner][split][name] for run in runs]) for name in names}
-            for split, names in first["metrics"].get(reasoner, {}).items()
+            split: {name: _mean([of_run[split][name] for of_run in metrics]) for name in names}
+            for split, names in metrics[0].items()
         },
         fmean(run["budget"]["trajectories"] for run in runs),
         fmean(run["budget"]["gradient_steps"] for run in runs),
@@ -161,55 +158,20 @@ def to_markdown(title: str, tables: Sequence[Table], metrics: Mapping[str, Metri
 # -- the plot --------------------------------------------------------------------------------------------
 
 
-def save_plot(
-    rows: Sequence[Row], path: Path, title: str, metrics: Mapping[str, Metric], numbers: Mapping[str, Mapping[str, int]]
-) -> None:
-    """Accuracies, or one metric against another, as a figure. Raises as `plots.figure_in` does.
+def save_plot(rows: Sequence[Row], path: Path, title: str, numbers: Mapping[str, Mapping[str, int]]) -> None:
+    """Accuracies as a figure, along the numbers that name their splits. Where these do not name all of them, as in a
+    task without right answers, there is none, and one that is there is removed. Raises as `plots.save_plot` does.
 
     Args:
-        numbers: of each split that is named by some. Where these say it all, accuracies are drawn along them.
+        numbers: of each split that is named by some.
     """
+    path.unlink(missing_ok=True)  # an earlier one is of other runs
     axes = dict.fromkeys(name for values in numbers.values() for name in values)
     curves = [curve for axis in axes if (curve := plots.Curve.along(axis, numbers)) is not None]
-    shown = {point.split for curve in curves for point in curve.points}
+    shown = {split for curve in curves for split in curve.points}
     if curves and all(row.cells.keys() == shown for row in rows):
         accuracies = {
             row.name: {s: {"accuracy": one.mean, "interval_95": one.interval_95} for s, one in row.cells.items()}
             for row in rows
         }
         plots.save_plot(path, curves, accuracies, title)
-    else:
-        _save_panels(rows, path, title, metrics)
-
-
-def _save_panels(rows: Sequence[Row], path: Path, title: str, metrics: Mapping[str, Metric]) -> None:
-    """A panel for each split, a point a row: the accuracy with its interval; or the metric of the y axis over that of
-    the x axis or, where the task names no such pair, a panel for each metric, with deviations over the seeds."""
-    on = {metric.axis: name for name, metric in metrics.items()}
-    pairs = [(on["x"], on["y"])] if {"x", "y"} <= on.keys() else [(name, None) for name in metrics or [""]]
-    panels = [(split, *pair) for split in splits_of(rows) for pair in pairs]
-    with plots.figure_in(path, 4.6 * len(panels) + 2.0, max(4.0, 0.25 * len(rows) + 1)) as figure:
-        for axes, (split, x, y) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            for place, row in enumerate(rows):
-                found = [row.figures.get((split, name)) for name in (x, y) if name is not None]
-                points = [_point(one) for one in found if one is not None]
-                if len(points) < len(found):
-                    continue
-                (across, x_error), (up, y_error) = points if y else (*points, (place, None))
-                look = {"fmt": MARKERS[place // 10 % len(MARKERS)], "color": f"C{place % 10}", "label": plain(row.name)}
-                axes.errorbar([across], [up], xerr=x_error, yerr=y_error, **look)
-            axes.set(xlabel=plain(x or "right answers (%)"), ylabel=plain(y or ""), title=plain(split))
-            axes.grid(alpha=0.3)
-            if not y:
-                axes.set_yticks([])
-                axes.invert_yaxis()
-        figure.suptitle(plain(title))
-        plots.name_all(figure)
-
-
-def _point(figure: Mean) -> tuple[float, list[list[float]]]:
-    """Where it is on an axis, and how far the error bar goes below and above it; of an accuracy in %."""
-    if figure.interval_95 is None:
-        return figure.mean, [[figure.deviation or 0.0], [figure.deviation or 0.0]]
-    low, high = figure.interval_95
-    return 100 * figure.mean, [[max(0.0, 100 * (figure.mean - low))], [max(0.0, 100 * (high - figure.mean))]]

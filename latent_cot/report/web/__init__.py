@@ -2,7 +2,6 @@
 
     logs.py      what the run has logged: settings, figures of every step, accuracies, rationales
     samples.py   what only the run's model can tell: rationales of test questions, scored token by token
-    cache.py     these, kept in the run folder
     page.py      the HTML file
     assets/      its template, style and script; vendor/ holds the libraries for its plots
 
@@ -10,4 +9,4 @@ What Python hands to the script is JSON, described in `docs/report.md`. Importin
 """
 
 FORMAT = 1
-"""Version of the report's JSON; a cache of another one is not read."""
+"""Version of the report's JSON."""

@@ -15,10 +15,11 @@ from typing import Any
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import tool_names
 from latent_cot.evaluation.splits import numbers_of
+from latent_cot.report.plots import Curve
 from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Metric, Task
+from latent_cot.types import Example, Metric, Sweep, Task
 
 Json = dict[str, Any]
 
@@ -97,16 +98,15 @@ def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]
     Each phase has the columns `round` and `unit`, and those of its figures that are numbers.
     """
     units: dict[str, list[Mapping[str, Any]]] = {}
-    names: dict[str, dict[str, None]] = {}
     for event in events:
         if "unit" in event and event["kind"] != "evaluate":
             units.setdefault(event["kind"], []).append(event)
-            numbers = {name: None for name, value in event.items() if isinstance(value, int | float) and name != "time"}
-            names.setdefault(event["kind"], {"round": None, "unit": None}).update(numbers)
-    return {
-        phase: {name: [_rounded(event.get(name)) for event in found] for name in names[phase]}
-        for phase, found in units.items()
-    }
+    found = {}
+    for phase, of_phase in units.items():
+        numbers = (name for event in of_phase for name, value in event.items() if isinstance(value, int | float))
+        names = [name for name in dict.fromkeys(["round", "unit", *numbers]) if name != "time"]
+        found[phase] = {name: [_rounded(event.get(name)) for event in of_phase] for name in names}
+    return found
 
 
 def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:
@@ -131,14 +131,13 @@ def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence
         if event["kind"] == "evaluate" and "interval_95" in event
     }
     numbers = {split: numbers_of(task, split) for _, _, split in latest}
-    names = tuple(dict.fromkeys(name for found in numbers.values() for name in found or ()))
-    trained = {tuple(example.meta.get(name) for name in names) for example in training}
+    trained = Curve.of(Sweep("", (), {split: found for split, found in numbers.items() if found}), training).trained
     return [
         {
             **{name: event[name] for name in ("round", "reasoner", "split", "accuracy", "n")},
             "interval": event["interval_95"],
-            "numbers": (found := numbers[event["split"]]),
-            "trained": tuple(map(found.get, names)) in trained if found and training else None,
+            "numbers": numbers[event["split"]],
+            "trained": event["split"] in trained if numbers[event["split"]] and training else None,
         }
         for event in latest.values()
     ]

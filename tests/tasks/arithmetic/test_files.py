@@ -154,12 +154,6 @@ def test_training_file_is_kept_out_of_validation(tmp_path: Path) -> None:
     assert drop_seen(list(after), before) == (list(after), 0)
 
 
-def test_training_file_warns_of_test_questions(tmp_path: Path) -> None:
-    content = "\n".join(row(question=e.question, answer=int(e.answer or "")) for e in TASK.split("3-operands", 5))
-    data = TASK.load(DataRequest(train_file=write(tmp_path, content)))
-    assert any(note.startswith("5 of the 5 training questions could also be drawn") for note in data.notes)
-
-
 # The published files
 
 
