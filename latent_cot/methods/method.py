@@ -115,17 +115,20 @@ class Method(Evaluator):
 
     @phase(
         lambda self, _: self.config.init_step.steps if self.demonstrations else 0,
-        begin=lambda self, _: self.lm.copy_adapter("p", "q"),
         when=lambda self, _: self.config.q_sees == "question-and-answer" and bool(self.rounds),
     )
     def warm_start_q(self, at: Phase) -> Iterator[Info]:
         """A start for a q that sees Y: its prompt is one that p has never read."""
+        if self.state.unit == 0:
+            self.lm.copy_adapter("p", "q")
         if self.demonstrations:
             yield from self._fit("q", self._demonstrated, self.init_step)
 
-    @phase(lambda self, _: len(self._diagnostic_units), begin=lambda self, number: self.start_sampler(number))
+    @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose_before(self, at: Phase) -> Iterator[Info]:
         """How far q is from the posterior before its training."""
+        if self.state.unit == 0:
+            self.start_sampler(at.round)
         yield from self._diagnose(at, "before")
 
     @phase(lambda self, _: len(self._diagnostic_units))
@@ -175,9 +178,11 @@ class Method(Evaluator):
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             yield {"drawn": len(drawn), "kept": len(kept), **share}
 
-    @phase(lambda self, number: self._m_step_units(number), begin=lambda self, _: self.start_model())
+    @phase(lambda self, number: self._m_step_units(number))
     def m_step(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
+        if self.state.unit == 0:
+            self.start_model()
         if self.state.drawn:
             yield from self._fit("p", self.state.drawn, self.config.m_step)
             self.state.model_trained = self.state.model_trained or self.config.m_step.steps > 0

@@ -80,7 +80,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(replace(config, output_dir=str(path)), folder)  # it may have been moved
     if (path / "comparison.json").exists():
-        runs = sorted(str(file.parent) for file in path.glob("[!.]*/seed*/config.yaml"))  # .round-0 is no run
+        runs = sorted(str(file.parent) for file in path.glob("*/seed*/config.yaml"))
         raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")
     if path.is_dir() and not (path / "config.json").exists():
         neither = "neither a run (no config.yaml) nor a model (no config.json)"

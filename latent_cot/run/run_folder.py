@@ -303,10 +303,6 @@ class RunFolder:
 
         Raises UsageError, naming what is damaged, if there are checkpoints but none is intact.
         """
-        return next(self.intact(), None)
-
-    def intact(self) -> Iterator[Checkpoint]:
-        """The intact checkpoints, newest first; raises as `latest` does."""
         damages: list[str] = []
         for path in reversed(self._checkpoints()):
             try:
@@ -314,10 +310,11 @@ class RunFolder:
             except UsageError as damage:
                 damages.append(str(damage))
             else:
-                yield Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
-        if damages and len(damages) == len(self._checkpoints()):
+                return Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
+        if damages:
             remedy = "Restore the files, or start again in another --output-dir"
             raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")
+        return None
 
     def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
         """Cut the logs back to where they were at the checkpoint, and drop newer (damaged) checkpoints.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,33 +115,20 @@ def open_session(
     return Session(config, lm, source, note, task, data, tests, rules, test_rules, notes)
 
 
-class Running:
-    """A loop with its folder, gone through unit by unit: what it finds is logged, its state saved.
-
-    The caller holds `folder.lock()`.
+class _Running:
+    """A loop with its folder: what it finds is logged, its state saved.
 
     Args:
-        resume: the folder holds a run that has begun ...
-        checkpoint: ... and goes on from here; from the start if there is none.
-        round_zero: where runs with the same round 0 keep it. It is taken from there, or put there.
-        on_unit: called after each unit of work, e.g. by a display.
+        resume: the folder holds a run that has begun; it goes on from the newest intact checkpoint, or from the start.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        folder: RunFolder,
-        *,
-        resume: bool = False,
-        checkpoint: Checkpoint | None = None,
-        round_zero: Path | None = None,
-        on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
-    ) -> None:
+    def __init__(self, session: Session, folder: RunFolder, *, resume: bool) -> None:
+        checkpoint = folder.latest() if resume else None
         if resume and checkpoint is None and (folder.path / "results.json").exists():
             remedy = "restore them, or start again in another --output-dir"  # it would begin anew, over its results
             raise UsageError(f"{folder.path}: is finished, and its checkpoints are gone; {remedy}")
         warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
-        self.session, self.folder, self.on_unit = session, folder, on_unit
+        self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
         parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
         self._training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
@@ -151,92 +138,41 @@ class Running:
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
         self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
-        self._lap = self._saved = time.monotonic()
+        self._lap = time.monotonic()
         folder.mark("running")
         for note in [*session.notes, *warnings]:
             folder.log("note", text=note)
-        # The first phase of methods that train; few-shot prompting has no round 0.
-        self._round_zero = round_zero if self.loop.phases[0] == Phase(0, "init") else None
-        if self._round_zero is not None and checkpoint is None:
-            self._begin_after(self._round_zero)
-        self._units = self.loop.run()
 
-    def advance(self) -> bool:
-        """Do a unit of work; returns False if there was none left."""
-        started = time.monotonic()
-        found = next(self._units, None)
-        if found is None:
-            return False
-        (phase, info), unit, seconds = found, self.loop.state.unit, self._cost["phases"]
-        seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - started
-        place = {"round": phase.round, "unit": unit}
+    def log(self, phase: Phase, info: Mapping[str, Any], seconds: float) -> None:
+        """Log a unit of work that took so long."""
+        of_phase, place = self._cost["phases"], {"round": phase.round, "unit": self.loop.state.unit}
+        of_phase[phase.name] = of_phase.get(phase.name, 0.0) + seconds
         self.folder.log(phase.name, **place, **{key: value for key, value in info.items() if key != "samples"})
         self.folder.append_rationales({**place, "phase": phase.name, **one} for one in info.get("samples", ()))
-        self.on_unit(self.loop, phase, info)
-        if self.loop.state.phase == 0 and unit == self.loop.units(phase) and self._round_zero is not None:
-            self._keep(self._round_zero)
-        return True
 
-    def save(self, *, older_than: float = 0.0, turn: int | None = None) -> None:
-        """Save everything, if the last save is older than so many seconds.
-
-        Args:
-            turn: where several runs that take turns have come to, to tell which of their checkpoints belong together.
-        """
-        if time.monotonic() - self._saved < older_than:
-            return
-        position = {**self.loop.state_dict(), "resources": self._spent(), "turn": turn, "training": self._training}
+    def save(self) -> None:
+        """Save everything."""
+        position = {**self.loop.state_dict(), "resources": self._spent(), "training": self._training}
         self.folder.save(position, self._write)
-        self._saved = time.monotonic()
 
     def _write(self, target: Path) -> None:
-        _write_adapters(self.session.lm, target, saved_adapters(self.session.config))
+        self._write_adapters(target)
         if self.loop.optimiser is not None:
             save_optimizer(self.loop.optimiser.adam, target)
 
-    def stop(self, *, turn: int | None = None) -> None:
-        """Save everything; the run can go on another time."""
-        self.save(turn=turn)
-        self.folder.mark("stopped")
+    def _write_adapters(self, target: Path) -> None:
+        for adapter in saved_adapters(self.session.config):
+            self.session.lm.save_adapter(adapter, target / adapter)
 
-    def finish(self, *, turn: int | None = None) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
-        self.save(turn=turn)
+        self.save()
         if self.session.lm.processes.main:
-            names = saved_adapters(self.session.config)
-            self.folder.put_folders(names, lambda target: _write_adapters(self.session.lm, target, names))
+            self.folder.put_folders(saved_adapters(self.session.config), self._write_adapters)
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._spent()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
         return results
-
-    def _keep(self, path: Path) -> None:
-        """Save the state after round 0 for other runs to begin from."""
-        folder = RunFolder.open(path) if (path / "config.yaml").exists() else RunFolder.create(path, self.folder.config)
-        with folder.lock():
-            folder.rewind(None)
-            for event in self.folder.events():
-                if event["kind"] == "init":
-                    folder.log(event["kind"], **event)
-            after = replace(self.loop.state, phase=1, unit=0).to_json()
-            position = {"loop": after, "resources": self._spent(), "training": self._training}
-            folder.save(position, lambda target: _write_adapters(self.loop.lm, target, ADAPTERS))
-
-    def _begin_after(self, path: Path) -> None:
-        """Take over another run's state after round 0, and its log and costs; nothing, if none was kept, or one of
-        other training data, which this run's own will replace."""
-        folder = RunFolder.open(path) if (path / "config.yaml").exists() else None
-        if folder is None or (kept := folder.latest()) is None:
-            return
-        if kept.state.get("training", self._training) != self._training:
-            self.folder.log("note", text=f"Round 0 is done again: that in {path} is of other training data.")
-            return
-        self.loop.state = state_in(kept)
-        _read_adapters(self.loop.lm, kept.path, ADAPTERS)
-        self._cost = kept.state["resources"]
-        self.folder.log("note", text=f"Round 0 is taken from {path}.")
-        for event in folder.events():
-            self.folder.log(event["kind"], **event)
 
     def _spent(self) -> dict[str, Any]:
         """What the run has cost up to now, with what it had cost before it was resumed."""
@@ -260,7 +196,6 @@ def run_loop(
     folder: RunFolder,
     *,
     resume: bool = False,
-    round_zero: Path | None = None,
     on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -270,25 +205,31 @@ def run_loop(
 
     Args:
         resume: go on from the newest intact checkpoint; from the start if there is none.
-        round_zero, on_unit: see `Running`.
+        on_unit: called after each unit of work, e.g. by a display.
         should_stop: asked after each unit; if True in any of the processes, all is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
     """
-    checkpoint = folder.latest() if resume else None
     with folder.marking_failure():
-        running = Running(session, folder, resume=resume, checkpoint=checkpoint, round_zero=round_zero, on_unit=on_unit)
-        while running.advance():
-            if session.lm.processes.any(should_stop()):
-                running.stop()
+        running = _Running(session, folder, resume=resume)
+        saved = started = time.monotonic()
+        for phase, info in running.loop.run():
+            running.log(phase, info, time.monotonic() - started)
+            on_unit(running.loop, phase, info)
+            stopping = session.lm.processes.any(should_stop())
+            if stopping or time.monotonic() - saved >= SAVE_EVERY:
+                running.save()
+                saved = time.monotonic()
+            if stopping:
+                folder.mark("stopped")
                 raise Stopped
-            running.save(older_than=SAVE_EVERY)
+            started = time.monotonic()
         return running.finish()
 
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
-    _read_adapters(session.lm, folder.adapters(), saved_adapters(session.config))
+    _read_adapters(session, folder.adapters())
 
 
 def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
@@ -367,24 +308,19 @@ def state_in(checkpoint: Checkpoint) -> State:
 def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
     loop.load_state_dict(checkpoint.state)
-    _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
+    _read_adapters(session, checkpoint.path)
     return loop
+
+
+def _read_adapters(session: Session, source: Path) -> None:
+    for adapter in saved_adapters(session.config):
+        session.lm.load_adapter(adapter, source / adapter)
 
 
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
     has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
     return (*ADAPTERS, "prior") if has_prior else ADAPTERS
-
-
-def _read_adapters(lm: LanguageModel, source: Path, adapters: Sequence[Weights]) -> None:
-    for adapter in adapters:
-        lm.load_adapter(adapter, source / adapter)
-
-
-def _write_adapters(lm: LanguageModel, target: Path, adapters: Sequence[Weights]) -> None:
-    for adapter in adapters:
-        lm.save_adapter(adapter, target / adapter)
 
 
 def _describe(session: Session) -> dict[str, Any]:
