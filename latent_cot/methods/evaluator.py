@@ -228,7 +228,7 @@ class Evaluator(Resumable):
     @property
     def rounds(self) -> int:
         """How many there are after round 0."""
-        return 1
+        return self.config.rounds if METHODS[self.config.method].has_rounds else 1
 
     @phase(
         lambda self, number: len(self._evaluation_units(number)),

@@ -316,23 +316,17 @@ class RunFolder:
             raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")
         return None
 
-    def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Cut the logs back to where they were at the checkpoint, and drop newer (damaged) checkpoints.
 
-        A resumed run then logs no event twice. None rewinds to the start. Returns a sentence for each log
-        that was shorter than it should be.
+        A resumed run then logs no event twice. None rewinds to the start.
         """
-        warnings = []
         with _writing(self.path):
             for name in (EVENTS, RATIONALES):
-                size = checkpoint.log_sizes.get(name, 0) if checkpoint else 0
-                kept = _keep_lines(self.path / name, size)
-                if kept < size:
-                    warnings.append(f"{self.path / name}: {size - kept} bytes are missing from its end.")
+                _keep_lines(self.path / name, checkpoint.log_sizes.get(name, 0) if checkpoint else 0)
             for path in self._checkpoints():
                 if checkpoint is None or int(path.name) > int(checkpoint.path.name):
                     shutil.rmtree(path)
-        return warnings
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first, damaged ones included."""
@@ -355,9 +349,8 @@ class Follower(RunFolder):
         """Nothing."""
         return self.path
 
-    def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
-        """Nothing: the main process does it, and warns."""
-        return []
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Nothing: the main process does it."""
 
     def _append(self, name: str, records: Iterable[Any]) -> None:
         """Nothing."""
@@ -440,14 +433,11 @@ def _replace(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
-def _keep_lines(path: Path, size: int = -1) -> int:
-    """Cut a log to the complete lines within its first `size` bytes (-1: all); returns how many bytes those are."""
-    if not path.exists():
-        return 0
-    with path.open("r+b") as file:
-        end = file.read(size).rfind(b"\n") + 1
-        file.truncate(end)
-    return end
+def _keep_lines(path: Path, size: int = -1) -> None:
+    """Cut a log to the complete lines within its first `size` bytes (-1: all)."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read(size).rfind(b"\n") + 1)
 
 
 def _sync(*paths: Path) -> None:

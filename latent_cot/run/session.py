@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from rich.console import Console
 
 from latent_cot import tasks, tools
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
+from latent_cot.config.schema import LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.config.settings import to_dict
+from latent_cot.evaluation.splits import splits_of
 from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.model import weights
@@ -29,10 +30,10 @@ from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.run.preflight import check_demonstrations, check_examples, check_lengths, check_tools
+from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
-from latent_cot.tasks.common import check_answers, digest, drop_seen, fingerprint
-from latent_cot.types import Example, Task, TaskData, UsageError
+from latent_cot.tasks.common import digest, fingerprint
+from latent_cot.types import Example, Sweep, Task, TaskData, UsageError
 
 SAVE_EVERY = 60.0
 """Seconds between two saves of a run's state."""
@@ -52,7 +53,7 @@ class Session:
     """A sentence on its device and precision."""
     task: Task
     data: TaskData
-    tests: dict[str, list[Example]]
+    tests: Mapping[str, Sequence[Example]]
     rules: ChainRules
     """For training."""
     test_rules: ChainRules
@@ -87,14 +88,21 @@ def open_session(
         raise UsageError(f"--q-sees {config.q_sees}: {why} to test; give --q-sees question")
     names = tool_names(config, task)
     chain_tools = [tools.load(name) for name in names]
-    data, tests, notes = TaskData((), (), ()), dict[str, list[Example]](), list[str]()
+    data, tests, notes = TaskData((), (), ()), dict[str, Sequence[Example]](), list[str]()
     if load_data:
         data = task.load(data_request(config))
         check_tools(task, names, chain_tools)
         notes = [*data.notes, *check_examples(task, data, config.data)]
         method_class(config.method).check(config, task, data)
-        tests, dropped = test_splits(task, config.evaluation, data)
-        notes += dropped
+        training, size = [*data.demonstrations, *data.unlabelled], config.evaluation.size
+        asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
+        splits = splits_of(task, [Sweep(name, (), {name: {}}) for name in asked], size=size, training=training)
+        tests = {name: split.examples for name, split in splits.items()}
+        notes += [
+            f"Split {name}: {s.dropped} questions seen in training were dropped."
+            for name, s in splits.items()
+            if s.dropped
+        ]
 
     if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
         lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
@@ -110,8 +118,6 @@ def open_session(
     rules = ChainRules(codec, chain_tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
-    check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.unlabelled, *data.validation], rules.max_tokens)
-    check_lengths(lm.max_positions, codec, [one for split in tests.values() for one in split], test_rules.max_tokens)
     return Session(config, lm, source, note, task, data, tests, rules, test_rules, notes)
 
 
@@ -127,7 +133,8 @@ class _Running:
         if resume and checkpoint is None and (folder.path / "results.json").exists():
             remedy = "restore them, or start again in another --output-dir"  # it would begin anew, over its results
             raise UsageError(f"{folder.path}: is finished, and its checkpoints are gone; {remedy}")
-        warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
+        if resume:
+            folder.rewind(checkpoint)
         self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
         parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
@@ -140,7 +147,7 @@ class _Running:
         self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
         self._lap = time.monotonic()
         folder.mark("running")
-        for note in [*session.notes, *warnings]:
+        for note in [*session.notes, *(checkpoint.skipped if checkpoint else ())]:
             folder.log("note", text=note)
 
     def log(self, phase: Phase, info: Mapping[str, Any], seconds: float) -> None:
@@ -230,26 +237,6 @@ def run_loop(
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
     _read_adapters(session, folder.adapters())
-
-
-def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
-    """The first `size` questions of each split that are not in the training data, and what was dropped.
-
-    Raises UsageError for a split of which nothing is left.
-    """
-    training = [] if task.one_question else [*data.demonstrations, *data.unlabelled]
-    tests, notes = {}, []
-    for name in task.default_splits if evaluation.splits is None else evaluation.splits:
-        examples = task.split(name)
-        check_answers(task, name, examples)
-        kept, dropped = drop_seen(examples, training)
-        if not kept:
-            why = f"all its {dropped} questions are training data" if dropped else "it has no questions"
-            raise UsageError(f"--evaluation.splits {name}: {why}; leave it out")
-        if dropped:
-            notes.append(f"Split {name}: {dropped} questions that are in the training data were dropped.")
-        tests[name] = kept[: evaluation.size]
-    return tests, notes
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:

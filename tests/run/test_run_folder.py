@@ -556,7 +556,7 @@ def test_rewinding_restores_both_logs(actions: list[str]) -> None:
                 saved = logs()
         checkpoint = folder.latest()
         assert (checkpoint is not None) == ("save" in actions)
-        assert folder.rewind(checkpoint) == []
+        folder.rewind(checkpoint)
         assert logs() == saved
 
 
@@ -573,8 +573,7 @@ def test_rewinding_a_log_that_lost_its_end(folder: RunFolder) -> None:
     folder.save({}, write_files(1))
     file = folder.path / "events.jsonl"
     os.truncate(file, file.stat().st_size - 5)
-    (sentence,) = folder.rewind(folder.latest())
-    assert str(file) in sentence
+    folder.rewind(folder.latest())
     assert list(folder.events()) == [event]
 
 

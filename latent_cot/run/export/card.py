@@ -23,16 +23,16 @@ _FIGURES = {
 """Those of the posterior's figures that a stranger can make something of, and their meaning for a table."""
 
 
-def render(d: Mapping[str, Any], base: Base, merged: bool, hub_name: str | None) -> str:
+def render(d: Mapping[str, Any], base: Base, merged: bool) -> str:
     """README.md, with the front matter that the hub reads."""
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"literal": _literal, "code": _code, "percent": lambda share: f"{100 * share:.1f}"}
     known = {"d": d, "base": base, "merged": merged, "o": d["outcome"]}
-    program = environment.get_template("program.txt").render(**known, model=hub_name or ".").strip()
+    program = environment.get_template("program.txt").render(**known).strip()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", program)), default=0))
-    title = (hub_name or f"{Path(base.name).name}-{d['task']}-{d['reasoner']}").rpartition("/")[2]
+    title = f"{Path(base.name).name}-{d['task']}-{d['reasoner']}"
     body = environment.get_template("card.md").render(
         **known, title=title, program=program, fence=fence, figures=_FIGURES, version=__version__
     )
