@@ -129,9 +129,7 @@ def read(path: Path) -> Outcomes:
         try:
             record = _Record.model_validate_json(line)
         except ValidationError:
-            raise UsageError(
-                f"{path}, line {number}: not an outcome; give a file as latent-cot eval --outcomes writes it"
-            ) from None
+            raise UsageError(f"{path}, line {number}: not an outcome of latent-cot eval --outcomes") from None
         place = (record.reasoner, record.split, record.question)
         figures = {name: value for name, value in record.figures.items() if value is not None}
         found.setdefault(record.reasoner, {})[Question(*place[1:], seen[place])] = figures

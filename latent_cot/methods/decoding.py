@@ -35,16 +35,11 @@ class Decoding(Method):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        c = config.decode
+        c, it = config.decode, f"--decode.strategy {config.decode.strategy}"
         if not task.is_measured and not _is_plain(config):
-            raise UsageError(
-                f"--decode.strategy {c.strategy}: the task {task.name} has right answers, on which chains vote; "
-                "give --decode.strategy sample and --decode.multiple 1"
-            )
+            raise UsageError(f"{it}: the task {task.name} has right answers; give sample and --decode.multiple 1")
         if tool_names(config, task) and c.strategy in ("beam", "diverse-beam"):
-            raise UsageError(
-                f"--decode.strategy {c.strategy}: its chains cannot call tools; give rollout: {{tools: []}} in --config"
-            )
+            raise UsageError(f"{it}: its chains cannot call tools; give rollout: {{tools: []}} in --config")
 
     def algorithm(self) -> Steps:
         yield from self.init(0)
@@ -71,17 +66,10 @@ class Decoding(Method):
 
     def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:
         """The n likeliest of a beam; or the likeliest of each of n groups, some of which may agree."""
-        c = self.config.decode
-        diverse = c.strategy == "diverse-beam"
-        found = beam_search(
-            self.lm,
-            self.lm.merged(reasoner),
-            prompt,
-            self.test_rules,
-            beams=n * c.multiple,
-            groups=n if diverse else 1,
-            penalty=DIVERSITY_PENALTY if diverse else 0.0,
-        )
+        c, rules = self.config.decode, self.test_rules
+        diverse, model = c.strategy == "diverse-beam", self.lm.merged(reasoner)
+        groups, penalty = (n, DIVERSITY_PENALTY) if diverse else (1, 0.0)
+        found = beam_search(self.lm, model, prompt, rules, beams=n * c.multiple, groups=groups, penalty=penalty)
         kept = [group[0] for group in found if group] if diverse else found[0][:n]
         return count_distinct([one.rationale for one in kept])
 

@@ -68,13 +68,10 @@ class PolicyGradient(Method):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        if config.policy_gradient.reward == "correct" and not tells_right(
-            task, [*data.demonstrations, *data.unlabelled]
-        ):
-            raise UsageError(
-                f"--policy-gradient.reward correct: a rationale of {task.name} is not right or wrong by itself; leave "
-                "it out"
-            )
+        by_answer = config.policy_gradient.reward == "correct"
+        if by_answer and not tells_right(task, [*data.demonstrations, *data.unlabelled]):
+            what = f"a rationale of {task.name} is not right or wrong by itself"
+            raise UsageError(f"--policy-gradient.reward correct: {what}; leave it out")
 
     def algorithm(self) -> Steps:
         yield from self.init(0)
@@ -90,7 +87,7 @@ class PolicyGradient(Method):
     @phase(lambda self, _: self.config.e_step.steps)
     def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
-        c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
+        c, e, most = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
         for step in range(self.state.unit, e.steps):
             experience = self._fresh_experience(step)
@@ -99,18 +96,19 @@ class PolicyGradient(Method):
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
             else:
                 reward = floored(experience, e.reward_floor)
-            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=tokens)
+            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=most)
+            advantage, kl = self.advantages(experience, old, reward), c.kl if self.kl_in_loss else 0.0
             info = update(
                 self.lm,
                 experience,
                 old,
-                self.advantages(experience, old, reward),
+                advantage,
                 self.rules,
                 optimiser,
                 step,
                 epochs=c.epochs,
-                kl=c.kl if self.kl_in_loss else 0.0,
-                max_tokens=tokens,
+                kl=kl,
+                max_tokens=most,
             )
             self.state.budget.gradient_steps += c.epochs
             yield {

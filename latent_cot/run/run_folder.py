@@ -8,7 +8,7 @@
     p/, q/             the final adapters in PEFT's format, written by the caller; prior/, if the reward needs it
     results.json       the evaluation
     report-samples.json  rationales that `latent-cot report` has sampled
-    .lock, .lock.pid   held by the one process that may write
+    .lock              held by the one process that may write
 
 Every file but the two logs appears at once, by renaming, or not at all. Importing this loads no torch.
 """

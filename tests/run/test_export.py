@@ -28,7 +28,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from latent_cot import tasks, tools
 from latent_cot.cli import main
 from latent_cot.config.schema import data_request
-from latent_cot.evaluation.evaluate import Outcome, answer_questions
+from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import reasoners
@@ -158,17 +158,7 @@ def solve_here(run: Path, reasoner: Adapter, split: str, n: int, *, trusted: boo
     source = reasoners.find(str(run), None, trusted=trusted)
     task = tasks.load(source.config.task)
     loop = reasoners.load(source, task.load(data_request(source.config)), Console(quiet=True))
-    return list(
-        answer_questions(
-            loop.lm,
-            loop.sampler_of(reasoner),
-            loop.task,
-            task.split(split, n),
-            loop.test_rules,
-            judge=loop.judge_of(reasoner),
-            prefix=loop.model_prefix if reasoner == "p" else "",
-        )
-    )
+    return list(loop.answer_tests(reasoner, task.split(split, n), seed=0, votes=1, temperature=0.0))
 
 
 # -- the same answers ----------------------------------------------------------------------------------
@@ -221,7 +211,7 @@ def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
         (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [4-operands], max_tokens: 60}}\n")
         arguments = ["--config", str(tmp_path / "settings.yaml"), "--output-dir", str(folder)]
         assert main(["em", "--preset", "smoke", "--precision", "fp32", *arguments]) == 0
-    base = weights.resolve(weights.DEFAULT_MODEL, offline=True)
+    base = weights.resolve(weights.DEFAULT_MODEL)
     snapshot(tmp_path / "hub", weights.HUB_ID, base)
     target = tmp_path / "exported"
     assert main(["export", str(folder), str(target), "--reasoner", "q", *flags]) == 0
@@ -262,8 +252,6 @@ def test_the_card_says_what_was_measured(run: Path, tmp_path: Path) -> None:
     front, body, _ = card(tmp_path / "exported")
     assert front["base_model"] == HUB_ID and front["library_name"] == "peft"
     measured = json.loads((run / "results.json").read_text())["accuracy"]["1"]["q"]
-    stated = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in front["model-index"][0]["results"]}
-    assert stated == pytest.approx({split: one["accuracy"] for split, one in measured.items()}, abs=1e-4)
     for split, one in measured.items():
         low, high = (f"{100 * bound:.1f}" for bound in one["interval_95"])
         assert f"| `{split}` | {100 * one['accuracy']:.1f} | {low} to {high} | {one['n']} |" in body
