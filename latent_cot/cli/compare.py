@@ -237,7 +237,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Mapping[str, 
                 continue
             there = _begun(one)
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
-            session = open_session(one.config, console=Console(stderr=True), loaded=session)
+            session = open_session(one.config, loaded=session)
             folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
             try:
                 with folder.lock(), Display(console) as display, ExitStack() as stack:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from latent_cot.api.run import load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
@@ -56,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     folder.refuse_unless_free(target, of_run.path, force=options.force)
     base = Base.of(source.config.model)
     task = asked.task
-    loop = reasoners.load(source, reasoners.training_data(source, task), Console(stderr=True))
+    loop = reasoners.load(source, reasoners.training_data(source, task))
     splits = source.config.evaluation.splits or task.default_splits
     if not splits:
         raise UsageError(f"{options.run}: {task.name} has no test split whose questions the card could show")

@@ -128,7 +128,7 @@ def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
 
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
-    session = open_session(config, console=Console(stderr=True))
+    session = open_session(config)
     main = session.lm.processes.main
     console.quiet = not main
     folder = claim_folder(path, config, session.lm.processes, resume=options.resume)

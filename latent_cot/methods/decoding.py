@@ -7,6 +7,7 @@ on it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
-from latent_cot.rationales.rollout import Counts, count_distinct
+from latent_cot.rationales.rollout import Counts
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
@@ -71,7 +72,7 @@ class Decoding(Method):
         groups, penalty = (n, DIVERSITY_PENALTY) if diverse else (1, 0.0)
         found = beam_search(self.lm, model, prompt, rules, beams=n * c.multiple, groups=groups, penalty=penalty)
         kept = [group[0] for group in found if group] if diverse else found[0][:n]
-        return count_distinct([one.rationale for one in kept])
+        return Counter([one.rationale for one in kept])
 
     @torch.no_grad()
     def _likeliest(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ from latent_cot.methods.state import Info, Phase, State
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
-from latent_cot.rationales.rollout import Counts, count_distinct, rollout
+from latent_cot.rationales.rollout import Counts, rollout
 from latent_cot.rationales.scoring import Group, Query
 from latent_cot.types import Example, Measured, Rationale, Sample, Task, TaskData
 
@@ -172,7 +173,7 @@ class Evaluator(Resumable):
         `sampling`: temperature and top_p of `rollout`."""
         prompts = [self.test_prompt(reasoner, example) for example in examples]
         generator = torch.Generator().manual_seed(seed)
-        return list(map(count_distinct, self._rollout(reasoner, prompts, generator, n=n, **sampling)))
+        return list(map(Counter, self._rollout(reasoner, prompts, generator, n=n, **sampling)))
 
     def sample_tests(
         self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any

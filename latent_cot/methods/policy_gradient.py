@@ -87,7 +87,7 @@ class PolicyGradient(Method):
     @phase(lambda self, _: self.config.e_step.steps)
     def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
-        c, e, most = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
+        c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
         for step in range(self.state.unit, e.steps):
             experience = self._fresh_experience(step)
@@ -96,19 +96,18 @@ class PolicyGradient(Method):
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
             else:
                 reward = floored(experience, e.reward_floor)
-            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=most)
-            advantage, kl = self.advantages(experience, old, reward), c.kl if self.kl_in_loss else 0.0
+            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=tokens)
             info = update(
                 self.lm,
                 experience,
                 old,
-                advantage,
+                self.advantages(experience, old, reward),
                 self.rules,
                 optimiser,
                 step,
                 epochs=c.epochs,
-                kl=kl,
-                max_tokens=most,
+                kl=c.kl if self.kl_in_loss else 0.0,
+                max_tokens=tokens,
             )
             self.state.budget.gradient_steps += c.epochs
             yield {

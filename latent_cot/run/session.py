@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from peft import LoraConfig
-from rich.console import Console
 
 from latent_cot import tasks, tools
 from latent_cot.config.methods import METHODS
@@ -71,9 +70,7 @@ class Stopped(Exception):
     """The run was asked to stop; everything is saved."""
 
 
-def open_session(
-    config: RunConfig, *, console: Console | None = None, load_data: bool = True, loaded: Session | None = None
-) -> Session:
+def open_session(config: RunConfig, *, load_data: bool = True, loaded: Session | None = None) -> Session:
     """Load the task, its tools and data, and the base model with two fresh adapters.
 
     With `load_data=False` there are no training examples and no tests (to answer a user's own questions). If `loaded`
@@ -96,7 +93,8 @@ def open_session(
         method_class(config.method).check(config, task, data)
         training, size = [*data.demonstrations, *data.unlabelled], config.evaluation.size
         asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
-        splits = splits_of(task, [Sweep(name, (), {name: {}}) for name in asked], size=size, training=training)
+        named = [Sweep(name, (), {name: {}}) for name in asked]
+        splits = splits_of(task, named, size=size, training=training) if named else {}
         tests = {name: split.examples for name, split in splits.items()}
         notes += [
             f"Split {name}: {s.dropped} questions seen in training were dropped."
@@ -107,7 +105,7 @@ def open_session(
     if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
         lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
     else:
-        lm, source, note = _load_model(config, console)
+        lm, source, note = _load_model(config)
     if "prior" in saved_adapters(config):
         lm.add_prior()
     set_seed(config.seed)
@@ -263,8 +261,8 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _load_model(config: RunConfig, console: Console | None) -> tuple[LanguageModel, Mapping[str, str], str]:
-    folder = weights.resolve(config.model, console=console)
+def _load_model(config: RunConfig) -> tuple[LanguageModel, Mapping[str, str], str]:
+    folder = weights.resolve(config.model)
     precision, reason = choose_precision(config.precision)
     AcceleratorState._reset_state()  # a second session of this process may want another precision
     # Unless it is told so, accelerate does not see that processes without a GPU belong together.

@@ -21,7 +21,6 @@ import yaml
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -157,7 +156,7 @@ def solve_here(run: Path, reasoner: Adapter, split: str, n: int, *, trusted: boo
     """What `latent-cot eval` finds."""
     source = reasoners.find(str(run), None, trusted=trusted)
     task = tasks.load(source.config.task)
-    loop = reasoners.load(source, task.load(data_request(source.config)), Console(quiet=True))
+    loop = reasoners.load(source, task.load(data_request(source.config)))
     return list(loop.answer_tests(reasoner, task.split(split, n), seed=0, votes=1, temperature=0.0))
 
 
