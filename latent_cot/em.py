@@ -108,10 +108,6 @@ class EM(Method):
         self.buffer = ReplayBuffer(c.buffer_capacity, 0.25 if self.config.rollout.max_tokens > 8 else 0.0)
         self.log_z = torch.nn.Parameter(torch.zeros(()))  # one for all: a step asks few of the questions
 
-    @property
-    def rounds(self) -> int:
-        return self.config.rounds
-
     def start_sampler(self, number: int) -> None:
         super().start_sampler(number)
         if self.config.q_sees == "question" and not self.config.e_step.steps:
@@ -142,7 +138,3 @@ class GFlowNet(EM):
         yield from self.e_step(1)
         yield from self.diagnose(1)
         yield from self.evaluate(1)
-
-    @property
-    def rounds(self) -> int:
-        return 1

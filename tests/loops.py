@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from latent_cot.config.schema import (
     RolloutConfig,
     RunConfig,
 )
+from latent_cot.evaluation.evaluate import Judge, Outcome
 from latent_cot.methods.method import Method, method_class
+from latent_cot.methods.phases import Steps
 from latent_cot.methods.state import State
-from latent_cot.model.lm import LanguageModel
+from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.session import saved_adapters
-from latent_cot.types import DataRequest
+from latent_cot.types import DataRequest, Example, Task, TaskData
 from tests.worlds import CountTool, ToyTask
 
 FIT = MStepConfig(steps=3, batch_size=2, samples=2, keep="all", learning_rate=1e-2, warmup=1, interpolation=0.9)
@@ -53,6 +56,55 @@ def make(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **ar
     test_rules = dataclasses.replace(rules, max_tokens=config.evaluation.max_tokens)
     data, tests = task.load(DataRequest()), {"test": task.split("test")}
     return method_class(config.method)(config, lm, task, data, tests, rules, test_rules, **arguments)
+
+
+class HandMade(Method):
+    """Answers test questions as it is told to."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sampler: Adapter | None,
+        task: Task,
+        rules: ChainRules,
+        *,
+        judge: Judge | None = None,
+        prefix: str = "",
+        batch_size: int = 128,
+    ) -> None:
+        super().__init__(RunConfig(), lm, task, TaskData((), (), ()), {}, rules, rules, state=State())
+        self._sampler, self._judge, self._prefix, self._batch_size = sampler, judge, prefix, batch_size
+
+    def algorithm(self) -> Steps:
+        yield from ()
+
+    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+        return self._sampler
+
+    def judge_of(self, reasoner: Adapter) -> Judge:
+        return self._judge or self._sampler or "p"
+
+    def test_text(self, reasoner: Adapter, example: Example) -> str:
+        return self._prefix + example.x
+
+    @property
+    def test_batch_size(self) -> int:
+        return self._batch_size
+
+
+def answer_questions(
+    lm: LanguageModel,
+    sampler: Adapter | None,
+    task: Task,
+    examples: Sequence[Example],
+    rules: ChainRules,
+    *,
+    votes: int = 1,
+    temperature: float = 0.0,
+    **other: Any,
+) -> Iterator[Outcome]:
+    loop = HandMade(lm, sampler, task, rules, **other)
+    return loop.answer_tests(sampler or "p", examples, seed=0, votes=votes, temperature=temperature)
 
 
 def outcome(loop: Method) -> dict[str, Any]:

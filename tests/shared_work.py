@@ -9,6 +9,7 @@ import dataclasses
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from latent_cot.rationales import experience
 from latent_cot.rationales.batch import score_sampled
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
-from latent_cot.rationales.rollout import count_distinct, rollout
+from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
 from tests.loops import CONFIG, make, outcome
 from tests.methods.test_e_step import queries
@@ -49,8 +50,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     sampled = [[random_chain(rules, rng, 5) for _ in range(4)] for _ in asked]
     reward = Reward(lm, rules.codec, max_tokens=200)
     groups = [
-        Group(query.model_prompt, list(count_distinct(z)), query.answer)
-        for query, z in zip(asked, sampled, strict=True)
+        Group(query.model_prompt, list(Counter(z)), query.answer) for query, z in zip(asked, sampled, strict=True)
     ]
     batches = score_sampled(asked, sampled, reward)
     found["rewards"] = [row for batch in batches for row in batch.log_reward.nan_to_num(neginf=-1e6).tolist()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,6 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.chain import Chain, ChainRules
-from latent_cot.rationales.rollout import count_distinct
 from latent_cot.rationales.scoring import Group, Query, score
 from latent_cot.types import Example, Rationale
 from tests.methods.test_e_step import measure
@@ -78,7 +78,7 @@ def test_chains_rewards_and_loss_are_the_librarys(scratch: ModuleType, tiny_mode
         with torch.no_grad():
             expected.append(float(scratch.subtb(q, example.x, chains, rewards, vocabulary)))
         query = Query(Example(example.x, question=example.x), prompt, prompt, answer)
-        counts = count_distinct(rationales)
+        counts = Counter(rationales)
         assert len(counts) == len(rationales)
         batches.append(Trajectories(query, rationales, [1] * len(rationales), table, [1] * len(rationales)))
     info, _ = measure(lm, batches, rules, objective="pooled-subtb")

@@ -237,10 +237,7 @@ class Run:
     def in_memory(self) -> Method:
         """The model with its adapters, loaded once."""
         if self._loop is None:
-            from rich.console import Console
-
-            shown = reasoners.shown_data(self.source, self.task)
-            self._loop = reasoners.load(self.source, shown, Console(stderr=True))
+            self._loop = reasoners.load(self.source, reasoners.shown_data(self.source, self.task))
         return self._loop
 
     def _example(self, question: str | Example, answer: str | None) -> Example:

@@ -19,7 +19,7 @@ from latent_cot.cli.options import Switch, parse, print_json, progress_console, 
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.settings import check, to_dict
 from latent_cot.evaluation.splits import numbers_of
-from latent_cot.report.comparison import paired_difference, plan, records, shared_init, table
+from latent_cot.report.comparison import paired_difference, plan, records, table
 from latent_cot.report.comparison.paired_difference import Target
 from latent_cot.report.comparison.plan import Run, Variant
 from latent_cot.report.terminal import Display
@@ -212,13 +212,14 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[st
                 continue
             there = _begun(one)
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
-            session = open_session(one.config, console=Console(stderr=True), loaded=session)
+            session = open_session(one.config, loaded=session)
             folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
             try:
                 with folder.lock(), Display(console) as display, ExitStack() as stack:
                     on_unit = observer(stack, session, folder, display, console, options.track)
-                    shared, stop = shared_init.folder_of(one), lambda: stopped_by() is not None
-                    run_loop(session, folder, resume=there, round_zero=shared, on_unit=on_unit, should_stop=stop)
+                    run_loop(
+                        session, folder, resume=there, on_unit=on_unit, should_stop=lambda: stopped_by() is not None
+                    )
             except Stopped:
                 say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
                 return 128 + (stopped_by() or signal.SIGINT)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from latent_cot.api.run import load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
@@ -34,10 +33,6 @@ class ExportOptions:
     """The base model's weights with the adapter's in them, instead of the adapter alone."""
     force: Switch = False
     """Replace what an earlier export has left in the folder."""
-    push: str | None = None
-    """Upload it to the Hugging Face hub too, as the model `owner/name`; private unless --public is given."""
-    public: Switch = False
-    """With --push: for everybody to see."""
     trust_code: Switch = False
     """Run the Python files that the run's configuration names (a task, a tool, a model's)."""
     json: Switch = False
@@ -49,40 +44,30 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ExportOptions, argv, "export")
     asked = load(options.run, trust_code=options.trust_code)
     source, of_run = asked.source, asked.folder("adapter to export")
-    if options.public and options.push is None:
-        raise UsageError("--public: says who sees what --push uploads; give --push owner/name, or leave it out")
     reasoner = options.reasoner or source.reasoners[0]
     source.require(reasoner)
     target = options.target.expanduser()
     console = progress_console(to_stderr=options.json)
 
-    from latent_cot.run.export import folder, hub
+    from latent_cot.run.export import folder
     from latent_cot.run.export.description import Base, describe
 
     folder.refuse_unless_free(target, of_run.path, force=options.force)
     base = Base.of(source.config.model)
-    if options.push is not None:
-        hub.check_name(options.push)
-        if not options.merge and not base.on_hub:
-            where = f"a folder of this machine ({base.folder})"
-            raise UsageError(f"--push {options.push}: an adapter of {where} is of no use to others; add --merge")
     task = asked.task
-    loop = reasoners.load(source, reasoners.training_data(source, task), Console(stderr=True))
+    loop = reasoners.load(source, reasoners.training_data(source, task))
     splits = source.config.evaluation.splits or task.default_splits
     if not splits:
         raise UsageError(f"{options.run}: {task.name} has no test split whose questions the card could show")
     examples = task.split(splits[0])
     description = describe(loop, reasoner, of_run, examples)
-    folder.build(loop, reasoner, base, description, target, merge=options.merge, hub_name=options.push)
+    folder.build(loop, reasoner, base, description, target, merge=options.merge)
     written = {"folder": str(target), "reasoner": reasoner, "merged": options.merge, "base_model": base.name}
     say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")
     if missing := [tool["name"] for tool in description["tools"] if tool["is_left_to_write"]]:
         why = "the tool has no `portable` form (docs/exporting.md)"
         say(console, f"The card's program lacks {', '.join(missing)}: {why}")
     say(console, f"How to use it, and what it can do: {target / 'README.md'}")
-    if options.push is not None:
-        written["url"] = hub.upload(target, options.push, public=options.public)
-        say(console, f"Uploaded: {written['url']} ({'public' if options.public else 'private'})")
     if options.json:
         print_json(written)
     return 0

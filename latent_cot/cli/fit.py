@@ -1,17 +1,12 @@
-"""`latent-cot em` and `fit`: a run of EM, or of any method, from its configuration to its results.
-
-`--task arithmetic,random_numbers` trains one q for several tasks, each with the settings of its own preset and in a run
-folder of its own.
-"""
+"""`latent-cot em` and `fit`: a run of EM, or of any method, from its configuration to its results."""
 
 from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -67,35 +62,23 @@ class FitOptions:
 
 
 def run(argv: Sequence[str], command: str = "fit") -> int:
-    """The command, with one task or with several. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
-    text = value_of("--task", argv) or ""
-    named = [] if Path(text).is_file() else [name.strip() for name in text.split(",")]
-    several = len(named) > 1
-    parsed = [_parsed([*argv, "--task", name], command) for name in named] if several else [_parsed(argv, command)]
-    options, configs = parsed[0], [one.settings for one in parsed]
-    names = [Path(config.task).stem for config in configs]
-    if several and (len(set(names)) < len(names) or not all(names)):
-        raise UsageError(f"--task {','.join(names)}: name each task once, e.g. --task arithmetic,random_numbers")
-    usual = default_folder(replace(configs[0], task="+".join(names)) if several else configs[0])
-    path = Path(configs[0].output_dir or usual).expanduser()
-    folders = [path / name for name in names] if several else [path]
+    """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
+    options = _parsed(argv, command)
+    config = options.settings
+    path = Path(config.output_dir or default_folder(config)).expanduser()
     if options.resume:
-        configs = [_resumed(one, folder, given(argv)) for one, folder in zip(configs, folders, strict=True)]
-        for config, folder in zip(configs, folders, strict=True):
-            refuse_code(config, folder / "config.yaml", trusted=options.trust_code)
-    for config in configs:
-        check(config)
+        config = _resumed(config, path, given(argv))
+        refuse_code(config, path / "config.yaml", trusted=options.trust_code)
+    check(config)
     if options.print_config:
         if options.json:
             raise UsageError("--json: --print-config prints YAML, which --config reads; leave --json out")
-        print("---\n".join(map(to_yaml, configs)), end="")
+        print(to_yaml(config), end="")
         return 0
     if not options.resume:
-        for folder in (path, *folders):
-            refuse_unwritable(folder)
-        placed = [replace(one, output_dir=str(folder)) for one, folder in zip(configs, folders, strict=True)]
-        configs = list(map(with_absolute_paths, placed))
-    return _train(configs, folders, path, options)
+        refuse_unwritable(path)
+        config = with_absolute_paths(replace(config, output_dir=str(path)))
+    return _train(config, path, options)
 
 
 def _parsed(argv: Sequence[str], command: str) -> FitOptions:
@@ -129,83 +112,33 @@ def refuse_unwritable(path: Path) -> None:
         raise UsageError(f"--output-dir {path}: cannot write to {existing}; give another folder")
 
 
-def _train(configs: Sequence[RunConfig], paths: Sequence[Path], path: Path, options: FitOptions) -> int:
-    from latent_cot.run.mixture import check_model, check_phases, newest_in_common, run_in_turns
-    from latent_cot.run.session import Running, Stopped, open_session, run_loop
+def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
+    from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop
 
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
-    check_model(configs)
-    first, several = open_session(configs[0], console=Console(stderr=True)), len(configs) > 1
-    sessions = [first, *(open_session(config, loaded=first) for config in configs[1:])]
-    tasks, main = ",".join(config.task for config in configs), first.lm.processes.main
-    if several and first.lm.processes.count > 1:
-        raise UsageError(
-            f"--task {tasks}: several tasks use one process; start it without torchrun or accelerate launch"
-        )
-    check_phases([session.loop() for session in sessions] if several else [])
+    session = open_session(config)
+    main = session.lm.processes.main
     console.quiet = not main
-    resume = options.resume
-    folders = _claim(sessions, paths, resume=resume)
-    with ExitStack() as stack:
-        for folder in folders:
-            stack.enter_context(folder.lock())
-        display, stopped_by = stack.enter_context(Display(console)), stack.enter_context(stop_signals())
-        tracks = options.track if main else ()
-        observers = [observer(stack, *one, display, console, tracks) for one in zip(sessions, folders, strict=True)]
-
-        def should_stop() -> bool:
-            return stopped_by() is not None
-
+    folder = claim_folder(path, config, session.lm.processes, resume=options.resume)
+    with folder.lock(), Display(console) as display, stop_signals() as stopped_by, ExitStack() as stack:
+        on_unit = observer(stack, session, folder, display, console, options.track if main else ())
         try:
-            if several:
-                for folder in folders:
-                    stack.enter_context(folder.marking_failure())
-                turn, checkpoints = newest_in_common(folders)
-                parts = [
-                    Running(session, folder, resume=resume, checkpoint=checkpoint, on_unit=on_unit)
-                    for session, folder, checkpoint, on_unit in zip(
-                        sessions, folders, checkpoints, observers, strict=True
-                    )
-                ]
-                results = run_in_turns(parts, turn=turn, should_stop=should_stop)
-            else:
-                results = [run_loop(first, folders[0], resume=resume, on_unit=observers[0], should_stop=should_stop)]
+            results = run_loop(
+                session, folder, resume=options.resume, on_unit=on_unit, should_stop=lambda: stopped_by() is not None
+            )
         except Stopped:
-            command = "em" if configs[0].method == "em" else "fit"
-            again = f"{command} --task {tasks}" if several else command
+            command = "em" if config.method == "em" else "fit"
             tracked = "".join(f" --track {name}" for name in options.track)
             say(console, f"Stopped; saved in {path}. Go on with:")
-            say(console, f"  latent-cot {again} --output-dir {_quoted([path])} --resume{tracked}{_trust(configs)}")
+            say(console, f"  latent-cot {command} --output-dir {_quoted(path)} --resume{tracked}{_trust(config)}")
             return 128 + (stopped_by() or signal.SIGINT)
-    done = "" if several else f" in {results[0]['resources']['seconds']:.0f} s"
-    say(console, f"Done{done}; saved in {_quoted(paths)}. See also:")
-    for place, config in zip(paths, configs, strict=True):
-        say(console, f"  latent-cot eval {_quoted([place])} --size {config.evaluation.size}{_trust([config])}")
-    say(console, f"  latent-cot report {_quoted(paths)}{_trust(configs)}")
+    say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {_quoted(path)}. See also:")
+    say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}")
+    say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}")
     if options.json and main:
-        by_task = {"tasks": dict(zip((folder.name for folder in paths), results, strict=True))}
-        print_json({"run": str(path), **(by_task if several else results[0])})
+        print_json({"run": str(path), **results})
     return 0
-
-
-def _claim(sessions: Sequence[Session], paths: Sequence[Path], *, resume: bool) -> list[RunFolder]:
-    """A folder for each; if one cannot be made, none is left. A mistyped model, or demonstrations that do not fit, have
-    been told before."""
-    from latent_cot.run.session import claim_folder
-
-    made: list[RunFolder] = []
-    try:
-        for session, path in zip(sessions, paths, strict=True):
-            made.append(claim_folder(path, session.config, session.lm.processes, resume=resume))
-    except BaseException:
-        for folder in [] if resume else made:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        if len(paths) > 1:
-            with suppress(OSError):  # it is not empty
-                paths[0].parent.rmdir()
-        raise
-    return made
 
 
 def observer(
@@ -219,10 +152,10 @@ def observer(
     return tracking.both(display.on_unit, stack.enter_context(tracker).on_unit)
 
 
-def _trust(configs: Iterable[RunConfig]) -> str:
-    """What a command on the runs needs besides, as text: a user's own code is run on his word only."""
-    return " --trust-code" if any(map(code_named, configs)) else ""
+def _trust(config: RunConfig) -> str:
+    """What a command on the run needs besides, as text: a user's own code is run on his word only."""
+    return " --trust-code" if code_named(config) else ""
 
 
-def _quoted(paths: Iterable[Path]) -> str:
-    return shlex.join(map(str, paths))
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

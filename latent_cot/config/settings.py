@@ -169,17 +169,17 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_settings(file: str | Path) -> Any:
-    """What a file of `--config` holds, not yet checked. Raises UsageError if it cannot be read."""
+    """What a file of settings holds, not yet checked. Raises UsageError if it cannot be read."""
     try:
         with Path(file).expanduser().open("rb") as stream:
             data = stream.read(MAX_CONFIG_BYTES + 1)
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"--config {file}: not UTF-8 text; save the file as UTF-8") from error
+        raise UsageError(f"{file}: not UTF-8 text; save the file as UTF-8") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UsageError(f"--config {file}: cannot be read ({error}); check the path") from error
+        raise UsageError(f"{file}: cannot be read ({error}); check the path") from error
     if len(data) > MAX_CONFIG_BYTES:
-        raise UsageError(f"--config {file}: larger than 1 MiB; is this a configuration?")
+        raise UsageError(f"{file}: larger than 1 MiB; is this a configuration?")
     return parse_yaml(text, str(file))
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +17,10 @@ from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
 from latent_cot.evaluation import intervals
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
-from latent_cot.rationales.rollout import Counts, rollout
+from latent_cot.rationales.rollout import Counts
 from latent_cot.rationales.scoring import Group, score, score_in_batches
 from latent_cot.types import Example, Measured, Rationale, Sample, Task
 
@@ -88,10 +89,6 @@ class Accuracy:
 NO_RATIONALE = Rationale((), (), (True,), "")
 """The empty chain, before an answer that is given at once."""
 
-# Questions take the places of those that are answered, until so many batches are done: the last chains of a
-# batch would leave most of it empty.
-BATCHES_AT_ONCE = 4
-
 _TEXTS_AT_ONCE = 512
 
 
@@ -99,52 +96,6 @@ def majority(answers: Sequence[str | None]) -> str | None:
     """The most frequent answer, the earliest of equally frequent ones; chains without an answer do not vote."""
     votes = Counter(answer for answer in answers if answer is not None)
     return max(votes, key=lambda answer: votes[answer]) if votes else None
-
-
-def answer_questions(
-    lm: LanguageModel,
-    sampler: Adapter | None,
-    task: Task,
-    examples: Sequence[Example],
-    rules: ChainRules,
-    *,
-    judge: Judge | None = None,
-    prefix: str = "",
-    votes: int = 1,
-    temperature: float = 0.0,
-    batch_size: int = 128,
-    generator: torch.Generator | None = None,
-) -> Iterator[Outcome]:
-    """Let a reasoner, which sees X only, answer each question, with about `batch_size` chains in progress.
-
-    Args:
-        sampler: who writes the rationales, "p" or "q"; None: nobody, the answer comes right after the question.
-        judge: who picks the answer after them, where it is one of a few candidates; None: the sampler itself.
-        prefix: text before each question, such as demonstrations.
-        votes: rationales a question; the majority of their answers is given.
-        temperature: 0 is greedy (then one vote is as good as many).
-    """
-    codec = rules.codec
-    size = BATCHES_AT_ONCE * max(1, batch_size // votes)
-    for start in range(0, len(examples), size):
-        batch = examples[start : start + size]
-        prompts = [codec.encode_prompt(prefix + example.x) for example in batch]
-        sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
-        if sampler is not None:
-            sampled = rollout(
-                lm,
-                lm.merged(sampler),
-                prompts,
-                rules,
-                n=votes,
-                temperature=temperature,
-                generator=generator,
-                batch_size=max(batch_size, votes),
-            )
-        decided = read_answers(lm, judge or sampler or "p", task, batch, prompts, sampled, rules)
-        for example, rationales, answers in zip(batch, sampled, decided, strict=True):
-            answer = majority(answers)
-            yield Outcome(example, rationales, answers, answer, task.grade(example, answer))
 
 
 @torch.no_grad()
@@ -257,25 +208,23 @@ def judge(
     """
     if not task.scored:
         return [[Sample(rationale, count=count) for rationale, count in of_one.items()] for of_one in counts]
-    parts = [(g, part) for g, group in enumerate(groups) for part in _as_text(group, max_tokens)]
+    parts = [part for group in groups for part in _as_text(group, max_tokens)]
     found: dict[int, list[tuple[float, float]]] = {}
     with lm.without_adapters() as base:
         for members, scores in score_in_batches(
-            lm, base, [part for _, part in parts], codec, max_tokens=max_tokens, answers_at="end", tool_tokens=True
+            lm, base, parts, codec, max_tokens=max_tokens, answers_at="end", tool_tokens=True
         ):
             log_z, log_y = scores.log_tool.double().sum(1), scores.at_end(scores.log_y)
             for k, member in enumerate(members):
                 own = scores.group == k
                 found[member] = list(zip(log_z[own].tolist(), log_y[own].tolist(), strict=True))
-    of_group: list[list[tuple[float, float]]] = [[] for _ in groups]
-    for member, (g, _) in enumerate(parts):
-        of_group[g] += found[member]
+    scored = chain.from_iterable(found[member] for member in range(len(parts)))
     return [
         [
             Sample(rationale, log_z, log_y if group.answer else None, count)
-            for (rationale, count), (log_z, log_y) in zip(of_one.items(), of_scores, strict=True)
+            for (rationale, count), (log_z, log_y) in zip(of_one.items(), scored, strict=False)
         ]
-        for group, of_one, of_scores in zip(groups, counts, of_group, strict=True)
+        for group, of_one in zip(groups, counts, strict=True)
     ]
 
 

@@ -24,6 +24,15 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Rationale
 
+KEPT_STEPS = 2
+"""So many of the last steps are not dropped. A single one may not tell where in the question it belongs, if that
+repeats itself."""
+WORDS_WITH_GAPS = 0.3
+"""The share of the prompt's words before which positions are left out. Where most words have a gap, p unlearns to look
+at the next word."""
+LARGEST_GAP = 12
+"""How many positions are left out at one place, at most."""
+
 
 def vary(
     lesson: Group,
@@ -35,9 +44,6 @@ def vary(
     distractor_steps: int,
     concat_questions: int,
     gap_share: float,
-    kept_steps: int = 2,
-    words_with_gaps: float = 0.3,
-    largest_gap: int = 12,
 ) -> Group:
     """The lesson of one rationale, or a variation of it.
 
@@ -45,21 +51,16 @@ def vary(
         others: the lessons of other rationales.
         history_dropout: probability that the steps before a random one are dropped.
         distractor_steps: how many steps of others may take their place, at most.
-        kept_steps: how many of the last steps are not dropped. A single one may not tell where in the question it
-            belongs, if that repeats itself.
         concat_questions: how many of the others' questions are joined to the question, on either side, at most.
         gap_share: probability that positions are left out.
-        words_with_gaps: before this share of the prompt's words. Where most words have a gap, p unlearns to look at
-            the next word.
-        largest_gap: how many at one place, at most.
     """
     if rng.random() < history_dropout:
-        dropped = drop_history(lesson, others, codec, rng, strange=distractor_steps, kept=kept_steps)
+        dropped = drop_history(lesson, others, codec, rng, strange=distractor_steps, kept=KEPT_STEPS)
         if concat_questions:
             dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, most=concat_questions)
         lesson = dropped
     if rng.random() < gap_share:
-        lesson = leave_gaps(lesson, codec, rng, share=words_with_gaps, largest=largest_gap)
+        lesson = leave_gaps(lesson, codec, rng, share=WORDS_WITH_GAPS, largest=LARGEST_GAP)
     return lesson
 
 

@@ -7,6 +7,7 @@ on it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
-from latent_cot.rationales.rollout import Counts, count_distinct
+from latent_cot.rationales.rollout import Counts
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
@@ -35,16 +36,11 @@ class Decoding(Method):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        c = config.decode
+        c, it = config.decode, f"--decode.strategy {config.decode.strategy}"
         if not task.is_measured and not _is_plain(config):
-            raise UsageError(
-                f"--decode.strategy {c.strategy}: the task {task.name} has right answers, on which chains vote; "
-                "give --decode.strategy sample and --decode.multiple 1"
-            )
+            raise UsageError(f"{it}: the task {task.name} has right answers; give sample and --decode.multiple 1")
         if tool_names(config, task) and c.strategy in ("beam", "diverse-beam"):
-            raise UsageError(
-                f"--decode.strategy {c.strategy}: its chains cannot call tools; give rollout: {{tools: []}} in --config"
-            )
+            raise UsageError(f"{it}: its chains cannot call tools; give rollout: {{tools: []}} in --config")
 
     def algorithm(self) -> Steps:
         yield from self.init(0)
@@ -71,19 +67,12 @@ class Decoding(Method):
 
     def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:
         """The n likeliest of a beam; or the likeliest of each of n groups, some of which may agree."""
-        c = self.config.decode
-        diverse = c.strategy == "diverse-beam"
-        found = beam_search(
-            self.lm,
-            self.lm.merged(reasoner),
-            prompt,
-            self.test_rules,
-            beams=n * c.multiple,
-            groups=n if diverse else 1,
-            penalty=DIVERSITY_PENALTY if diverse else 0.0,
-        )
+        c, rules = self.config.decode, self.test_rules
+        diverse, model = c.strategy == "diverse-beam", self.lm.merged(reasoner)
+        groups, penalty = (n, DIVERSITY_PENALTY) if diverse else (1, 0.0)
+        found = beam_search(self.lm, model, prompt, rules, beams=n * c.multiple, groups=groups, penalty=penalty)
         kept = [group[0] for group in found if group] if diverse else found[0][:n]
-        return count_distinct([one.rationale for one in kept])
+        return Counter([one.rationale for one in kept])
 
     @torch.no_grad()
     def _likeliest(

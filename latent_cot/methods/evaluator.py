@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
 from latent_cot.evaluation.evaluate import (
-    BATCHES_AT_ONCE,
+    NO_RATIONALE,
     Accuracy,
     Judge,
     Outcome,
-    answer_questions,
     figures,
     judge,
     log_probs_of_texts,
+    majority,
+    read_answers,
 )
 from latent_cot.methods.phases import Resumable, phase
 from latent_cot.methods.seeding import seed_of, slices
@@ -29,9 +31,13 @@ from latent_cot.methods.state import Info, Phase, State
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
-from latent_cot.rationales.rollout import Counts, count_distinct, rollout
+from latent_cot.rationales.rollout import Counts, rollout
 from latent_cot.rationales.scoring import Group, Query
 from latent_cot.types import Example, Measured, Rationale, Sample, Task, TaskData
+
+# Questions take the places of those that are answered, until so many batches are done: the last chains of a
+# batch would leave most of it empty.
+BATCHES_AT_ONCE = 4
 
 
 def tells_right(task: Task, questions: Sequence[Example]) -> bool:
@@ -165,17 +171,9 @@ class Evaluator(Resumable):
     ) -> list[Counts]:
         """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way.
         `sampling`: temperature and top_p of `rollout`."""
-        sampled = rollout(
-            self.lm,
-            self.lm.merged(reasoner),
-            [self.test_prompt(reasoner, example) for example in examples],
-            self.test_rules,
-            n=n,
-            batch_size=self.test_batch_size,
-            generator=torch.Generator().manual_seed(seed),
-            **sampling,
-        )
-        return list(map(count_distinct, sampled))
+        prompts = [self.test_prompt(reasoner, example) for example in examples]
+        generator = torch.Generator().manual_seed(seed)
+        return list(map(Counter, self._rollout(reasoner, prompts, generator, n=n, **sampling)))
 
     def sample_tests(
         self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any
@@ -195,21 +193,26 @@ class Evaluator(Resumable):
     def answer_tests(
         self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, votes: int, temperature: float
     ) -> Iterator[Outcome]:
-        """A reasoner's answers to test questions that have right answers."""
+        """A reasoner's answers to test questions that have right answers: the majority of `votes` rationales each."""
         sampler = self.sampler_of(reasoner)
-        return answer_questions(
-            self.lm,
-            sampler,
-            self.task,
-            examples,
-            self.test_rules,
-            judge=self.judge_of(reasoner),
-            prefix=self.model_prefix if sampler != "q" else "",
-            votes=votes,
-            temperature=temperature,
-            batch_size=self.test_batch_size,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        generator = torch.Generator().manual_seed(seed)
+        for members in slices(len(examples), BATCHES_AT_ONCE * max(1, self.test_batch_size // votes)):
+            batch = [examples[i] for i in members]
+            prompts = [self.test_prompt(sampler or reasoner, example) for example in batch]
+            sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
+            if sampler is not None:
+                sampled = self._rollout(sampler, prompts, generator, n=votes, temperature=temperature)
+            who = self.judge_of(reasoner)
+            decided = read_answers(self.lm, who, self.task, batch, prompts, sampled, self.test_rules)
+            for example, rationales, answers in zip(batch, sampled, decided, strict=True):
+                answer = majority(answers)
+                yield Outcome(example, rationales, answers, answer, self.task.grade(example, answer))
+
+    def _rollout(
+        self, sampler: Adapter, prompts: Sequence[Sequence[int]], generator: torch.Generator, **sampling: Any
+    ) -> list[list[Rationale]]:
+        model, size = self.lm.merged(sampler), self.test_batch_size
+        return rollout(self.lm, model, prompts, self.test_rules, batch_size=size, generator=generator, **sampling)
 
     def _measured(
         self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
@@ -228,7 +231,7 @@ class Evaluator(Resumable):
     @property
     def rounds(self) -> int:
         """How many there are after round 0."""
-        return 1
+        return self.config.rounds if METHODS[self.config.method].has_rounds else 1
 
     @phase(
         lambda self, number: len(self._evaluation_units(number)),

@@ -10,10 +10,9 @@ from latent_cot.config.schema import EStepConfig
 from latent_cot.methods.e_step import Behaviour
 from latent_cot.methods.method import Method
 from latent_cot.methods.seeding import seed_of
+from latent_cot.rationales.batch import score_sampled
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.rationales.rollout import count_distinct, rollout
-from latent_cot.rationales.scoring import Group
-from latent_cot.types import Rationale
+from latent_cot.rationales.rollout import rollout
 
 SEED_SAMPLES = 20
 """Rationales sampled from p for each training question of a task that has prompts for it, such as one that gives the
@@ -46,17 +45,10 @@ def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:
     texts = [text for text in map(task.seed_prompt, questions) if text is not None]
     if not texts or len(texts) < len(questions):
         return
-    seeds: dict[str, list[Rationale]] = {}
     prompts = list(map(method.rules.codec.encode_prompt, texts))
     generator = torch.Generator().manual_seed(seed_of(method.config.seed, method.state.phase, "seeds"))
     sampled = rollout(method.lm, method.lm.merged("p"), prompts, method.rules, n=SEED_SAMPLES, generator=generator)
-    for example, rationales in zip(questions, sampled, strict=True):
-        method.state.budget.sampled(rationales)
-        known = seeds.setdefault(example.key, [])
-        known.extend(z for z in count_distinct(rationales) if z not in known)
-    examples = list({example.key: example for example in questions}.values())
-    queries = map(method.query, examples)
-    groups = [Group(query.model_prompt, seeds[query.example.key], query.answer) for query in queries]
-    for group, example, rewards in zip(groups, examples, method.reward.of_prefixes(examples, groups), strict=True):
-        for rationale, reward in zip(group.rationales, rewards.tolist(), strict=True):
-            buffer.add(example.key, rationale, reward)
+    for trajectories in score_sampled(list(map(method.query, questions)), sampled, method.reward):
+        method.state.budget.sampled(trajectories.rationales, trajectories.counts)
+        for rationale, reward in zip(trajectories.rationales, trajectories.log_reward.tolist(), strict=True):
+            buffer.add(trajectories.query.example.key, rationale, reward)

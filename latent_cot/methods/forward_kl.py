@@ -41,10 +41,6 @@ class ForwardKL(Method):
             yield from self.m_step(number)
             yield from self.evaluate(number)
 
-    @property
-    def rounds(self) -> int:
-        return self.config.rounds
-
     @phase(lambda self, _: self.config.e_step.steps)
     def posterior(self, at: Phase) -> Iterator[Info]:
         """Train q, each optimiser step on samples of its own."""

@@ -53,10 +53,10 @@ class Method(Evaluator):
         return Reward(
             self.lm,
             self.rules.codec,
-            task if task.has_own_reward else None,
-            e.score_tool_tokens,
-            self.config.max_batch_tokens,
-            Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
+            task=task if task.has_own_reward else None,
+            tool_tokens=e.score_tool_tokens,
+            max_tokens=self.config.max_batch_tokens,
+            comparison=Comparison(task, normalised, e.wrong_candidate_penalty, e.answer_weight) if compared else None,
             copy_penalty=e.copy_penalty,
         )
 
@@ -64,34 +64,22 @@ class Method(Evaluator):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
-        unread = METHODS[config.method].ignores(config)
+        unread, name = METHODS[config.method].ignores(config), task.name
         questions, c = [*data.demonstrations, *data.unlabelled], config.m_step
         if {"m_step", "m_step.target"}.isdisjoint(unread):
             if c.target == "candidates" and not all(map(task.candidates, questions)):
-                raise UsageError(
-                    f"--m-step.target candidates: {task.name} has questions without candidates, of which there is "
-                    "nothing to tell apart; give joint or answer"
-                )
+                raise UsageError(f"--m-step.target candidates: {name} has none for some; give joint or answer")
             if c.target == "answer" and not all(example.y for example in questions):
-                raise UsageError(
-                    f"--m-step.target answer: {task.name} has questions without an answer to learn; give joint"
-                )
+                raise UsageError(f"--m-step.target answer: {name} has questions without an answer; give joint")
         if METHODS[config.method].has_e_step and task.has_own_reward and config.e_step.prior == "sampler":
-            raise UsageError(
-                f"--e-step.prior sampler: {task.name} has a reward of its own, with no prior in it; give model"
-            )
+            raise UsageError(f"--e-step.prior sampler: {name} has a reward of its own, without a prior; give model")
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
-                raise UsageError(
-                    f"--m-step.weighted: {task.name} has a reward of its own, which is no probability that q could "
-                    "be weighed by; leave it out"
-                )
+                raise UsageError(f"--m-step.weighted: {name} has a reward of its own, no probability; leave it out")
             if c.temperature != 1 or c.samples == 1:
-                raise UsageError(
-                    "--m-step.weighted weighs the rationales of a question against each other, by the q that they are "
-                    f"drawn from: give --m-step.temperature 1 (here {c.temperature:g}) and --m-step.samples above 1 "
-                    f"(here {c.samples}), or leave it out"
-                )
+                temperature = f"--m-step.temperature 1 (here {c.temperature:g})"
+                samples = f"--m-step.samples above 1 (here {c.samples})"
+                raise UsageError(f"--m-step.weighted: takes {temperature} and {samples}; give them, or leave it out")
 
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
@@ -116,17 +104,20 @@ class Method(Evaluator):
 
     @phase(
         lambda self, _: self.config.init_step.steps if self.demonstrations else 0,
-        begin=lambda self, _: self.lm.copy_adapter("p", "q"),
         when=lambda self, _: self.config.q_sees == "question-and-answer" and bool(self.rounds),
     )
     def warm_start_q(self, at: Phase) -> Iterator[Info]:
         """A start for a q that sees Y: its prompt is one that p has never read."""
+        if self.state.unit == 0:
+            self.lm.copy_adapter("p", "q")
         if self.demonstrations:
             yield from self._fit("q", self._demonstrated, self.init_step)
 
-    @phase(lambda self, _: len(self._diagnostic_units), begin=lambda self, number: self.start_sampler(number))
+    @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose_before(self, at: Phase) -> Iterator[Info]:
         """How far q is from the posterior before its training."""
+        if self.state.unit == 0:
+            self.start_sampler(at.round)
         yield from self._diagnose(at, "before")
 
     @phase(lambda self, _: len(self._diagnostic_units))
@@ -177,9 +168,11 @@ class Method(Evaluator):
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             yield {"drawn": len(drawn), "kept": len(kept), **share}
 
-    @phase(lambda self, number: self._m_step_units(number), begin=lambda self, _: self.start_model())
+    @phase(lambda self, number: self._m_step_units(number))
     def m_step(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
+        if self.state.unit == 0:
+            self.start_model()
         if self.state.drawn:
             yield from self._fit("p", self.state.drawn, self.config.m_step)
             self.state.model_trained = self.state.model_trained or self.config.m_step.steps > 0
@@ -209,14 +202,9 @@ class Method(Evaluator):
     def _sample(self, adapter: Adapter, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
         """Rationales for these training questions, on the budget. `sampling`: n and temperature of `rollout`."""
         queries = [self.query(self.questions[i]) for i in members]
-        sampled = rollout(
-            self.lm,
-            self.lm.merged(adapter),
-            [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries],
-            self.rules,
-            generator=torch.Generator().manual_seed(seed),
-            **sampling,
-        )
+        prompts = [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries]
+        generator = torch.Generator().manual_seed(seed)
+        sampled = rollout(self.lm, self.lm.merged(adapter), prompts, self.rules, generator=generator, **sampling)
         for rationales in sampled:
             self.state.budget.sampled(rationales)
         return sampled

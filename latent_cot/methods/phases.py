@@ -28,18 +28,15 @@ Steps = Iterator[tuple[Phase, Info]]
 
 def phase(
     units: Callable[[Any, int], int],
-    begin: Callable[[Any, int], None] = lambda method, number: None,
     when: Callable[[Any, int], bool] = lambda method, number: True,
 ) -> Callable[[Callable[[Any, Phase], Iterator[Info]]], Callable[[Any, int], Steps]]:
     """Make a method of a `Resumable` a phase of its algorithm, which is called with the number of the round.
 
     Args:
         units: how many units of work there are, for a progress display.
-        begin: what has to be done before the first one, such as q ← p. Where several tasks share the adapters, it is
-            done for all of them before any goes on: none may find, or undo, what another has learned in the meantime.
         when: whether there is such a phase in a round.
 
-    All three are given the method and the number of the round.
+    Both are given the method and the number of the round.
     """
 
     def mark(work: Callable[[Any, Phase], Iterator[Info]]) -> Callable[[Any, int], Steps]:
@@ -54,7 +51,6 @@ def phase(
             place, self._place = self._place, self._place + 1
             if place < self.state.phase:
                 return
-            self.begin(place)
             for info in work(self, at):
                 self.state.unit += 1
                 yield at, info
@@ -62,7 +58,6 @@ def phase(
             self.optimiser = None
 
         resumable.units = units  # type: ignore[attr-defined]
-        resumable.begin = begin  # type: ignore[attr-defined]
         return resumable
 
     return mark
@@ -80,8 +75,6 @@ class Resumable(ABC):
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.begun = state.phase if state.unit else state.phase - 1
-        """The last phase that has begun."""
         self._planning: list[Phase] | None = None
         self._place = 0
 
@@ -109,14 +102,3 @@ class Resumable(ABC):
     def units(self, phase: Phase) -> int:
         """The number of units of a phase."""
         return int(getattr(type(self), phase.name).units(self, phase.round))
-
-    def begin(self, place: int) -> None:
-        """Do what has to be done before the first unit of a phase, if it has not been done.
-
-        Args:
-            place: its index among `phases`.
-        """
-        if place > self.begun:
-            self.begun = place
-            at = self.phases[place]
-            getattr(type(self), at.name).begin(self, at.round)

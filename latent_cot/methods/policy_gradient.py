@@ -68,13 +68,10 @@ class PolicyGradient(Method):
     @classmethod
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
-        if config.policy_gradient.reward == "correct" and not tells_right(
-            task, [*data.demonstrations, *data.unlabelled]
-        ):
-            raise UsageError(
-                f"--policy-gradient.reward correct: a rationale of {task.name} is not right or wrong by itself; leave "
-                "it out"
-            )
+        by_answer = config.policy_gradient.reward == "correct"
+        if by_answer and not tells_right(task, [*data.demonstrations, *data.unlabelled]):
+            what = f"a rationale of {task.name} is not right or wrong by itself"
+            raise UsageError(f"--policy-gradient.reward correct: {what}; leave it out")
 
     def algorithm(self) -> Steps:
         yield from self.init(0)

@@ -33,10 +33,6 @@ class Rejection(Method):
             yield from self.m_step(number)
             yield from self.evaluate(number)
 
-    @property
-    def rounds(self) -> int:
-        return self.config.rounds
-
     @phase(lambda self, _: len(self._batches))
     def sample(self, at: Phase) -> Iterator[Info]:
         """Chains from p, a batch a unit, over all training questions in random order, again and again."""

@@ -142,27 +142,16 @@ def score_rationales(
     found = []
     for b, rationale in enumerate(rationales):
         texts = zip(pieces(rationale.tokens, codec.decode), rationale.policy_mask, strict=True)
-        found.append(
-            ScoredRationale(
-                rationale,
-                counts[rationale],
-                log_q[b],
-                log_p[b],
-                log_rewards[b][len(rationale)],
-                weights[b],
-                answers[b],
-                loop.task.grade(example, answers[b]) if graded else None,
-                tuple(
-                    Token(text, chosen, q_tokens[b][i] if chosen else None, p_tokens[b][i] if chosen else None)
-                    for i, (text, chosen) in enumerate(texts)
-                ),
-                tuple(
-                    Stop(i, q_stops[b][i], p_stops[b][i], log_rewards[b][i])
-                    for i, is_state in enumerate(rationale.states)
-                    if is_state
-                ),
-            )
-        )
+        tokens = [
+            Token(text, chosen, q_tokens[b][i] if chosen else None, p_tokens[b][i] if chosen else None)
+            for i, (text, chosen) in enumerate(texts)
+        ]
+        states = [i for i, is_state in enumerate(rationale.states) if is_state]
+        stops = [Stop(i, q_stops[b][i], p_stops[b][i], log_rewards[b][i]) for i in states]
+        log_probs = (log_q[b], log_p[b], log_rewards[b][len(rationale)], weights[b])
+        correct = loop.task.grade(example, answers[b]) if graded else None
+        told = (*log_probs, answers[b], correct)
+        found.append(ScoredRationale(rationale, counts[rationale], *told, tuple(tokens), tuple(stops)))
     return Weighed(found, ess, bound)
 
 

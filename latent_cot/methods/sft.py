@@ -46,9 +46,7 @@ class SFT(Method):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         super().check(config, task, data)
         if not data.demonstrations and not all(map(task.candidates, data.unlabelled)):
-            raise UsageError(
-                "--method sft learns --data.demonstrations, whose answers are read off rationales; give some"
-            )
+            raise UsageError("--method sft learns --data.demonstrations, which have rationales; give some")
 
     @property
     def answers_at_once(self) -> bool:

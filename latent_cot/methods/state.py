@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
 
 from latent_cot.evaluation.diagnostics import mean_figures
 from latent_cot.evaluation.evaluate import Accuracy
-from latent_cot.types import Rationale, Sample, rationale_from_json, rationale_to_json
+from latent_cot.types import Rationale, Sample
 
 Info = dict[str, Any]
 """The figures of a unit of work."""
@@ -76,20 +78,15 @@ class State:
     """round -> "before" or "after" q's training -> figures of each validation question."""
 
     def to_json(self) -> dict[str, Any]:
-        drawn = [[d.question, rationale_to_json(d.rationale), d.weight] for d in self.drawn]
-        sampled = [
-            [[rationale_to_json(s.rationale), s.log_z, s.log_y, s.count] for s in of_one] for of_one in self.sampled
-        ]
-        return {**vars(self), "drawn": drawn, "sampled": sampled, "budget": asdict(self.budget)}
+        found: dict[str, Any] = _JSON.dump_python(self, mode="json")
+        return found
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> State:
-        drawn = [
-            WeightedRationale(question, rationale_from_json(one), weight) for question, one, weight in record["drawn"]
-        ]
-        kept = record.get("sampled", [])
-        sampled = [[Sample(rationale_from_json(z), *rest) for z, *rest in of_one] for of_one in kept]
-        return cls(**{**record, "drawn": drawn, "sampled": sampled, "budget": Budget(**record["budget"])})
+        """Raises ValueError for what `to_json` has not made."""
+        if record.keys() != {one.name for one in fields(cls)}:
+            raise ValueError("it has other parts")
+        return _JSON.validate_python(record)
 
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
@@ -112,3 +109,6 @@ class State:
             "posterior": posterior,
             "budget": asdict(self.budget),
         }
+
+
+_JSON = TypeAdapter(State)

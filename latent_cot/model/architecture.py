@@ -119,7 +119,7 @@ class Capabilities:
             if right("flat"):
                 trees = "flat"
             else:
-                attention.uninstall(model)
+                model.set_attn_implementation("sdpa")
         parameters = inspect.signature(model.base_model.forward).parameters
         return cls(linear_head, trees, "cache" if "cache" in parameters else "past_key_values", _window(model))
 

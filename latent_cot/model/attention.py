@@ -37,10 +37,6 @@ def install(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
-def uninstall(model: PreTrainedModel) -> None:
-    model.set_attn_implementation("sdpa")
-
-
 def lay_out(trees: FlatTrees, model: PreTrainedModel) -> Tensor:
     """The attention mask, (1, 1, 1, N), with which to call `model` for a pass over `trees`.
 

@@ -72,12 +72,12 @@ class LanguageModel:
         self.tokenizer = tokenizer
         base.requires_grad_(False).eval().to(self.device)
         self.capabilities = Capabilities.of(base)
-        self._refuse_without_cache(base)
-        self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
-        self._base_head = base.get_output_embeddings()
         self.max_positions = architecture.table_of_positions(base)
         """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
         as rotary ones, and a longer text is only one of a length that it was not trained with."""
+        self._refuse_without_cache(base)
+        self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
+        self._base_head = base.get_output_embeddings()
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
         self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
         self._fresh: set[Weights] = set()
@@ -305,10 +305,7 @@ class LanguageModel:
         For an architecture whose logits are no plain linear map of them, these are the logits (H = V).
         """
         longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
-        if self.max_positions is not None and longest > self.max_positions:
-            length = f"{longest} tokens (positions that --augmentation.gap-share leaves out count)"
-            limit = f"the model's {self.max_positions}; give shorter texts, or another model"
-            raise UsageError(f"--model: a text of {length} is longer than {limit}")
+        self._refuse_too_long(longest)
         kind, window = self.capabilities.trees, self.capabilities.window
         # Some models count the columns of a row from each other, whatever its mask says of them.
         if window is not None and (sum(map(len, trees)) if kind == "masked" else longest) > window:
@@ -334,10 +331,19 @@ class LanguageModel:
 
         `attention_mask` (B, past + n) is 0 where padded, `position_ids` (B, n).
         """
+        if self.max_positions is not None:  # elsewhere nobody waits for the device
+            self._refuse_too_long(int(position_ids.max()) + 1)
         given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": True}
         given[self.capabilities.cache_argument] = cache
         with self.accelerator.autocast():
             return features_of(model, self.capabilities.linear_head, input_ids=input_ids, **given)[:, -1]
+
+    def _refuse_too_long(self, tokens: int) -> None:
+        """In a table of positions there would be nothing to look up."""
+        if self.max_positions is not None and tokens > self.max_positions:
+            length = f"{tokens} tokens (with what tools put in and --augmentation.gap-share leaves out)"
+            remedy = "give shorter texts, fewer --rollout.max-tokens or --evaluation.max-tokens, or another model"
+            raise UsageError(f"--model: a text of {length} is longer than the model's {self.max_positions}; {remedy}")
 
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""

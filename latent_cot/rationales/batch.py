@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.objectives.balance import Balance, below_floor, last_state, log_flow, temper
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
-from latent_cot.rationales.rollout import count_distinct, rollout
+from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, Query, Scores
 from latent_cot.types import Example, Rationale, rationale_to_json
 
@@ -72,7 +73,7 @@ def score_sampled(
     reference: bool = False,
 ) -> list[Trajectories]:
     """The rationales sampled for each query, counted and rewarded."""
-    counts = [count_distinct(rationales) for rationales in sampled]
+    counts = [Counter(rationales) for rationales in sampled]  # in order of first occurrence
     groups = [Group(query.model_prompt, list(c), query.answer) for query, c in zip(queries, counts, strict=True)]
     rewarded = reward.with_reference(
         [query.example for query in queries], groups, ends_only=ends_only, reference=reference

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from rapidfuzz.distance import Levenshtein
 
-from latent_cot.types import Rationale, rationale_from_json, rationale_to_json
+from latent_cot.types import Rationale
 
 # What −inf weighs: nothing beside any finite reward, and yet something can be drawn where all are impossible.
 _IMPOSSIBLE = -1e12
@@ -28,6 +29,9 @@ class Stored:
     def priority(self) -> float:
         """log R of the complete rationale."""
         return self.log_reward[-1]
+
+
+_STORES = TypeAdapter(dict[str, list[Stored]])
 
 
 class ReplayBuffer:
@@ -90,20 +94,14 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as JSON, the oldest first: on the order depends which rationale a random number draws."""
-        return {
-            question: [
-                {"rationale": rationale_to_json(item.rationale), "log_reward": item.log_reward}
-                for item in store.values()
-            ]
-            for question, store in self._stores.items()
-        }
+        stores = {question: list(store.values()) for question, store in self._stores.items()}
+        found: dict[str, Any] = _STORES.dump_python(stores, mode="json")
+        return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What is then added and drawn is what the saved buffer would have taken and drawn."""
-        self._stores = {}
-        for question, records in state.items():
-            items = [Stored(rationale_from_json(r["rationale"]), tuple(r["log_reward"])) for r in records]
-            self._stores[question] = {item.rationale.tokens: item for item in items}
+        stores = _STORES.validate_python(state)
+        self._stores = {question: {item.rationale.tokens: item for item in of} for question, of in stores.items()}
 
     def _nearly_alike(self, store: dict[tuple[int, ...], Stored], tokens: tuple[int, ...]) -> list[Stored]:
         if tokens in store:

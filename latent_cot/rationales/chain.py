@@ -37,10 +37,8 @@ class ChainRules:
 
     def __post_init__(self) -> None:
         if self.granularity == "step" and not self.tools and self.step_delimiter is None:
-            raise UsageError(
-                "--rollout.granularity step: the task has no tool and no step_delimiter, so that nothing tells where a "
-                "step ends; give token, or the task a step_delimiter"
-            )
+            what = "the task has no tool and no step_delimiter to end a step"
+            raise UsageError(f"--rollout.granularity step: {what}; give token, or the task a step_delimiter")
 
     @cached_property
     def asking(self) -> dict[str, Set[int]]:
@@ -123,9 +121,7 @@ class Chain:
                 request = tool.request(text)
                 result = tool(request)
                 if not isinstance(result, str):
-                    raise UsageError(
-                        f"tool {tool.name}: {request!r} gave {result!r}; a tool returns text, or raises ToolError"
-                    )
+                    raise UsageError(f"tool {tool.name}: {request!r} gave {result!r}, which is no text; put it right")
                 ids = codec.encode(result)
                 if len(ids) > MAX_RESULT_TOKENS:
                     raise ToolError(f"the result has {len(ids)} tokens, more than {MAX_RESULT_TOKENS}")
@@ -146,8 +142,7 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
     Raises UsageError if the policy could not have written it: a token outside the allowed alphabet, a
     tool call that fails, too many tokens, or an end that is no state.
     """
-    chain = Chain(rules)
-    codec = rules.codec
+    chain, codec, it = Chain(rules), rules.codec, f"demonstration {text!r}"
     rest = text
     while rest:
         # A tool's result goes in right after its trigger, so what follows is encoded by itself, as the
@@ -157,21 +152,17 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
         rest, called = rest[len(segment) :], len(chain.calls)
         for token in codec.encode(segment):
             if codec.action_index[token] < 0 or token == codec.stop_id:
-                raise UsageError(
-                    f"demonstration {text!r}: the token {codec.pieces[token]!r} is not one a rationale may contain"
-                )
+                raise UsageError(f"{it}: the token {codec.pieces[token]!r} is not one a rationale may contain")
             if chain.full:
-                raise UsageError(
-                    f"demonstration {text!r} has more than {rules.max_tokens} tokens: raise --rollout.max-tokens"
-                )
+                raise UsageError(f"{it} has more than {rules.max_tokens} tokens: raise --rollout.max-tokens")
             chain.push(token)
         if written and len(chain.calls) > called:
             rest = rest.removeprefix(chain.calls[-1].result or "")
     for call in chain.calls:
         if call.error:
-            raise UsageError(f"demonstration {text!r}: the call {call.request!r} fails: {call.error}")
+            raise UsageError(f"{it}: the call {call.request!r} fails: {call.error}")
     if not chain.may_stop:
         few = chain.n_chosen < rules.min_tokens
         why = f"it has fewer than {rules.min_tokens} tokens: --rollout.min-tokens" if few else "an incomplete step"
-        raise UsageError(f"demonstration {text!r} ends where a chain may not stop ({why})")
+        raise UsageError(f"{it} ends where a chain may not stop ({why})")
     return chain.finish()

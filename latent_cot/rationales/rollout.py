@@ -12,7 +12,7 @@ fraction of the rows. Rows that end leave the batch, and waiting prompts take th
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -56,11 +56,6 @@ Counts = Mapping[Rationale, int]
 """Distinct rationale -> how often it was sampled, in order of first occurrence."""
 
 
-def count_distinct(rationales: Sequence[Rationale]) -> Counter[Rationale]:
-    """How often each distinct rationale occurs, in order of first occurrence."""
-    return Counter(rationales)
-
-
 @torch.no_grad()
 def rollout(
     lm: LanguageModel,
@@ -93,9 +88,6 @@ def rollout(
     prompts, heat = [prompts[i] for i in share], heat[share].flatten()
     if not prompts:
         return lm.processes.join([])
-    longest, limit = max(map(len, prompts)), lm.max_positions
-    if limit is not None and longest + rules.max_tokens > limit:
-        raise too_long(longest, rules.max_tokens, limit)
     actions = rules.codec.actions.to(lm.device)
     batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
@@ -197,9 +189,7 @@ class _Batch:
             self.cache.rearrange(sources, self.lm.device)
         self.columns += 1
         self._drop_dead_columns()
-        device, limit = self.lm.device, self.lm.max_positions
-        if limit is not None and max(row.position for row in self.rows) >= limit:
-            raise _beyond("a question and its rationale, with what tools have put into it,", limit)
+        device = self.lm.device
         positions = torch.tensor([row.position for row in self.rows], device=device)
         self.hidden = self.lm.decode_step(
             self.model, torch.tensor(tokens, device=device)[:, None], self._mask(), positions[:, None], self.cache
@@ -284,16 +274,3 @@ def _keep_in_place(going: Sequence[tuple[int, _Row, int]]) -> tuple[list[int], l
     placed.update(zip(gaps, others, strict=True))
     arranged = [placed[place] for place in range(len(going))]
     return [e[0] for e in arranged], [e[1] for e in arranged], [e[2] for e in arranged]
-
-
-def too_long(prompt: int, chosen: int, limit: int) -> UsageError:
-    """The error for a prompt of so many tokens, before a rationale of at most so many."""
-    what = f"a question of {prompt} tokens (with what stands before it) and a rationale of up to {chosen}"
-    return _beyond(what, limit)
-
-
-def _beyond(what: str, limit: int) -> UsageError:
-    return UsageError(
-        f"--model: {what} are more than the model's {limit} tokens; give shorter questions, fewer "
-        "--rollout.max-tokens or --evaluation.max-tokens, or another model"
-    )

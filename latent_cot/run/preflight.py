@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from latent_cot.config.schema import DataConfig
-from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
-from latent_cot.rationales.rollout import too_long
 from latent_cot.tasks.common import name_of
 from latent_cot.types import Example, Task, TaskData, Tool, UsageError
-
-
-def check_lengths(limit: int | None, codec: TextCodec, examples: Sequence[Example], chosen: int) -> None:
-    """Raises UsageError if the longest question leaves no room for a rationale of `chosen` tokens within `limit`."""
-    texts = sorted((example.x for example in examples), key=len)[-3:]  # the longest in characters may not be in tokens
-    longest = max((len(codec.encode_prompt(text)) for text in texts), default=0)
-    if limit is not None and longest + chosen > limit:
-        raise too_long(longest, chosen, limit)
 
 
 def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:

@@ -16,8 +16,6 @@ from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Task, TaskData, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from latent_cot.methods.method import Method
     from latent_cot.model.lm import Adapter
     from latent_cot.run.session import Session
@@ -80,7 +78,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(replace(config, output_dir=str(path)), folder)  # it may have been moved
     if (path / "comparison.json").exists():
-        runs = sorted(str(file.parent) for file in path.glob("[!.]*/seed*/config.yaml"))  # .round-0 is no run
+        runs = sorted(str(file.parent) for file in path.glob("*/seed*/config.yaml"))
         raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")
     if path.is_dir() and not (path / "config.json").exists():
         neither = "neither a run (no config.yaml) nor a model (no config.json)"
@@ -113,7 +111,7 @@ def _refuse_missing_folder(target: str, path: Path) -> None:
         raise UsageError(f"{target}: no such folder; give the --output-dir of {one}, or a model's folder or hub name")
 
 
-def load(source: Source, data: TaskData, console: Console) -> Method:
+def load(source: Source, data: TaskData) -> Method:
     """The reasoners in memory, within the loop they come from: it knows the prompts that they read.
 
     Args:
@@ -121,7 +119,7 @@ def load(source: Source, data: TaskData, console: Console) -> Method:
     """
     from latent_cot.run.session import load_reasoners, open_session
 
-    session = open_session(source.config, console=console, load_data=False)
+    session = open_session(source.config, load_data=False)
     if source.folder is not None:
         load_reasoners(session, source.folder)
     return loop_of(session, source, data)

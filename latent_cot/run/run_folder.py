@@ -7,7 +7,7 @@
     checkpoints/NNNNNN/  state.json, the caller's files, and manifest.json with their sizes and hashes
     p/, q/             the final adapters in PEFT's format, written by the caller; prior/, if the reward needs it
     results.json       the evaluation
-    .lock, .lock.pid   held by the one process that may write
+    .lock              held by the one process that may write
 
 Every file but the two logs appears at once, by renaming, or not at all. Importing this loads no torch.
 """
@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from latent_cot import __version__
-from latent_cot.config.settings import MAX_CONFIG_BYTES
+from latent_cot.config.settings import read_settings
 from latent_cot.types import UsageError, finite
 
 Status = Literal["running", "stopped", "failed", "finished"]
@@ -94,18 +94,11 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run. Raises UsageError if there is none at `path`, or its configuration is broken."""
         file = path / "config.yaml"
-        try:
-            with file.open("rb") as stream:
-                text = stream.read(MAX_CONFIG_BYTES + 1)
-            if len(text) > MAX_CONFIG_BYTES:
-                raise ValueError("larger than 1 MiB")
-            config = yaml.safe_load(text)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            missing = "it has no config.yaml" if path.is_dir() else "no such folder"
-            raise UsageError(f"{path}: no run folder ({missing}); give the --output-dir of a run") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:  # a YAMLError names the line
-            raise UsageError(f"{file}: cannot be read; put it right, or start a new run: {error}") from error
-        if not isinstance(config, dict):
+        if not os.path.isfile(file):  # it takes names of any length
+            missing = "it has no config.yaml" if os.path.isdir(path) else "no such folder"
+            raise UsageError(f"{path}: no run folder ({missing}); give the --output-dir of a run")
+        config = read_settings(file)
+        if not config or not isinstance(config, dict):
             raise UsageError(f"{file}: holds no settings; put it right, or start a new run")
         return cls(path, config)
 
@@ -302,10 +295,6 @@ class RunFolder:
 
         Raises UsageError, naming what is damaged, if there are checkpoints but none is intact.
         """
-        return next(self.intact(), None)
-
-    def intact(self) -> Iterator[Checkpoint]:
-        """The intact checkpoints, newest first; raises as `latest` does."""
         damages: list[str] = []
         for path in reversed(self._checkpoints()):
             try:
@@ -313,28 +302,23 @@ class RunFolder:
             except UsageError as damage:
                 damages.append(str(damage))
             else:
-                yield Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
-        if damages and len(damages) == len(self._checkpoints()):
+                return Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
+        if damages:
             remedy = "Restore the files, or start again in another --output-dir"
             raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")
+        return None
 
-    def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Cut the logs back to where they were at the checkpoint, and drop newer (damaged) checkpoints.
 
-        A resumed run then logs no event twice. None rewinds to the start. Returns a sentence for each log
-        that was shorter than it should be.
+        A resumed run then logs no event twice. None rewinds to the start.
         """
-        warnings = []
         with _writing(self.path):
             for name in (EVENTS, RATIONALES):
-                size = checkpoint.log_sizes.get(name, 0) if checkpoint else 0
-                kept = _keep_lines(self.path / name, size)
-                if kept < size:
-                    warnings.append(f"{self.path / name}: {size - kept} bytes are missing from its end.")
+                _keep_lines(self.path / name, checkpoint.log_sizes.get(name, 0) if checkpoint else 0)
             for path in self._checkpoints():
                 if checkpoint is None or int(path.name) > int(checkpoint.path.name):
                     shutil.rmtree(path)
-        return warnings
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first, damaged ones included."""
@@ -357,9 +341,8 @@ class Follower(RunFolder):
         """Nothing."""
         return self.path
 
-    def rewind(self, checkpoint: Checkpoint | None) -> list[str]:
-        """Nothing: the main process does it, and warns."""
-        return []
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Nothing: the main process does it."""
 
     def _append(self, name: str, records: Iterable[Any]) -> None:
         """Nothing."""
@@ -442,14 +425,11 @@ def _replace(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
-def _keep_lines(path: Path, size: int = -1) -> int:
-    """Cut a log to the complete lines within its first `size` bytes (-1: all); returns how many bytes those are."""
-    if not path.exists():
-        return 0
-    with path.open("r+b") as file:
-        end = file.read(size).rfind(b"\n") + 1
-        file.truncate(end)
-    return end
+def _keep_lines(path: Path, size: int = -1) -> None:
+    """Cut a log to the complete lines within its first `size` bytes (-1: all)."""
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read(size).rfind(b"\n") + 1)
 
 
 def _sync(*paths: Path) -> None:

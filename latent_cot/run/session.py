@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from peft import LoraConfig
-from rich.console import Console
 
 from latent_cot import tasks, tools
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import EvaluationConfig, LoraSettings, RunConfig, data_request, tool_names
+from latent_cot.config.schema import LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.config.settings import to_dict
+from latent_cot.evaluation.splits import splits_of
 from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.model import weights
@@ -29,10 +29,10 @@ from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.run.preflight import check_demonstrations, check_examples, check_lengths, check_tools
+from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
-from latent_cot.tasks.common import check_answers, digest, drop_seen, fingerprint
-from latent_cot.types import Example, Task, TaskData, UsageError
+from latent_cot.tasks.common import digest, fingerprint
+from latent_cot.types import Example, Sweep, Task, TaskData, UsageError
 
 SAVE_EVERY = 60.0
 """Seconds between two saves of a run's state."""
@@ -52,7 +52,7 @@ class Session:
     """A sentence on its device and precision."""
     task: Task
     data: TaskData
-    tests: dict[str, list[Example]]
+    tests: Mapping[str, Sequence[Example]]
     rules: ChainRules
     """For training."""
     test_rules: ChainRules
@@ -70,9 +70,7 @@ class Stopped(Exception):
     """The run was asked to stop; everything is saved."""
 
 
-def open_session(
-    config: RunConfig, *, console: Console | None = None, load_data: bool = True, loaded: Session | None = None
-) -> Session:
+def open_session(config: RunConfig, *, load_data: bool = True, loaded: Session | None = None) -> Session:
     """Load the task, its tools and data, and the base model with two fresh adapters.
 
     With `load_data=False` there are no training examples and no tests (to answer a user's own questions). If `loaded`
@@ -87,19 +85,27 @@ def open_session(
         raise UsageError(f"--q-sees {config.q_sees}: {why} to test; give --q-sees question")
     names = tool_names(config, task)
     chain_tools = [tools.load(name) for name in names]
-    data, tests, notes = TaskData((), (), ()), dict[str, list[Example]](), list[str]()
+    data, tests, notes = TaskData((), (), ()), dict[str, Sequence[Example]](), list[str]()
     if load_data:
         data = task.load(data_request(config))
         check_tools(task, names, chain_tools)
         notes = [*data.notes, *check_examples(task, data, config.data)]
         method_class(config.method).check(config, task, data)
-        tests, dropped = test_splits(task, config.evaluation, data)
-        notes += dropped
+        training, size = [*data.demonstrations, *data.unlabelled], config.evaluation.size
+        asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
+        named = [Sweep(name, (), {name: {}}) for name in asked]
+        splits = splits_of(task, named, size=size, training=training) if named else {}
+        tests = {name: split.examples for name, split in splits.items()}
+        notes += [
+            f"Split {name}: {s.dropped} questions seen in training were dropped."
+            for name, s in splits.items()
+            if s.dropped
+        ]
 
     if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
         lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
     else:
-        lm, source, note = _load_model(config, console)
+        lm, source, note = _load_model(config)
     if "prior" in saved_adapters(config):
         lm.add_prior()
     set_seed(config.seed)
@@ -110,38 +116,24 @@ def open_session(
     rules = ChainRules(codec, chain_tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
-    check_lengths(lm.max_positions, codec, [*data.demonstrations, *data.unlabelled, *data.validation], rules.max_tokens)
-    check_lengths(lm.max_positions, codec, [one for split in tests.values() for one in split], test_rules.max_tokens)
     return Session(config, lm, source, note, task, data, tests, rules, test_rules, notes)
 
 
-class Running:
-    """A loop with its folder, gone through unit by unit: what it finds is logged, its state saved.
-
-    The caller holds `folder.lock()`.
+class _Running:
+    """A loop with its folder: what it finds is logged, its state saved.
 
     Args:
-        resume: the folder holds a run that has begun ...
-        checkpoint: ... and goes on from here; from the start if there is none.
-        round_zero: where runs with the same round 0 keep it. It is taken from there, or put there.
-        on_unit: called after each unit of work, e.g. by a display.
+        resume: the folder holds a run that has begun; it goes on from the newest intact checkpoint, or from the start.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        folder: RunFolder,
-        *,
-        resume: bool = False,
-        checkpoint: Checkpoint | None = None,
-        round_zero: Path | None = None,
-        on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
-    ) -> None:
+    def __init__(self, session: Session, folder: RunFolder, *, resume: bool) -> None:
+        checkpoint = folder.latest() if resume else None
         if resume and checkpoint is None and (folder.path / "results.json").exists():
             remedy = "restore them, or start again in another --output-dir"  # it would begin anew, over its results
             raise UsageError(f"{folder.path}: is finished, and its checkpoints are gone; {remedy}")
-        warnings = [*(checkpoint.skipped if checkpoint else ()), *(folder.rewind(checkpoint) if resume else ())]
-        self.session, self.folder, self.on_unit = session, folder, on_unit
+        if resume:
+            folder.rewind(checkpoint)
+        self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
         parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
         self._training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
@@ -151,92 +143,41 @@ class Running:
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
         none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
         self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
-        self._lap = self._saved = time.monotonic()
+        self._lap = time.monotonic()
         folder.mark("running")
-        for note in [*session.notes, *warnings]:
+        for note in [*session.notes, *(checkpoint.skipped if checkpoint else ())]:
             folder.log("note", text=note)
-        # The first phase of methods that train; few-shot prompting has no round 0.
-        self._round_zero = round_zero if self.loop.phases[0] == Phase(0, "init") else None
-        if self._round_zero is not None and checkpoint is None:
-            self._begin_after(self._round_zero)
-        self._units = self.loop.run()
 
-    def advance(self) -> bool:
-        """Do a unit of work; returns False if there was none left."""
-        started = time.monotonic()
-        found = next(self._units, None)
-        if found is None:
-            return False
-        (phase, info), unit, seconds = found, self.loop.state.unit, self._cost["phases"]
-        seconds[phase.name] = seconds.get(phase.name, 0.0) + time.monotonic() - started
-        place = {"round": phase.round, "unit": unit}
+    def log(self, phase: Phase, info: Mapping[str, Any], seconds: float) -> None:
+        """Log a unit of work that took so long."""
+        of_phase, place = self._cost["phases"], {"round": phase.round, "unit": self.loop.state.unit}
+        of_phase[phase.name] = of_phase.get(phase.name, 0.0) + seconds
         self.folder.log(phase.name, **place, **{key: value for key, value in info.items() if key != "samples"})
         self.folder.append_rationales({**place, "phase": phase.name, **one} for one in info.get("samples", ()))
-        self.on_unit(self.loop, phase, info)
-        if self.loop.state.phase == 0 and unit == self.loop.units(phase) and self._round_zero is not None:
-            self._keep(self._round_zero)
-        return True
 
-    def save(self, *, older_than: float = 0.0, turn: int | None = None) -> None:
-        """Save everything, if the last save is older than so many seconds.
-
-        Args:
-            turn: where several runs that take turns have come to, to tell which of their checkpoints belong together.
-        """
-        if time.monotonic() - self._saved < older_than:
-            return
-        position = {**self.loop.state_dict(), "resources": self._spent(), "turn": turn, "training": self._training}
+    def save(self) -> None:
+        """Save everything."""
+        position = {**self.loop.state_dict(), "resources": self._spent(), "training": self._training}
         self.folder.save(position, self._write)
-        self._saved = time.monotonic()
 
     def _write(self, target: Path) -> None:
-        _write_adapters(self.session.lm, target, saved_adapters(self.session.config))
+        self._write_adapters(target)
         if self.loop.optimiser is not None:
             save_optimizer(self.loop.optimiser.adam, target)
 
-    def stop(self, *, turn: int | None = None) -> None:
-        """Save everything; the run can go on another time."""
-        self.save(turn=turn)
-        self.folder.mark("stopped")
+    def _write_adapters(self, target: Path) -> None:
+        for adapter in saved_adapters(self.session.config):
+            self.session.lm.save_adapter(adapter, target / adapter)
 
-    def finish(self, *, turn: int | None = None) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
-        self.save(turn=turn)
+        self.save()
         if self.session.lm.processes.main:
-            names = saved_adapters(self.session.config)
-            self.folder.put_folders(names, lambda target: _write_adapters(self.session.lm, target, names))
+            self.folder.put_folders(saved_adapters(self.session.config), self._write_adapters)
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._spent()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
         return results
-
-    def _keep(self, path: Path) -> None:
-        """Save the state after round 0 for other runs to begin from."""
-        folder = RunFolder.open(path) if (path / "config.yaml").exists() else RunFolder.create(path, self.folder.config)
-        with folder.lock():
-            folder.rewind(None)
-            for event in self.folder.events():
-                if event["kind"] == "init":
-                    folder.log(event["kind"], **event)
-            after = replace(self.loop.state, phase=1, unit=0).to_json()
-            position = {"loop": after, "resources": self._spent(), "training": self._training}
-            folder.save(position, lambda target: _write_adapters(self.loop.lm, target, ADAPTERS))
-
-    def _begin_after(self, path: Path) -> None:
-        """Take over another run's state after round 0, and its log and costs; nothing, if none was kept, or one of
-        other training data, which this run's own will replace."""
-        folder = RunFolder.open(path) if (path / "config.yaml").exists() else None
-        if folder is None or (kept := folder.latest()) is None:
-            return
-        if kept.state.get("training", self._training) != self._training:
-            self.folder.log("note", text=f"Round 0 is done again: that in {path} is of other training data.")
-            return
-        self.loop.state = state_in(kept)
-        _read_adapters(self.loop.lm, kept.path, ADAPTERS)
-        self._cost = kept.state["resources"]
-        self.folder.log("note", text=f"Round 0 is taken from {path}.")
-        for event in folder.events():
-            self.folder.log(event["kind"], **event)
 
     def _spent(self) -> dict[str, Any]:
         """What the run has cost up to now, with what it had cost before it was resumed."""
@@ -260,7 +201,6 @@ def run_loop(
     folder: RunFolder,
     *,
     resume: bool = False,
-    round_zero: Path | None = None,
     on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -270,45 +210,31 @@ def run_loop(
 
     Args:
         resume: go on from the newest intact checkpoint; from the start if there is none.
-        round_zero, on_unit: see `Running`.
+        on_unit: called after each unit of work, e.g. by a display.
         should_stop: asked after each unit; if True in any of the processes, all is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
     """
-    checkpoint = folder.latest() if resume else None
     with folder.marking_failure():
-        running = Running(session, folder, resume=resume, checkpoint=checkpoint, round_zero=round_zero, on_unit=on_unit)
-        while running.advance():
-            if session.lm.processes.any(should_stop()):
-                running.stop()
+        running = _Running(session, folder, resume=resume)
+        saved = started = time.monotonic()
+        for phase, info in running.loop.run():
+            running.log(phase, info, time.monotonic() - started)
+            on_unit(running.loop, phase, info)
+            stopping = session.lm.processes.any(should_stop())
+            if stopping or time.monotonic() - saved >= SAVE_EVERY:
+                running.save()
+                saved = time.monotonic()
+            if stopping:
+                folder.mark("stopped")
                 raise Stopped
-            running.save(older_than=SAVE_EVERY)
+            started = time.monotonic()
         return running.finish()
 
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
-    _read_adapters(session.lm, folder.adapters(), saved_adapters(session.config))
-
-
-def test_splits(task: Task, evaluation: EvaluationConfig, data: TaskData) -> tuple[dict[str, list[Example]], list[str]]:
-    """The first `size` questions of each split that are not in the training data, and what was dropped.
-
-    Raises UsageError for a split of which nothing is left.
-    """
-    training = [] if task.one_question else [*data.demonstrations, *data.unlabelled]
-    tests, notes = {}, []
-    for name in task.default_splits if evaluation.splits is None else evaluation.splits:
-        examples = task.split(name)
-        check_answers(task, name, examples)
-        kept, dropped = drop_seen(examples, training)
-        if not kept:
-            why = f"all its {dropped} questions are training data" if dropped else "it has no questions"
-            raise UsageError(f"--evaluation.splits {name}: {why}; leave it out")
-        if dropped:
-            notes.append(f"Split {name}: {dropped} questions that are in the training data were dropped.")
-        tests[name] = kept[: evaluation.size]
-    return tests, notes
+    _read_adapters(session, folder.adapters())
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
@@ -335,8 +261,8 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _load_model(config: RunConfig, console: Console | None) -> tuple[LanguageModel, Mapping[str, str], str]:
-    folder = weights.resolve(config.model, console=console)
+def _load_model(config: RunConfig) -> tuple[LanguageModel, Mapping[str, str], str]:
+    folder = weights.resolve(config.model)
     precision, reason = choose_precision(config.precision)
     AcceleratorState._reset_state()  # a second session of this process may want another precision
     # Unless it is told so, accelerate does not see that processes without a GPU belong together.
@@ -367,24 +293,19 @@ def state_in(checkpoint: Checkpoint) -> State:
 def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
     loop.load_state_dict(checkpoint.state)
-    _read_adapters(session.lm, checkpoint.path, saved_adapters(session.config))
+    _read_adapters(session, checkpoint.path)
     return loop
+
+
+def _read_adapters(session: Session, source: Path) -> None:
+    for adapter in saved_adapters(session.config):
+        session.lm.load_adapter(adapter, source / adapter)
 
 
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
     has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
     return (*ADAPTERS, "prior") if has_prior else ADAPTERS
-
-
-def _read_adapters(lm: LanguageModel, source: Path, adapters: Sequence[Weights]) -> None:
-    for adapter in adapters:
-        lm.load_adapter(adapter, source / adapter)
-
-
-def _write_adapters(lm: LanguageModel, target: Path, adapters: Sequence[Weights]) -> None:
-    for adapter in adapters:
-        lm.save_adapter(adapter, target / adapter)
 
 
 def _describe(session: Session) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from latent_cot.run.printable import printable
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-./ ]")  # MLflow's rule; a split may be calle
 
 OnUnit = Callable[["Method", "Phase", Mapping[str, Any]], None]
 """What `session.run_loop` calls after each unit of work."""
-COLUMNS = ("round", "step", "question", "rationale", "log_reward", "count")
-"""Of a table of rationales that were sampled in a unit."""
 
 
 def check(names: Sequence[str]) -> None:
@@ -100,15 +97,8 @@ class Tracking:
             return
         self._saved["step"] = step
         self.folder.write_json(FILE, self._saved)
-        rows = [
-            [phase.round, step, one["question"], one["rationale"]["text"], float(one["log_reward"]), one["count"]]
-            for one in info.get("samples", ())
-        ]
         if figures := figures_of(loop, phase, info):
             self._each(lambda tracker: tracker.log(figures, step=step))
-        if rows:
-            name = f"round{phase.round}/{phase.name}/rationales"
-            self._each(lambda tracker: _log_table(tracker, name, rows, step))
 
     def _open(self, name: str) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -199,24 +189,3 @@ def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, str | int | f
         else:
             found[f"{path}{name}"] = value if isinstance(value, str | int | float | bool) else str(value)
     return found
-
-
-# -- what trackers differ in -----------------------------------------------------------------------------
-
-
-def _log_table(tracker: GeneralTracker, name: str, rows: Sequence[Sequence[Any]], step: int) -> None:
-    """As a table where the tracker has one. A model's text is a cell's content, and never markup."""
-    if tracker.name == "mlflow":
-        import mlflow
-
-        columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-        mlflow.log_table(columns, artifact_file="rationales.json", run_id=tracker.tracker.info.run_id)
-    elif tracker.name == "tensorboard":
-        tracker.tracker.add_text(name, _markdown(rows), step)
-    elif hasattr(tracker, "log_table"):
-        tracker.log_table(name, columns=list(COLUMNS), data=[list(row) for row in rows], step=step)
-
-
-def _markdown(rows: Sequence[Sequence[Any]]) -> str:
-    """For TensorBoard, which reads text as Markdown with HTML in it: a code block, in which neither means anything."""
-    return "\n".join("    " + "  |  ".join(printable(str(cell)) for cell in row) for row in [COLUMNS, *rows])

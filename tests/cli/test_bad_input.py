@@ -238,8 +238,6 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     assert called.status == 2 and "no such folder" not in called.err and "hub" in called.err
     (tmp_path / "all" / "em" / "seed0").mkdir(parents=True)
     (tmp_path / "all" / "em" / "seed0" / "config.yaml").touch()
-    (tmp_path / "all" / ".round-0" / "seed0-1f").mkdir(parents=True)
-    (tmp_path / "all" / ".round-0" / "seed0-1f" / "config.yaml").touch()
     (tmp_path / "all" / "comparison.json").touch()
     assert_refused(cli("eval", tmp_path / "all"), "all: a comparison", "such as", "em/seed0")
     assert_refused(cli("compare", "--output-dir", tmp_path / "runs" / "one"), "holds a run; give another folder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import shutil
@@ -16,14 +15,11 @@ from accelerate.state import AcceleratorState
 
 from latent_cot.cli import main
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import AugmentationConfig, DataConfig, InitStepConfig, MStepConfig, RunConfig
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Phase
-from latent_cot.report.comparison import shared_init
-from latent_cot.report.comparison.plan import Run, read_variants
+from latent_cot.report.comparison.plan import read_variants
 from latent_cot.report.terminal import Display
 from latent_cot.run import session
-from latent_cot.run.run_folder import RunFolder
 from tests.cli.conftest import Cli
 
 SMOKE = ["compare", "--preset", "smoke", "--set", "precision=fp32"]
@@ -97,69 +93,6 @@ def test_what_is_done_is_not_done_again(
     changed = cli(*again, "--set", "sft:m_step.learning_rate=0.5")
     assert changed.status == 2
     assert "sft/seed0: holds a run with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.err
-
-
-def test_round_zero_is_done_once(compared: Path) -> None:
-    """By the first method that trains; the others take it over, with its log and its costs."""
-    (kept,) = (compared / ".round-0").iterdir()
-    inits = {}
-    for method in METHODS:
-        events = list(RunFolder.open(compared / method / "seed0").events())
-        taken = [event for event in events if "Round 0 is taken from" in str(event.get("text"))]
-        assert len(taken) == (method not in ("few-shot", "decode")), method
-        inits[method] = [event for event in events if event["kind"] == "init"]
-    assert not inits.pop("few-shot")
-    assert len(inits["decode"]) == 2
-    assert all(found == inits["decode"] == list(RunFolder.open(kept).events()) for found in inits.values())
-
-
-def test_another_seed_or_other_settings_have_another_round_zero(tmp_path: Path) -> None:
-    def folder(**changes: Any) -> Path:
-        config = RunConfig(output_dir=str(tmp_path / "em" / "seed0"))
-        return shared_init.folder_of(Run("em", dataclasses.replace(config, **changes)))
-
-    own = folder()
-    assert own.parents[1] == tmp_path
-    assert folder(method="sft", rounds=7, m_step=MStepConfig(steps=9)) == own
-    others = [
-        folder(seed=1),
-        folder(init_step=InitStepConfig(steps=9)),
-        folder(augmentation=AugmentationConfig(distractor_steps=9)),
-        folder(data=DataConfig(unlabelled=9)),
-        folder(model="other"),
-    ]
-    assert len({own, *others}) == 6
-
-
-def test_a_round_zero_that_was_never_finished_is_done(
-    cli: Cli, compared: Path, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    (kept,) = (compared / ".round-0").iterdir()
-    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "all", "--methods", "sft"]
-    unfinished = tmp_path / "all" / ".round-0" / kept.name
-    unfinished.mkdir(parents=True)
-    shutil.copy(kept / "config.yaml", unfinished)
-    called = cli(*command)
-    assert called.status == 0, called.err
-    assert adapters(tmp_path / "all" / "sft" / "seed0") == adapters(compared / "sft" / "seed0")
-    assert RunFolder.open(unfinished).latest() is not None
-
-
-def test_a_round_zero_of_other_training_data_is_done_again(
-    cli: Cli, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", tmp_path / "all", "--methods"]
-
-    def notes(method: str) -> str:
-        assert cli(*command, method).status == 0
-        events = RunFolder.open(tmp_path / "all" / method / "seed0").events()
-        return " ".join(str(event.get("text")) for event in events)
-
-    assert "Round 0 is" not in notes("decode")
-    monkeypatch.setattr(session, "digest", lambda _: "of a file that has changed")
-    first, second = notes("sft"), notes("rejection")
-    assert "Round 0 is done again" in first and "Round 0 is taken" not in first
-    assert "Round 0 is taken from" in second and "done again" not in second
 
 
 @pytest.mark.parametrize("method", ["rejection", "em"])

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_cot.evaluation.evaluate import MISTAKES, Accuracy, Mistakes, Outcome, answer_questions, majority, mistake
+from latent_cot.evaluation.evaluate import MISTAKES, Accuracy, Mistakes, Outcome, majority, mistake
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.types import Example, Rationale, ToolCall
+from tests.loops import answer_questions
 from tests.oracles import scoring
 from tests.worlds import CountTool, PlainTask, ToyTask, language_model
 
@@ -98,7 +99,6 @@ def test_the_answers_of_a_task_with_a_tool(lm: LanguageModel) -> None:
             votes=5,
             temperature=1.0,
             batch_size=12,
-            generator=torch.Generator().manual_seed(0),
         )
     )
     assert [outcome.example for outcome in outcomes] == examples
@@ -117,12 +117,9 @@ def test_candidates_are_picked_by_their_likelihood_after_the_rationale(lm: Langu
     codec = TextCodec(lm.tokenizer, allowed_characters="abcd ")
     examples = [task.example(question) for question in ("aab", "bba", "abab")]
     rules = ChainRules(codec, max_tokens=3)
-    generator = torch.Generator().manual_seed(0)
     model = lm.merged("p")
     seen: list[Rationale] = []
-    for outcome in answer_questions(
-        lm, "p", task, examples, rules, prefix="Hm. ", votes=4, temperature=1.0, generator=generator
-    ):
+    for outcome in answer_questions(lm, "p", task, examples, rules, prefix="Hm. ", votes=4, temperature=1.0):
         candidates = task.candidates(outcome.example)
         assert candidates is not None
         prompt = codec.encode_prompt("Hm. " + outcome.example.x)

@@ -174,11 +174,8 @@ def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(less
             random.Random(seed),
             history_dropout=share,
             distractor_steps=2,
-            kept_steps=2,
             concat_questions=1 if share else 0,
             gap_share=share,
-            words_with_gaps=0.3,
-            largest_gap=5,
         )
 
     assert varied(3, 1.0) == varied(3, 1.0) != varied(4, 1.0)

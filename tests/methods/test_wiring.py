@@ -108,10 +108,15 @@ def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatc
 
 
 def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = spy(monkeypatch, evaluator_module, "answer_questions")
+    asked = spy(monkeypatch, evaluator_module, "read_answers")
     m_step = dataclasses.replace(CONFIG.m_step, steps=0)
-    list(make(lm, dataclasses.replace(CONFIG, p_init="prompt", shots=2, rounds=1, m_step=m_step)).run())
-    assert {(arguments[1], bool(options["prefix"])) for arguments, options in asked} == {("p", True), ("q", False)}
+    loop = make(lm, dataclasses.replace(CONFIG, p_init="prompt", shots=2, rounds=1, m_step=m_step))
+    list(loop.run())
+    bare = {
+        (judge, prompts == [loop.rules.codec.encode_prompt(example.x) for example in examples])
+        for (_, judge, _, examples, prompts, *_), _ in asked
+    }
+    assert bare == {("p", False), ("base", True)}
 
 
 def test_weights_of_what_was_drawn_reach_the_update(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from latent_cot.config.schema import DataConfig, MStepConfig, RolloutConfig, RunConfig
 from latent_cot.config.settings import check
 from latent_cot.em import EM
-from latent_cot.evaluation.evaluate import NO_RATIONALE, Judge, answer_questions
+from latent_cot.evaluation.evaluate import NO_RATIONALE, Judge
 from latent_cot.methods import m_step
 from latent_cot.methods.exploration import SEED_SAMPLES
 from latent_cot.methods.few_shot import FewShot
@@ -25,7 +25,7 @@ from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
-from tests.loops import CONFIG, make, outcome, run_in_parts
+from tests.loops import CONFIG, answer_questions, make, outcome, run_in_parts
 from tests.oracles import scoring as oracle
 from tests.rationales.test_scoring import NATS, codec_of, random_groups
 from tests.worlds import PlainTask, ToyTask, language_model
@@ -181,9 +181,7 @@ def test_the_judge_picks_after_the_samplers_rationales(lm: LanguageModel, judge:
     rules = ChainRules(codec, max_tokens=4)
 
     def answered(judge: Judge) -> list[tuple[object, ...]]:
-        generator = torch.Generator().manual_seed(0)
-        arguments = {"votes": 6, "temperature": 1.0, "batch_size": 6, "generator": generator}
-        outcomes = answer_questions(lm, "q", TASK, EXAMPLES, rules, judge=judge, **arguments)  # type: ignore[arg-type]
+        outcomes = answer_questions(lm, "q", TASK, EXAMPLES, rules, judge=judge, votes=6, temperature=1.0, batch_size=6)
         return [(o.example, tuple(o.rationales), tuple(o.answers)) for o in outcomes]
 
     found = answered(judge)

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,14 +21,13 @@ import yaml
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from latent_cot import tasks, tools
 from latent_cot.cli import main
 from latent_cot.config.schema import data_request
-from latent_cot.evaluation.evaluate import Outcome, answer_questions
+from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import reasoners
@@ -157,18 +156,8 @@ def solve_here(run: Path, reasoner: Adapter, split: str, n: int, *, trusted: boo
     """What `latent-cot eval` finds."""
     source = reasoners.find(str(run), None, trusted=trusted)
     task = tasks.load(source.config.task)
-    loop = reasoners.load(source, task.load(data_request(source.config)), Console(quiet=True))
-    return list(
-        answer_questions(
-            loop.lm,
-            loop.sampler_of(reasoner),
-            loop.task,
-            task.split(split, n),
-            loop.test_rules,
-            judge=loop.judge_of(reasoner),
-            prefix=loop.model_prefix if reasoner == "p" else "",
-        )
-    )
+    loop = reasoners.load(source, task.load(data_request(source.config)))
+    return list(loop.answer_tests(reasoner, task.split(split, n), seed=0, votes=1, temperature=0.0))
 
 
 # -- the same answers ----------------------------------------------------------------------------------
@@ -221,7 +210,7 @@ def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
         (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [4-operands], max_tokens: 60}}\n")
         arguments = ["--config", str(tmp_path / "settings.yaml"), "--output-dir", str(folder)]
         assert main(["em", "--preset", "smoke", "--precision", "fp32", *arguments]) == 0
-    base = weights.resolve(weights.DEFAULT_MODEL, offline=True)
+    base = weights.resolve(weights.DEFAULT_MODEL)
     snapshot(tmp_path / "hub", weights.HUB_ID, base)
     target = tmp_path / "exported"
     assert main(["export", str(folder), str(target), "--reasoner", "q", *flags]) == 0
@@ -262,8 +251,6 @@ def test_the_card_says_what_was_measured(run: Path, tmp_path: Path) -> None:
     front, body, _ = card(tmp_path / "exported")
     assert front["base_model"] == HUB_ID and front["library_name"] == "peft"
     measured = json.loads((run / "results.json").read_text())["accuracy"]["1"]["q"]
-    stated = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in front["model-index"][0]["results"]}
-    assert stated == pytest.approx({split: one["accuracy"] for split, one in measured.items()}, abs=1e-4)
     for split, one in measured.items():
         low, high = (f"{100 * bound:.1f}" for bound in one["interval_95"])
         assert f"| `{split}` | {100 * one['accuracy']:.1f} | {low} to {high} | {one['n']} |" in body
@@ -322,86 +309,8 @@ def test_all_or_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [(["--public"], "--push"), (["--push", "no name"], "--push no name"), (["--push", "name"], "owner/name")],
-)
-@pytest.mark.usefixtures("offline_hub")
-def test_flags_that_make_no_sense(
-    flags: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert message in refused(capsys, run, tmp_path / "target", *flags)
-    assert not (tmp_path / "target").exists()
-
-
 def test_a_base_model_is_no_run(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no adapter to export" in refused(capsys, tiny_model_dir, tmp_path / "target")
-
-
-# -- the hub -------------------------------------------------------------------------------------------
-
-
-class FakeHub:
-    """`HfApi`, of a hub that has `public` models already."""
-
-    public: tuple[str, ...] = ()
-    calls: list[tuple[str, Mapping[str, Any]]]
-
-    def create_repo(self, name: str, **arguments: Any) -> str:
-        self.calls.append(("create_repo", {"name": name, **arguments}))
-        return f"https://hub.invalid/{name}"
-
-    def model_info(self, name: str) -> Any:
-        return type("Info", (), {"private": name not in self.public})
-
-    def upload_folder(self, **arguments: Any) -> None:
-        names = {path.name for path in Path(arguments["folder_path"]).iterdir()}
-        self.calls.append(("upload_folder", {**arguments, "names": names}))
-
-
-@pytest.fixture
-def fake_hub(monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
-    kind = type("Fake", (FakeHub,), {"calls": []})
-    monkeypatch.setattr(huggingface_hub, "HfApi", kind)
-    return kind
-
-
-@pytest.mark.usefixtures("offline_hub")
-@pytest.mark.parametrize("public", [False, True])
-def test_push(public: bool, run: Path, tmp_path: Path, fake_hub: type[FakeHub]) -> None:
-    flags = ["--push", "me/mine", *(["--public"] if public else [])]
-    assert main(["export", str(run), str(tmp_path / "target"), *flags]) == 0
-    (create, created), (upload, uploaded) = fake_hub.calls
-    assert (create, upload) == ("create_repo", "upload_folder")
-    assert created["name"] == "me/mine" and created["private"] is not public
-    assert uploaded["repo_id"] == "me/mine" and {"README.md", "adapter_model.safetensors"} <= uploaded["names"]
-    assert 'MODEL = "me/mine"' in card(tmp_path / "target")[2]
-
-
-@pytest.mark.usefixtures("offline_hub")
-def test_nothing_private_goes_into_a_public_model(
-    run: Path, tmp_path: Path, fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake_hub.public = ("me/mine",)
-    assert "public" in refused(capsys, run, tmp_path / "target", "--push", "me/mine")
-    assert [name for name, _ in fake_hub.calls] == ["create_repo"]
-
-
-@pytest.mark.usefixtures("offline_hub")
-def test_a_hub_that_cannot_be_reached(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """HF_HUB_OFFLINE is set in tests."""
-    message = refused(capsys, run, tmp_path / "target", "--push", "me/mine")
-    assert "hf auth login" in message and "only the upload is left" in message
-    assert (tmp_path / "target" / "README.md").exists()
-
-
-def test_an_adapter_of_a_local_model_is_not_pushed(
-    run: Path, hub: Path, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    local = Path(shutil.copytree(run, tmp_path / "local"))
-    text = (local / "config.yaml").read_text().replace(HUB_ID, str(tiny_model_dir))
-    (local / "config.yaml").write_text(text)
-    assert "--merge" in refused(capsys, local, tmp_path / "target", "--push", "me/mine")
 
 
 # -- portable forms ------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_a_broken_run_json_does_not_stop_a_run(folder: RunFolder) -> None:
 def test_a_configuration_is_read_whole_or_not_at_all(folder: RunFolder) -> None:
     file = folder.path / "config.yaml"
     file.write_bytes(file.read_bytes() + b"# " + b"x" * 2**20 + b"\n")
-    with pytest.raises(UsageError, match=r"config\.yaml: cannot be read; .*larger than 1 MiB"):
+    with pytest.raises(UsageError, match=r"config\.yaml: larger than 1 MiB"):
         RunFolder.open(folder.path)
 
 
@@ -155,7 +155,7 @@ def test_open_what_is_no_run(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("text", [b"", b"- 1", b"a: [", b"a: !!python/object:os.system {}", b"\xff\xfe\xff", b"\x00"])
 def test_open_a_broken_configuration(folder: RunFolder, text: bytes) -> None:
     (folder.path / "config.yaml").write_bytes(text)
-    with pytest.raises(UsageError, match=r"config\.yaml: .*put it right"):
+    with pytest.raises(UsageError, match=r"config\.yaml(:\d)?: (holds no settings|not valid YAML|not UTF-8)"):
         RunFolder.open(folder.path)
 
 
@@ -556,7 +556,7 @@ def test_rewinding_restores_both_logs(actions: list[str]) -> None:
                 saved = logs()
         checkpoint = folder.latest()
         assert (checkpoint is not None) == ("save" in actions)
-        assert folder.rewind(checkpoint) == []
+        folder.rewind(checkpoint)
         assert logs() == saved
 
 
@@ -573,8 +573,7 @@ def test_rewinding_a_log_that_lost_its_end(folder: RunFolder) -> None:
     folder.save({}, write_files(1))
     file = folder.path / "events.jsonl"
     os.truncate(file, file.stat().st_size - 5)
-    (sentence,) = folder.rewind(folder.latest())
-    assert str(file) in sentence
+    folder.rewind(folder.latest())
     assert list(folder.events()) == [event]
 
 

@@ -1,1 +1,1 @@
-"""A trained reasoner as files that others can use without this package: `folder.build`, and `hub.upload`."""
+"""A trained reasoner as files that others can use without this package: `folder.build`."""

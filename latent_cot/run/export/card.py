@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from latent_cot import __version__
@@ -23,42 +23,29 @@ _FIGURES = {
 """Those of the posterior's figures that a stranger can make something of, and their meaning for a table."""
 
 
-def render(d: Mapping[str, Any], base: Base, merged: bool, hub_name: str | None) -> str:
+def render(d: Mapping[str, Any], base: Base, merged: bool) -> str:
     """README.md, with the front matter that the hub reads."""
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"literal": _literal, "code": _code, "percent": lambda share: f"{100 * share:.1f}"}
     known = {"d": d, "base": base, "merged": merged, "o": d["outcome"]}
-    program = environment.get_template("program.txt").render(**known, model=hub_name or ".").strip()
+    program = environment.get_template("program.txt").render(**known).strip()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", program)), default=0))
-    title = (hub_name or f"{Path(base.name).name}-{d['task']}-{d['reasoner']}").rpartition("/")[2]
+    title = f"{Path(base.name).name}-{d['task']}-{d['reasoner']}"
     body = environment.get_template("card.md").render(
         **known, title=title, program=program, fence=fence, figures=_FIGURES, version=__version__
     )
-    return f"---\n{_front_matter(d, base, merged, title)}\n---\n\n{body}\n"
+    return f"---\n{_front_matter(d, base, merged)}\n---\n\n{body}\n"
 
 
-def _front_matter(d: Mapping[str, Any], base: Base, merged: bool, title: str) -> str:
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=d["task"],
-            dataset_name=f"{d['task']}, {split}",
-            dataset_config=split,
-            metric_type="accuracy",
-            metric_value=round(found["accuracy"], 4),
-        )
-        for split, found in d["outcome"]["accuracy"].items()
-    ]
+def _front_matter(d: Mapping[str, Any], base: Base, merged: bool) -> str:
     return ModelCardData(
         license=base.licence,
         base_model=base.name if base.on_hub else None,
         library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
         tags=["latent-cot", "chain-of-thought", *(["tool-use"] if d["tools"] else [])],
-        model_name=title if results else None,
-        eval_results=results or None,
     ).to_yaml()
 
 

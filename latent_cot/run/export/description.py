@@ -44,7 +44,8 @@ class Base:
         """That of the configuration's `model`. Raises UsageError as `weights.resolve` does."""
         folder = weights.resolve(model)
         found = weights.provenance(folder)
-        hub_id, revision, licence = found.get("hub_id"), found.get("revision"), weights.licence(folder)
+        hub_id, revision = found.get("hub_id"), found.get("revision")
+        licence = weights.LICENCE if hub_id == weights.HUB_ID else None
         if hub_id is None:
             return cls(folder, str(folder), False, None, "a local folder", licence, False)
         if "gguf_sha256" in found:

@@ -56,14 +56,12 @@ def build(
     target: Path,
     *,
     merge: bool,
-    hub_name: str | None = None,
 ) -> None:
     """Write everything into `target`; what is there is replaced (see `refuse_unless_free`).
 
     Args:
         loop: with the run's adapters, see `reasoners.load`.
         merge: the whole model, instead of an adapter.
-        hub_name: the name under which it will be on the hub, for the model card.
 
     Raises UsageError if it cannot be written.
     """
@@ -79,7 +77,7 @@ def build(
                 _save_adapter(loop.lm, reasoner, base, new)
             _write_settings(loop, description, new, merge)
             card = new / "README.md"
-            card.write_text(render(description, base, merge, hub_name), encoding="utf-8")
+            card.write_text(render(description, base, merge), encoding="utf-8")
             for path in new.iterdir():
                 path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
             if target.exists():
