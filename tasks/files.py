@@ -1,9 +1,9 @@
 """Rows of a user's text, JSON, JSONL or CSV file, or of a data set on the Hugging Face hub, each with the place to name
 in an error. Neither is trusted.
 
-A data set is written `hub:OWNER/NAME`, or `hub:OWNER/NAME?split=test` for another split than that of training. It is
-streamed: only the rows that are looked at are fetched. Data is read, never run: a data set that brings a program of its
-own is refused by `datasets` itself.
+A data set is written `hub:OWNER/NAME`, with its configuration, split and the column to read as `text` where they
+matter: `hub:openai/gsm8k?config=main&split=test`. It is streamed: only the rows that are looked at are fetched. Data is
+read, never run: a data set that brings a program of its own is refused by `datasets` itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from latent_cot.types import Example, UsageError, first_line
 
@@ -94,11 +95,16 @@ def _hub_rows(source: str) -> Iterator[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    name, _, split = source.removeprefix(HUB).partition("?split=")
+    name, _, query = source.removeprefix(HUB).partition("?")
+    given = dict(parse_qsl(query))
+    if not name or not given.keys() <= {"config", "split", "column"}:
+        raise UsageError(f"{source}: write it as hub:OWNER/NAME?config=...&split=...&column=...")
     try:
-        rows: Any = datasets.load_dataset(name, split=split or "train", streaming=True)
+        rows: Any = datasets.load_dataset(name, given.get("config"), split=given.get("split", "train"), streaming=True)
         for number, fields in enumerate(islice(rows, MAX_HUB_ROWS), start=1):
             short = {key: v[:MAX_LINE_CHARACTERS] if isinstance(v, str) else v for key, v in fields.items()}
+            if "column" in given:
+                short["text"] = short.get(given["column"])
             yield f"{source}, row {number}", short
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{source}: cannot be read from the hub: {first_line(error)}") from error

@@ -31,7 +31,7 @@ def overview() -> str:
         [
             "# Commands",
             "",
-            "Made from the program: `latent-cot COMMAND --help` says the same (`em` and `fit`: `--help-verbose`).",
+            "Made from the program: `latent-cot COMMAND --help` says the same (`em` and `fit`: `--help-all`).",
             "",
             "| command | what it does |",
             "| --- | --- |",
@@ -80,15 +80,14 @@ def parser_of(command: str) -> Any:
 
     try:
         with mock.patch("tyro.cli", ask):
-            call(command, "--help")
+            call(command, "--help-all")
     except Asked as asked:
         cls, arguments = asked.args
     else:
         raise RuntimeError(f"latent-cot {command} takes its options from elsewhere than tyro")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # there is no other way yet to look at the options
-        shown = {name: arguments[name] for name in ("prog", "description", "default") if name in arguments}
-        return tyro.extras.get_parser(cls, **shown)
+        return tyro.extras.get_parser(cls, prog=arguments["prog"], default=arguments.get("default", tyro.MISSING))
 
 
 def code(text: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 from latent_cot.api import show
@@ -16,6 +16,7 @@ from latent_cot.run.run_folder import RATIONALES, RunFolder
 from latent_cot.types import Example, Rationale, UsageError, rationale_from_json
 
 if TYPE_CHECKING:
+    import datasets
     import pandas as pd
 
 
@@ -57,6 +58,10 @@ class Rationales(Sequence[ScoredRationale]):
     def to_pandas(self) -> pd.DataFrame:
         """A row a rationale. For the tokens of one: `pandas.DataFrame(rationales[0].tokens)`."""
         return data_frame(map(row, self.items))
+
+    def to_dataset(self) -> datasets.Dataset:
+        """The same as a `datasets.Dataset`, each with its question."""
+        return _data_set({"question": self.question, **row(item)} for item in self.items)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -154,8 +159,12 @@ class LoggedRationales:
         """A row a rationale: its text and figures, not its token ids."""
         return data_frame(map(_logged_row, self))
 
+    def to_dataset(self) -> datasets.Dataset:
+        """A row a rationale, as a `datasets.Dataset`: its token ids, masks and tool calls too."""
+        return _data_set({**_logged_row(one), **_token_columns(one.rationale)} for one in self)
+
     def __repr__(self) -> str:
-        return f"<the logged rationales of {self._folder.path}: iterate, .to_pandas()>"
+        return f"<the logged rationales of {self._folder.path}: iterate, .to_pandas(), .to_dataset()>"
 
 
 _LOGGED = ("round", "phase", "unit", "question", "log_reward", "count")
@@ -163,3 +172,15 @@ _LOGGED = ("round", "phase", "unit", "question", "log_reward", "count")
 
 def _logged_row(one: LoggedRationale) -> dict[str, Any]:
     return {**{name: getattr(one, name) for name in _LOGGED}, "text": one.rationale.text, **_sizes(one.rationale)}
+
+
+def _token_columns(z: Rationale) -> dict[str, Any]:
+    calls = [asdict(call) for call in z.calls]
+    return {"tokens": list(z.tokens), "policy_mask": list(z.policy_mask), "states": list(z.states), "tool_calls": calls}
+
+
+def _data_set(records: Iterable[dict[str, Any]]) -> datasets.Dataset:
+    """A row a record, in memory."""
+    import datasets
+
+    return datasets.Dataset.from_list(list(records))

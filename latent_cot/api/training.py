@@ -59,7 +59,7 @@ def configure(
     """A configuration: the defaults, then those of `preset`, of the task, of the method, of `file`, then `settings`.
 
     `lc.configure("paper", rounds=1, e_step={"steps": 100})`: the names are those of the YAML file and of the flags
-    (`latent-cot em --help-verbose`); a section's settings are a mapping.
+    (`latent-cot em --help-all`); a section's settings are a mapping.
 
     Raises UsageError for an unknown name, a value of the wrong type or out of range.
     """

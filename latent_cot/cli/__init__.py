@@ -24,7 +24,7 @@ COMMANDS = {
     "report": "one HTML file about runs: settings, curves, accuracies, and their rationales, token by token",
     "export": "a run's reasoner as an adapter or a model for plain transformers, with a model card; to the hub",
     "methods": "list the methods of fit and compare",
-    "tasks": "list the tasks, with their test splits, tools and figures, and how to add one",
+    "tasks": "list the tasks, and how to add one",
     "tools": "list the tools a chain can call, and how to add one",
     "verify": "show that the E-step learns the true posterior, in worlds small enough to list every rationale",
 }

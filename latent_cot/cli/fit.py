@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, say, value_of
+from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, say, short_help, value_of
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
 from latent_cot.report.terminal import Display
@@ -28,6 +28,11 @@ from latent_cot.types import UsageError
 if TYPE_CHECKING:
     from latent_cot.run.session import Session
 
+COMMON = (
+    *("task", "model", "method", "seed", "rounds", "q_sees", "output_dir"),
+    *("data.demonstrations", "data.unlabelled", "data.validation", "e_step.steps", "m_step.steps", "evaluation.size"),
+)
+"""The settings that `--help` shows."""
 # With --resume the settings are the run's own; these only say which run, and how to report.
 _WITH_RESUME = {
     *("--resume", "--json", "--output-dir", "--task", "--model", "--seed", "--preset", "--trust-code", "--method"),
@@ -41,7 +46,7 @@ class FitOptions:
 
     Settings come from the preset, then from the method (em-xy: --q-sees question-and-answer), then from the file of
     --config, then from the flags below; each overrides the one before. A method reads the sections that it needs.
-    --print-config shows the outcome, --help-verbose explains each setting.
+    --print-config shows the outcome.
     """
 
     preset: str | None = None
@@ -85,7 +90,13 @@ def _parsed(argv: Sequence[str], command: str) -> FitOptions:
     base = load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
     if command == "em" and base.method != "em":
         raise UsageError(f"the method is {base.method}: latent-cot em is EM only; use latent-cot fit")
-    return parse(FitOptions, argv, command, default=FitOptions(settings=base), compact_help=True)
+    default = FitOptions(settings=base)
+    if not {"-h", "--help"}.isdisjoint(argv):
+        shown = {path: base for path in COMMON if command == "fit" or path != "method"}
+        own = ("preset", "config", "print_config", "resume", "json")
+        print(short_help(command, [*shown.items(), *((name, default) for name in own)]))
+        raise SystemExit(0)
+    return parse(FitOptions, ["--help" if arg == "--help-all" else arg for arg in argv], command, default)
 
 
 def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from latent_cot import tasks, tools
-from latent_cot.cli import COMMANDS
 from latent_cot.cli.options import Switch, parse, print_json
 from latent_cot.config.methods import METHODS
 
@@ -18,6 +17,19 @@ class ListOptions:
 
     json: Switch = False
     """Print JSON."""
+
+
+class MethodsOptions(ListOptions):
+    """List the methods: what `latent-cot fit --method` and `latent-cot compare --methods` take."""
+
+
+class TasksOptions(ListOptions):
+    """List the tasks: what --task takes, with their test splits, the tools their chains may call, and the figures of
+    those that have no right answers."""
+
+
+class ToolsOptions(ListOptions):
+    """List the tools that a chain can call while it is being generated: what --rollout.tools takes."""
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -45,18 +57,20 @@ def _tools() -> list[dict[str, Any]]:
 _OWN = "A {} of your own is a Python file: {}. What goes into it, with an\nexample: {}/README.md in the source."
 _LISTS = {
     "methods": (
+        MethodsOptions,
         _methods,
-        "Each is in a file of latent_cot/methods/, EM in latent_cot/em.py; settings: latent-cot fit --help-verbose.",
+        "Each is in a file of latent_cot/methods/, EM in latent_cot/em.py; settings: latent-cot fit --help-all.",
     ),
-    "tasks": (_tasks, _OWN.format("task", "--task my_task.py", "tasks")),
-    "tools": (_tools, _OWN.format("tool", "--rollout.tools ./my_tool.py", "tools")),
+    "tasks": (TasksOptions, _tasks, _OWN.format("task", "--task my_task.py", "tasks")),
+    "tools": (ToolsOptions, _tools, _OWN.format("tool", "--rollout.tools ./my_tool.py", "tools")),
 }
 
 
 def run(argv: Sequence[str], command: str) -> int:
     """The command; returns 0."""
-    find, how_to_add = _LISTS[command]
-    options, found = parse(ListOptions, argv, command, description=COMMANDS[command]), find()
+    kind, find, how_to_add = _LISTS[command]
+    options = parse(kind, argv, command)
+    found = find()
     if options.json:
         print_json(found)
         return 0

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import re
+import shutil
+import textwrap
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
 from rich.text import Text
 
+from latent_cot.cli import COMMANDS
 from latent_cot.run.printable import printable
 from latent_cot.types import finite
 
@@ -19,15 +26,55 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without value that is off by default."""
 
 
-def parse(cls: type[Options], argv: Sequence[str], command: str, **how: Any) -> Options:
-    """The options of `latent-cot COMMAND`, from a dataclass whose attributes' docstrings are their help; `how` to read
-    and to show them, as `tyro.cli` takes it.
+def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = tyro.MISSING_NONPROP) -> Options:
+    """The options of `latent-cot COMMAND`, from a dataclass whose attributes' docstrings are their help.
 
     On `--help`, an unknown option or a value of the wrong type it prints to standard output, or standard
     error, and raises SystemExit.
     """
-    options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), **how)
+    options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
     return options
+
+
+def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
+    """What `latent-cot COMMAND --help` says: these options, in lines of 80 to 120 characters.
+
+    Args:
+        options: of each its path, such as `e_step.steps`, and the dataclass instance that the path begins in.
+    """
+    width = min(120, max(80, shutil.get_terminal_size().columns))
+    lines = [f"usage: latent-cot {command} [options]", "", COMMANDS[command], ""]
+    for path, owner in options:
+        *sections, name = path.split(".")
+        for section in sections:
+            owner = getattr(owner, section)
+        value = getattr(owner, name)
+        default = "" if value is None or value is False else f" (default: {value})"
+        head = f"  --{path.replace('_', '-')} {_metavar(get_type_hints(type(owner))[name])}"
+        indent = " " * 28
+        text = textwrap.wrap(_explanation(type(owner), name) + default, width - 28, break_on_hyphens=False)
+        lines += [f"{head:<28}{text[0]}"] if len(head) < 28 else [head, indent + text[0]]
+        lines += [indent + line for line in text[1:]]
+    return "\n".join([*lines, "", f"latent-cot {command} --help-all shows all settings."])
+
+
+def _metavar(kind: Any) -> str:
+    """What is typed behind an option of this type."""
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    if get_args(kind):
+        return _metavar(get_args(kind)[0])
+    return "" if kind is bool else "TEXT" if kind is str else str(kind.__name__.upper())
+
+
+def _explanation(cls: type, name: str) -> str:
+    """The first sentence of the docstring under a field, on one line."""
+    source = ast.parse("".join(inspect.getsource(base) for base in cls.__mro__[:-1]))
+    fields = pairwise(statement for of_class in source.body for statement in getattr(of_class, "body", []))
+    for item, below in fields:
+        if isinstance(item, ast.AnnAssign) and getattr(item.target, "id", "") == name and isinstance(below, ast.Expr):
+            return re.split(r"(?<=\w\.)\s", " ".join(str(ast.literal_eval(below.value)).split()))[0]
+    return ""
 
 
 def given(argv: Sequence[str]) -> list[str]:

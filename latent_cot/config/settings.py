@@ -73,6 +73,11 @@ def _shipped(file: Traversable) -> Any:
     return parse_yaml(file.read_text(encoding="utf-8"), file.name)
 
 
+def gone_settings() -> Mapping[str, str]:
+    """Settings of earlier versions -> what became of them."""
+    return cast("Mapping[str, str]", _shipped(_HERE / "gone.yaml"))
+
+
 def task_preset(task: str, preset: str) -> Any:
     """What a task's folder has in `presets/PRESET.yaml`; {} if it has no such file, or is a file of the user's."""
     if not task.isidentifier():
@@ -200,6 +205,9 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
     prefix = f"{path}." if path else ""
     for key in (key for key in record if key not in values):
         name = f"{prefix}{key}"
+        if name in (gone := gone_settings()):
+            remedy = "this was written for an earlier version: change its settings or, for a run, use that version"
+            raise UsageError(f"{where}: {name} {gone[name]}; {remedy}")
         raise UsageError(f"{where}: unknown setting {_short(name)}.{did_you_mean(name, map(prefix.__add__, values))}")
     for key, own in values.items():
         if is_dataclass(own):

@@ -198,7 +198,11 @@ def test_damaged_results_are_named() -> None:
 def test_logged_rationales(run: lc.Run, tmp_path: Path) -> None:
     logged = list(run.rationales())
     assert {one.phase for one in logged} == {"e_step"}
-    assert list(run.rationales().to_pandas()["text"]) == [one.rationale.text for one in logged]
+    frame, dataset = run.rationales().to_pandas(), run.rationales().to_dataset()
+    assert len(frame) == len(dataset) == len(logged)
+    assert list(frame["text"]) == dataset["text"][:] == [one.rationale.text for one in logged]
+    assert dataset[0]["tokens"] == list(logged[0].rationale.tokens)
+    assert dataset[0]["tool_calls"][0]["tool"] == "calculator"
 
 
 def test_a_damaged_log_is_named(run: lc.Run, tmp_path: Path) -> None:

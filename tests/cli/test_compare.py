@@ -224,7 +224,7 @@ def test_em_is_for_em(cli: Cli, tmp_path: Path) -> None:
     called = cli("em", "--config", file)
     assert called.status == 2
     assert "latent-cot fit" in called.err
-    assert "--policy-gradient.kl" in cli("fit", "--help-verbose").out
+    assert "--policy-gradient.kl" in cli("fit", "--help-all").out
 
 
 def test_fit_of_a_method_leaves_a_run_for_eval_and_sample(cli: Cli, compared: Path) -> None:

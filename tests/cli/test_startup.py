@@ -14,6 +14,8 @@ import pytest
 import latent_cot
 from latent_cot import tasks, tools
 from latent_cot.cli import COMMANDS
+from latent_cot.cli.fit import COMMON
+from latent_cot.config.settings import flag
 from tests.cli.conftest import Cli, environment
 
 
@@ -51,17 +53,24 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
 
 
 def test_every_setting_is_explained(cli: Cli) -> None:
-    out = cli("em", "--help-verbose").out
+    out = cli("em", "--help-all").out
     for name in ("--task", "--e-step.learning-rate", "--evaluation.splits", "--resume", "--config"):
         assert name in out
     assert "AdamW's peak learning rate." in out
 
 
+@pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("command", ["em", "fit"])
-def test_help_shows_each_setting_with_its_default(cli: Cli, command: str) -> None:
+def test_the_common_settings_fit_three_screens(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     out = cli(command, "--help").out
-    assert "--rounds INT (default: 1)" in out and "--e-step.warmup INT (default: 8)" in out
-    assert "AdamW's peak learning rate." not in out and "--help-verbose" in out
+    assert len(out.splitlines()) <= 72 and max(map(len, out.splitlines())) <= width
+    places = [out.index(f"\n  {flag(path)} ") for path in COMMON if (command, path) != ("em", "method")]
+    assert places == sorted(places)
+    assert all(f"\n  {name}" in out for name in ("--preset", "--config", "--resume", "--json"))
+    assert "--help-all" in out and "--e-step.warmup" not in out
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

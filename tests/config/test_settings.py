@@ -24,6 +24,7 @@ from latent_cot.config.settings import (
     differences,
     flag,
     from_dict,
+    gone_settings,
     load_config,
     parse_yaml,
     presets,
@@ -108,6 +109,15 @@ def test_every_setting_is_read() -> None:
     assert unread == []
 
 
+@pytest.mark.parametrize("path", gone_settings())
+def test_a_setting_of_an_earlier_version_says_what_became_of_it(path: str) -> None:
+    record: Any = 1
+    for key in reversed(path.split(".")):
+        record = {key: record}
+    with pytest.raises(UsageError, match=rf"config\.yaml: {path} (is called|was removed).*earlier version"):
+        from_dict(record, "config.yaml")
+
+
 def test_the_layers_override_in_order(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("rounds: 7\ne_step: {steps: 11}\n")
@@ -157,6 +167,8 @@ def test_an_integer_is_a_number_and_options_are_text() -> None:
         ("rounds: -1", ["rounds is -1", "greater than or equal to 0"]),
         ("e_step: {mix_replay: 1}", ["e_step.mix_replay is 1", "a valid boolean"]),
         ("e_step: {temperatures: [1.0]}", ["e_step.temperatures"]),
+        ("condition: xy", ["condition is called q_sees", "earlier version"]),
+        ("e_step: {clip: 1.0}", ["e_step.clip is called e_step.max_grad_norm now"]),
         ("e_step: {huber_delta: lots}", ["e_step.huber_delta is 'lots'", "a valid number"]),
         ("e_step: {decay: cosin}", ["e_step.decay is 'cosin'", "'cosine' or 'constant'", "Did you mean 'cosine'"]),
         ("e_step: {decay: 1}", ["e_step.decay is 1", "'cosine' or 'constant'"]),

@@ -58,12 +58,16 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(files, "MAX_HUB_ROWS", 3)
     found = read_rows("hub:a/b?split=test")
-    assert asked == [(("a/b",), {"split": "test", "streaming": True})]
+    assert asked == [(("a/b", None), {"split": "test", "streaming": True})]
     assert [where for where, _ in found] == [f"hub:a/b?split=test, row {i}" for i in (1, 2, 3)]
     assert found[0][1] == {"text": "Text 0. ", "n": 0}
     assert len(found[1][1]["text"]) == 10_000
-    read_rows("hub:a/b")
-    assert asked[-1] == (("a/b",), {"split": "train", "streaming": True})
+    (_, (_, fields), _) = read_rows("hub:a/b?config=en&column=n")
+    assert asked[-1] == (("a/b", "en"), {"split": "train", "streaming": True})
+    assert fields["text"] == fields["n"] == 1
+    for source in ("hub:", "hub:a/b?splt=x"):
+        with pytest.raises(UsageError, match=r"write it as hub:OWNER/NAME\?config="):
+            read_rows(source)
 
 
 @pytest.mark.parametrize("error", [ValueError("no split"), ConnectionError("no\nnetwork"), FileNotFoundError()])
