@@ -68,18 +68,20 @@ class Method(Evaluator):
         questions, c = [*data.demonstrations, *data.unlabelled], config.m_step
         if {"m_step", "m_step.target"}.isdisjoint(unread):
             if c.target == "candidates" and not all(map(task.candidates, questions)):
-                raise UsageError(f"--m-step.target candidates: {name} has none for some; give joint or answer")
+                raise UsageError(
+                    f"--m-step.target candidates: some questions of {name} have none; give joint or answer"
+                )
             if c.target == "answer" and not all(example.y for example in questions):
                 raise UsageError(f"--m-step.target answer: {name} has questions without an answer; give joint")
         if METHODS[config.method].has_e_step and task.has_own_reward and config.e_step.prior == "sampler":
             raise UsageError(f"--e-step.prior sampler: {name} has a reward of its own, without a prior; give model")
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
-                raise UsageError(f"--m-step.weighted: {name} has a reward of its own, no probability; leave it out")
+                raise UsageError(f"--m-step.weighted: the reward of {name} is no probability; leave it out")
             if c.temperature != 1 or c.samples == 1:
                 temperature = f"--m-step.temperature 1 (here {c.temperature:g})"
                 samples = f"--m-step.samples above 1 (here {c.samples})"
-                raise UsageError(f"--m-step.weighted: takes {temperature} and {samples}; give them, or leave it out")
+                raise UsageError(f"--m-step.weighted needs {temperature} and {samples}; give them, or leave it out")
 
     def sampler_of(self, reasoner: Adapter) -> Adapter | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
