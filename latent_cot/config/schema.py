@@ -292,8 +292,7 @@ class RunConfig(Section):
     """One run of any method."""
 
     task: str = "arithmetic"
-    """A task's name (`latent-cot tasks`), or a Python file that defines one. Several, separated by commas: one q for
-    all of them, each with the settings of its own preset."""
+    """A task's name (`latent-cot tasks`), or a Python file that defines one."""
     model: str = "smollm2-135m"
     """A Hugging Face causal LM: hub name or local folder."""
     output_dir: str | None = None
