@@ -77,7 +77,7 @@ class Method(Evaluator):
             raise UsageError(f"--e-step.prior sampler: {name} has a reward of its own, without a prior; give model")
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
-                raise UsageError(f"--m-step.weighted: the reward of {name} is no probability; leave it out")
+                raise UsageError(f"--m-step.weighted: {name} has a reward of its own, not a probability; leave it out")
             if c.temperature != 1 or c.samples == 1:
                 temperature = f"--m-step.temperature 1 (here {c.temperature:g})"
                 samples = f"--m-step.samples above 1 (here {c.samples})"
