@@ -25,12 +25,24 @@ if TYPE_CHECKING:
     from latent_cot.methods.scored import ScoredRationale
     from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, Tool, ToolError, UsageError
 
-# runs
-__all__ = ["load", "train", "resume", "configure", "Run", "RunConfig", "Unit", "Callback"]
-# what they give
-__all__ += ["Rationales", "ScoredRationale", "LoggedRationales", "LoggedRationale", "Results", "Evaluation"]
-# tasks and tools of one's own
-__all__ += [
+__all__ = [
+    # runs
+    "load",
+    "train",
+    "resume",
+    "configure",
+    "Run",
+    "RunConfig",
+    "Unit",
+    "Callback",
+    # what they give
+    "Rationales",
+    "ScoredRationale",
+    "LoggedRationales",
+    "LoggedRationale",
+    "Results",
+    "Evaluation",
+    # tasks and tools of one's own
     "tasks",
     "tools",
     "Task",

@@ -26,8 +26,10 @@ def load(name_or_path: str) -> Task:
     """The built-in task of this name, or the one that a Python file defines.
 
     The file, `my_task.py` or `my_task.py:NAME`, is the user's own code and is run.
-    Raises UsageError for an unknown name, and for a file that is absent, does not run or holds no task.
+    Raises UsageError for an unknown name, for several, and for a file that is absent, does not run or holds no task.
     """
+    if "," in name_or_path and set(name_or_path.split(",")) <= set(names()):
+        raise UsageError(f"--task {name_or_path}: a run is of one; give one task")
     where, task = _user_file.load(
         __name__,
         names(),

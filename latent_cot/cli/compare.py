@@ -145,8 +145,6 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
         (common if name is None else own[name]).append(record)
     layers: dict[str, Any] = {"preset": options.preset, "file": options.config}
     base = plan.configure(Variant("em", "em", {}), 0, common, [], None, **layers)
-    if "," in base.task and not Path(base.task).expanduser().is_file():  # a comma may be part of a file's name
-        raise UsageError(f"--task {base.task}: a comparison is of one; give one task, and compare others by themselves")
     tasks.load(base.task)
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)

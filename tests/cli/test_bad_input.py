@@ -30,6 +30,7 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["tols"], ["'tols'", "Did you mean 'tools'?"]),
         (["--helpp"], ["unknown option '--helpp'"]),
         (["em", "--preset", "papr"], ["--preset papr", "Did you mean 'paper'?"]),
+        (["em", "--task", "arithmetic,random_numbers"], ["--task arithmetic,random_numbers: ", "give one task"]),
         (["em", "--config", "absent.yaml"], ["absent.yaml: cannot be read", "No such file"]),
         (["em", "--e-step.replay-share=-1"], ["--e-step.replay-share is -1"]),
         (["em", "--rounds", "-1"], ["--rounds is -1"]),
