@@ -9,9 +9,13 @@ separators, and `x` for times (`0x10` and `2x` mean other things).
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
+from fractions import Fraction
+from operator import add, mul, sub, truediv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latent_cot.types import ToolError
 
@@ -29,8 +33,21 @@ MAX_RESULT_CHARACTERS = 32
 # request, which is then refused; cut there, `1,000 + 2` would be 2. [0-9]: \d takes the digits of any script.
 _BOUNDARY = re.compile(r"[;:=?!\r\n]|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
 
-_TOKEN = re.compile(r" *(?:(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<symbol>[-+*/()]))")
+_TOKEN = re.compile(
+    r" *(?:(?P<fraction>(?<![0-9./])[0-9]+/[0-9]+(?![0-9./]))|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+    r"|(?P<symbol>[-+*/()]))"
+)
+_COMPUTE: dict[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul, "/": truediv}
 _TYPOGRAPHIC = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"})
+
+
+class Step(NamedTuple):
+    """One operation of two operands."""
+
+    left: Rational
+    operator: str
+    right: Rational
+    result: Rational
 
 
 class Calculator:
@@ -43,7 +60,8 @@ class Calculator:
 
     A lone number is refused too (`5 =`): nothing is computed, and a chain could pass a guess off as a result.
 
-    A quotient without a finite decimal form is written as a fraction (` 1/3`). Read back, it is two operands.
+    A quotient without a finite decimal form is written as a fraction (` 1/3`), and so it is read back: a fraction in
+    lowest terms without spaces is one operand (`1/3 * 6 =` writes ` 2`), so that a chain can go on from any result.
     """
 
     name = "calculator"
@@ -70,15 +88,27 @@ class Calculator:
         Raises ToolError for anything else than an expression within the limits, and nothing but ToolError.
         """
         tokens = _tokenize(request)
-        operands = sum(token[0] in ".0123456789" for token in tokens)
+        operands = _operands(tokens)
         if operands < 2:
             raise ToolError(f"nothing to compute in {request!r}: a request has an operator and two operands")
         if operands > self.max_operands:
             raise ToolError(f"{operands} operands in {request!r}, at most {self.max_operands} a call")
-        result = _format(_Parser(tokens).value())
+        result = written(_Parser(tokens).value())
         if len(result) > MAX_RESULT_CHARACTERS:
             raise ToolError(f"the result has {len(result)} characters, at most {MAX_RESULT_CHARACTERS}")
         return f" {result}"
+
+
+def work_out(expression: str) -> list[Step]:
+    """The operations that an expression of any number of operands asks for, in the order of its grammar: each operand
+    is a number of the expression or an earlier result. A lone number asks for none. Raises ToolError."""
+    parser = _Parser(_tokenize(expression))
+    parser.value()
+    return parser.steps
+
+
+def _operands(tokens: list[str]) -> int:
+    return sum(token[0] in ".0123456789" for token in tokens)
 
 
 def _tokenize(request: str) -> list[str]:
@@ -93,12 +123,15 @@ def _tokenize(request: str) -> list[str]:
         if match is None:
             rest = request[position:].lstrip(" ")
             raise ToolError(f"not arithmetic: {rest[0]!r} in {request!r}")
-        number = match["number"]
-        if number is not None and len(number.replace(".", "")) > MAX_OPERAND_DIGITS:
+        parts = re.split("(/)", match["fraction"]) if match["fraction"] else [match["number"] or match["symbol"]]
+        if any(len(part.replace(".", "")) > MAX_OPERAND_DIGITS for part in parts):
             raise ToolError(f"an operand of more than {MAX_OPERAND_DIGITS} digits in {request!r}")
-        tokens.append(number or match["symbol"])
+        if len(parts) == 3 and int(parts[2]) > 1 and math.gcd(int(parts[0]), int(parts[2])) == 1:
+            parts = ["".join(parts)]
+        tokens += parts
         position = match.end()
-    return tokens
+    # `2/3 =` asks for a division.
+    return tokens if _operands(tokens) > 1 else [part for token in tokens for part in re.split("(/)", token) if part]
 
 
 class _Parser:
@@ -114,6 +147,7 @@ class _Parser:
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
         self.position = 0
+        self.steps: list[Step] = []
 
     def value(self) -> Rational:
         """The value of all the tokens."""
@@ -132,18 +166,21 @@ class _Parser:
     def _sum(self) -> Rational:
         value = self._product()
         while operator := self._next_if("+-"):
-            right = self._product()
-            value = value + right if operator == "+" else value - right
+            value = self._apply(value, operator, self._product())
         return value
 
     def _product(self) -> Rational:
         value = self._factor()
         while operator := self._next_if("*/"):
-            right = self._factor()
-            if operator == "/" and right == 0:
-                raise ToolError("division by zero")  # sympy would give zoo, its complex infinity
-            value = value * right if operator == "*" else value / right
+            value = self._apply(value, operator, self._factor())
         return value
+
+    def _apply(self, left: Rational, operator: str, right: Rational) -> Rational:
+        if operator == "/" and right == 0:
+            raise ToolError("division by zero")  # sympy would give zoo, its complex infinity
+        result = _COMPUTE[operator](left, right)
+        self.steps.append(Step(left, operator, right, result))
+        return result
 
     def _factor(self) -> Rational:
         from sympy import Rational  # here, because the import takes most of a second
@@ -153,20 +190,21 @@ class _Parser:
             value = self._sum()
             if not self._next_if(")"):
                 raise ToolError("a parenthesis is not closed")
-            return sign * value
+            return self._apply(Rational(0), "-", value) if sign < 0 else value
         if self.position == len(self.tokens) or self.tokens[self.position] in "+-*/)":
             raise ToolError(f"expected a number, found {' '.join(self.tokens[self.position :]) or 'the end'}")
-        whole, _, decimals = self.tokens[self.position].partition(".")
+        number, _, below = self.tokens[self.position].partition("/")
+        whole, _, decimals = number.partition(".")
         self.position += 1
-        return Rational(sign * int(whole + decimals), 10 ** len(decimals))
+        return Rational(sign * int(whole + decimals), int(below or 1) * 10 ** len(decimals))
 
 
-def _format(value: Rational) -> str:
-    """`"14"`; `"0.5"` if the decimal form is finite; else `"1/3"`."""
-    numerator, denominator = int(value.p), int(value.q)
+def written(value: Rational | Fraction) -> str:
+    """A number as the calculator writes it: `"14"`; `"0.5"` if the decimal form is finite; else `"1/3"`."""
+    numerator, denominator = int(value.numerator), int(value.denominator)
     # Finite in decimals: the denominator, in lowest terms, divides a power of ten.
     places = next((n for n in range(denominator.bit_length()) if 10**n % denominator == 0), 0)
     if not places:
-        return str(value)
+        return f"{numerator}/{denominator}" if denominator > 1 else str(numerator)
     whole, decimals = divmod(abs(numerator) * 10**places // denominator, 10**places)
     return f"{'-' if numerator < 0 else ''}{whole}.{decimals:0{places}d}"

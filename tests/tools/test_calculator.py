@@ -115,6 +115,20 @@ def test_every_demonstration_arrives_at_its_answer() -> None:
         ("1 / -8", " -0.125"),
         ("1 / 3", " 1/3"),
         ("-7 / 21", " -1/3"),
+        ("1/3", " 1/3"),
+        ("48/2", " 24"),
+        ("-1/3", " -1/3"),
+        ("(1/3)", " 1/3"),
+        ("1/3 * 6", " 2"),
+        ("6 / 1/3", " 18"),
+        ("-1/3 - -2/3", " 1/3"),
+        ("1/3 / 2/3", " 0.5"),
+        ("4/2 + 1", None),  # a division and a sum, not a result of an earlier call
+        ("1/3/2", None),
+        ("1/1 + 1", None),
+        ("1/0 + 1", None),
+        ("1234567890123/2 + 1", None),
+        ("1.5/2 + 1", None),
         ("1 / 25", " 0.04"),
         ("0.1 + 0.2", " 0.3"),
         ("0.5 + 0.50", " 1"),
@@ -181,8 +195,8 @@ def test_results_are_exact_and_canonical(left: object, operator: str, right: obj
         assert finite and not text.endswith("0")
     else:
         assert text == str(expected.numerator) and expected.denominator == 1
-    # A finite result is an operand of the chain's next call.
-    if finite and sum(map(str.isdigit, text)) <= MAX_OPERAND_DIGITS:
+    # A result is an operand of the chain's next call.
+    if all(sum(map(str.isdigit, part)) <= MAX_OPERAND_DIGITS for part in text.split("/")):
         assert Fraction(calculator(f"{text} + 0")) == expected
 
 
