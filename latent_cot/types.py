@@ -217,6 +217,11 @@ class Task(ABC):
 
     # -- data --
 
+    def configured(self, options: Mapping[str, str]) -> Task:
+        """The task as it is in a run with these options (`DataRequest.options`), where they decide more than which data
+        there are: of which characters a rationale consists, say. Raises UsageError for options that cannot be."""
+        return self
+
     @abstractmethod
     def load(self, request: DataRequest) -> TaskData:
         """Training and validation examples. Raises UsageError for bad files or options."""

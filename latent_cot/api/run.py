@@ -46,7 +46,7 @@ class Run:
     def __init__(self, source: reasoners.Source, loop: Method | None = None) -> None:
         self.source = source
         self._loop = loop
-        self.task: Task = tasks.load(source.config.task)
+        self.task: Task = tasks.load(source.config.task).configured(source.config.data.options)
         """The task: `run.task.split("5-operands", 10)` gives test questions."""
 
     # -- what it left --------------------------------------------------------------------------------

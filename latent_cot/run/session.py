@@ -79,7 +79,7 @@ def open_session(config: RunConfig, *, load_data: bool = True, loaded: Session |
 
     Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
     """
-    task = tasks.load(config.task)
+    task = tasks.load(config.task).configured(config.data.options)
     if not METHODS[config.method].reasoners(config, task.answer_given):
         why = f"the tests of {task.name} do not give the answer, which q would have to read, and there is nobody else"
         raise UsageError(f"--q-sees {config.q_sees}: {why} to test; give --q-sees question")
