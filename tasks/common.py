@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from latent_cot.types import Example, Task, UsageError, did_you_mean
+from latent_cot.types import Example, Rationale, Task, UsageError, did_you_mean
 
 Share = Literal["train", "validation", "test"]
 _SHARES: tuple[Share, ...] = ("test", "test", "validation", "train", "train", "train", "train", "train")
@@ -78,6 +78,24 @@ def distinct_n(texts: Iterable[tuple[Sequence[str], int]], n: int) -> float:
         for start in range(len(words) - n + 1):
             grams[tuple(words[start : start + n])] += count
     return len(grams) / grams.total() if grams else math.nan
+
+
+PORTABLE_LAST_RESULT = """\
+def answer(text: str, result: str | None) -> str | None:
+    return None if result is None else result.strip()
+"""
+"""`Task.portable` of a task whose answer is this:"""
+
+
+def last_result(rationale: Rationale) -> str | None:
+    """The result of the last call, if the chain ends with it.
+
+    A chain that goes on after its last result was cut within a step and arrives nowhere: None.
+    """
+    last = rationale.calls[-1] if rationale.calls else None
+    if last is None or last.result is None or last.position + last.n_tokens != len(rationale.tokens):
+        return None
+    return last.result.strip()
 
 
 def fingerprint(examples: Iterable[Example]) -> str:

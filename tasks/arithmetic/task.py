@@ -10,7 +10,7 @@ from latent_cot.tasks.arithmetic.examples import build, demonstrate, from_row, p
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
-from latent_cot.tasks.common import distinct, drop_seen
+from latent_cot.tasks.common import PORTABLE_LAST_RESULT, distinct, drop_seen, last_result
 from latent_cot.tasks.files import examples_of, read_rows, shorten
 from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
@@ -34,10 +34,7 @@ class Arithmetic(Task):
     allowed_characters = " ,.0123456789=+-*"
     default_splits = (*(f"{n}-operands" for n in (3, 4, 5, 6, 8)), *(f"{n}-digits" for n in (2, 3, 4, 6)))
     mistakes = MISTAKES
-    portable = """\
-def answer(text: str, result: str | None) -> str | None:
-    return None if result is None else result.strip()
-"""
+    portable = PORTABLE_LAST_RESULT
 
     def load(self, request: DataRequest) -> TaskData:
         """Generated examples, or those of `request.train_file` (comma-separated files) as far as they go.
@@ -102,14 +99,8 @@ def answer(text: str, result: str | None) -> str | None:
         return f"Question: {example.question} = ? The answer is {example.answer}. Answer:"
 
     def answer(self, rationale: Rationale) -> str | None:
-        """The result of the last call, if the chain ends with it.
-
-        A chain that goes on after its last result was cut within a step and arrives nowhere: None.
-        """
-        last = rationale.calls[-1] if rationale.calls else None
-        if last is None or last.result is None or last.position + last.n_tokens != len(rationale.tokens):
-            return None
-        return last.result.strip()
+        """The result of the last call, if the chain ends with it."""
+        return last_result(rationale)
 
     def grade(self, example: Example, answer: str | None) -> bool:
         """Equal as integers: `"-0"` is `"0"` and `"+3"` is `"3"`. What is no integer is wrong."""
