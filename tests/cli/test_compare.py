@@ -191,7 +191,7 @@ def test_bad_input(cli: Cli, argv: list[str], parts: list[str]) -> None:
         assert part in called.err
 
 
-@pytest.mark.parametrize("task", ["continuation", "infilling", "random_numbers", "subjectivity"])
+@pytest.mark.parametrize("task", ["continuation", "infilling", "random_numbers", "subjectivity", "word_problems"])
 def test_the_smoke_preset_of_every_task_is_on_its_budget(cli: Cli, task: str, tmp_path: Path) -> None:
     called = cli("compare", "--preset", "smoke", "--task", task, "--output-dir", tmp_path / "all", "--dry-run")
     assert called.status == 0, called.err

@@ -1,0 +1,167 @@
+"""Sums in words with a numeric answer: a calculator fills in each result."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
+from pathlib import Path
+
+from latent_cot.tasks.common import PORTABLE_LAST_RESULT, check_options, last_result
+from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten
+from latent_cot.tasks.plain import draw, source_of_split
+from latent_cot.tasks.word_problems import working
+from latent_cot.tasks.word_problems.mistakes import MISTAKES, classify
+from latent_cot.tools.calculator import written
+from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, UsageError, did_you_mean
+
+FORMS = ("equations", "words")
+OWN_QUESTIONS = str(Path(__file__).with_name("questions.jsonl"))
+MAX_CHARACTERS = 2_000
+
+_N_OWN_TRAINING = 48
+"""Of the task's own questions; the others, which are of other patterns, are the test split."""
+
+
+class WordProblems(Task):
+    """A sum in words; the rationale is equations or, in the other form, free text with equations in it."""
+
+    name = "word_problems"
+    description = "sums in words, step by step with a calculator"
+    tools = ("calculator",)
+    stop = "\n"
+    default_splits = ("test",)
+    mistakes = MISTAKES
+    portable = PORTABLE_LAST_RESULT
+
+    def __init__(self, form: str = FORMS[0]) -> None:
+        self.form = form
+        self.allowed_characters = " ,.0123456789=+-*/" if form == "equations" else None
+
+    def configured(self, options: Mapping[str, str]) -> WordProblems:
+        """In the form that the option `form` names. Raises UsageError."""
+        check_options(self.name, options, ("form", "tests"))
+        form = options.get("form", FORMS[0])
+        if form not in FORMS:
+            raise UsageError(f"--data.options form={form}: it is {' or '.join(FORMS)}.{did_you_mean(form, FORMS)}")
+        return WordProblems(form)
+
+    def load(self, request: DataRequest) -> TaskData:
+        """Questions of `request.train_file` (comma-separated files), or the task's own, drawn at random with the seed.
+
+        Options: `form`; `tests`, comma-separated files whose questions are dropped here.
+        """
+        task, tests = self.configured(request.options), request.options.get("tests", "").split(",")
+        source, end = request.train_file or OWN_QUESTIONS, None if request.train_file else _N_OWN_TRAINING
+        rows = [example for name in source.split(",") for example in task.read(name.strip())][:end]
+        tested = {_words(example) for name in tests if name.strip() for example in task.split(name.strip())}
+        usable, dropped = _usable(rows, tested)
+        solved = [example for example in usable if example.z is not None]
+
+        where = f"--data.demonstrations: {source}, with a rationale,"
+        shown = draw(solved, request.demonstrations, f"demonstrations {request.seed}", where)
+        chosen = {example.question for example in shown}
+        drawn = draw(
+            [example for example in usable if example.question not in chosen],
+            request.unlabelled + request.validation,
+            f"pairs {request.seed}",
+            f"--data.unlabelled and --data.validation: {source}",
+        )
+        pairs, validation = drawn[: request.unlabelled], drawn[request.unlabelled :]
+        unusable = Counter(reason for example in usable if (reason := example.meta.get("unusable")))
+        notes = (
+            f"{source}: {len(usable)} questions of {len(rows)} rows, {len(solved)} of them with a rationale.",
+            *(f"{n} rows dropped: {reason}." for reason, n in dropped.items()),
+            *(f"{n} rationales dropped: {reason}." for reason, n in unusable.most_common()),
+        )
+        return TaskData(tuple(shown), tuple(replace(one, z=None) for one in pairs), tuple(validation), notes)
+
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        """`"test"`, of the task's own questions; or all of a file or a data set, by its name, in its order."""
+        source = source_of_split(self, name, OWN_QUESTIONS)
+        found = self.read(source)
+        return (found[_N_OWN_TRAINING:] if source == OWN_QUESTIONS else found)[:size]
+
+    def read(self, path: str) -> list[Example]:
+        """Rows with a `question`, an `answer`, and perhaps an `equation` or a `rationale`; or in the form of GSM8K."""
+        return examples_of(read_rows(path), self._of_row)
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        """The question, or the whole prompt that holds it; the answer is a number."""
+        bare = " ".join(question.split()).removeprefix("Question:").removesuffix("Answer:").strip()
+        if len(bare) > MAX_CHARACTERS or not (re.search("[0-9]", bare) or working.numbers_in(bare)):
+            raise UsageError(
+                f"question {shorten(question)}: write one with a number in it, of up to {MAX_CHARACTERS:,} characters"
+            )
+        value = None if answer is None else working.number(answer)
+        if answer is not None and value is None:
+            raise UsageError(f"the answer {shorten(answer)} is no number; write it like 72, -3.5, $1,000 or 3/4")
+        text = None if value is None else written(value)
+        y = None if text is None else f"\nThe answer is {text}."
+        return Example(f"Question: {bare} Answer:", y, None, text, bare)
+
+    def posterior_prompt(self, example: Example) -> str:
+        """`"Question: ... The answer is 72. Answer:"`: ends like X, so a rationale goes on alike."""
+        if example.answer is None:
+            raise UsageError(f"question {shorten(example.question)}: its answer is needed to sample from q(Z | X, Y)")
+        return f"Question: {example.question} The answer is {example.answer}. Answer:"
+
+    def allows(self, piece: str) -> bool:
+        """No line break but the stop: a rationale is one line."""
+        return "\n" not in piece
+
+    def answer(self, rationale: Rationale) -> str | None:
+        """The result of the last call, if the chain ends with it."""
+        return last_result(rationale)
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        """Equal as numbers, but for a millionth: `"0.50"` is `"1/2"`. What is no number is wrong."""
+        value = working.number(answer or "")
+        return value is not None and working.near(value, working.number(example.answer or ""))
+
+    def mistake(self, example: Example, rationale: Rationale) -> str | None:
+        """What a wrong chain did wrong first: see `mistakes.classify`."""
+        return classify(example, rationale)
+
+    def _of_row(self, row: Row) -> Example:
+        given = row[1].get("answer")
+        text = str(given) if type(given) in (int, float) else field(row, "answer", str)
+        solution, annotated, answer = text.rpartition("####")
+        example = self.example(field(row, "question", str), answer)
+        rationale, equation = (field(row, name, str, required=False) for name in ("rationale", "equation"))
+        if not (rationale or equation or annotated):
+            return example
+        try:
+            if rationale:
+                pieces = working.of_written(rationale)
+            else:
+                pieces = working.of_equation(equation) if equation else working.of_annotated(solution)
+            z, value = working.linearise(pieces, working.number(answer), self.form == "words")
+        except working.Unusable as why:
+            if rationale:
+                raise UsageError(f"rationale {shorten(rationale)}: {why}; correct it, or leave it out") from None
+            return replace(example, meta={"unusable": str(why)})
+        # The value may be exact, such as 5/6, where the row's answer is cut.
+        return replace(self.example(example.question, value), z=z)
+
+
+def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list[Example], Counter[str]]:
+    """One example of each question that is not tested, with a rationale if there is one; why others were dropped."""
+    usable, dropped, groups = list[Example](), Counter[str](), defaultdict[tuple[str, ...], list[Example]](list)
+    for example in rows:
+        groups[_words(example)].append(example)
+    for words, same in groups.items():
+        if words in tested:
+            dropped["in a test file"] += len(same)
+        elif any(example.answer != same[0].answer for example in same):
+            dropped["with different answers to one question"] += len(same)
+        else:
+            usable.append(next((example for example in same if example.z is not None), same[0]))
+            dropped["repeated"] += len(same) - 1
+    return usable, +dropped
+
+
+def _words(example: Example) -> tuple[str, ...]:
+    """What tells two questions apart, whatever their spaces, punctuation and capitals."""
+    return tuple(re.findall(r"\w+", example.question.lower()))

@@ -1,0 +1,145 @@
+"""From an equation, an annotated solution or a written rationale to one that a chain can follow: each call has two
+operands, and the calculator has been asked what it writes. What a file holds is read by the calculator's own grammar,
+never evaluated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import NamedTuple
+
+from latent_cot.tools.calculator import Calculator, Step, work_out, written
+from latent_cot.types import ToolError
+
+TOLERANCE = Fraction(1, 10**6)
+"""Relative: data have recurring decimals cut after some digits."""
+CALCULATOR = Calculator()
+
+_AMOUNT = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_NUMBER = re.compile(rf"(?:\$ ?)?([+-]?(?:{_AMOUNT}))(?:/([0-9]+))?")
+_RESULT = re.compile(rf" *-?\$? ?(?:{_AMOUNT})(?:/[0-9]+)?")
+"""A result that a text has written out, behind a call."""
+_EQUATION = re.compile(r"\s*(?:[A-Za-z]+\s*=)?([^=A-Za-z]+)")
+_ANNOTATION = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
+_FORMULA = " \n\t0123456789-.,$%()+*/×÷=:"
+"""What a text has written of an annotated call, before its annotation."""
+_NAMES = """zero|one once|two half halves twice double pair couple both|three third thirds thrice triple|
+    four quarter quarters fourth fourths|five fifth fifths|six sixth sixths|seven seventh|eight eighth|nine ninth|
+    ten tenth tenths|eleven|twelve dozen|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty"""
+_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
+_NAMED = {name: Fraction(n) for n, names in enumerate(_NAMES.split("|")) for name in names.split()}
+_NAMED |= {name: Fraction(10 * n) for n, name in enumerate(_TENS.split(), start=3)}
+
+
+_LINE_END = re.compile(r"(?<![\s.,;:!?])\s*\n\s*")
+
+
+class Unusable(ValueError):
+    """Why a rationale cannot be made of what a row has, in words that a note counts."""
+
+
+class Piece(NamedTuple):
+    """A part of a solution that computes something."""
+
+    words: str
+    """What stands before it."""
+    expression: str
+    """Of any number of operands."""
+    stated: str = ""
+    """Its value as the solution has it; empty if it does not say."""
+
+
+def number(text: str) -> Fraction | None:
+    """The number that a text writes, `72`, `-3.50`, `$1,000` or `3/4`; None if it writes none, or one that may be read
+    in two ways: `18%`, or `0,5` with a decimal comma."""
+    match = _NUMBER.fullmatch(text.strip()) if len(text) <= 64 else None
+    below = int(match[2] or 1) if match else 0
+    return Fraction(match[1].replace(",", "")) / below if match and below else None
+
+
+def numbers_in(text: str) -> set[Fraction]:
+    """Those of a question, without signs, in digits and in words; 50 % may be 0.5 too, and `a third` 3 or 1/3."""
+    digits = [*(match[0] for match in _NUMBER.finditer(text)), *re.findall(_AMOUNT, text)]
+    found = {abs(value) for one in digits if (value := number(one)) is not None}
+    named = {_NAMED[word] for word in re.findall("[a-z]+", text.lower()) if word in _NAMED}
+    shares = {value / 100 for value in found if "%" in text} | {1 / value for value in named if value}
+    return found | named | shares
+
+
+def near(value: Fraction, other: Fraction | None) -> bool:
+    """Equal, but for `TOLERANCE`."""
+    return other is not None and abs(value - other) <= TOLERANCE * abs(other)
+
+
+def of_equation(text: str) -> list[Piece]:
+    """`x=((7.0*2.0)+3)`, or the expression alone. Raises Unusable."""
+    match = _EQUATION.fullmatch(text)
+    if match is None:
+        raise Unusable("an equation with its unknown not alone on the left")
+    return [Piece("", match[1].strip().replace("/", " / "))]
+
+
+def of_annotated(text: str) -> list[Piece]:
+    """`Natalia sold 48/2 = <<48/2=24>>24 clips in May.` and so on, a sentence a line."""
+    pieces, position = [], 0
+    for match in _ANNOTATION.finditer(text):
+        words = text[position : match.start()].rstrip(_FORMULA).removesuffix(" x").rstrip(_FORMULA)
+        # A quotient without spaces would be a fraction, one operand: here it is a step.
+        pieces.append(Piece(_LINE_END.sub(". ", words), match[1].replace("/", " / "), match[2]))
+        result = _RESULT.match(text, match.end())
+        position = result.end() if result else match.end()
+    return pieces
+
+
+def of_written(text: str) -> list[Piece]:
+    """A rationale as a chain writes it, with or without the results behind each `=`. Raises Unusable."""
+    pieces: list[Piece] = []
+    first, *parts = text.split("=")
+    for part in parts:
+        request = CALCULATOR.request(f"{first}=")
+        result = _RESULT.match(part)
+        pieces.append(Piece(first.rstrip().removesuffix(request), request, result[0] if result else ""))
+        first = part[result.end() :] if result else part
+    if first.strip(" .") or not pieces:
+        raise Unusable("it does not end with a result")
+    return pieces
+
+
+def steps_of(text: str) -> list[Step]:
+    """The calls of a rationale that `linearise` has made."""
+    return [step for piece in of_written(text) for step in work_out(piece.expression)]
+
+
+def linearise(pieces: Iterable[Piece], answer: Fraction | None, words: bool) -> tuple[str, str]:
+    """A rationale without its results, and the value that it arrives at. Raises Unusable.
+
+    Args:
+        words: whether it has the words of the solution too, each call behind a colon.
+    """
+    z, value = "", None
+    for words_before, expression, stated in pieces:
+        try:
+            steps = work_out(expression)
+            requests = [f"{written(step.left)} {step.operator} {written(step.right)}" for step in steps]
+            results = list(map(CALCULATOR, requests))
+        except ToolError:
+            raise Unusable("a step that the calculator refuses") from None
+        if not steps:
+            continue  # `5=5`
+        value = results[-1].strip()
+        if stated and not near(Fraction(value), number(stated)):
+            raise Unusable("a stated result that the calculator does not give")
+        text = " ".join(words_before.split()).rstrip(" :,") if words else ""
+        if "=" in text:
+            raise Unusable("a = without a call")
+        if text.strip(",.; "):
+            z += f"{'' if text[0] in '.,;!?%)' else ' '}{text}:"
+        elif z:
+            z += ","
+        z += ",".join(f" {request} =" for request in requests)
+    if value is None:
+        raise Unusable("nothing to compute")
+    if not near(Fraction(value), answer):
+        raise Unusable("its value is not the answer")
+    return z, value

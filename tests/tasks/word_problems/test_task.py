@@ -1,0 +1,244 @@
+"""What is special about word problems: their files, what is dropped from them, what is right, what went wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_cot.config.settings import load_config
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.tasks.word_problems import TASK
+from latent_cot.tasks.word_problems.task import OWN_QUESTIONS, WordProblems
+from latent_cot.tools.calculator import Calculator
+from latent_cot.types import DataRequest, Rationale, UsageError
+from tests.conftest import ROOT
+from tests.tiny import build_tokenizer
+
+ROWS: list[dict[str, Any]] = [
+    {"question": f"Ann has {n} pens and buys {n + 3} more. How many has she?", "answer": str(2 * n + 3)}
+    | {"equation": f"x={n}.0+{n + 3}.0"}
+    for n in range(2, 14)
+]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def chain(text: str, task: WordProblems = TASK) -> Rationale:
+    """The chain that writes `text`, which has no results."""
+    codec = TextCodec(build_tokenizer(), stop=task.stop, allowed_characters=task.allowed_characters, allows=task.allows)
+    written = Chain(ChainRules(codec, [Calculator()], max_tokens=200))
+    for token in codec.encode(text):
+        assert codec.action_index[token] >= 0
+        written.push(token)
+    return written.finish()
+
+
+def test_prompts() -> None:
+    example = TASK.example(" Ann has 2 pens\nand buys 3. How many has she? ", "5.0")
+    assert example.x == "Question: Ann has 2 pens and buys 3. How many has she? Answer:"
+    assert example.y == "\nThe answer is 5."
+    assert example.y.startswith(TASK.stop or "")
+    assert TASK.posterior_prompt(example) == f"{example.x.removesuffix(' Answer:')} The answer is 5. Answer:"
+    assert TASK.example(example.x, "5") == example
+    with pytest.raises(UsageError, match="answer is needed"):
+        TASK.posterior_prompt(TASK.example("2 pens and 3 pens?"))
+
+
+@pytest.mark.parametrize("variant", ["equations", "words"])
+def test_the_alphabet_has_no_line_break_but_the_stop(variant: str) -> None:
+    task = TASK.configured({"form": variant})
+    codec = TextCodec(
+        build_tokenizer(merges=[("\n", "\n")]),
+        stop=task.stop,
+        allowed_characters=task.allowed_characters,
+        allows=task.allows,
+    )
+    assert [i for i in codec.actions.tolist() if "\n" in codec.pieces[i]] == [codec.stop_id]
+    assert codec.pieces[codec.stop_id] == "\n"
+    words = [i for i in codec.actions.tolist() if codec.pieces[i].isalpha()]
+    assert bool(words) == (variant == "words")
+
+
+def test_own_questions() -> None:
+    own = TASK.read(OWN_QUESTIONS)
+    assert len(own) == 72 and all(example.z for example in own)
+    for example in own:
+        reached = TASK.answer(chain(example.z or ""))
+        assert TASK.grade(example, reached), example
+    data = TASK.load(DataRequest(demonstrations=10, unlabelled=30, validation=8))
+    used = {e.question for e in (*data.demonstrations, *data.unlabelled, *data.validation)}
+    assert len(used) == 48 and not used & {e.question for e in TASK.split("test")}
+    with pytest.raises(UsageError, match=r"--data\.unlabelled.*has 38 different examples for this, not 1008.*larger"):
+        TASK.load(DataRequest(demonstrations=10, unlabelled=1000, validation=8))
+
+
+def test_kinds_of_rows(tmp_path: Path) -> None:
+    rows = [
+        {"question": "7 and 2?", "answer": 14, "equation": "x=(7.0*2.0)"},
+        {"question": "48 clips?", "answer": "So 48/2 = <<48/2=24>>24.\nIn all <<48+24=72>>72.\n#### 72"},
+        {"question": "48 pens?", "answer": "72", "rationale": "48 / 2 = 24, 48 + 24 = 72"},
+        {"question": "48 cups?", "answer": 1000.5},
+        {"question": "80 of 6?", "answer": "13.333333333333334", "equation": "x=80/6"},
+        {"question": "6 pens?", "answer": "5", "equation": "X-6=52"},
+        {"question": "80 cups?", "answer": "#### 1,000"},
+    ]
+    read = TASK.read(write(tmp_path / "a.jsonl", rows))
+    both = " 48 / 2 =, 48 + 24 ="
+    assert [e.z for e in read] == [" 7 * 2 =", both, both, None, " 80 / 6 =", None, None]
+    assert [e.answer for e in read] == ["14", "72", "72", "1000.5", "40/3", "5", "1000"]
+    assert TASK.grade(read[4], "13.333333333333334") and TASK.grade(read[4], "40/3")
+    table = tmp_path / "a.csv"
+    table.write_text('question,answer,equation\n"7 and 2, is?",14,x=7*2\n')
+    assert TASK.read(str(table))[0].z == " 7 * 2 ="
+    words = TASK.configured({"form": "words"}).read(str(tmp_path / "a.jsonl"))
+    assert [e.z for e in words[:3]] == [" 7 * 2 =", " So: 48 / 2 =. In all: 48 + 24 =", both]
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"question": "2 pens?", "answer": "0,5"}, r":2: the answer '0,5' is no number"),
+        ({"question": "2 pens?", "answer": "18%"}, r":2: the answer '18%' is no number"),
+        ({"question": "2 pens?", "answer": "<<1+1=2>>2\n#### two"}, r":2: the answer ' two' is no number"),
+        ({"question": "2 pens?", "answer": None}, r":2: the field 'answer' must be a string"),
+        ({"question": "2 pens?", "answer": True}, r":2: the field 'answer' must be a string"),
+        ({"question": "2 pens?"}, r":2: the field 'answer' is missing"),
+        ({"answer": "2"}, r":2: the field 'question' is missing"),
+        ({"question": "How many pens?", "answer": "2"}, r":2: question 'How many pens\?': write one with a number"),
+        ({"question": "2 " * 1001, "answer": "2"}, r":2: .*of up to 2,000 characters"),
+        ({"question": "2 pens?", "answer": "5", "rationale": "2 + 2 = 4"}, r":2: rationale '2 \+ 2 = 4': its value"),
+        ({"question": "2 pens?", "answer": "5", "equation": 3}, r":2: the field 'equation' must be a string"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        TASK.read(write(tmp_path / "a.jsonl", [ROWS[0], row]))
+
+
+def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
+    extra = [
+        {**ROWS[0], "question": ROWS[0]["question"].upper().replace(".", " . "), "equation": "x=1"},  # repeats
+        {**ROWS[1], "answer": "0"},  # contradicts
+        {"question": "Of 2 pens?", "answer": "4", "equation": "X-6=52"},
+        {"question": "Of 3 pens?", "answer": "4", "equation": "x=2+3"},
+    ]
+    train = write(tmp_path / "train.jsonl", [*ROWS, *extra])
+    test = write(tmp_path / "test.jsonl", [{**row, "question": row["question"].lower()} for row in ROWS[2:5]])
+    more = write(tmp_path / "more.jsonl", ROWS[5:6])
+    request = DataRequest(3, 4, 1, seed=1, train_file=train, options={"tests": f"{test}, {more}"})
+    data = TASK.load(request)
+    used = {e.question for e in (*data.demonstrations, *data.unlabelled, *data.validation)}
+    assert len(used) == 8 and not used & {row["question"] for row in ROWS[1:6]}
+    assert data.notes == (
+        f"{train}: 9 questions of 16 rows, 7 of them with a rationale.",
+        "1 rows dropped: repeated.",
+        "2 rows dropped: with different answers to one question.",
+        "4 rows dropped: in a test file.",
+        "1 rationales dropped: an equation with its unknown not alone on the left.",
+        "1 rationales dropped: its value is not the answer.",
+    )
+    assert TASK.load(request) == data
+    assert all(e.z for e in data.demonstrations) and not any(e.z for e in data.unlabelled)
+    assert TASK.split(test) == TASK.read(test)
+
+
+def test_the_repeat_with_a_rationale_is_kept(tmp_path: Path) -> None:
+    bare = {name: ROWS[0][name] for name in ("question", "answer")}
+    data = TASK.load(DataRequest(1, 0, 0, train_file=write(tmp_path / "a.jsonl", [bare, ROWS[0]])))
+    assert data.demonstrations[0].z == " 2 + 5 ="
+
+
+def test_options() -> None:
+    with pytest.raises(UsageError, match=r"no option 'frm'.*Did you mean 'form'"):
+        TASK.load(DataRequest(options={"frm": "words"}))
+    with pytest.raises(UsageError, match=r"form=word: .*Did you mean 'words'"):
+        TASK.configured({"form": "word"})
+    with pytest.raises(UsageError, match=r"no-such\.jsonl"):
+        TASK.load(DataRequest(options={"tests": "no-such.jsonl"}))
+    assert TASK.configured({"form": "words"}).allowed_characters is None
+    assert TASK.allowed_characters is not None
+
+
+def test_grading() -> None:
+    example = TASK.example("2 pens?", "1000.5")
+    for right in ("1,000.5", "1000.50", "$1000.5", "2001/2", "1000.5000001"):
+        assert TASK.grade(example, right)
+    for wrong in ("1000", "1000.51", "1000,5", "-1000.5", "", "one", None):
+        assert not TASK.grade(example, wrong)
+    assert not TASK.grade(TASK.example("2 pens?", "0"), "0.0000001")
+
+
+def test_the_answer_is_the_result_that_ends_the_chain() -> None:
+    assert TASK.answer(chain(" 7 / 12 =, 7/12 * 6 =")) == "3.5"
+    assert TASK.answer(chain(" 7 + 2 =,")) is None
+    assert TASK.answer(chain("")) is None
+    assert TASK.answer(chain(" 7 / 0 =")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "category"),
+    [
+        (" 7 + 2 =, 9 + 30 =", "wrong operation"),
+        (" 2 * 7 =, 30 - 14 =", "wrong operation"),
+        (" 7 * 30 =", "wrong operand"),
+        (" 7 * 2 =, 14 - 7 =", "wrong operand"),
+        (" 2 * 7 =", "missing step"),
+        (" 7 * 3 =, 21 - 30 =", "misread number"),
+        (" 7 * 2 =, 15 - 30 =", "misread number"),
+        (" 7 * 2 =, 14 / 0 =", None),  # failed call, of all tasks
+        (" 7 * 2 =, 14", None),  # no answer
+        ("", None),
+        (" 7 * 2 =, 14 - 30 =, 14 * 1 =", "wrong operand"),
+    ],
+)
+def test_mistakes(text: str, category: str | None) -> None:
+    example = replace(TASK.example("7 boxes of 2, less 30?", "-16"), z=" 7 * 2 =, 14 - 30 =")
+    assert TASK.mistake(example, chain(text)) == category
+
+
+def test_mistakes_without_a_solution() -> None:
+    example = TASK.example("Seven boxes of 2, less 30%?", "9.8")
+    assert TASK.mistake(example, chain(" 7 * 2 =, 14 * 0.3 =")) is None
+    assert TASK.mistake(example, chain(" 7 * 5 =")) == "misread number"
+
+
+@pytest.mark.parametrize("preset", ["smoke", "cpu", "paper"])
+def test_presets(preset: str) -> None:
+    config = load_config(preset, task="word_problems")
+    task = TASK.configured(config.data.options)
+    assert task.form == ("words" if preset == "paper" else "equations")
+    if preset == "smoke":
+        assert sum((config.data.demonstrations, config.data.unlabelled, config.data.validation)) <= 48
+
+
+# -- the published sets, which are no part of this repository --------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def published() -> Path:
+    folder = ROOT / ".." / "shared" / "data" / "word-problems"
+    if not folder.is_dir():
+        pytest.skip("the sets of word problems are not here")
+    return folder
+
+
+def test_published_sets(published: Path) -> None:
+    train = published / "mawps-train.jsonl"
+    tests = [str(published / f"{name}-test.jsonl") for name in ("mawps", "svamp", "multiarith")]
+    request = DataRequest(50, 1000, 100, train_file=str(train), options={"tests": ",".join(tests)})
+    data = TASK.load(request)
+    tested = {" ".join(e.question.lower().split()) for name in tests for e in TASK.split(name)}
+    training = [*data.demonstrations, *data.unlabelled, *data.validation]
+    assert not tested & {" ".join(e.question.lower().split()) for e in training}
+    assert any("in a test file" in note for note in data.notes)
+    for example in data.demonstrations:
+        assert TASK.grade(example, TASK.answer(chain(example.z or "")))
