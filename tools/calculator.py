@@ -44,10 +44,10 @@ _TYPOGRAPHIC = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": 
 class Step(NamedTuple):
     """One operation of two operands."""
 
-    left: Rational
+    left: Fraction
     operator: str
-    right: Rational
-    result: Rational
+    right: Fraction
+    result: Fraction
 
 
 class Calculator:
@@ -104,7 +104,10 @@ def work_out(expression: str) -> list[Step]:
     is a number of the expression or an earlier result. A lone number asks for none. Raises ToolError."""
     parser = _Parser(_tokenize(expression))
     parser.value()
-    return parser.steps
+    return [
+        Step(Fraction(left), operator, Fraction(right), Fraction(result))
+        for left, operator, right, result in parser.steps
+    ]
 
 
 def _operands(tokens: list[str]) -> int:
@@ -147,7 +150,7 @@ class _Parser:
     def __init__(self, tokens: list[str]) -> None:
         self.tokens = tokens
         self.position = 0
-        self.steps: list[Step] = []
+        self.steps: list[tuple[Rational, str, Rational, Rational]] = []
 
     def value(self) -> Rational:
         """The value of all the tokens."""
@@ -179,7 +182,7 @@ class _Parser:
         if operator == "/" and right == 0:
             raise ToolError("division by zero")  # sympy would give zoo, its complex infinity
         result = _COMPUTE[operator](left, right)
-        self.steps.append(Step(left, operator, right, result))
+        self.steps.append((left, operator, right, result))
         return result
 
     def _factor(self) -> Rational:

@@ -52,6 +52,5 @@ def classify(example: Example, rationale: Rationale) -> str | None:
 
 def _canonical(step: Step) -> tuple[str, Fraction, Fraction]:
     """The same for `7 + 12` and `12 + 7`."""
-    left, right = Fraction(step.left), Fraction(step.right)
-    swapped = step.operator in "+*" and right < left
-    return (step.operator, right, left) if swapped else (step.operator, left, right)
+    swapped = step.operator in "+*" and step.right < step.left
+    return (step.operator, step.right, step.left) if swapped else (step.operator, step.left, step.right)

@@ -125,7 +125,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], named: str) -> 
 
 
 def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
-    extra = [
+    extra: list[dict[str, Any]] = [
         {**ROWS[0], "question": ROWS[0]["question"].upper().replace(".", " . "), "equation": "x=1"},  # repeats
         {**ROWS[1], "answer": "0"},  # contradicts
         {"question": "Of 2 pens?", "answer": "4", "equation": "X-6=52"},
