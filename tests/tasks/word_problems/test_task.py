@@ -82,7 +82,7 @@ def test_own_questions() -> None:
 
 
 def test_kinds_of_rows(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question": "7 and 2?", "answer": 14, "equation": "x=(7.0*2.0)"},
         {"question": "48 clips?", "answer": "So 48/2 = <<48/2=24>>24.\nIn all <<48+24=72>>72.\n#### 72"},
         {"question": "48 pens?", "answer": "72", "rationale": "48 / 2 = 24, 48 + 24 = 72"},
