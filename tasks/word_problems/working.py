@@ -14,6 +14,8 @@ from latent_cot.types import ToolError
 
 TOLERANCE = Fraction(1, 10**6)
 """Relative: data have recurring decimals cut after some digits."""
+ROUNDED_FROM = 3
+"""Decimals from which on a stated number is taken for a rounded one: 0.667 for 2/3."""
 CALCULATOR = Calculator()
 
 _AMOUNT = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
@@ -67,9 +69,13 @@ def numbers_in(text: str) -> set[Fraction]:
     return found | named | shares
 
 
-def near(value: Fraction, other: Fraction | None) -> bool:
-    """Equal, but for `TOLERANCE`."""
-    return other is not None and abs(value - other) <= TOLERANCE * abs(other)
+def near(value: Fraction, stated: Fraction | None) -> bool:
+    """Equal, but for `TOLERANCE`, or what was stated has three decimals or more and is `value` rounded to them."""
+    if stated is None:
+        return False
+    _, _, decimals = written(stated).partition(".")
+    rounded = len(decimals) >= ROUNDED_FROM and round(value, len(decimals)) == stated
+    return rounded or abs(value - stated) <= TOLERANCE * abs(stated)
 
 
 def of_equation(text: str) -> list[Piece]:

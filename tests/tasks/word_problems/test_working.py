@@ -12,6 +12,7 @@ from latent_cot.tasks.word_problems.working import (
     CALCULATOR,
     Unusable,
     linearise,
+    near,
     number,
     numbers_in,
     of_annotated,
@@ -116,7 +117,7 @@ def test_equations(equation: str, answer: str, z: str) -> None:
         ("x=9**9", "1", "refuses"),
         ("x=__import__('os')", "1", "unknown"),
         ("x=5+2", "8", "not the answer"),
-        ("x=2/3", "0.6667", "not the answer"),
+        ("x=2/3", "0.66", "not the answer"),
         ("x=" + "(" * 70 + "1", "1", "refuses"),
     ],
 )
@@ -200,3 +201,20 @@ def test_a_fraction_is_one_operand_of_the_next_step() -> None:
     assert CALCULATOR("7/12 * 6") == " 3.5"
     with pytest.raises(ToolError):
         CALCULATOR("4/2 * 6")
+
+
+@pytest.mark.parametrize(
+    ("value", "stated", "same"),
+    [
+        (Fraction(2, 3), "0.667", True),
+        (Fraction(2, 3), "0.6667", True),
+        (Fraction(2, 3), "0.666", False),
+        (Fraction(2, 3), "0.67", False),
+        (Fraction(1, 2), "0.503", False),
+        (Fraction(40, 3), "13.333333333333334", True),
+        (Fraction(72), "72", True),
+        (Fraction(72), "73", False),
+    ],
+)
+def test_a_stated_number_may_be_rounded(value: Fraction, stated: str, same: bool) -> None:
+    assert near(value, number(stated)) is same
