@@ -72,7 +72,7 @@ def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path) -> None:
     (found,) = checked._compared()
     query, codec, lm = checked.query(example), checked.rules.codec, loop.lm
     actions = codec.actions.tolist()
-    log_reward, log_q = [], []
+    log_reward, log_q = list[float](), list[float]()
     for one in rationales[:70]:
         for model, prompt, kept in (
             (lm.merged("p"), query.model_prompt, log_reward),
