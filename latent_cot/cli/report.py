@@ -13,7 +13,7 @@ from rich.console import Console
 
 from latent_cot import __version__
 from latent_cot.api.run import Run, check_sampling, load
-from latent_cot.cli.options import Switch, parse, progress_console, say
+from latent_cot.cli.options import Switch, announce_loading, parse, progress_console, say
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, logs, page
@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     made = datetime.now(UTC).isoformat(timespec="seconds")
     found = {"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}
     write_text(path, page.render(found))
-    say(console, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say(console, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)", whole=True)
     return 0
 
 
@@ -111,6 +111,7 @@ def _samples(
 ) -> dict[str, Any]:
     from latent_cot.report.web.samples import sample
 
+    announce_loading(console, one)
     name, reasoner = one.folder("report").path.name, options.reasoner or one.reasoners[0]
     settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
     with Items(console, f"{name}: questions", sum(map(len, questions.values()))) as progress:
