@@ -152,7 +152,9 @@ def test_each_notebook_is_a_page_with_what_it_showed(site: Path) -> None:
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         text = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        assert text.count('class="output"') == text.count("<img class=") + text.count('<div class="output"') > 3
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        rich = [output for output in outputs if {"text/html", "image/png"} & {*output.get("data", ())}]
+        assert text.count('class="output"') == len(rich) > 3
         assert text.count('<div class="language-python') >= sum(cell["cell_type"] == "code" for cell in cells)
 
 

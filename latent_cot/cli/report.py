@@ -44,8 +44,8 @@ class ReportOptions:
     split: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Test splits to take questions from, or `validation`. Repeatable. Default: validation, and the run's."""
     reasoner: Literal["q", "p"] | None = None
-    """Who writes the rationales: the sampler q or the model p. Default: q if the run has one that sees the question
-    only."""
+    """Who writes the rationales: the sampler q or the model p. Default: p and, beside it, q if the run has one that
+    sees the question only."""
     temperature: float = 1.0
     """Sampling temperature. Log-probabilities are those at temperature 1."""
     seed: int = 0
@@ -112,7 +112,9 @@ def _samples(
     from latent_cot.report.web.samples import sample
 
     announce_loading(console, one)
-    name, reasoner = one.folder("report").path.name, options.reasoner or one.reasoners[0]
+    reasoners = (options.reasoner,) if options.reasoner else tuple(sorted(one.reasoners))  # p leads
     settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
-    with Items(console, f"{name}: questions", sum(map(len, questions.values()))) as progress:
-        return sample(one.in_memory(), questions, reasoner, **settings, on_done=progress.advance)
+    loop = one.in_memory()
+    total = len(reasoners) * sum(map(len, questions.values()))
+    with Items(console, f"{one.folder('report').path.name}: questions", total) as progress:
+        return sample(loop, questions, reasoners, **settings, on_done=progress.advance)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 import torch
 
@@ -58,11 +59,15 @@ class PosteriorFigures:
 
 
 def mean_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the questions where it is known; NaN if it is nowhere."""
+    """The mean of each figure over the questions where it is known; NaN if it is nowhere. `bound_error` is the standard
+    error of the mean bound, nats: where that is above 0, as no bound can be, it is chance."""
     means = {}
     for name in figures[0]:
         known = [f[name] for f in figures if name in f and not math.isnan(f[name])]
         means[name] = sum(known) / len(known) if known else math.nan
+        if name == "bound":
+            several = len(known) > 1 and all(map(math.isfinite, known))
+            means["bound_error"] = stdev(known) / math.sqrt(len(known)) if several else math.nan
     return means
 
 

@@ -6,6 +6,7 @@ wrote is hostile: it goes through `printable` and is never read as rich markup.
 
 from __future__ import annotations
 
+import math
 import textwrap
 import time
 from collections import Counter
@@ -46,7 +47,8 @@ FIGURES = {
     "kept": "kept {}",
     "ess": "ESS {:.0%}",
     "elbo": "ELBO {:.2f}",
-    "bound": "bound {:.2f}",
+    "bound": "log p(Y|X) ≈ {:.2f}",
+    "bound_error": "± {:.2f}",
     "accuracy": "right {:.0%}",
     "distinct": "distinct {:.0%}",
     "questions": "{} questions",
@@ -329,7 +331,7 @@ class Display(Line):
         elif phase.name == "diagnose":
             found, own_reward = loop.state.results()["posterior"].get(str(phase.round), {}), loop.task.has_own_reward
             for when, figures in found.items():
-                names = ("variance", "ess", "elbo", "bound", "accuracy")
+                names = ("variance", "ess", "elbo", "bound", "bound_error", "accuracy")
                 one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}
                 shown = _figures({name: figures.get(name) for name in names} | one_chain)
                 text = f"  q {when} its training, on {figures['n']} validation questions: {shown}"
@@ -380,11 +382,16 @@ def _place(loop: Method, phase: Phase, unit: int, units: int) -> str:
     return f"round {phase.round}/{loop.phases[-1].round}  {_name(phase)} {unit}/{units}"
 
 
+def _is_known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
 def _figures(info: Mapping[str, Any]) -> str:
     hidden = ("variance", "ess") if info.get("one_chain") else ()  # they look perfect then, and mean nothing
     figures = "  ".join(
-        form.format(info[name]) for name, form in FIGURES.items() if info.get(name) is not None and name not in hidden
+        form.format(info[name]) for name, form in FIGURES.items() if _is_known(info.get(name)) and name not in hidden
     )
+    figures = figures.replace("  ± ", " ± ")
     if hidden:
         figures = f"one chain a question  {figures}"
     return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures
