@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, Weighed, score_rationales
@@ -43,7 +44,7 @@ def sample(
         samples: rationales a question.
         on_done: called with the number of questions that have just been done.
     """
-    settings = {"samples": samples, "temperature": temperature, "seed": seed}
+    settings: dict[str, Any] = {"samples": samples, "temperature": temperature, "seed": seed}
     lead, *others = (_sampled_from(loop, questions, one, on_done=on_done, **settings) for one in reasoners)
     return {**lead, "beside": others, "before_after": _before_after(loop, questions, reasoners)}
 
