@@ -73,15 +73,18 @@ class Watch:
         self.config, self.own_reward = config, own_reward
         self._phase: Phase | None = None
         self._in_a_row: dict[str, int] = {}
+        self._said = set[tuple[int, str]]()  # in which round what
 
     def see(self, phase: Phase, info: dict[str, Any]) -> dict[str, Any]:
-        """`info` with `one_chain`, if that is so, and `warning`, a sentence, the first time that a sign of a phase has
-        lasted."""
+        """`info` with `one_chain`, if that is so, and `warning`, a sentence, the first time in a round that a sign
+        has lasted."""
         if phase != self._phase:
             self._phase, self._in_a_row = phase, {}
         found = dict(signs(phase, info, self.config, own_reward=self.own_reward))
         self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name in found}
         needed = 1 if phase.name in _DIAGNOSED else PATIENCE
-        texts = [found[name] for name, times in self._in_a_row.items() if times == needed]
+        new = [name for name, times in self._in_a_row.items() if times >= needed]
+        texts = [found[name] for name in new if (phase.round, name) not in self._said]
+        self._said |= {(phase.round, name) for name in new}
         one_chain = {"one_chain": True} if "one_chain" in found else {}
         return {**info, **one_chain, **({"warning": "; ".join(texts)} if texts else {})}

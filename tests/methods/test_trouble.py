@@ -45,6 +45,12 @@ def test_a_collapse_is_told_of_validation_questions_at_once() -> None:
     assert len(warnings(AFTER, one_chain | {"accuracy": 1.0}, own_reward=True)) == 1, "all alike is no success there"
 
 
+def test_a_round_is_told_once() -> None:
+    watch, cut = Watch(RunConfig(), own_reward=False), HEALTHY | {"cut": 1.0}
+    phases = [BEFORE, *[STEP] * 5, AFTER, Phase(2, "diagnose")]
+    assert ["warning" in watch.see(phase, cut) for phase in phases] == [True, *[False] * 6, True]
+
+
 def test_what_is_no_sign() -> None:
     assert not has_one_chain({}, 8, own_reward=False), "nothing was sampled"
     assert not has_one_chain({"distinct": 1.0, "accuracy": 0.0}, 1, own_reward=False), "there is one sample only"
