@@ -6,13 +6,16 @@ import html
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from fractions import Fraction
+from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -80,6 +83,100 @@ def test_formulas_are_mathml_and_lead_to_code(site: Path) -> None:
     links = {html.unescape(link) for link in re.findall(r'href="api/\w+\.html#([\w.]+)"', text)}
     assert names_of_code <= links
     assert text.count('<svg role="img"') == 2
+
+
+class Prose(HTMLParser):
+    """The text of each paragraph and table cell of a page, code left out, its ids, and what it leads to."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids, self.links, self.texts, self._open, self._code = set[str](), set[str](), list[str](), 0, 0
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.ids |= {value for name in ("id", "name") if (value := given.get(name))}
+        self.links |= {value for name in ("href", "src") if tag != "base" and (value := given.get(name))}
+        self._code += tag in ("pre", "code")
+        if tag in ("p", "td", "th"):
+            self._open += 1
+            self.texts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._code -= tag in ("pre", "code")
+        self._open -= tag in ("p", "td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._open and not self._code:
+            self.texts[-1] += data
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Prose]:
+    return {page: Prose(page) for page in site.rglob("*.html") if page.name != "404.html"}
+
+
+@pytest.mark.slow
+def test_no_list_is_swallowed_by_a_paragraph_or_a_table(pages: dict[Path, Prose]) -> None:
+    """As happens where an empty line is missing before it."""
+    item = re.compile(r"^\s*(?:[-*+]|\d+\.)\s+\S.*", re.MULTILINE)
+    found = [(page.name, text[:60]) for page, prose in pages.items() for text in prose.texts if item.search(text)]
+    assert not found
+
+
+@pytest.mark.slow
+def test_every_picture_and_every_anchor_is_there(site: Path, pages: dict[Path, Prose]) -> None:
+    missing = []
+    for page, prose in pages.items():
+        for link in prose.links:
+            path, _, anchor = link.partition("#")
+            if re.match(r"(?:[a-z]+:|//)", path):
+                continue
+            target = Path(os.path.normpath(page.parent / unquote(path))) if path else page
+            target = target / "index.html" if target.is_dir() else target
+            there = target.is_file() and (not anchor or target not in pages or unquote(anchor) in pages[target].ids)
+            if not there:
+                missing.append((page.relative_to(site).as_posix(), link))
+    assert not missing
+
+
+@pytest.mark.slow
+def test_the_first_page_says_what_it_is_and_shows_it(pages: dict[Path, Prose], site: Path) -> None:
+    first = pages[site / "index.html"]
+    assert any(link.endswith("report-light.png") for link in first.links)
+    assert {"how-to-cite", "install", "where-to-go"} <= first.ids
+
+
+@pytest.mark.slow
+def test_each_notebook_is_a_page_with_what_it_showed(site: Path) -> None:
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        text = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        rich = [output for output in outputs if {"text/html", "image/png"} & {*output.get("data", ())}]
+        assert text.count('class="output"') == len(rich) > 3
+        assert text.count('<div class="language-python') >= sum(cell["cell_type"] == "code" for cell in cells)
+
+
+def test_no_guide_is_too_long_to_read_at_once() -> None:
+    """The logs and the records of results are looked things up in."""
+    for page in DOCS.glob("*.md"):
+        words = len(page.read_text(encoding="utf-8").split())
+        assert words <= 2500 or page.name.startswith("log"), f"{page.name}: {words} words"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ["own dataset", "learning rate", "gsm8k"])
+def test_a_search_finds_the_guides_before_the_source(site: Path, browser: Any, query: str) -> None:  # noqa: F811
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.keyboard.press("/")
+    page.keyboard.type(query)
+    page.wait_for_selector(".md-search-result__item")
+    page.wait_for_timeout(500)
+    found = page.locator(".md-search-result__link").evaluate_all("all => all.map(one => one.getAttribute('href'))")
+    first = [link.rpartition("#")[0] or link for link in found[:3]]
+    assert first and not [link for link in first if re.search(r"/(api|results)/|/(log|changelog)", link)], found[:5]
 
 
 @pytest.mark.slow
@@ -185,9 +282,10 @@ def test_the_figures_of_a_comparison_are_those_of_its_record(record: str, seeds:
             assert [low, high] == pytest.approx(exact["interval_95"], abs=0.00505), (name, split)
 
 
-def test_the_readmes_table_is_that_of_the_results() -> None:
+@pytest.mark.parametrize("page", ["../README.md", "index.md"])
+def test_the_first_table_is_that_of_the_results(page: str) -> None:
     splits = [f"{n}-operands" for n in (3, 4, 5, 6, 8)]
-    (table,) = (table for table in tables("../README.md") if "3 operands" in table[0])
+    (table,) = (table for table in tables(page) if "3 operands" in table[0])
     fresh = json.loads((DOCS / "results" / "arithmetic-fresh-seeds.json").read_text(encoding="utf-8"))["runs"]
     of_em = [run["accuracy"]["p"] for run in fresh if run["method"] == "em"]
     figures = figures_of("arithmetic.json")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -84,6 +87,57 @@ def test_installed_metadata_agrees() -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     """`latent-cot --help` and a task's own tests must not wait for it."""
     code = "import sys, latent_cot.types, latent_cot.model.weights; sys.exit('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def tracked() -> list[str]:
+    """The files of the repository, without the links and what git and editors alone want."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    return [name for name in listed if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_every_file_is_in_the_wheel_and_in_the_sdist(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    files, source = tracked(), tmp_path / "source"
+    for name in [*files, *(f"latent_cot/{name}" for name in NESTED)]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
+    code = f"import sys, setuptools.build_meta as b; b.build_{kind}(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=source, capture_output=True, check=True)
+    if kind == "wheel":
+        (archive,) = tmp_path.glob("*.whl")
+        held = set(zipfile.ZipFile(archive).namelist())
+        packages = [name for name in files if name.startswith(("latent_cot/", *(f"{name}/" for name in NESTED)))]
+        wanted = {name if name.startswith("latent_cot/") else f"latent_cot/{name}" for name in packages}
+        strange = {name for name in held - wanted if ".dist-info/" not in name}
+        assert not strange, "nothing else is installed"
+    else:
+        (archive,) = tmp_path.glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            held = {name.partition("/")[2] for name in tar.getnames()}
+        wanted = set(files)
+    assert not wanted - held
+
+
+def test_each_dependency_is_explained(pyproject: dict[str, object]) -> None:
+    project = pyproject["project"]
+    assert isinstance(project, dict)
+    named = {re.split(r"[>=<~,\s\[]", one, maxsplit=1)[0] for one in project["dependencies"]}
+    text = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
+    assert named == set(re.findall(r"^\| `([\w.-]+)` \| .+ \| \d+ \|$", text, re.MULTILINE))
+    extras = {*project["optional-dependencies"]}
+    assert extras <= set(re.findall(r"`([\w-]+)`", text.partition("Extras:")[2]))
+
+
+def test_what_converts_the_default_model_is_loaded_only_then() -> None:
+    code = "import sys, latent_cot.run.session; sys.exit('gguf' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 

@@ -29,7 +29,7 @@ def main(report: Path, folder: Path) -> None:
             opened.wait_for_selector("body[data-ready]")
             return opened
 
-        light = page(viewport=SIZE)
+        light = page(viewport={**SIZE, "height": 900})
         show(light, "rationales", most_varied(light))
         first = light.locator(".pane .chain").first
         unsure = [first.locator(f".token.s{level}") for level in range(6, 0, -1)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from latent_cot.api import show
 from latent_cot.methods.scored import ScoredRationale
 from latent_cot.model.lm import Adapter
+from latent_cot.objectives.importance import bound_error
 from latent_cot.report.tables import Table, bar, data_frame, escaped, page
 from latent_cot.report.terminal import RATIONALE_HEADING
 from latent_cot.run.printable import printable
@@ -43,6 +44,11 @@ class Rationales(Sequence[ScoredRationale]):
     @property
     def question(self) -> str:
         return self.example.question
+
+    @property
+    def bound_error(self) -> float | None:
+        """The standard error of `bound`, nats: where `bound` is above 0, it is off by chance. None likewise."""
+        return bound_error(self.ess, self.n) if self.ess else None
 
     @property
     def n(self) -> int:
@@ -104,7 +110,8 @@ class Rationales(Sequence[ScoredRationale]):
         if self.reasoner is not None:
             title += f": {self.n} from {self.reasoner}, {len(self)} distinct"
         if self.ess is not None:
-            title += f", ESS {show.figure(self.ess, '{:.0%}')}, bound {show.figure(self.bound)}"
+            title += f", ESS {show.figure(self.ess, '{:.0%}')}, log p(Y | X) ≈ {show.figure(self.bound)}"
+            title += f" ± {show.figure(self.bound_error)}"
         return title
 
 

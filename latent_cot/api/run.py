@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ class Run:
     def __init__(self, source: reasoners.Source, loop: Method | None = None) -> None:
         self.source = source
         self._loop = loop
+        self.while_loading: Callable[[], AbstractContextManager[object]] = nullcontext
+        """What is entered while the model is loaded: it may tell the user."""
         self.task: Task = tasks.load(source.config.task).configured(source.config.data.options)
         """The task: `run.task.split("5-operands", 10)` gives test questions."""
 
@@ -237,7 +240,8 @@ class Run:
     def in_memory(self) -> Method:
         """The model with its adapters, loaded once."""
         if self._loop is None:
-            self._loop = reasoners.load(self.source, reasoners.shown_data(self.source, self.task))
+            with self.while_loading():
+                self._loop = reasoners.load(self.source, reasoners.shown_data(self.source, self.task))
         return self._loop
 
     def _example(self, question: str | Example, answer: str | None) -> Example:

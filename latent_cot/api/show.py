@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from latent_cot.report.tables import Cell, escaped
-from latent_cot.report.terminal import marked
+from latent_cot.report.terminal import EMPTY, marked
 
 if TYPE_CHECKING:
     from latent_cot.methods.scored import ScoredRationale, Stop, Token
@@ -58,6 +58,8 @@ def chain_html(scored: ScoredRationale, by: Adapter) -> str:
     n = len(scored.tokens)
     if n in failed:
         parts.append(_failed(failed[n].error))
+    if not n:
+        parts.append(f'<span class="dim">{EMPTY}</span>')
     parts.append('<span class="dim"> [cut]</span>' if scored.rationale.truncated else _stop(stops[n], by, last=True))
     return f'<span class="chain">{"".join(parts)}</span>'
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,15 +113,19 @@ def resume(run: Run, *, callbacks: Iterable[Callback] = (), progress: bool = Tru
 
 def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
     from latent_cot.run.interrupts import stop_signals
-    from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop
 
-    session = open_session(config)
-    processes = session.lm.processes
-    # Only now: a mistyped model leaves no folder behind.
-    folder = claim_folder(path, config, processes, resume=resume)
-    console = Console(stderr=True, quiet=not (shown and processes.main))
+    console = Console(stderr=True, quiet=not shown or os.environ.get("RANK", "0") != "0")
     followers, stop = list(callbacks), False
-    with folder.lock(), Display(console) as display, stop_signals() as stopped_by:
+    with ExitStack() as stack:
+        display = stack.enter_context(Display(console))
+        on_load = display.loading(config.model)
+        from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop  # here: it takes seconds
+
+        session = open_session(config, on_load=on_load)
+        # Only now: a mistyped model leaves no folder behind.
+        folder = claim_folder(path, config, session.lm.processes, resume=resume)
+        stack.enter_context(folder.lock())
+        stopped_by = stack.enter_context(stop_signals())
 
         def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
             nonlocal stop
@@ -135,7 +140,14 @@ def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bo
             return stop or stopped_by() is not None
 
         with suppress(Stopped):
-            run_loop(session, folder, resume=resume, on_unit=on_unit, should_stop=should_stop)
+            run_loop(
+                session,
+                folder,
+                resume=resume,
+                on_start=display.on_start,
+                on_unit=on_unit,
+                should_stop=should_stop,
+            )
     source = reasoners.find(str(folder.path), None, trusted=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 

@@ -9,7 +9,9 @@ import errno
 import importlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from latent_cot import __version__
@@ -94,14 +96,35 @@ def call(command: str, *argv: str) -> int:
     return status
 
 
+def line_width() -> int:
+    """Characters of a line of help: those of the terminal, but no more than are easily read."""
+    return min(120, shutil.get_terminal_size().columns)
+
+
+def fill(text: str, indent: str = "", *, first: str = "") -> str:
+    """A paragraph in lines that end between words; all but the first, which begins with `first`, are indented."""
+    return textwrap.fill(
+        text,
+        line_width(),
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return (
-        "usage: latent-cot COMMAND [options]\n\n"
-        "Teach a language model to reason by treating its chain of thought as a latent variable.\n\n"
-        f"{commands}\n\n"
-        "latent-cot COMMAND --help shows a command's options, latent-cot --version the version."
+    width = max(map(len, COMMANDS)) + 4
+    commands = [fill(text, " " * width, first=f"  {name}".ljust(width)) for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: latent-cot COMMAND [options]\n",
+            fill("Teach a language model to reason by treating its chain of thought as a latent variable.\n"),
+            "",
+            *commands,
+            "",
+            fill("latent-cot COMMAND --help shows a command's options, latent-cot --version the version."),
+        ]
     )
 
 
@@ -109,8 +132,12 @@ def _print_error(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from latent_cot.report.terminal import filled
     from latent_cot.run.printable import printable
 
     # The message may quote a file or a model: made harmless, and never read as markup.
-    line = Text.assemble(("error: ", "bold red"), printable(message, keep_newlines=True))
-    Console(stderr=True).print(line, soft_wrap=True)
+    console = Console(stderr=True)
+    lines = f"error: {printable(message, keep_newlines=True)}".split("\n")
+    text = Text("\n".join(filled(line, console) for line in lines))
+    text.stylize("bold red", 0, len("error:"))
+    console.print(text, soft_wrap=True)

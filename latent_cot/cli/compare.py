@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
             state = "finished" if one.name in done else "begun, goes on" if _begun(one) else "to do"
             cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
             say(console, f"{one.folder}: {state}; {cost}")
-            say(console, f"  {plan.command_of(one.config, options.preset)}")
+            say(console, f"  {plan.command_of(one.config, options.preset)}", whole=True)
         return 0
     refuse_unwritable(path)
     if status := _carry_out(options, runs, done, console):
@@ -210,13 +210,20 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[st
                 continue
             there = _begun(one)
             say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
-            session = open_session(one.config, loaded=session)
-            folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
             try:
-                with folder.lock(), Display(console) as display, ExitStack() as stack:
+                with Display(console) as display, ExitStack() as stack:
+                    on_load = display.loading(one.config.model)
+                    session = open_session(one.config, loaded=session, on_load=on_load)
+                    folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
+                    stack.enter_context(folder.lock())
                     on_unit = observer(stack, session, folder, display, console, options.track)
                     run_loop(
-                        session, folder, resume=there, on_unit=on_unit, should_stop=lambda: stopped_by() is not None
+                        session,
+                        folder,
+                        resume=there,
+                        on_start=display.on_start,
+                        on_unit=on_unit,
+                        should_stop=lambda: stopped_by() is not None,
                     )
             except Stopped:
                 say(console, f"Stopped in {title}; everything is saved. The same command goes on.")

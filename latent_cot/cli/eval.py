@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from latent_cot.api.run import Run, check_sampling, load
-from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
+from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console, say
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked
@@ -78,6 +78,7 @@ def run(argv: Sequence[str]) -> int:
     check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
     task, console = asked.task, progress_console(to_stderr=options.json)
+    announce_loading(console, asked)
     _check_for_task(options, task)
     if not asked.source.finished:
         say(console, f"{options.target}: not finished; what its newest checkpoint has is tested", style="dim")

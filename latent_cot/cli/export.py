@@ -11,7 +11,9 @@ import tyro
 
 from latent_cot.api.run import load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
+from latent_cot.report.terminal import waiting
 from latent_cot.run import reasoners
+from latent_cot.run.printable import printable
 from latent_cot.types import UsageError
 
 
@@ -55,7 +57,8 @@ def run(argv: Sequence[str]) -> int:
     folder.refuse_unless_free(target, of_run.path, force=options.force)
     base = Base.of(source.config.model)
     task = asked.task
-    loop = reasoners.load(source, reasoners.training_data(source, task))
+    with waiting(console, f"Loading {printable(source.config.model)}"):
+        loop = reasoners.load(source, reasoners.training_data(source, task))
     splits = source.config.evaluation.splits or task.default_splits
     if not splits:
         raise UsageError(f"{options.run}: {task.name} has no test split whose questions the card could show")

@@ -124,29 +124,39 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
-    from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop
-
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
-    session = open_session(config)
-    main = session.lm.processes.main
-    console.quiet = not main
-    folder = claim_folder(path, config, session.lm.processes, resume=options.resume)
-    with folder.lock(), Display(console) as display, stop_signals() as stopped_by, ExitStack() as stack:
+    console.quiet = os.environ.get("RANK", "0") != "0"
+    with ExitStack() as stack:
+        display = stack.enter_context(Display(console))
+        on_load = display.loading(config.model)
+        from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop  # here: it takes seconds
+
+        session = open_session(config, on_load=on_load)
+        main = session.lm.processes.main
+        folder = claim_folder(path, config, session.lm.processes, resume=options.resume)
+        stack.enter_context(folder.lock())
+        stopped_by = stack.enter_context(stop_signals())
         on_unit = observer(stack, session, folder, display, console, options.track if main else ())
         try:
             results = run_loop(
-                session, folder, resume=options.resume, on_unit=on_unit, should_stop=lambda: stopped_by() is not None
+                session,
+                folder,
+                resume=options.resume,
+                on_start=display.on_start,
+                on_unit=on_unit,
+                should_stop=lambda: stopped_by() is not None,
             )
         except Stopped:
             command = "em" if config.method == "em" else "fit"
             tracked = "".join(f" --track {name}" for name in options.track)
             say(console, f"Stopped; saved in {path}. Go on with:")
-            say(console, f"  latent-cot {command} --output-dir {_quoted(path)} --resume{tracked}{_trust(config)}")
+            again = f"--output-dir {_quoted(path)} --resume{tracked}{_trust(config)}"
+            say(console, f"  latent-cot {command} {again}", whole=True)
             return 128 + (stopped_by() or signal.SIGINT)
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {_quoted(path)}. See also:")
-    say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}")
-    say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}")
+    say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}", whole=True)
+    say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}", whole=True)
     if options.json and main:
         print_json({"run": str(path), **results})
     return 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latent_cot import tasks, tools
+from latent_cot.cli import fill
 from latent_cot.cli.options import Switch, parse, print_json
 from latent_cot.config.methods import METHODS
 
@@ -54,7 +56,7 @@ def _tools() -> list[dict[str, Any]]:
     return [{"name": tool.name, "description": tool.description, "trigger": tool.trigger} for tool in loaded]
 
 
-_OWN = "A {} of your own is a Python file: {}. What goes into it, with an\nexample: {}/README.md in the source."
+_OWN = "A {} of your own is a Python file: {}. What goes into it, with an example: {}/README.md in the source."
 _LISTS = {
     "methods": (
         MethodsOptions,
@@ -75,12 +77,14 @@ def run(argv: Sequence[str], command: str) -> int:
         print_json(found)
         return 0
     for one in found:
-        print(f"{one['name']}: {one['description']}")
+        lines = [f"{one['name']}: {one['description']}"]
         for key in [key for key in one if key not in ("name", "description")]:
             value = one[key]
             if isinstance(value, Mapping):
-                print("".join(f"  {name}: {text}\n" for name, text in value.items()), end="")
+                lines += [f"  {name}: {text}" for name, text in value.items()]
             else:
-                print(f"  {key}: {repr(value) if isinstance(value, str) else ', '.join(value) or 'none'}")
-    print(f"\n{how_to_add}")
+                lines += [f"  {key}: {repr(value) if isinstance(value, str) else ', '.join(value) or 'none'}"]
+        for line in lines:
+            print(fill(line, "      ") if sys.stdout.isatty() else line)
+    print(f"\n{fill(how_to_add) if sys.stdout.isatty() else how_to_add}")
     return 0

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import json
 import re
-import shutil
-import textwrap
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
 from rich.text import Text
 
-from latent_cot.cli import COMMANDS
+from latent_cot.cli import COMMANDS, fill, line_width
+from latent_cot.report.terminal import filled, waiting
 from latent_cot.run.printable import printable
 from latent_cot.types import finite
+
+if TYPE_CHECKING:
+    from latent_cot.api.run import Run
 
 Options = TypeVar("Options")
 
@@ -32,18 +38,33 @@ def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = 
     On `--help`, an unknown option or a value of the wrong type it prints to standard output, or standard
     error, and raises SystemExit.
     """
-    options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
+    found = _Help()
+    try:
+        with redirect_stdout(found):
+            options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
+    finally:  # tyro leaves the usage and each paragraph of the description in one line
+        lines = found.getvalue().splitlines()
+        if lines:
+            print("\n".join(line if len(line) <= line_width() else fill(line) for line in lines))
     return options
 
 
+class _Help(io.StringIO):
+    """What tyro prints, in colours where there is a terminal."""
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
 def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
-    """What `latent-cot COMMAND --help` says: these options, in lines of 80 to 120 characters.
+    """What `latent-cot COMMAND --help` says: these options, in lines of at most 120 characters.
 
     Args:
         options: of each its path, such as `e_step.steps`, and the dataclass instance that the path begins in.
     """
-    width = min(120, max(80, shutil.get_terminal_size().columns))
-    lines = [f"usage: latent-cot {command} [options]", "", COMMANDS[command], ""]
+    width = line_width()
+    column = 28 if width >= 72 else 6  # where the explanations begin; on a narrow terminal on lines of their own
+    lines = [f"usage: latent-cot {command} [options]", "", fill(COMMANDS[command]), ""]
     for path, owner in options:
         *sections, name = path.split(".")
         for section in sections:
@@ -51,10 +72,9 @@ def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
         value = getattr(owner, name)
         default = "" if value is None or value is False else f" (default: {value})"
         head = f"  --{path.replace('_', '-')} {_metavar(get_type_hints(type(owner))[name])}"
-        indent = " " * 28
-        text = textwrap.wrap(_explanation(type(owner), name) + default, width - 28, break_on_hyphens=False)
-        lines += [f"{head:<28}{text[0]}"] if len(head) < 28 else [head, indent + text[0]]
-        lines += [indent + line for line in text[1:]]
+        indent = " " * column
+        text = fill(_explanation(type(owner), name) + default, indent, first=indent)
+        lines += [head.ljust(column) + text[column:]] if len(head) < column else [head, text]
     return "\n".join([*lines, "", f"latent-cot {command} --help-all shows all settings."])
 
 
@@ -92,6 +112,11 @@ def value_of(option: str, argv: Sequence[str]) -> str | None:
     return found
 
 
+def announce_loading(console: Console, run: Run) -> None:
+    """Have it said when the run's model is being loaded, which takes seconds."""
+    run.while_loading = partial(waiting, console, f"Loading {printable(run.config.model)}")
+
+
 def progress_console(*, to_stderr: bool) -> Console:
     """Where progress and tables go: standard error if standard output is kept for JSON."""
     console = Console(stderr=to_stderr, highlight=False)
@@ -100,10 +125,12 @@ def progress_console(*, to_stderr: bool) -> Console:
     return console
 
 
-def say(console: Console, text: str, style: str = "") -> None:
-    """As `Display.on_unit`: a run outlives its display, where nobody reads or the disk of its output is full."""
+def say(console: Console, text: str, style: str = "", *, whole: bool = False) -> None:
+    """A sentence, in lines that end between words, or a command to copy, which stays `whole`. As with `Display`, a run
+    outlives it, where nobody reads or the disk of its output is full."""
+    text = printable(text)
     try:
-        console.print(Text(printable(text), style=style), soft_wrap=True)
+        console.print(Text(text if whole else filled(text, console), style=style), soft_wrap=True)
     except (OSError, SystemExit):
         console.quiet = True
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from latent_cot import __version__
 from latent_cot.api.run import Run, check_sampling, load
-from latent_cot.cli.options import Switch, parse, progress_console, say
+from latent_cot.cli.options import Switch, announce_loading, parse, progress_console, say
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items
 from latent_cot.report.web import FORMAT, logs, page
@@ -44,8 +44,8 @@ class ReportOptions:
     split: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Test splits to take questions from, or `validation`. Repeatable. Default: validation, and the run's."""
     reasoner: Literal["q", "p"] | None = None
-    """Who writes the rationales: the sampler q or the model p. Default: q if the run has one that sees the question
-    only."""
+    """Who writes the rationales: the sampler q or the model p. Default: p and, beside it, q if the run has one that
+    sees the question only."""
     temperature: float = 1.0
     """Sampling temperature. Log-probabilities are those at temperature 1."""
     seed: int = 0
@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     made = datetime.now(UTC).isoformat(timespec="seconds")
     found = {"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}
     write_text(path, page.render(found))
-    say(console, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say(console, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)", whole=True)
     return 0
 
 
@@ -111,7 +111,10 @@ def _samples(
 ) -> dict[str, Any]:
     from latent_cot.report.web.samples import sample
 
-    name, reasoner = one.folder("report").path.name, options.reasoner or one.reasoners[0]
+    announce_loading(console, one)
+    reasoners = (options.reasoner,) if options.reasoner else tuple(sorted(one.reasoners))  # p leads
     settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
-    with Items(console, f"{name}: questions", sum(map(len, questions.values()))) as progress:
-        return sample(one.in_memory(), questions, reasoner, **settings, on_done=progress.advance)
+    loop = one.in_memory()
+    total = len(reasoners) * sum(map(len, questions.values()))
+    with Items(console, f"{one.folder('report').path.name}: questions", total) as progress:
+        return sample(loop, questions, reasoners, **settings, on_done=progress.advance)

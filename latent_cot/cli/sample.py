@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from latent_cot.api.run import check_sampling, load
-from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
+from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console, say
 
 if TYPE_CHECKING:
     from latent_cot.model.lm import Adapter
@@ -46,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
     options = parse(SampleOptions, argv, "sample")
     check_sampling("--", n=options.n, temperature=options.temperature)
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
+    console = progress_console(to_stderr=options.json)
+    announce_loading(console, asked)
     reasoner: Adapter = options.reasoner or asked.reasoners[0]
     found = asked.sample(
         options.question,
@@ -67,7 +69,6 @@ def run(argv: Sequence[str]) -> int:
         ]
         print_json({**head, "gold": found.example.answer, **settings, "samples": samples})
         return 0
-    console = progress_console(to_stderr=False)
     say(console, found.title)
     replace(found, items=tuple(best)).table().show(console)
     reward = "log p(Z Y | X)" if asked.in_memory().reward.task is None else "the task's own log-reward"

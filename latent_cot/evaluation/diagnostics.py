@@ -7,8 +7,9 @@ How to read them is in `docs/reading-a-run.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 import torch
 
@@ -19,6 +20,7 @@ from latent_cot.rationales.batch import balance_of, describe, sample_and_score
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.scoring import Query, score_in_batches
+from latent_cot.types import Example, Rationale
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,20 @@ class PosteriorFigures:
     """Share of samples that were cut at the maximum length."""
     failed_calls: float
     """Share of samples in which a tool call failed."""
+    accuracy: float = math.nan
+    """Share of samples that arrive at Y."""
 
 
 def mean_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the questions where it is known; NaN if it is nowhere."""
+    """The mean of each figure over the questions where it is known; NaN if it is nowhere. `bound_error` is the standard
+    error of the mean bound, nats: where that is above 0, as no bound can be, it is chance."""
     means = {}
     for name in figures[0]:
         known = [f[name] for f in figures if name in f and not math.isnan(f[name])]
         means[name] = sum(known) / len(known) if known else math.nan
+        if name == "bound":
+            several = len(known) > 1 and all(map(math.isfinite, known))
+            means["bound_error"] = stdev(known) / math.sqrt(len(known)) if several else math.nan
     return means
 
 
@@ -76,6 +84,7 @@ def diagnose(
     complete_only: bool,
     max_tokens: int,
     generator: torch.Generator,
+    is_correct: Callable[[Example, Rationale], bool] | None = None,
 ) -> list[PosteriorFigures]:
     """Figures for each query, from `n` rationales sampled from q at temperature 1.
 
@@ -83,6 +92,7 @@ def diagnose(
         reward_temperature, reward_floor: as in the loss; they apply to `variance` and `log_z` only.
         complete_only: as the loss, `variance`, `log_z` and `censored` take complete rationales, not all their prefixes.
         max_tokens: padded size of a forward pass; bounds memory.
+        is_correct: None: nobody can tell, and `accuracy` is NaN.
     """
     trajectories = sample_and_score(lm, queries, rules, reward, n=n, generator=generator, ends_only=complete_only)
     figures: dict[int, PosteriorFigures] = {}
@@ -102,7 +112,7 @@ def diagnose(
             own = b.group == k
             counts, bounded, states = b.weight[own, None], b.censored[own], b.states[own]
             worth = bool((states & ~bounded).any())
-            seen = describe([t])
+            seen = describe([t], is_correct)
             figures[g] = PosteriorFigures(
                 variance=float(balance.variance[k]) if worth else math.nan,
                 censored=float((counts * bounded).sum() / (counts * states).sum()),
@@ -114,5 +124,6 @@ def diagnose(
                 mass=float(scores.log_complete[own].double().exp().sum()),
                 cut=seen["cut"],
                 failed_calls=seen["failed_calls"],
+                accuracy=seen.get("accuracy", math.nan),
             )
     return [figures[g] for g in range(len(queries))]

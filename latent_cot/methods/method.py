@@ -143,6 +143,7 @@ class Method(Evaluator):
                 complete_only=e.objective in COMPLETE_ONLY,
                 max_tokens=self.config.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
+                is_correct=self.is_correct if self.tells_right else None,
             )
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
             found.extend(vars(f) for f in figures)

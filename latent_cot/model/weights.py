@@ -81,7 +81,7 @@ def resolve(name: str) -> Path:
     hub_id = HUB_ID if is_default else name
     if not is_default:
         _refuse_broken_folder(name, folder)
-    if cached := _in_hub_cache(hub_id):
+    if cached := in_hub_cache(hub_id):
         return cached
     if is_default and (_converted_folder() / SOURCE_FILE).is_file():
         return _converted_folder()
@@ -143,7 +143,7 @@ def _has_tokenizer(folder: Path) -> bool:
 # -- the Hugging Face cache and hub --------------------------------------------------------------------
 
 
-def _in_hub_cache(hub_id: str) -> Path | None:
+def in_hub_cache(hub_id: str) -> Path | None:
     """The cached snapshot of the main branch, if it holds everything we read."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -13,6 +13,7 @@ autoencoders" (2016); for rationales Zhou et al., "Variational reasoning for lan
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,17 @@ def importance_weights(
     ess = torch.where(squares > 0, 1 / squares.clamp(min=least), 0.0) / n
     elbo = zeros.index_add(0, group, count * log_w) / n
     return weight, ImportanceInfo(ess, shift + (total / n).log(), elbo)
+
+
+def bound_error(ess: float, n: int) -> float:
+    """The standard error of the bound log 1/n Σ w_k, nats: that of the mean weight, as a share of it, with one sample
+    more that is worth nothing. Without that one, n samples that are all alike would have no error, though the next may
+    be another. From 1 / n, where all weigh the same, to 1, where one carries all the weight.
+
+    Args:
+        ess: of n samples, as a share, above 0.
+    """
+    return math.sqrt(max(0.0, (n + 1) / (n * ess) - 1) / n)
 
 
 def weighted_likelihood(log_prob: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

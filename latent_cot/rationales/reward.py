@@ -138,9 +138,9 @@ class Reward:
 def log_joint(scores: Scores, log_y: torch.Tensor, *, ends_only: bool = False, with_prior: bool = True) -> torch.Tensor:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} ⊤ Y) − log p(X), untempered, in nats, for every state.
 
-    Which tokens count:
+    These tokens count, and no others.
 
-    * each token of the rationale that the policy chose: log p over the allowed alphabet (and the stop,
+    * Each token of the rationale that the policy chose: log p over the allowed alphabet (and the stop,
       where it is allowed), as p itself would have sampled it;
     * a tool's tokens: not at all, since the tool writes them whatever p thinks; or, where they were scored
       (`tool_tokens`), log p over the whole vocabulary, as the paper's code does;

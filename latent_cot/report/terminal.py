@@ -6,11 +6,15 @@ wrote is hostile: it goes through `printable` and is never read as rich markup.
 
 from __future__ import annotations
 
+import math
+import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from math import fsum
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +24,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from latent_cot.methods.trouble import has_one_chain
 from latent_cot.report.tables import Cell, Table, escaped, figure_table, page
 from latent_cot.run.printable import printable
 
@@ -42,13 +47,16 @@ FIGURES = {
     "kept": "kept {}",
     "ess": "ESS {:.0%}",
     "elbo": "ELBO {:.2f}",
-    "bound": "bound {:.2f}",
+    "bound": "log p(Y|X) ≈ {:.2f}",
+    "bound_error": "± {:.2f}",
     "accuracy": "right {:.0%}",
     "distinct": "distinct {:.0%}",
     "questions": "{} questions",
 }
 """Figure of a unit -> how it is shown."""
 
+EMPTY = "(empty)"
+"""What stands for a rationale without text."""
 RATIONALE_HEADING = "rationale (‹tool's result›, ‹✗› failed call)"
 
 LINE_SECONDS = 10.0
@@ -75,6 +83,8 @@ def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str])
         text.append(f"‹{'✗' if failed else between(begin, end).strip()}›", "bold red" if failed else "bold cyan")
         shown = end
     text.append(between(shown, len(tokens)))
+    if not text.plain.strip():
+        text.append(EMPTY, style="dim")
     if rationale["truncated"]:
         text.append(" [cut]", style="dim")
     return text
@@ -104,15 +114,24 @@ class Progress:
     """Of the units of all phases, how many are done, 0 to 1."""
     to_do: Mapping[str, int]
     """Kind of phase -> units left."""
+    running: tuple[Phase, int, int] | None
+    """The unit of work that comes next: its phase, its number in it from 1, and how many there are; None at the end."""
 
     @classmethod
     def of(cls, loop: Method) -> Progress:
         counts = [loop.units(one) for one in loop.phases]
         place, unit = loop.state.phase, loop.state.unit
+        left = [max(0, n) for n in [counts[place] - unit, *counts[place + 1 :]]] if counts[place:] else []
         to_do: Counter[str] = Counter()
-        for one, n in zip(loop.phases[place:], [counts[place] - unit, *counts[place + 1 :]], strict=True):
-            to_do[one.name] += max(0, n)
-        return cls(unit, counts[place], (sum(counts[:place]) + unit) / max(1, sum(counts)), to_do)
+        for one, n in zip(loop.phases[place:], left, strict=True):
+            to_do[one.name] += n
+        following = next((place + k for k, n in enumerate(left) if n), None)
+        running = None
+        if following is not None:
+            number = unit + 1 if following == place else 1
+            running = (loop.phases[following], number, counts[following])
+        share = (sum(counts[:place]) + unit) / max(1, sum(counts))
+        return cls(unit, counts[place] if left else 0, share, to_do, running)
 
 
 _COST = {"init": 0.7, "warm_start_q": 0.7, "m_step": 1.0, "fit": 20.0}
@@ -136,8 +155,8 @@ def time_left(measured: Mapping[str, Sequence[float]], to_do: Mapping[str, int])
 
 
 class Line:
-    """A line with a bar that is changed in place, on a terminal or in the output of a notebook's cell; elsewhere a line
-    now and then. Use it as a context manager."""
+    """What is being done, with a bar and a clock that ticks, on a terminal or in the output of a notebook's cell;
+    elsewhere a line now and then. Use it as a context manager."""
 
     _SECONDS = 0.2
     """In a notebook at most so often: each change is a message to the browser."""
@@ -145,9 +164,16 @@ class Line:
     def __init__(self, console: Console, time_of: Callable[[], float] = time.monotonic) -> None:
         self.console = console
         self._time_of = time_of
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._begun = self._shown_at = time_of()
+        self._begun = self._shown_at = self._since = time_of()
+        self._running, self._detail = "", ""
+        self._share: float | None = None
+        self._left: float | None = None
         self._card: Any = None
+        live = console.is_terminal and not console.is_jupyter
+        # Twice a second, so that a clock of whole seconds never seems to stand still.
+        self._live = (
+            Live(console=console, get_renderable=self._shown, refresh_per_second=2, transient=True) if live else None
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -156,28 +182,59 @@ class Line:
         if self._live:
             self._live.stop()
 
-    def show(self, share: float, text: str, *, always: bool = False) -> None:
+    def wait(self, what: str) -> None:
+        """Say at once what is being done that has no parts, such as loading a model."""
+        self._run(what, None, None, "")
+        if self._live is None:
+            self._print(None, f"{what} ...", always=True)
+
+    def show(
+        self, share: float, done: str, running: str = "", *, left: float, detail: str = "", always: bool = False
+    ) -> None:
         """Args:
         share: how much is done, 0 to 1.
+        done: what has just been done: a line of its own where nothing can be changed in place.
+        running: what is being done now, which takes the clock on a terminal; empty: the same as `done`.
+        left: how long the rest takes, seconds.
+        detail: figures of what is done.
         always: show it though the last one was shown only just now.
         """
-        now = self._time_of()
-        in_notebook = self.console.is_jupyter
+        self._run(running or done, share, left, detail)
+        if self._live is None:
+            self._print(share, f"{done}  {_clock(left)} left" + (f"  {detail}" if detail else ""), always=always)
+
+    def _run(self, running: str, share: float | None, left: float | None, detail: str) -> None:
+        if running != self._running:
+            self._since = self._time_of()
+        self._running, self._share, self._left, self._detail = running, share, left, detail
         if self._live:
             self._live.start()
-            bar = ProgressBar(total=1.0, completed=share)
-            self._live.update(Group(Text(text, no_wrap=True, overflow="ellipsis"), bar), refresh=True)
-        elif always or now - self._shown_at >= (self._SECONDS if in_notebook else LINE_SECONDS):
+            self._live.refresh()
+
+    def _shown(self) -> Group:
+        """What stands on a terminal at this moment."""
+        gone = self._time_of() - self._since
+        first = f"{self._running}  {_clock(gone)}"
+        if self._share is not None and self._left is not None:
+            first += f"  ({self._share:.0%} done, {_clock(max(0.0, self._left - gone))} left)"
+        detail = [Text(self._detail, style="dim")] if self._detail else []
+        bar = [] if self._share is None else [ProgressBar(total=1.0, completed=self._share)]
+        return Group(Text(first, no_wrap=True, overflow="ellipsis"), *detail, *bar)
+
+    def _print(self, share: float | None, text: str, *, always: bool) -> None:
+        now, in_notebook = self._time_of(), self.console.is_jupyter
+        if always or now - self._shown_at >= (self._SECONDS if in_notebook else LINE_SECONDS):
             self._shown_at = now
             if not in_notebook:
                 self.console.print(Text(text), soft_wrap=True)
             elif not self.console.quiet:
                 self._put(share, text)
 
-    def _put(self, share: float, text: str) -> None:
+    def _put(self, share: float | None, text: str) -> None:
         from IPython.display import display
 
-        bar = f'<progress max="1" value="{share:.4f}" style="width: 16em; vertical-align: middle"></progress>'
+        value = "" if share is None else f' value="{share:.4f}"'
+        bar = f'<progress max="1"{value} style="width: 16em; vertical-align: middle"></progress>'
         content = {"text/html": page(f"{bar} {escaped(text)}"), "text/plain": text}
         if self._card is None:
             self._card = display(content, raw=True, display_id=True)
@@ -185,8 +242,24 @@ class Line:
             self._card.update(content, raw=True)
 
 
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def waiting(console: Console, what: str) -> Iterator[None]:
+    """Say what is being done while it is done."""
+    with Line(console) as line:
+        line.wait(what)
+        yield
+
+
 class Display(Line):
-    """Shows a run; `on_unit` is what `run_loop` calls."""
+    """Shows a run; `on_start` and `on_unit` are what `run_loop` calls.
+
+    A run outlives its display: it goes on where nobody reads (a closed pipe, of which rich makes a SystemExit) and
+    where the disk of its output is full.
+    """
 
     def __init__(self, console: Console, time_of: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, time_of)
@@ -194,13 +267,29 @@ class Display(Line):
         self._last_unit = self._begun
         self._measured: dict[str, list[float]] = {}
 
+    def loading(self, model: str) -> Callable[[], None]:
+        """Say that a run's model is being loaded: on a terminal at once, elsewhere when what is returned is called, so
+        that a log has it only if all was in order until then."""
+        say = partial(self.wait, f"Loading {printable(model)}")
+        if self._live:
+            self._guarded(say)
+        return lambda: self._guarded(say)
+
+    def on_start(self, loop: Method) -> None:
+        """Say what is being done first."""
+        self._last_unit = self._time_of()
+        if self._live and (running := Progress.of(loop).running):
+            self._guarded(lambda: self._run(_place(loop, *running), None, None, ""))
+
     def on_unit(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
-        """Take note of a unit of work, just finished. A run outlives its display: it goes on where nobody reads (a
-        closed pipe, of which rich makes a SystemExit) and where the disk of its output is full."""
+        """Take note of a unit of work, just finished."""
+        self._guarded(lambda: self._show(loop, phase, info))
+
+    def _guarded(self, show: Callable[[], None]) -> None:
         if self._closed:
             return
         try:
-            self._show(loop, phase, info)
+            show()
         except (OSError, SystemExit):
             self._closed = True
 
@@ -211,12 +300,19 @@ class Display(Line):
 
         progress = Progress.of(loop)
         is_done = progress.unit == progress.units
-        line = (
-            f"round {phase.round}/{loop.phases[-1].round}  {NAMES.get(phase.name, phase.name)} "
-            f"{progress.unit}/{progress.units}  {progress.share:.0%}  "
-            f"{time_left(self._measured, progress.to_do)} left  {_figures(info)}"
+        done, figures = _place(loop, phase, progress.unit, progress.units), _figures(info)
+        running = _place(loop, *progress.running) if progress.running else "the end"
+        self.show(
+            progress.share,
+            f"{done}  {progress.share:.0%}" if self._live is None else done,
+            running,
+            left=time_left(self._measured, progress.to_do).total_seconds(),
+            # On a terminal it stands below what is running, of which these are not the figures.
+            detail=f"{_name(phase)} {progress.unit}: {figures}" if self._live and figures else figures,
+            always=is_done or progress.unit == 1,
         )
-        self.show(progress.share, line, always=is_done or progress.unit == 1)
+        if text := info.get("warning"):
+            warn(self.console, text)
         if self.console.is_jupyter:  # tables would fill the cell: the run that is returned shows them
             return
         if info.get("samples") and progress.unit % SAMPLES_EVERY == 1:
@@ -233,11 +329,13 @@ class Display(Line):
             found = loop.state.metrics if metrics else loop.state.results()["accuracy"]
             figure_table(round_columns(found, phase.round), metrics).show(self.console)
         elif phase.name == "diagnose":
-            found = loop.state.results()["posterior"].get(str(phase.round), {})
+            found, own_reward = loop.state.results()["posterior"].get(str(phase.round), {}), loop.task.has_own_reward
             for when, figures in found.items():
-                shown = _figures({name: figures.get(name) for name in ("variance", "ess", "elbo", "bound")})
+                names = ("variance", "ess", "elbo", "bound", "bound_error", "accuracy")
+                one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}
+                shown = _figures({name: figures.get(name) for name in names} | one_chain)
                 text = f"  q {when} its training, on {figures['n']} validation questions: {shown}"
-                self.console.print(Text(text), soft_wrap=True)
+                self.console.print(Text(filled(text, self.console)), soft_wrap=True)
 
 
 class Items(Line):
@@ -252,8 +350,7 @@ class Items(Line):
     def advance(self, n: int = 1) -> None:
         self.done += n
         left = (self._time_of() - self._begun) * (self.total - self.done) / self.done
-        text = f"{self.what} {self.done}/{self.total}  {timedelta(seconds=round(left))} left"
-        self.show(self.done / self.total, text)
+        self.show(self.done / self.total, f"{self.what} {self.done}/{self.total}", left=left)
 
 
 def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -264,6 +361,37 @@ def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
     return columns
 
 
+def filled(text: str, console: Console, indent: str = "  ") -> str:
+    """A sentence in lines that end between words, on a terminal; elsewhere one line. A longer word stays whole."""
+    if not console.is_terminal or console.is_jupyter:
+        return text
+    lines = textwrap.wrap(text, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def warn(console: Console, text: str) -> None:
+    """Say what is wrong, in red, and in words for those who do not see the colour."""
+    console.print(Text(filled(f"warning: {printable(text)}", console), style="bold red"), soft_wrap=True)
+
+
+def _name(phase: Phase) -> str:
+    return NAMES.get(phase.name, phase.name)
+
+
+def _place(loop: Method, phase: Phase, unit: int, units: int) -> str:
+    return f"round {phase.round}/{loop.phases[-1].round}  {_name(phase)} {unit}/{units}"
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
 def _figures(info: Mapping[str, Any]) -> str:
-    figures = "  ".join(form.format(info[name]) for name, form in FIGURES.items() if info.get(name) is not None)
+    hidden = ("variance", "ess") if info.get("one_chain") else ()  # they look perfect then, and mean nothing
+    figures = "  ".join(
+        form.format(info[name]) for name, form in FIGURES.items() if _is_known(info.get(name)) and name not in hidden
+    )
+    figures = figures.replace("  ± ", " ± ")
+    if hidden:
+        figures = f"one chain a question  {figures}"
     return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures

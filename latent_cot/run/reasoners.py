@@ -12,8 +12,9 @@ from latent_cot import tasks
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code
+from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Task, TaskData, UsageError
+from latent_cot.types import Task, TaskData, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from latent_cot.methods.method import Method
@@ -104,11 +105,17 @@ def _refuse_moved(config: RunConfig, file: Path) -> None:
 
 def _refuse_missing_folder(target: str, path: Path) -> None:
     """Raises UsageError where `target` can only be meant as a folder, and not as owner/name on the hub: by its form, or
-    since there are runs beside it."""
+    since there are runs beside it; and where it is neither that nor a model on this machine."""
     runs = sorted(file.parent.name for file in path.parent.glob("*/config.yaml")) if path.parent != Path() else []
-    if runs or len(path.parts) > 2 or len(target) > _LONGEST_NAME or target[:1] in ("", ".", "~", os.sep):
+    as_folder = path.parts[:1] == ("runs",) or len(path.parts) > 2 or target[:1] in ("", ".", "~", os.sep)
+    if runs or as_folder or len(target) > _LONGEST_NAME:
         one = f"a run (in {path.parent}: {', '.join(runs[:8])}{', ...' if runs[8:] else ''})" if runs else "a run"
         raise UsageError(f"{target}: no such folder; give the --output-dir of {one}, or a model's folder or hub name")
+    if len(path.parts) == 1 and target != DEFAULT_MODEL and in_hub_cache(target) is None:
+        hint = did_you_mean(target, [DEFAULT_MODEL])
+        raise UsageError(
+            f"{target}: no folder and no model has this name; give the --output-dir of a run, or a model.{hint}"
+        )
 
 
 def load(source: Source, data: TaskData) -> Method:
@@ -119,7 +126,14 @@ def load(source: Source, data: TaskData) -> Method:
     """
     from latent_cot.run.session import load_reasoners, open_session
 
-    session = open_session(source.config, load_data=False)
+    try:
+        session = open_session(source.config, load_data=False)
+    except UsageError as error:
+        flag = f"--model {source.config.model}: "  # which the user has not given where this is what he named
+        if source.folder is not None or not str(error).startswith(flag):
+            raise
+        text = str(error).removeprefix(flag)
+        raise UsageError(f"{source.config.model}: no folder of a run, and as a model {text}") from error
     if source.folder is not None:
         load_reasoners(session, source.folder)
     return loop_of(session, source, data)

@@ -23,6 +23,7 @@ from latent_cot.config.settings import to_dict
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.state import Phase, State
+from latent_cot.methods.trouble import Watch
 from latent_cot.model import weights
 from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
 from latent_cot.model.optimise import load_optimizer, save_optimizer
@@ -70,12 +71,18 @@ class Stopped(Exception):
     """The run was asked to stop; everything is saved."""
 
 
-def open_session(config: RunConfig, *, load_data: bool = True, loaded: Session | None = None) -> Session:
+def open_session(
+    config: RunConfig,
+    *,
+    load_data: bool = True,
+    loaded: Session | None = None,
+    on_load: Callable[[], None] = lambda: None,
+) -> Session:
     """Load the task, its tools and data, and the base model with two fresh adapters.
 
     With `load_data=False` there are no training examples and no tests (to answer a user's own questions). If `loaded`
     has the same base model with adapters of the same kind, that model is used again: a loop makes its own
-    adapters afresh.
+    adapters afresh. `on_load` is called before a model is loaded, once it and all else is found.
 
     Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
     """
@@ -105,7 +112,7 @@ def open_session(config: RunConfig, *, load_data: bool = True, loaded: Session |
     if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
         lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
     else:
-        lm, source, note = _load_model(config)
+        lm, source, note = _load_model(config, on_load)
     if "prior" in saved_adapters(config):
         lm.add_prior()
     set_seed(config.seed)
@@ -201,6 +208,7 @@ def run_loop(
     folder: RunFolder,
     *,
     resume: bool = False,
+    on_start: Callable[[Method], None] = lambda loop: None,
     on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -210,15 +218,19 @@ def run_loop(
 
     Args:
         resume: go on from the newest intact checkpoint; from the start if there is none.
-        on_unit: called after each unit of work, e.g. by a display.
+        on_start: called before the first unit of work, e.g. by a display ...
+        on_unit: ... and after each.
         should_stop: asked after each unit; if True in any of the processes, all is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
     """
     with folder.marking_failure():
         running = _Running(session, folder, resume=resume)
+        watch = Watch(session.config, own_reward=session.task.has_own_reward)
+        on_start(running.loop)
         saved = started = time.monotonic()
-        for phase, info in running.loop.run():
+        for phase, found in running.loop.run():
+            info = watch.see(phase, found)
             running.log(phase, info, time.monotonic() - started)
             on_unit(running.loop, phase, info)
             stopping = session.lm.processes.any(should_stop())
@@ -261,8 +273,9 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _load_model(config: RunConfig) -> tuple[LanguageModel, Mapping[str, str], str]:
+def _load_model(config: RunConfig, on_load: Callable[[], None]) -> tuple[LanguageModel, Mapping[str, str], str]:
     folder = weights.resolve(config.model)
+    on_load()
     precision, reason = choose_precision(config.precision)
     AcceleratorState._reset_state()  # a second session of this process may want another precision
     # Unless it is told so, accelerate does not see that processes without a GPU belong together.

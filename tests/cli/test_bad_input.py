@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+import latent_cot
+from latent_cot.types import UsageError
 from tests.cli.conftest import SMOKE, Called, Cli
 from tests.tiny import build_tiny_model
 
+LOADING = re.compile(r"(Loading .+ \.\.\.\n)?")
+"""All that a command may say on standard output before it fails."""
+
 
 def assert_refused(called: Called, *parts: str) -> None:
-    """Status 2, nothing on standard output, one error line with all of `parts`."""
+    """Status 2, one error line with all of `parts`, and nothing on standard output, unless the model was loaded."""
     assert called.status == 2, called
-    assert not called.out
+    assert LOADING.fullmatch(called.out)
     assert "Traceback" not in called.err
     assert called.err.startswith("error: "), called.err
     assert called.err.count("\n") == 1, called.err
@@ -45,6 +51,8 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["sample", ".", "--question", "1 + 1", "--temperature", "1e-45"], ["--temperature is", "0, which is greedy"]),
         (["eval", "."], ["neither a run (no config.yaml) nor a model (no config.json)"]),
         (["eval", "../absent"], ["absent: no such folder", "--output-dir of a run"]),
+        (["eval", "runs/nope"], ["runs/nope: no such folder", "--output-dir of a run"]),
+        (["report", "nope"], ["nope: no folder and no model", "--output-dir of a run"]),
         (["eval", "a" * 300], ["aaa: no such folder", "--output-dir of a run"]),
         (["sample", "a" * 300, "--question", "1 + 1"], ["aaa: no such folder", "--output-dir of a run"]),
         (["sample", ".", "--question", "1 + 1", "-n", "0"], ["-n is 0"]),
@@ -202,7 +210,7 @@ def test_a_damaged_run(
     damage(folder, tmp_path)
     called = cli("eval", folder, "--split", "3-operands", "--size", 2)
     assert called.status == 2
-    assert not called.out
+    assert LOADING.fullmatch(called.out)
     assert "Traceback" not in called.err
     assert part in called.err
 
@@ -237,6 +245,10 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "owner").mkdir()  # of models that were cloned from the hub, say: others may still be there
     called = cli("eval", "owner/name")
     assert called.status == 2 and "no such folder" not in called.err and "hub" in called.err
+    assert "owner/name: no folder of a run, and as a model" in called.err and "--model owner" not in called.err
+    for name in ("runs/nope", "nope", "absent/a/b"):
+        with pytest.raises(UsageError, match=f"^{name}: "):
+            latent_cot.load(name)
     (tmp_path / "all" / "em" / "seed0").mkdir(parents=True)
     (tmp_path / "all" / "em" / "seed0" / "config.yaml").touch()
     (tmp_path / "all" / "comparison.json").touch()

@@ -36,7 +36,8 @@ def test_a_report_of_a_run(cli: Cli, run: Path) -> None:
     assert shown["name"] == "mine"
     assert shown["status"] == "finished"
     samples = shown["samples"]
-    assert samples["reasoner"] == "q"
+    assert samples["reasoner"] == "p", "as the README has it"
+    assert [beside["reasoner"] for beside in samples["beside"]] == ["q"]
     splits = [question["split"] for question in samples["questions"]]
     assert splits == ["validation"] * 2 + ["3-operands"] * 2 + ["4-operands"] * 2
     assert all(sum(chain["count"] for chain in question["chains"]) == 3 for question in samples["questions"])

@@ -59,6 +59,14 @@ def test_every_setting_is_explained(cli: Cli) -> None:
     assert "AdamW's peak learning rate." in out
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS)])
+def test_help_breaks_no_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: list[str], width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = cli(*argv, "--help").out.splitlines()
+    assert all(len(line) <= width or len(line.split()) <= 2 for line in lines), max(lines, key=len)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("command", ["em", "fit"])
 def test_the_common_settings_fit_three_screens(

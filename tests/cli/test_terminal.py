@@ -7,6 +7,7 @@ import io
 import unicodedata
 from collections.abc import Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,18 @@ from rich.console import Console
 
 from latent_cot.methods.state import Phase
 from latent_cot.report.tables import Table, bar, figure_table
-from latent_cot.report.terminal import Display, Items, marked, round_columns, samples_table, time_left
+from latent_cot.report.terminal import (
+    Display,
+    Items,
+    Line,
+    filled,
+    marked,
+    round_columns,
+    samples_table,
+    time_left,
+    waiting,
+    warn,
+)
 from latent_cot.run.printable import printable
 
 
@@ -163,6 +175,89 @@ def test_a_line_that_is_changed_in_place_in_a_notebook(monkeypatch: pytest.Monke
     assert len(updated) == 2, "not at once again"
     assert 'value="0.2500"' in shown[0]["text/html"] and "&lt;b&gt;questions 1/4" in shown[0]["text/html"]
     assert updated[-1]["text/plain"] == "<b>questions 4/4  0:00:00 left"
+
+
+def on_screen(line: Line, width: int = 80) -> str:
+    """What stands on a terminal at this moment."""
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(line._shown())
+    return console.export_text()
+
+
+class Loop:
+    """As far as a display looks at a method: two phases, of 2 and of 3 units."""
+
+    phases = (Phase(1, "e_step"), Phase(1, "m_step"))
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(phase=0, unit=0)
+
+    def units(self, phase: Phase) -> int:
+        return {"e_step": 2, "m_step": 3}[phase.name]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_unit_that_is_running_has_a_clock_that_ticks(width: int) -> None:
+    now, loop = [0.0], Loop()
+    terminal = Console(width=width, file=io.StringIO(), force_terminal=True)
+    with Display(terminal, time_of=lambda: now[0]) as display:
+        on_load = display.loading("smollm2-135m")
+        now[0] += 4
+        on_load()
+        assert "Loading smollm2-135m  0:00:04" in on_screen(display, width)
+        display.on_start(loop)  # type: ignore[arg-type]
+        assert "E-step 1/2  0:00:00" in on_screen(display, width)
+        loop.state.unit = 1
+        now[0] += 60
+        display.on_unit(loop, loop.phases[0], {"loss": 0.5, "variance": 2.0})  # type: ignore[arg-type]
+        for seconds, clock, left in ((0, "0:00:00", "0:01:45"), (15, "0:00:15", "0:01:30")):
+            now[0] += seconds
+            text = on_screen(display, width)
+            assert f"E-step 2/2  {clock}" in text and f"{left} left" in text, "what runs, and not what is done"
+            assert "E-step 1: loss 0.5  Var 2" in text, "the figures of what is done"
+        loop.state.unit = 2
+        display.on_unit(loop, loop.phases[0], {})  # type: ignore[arg-type]
+        assert "M-step 1/3  0:00:00" in on_screen(display, width), "the next phase's first"
+        assert "…" not in on_screen(display, width)
+
+
+def test_loading_is_said_at_once_where_there_is_no_terminal() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    with waiting(console, "Loading smollm2-135m"):
+        assert console.export_text() == "Loading smollm2-135m ...\n"
+
+
+def test_a_collapse_is_no_variance_of_0() -> None:
+    loop, console = Loop(), Console(width=80, file=io.StringIO(), record=True)
+    loop.state.unit = 1
+    info = {"loss": 0.0, "variance": 0.0, "ess": 1.0, "one_chain": True, "warning": "q has collapsed: " + "do so " * 30}
+    Display(console).on_unit(loop, loop.phases[0], info)  # type: ignore[arg-type]
+    text = console.export_text(clear=False)
+    assert (
+        "Var" not in text
+        and "ESS" not in text
+        and "one chain a question" in text
+        and "warning: q has collapsed" in text
+    )
+    assert "color: #800000" in console.export_html(), "in red"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_words_stay_whole_on_a_terminal(width: int) -> None:
+    text = "a sentence of many words " * 12 + "/a/path/that/is/long" * 6 + " and its end"
+    terminal = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    warn(terminal, text)
+    stream = terminal.file
+    assert isinstance(stream, io.StringIO)
+    lines = stream.getvalue().splitlines()
+    assert [word for line in lines for word in line.split()] == ["warning:", *text.split()]
+    assert all(len(line) <= width or len(line.split()) == 1 for line in lines)
+    assert filled(text, Console(width=width, file=io.StringIO())) == text, "a file has no edge"
+
+
+def test_an_empty_rationale_is_seen() -> None:
+    assert marked(rationale(""), decode).plain == "(empty)"
+    assert marked(rationale("", cut=True), decode).plain == "(empty) [cut]"
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), SystemExit(1)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.objectives.importance import importance_weights, weighted_likelihood
+from latent_cot.objectives.importance import bound_error, importance_weights, weighted_likelihood
 
 LOG = st.floats(-60, 0, width=32)
 
@@ -69,3 +70,11 @@ def test_the_weights_have_no_gradient() -> None:
     weight, _ = importance_weights(torch.tensor([-1.0, -1.0]), log_q, torch.ones(2), torch.zeros(2, dtype=torch.long))
     (found,) = torch.autograd.grad(weighted_likelihood(log_q, weight, torch.zeros(2, dtype=torch.long)).sum(), log_q)
     assert torch.allclose(found, -weight.detach())
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 8, [8.0] + [0.0] * 7, [1.0, 2.0, 0.5, 0.1]])
+def test_the_error_of_the_bound_is_that_of_a_mean_with_one_worthless_sample_more(weights: list[float]) -> None:
+    n, more = len(weights), [*weights, 0.0]
+    ess = sum(weights) ** 2 / sum(w * w for w in weights) / n
+    expected = statistics.stdev(more) / math.sqrt(n + 1) / statistics.fmean(more)
+    assert bound_error(ess, n) == pytest.approx(expected)

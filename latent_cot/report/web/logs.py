@@ -50,6 +50,11 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
         "facts": facts(source, task, folder),
         "settings": folder.config,
         "notes": [event["text"] for event in events if event["kind"] == "note" and "text" in event],
+        "warnings": [
+            {name: event.get(name) for name in ("round", "kind", "unit", "warning")}
+            for event in events
+            if "warning" in event
+        ],
         "steps": steps(events),
         "posterior": posterior(events),
         "accuracy": accuracy(events, task, training),
@@ -103,9 +108,14 @@ def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]
             units.setdefault(event["kind"], []).append(event)
     found = {}
     for phase, of_phase in units.items():
-        numbers = (name for event in of_phase for name, value in event.items() if isinstance(value, int | float))
+        numbers = (
+            name
+            for event in of_phase
+            for name, value in event.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        )
         names = [name for name in dict.fromkeys(["round", "unit", *numbers]) if name != "time"]
-        found[phase] = {name: [_rounded(event.get(name)) for event in of_phase] for name in names}
+        found[phase] = {name: [rounded(event.get(name)) for event in of_phase] for name in names}
     return found
 
 
@@ -114,7 +124,7 @@ def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:
     # A unit's figures are means over all questions so far: the last one's count.
     rows = {(event["round"], POSTERIOR[event["kind"]]): event for event in events if event["kind"] in POSTERIOR}
     return [
-        {"round": number, "when": when, **{n: _rounded(value) for n, value in event.items() if n not in _NOT_FIGURES}}
+        {"round": number, "when": when, **{n: rounded(value) for n, value in event.items() if n not in _NOT_FIGURES}}
         for (number, when), event in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1] == "after"))
     ]
 
@@ -151,12 +161,12 @@ def metrics(events: Iterable[Mapping[str, Any]], task: Task) -> list[Json]:
             place = {"round": event["round"], "reasoner": event["reasoner"], "split": event["split"], "metric": name}
             metric = task.metrics.get(name, Metric(""))
             about = {"description": metric.description, "better": metric.better, "text": metric_text(found, metric)}
-            figures = {"value": _rounded(found["value"]), "n": found["n"], "interval": found["interval_95"]}
+            figures = {"value": rounded(found["value"]), "n": found["n"], "interval": found["interval_95"]}
             latest[tuple(place.values())] = {**place, **about, **figures}
     return list(latest.values())
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """A figure to 5 significant digits: more cannot be seen."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
@@ -179,7 +189,7 @@ def logged(records: Iterable[Json]) -> list[Json]:
             **{name: record[name] for name in ("round", "phase", "unit", "question", "count")},
             "text": segments(record["rationale"]),
             "cut": record["rationale"]["truncated"],
-            "log_reward": _rounded(record["log_reward"]),
+            "log_reward": rounded(record["log_reward"]),
         }
         for record in chosen
     ]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from latent_cot.methods.method import Method
-from latent_cot.methods.scored import ScoredRationale, score_rationales
+from latent_cot.methods.scored import ScoredRationale, Weighed, score_rationales
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.model.lm import Adapter
-from latent_cot.report.web.logs import Json, segments
+from latent_cot.objectives.importance import bound_error
+from latent_cot.report.web.logs import Json, rounded, segments
 from latent_cot.types import Example
 
 QUESTIONS_AT_ONCE = 16
@@ -24,37 +26,56 @@ GREEDY_QUESTIONS = 2
 def sample(
     loop: Method,
     questions: Mapping[str, Sequence[Example]],
-    reasoner: Adapter,
+    reasoners: Sequence[Adapter],
     *,
     samples: int,
     temperature: float,
     seed: int,
     on_done: Callable[[int], None] = lambda n: None,
 ) -> Json:
-    """Sample rationales for each question of each split and score them under the sampler and under p.
+    """Sample rationales for each question of each split and score them under who wrote them and under p.
 
     The loop's adapter p is reset in the end, for the comparison with the untrained model: use the loop for nothing
     else afterwards.
 
     Args:
-        reasoner: who writes the rationales: the sampler q, or p.
+        reasoners: who writes the rationales: the sampler q, p, or both. Those of the first lead; those of the others
+            are `beside` them.
         samples: rationales a question.
         on_done: called with the number of questions that have just been done.
     """
+    settings: dict[str, Any] = {"samples": samples, "temperature": temperature, "seed": seed}
+    lead, *others = (_sampled_from(loop, questions, one, on_done=on_done, **settings) for one in reasoners)
+    return {**lead, "beside": others, "before_after": _before_after(loop, questions, reasoners)}
+
+
+def _sampled_from(
+    loop: Method,
+    questions: Mapping[str, Sequence[Example]],
+    reasoner: Adapter,
+    *,
+    samples: int,
+    temperature: float,
+    seed: int,
+    on_done: Callable[[int], None],
+) -> Json:
     vocabulary: dict[str, int] = {}
     found: list[Json] = []
     for split, examples in questions.items():
         for part in slices(len(examples), QUESTIONS_AT_ONCE):
             own_seed = seed_of("report", seed, split, part.start)
             of_part = [examples[i] for i in part]
-            for example, scored in _draw(loop, reasoner, of_part, samples, temperature, own_seed):
+            for example, weighed in _draw(loop, reasoner, of_part, samples, temperature, own_seed):
+                scored = weighed.rationales
                 tree, leaves = _tree(scored, vocabulary)
                 chains = [
                     {"leaf": leaf, "count": one.count, **_outcome(one)}
                     for leaf, one in zip(leaves, scored, strict=True)
                 ]
                 about = {"split": split, "question": example.question, "prompt": example.x, "answer": example.answer}
-                found.append({**about, **tree, "chains": chains})
+                figures = {"ess": rounded(weighed.ess), "bound": rounded(weighed.bound)}
+                error = bound_error(weighed.ess, samples) if weighed.ess else None
+                found.append({**about, **figures, "bound_error": rounded(error), **tree, "chains": chains})
                 on_done(1)
     return {
         "reasoner": reasoner,
@@ -65,17 +86,17 @@ def sample(
         "seed": seed,
         "tokens": list(vocabulary),
         "questions": found,
-        "before_after": _before_after(loop, questions, reasoner),
     }
 
 
 def _draw(
     loop: Method, reasoner: Adapter, examples: Sequence[Example], n: int, temperature: float, seed: int
-) -> Iterator[tuple[Example, Sequence[ScoredRationale]]]:
+) -> Iterator[tuple[Example, Weighed]]:
     """Each question with the distinct rationales that were sampled for it."""
+    proposal = reasoner if temperature == 1 and loop.draws_as_it_is else None
     drawn = loop.draw_tests(reasoner, examples, n=n, temperature=temperature, seed=seed)
     for example, counts in zip(examples, drawn, strict=True):
-        yield example, score_rationales(loop, example, counts, with_q=reasoner == "q", proposal=reasoner).rationales
+        yield example, score_rationales(loop, example, counts, with_q=reasoner == "q", proposal=proposal)
 
 
 def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> tuple[Json, list[int]]:
@@ -119,16 +140,17 @@ def _outcome(scored: ScoredRationale) -> Json:
     return {"cut": scored.rationale.truncated, "answer": scored.answer, "right": scored.correct}
 
 
-def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reasoner: Adapter) -> list[Json]:
+def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reasoners: Sequence[Adapter]) -> list[Json]:
     """The likeliest rationale of a few questions of each split, from the untrained model and from the run's."""
     chosen = [(split, example) for split, examples in questions.items() for example in examples[:GREEDY_QUESTIONS]]
 
     def greedy(name: Adapter) -> list[Json]:
         drawn = _draw(loop, name, [example for _, example in chosen], n=1, temperature=0.0, seed=0)
-        return [{**_outcome(one), "text": segments(asdict(one.rationale))} for _, (one,) in drawn]
+        firsts = [weighed.rationales[0] for _, weighed in drawn]
+        return [{**_outcome(one), "text": segments(asdict(one.rationale))} for one in firsts]
 
     adapters: tuple[Adapter, ...] = ("p", "q")
-    by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in loop.reasoners or name == reasoner}
+    by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in {*loop.reasoners, *reasoners}}
     loop.lm.reset_adapter("p", seed=0)  # a fresh adapter changes nothing: p is the base model
     found = {"base": greedy("p"), **by}
     return [

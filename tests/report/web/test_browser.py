@@ -63,7 +63,8 @@ def test_every_chart_is_drawn(open_page: Open, small: Json) -> None:
     opened = open_page(small)
     opened.see_all()
     titles = opened.texts("figure figcaption strong")
-    wanted = {"Right answers by operands", "3-operands", "loss", "log-reward", "Var(log R − log q)", "bound", "right"}
+    wanted = {"Right answers by operands", "3-operands", "loss", "log-reward", "Var(log R − log q)", "right"}
+    wanted |= {"log p(Y | X), estimated"}
     assert wanted <= set(titles)
     assert opened.page.locator("figure .canvas > svg, figure .canvas > figure").count() == len(titles)
     assert opened.texts("h1") == ["made-up"]
@@ -336,6 +337,159 @@ def test_keys(open_page: Open, small: Json) -> None:
     assert opened.page.get_by_role("dialog").is_visible()
     press("Escape")
     assert opened.page.get_by_role("dialog").is_hidden()
+
+
+@pytest.fixture
+def both(small: Json) -> Json:
+    """A run with the rationales of p and, beside them, of q."""
+    run = copy.deepcopy(small)
+    other = made_up.large(questions=6, chains=5, seed=2)["samples"]
+    run["samples"] |= {"reasoner": "p", "beside": [other]}
+    for k, question in enumerate(run["samples"]["questions"]):
+        right = [k == 0] * 5 if k < 4 else [True, True, False, False, False] if k == 4 else [True] * 5
+        for chain, one in zip(question["chains"], right, strict=True):
+            chain["right"] = one
+        question |= {"bound": 0.11, "bound_error": 0.25, "ess": 0.5}
+    run["samples"]["questions"][2]["bound"] = None
+    return run
+
+
+def test_it_leads_with_p_and_q_is_beside_it(open_page: Open, both: Json) -> None:
+    opened = open_page(both)
+    assert opened.texts(".pane h4") == ["p, the model", "q, the sampler"]
+    lead = opened.page.inner_text(".lead")
+    assert lead.index("p, the model") < lead.index("q, the sampler")
+    assert opened.texts("#accuracy .legend-item")[:2] == ["p", "q"]
+    assert "sampled from p and from q" in opened.page.inner_text("#rationales")
+
+
+def test_an_estimate_above_0_is_one_with_its_error(open_page: Open, both: Json) -> None:
+    opened = open_page(both)
+    names, values = (opened.texts(f".pane:first-child .figures {tag}") for tag in ("dt", "dd"))
+    figures = dict(zip(names, values, strict=True))
+    assert figures["log p(Y | X), estimated"] == "0.11 ± 0.25"
+    assert figures["ESS"] == "50 %"
+
+
+def test_it_opens_on_a_divided_question_and_sorts(open_page: Open, both: Json) -> None:
+    opened = open_page(both)
+    assert opened.texts(".pane .prompt code")[0] == "Question: 104 + 4 = ? Answer:", "2 of 5 samples are right"
+    assert opened.page.locator(".question-item[aria-selected=true]").is_visible()
+
+    def order(name: str) -> list[str]:
+        opened.page.get_by_label("Order").select_option(name)
+        return list(opened.page.locator(".question-item code").all_text_contents())
+
+    assert order("hardest") == ["101 + 1", "102 + 2", "103 + 3", "104 + 4", "100 + 0", "105 + 5"]
+    assert order("divided")[0] == "104 + 4"
+    assert order("given") == [f"{100 + k} + {k}" for k in range(6)]
+
+
+def test_weights_are_greyed_where_no_chain_is_right(open_page: Open, both: Json) -> None:
+    opened = open_page(both)
+    for k, moot in ((0, 0), (1, 5)):
+        opened.page.locator(".question-item").nth(k).click()
+        assert opened.page.locator(".pane:first-child .meter.moot").count() == moot
+
+
+def test_a_selection_has_an_address(open_page: Open, both: Json) -> None:
+    opened = open_page(both)
+    address = "window.location.hash"
+    assert opened.page.evaluate(address) == "", "it is the reader's until something is selected"
+    opened.page.locator(".question-item").nth(2).click()
+    opened.page.keyboard.press("t")
+    assert opened.page.evaluate(address) == "#q=2&view=tree"
+    opened.page.evaluate("window.location.hash = '#q=3&view=chains&colour=p'")
+    opened.page.wait_for_function("document.querySelector('.pane .prompt code').textContent.includes('103 + 3')")
+    assert opened.page.locator(".tree").count() == 0
+    assert opened.page.get_by_role("button", name="log p", exact=True).get_attribute("aria-pressed") == "true"
+    assert str(opened.page.locator(".pane .link").first.get_attribute("href")) == "#q=3"
+    opened.page.reload()
+    opened.page.wait_for_selector("body[data-ready]")
+    assert opened.texts(".pane .prompt code")[0] == "Question: 103 + 3 = ? Answer:"
+    opened.page.evaluate("window.location.hash = '#accuracy'")  # the sections keep theirs
+    assert opened.texts(".pane .prompt code")[0] == "Question: 103 + 3 = ? Answer:"
+    opened.requests[:] = opened.requests[:1]  # the file, asked for again
+
+
+def test_escape_gives_the_keys_back(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    opened.page.keyboard.press("/")
+    opened.page.keyboard.type("1")
+    opened.page.keyboard.press("Escape")
+    opened.page.keyboard.press("t")
+    assert opened.page.locator(".tree").count() == 1, "t is a key again, and no letter"
+
+
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_a_wide_tree_is_an_outline(open_page: Open, width: int) -> None:
+    opened = open_page(made_up.large(questions=1, chains=1), viewport={"width": width, "height": 800})
+    other = open_page(made_up.large(questions=1, chains=30), viewport={"width": width, "height": 800})
+    for one in (opened, other):
+        one.page.keyboard.press("t")
+        frame = one.page.locator(".tree-frame")
+        assert frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") <= 1, "it need not be scrolled sideways"
+    assert "outline" not in str(opened.page.locator(".tree-frame").get_attribute("class")) or width < 760
+    vocabulary: list[str] = []
+    deep = [[("own", "x" * 9) for _ in range(k + 1)] + [("own", "yz"[k % 2] * 9)] for k in range(9)]
+    question = made_up.question("1 + 1", deep, vocabulary, random.Random(0))
+    wide = open_page(
+        made_up.run_of(made_up.samples_of([question], vocabulary, 9)), viewport={"width": width, "height": 800}
+    )
+    wide.page.keyboard.press("t")
+    frame = wide.page.locator(".tree-frame")
+    assert "outline" in str(frame.get_attribute("class"))
+    assert frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") <= 1
+
+
+def test_what_is_printed_has_all_charts_uncut(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    opened.page.set_viewport_size({"width": 700, "height": 900})
+    opened.page.emulate_media(media="print")
+    opened.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    cut = opened.page.evaluate(
+        "() => [...document.querySelectorAll('.canvas')].filter((canvas) => {"
+        "  const drawn = canvas.querySelector('svg');"
+        "  return !drawn || drawn.getBoundingClientRect().right > document.documentElement.clientWidth;"
+        "}).length"
+    )
+    assert cut == 0
+    assert opened.page.locator(".toolbar").is_hidden()
+
+
+def test_on_a_phone_every_section_can_be_reached(open_page: Open, small: Json) -> None:
+    opened = open_page(small, viewport={"width": 390, "height": 844}, reduced_motion="reduce")
+    for link in opened.page.locator("nav a").all():
+        box = link.bounding_box()
+        assert box and box["x"] >= 0 and box["x"] + box["width"] <= 390
+        link.click()
+        opened.page.wait_for_timeout(200)
+        heading = opened.page.locator(f"{link.get_attribute('href')} :is(h1, h2)").first.bounding_box()
+        bar = opened.page.locator(".masthead").bounding_box()
+        assert heading and bar and bar["height"] - 1 <= heading["y"] < 844, link.inner_text()
+
+
+def test_scales_are_named(open_page: Open, small: Json) -> None:
+    opened = open_page(small)
+    notes = dict(zip(opened.texts("figcaption strong"), opened.texts("figcaption"), strict=True))
+    assert "square root scale" in notes["loss"]
+    assert all("%" in notes[name] for name in ("Right answers by operands", "3-operands"))
+
+
+def test_what_a_run_warns_of_is_said_first(open_page: Open, small: Json) -> None:
+    warning = {"round": 1, "kind": "e_step", "unit": 7, "warning": "q has collapsed"}
+    opened = open_page({**small, "warnings": [warning]})
+    assert opened.texts("#run [role=alert] p") == ["Round 1, E-step, unit 7: q has collapsed."]
+
+
+def test_an_empty_chain_is_seen(open_page: Open) -> None:
+    vocabulary: list[str] = []
+    question = made_up.question("1 + 1", [[], [("own", " 2")]], vocabulary, random.Random(0))
+    run = made_up.run_of(made_up.samples_of([question], vocabulary, 2))
+    run["logged"][0]["text"] = []
+    opened = open_page(run)
+    assert opened.texts(".pane .chain-text .note") == ["(empty)"]
+    assert "(empty)" in opened.page.inner_text("table.logged")
 
 
 def test_two_runs_side_by_side(open_page: Open, small: Json) -> None:

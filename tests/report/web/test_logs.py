@@ -154,6 +154,13 @@ def by_tokens(rules: ChainRules, rationale: dict[str, Any]) -> list[list[str]]:
     return parts
 
 
+def test_warnings_are_kept_and_are_no_figures(folder: RunFolder) -> None:
+    folder.log("e_step", round=2, unit=4, loss=0.0, one_chain=True, warning="q has collapsed")
+    found = collected(folder)
+    assert found["warnings"] == [{"round": 2, "kind": "e_step", "unit": 4, "warning": "q has collapsed"}]
+    assert not {"one_chain", "warning"} & {*found["steps"]["e_step"]}
+
+
 def test_segments_are_what_the_tokens_say() -> None:
     rules = ChainRules(TextCodec(build_tokenizer(), allowed_characters=" ,.0123456789=+-"), [load_tool("calculator")])
     for text in (" 6 - 0 =, 6 - 4 =, 2 - 8 =", " 1 + 0 =, 1 + 1 =", " 11 - 11 =, 0 + 11 ="):

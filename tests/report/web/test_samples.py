@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from latent_cot.config.schema import RunConfig
 from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.objectives.importance import bound_error
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.report.web.samples import GREEDY_QUESTIONS, sample
 from latent_cot.types import Rationale
@@ -33,7 +35,7 @@ def made(lm: LanguageModel, config: RunConfig = CONFIG, **settings: Any) -> tupl
     loop = make(lm, config)
     for seed in (0, 1):
         shake(lm, seed)
-    chosen: dict[str, Any] = {"reasoner": "q", "samples": 12, "temperature": 1.0, "seed": 0, **settings}
+    chosen: dict[str, Any] = {"reasoners": ["q"], "samples": 12, "temperature": 1.0, "seed": 0, **settings}
     questions = {"validation": loop.data.validation[:3], "test": loop.tests["test"][:2]}
     before = {name: weight.detach().clone() for name, weight in lm.parameters("p").items()}
     found = sample(loop, questions, **chosen)
@@ -142,7 +144,34 @@ def test_the_seed_decides(lm: LanguageModel) -> None:
 
 
 def test_rationales_of_p(lm: LanguageModel) -> None:
-    _, found = made(lm, reasoner="p")
-    assert found["reasoner"] == "p"
+    _, found = made(lm, reasoners=["p"])
+    assert found["reasoner"] == "p" and found["beside"] == []
     for question in found["questions"]:
         assert question["nodes"]["log_q"] == question["nodes"]["log_p"]
+
+
+def test_rationales_of_both_stand_beside_each_other(lm: LanguageModel) -> None:
+    _, both = made(lm, reasoners=["p", "q"])
+    _, p = made(lm, reasoners=["p"])
+    _, q = made(lm)
+    (beside,) = both["beside"]
+    assert both["reasoner"] == "p" and both["questions"] == p["questions"]
+    assert beside == {name: value for name, value in q.items() if name not in ("beside", "before_after")}
+    assert len(both["before_after"]) == len(q["before_after"])
+
+
+def test_a_question_has_the_estimate_that_a_sample_of_it_has(lm: LanguageModel) -> None:
+    """One value everywhere, with its error, and none where the samples are of another temperature."""
+    _, found = made(lm)
+    for question in found["questions"]:
+        nodes = question["nodes"]
+        weights = []
+        for chain in question["chains"]:
+            path = path_to(nodes, chain["leaf"])
+            log_q = sum(nodes["log_q"][node] or 0.0 for node in path) + (nodes["stop_q"][chain["leaf"]] or 0.0)
+            weights += [math.exp(nodes["log_reward"][chain["leaf"]] - log_q)] * chain["count"]
+        assert question["bound"] == pytest.approx(math.log(sum(weights) / 12), abs=0.02)
+        assert question["ess"] == pytest.approx(sum(weights) ** 2 / sum(w * w for w in weights) / 12, rel=0.05)
+        assert question["bound_error"] == pytest.approx(bound_error(question["ess"], 12), rel=1e-3)
+    _, warm = made(lm, temperature=2.0)
+    assert {question["bound"] for question in warm["questions"]} == {None}

@@ -107,7 +107,7 @@ function curveChart({ axis, others, points, series }) {
   const values = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
   const trained = [...new Set(points.filter((point) => point.trained).map((point) => point.x))];
   const sorted = d3.sort(points, (point) => point.x);
-  return chart(`Right answers by ${axis}`, others ? `(${others})` : "", () => ({
+  return chart(`Right answers by ${axis}`, others ? `(${others}), %` : "%", () => ({
     height: 300,
     x: { label: axis, ticks: values, tickFormat: "d", domain: [values[0] - 0.5, values[values.length - 1] + 0.5] },
     y: { label: null, domain: [0, 100], grid: true, ticks: 5, tickFormat: (value) => `${value} %` },
@@ -147,7 +147,7 @@ function roundChart(split, runs, series) {
       })),
   );
   const rounds = [...new Set(rows.map((row) => row.x))].sort((a, b) => a - b);
-  return chart(printable(split), "", () => ({
+  return chart(printable(split), "right, %", () => ({
     height: 150,
     x: { label: "round", ticks: rounds, tickFormat: "d", domain: [rounds[0] - 0.3, rounds[rounds.length - 1] + 0.3] },
     y: { label: null, domain: [0, 100], grid: true, ticks: [0, 50, 100], tickFormat: (value) => `${value} %` },

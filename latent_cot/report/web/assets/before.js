@@ -86,7 +86,7 @@ function segmentText({ text, cut }) {
   return el(
     "span.chain-text",
     {},
-    text.length ? null : el("i.note", {}, "nothing"),
+    text.some(([kind, part]) => kind !== "failed" && part.trim()) ? null : el("i.note", {}, EMPTY),
     text
       .filter(([kind]) => kind !== "failed")
       .map(([kind, part], k) =>

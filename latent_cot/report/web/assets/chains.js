@@ -73,11 +73,19 @@ function describeNode(question, samples, node, isState) {
   return { heading, rows };
 }
 
-function meter(label, share) {
+function meter(label, share, moot = null) {
   const bar = el("span.bar", { "aria-hidden": "true" });
   bar.style.setProperty("--share", String(share));
-  return el("span.meter", {}, el("span.label", {}, label), bar, el("b", {}, percent(share)));
+  return el(
+    moot ? "span.meter.moot" : "span.meter",
+    { title: moot },
+    el("span.label", {}, label),
+    bar,
+    el("b", {}, percent(share)),
+  );
 }
+
+const MOOT = "No sampled chain is right: these are shares of next to nothing, and say nothing of the posterior.";
 
 /** "= 14", or that there is none; nothing where nobody asks. */
 function answerOf({ answer, right }) {
@@ -102,7 +110,7 @@ function chainElement(question, samples, chain, colour) {
       verdict(chain),
       answerOf(chain),
       chain.cut ? el("span.tag", { title: "stopped by force at the largest number of tokens" }, "cut") : null,
-      question.known ? meter("posterior", chain.weight) : null,
+      question.known ? meter("posterior", chain.weight, question.figures.right === 0 ? MOOT : null) : null,
       meter(samples.reasoner, chain.q),
       el(
         "span.numbers",
@@ -112,6 +120,6 @@ function chainElement(question, samples, chain, colour) {
         question.known ? el("span", {}, `log R ${fixed(chain.logReward)}`) : null,
       ),
     ),
-    el(textClass(question), {}, tokens, chain.cut ? null : el("span.end", { title: "the chain stops" }, "⊤")),
+    el(textClass(question), {}, chain.text.trim() ? null : el("i.note", {}, EMPTY), tokens, chain.cut ? null : el("span.end", { title: "the chain stops" }, "⊤")),
   );
 }

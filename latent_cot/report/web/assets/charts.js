@@ -79,6 +79,12 @@ const seen = new IntersectionObserver(
   { rootMargin: "600px" },
 );
 
+const PAPER = 640; // pixels that a sheet is wide, at least
+// On paper all of them are there.
+window.addEventListener("beforeprint", () => {
+  for (const target of drawers.keys()) draw(target, Math.min(Math.round(target.clientWidth) || PAPER, PAPER));
+});
+
 function draw(target, width) {
   target.dataset.width = String(width);
   target.replaceChildren(drawers.get(target)(width));
@@ -87,6 +93,7 @@ function draw(target, width) {
 /** A figure whose chart `options(width)` (those of Plot.plot) describes. */
 function chart(title, description, options) {
   const canvas = el("div.canvas");
+  canvas.style.minHeight = `${options(PAPER).height ?? 220}px`; // so that nothing moves when it is drawn
   drawers.set(canvas, (width) =>
     Plot.plot({
       width,

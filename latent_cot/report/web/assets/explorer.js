@@ -4,7 +4,7 @@ const CHAINS_AT_ONCE = 40;
 const QUESTIONS_AT_ONCE = 150;
 
 function showRationales(report, section, tooltip) {
-  const runs = report.runs.filter((run) => run.samples?.questions.length);
+  const runs = report.runs.flatMap((run) => panesOf(run, report.runs.length > 1));
   if (!runs.length) {
     section.append(
       empty(
@@ -17,21 +17,79 @@ function showRationales(report, section, tooltip) {
   return new Explorer(runs, section, tooltip);
 }
 
+/** A run once for each reasoner whose rationales it has: each is a pane of its own. */
+function panesOf(run, named) {
+  if (!run.samples?.questions.length) return [];
+  const all = [run.samples, ...(run.samples.beside ?? [])];
+  if (all.length === 1) return [run];
+  const name = ({ reasoner }) => (named ? `${run.name}, ${reasoner}` : REASONERS[reasoner]);
+  return all.map((samples) => ({ ...run, samples, name: name(samples) }));
+}
+
+const REASONERS = { p: "p, the model", q: "q, the sampler" };
+
+/** Order of the questions -> its name, and how high a question's figures are in it. */
+const ORDERS = {
+  given: ["as sampled", () => 0],
+  hardest: ["hardest first", (figures) => (figures.right === null ? -(figures.bound ?? 0) : -figures.right)],
+  divided: ["most divided first", (figures) => figures.divided],
+};
+
 class Explorer {
   constructor(runs, section, tooltip) {
     this.runs = runs;
     this.shown = runs.slice(0, 2);
     this.tooltip = tooltip;
-    this.state = { search: "", split: "", outcome: "all", colour: "q", view: "chains" };
+    this.state = { search: "", split: "", order: "given", outcome: "all", colour: "q", view: "chains" };
     this.entries = entriesOf(runs);
-    this.selected = this.entries[0];
+    // Of a question that all samples answer alike there is little to see.
+    this.selected = d3.greatest(this.entries, (entry) => this.score(entry, "divided"));
     this.usesTools = runs.some((run) => run.samples.questions.some((question) => question.calls.length));
     this.layout(section);
     this.filter();
+    if (this.selected) keepInView(this.selected.item, this.list);
+    this.follow();
+    window.addEventListener("hashchange", () => this.follow());
+    window.addEventListener("resize", () => this.panes.querySelectorAll(".pane").forEach(fitTree));
+  }
+
+  /** How high a question is in an order, by the first of those shown that has it. */
+  score(entry, order) {
+    const run = [...this.shown, ...this.runs].find((one) => entry.by.has(one));
+    return ORDERS[order][1](weigh(entry.by.get(run), run.samples).figures);
+  }
+
+  // -- a selection has an address ------------------------------------------------------------------------
+
+  /** Show what the address says, if it says anything. */
+  follow() {
+    const asked = new URLSearchParams(window.location.hash.slice(1));
+    const entry = this.entries.find((one) => String(one.id) === asked.get("q"));
+    if (!entry) return;
+    if (["chains", "tree"].includes(asked.get("view"))) this.view.set(asked.get("view"));
+    if (["q", "p"].includes(asked.get("colour"))) this.colour.set(asked.get("colour"));
+    if (!this.visible.includes(entry)) {
+      this.search.value = "";
+      this.split.value = "";
+      Object.assign(this.state, { search: "", split: "" });
+      this.outcome.set("all");
+    }
+    this.select(entry);
+    document.getElementById("rationales").scrollIntoView({ behavior: "instant" });
+  }
+
+  /** Put what is selected into the address. */
+  remember() {
+    const { view, colour } = this.state;
+    const parts = [`q=${this.selected.id}`];
+    if (view !== "chains") parts.push(`view=${view}`);
+    if (colour !== "q") parts.push(`colour=${colour}`);
+    window.history.replaceState(null, "", `#${parts.join("&")}`);
   }
 
   layout(section) {
-    const reasoner = this.runs[0].samples.reasoner;
+    const kinds = new Set(this.runs.map((run) => run.samples.reasoner));
+    const own = kinds.size > 1 ? "log q or p" : `log ${this.runs[0].samples.reasoner}`;
     const graded = this.entries.some((entry) =>
       [...entry.by.values()].some((question) => question.chains.some((chain) => chain.right !== null)),
     );
@@ -62,7 +120,7 @@ class Explorer {
     this.colour = segmented(
       "colour",
       [
-        ["q", `log ${reasoner}`, "q"],
+        ["q", own, "q"],
         ["p", "log p", "p"],
       ],
       "q",
@@ -87,7 +145,11 @@ class Explorer {
     this.panes = el("div.panes");
     this.legend = el("div.legends");
     this.help = helpDialog();
-    const kinds = new Set(this.runs.map((run) => run.samples.reasoner));
+    this.order = el(
+      "select",
+      { "aria-label": "Order", onchange: () => this.set("order", this.order.value) },
+      Object.entries(ORDERS).map(([name, [label]]) => el("option", { value: name }, label)),
+    );
     section.append(
       el("p", {}, this.introduction()),
       el(
@@ -95,6 +157,7 @@ class Explorer {
         {},
         this.search,
         this.split,
+        this.order,
         graded ? this.outcome.element : null,
         kinds.has("q") ? this.colour.element : null,
         this.view.element,
@@ -115,8 +178,9 @@ class Explorer {
 
   introduction() {
     const { samples } = this.runs[0];
+    const names = [...new Set(this.runs.map((run) => run.samples.reasoner))].join(" and from ");
     return (
-      `${samples.n} rationales a question, sampled from ${samples.reasoner}${samples.sees_answer ? " (which sees the answer)" : ""} at temperature ${samples.temperature}, on questions kept out of training. ` +
+      `${samples.n} rationales a question, sampled from ${names}${samples.sees_answer ? " (which sees the answer)" : ""} at temperature ${samples.temperature}, on questions kept out of training. ` +
       `Sorted by posterior weight: R ÷ the sum of R over the distinct chains, with log R = ${samples.own_reward ? "the task's own log-reward" : "log p(Z Y | X)"} in nats. Hover, tap or tab to a token for its figures.`
     );
   }
@@ -155,8 +219,8 @@ class Explorer {
   }
 
   filter() {
-    const { split } = this.state;
-    this.visible = this.entries.filter(
+    const { split, order } = this.state;
+    const found = this.entries.filter(
       (entry) =>
         (!split || entry.split === split) &&
         this.shown.some((run) => {
@@ -164,6 +228,7 @@ class Explorer {
           return question && weigh(question, run.samples).chains.some((chain) => this.passes(chain, entry));
         }),
     );
+    this.visible = order === "given" ? found : d3.sort(found, (entry) => -this.score(entry, order));
     const chains = d3.sum(this.visible, (entry) =>
       d3.sum(this.shown, (run) => entry.by.get(run)?.chains.filter((chain) => this.passes(chain, entry)).length ?? 0),
     );
@@ -184,6 +249,7 @@ class Explorer {
   }
 
   listItem(entry) {
+    const names = new Set(this.shown.map((run) => run.samples.reasoner)).size > 1;
     const parts = this.shown
       .filter((run) => entry.by.has(run))
       .map((run) => {
@@ -195,6 +261,7 @@ class Explorer {
         return el(
           "span.score",
           { title: `${figures.right} of ${run.samples.n} right` },
+          names ? run.samples.reasoner : null,
           bar,
           `${figures.right}/${run.samples.n}`,
         );
@@ -226,6 +293,7 @@ class Explorer {
   select(entry) {
     if (!entry || entry === this.selected) return;
     this.selected = entry;
+    this.touched = true; // before that the address is as it was given
     this.mark();
     keepInView(entry.item, this.list);
     this.showQuestion();
@@ -258,10 +326,13 @@ class Explorer {
       return;
     }
     this.panes.replaceChildren(...this.shown.map((run) => this.pane(run, entry)));
+    this.panes.querySelectorAll(".pane").forEach(fitTree);
+    if (this.touched) this.remember();
   }
 
   legendElement() {
-    const name = this.state.colour === "q" ? this.shown[0].samples.reasoner : "p";
+    const kinds = new Set(this.shown.map((run) => run.samples.reasoner));
+    const name = this.state.colour === "p" ? "p" : kinds.size > 1 ? "the reasoner that wrote it" : [...kinds][0];
     const mark = el("span.state", { "aria-hidden": "true" });
     mark.style.setProperty("--stop", "0.6");
     return el(
@@ -295,7 +366,10 @@ class Explorer {
       ["right", figures.right === null ? null : `${figures.right} of ${samples.n}`],
       ["distinct", figures.distinct],
       [`mass under ${samples.reasoner}`, percent(figures.mass)],
-      ["bound", figures.bound === null ? null : fixed(figures.bound)],
+      [
+        samples.own_reward ? "log Z(X), estimated" : "log p(Y | X), estimated",
+        figures.bound === null ? null : estimate(figures),
+      ],
       ["ESS", figures.ess === null ? null : percent(figures.ess)],
     ].filter(([, value]) => value !== null);
     const head = el(
@@ -306,6 +380,7 @@ class Explorer {
         "p.prompt",
         {},
         el("code", {}, printable(question.prompt)),
+        el("a.link", { href: `#q=${entry.id}`, "aria-label": "Link to this question" }, "#"),
         question.answer === null
           ? null
           : el("span.note", {}, `  ${figures.right === null ? "Y" : "right answer"}: ${printable(question.answer)}`),
@@ -417,7 +492,7 @@ function helpDialog() {
     ["w", "all, right, wrong chains"],
     ["← →", "from token to token"],
     ["↑ ↓", "from chain to chain, in the list from question to question"],
-    ["Esc", "close"],
+    ["Esc", "leave the search field; close"],
   ];
   const dialog = el(
     "dialog",

@@ -81,6 +81,7 @@ function start() {
     `Made by latent-cot ${printable(report.version)}, ${report.made.slice(0, 16).replace("T", " ")} UTC. The plots are Observable Plot's.`,
   );
   document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") document.activeElement?.blur?.(); // then the keys mean something again
     const inField = event.target.matches?.("input, select, textarea") || section("main").querySelector("dialog[open]");
     if (inField || event.ctrlKey || event.metaKey || event.altKey) return;
     if (explorer?.key(event.key)) event.preventDefault();

@@ -5,7 +5,7 @@ function lastRound(run) {
 }
 
 function reasonersIn(run) {
-  return [...new Set(run.accuracy.map((row) => row.reasoner))].sort().reverse(); // q before p
+  return [...new Set(run.accuracy.map((row) => row.reasoner))].sort(); // p, which the run is about, before q
 }
 
 function showRuns(report, section) {
@@ -16,6 +16,8 @@ function showRuns(report, section) {
   section.append(
     el("p.lead", {}, report.runs.length > 1 ? `${report.runs.length} runs, side by side.` : sentence(report.runs[0])),
   );
+  const named = report.runs.length > 1;
+  section.append(...report.runs.map((run) => warningCard(run, named)).filter((card) => card !== null));
   section.append(
     el(
       "div.columns",
@@ -28,18 +30,40 @@ function showRuns(report, section) {
 function sentence(run) {
   const last = lastRound(run);
   if (last < 0) return `The run is ${run.status}; nothing has been evaluated yet.`;
-  const rows = run.accuracy.filter((row) => row.round === last && row.reasoner === reasonersIn(run)[0]);
+  const told = reasonersIn(run)
+    .map((reasoner) => [reasoner, run.accuracy.filter((row) => row.round === last && row.reasoner === reasoner)])
+    .filter(([, rows]) => rows.length)
+    .map(([reasoner, rows]) => `${WHO[reasoner] ?? reasoner} is ${rightOf(rows)}`);
+  return `After round ${last}, ${told.join("; ")}.`;
+}
+
+const WHO = { p: "p, the model,", q: "q, the sampler," };
+
+/** "95 % right", or by whether it was trained on such questions. */
+function rightOf(rows) {
   const seenOnes = rows.filter((row) => row.trained);
   const range = (of) => {
     const shares = of.map((row) => 100 * row.accuracy);
     const [low, high] = [Math.min(...shares), Math.max(...shares)].map((share) => share.toFixed(0));
     return low === high ? `${low} %` : `${low} to ${high} %`;
   };
-  const what =
-    seenOnes.length && seenOnes.length < rows.length
-      ? `${range(seenOnes)} right on the kinds of question it was trained on, ${range(rows.filter((row) => !row.trained))} beyond them`
-      : `${range(rows)} right`;
-  return `After round ${last}, ${rows[0].reasoner} is ${what}.`;
+  return seenOnes.length && seenOnes.length < rows.length
+    ? `${range(seenOnes)} right on the kinds of question it was trained on, ${range(rows.filter((row) => !row.trained))} beyond them`
+    : `${range(rows)} right`;
+}
+
+/** What the run has found wrong with itself. */
+function warningCard(run, named) {
+  if (!run.warnings?.length) return null;
+  return el(
+    "div.warning",
+    { role: "alert" },
+    el("strong", {}, named ? `Warning: ${printable(run.name)}` : "Warning"),
+    run.warnings.map((one) => {
+      const phase = PHASES[one.kind] ?? printable(one.kind).replace("_", " ");
+      return el("p", {}, `Round ${one.round}, ${phase}, unit ${one.unit}: ${printable(one.warning)}.`);
+    }),
+  );
 }
 
 function runCard(run, named) {

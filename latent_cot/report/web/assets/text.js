@@ -22,6 +22,9 @@ function printable(text) {
   );
 }
 
+/** What stands for a chain without text. */
+const EMPTY = "(empty)";
+
 /** A number with so many digits behind the point, and a true minus. */
 function fixed(value, digits = 2) {
   if (value === null || value === undefined) return "–";

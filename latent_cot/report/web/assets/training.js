@@ -20,7 +20,7 @@ const FIGURES = {
   kl: ["KL", "from the start, nats"],
   ess: ["effective sample size", "÷ n"],
   elbo: ["ELBO", "log p(Y | X) − KL(q ‖ posterior), nats"],
-  bound: ["bound", "on log p(Y | X), nats"],
+  bound: ["log p(Y | X), estimated", "by importance sampling, nats; above 0 only by chance"],
   validation: ["validation", "share right"],
 };
 const SKEWED = new Set(["loss", "variance"]); // from 0 to a few large values: drawn on a square root scale
@@ -57,7 +57,7 @@ function showTraining(report, section) {
       el(
         "p",
         {},
-        "On validation questions, before and after each round's training of q: means over questions, each with its samples from q scored exactly under q and under p.",
+        "On validation questions, before and after each round's training of q: means over questions, each with its samples from q scored exactly under q and under p as it was then, before the M-step. ± is the standard error over questions. The rationales above have the same figures of single questions, under p as it is in the end.",
       ),
     );
     section.append(
@@ -93,7 +93,7 @@ function stepChart(phase, name, series) {
     });
   }
   const rounds = [...borders.entries()].filter(([, k]) => k > 0);
-  return chart(label, unit, () => ({
+  return chart(label, SKEWED.has(name) ? `${unit}; square root scale` : unit, () => ({
     marginTop: 22,
     x: { label: "step", tickFormat: "d", ticks: 6 },
     y: {
@@ -152,7 +152,7 @@ function posteriorChart(name, series) {
         at: `${row.round} ${row.when}`,
         round: row.round,
         value: share ? 100 * row[name] : row[name],
-        n: row.n,
+        error: name === "bound" ? row.bound_error : null,
         series: one,
       })),
   );
@@ -189,7 +189,10 @@ function posteriorChart(name, series) {
         {
           x: "at",
           y: "value",
-          text: (row) => (share ? percent(row.value / 100) : figure(row.value, 2)),
+          text: (row) =>
+            share
+              ? percent(row.value / 100)
+              : `${figure(row.value, 2)}${typeof row.error === "number" ? ` ± ${figure(row.error, 1)}` : ""}`,
           dy: series.length > 1 && one === series[1] ? 12 : -11,
           fill: "currentColor",
           stroke: "var(--card)",

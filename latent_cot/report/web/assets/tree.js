@@ -78,3 +78,11 @@ function endElement(chain) {
     el("span.note", {}, ` ×${chain.count}`),
   );
 }
+
+/** A tree that is wider than its frame becomes an outline: from the top down, a branch below the one it comes from. */
+function fitTree(pane) {
+  const frame = pane.querySelector(".tree-frame");
+  if (!frame) return;
+  frame.classList.remove("outline");
+  frame.classList.toggle("outline", frame.scrollWidth > frame.clientWidth + 1);
+}

@@ -36,26 +36,26 @@ function pathTo(nodes, leaf) {
   return path.reverse();
 }
 
-function figuresOf({ chains, known }, samples) {
+function figuresOf(question, samples) {
+  const { chains } = question;
   const graded = chains.filter((chain) => chain.right !== null);
-  const found = {
+  const right = graded.length ? d3.sum(graded, (chain) => (chain.right ? chain.count : 0)) : null;
+  return {
     distinct: chains.length,
-    right: graded.length ? d3.sum(graded, (chain) => (chain.right ? chain.count : 0)) : null,
+    right,
+    // 1 where half of the samples are right; where nobody can tell, how many chains there are.
+    divided: right === null ? chains.length / samples.n : 1 - Math.abs((2 * right) / samples.n - 1),
     mass: Math.min(
       1,
       d3.sum(chains, (chain) => chain.q),
     ),
-    bound: null,
-    ess: null,
+    bound: question.bound ?? null,
+    error: question.bound_error ?? null,
+    ess: question.ess ?? null,
   };
-  if (known && samples.temperature === 1) {
-    // importance weights R / q are of samples from q itself
-    const logs = chains.map((chain) => (chain.logReward === null ? -Infinity : chain.logReward - chain.logQ));
-    const top = d3.max(logs);
-    const sum = d3.sum(chains, (chain, k) => chain.count * Math.exp(logs[k] - top));
-    const squares = d3.sum(chains, (chain, k) => chain.count * Math.exp(2 * (logs[k] - top)));
-    found.bound = top + Math.log(sum / samples.n);
-    found.ess = (sum * sum) / squares / samples.n;
-  }
-  return found;
+}
+
+/** "−0.25 ± 0.08", in nats: what log p(Y | X) is by importance sampling. It cannot be above 0, but its estimate can. */
+function estimate({ bound, error }) {
+  return error === null ? fixed(bound) : `${fixed(bound)} ± ${fixed(error)}`;
 }

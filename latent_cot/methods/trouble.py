@@ -1,0 +1,90 @@
+"""Signs that the sampler q has gone wrong, in figures that may look perfect: variance 0 and an effective sample size of
+100 % are also those of a q that writes one and the same wrong chain each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latent_cot.config.schema import RunConfig
+    from latent_cot.methods.state import Phase
+
+PATIENCE = 3
+"""Steps in a row that have to show a sign: one step sees few questions. Figures of validation questions need one."""
+LOG_Z_MARGIN = 2.0
+"""Nats above 0 that a step's rough estimate of log Z may be: a reward floor and chance lift it by up to 1."""
+RIGHT = 0.1
+"""Share of right chains below which nothing is right."""
+_DIAGNOSED = ("diagnose_before", "diagnose")
+
+
+def has_one_chain(info: Mapping[str, Any], samples: int | None = None, *, own_reward: bool) -> bool:
+    """Whether all samples of a question are the same chain, for each question, and not known to be right.
+
+    Args:
+        info: the figures of a unit of work, or of validation questions.
+        samples: chains sampled for a question, of which `distinct` is a share; None: `distinct` is a number.
+        own_reward: the task has a reward of its own: what it is worth anything by is not all that counts.
+    """
+    distinct = info.get("distinct")
+    if distinct is None or (samples or 2) < 2:
+        return False
+    return distinct * (samples or 1) < 1.001 and (own_reward or (info.get("accuracy") or 0.0) < RIGHT)
+
+
+def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_reward: bool) -> Iterator[tuple[str, str]]:
+    """Each sign of trouble in the figures of a unit of work: what it is, and a sentence on it with a remedy.
+
+    Args:
+        own_reward: the task has a reward of its own, which is no probability.
+    """
+    e = config.e_step
+    rate = f"a lower --e-step.learning-rate (it is {e.learning_rate:g})"
+    if has_one_chain(info, None if phase.name in _DIAGNOSED else e.samples, own_reward=own_reward):
+        knows = info.get("accuracy") is not None and not own_reward
+        what = "and it is wrong" if knows else "which is right only if no other is any good"
+        yield (
+            "one_chain",
+            f"q has collapsed: all samples of a question are the same chain, {what}. Variance 0 and ESS 100 % mean "
+            f"nothing then. Begin again with {rate}, with more --data.demonstrations or --init-step.steps, or with "
+            "higher --e-step.temperatures",
+        )
+    if (info.get("cut") or 0.0) > 0.99:
+        tokens = config.rollout.max_tokens
+        yield (
+            "cut",
+            f"every chain is cut at {tokens} tokens before q stops by itself, so that none is a whole one. Raise "
+            "--rollout.max-tokens or, if chains run on and on, teach it to stop: more --init-step.steps",
+        )
+    plain = not own_reward and info.get("reward_temperature", e.final_reward_temperature) == 1
+    if plain and (log_z := info.get("log_z") or 0.0) > LOG_Z_MARGIN:
+        yield (
+            "log_z",
+            f"q is coming apart: log Z(X) is estimated as {log_z:.1f} nats, and log p(Y | X) cannot be above 0. "
+            f"Begin again with {rate}",
+        )
+
+
+class Watch:
+    """Adds to the figures of each unit of work what they are a sign of."""
+
+    def __init__(self, config: RunConfig, *, own_reward: bool) -> None:
+        self.config, self.own_reward = config, own_reward
+        self._phase: Phase | None = None
+        self._in_a_row: dict[str, int] = {}
+        self._said = set[tuple[int, str]]()  # in which round what
+
+    def see(self, phase: Phase, info: dict[str, Any]) -> dict[str, Any]:
+        """`info` with `one_chain`, if that is so, and `warning`, a sentence, the first time in a round that a sign
+        has lasted."""
+        if phase != self._phase:
+            self._phase, self._in_a_row = phase, {}
+        found = dict(signs(phase, info, self.config, own_reward=self.own_reward))
+        self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name in found}
+        needed = 1 if phase.name in _DIAGNOSED else PATIENCE
+        new = [name for name, times in self._in_a_row.items() if times >= needed]
+        texts = [found[name] for name in new if (phase.round, name) not in self._said]
+        self._said |= {(phase.round, name) for name in new}
+        one_chain = {"one_chain": True} if "one_chain" in found else {}
+        return {**info, **one_chain, **({"warning": "; ".join(texts)} if texts else {})}

@@ -1,0 +1,59 @@
+"""A sampler that has gone wrong is told by its figures, which may look perfect, and healthy ones are left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from latent_cot.config.schema import RunConfig
+from latent_cot.methods.state import Phase
+from latent_cot.methods.trouble import PATIENCE, Watch, has_one_chain
+
+STEP, BEFORE, AFTER = Phase(1, "e_step"), Phase(1, "diagnose_before"), Phase(1, "diagnose")
+HEALTHY = {"variance": 1.4, "log_z": 0.4, "distinct": 0.14, "accuracy": 0.98, "cut": 0.0, "reward_temperature": 1.0}
+
+
+def warnings(phase: Phase, *infos: dict[str, Any], own_reward: bool = False) -> list[str]:
+    watch = Watch(RunConfig(), own_reward=own_reward)
+    return [text for info in infos if (text := watch.see(phase, info).get("warning"))]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"distinct": 1 / 8, "accuracy": 0.0, "variance": 0.0}, ["collapsed", "it is wrong", "--e-step.learning-rate"]),
+        ({"distinct": 1 / 8, "accuracy": None, "variance": 0.0}, ["collapsed", "only if no other is any good"]),
+        ({"cut": 1.0}, ["cut at", "--rollout.max-tokens"]),
+        ({"log_z": 3.0}, ["coming apart", "3.0 nats", "cannot be above 0", "--e-step.learning-rate"]),
+    ],
+)
+def test_trouble_that_lasts_is_said_once_with_a_remedy(change: dict[str, Any], parts: list[str]) -> None:
+    bad = HEALTHY | change
+    assert not warnings(STEP, HEALTHY)
+    assert not warnings(STEP, *[bad] * (PATIENCE - 1), HEALTHY, bad), "a step sees few questions"
+    (text,) = warnings(STEP, *[bad] * (PATIENCE + 3))
+    assert all(part in text for part in parts), text
+
+
+def test_a_collapse_is_told_of_validation_questions_at_once() -> None:
+    one_chain = {"distinct": 1.0, "accuracy": 0.0, "variance": 0.0, "ess": 1.0, "log_z": -9.0, "cut": 0.0}
+    for phase in (BEFORE, AFTER):
+        assert len(warnings(phase, one_chain, one_chain)) == 1
+    assert Watch(RunConfig(), own_reward=False).see(AFTER, one_chain)["one_chain"] is True
+    assert not warnings(AFTER, one_chain | {"accuracy": 0.9}), "a sure q that is right has learned"
+    assert len(warnings(AFTER, one_chain | {"accuracy": 1.0}, own_reward=True)) == 1, "all alike is no success there"
+
+
+def test_a_round_is_told_once() -> None:
+    watch, cut = Watch(RunConfig(), own_reward=False), HEALTHY | {"cut": 1.0}
+    phases = [BEFORE, *[STEP] * 5, AFTER, Phase(2, "diagnose")]
+    assert ["warning" in watch.see(phase, cut) for phase in phases] == [True, *[False] * 6, True]
+
+
+def test_what_is_no_sign() -> None:
+    assert not has_one_chain({}, 8, own_reward=False), "nothing was sampled"
+    assert not has_one_chain({"distinct": 1.0, "accuracy": 0.0}, 1, own_reward=False), "there is one sample only"
+    tempered = HEALTHY | {"log_z": 9.0, "reward_temperature": 2.0}
+    assert not warnings(STEP, *[tempered] * 9), "log Z of a tempered reward may be above 0"
+    assert not warnings(STEP, *[HEALTHY | {"log_z": 9.0}] * 9, own_reward=True), "and that of another reward"
