@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from latent_cot import disk
 from latent_cot.types import Example, UsageError, first_line
 
 MAX_FILE_BYTES = 64 * 2**20
@@ -113,14 +112,11 @@ def _hub_rows(source: str) -> Iterator[Row]:
 def _read_text(path: str) -> str:
     """A UTF-8 file of at most 64 MiB. Raises UsageError."""
     try:
-        with Path(path).expanduser().open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
+        data = disk.read(disk.expanded(path), MAX_FILE_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_FILE_BYTES // 2**20} MiB; split the file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -170,15 +166,9 @@ def _csv_rows(path: str, text: str) -> Iterator[Row]:
 
 def _parse(text: str, path: str, first_line: int) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{first_line + error.lineno - 1}"
-        raise UsageError(
-            f"{where}: not valid JSON: {error.msg} (column {error.colno}); "
-            "write one JSON object a line, or one JSON list of objects"
-        ) from None
-    except (ValueError, RecursionError):  # an integer of thousands of digits; brackets nested too deep
-        raise UsageError(f"{path}:{first_line}: JSON with a number too long or brackets nested too deep") from None
+        return disk.parse_json(text, path, first_line)
+    except UsageError as error:
+        raise UsageError(f"{error}; write one JSON object a line, or one JSON list of objects") from None
 
 
 def _kind(value: Any) -> str:

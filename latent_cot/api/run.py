@@ -71,12 +71,12 @@ class Run:
         """One of "finished", "stopped", "failed", "running" (or killed), and "untrained" for a base model."""
         if self.source.folder is None:
             return "untrained"
-        return str(self.source.folder.read_json("run.json")["status"])
+        return self.source.folder.about.status
 
     @property
     def results(self) -> Results:
         """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
-        record = self.folder("results").read_json("results.json")
+        record = self.folder("results").results
         return Results(record, self.task.metrics, self.config.evaluation.splits or self.task.default_splits)
 
     @property

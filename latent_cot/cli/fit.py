@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
+from latent_cot import disk
 from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, say, short_help, value_of
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
@@ -70,7 +71,7 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     options = _parsed(argv, command)
     config = options.settings
-    path = Path(config.output_dir or default_folder(config)).expanduser()
+    path = disk.expanded(config.output_dir or default_folder(config))
     if options.resume:
         config = _resumed(config, path, given(argv))
         refuse_code(config, path / "config.yaml", trusted=options.trust_code)
