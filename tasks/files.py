@@ -22,6 +22,8 @@ from latent_cot.types import Example, UsageError, first_line
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LINE_CHARACTERS = 10_000
+MAX_ROWS = 200_000
+"""Of a file: a million examples would be read for minutes, and are more than any run draws."""
 HUB = "hub:"
 MAX_HUB_ROWS = 100_000
 """Rows looked at in a data set of the hub."""
@@ -50,7 +52,9 @@ def read_rows(source: str) -> list[Row]:
         rows, form = ((f"{source}:{n}", {"text": line}) for n, line in _lines(source, text)), "one a line"
     else:
         rows, form = _json_rows(source, text), "one JSON object a line"
-    found = list(rows)
+    found = list(islice(rows, MAX_ROWS + 1))
+    if len(found) > MAX_ROWS:
+        raise UsageError(f"{source}: more than {MAX_ROWS:,} examples; split the file")
     if not found:
         raise UsageError(f"{source}: the file has no examples; write {form}")
     return found

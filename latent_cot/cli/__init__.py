@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from latent_cot import __version__
+from latent_cot.disk import refuse_surrogates
 from latent_cot.types import UsageError, did_you_mean
 
 COMMANDS = {
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
+        for arg in argv:
+            refuse_surrogates(arg, "the command line")
         if not argv or argv[0] in ("-h", "--help"):
             print(_help())
             return 0 if argv else EXIT_USAGE

@@ -190,7 +190,7 @@ def _variants(options: CompareOptions) -> list[Variant]:
 
 def _seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    seeds = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    seeds = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) <= 10]
     if len(set(seeds)) < len(parts):
         raise UsageError(f"--seeds {text}: write them as 0,1,2, each once")
     return seeds

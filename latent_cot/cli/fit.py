@@ -145,6 +145,8 @@ def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
             say(console, f"Stopped; saved in {path}. Go on with:")
             say(console, f"  latent-cot {command} --output-dir {_quoted(path)} --resume{tracked}{_trust(config)}")
             return 128 + (stopped_by() or signal.SIGINT)
+    for note in session.failures:
+        say(console, note, style="bold red")
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {_quoted(path)}. See also:")
     say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}")
     say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}")

@@ -61,7 +61,8 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ReportOptions, argv, "report")
     if not options.runs:
         raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
-    check_sampling("--", options.temperature, questions=options.questions, samples=options.samples)
+    counts = {"questions": options.questions, "samples": options.samples}
+    check_sampling("--", options.temperature, options.seed, **counts)
     # First all that is quick to find out: a mistyped folder need not wait for another run's model.
     runs = [_open(target, options) for target in options.runs]
     path = disk.expanded(options.output) if options.output else runs[0].folder("report").path / "report.html"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
 
-from latent_cot.types import Rationale
+from latent_cot.types import ToolCall
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Status = Literal["running", "stopped", "failed", "finished"]
@@ -55,8 +55,8 @@ class Resources:
     """What a run has cost up to now."""
 
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    phases: dict[str, float]
-    peak_memory_bytes: Count
+    phases: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: Count = 0
 
 
 Round = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -137,6 +137,15 @@ class Evaluated(Diagnosed):
 
 
 @dataclass
+class Written:
+    """What is shown of a rationale."""
+
+    text: str
+    calls: list[ToolCall]
+    truncated: bool
+
+
+@dataclass
 class Sampled:
     """A line of `rationales.jsonl`."""
 
@@ -144,7 +153,7 @@ class Sampled:
     unit: Count
     phase: str
     question: str
-    rationale: Rationale
+    rationale: Written
     log_reward: float | None
     count: Count
 

@@ -61,6 +61,12 @@ class Session:
     notes: list[str]
     """Sentences the user should see."""
 
+    @property
+    def failures(self) -> list[str]:
+        """A sentence on each, the task and the tools, whose code has failed."""
+        guards = [getattr(one, "guard", None) for one in (self.task, *self.rules.tools)]
+        return [guard.note for guard in guards if guard is not None and guard.note]
+
     def loop(self, data: TaskData | None = None, **arguments: Any) -> Method:
         """The method's loop. `data`: other training examples than the session's own."""
         given = (self.config, self.lm, self.task, data or self.data, self.tests, self.rules, self.test_rules)
@@ -144,7 +150,7 @@ class _Running:
         if resume:
             folder.rewind(checkpoint)
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
-        self._cost = Resources(0.0, {}, 0) if checkpoint is None else _cost_in(checkpoint)
+        self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         self._lap = time.monotonic()
         folder.mark("running")
         for note in [*session.notes, *(checkpoint.skipped if checkpoint else ())]:
@@ -179,6 +185,8 @@ class _Running:
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._spent()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
+        for note in self.session.failures:
+            self.folder.log("note", text=note)
         return results
 
     def _spent(self) -> dict[str, Any]:
