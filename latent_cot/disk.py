@@ -52,7 +52,7 @@ def expanded(text: str | Path) -> Path:
     except RuntimeError as error:
         raise UsageError(f"{text}: {error}; write the path in full") from error
     if "\0" in str(path):
-        raise UsageError(f"{str(text)!r:.80}: a zero byte is in the path, which no file can have; give another")
+        raise UsageError(f"{str(text)!r:.80}: cannot be read or written: it has a zero byte; give another name")
     if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
         raise UsageError(f"{text!s:.80}...: a name of more than {MAX_NAME_BYTES} bytes, which no file can have")
     return path
@@ -105,8 +105,9 @@ def parse_json(text: str | bytes, where: str, line: int | None = None, *, any_te
         raise UsageError(f"{at}: not valid JSON: {error.msg} (column {error.colno})") from error
     except RecursionError as error:
         raise UsageError(f"{at}: not valid JSON: brackets are nested too deep") from error
-    except ValueError as error:
-        raise UsageError(f"{at}: not valid JSON: {error}") from error
+    except ValueError as error:  # not UTF-8, a key that is there twice, or more digits than Python reads
+        why = f"a number of more than {MAX_DIGITS} digits" if "int_max_str_digits" in str(error) else error
+        raise UsageError(f"{at}: not valid JSON: {why}") from error
 
 
 def bounded(value: Any, where: str, *, any_text: bool = False) -> Any:

@@ -70,8 +70,10 @@ class Guard:
         except (ToolError, KeyboardInterrupt):
             raise
         except BaseException as error:  # sys.exit() too
-            kind = str(error) if isinstance(error, Failure) else type(error).__name__
-            self._first = self._first or f"{kind}: {first_line(error)}"
+            kind, says = _kind(error), ""
+            with suppress(Exception):  # what it says of itself is its own code too
+                says = f": {first_line(error)}"
+            self._first = self._first or (kind if isinstance(error, Failure) else kind + says)
             self.failures[kind] += 1
             failed = self.failures.total()
             if self.calls >= MIN_CALLS and failed > MAX_FAILED * self.calls:
@@ -89,6 +91,10 @@ class Guard:
         return (
             f"{self.where}: {self.failures.total()} of {self.calls} calls failed: {kinds} (first: {self._first:.160})"
         )
+
+
+def _kind(error: BaseException) -> str:
+    return str(error) if isinstance(error, Failure) else type(error).__name__
 
 
 class _TimeUp(BaseException):
@@ -305,6 +311,6 @@ def serve(name: str) -> None:
         except ToolError as error:
             answer = ["refused", str(error)[:MAX_CHARACTERS]]
         except BaseException as error:
-            answer = ["failed", str(error) if isinstance(error, Failure) else type(error).__name__]
+            answer = ["failed", _kind(error)]
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(json.dumps(answer).encode() + b"\n")

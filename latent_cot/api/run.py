@@ -273,13 +273,13 @@ class Run:
         return self.source.folder
 
 
-MOST = 100_000
+MOST = 1_000_000
 """Chains of a question, tokens of a chain, questions of a split."""
 
 
 def check_sampling(prefix: str = "", temperature: float | None = None, seed: int = 0, **counts: int | None) -> None:
-    """Raises UsageError, naming the setting, for a temperature that nothing can be sampled at, a count below 1 or beyond
-    `MOST`, a seed that there is not, and several votes at temperature 0.
+    """Raises UsageError, naming the setting, for a temperature that nothing can be sampled at, a count below 1 or
+    beyond `MOST`, a seed that there is not, and several votes at temperature 0.
 
     Args:
         prefix: `--`, if these are flags.

@@ -27,10 +27,9 @@ def sampling_temperature(value: float) -> float:
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, gt=0)]
-Few = Annotated[int, Field(strict=True, gt=0, le=100_000)]
+Few = Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-PositiveFew = Annotated[int, Field(strict=True, gt=0, le=100_000)]
-Amount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+PositiveAmount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Temperature = Annotated[float, Field(strict=True, ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)]
 SamplingTemperature = Annotated[float, Field(strict=True), AfterValidator(sampling_temperature)]

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from latent_cot import disk, tasks, tools
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import SECTIONS, RunConfig
-from latent_cot.types import UsageError, did_you_mean
+from latent_cot.types import UsageError, did_you_mean, first_line
 
 DEFAULT_PRESET = "cpu"
 MAX_CONFIG_BYTES = 2**20
@@ -171,7 +171,7 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{where}{line}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not valid YAML: {error}") from error
+        raise UsageError(f"{where}: not valid YAML: {first_line(error)}") from error
     return {} if record is None else disk.bounded(record, where)
 
 

@@ -322,7 +322,7 @@ def load_model_and_tokenizer(
         with _refusing(f"{path / 'config.json'}: cannot be read"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
-            _refuse_other_models(path, config.architectures or (), config.is_encoder_decoder)
+            _refuse_other_models(path, list(map(str, config.architectures or ())), config.is_encoder_decoder)
         if not _has_weights(path):
             raise UsageError(f"{path}: no model.safetensors, or not all of its shards; copy the model again.")
         with _refusing(f"{path}: the weights cannot be loaded"):

@@ -199,11 +199,14 @@ class RunFolder:
                 for number, line in enumerate(lines, 1):
                     if not line.endswith(b"\n"):
                         return
-                    where = f"{file}, line {number} (take it out)"
-                    record = disk.parse_json(line, where, any_text=True)
-                    if not isinstance(record, dict):
-                        raise UsageError(f"{where}: no JSON object")
-                    disk.decoded(schema(record), record, where)
+                    where = f"{file}, line {number}"
+                    try:
+                        record = disk.parse_json(line, where, any_text=True)
+                        if not isinstance(record, dict):
+                            raise UsageError(f"{where}: no JSON object")
+                        disk.decoded(schema(record), record, where)
+                    except UsageError as error:
+                        raise UsageError(f"{error}; take the line out") from error
                     yield record
         except OSError as error:
             raise UsageError(f"{file}: cannot be read ({error})") from error

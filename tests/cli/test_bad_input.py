@@ -45,8 +45,8 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["sample", ".", "--question", "1 + 1", "--temperature", "1e-45"], ["--temperature is", "0, which is greedy"]),
         (["eval", "."], ["neither a run (no config.yaml) nor a model (no config.json)"]),
         (["eval", "../absent"], ["absent: no such folder", "--output-dir of a run"]),
-        (["eval", "a" * 300], ["aaa: no such folder", "--output-dir of a run"]),
-        (["sample", "a" * 300, "--question", "1 + 1"], ["aaa: no such folder", "--output-dir of a run"]),
+        (["eval", "a" * 300], ["aaa...: a name of more than 255 bytes"]),
+        (["sample", "a" * 300, "--question", "1 + 1"], ["aaa...: a name of more than 255 bytes"]),
         (["sample", ".", "--question", "1 + 1", "-n", "0"], ["-n is 0"]),
     ],
 )

@@ -51,7 +51,9 @@ class Base:
         if hub_id is None:
             return cls(folder, str(folder), False, None, "a local folder", licence, False)
         if "gguf_sha256" in found:
-            text = f"{found['source']}: 4-bit weights, de-quantised (sha256 of the file: {found['gguf_sha256']})"
+            text = (
+                f"{found.get('source', '?')}: 4-bit weights, de-quantised (sha256 of the file: {found['gguf_sha256']})"
+            )
             return cls(folder, hub_id, True, None, text, licence, True)
         return cls(folder, hub_id, True, revision, f"the hub, revision {revision}", licence, False)
 
