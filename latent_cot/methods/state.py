@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
+from latent_cot import disk
 from latent_cot.evaluation.diagnostics import mean_figures
 from latent_cot.evaluation.evaluate import Accuracy
 from latent_cot.types import Rationale, Sample
@@ -86,11 +87,11 @@ class State:
         return found
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> State:
-        """Raises ValueError for what `to_json` has not made."""
-        if record.keys() != {one.name for one in fields(cls)}:
+    def from_json(cls, record: Any) -> State:
+        """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type."""
+        if not isinstance(record, Mapping) or record.keys() != {one.name for one in fields(cls)}:
             raise ValueError("it has other parts")
-        return _JSON.validate_python(record)
+        return disk.decoded(_JSON, record, "its state")
 
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the

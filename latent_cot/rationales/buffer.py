@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from rapidfuzz.distance import Levenshtein
 
+from latent_cot import disk
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.types import Rationale
 
@@ -100,9 +101,9 @@ class ReplayBuffer:
         return found
 
     def load_state_dict(self, state: dict[str, Any], vocab_size: int) -> None:
-        """What is then added and drawn is what the saved buffer would have taken and drawn. Raises ValueError for what
-        no buffer has saved."""
-        stores = _STORES.validate_python(state)
+        """What is then added and drawn is what the saved buffer would have taken and drawn. Raises ValueError or
+        UsageError for what no buffer has saved."""
+        stores = disk.decoded(_STORES, state, "its replay buffer")
         for item in (item for of in stores.values() for item in of):
             check_rationale(item.rationale, vocab_size)
             rewards = item.log_reward

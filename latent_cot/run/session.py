@@ -294,10 +294,10 @@ def _load_model(config: RunConfig) -> tuple[LanguageModel, Mapping[str, str], st
 def state_in(checkpoint: Checkpoint) -> State:
     """The loop's state in a checkpoint. Raises UsageError for one of a version that saved something else."""
     try:
-        return State.from_json(checkpoint.state["loop"])
-    except (KeyError, TypeError, ValueError) as error:  # something is missing, or there is more
+        return State.from_json(checkpoint.state.get("loop"))
+    except (ValueError, UsageError) as error:  # something is missing, or there is more
         remedy = "use that version for this run, or start again in another --output-dir"
-        raise UsageError(f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); {remedy}") from error
+        raise UsageError(f"{checkpoint.path}: saved by another version of latent-cot ({error}); {remedy}") from error
 
 
 def _refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) -> None:
@@ -320,7 +320,7 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
     try:
         loop.load_state_dict(checkpoint.state)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, UsageError) as error:
         raise UsageError(f"{checkpoint.path}: not as this run would have saved it: {first_line(error)}") from error
     _read_adapters(session, checkpoint.path)
     return loop

@@ -18,9 +18,9 @@ def pytest_report_header() -> str:
     return f"attack: {f'in full, seed {SEED}' if FULL else 'a minute of it; in full: ATTACK=SEED'}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session(tiny_model_dir: Path) -> Session:
-    """One for all: a run makes its adapters afresh, or restores them."""
+    """One for many: a run makes its adapters afresh, or restores them."""
     config = load_config("smoke")
     data = replace(config.data, demonstrations=2, unlabelled=3, validation=2)
     tests = replace(config.evaluation, splits=("3-operands",), size=2, diagnostics=1)
@@ -29,7 +29,7 @@ def session(tiny_model_dir: Path) -> Session:
     return open_session(replace(config, **changes))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stopped(session: Session, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped in its M-step. Do not write into it."""
     folder = RunFolder.create(tmp_path_factory.mktemp("stopped") / "run", to_dict(session.config))

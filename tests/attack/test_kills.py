@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def in_a_fork(session: Session, folder: Path, point: int, *, counted: Path | Non
         if counted is not None:
             counted.write_text(str(count()))
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
