@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Decoded = TypeVar("Decoded")
 
-MAX_JSON_BYTES = 2**30
+MAX_BYTES = 2**33
 """Of a file that a run has written."""
 MAX_DEPTH = 64
 """Of lists and mappings within each other."""

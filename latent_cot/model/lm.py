@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -193,10 +193,9 @@ class LanguageModel:
         """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
         file = folder / "adapter_model.safetensors"
         try:
-            disk.opened(file).close()  # a regular file
-            state = load_file(file)
+            state = load(disk.read(file, disk.MAX_BYTES))
             own_config, settings = self.peft.peft_config[adapter], folder / "adapter_config.json"
-            saved = disk.parse_json(disk.read(settings, disk.MAX_JSON_BYTES), str(settings))
+            saved = disk.parse_json(disk.read(settings, disk.MAX_BYTES), str(settings))
         except FileNotFoundError as error:
             raise UsageError(f"{file}: no such file; {folder} holds no adapter") from error
         except (SafetensorError, OSError) as error:

@@ -113,8 +113,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """
     file = folder / STATE_FILE
     try:
-        with disk.opened(file) as stream:
-            saved = torch.load(stream, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(disk.read(file, disk.MAX_BYTES)), map_location="cpu", weights_only=True)
         for own, group in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=False):
             group |= {name: value for name, value in own.items() if name != "params"}  # settings are not learned
         shapes = [list(weight.shape) for group in optimizer.param_groups for weight in group["params"]]

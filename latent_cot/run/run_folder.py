@@ -366,7 +366,7 @@ def write_text(path: Path, text: str) -> None:
 
 def _read_json(file: Path) -> Any:
     try:
-        return disk.parse_json(disk.read(file, disk.MAX_JSON_BYTES), str(file))
+        return disk.parse_json(disk.read(file, disk.MAX_BYTES), str(file))
     except FileNotFoundError as error:
         raise UsageError(f"{file}: no such file; the run has not got that far") from error
     except OSError as error:
