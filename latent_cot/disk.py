@@ -17,8 +17,9 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from latent_cot.types import UsageError
 
@@ -71,7 +72,7 @@ def refuse_surrogates(text: str, where: str) -> str:
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def opened(path: str | Path) -> BinaryIO:
+def opened(path: str | Path) -> BufferedReader:
     """A regular file, to read. Raises OSError for any other, ValueError for a zero byte in its name."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_left_alone(tmp_path: Path, p
 
 def test_no_planted_name_is_written_through(tmp_path: Path, precious: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one that was guessed."""
-    monkeypatch.setattr(disk.secrets, "token_hex", lambda n: LEFT)
+    monkeypatch.setattr(secrets, "token_hex", lambda n: LEFT)
     (tmp_path / f".run.json.{LEFT}.new").symlink_to(precious)
     (tmp_path / f".run.json.{os.getpid()}.tmp").symlink_to(precious)
     disk.write(tmp_path / "run.json", b"{}")  # the link is cleared away first
@@ -215,6 +216,7 @@ ALLOWED = {
     *("os.fdopen",),  # a pipe to a tool's own process
     # Files of the package itself:
     "file.read_text",
+    "(_SHIPPED / f'{source}.yaml').read_text",
     "_STYLE.read_text",
     "resources.files('latent_cot.report.web').joinpath(folder, name).read_text",
     "Path(__file__).with_name('_portable_calculator.py').read_text",

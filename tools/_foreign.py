@@ -150,12 +150,12 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _nats(value: Any) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if type(value) is bool or not isinstance(value, numbers.Real):
         raise Failure(f"a {type(value).__name__} instead of a number")
-    value = float(value)
-    if not (value == -math.inf or abs(value) <= MAX_NATS):
-        raise Failure(f"{value} as a reward" if not math.isfinite(value) else f"a reward beyond {MAX_NATS:g} nats")
-    return value
+    nats = float(value)
+    if not (nats == -math.inf or abs(nats) <= MAX_NATS):
+        raise Failure(f"{nats} as a reward" if not math.isfinite(nats) else f"a reward beyond {MAX_NATS:g} nats")
+    return nats
 
 
 def _truth(value: Any) -> bool:

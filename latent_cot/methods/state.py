@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter
 
@@ -18,6 +18,7 @@ Info = dict[str, Any]
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Marks = Annotated[str, Field(pattern="^[01]*$")]
+When = Annotated[str, Field(pattern="^(before|after)$")]
 Round = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
@@ -79,7 +80,7 @@ class State:
     """round -> reasoner -> split -> metric -> `measure.Figure.to_json()`."""
     sampled: list[list[Sample]] = field(default_factory=list)
     """The samples of each question so far of the split that is being measured."""
-    posterior: dict[Round, dict[Literal["before", "after"], list[dict[str, float]]]] = field(default_factory=dict)
+    posterior: dict[Round, dict[When, list[dict[str, float]]]] = field(default_factory=dict)
     """round -> "before" or "after" q's training -> figures of each validation question."""
 
     def to_json(self) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class LanguageModel:
         file = folder / "adapter_model.safetensors"
         try:
             state = load(disk.read(file, disk.MAX_BYTES))
-            own_config, settings = self.peft.peft_config[adapter], folder / "adapter_config.json"
+            settings = folder / "adapter_config.json"
             saved = disk.parse_json(disk.read(settings, disk.MAX_BYTES), str(settings))
         except FileNotFoundError as error:
             raise UsageError(f"{file}: no such file; {folder} holds no adapter") from error
@@ -206,8 +206,9 @@ class LanguageModel:
             wrong = min(shapes ^ theirs)
             difference = f"of another model, or of other LoRA settings (first: {wrong[0]} of shape {wrong[1]})"
             raise UsageError(f"{file}: an adapter {difference}; give the --model and --lora settings of its training")
-        if (there := isinstance(saved, dict) and saved.get("lora_alpha")) != own_config.lora_alpha:
-            remedy = f"it was trained with --lora.alpha {there}, not {own_config.lora_alpha}"
+        alpha = cast("LoraConfig", self.peft.peft_config[adapter]).lora_alpha
+        if (there := isinstance(saved, dict) and saved.get("lora_alpha")) != alpha:
+            remedy = f"it was trained with --lora.alpha {there}, not {alpha}"
             raise UsageError(f"{settings}: {remedy}; give the --lora settings of its training")
         set_peft_model_state_dict(self.peft, state, adapter_name=adapter)
         self._fresh.discard(adapter)

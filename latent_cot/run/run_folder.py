@@ -311,7 +311,7 @@ class RunFolder:
             except UsageError as damage:
                 damages.append(str(damage))
             else:
-                return Checkpoint(path, saved.state, dict(saved.log_sizes), tuple(damages))
+                return Checkpoint(path, saved.state, saved.log_sizes, tuple(damages))
         if damages:
             remedy = "Restore the files, or start again in another --output-dir"
             raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")

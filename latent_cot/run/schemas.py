@@ -88,7 +88,7 @@ class Tracked:
 class Saved:
     """`state.json` of a checkpoint."""
 
-    log_sizes: dict[Literal["events.jsonl", "rationales.jsonl"], Count]
+    log_sizes: dict[str, Count]
     state: dict[str, Any]
 
 

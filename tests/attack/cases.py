@@ -57,7 +57,9 @@ def damaged(draw: st.DrawFn, value: Any) -> Any:
 
 
 def _once(draw: st.DrawFn, value: Any) -> Any:
-    parent, place, node = None, None, value
+    parent: Any = None
+    place: Any = None
+    node = value
     while isinstance(node, dict | list) and node and draw(st.integers(0, 9)):  # deep down, mostly
         keys = list(node) if isinstance(node, dict) else range(len(node))
         parent, place = node, draw(st.sampled_from(keys))

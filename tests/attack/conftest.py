@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,13 @@ def session(tiny_model_dir: Path) -> Session:
     data = replace(config.data, demonstrations=2, unlabelled=3, validation=2)
     tests = replace(config.evaluation, splits=("3-operands",), size=2, diagnostics=1)
     e_step = replace(config.e_step, questions=2, samples=2, replay_share=0.5)
-    changes = {"model": str(tiny_model_dir), "precision": "fp32", "data": data, "evaluation": tests, "e_step": e_step}
+    changes: dict[str, Any] = {
+        "model": str(tiny_model_dir),
+        "precision": "fp32",
+        "data": data,
+        "evaluation": tests,
+        "e_step": e_step,
+    }
     return open_session(replace(config, **changes))
 
 

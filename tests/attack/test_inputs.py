@@ -36,18 +36,19 @@ def test_data_files(data: st.DataObject, tmp_path: Path) -> None:
 
 
 FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")
-ODD: list[tuple[str, Any]] = [
-    *(("hidden_size", value) for value in (0, -1, 10**9, "32", [32], 31, None, 1e308)),
-    *(("num_hidden_layers", value) for value in (0, 10**7, -3, "2", 1.5)),
-    *(("vocab_size", value) for value in (1, 10**12, 97)),
-    *(("num_attention_heads", value) for value in (0, 3, 10**9)),
-    *(("architectures", value) for value in ("LlamaForCausalLM", [1], ["Evil"], {})),
-    *(("model_type", value) for value in ("bert", "", 7, None, "t5")),
-    *(("rope_parameters", value) for value in ({"rope_type": "none"}, {"rope_theta": 0}, [], "x")),
-    *(("dtype", value) for value in ("float7", 3)),
-    *(("transformers_weights", value) for value in ("/etc/passwd", "../x.bin", 3)),
-    *(("quantization_config", value) for value in ({"quant_method": "x"}, {"load_in_4bit": True}, 1)),
-]
+VALUES: dict[str, list[Any]] = {
+    "hidden_size": [0, -1, 10**9, "32", [32], 31, None, 1e308],
+    "num_hidden_layers": [0, 10**7, -3, "2", 1.5],
+    "vocab_size": [1, 10**12, 97],
+    "num_attention_heads": [0, 3, 10**9],
+    "architectures": ["LlamaForCausalLM", [1], ["Evil"], {}],
+    "model_type": ["bert", "", 7, None, "t5"],
+    "rope_parameters": [{"rope_type": "none"}, {"rope_theta": 0}, [], "x"],
+    "dtype": ["float7", 3],
+    "transformers_weights": ["/etc/passwd", "../x.bin", 3],
+    "quantization_config": [{"quant_method": "x"}, {"load_in_4bit": True}, 1],
+}
+ODD = [(key, value) for key, values in VALUES.items() for value in values]
 
 
 @attack(few=25, many=100)

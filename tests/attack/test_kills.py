@@ -73,7 +73,7 @@ def killing(point: int) -> Callable[[], int]:
 
     for module, name in CALLS:
         setattr(module, name, around(getattr(module, name)))
-    lm.save_file = around(lm.save_file)
+    vars(lm)["save_file"] = around(vars(lm)["save_file"])
     fdopen = os.fdopen
     os.fdopen = lambda *arguments, **named: Half(fdopen(*arguments, **named))  # type: ignore[assignment]
     return lambda: calls

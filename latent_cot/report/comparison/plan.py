@@ -80,9 +80,11 @@ def read_variants(source: str) -> list[Variant]:
     Raises UsageError naming the file and the variant.
     """
     where = f"--variants {source}"
-    file = _SHIPPED / f"{source}.yaml" if source in shipped() else disk.expanded(source)
     try:
-        text = file.read_text("utf-8") if source in shipped() else disk.read(file, MAX_CONFIG_BYTES).decode()
+        if source in shipped():
+            text = (_SHIPPED / f"{source}.yaml").read_text("utf-8")
+        else:
+            text = disk.read(disk.expanded(source), MAX_CONFIG_BYTES).decode()
     except (OSError, ValueError) as error:
         why = f"cannot be read ({error}), and none of that name is shipped.{did_you_mean(source, shipped())}"
         raise UsageError(f"{where}: {why}") from error
