@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,6 +30,15 @@ def attack(few: int, many: int) -> Callable[[Test], Test]:
         return seed(SEED)(asked(test))
 
     return mark
+
+
+TALLY: Counter[tuple[str, str]] = Counter()
+"""(test, what came of a case) -> cases."""
+
+
+def count(what: str) -> None:
+    """Note what came of a case of the test that is running."""
+    TALLY[os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split(" ")[0].split("[")[0], what] += 1
 
 
 def nested(depth: int, empty: Any) -> Any:

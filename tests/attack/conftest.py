@@ -12,11 +12,16 @@ from latent_cot.config.settings import load_config, to_dict
 from latent_cot.run import session as of_session
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session, Stopped, open_session, run_loop
-from tests.attack.cases import FULL, SEED
+from tests.attack.cases import FULL, SEED, TALLY
 
 
 def pytest_report_header() -> str:
     return f"attack: {f'in full, seed {SEED}' if FULL else 'a minute of it; in full: ATTACK=SEED'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for (test, what), number in sorted(TALLY.items()) if FULL else []:
+        terminalreporter.write_line(f"attack: {test}: {number} {what}")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from latent_cot.run.reasoners import find
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session
 from latent_cot.types import UsageError
-from tests.attack.cases import FULL, TEXTS, attack, bad_bytes, damaged, written
+from tests.attack.cases import FULL, TEXTS, attack, bad_bytes, count, damaged, written
 
 
 @pytest.fixture
@@ -55,7 +55,9 @@ def refused(act: Callable[[], object]) -> bool:
     except UsageError as error:
         line = str(error)
     else:
+        count("read")
         return False
+    count("refused")
     assert line and "\n" not in line, line
     return True
 
@@ -100,6 +102,7 @@ def test_manifests(data: st.DataObject, copy: Path) -> None:
     manifest.write_bytes(content)
     checkpoint = RunFolder.open(copy).latest()  # the older one is intact
     assert checkpoint is not None
+    count("refused" if checkpoint.skipped else "read")
     manifest.write_bytes(kept)
 
 

@@ -19,7 +19,7 @@ from latent_cot.model import lm
 from latent_cot.run import session as of_session
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session, run_loop
-from tests.attack.cases import FULL, SEED
+from tests.attack.cases import FULL, SEED, count
 from tests.run.test_kill import outcome
 
 CHAINS, KILLS = (20, 10) if FULL else (1, 8)
@@ -119,6 +119,8 @@ def test_a_run_that_is_killed_again_and_again(
     statuses = [in_a_fork(session, folder, point) for point in points]
     assert set(statuses) <= {-signal.SIGKILL, 0}, (points, statuses)
     assert statuses.count(-signal.SIGKILL) > KILLS // 2
+    for _ in range(statuses.count(-signal.SIGKILL)):
+        count("killed")
     assert in_a_fork(session, folder, 0) == 0, points
     assert outcome(folder) == expected, points
     assert sorted(path.name for path in tmp_path.iterdir()) == ["precious", "run"]
