@@ -123,7 +123,8 @@ class EM(Method):
         return {**super().state_dict(), "buffer": self.buffer.state_dict(), "log_z": self.log_z.item()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        self.buffer.load_state_dict(saved["buffer"])
+        super().load_state_dict(saved)
+        self.buffer.load_state_dict(saved["buffer"], self.rules.codec.vocab_size)
         self.log_z.data.fill_(saved["log_z"])
 
 

@@ -12,6 +12,7 @@ if not __name__.startswith("latent_cot."):
 import pkgutil
 
 from latent_cot.tools import _user_file
+from latent_cot.tools._foreign import guard_task
 from latent_cot.types import Task, UsageError
 
 __all__ = ["load", "names"]
@@ -45,4 +46,4 @@ def load(name_or_path: str) -> Task:
     for member in ("tools", "default_splits"):
         if not isinstance(getattr(task, member), tuple):
             raise UsageError(f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}")
-    return task
+    return task if name_or_path in names() else guard_task(task, f"task {task.name}")

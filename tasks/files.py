@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from latent_cot import disk
 from latent_cot.types import Example, UsageError, first_line
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LINE_CHARACTERS = 10_000
+MAX_ROWS = 200_000
+"""Of a file: a million examples would be read for minutes, and are more than any run draws."""
 HUB = "hub:"
 MAX_HUB_ROWS = 100_000
 """Rows looked at in a data set of the hub."""
@@ -51,7 +52,9 @@ def read_rows(source: str) -> list[Row]:
         rows, form = ((f"{source}:{n}", {"text": line}) for n, line in _lines(source, text)), "one a line"
     else:
         rows, form = _json_rows(source, text), "one JSON object a line"
-    found = list(rows)
+    found = list(islice(rows, MAX_ROWS + 1))
+    if len(found) > MAX_ROWS:
+        raise UsageError(f"{source}: more than {MAX_ROWS:,} examples; split the file")
     if not found:
         raise UsageError(f"{source}: the file has no examples; write {form}")
     return found
@@ -113,14 +116,11 @@ def _hub_rows(source: str) -> Iterator[Row]:
 def _read_text(path: str) -> str:
     """A UTF-8 file of at most 64 MiB. Raises UsageError."""
     try:
-        with Path(path).expanduser().open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
+        data = disk.read(disk.expanded(path), MAX_FILE_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_FILE_BYTES // 2**20} MiB; split the file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -170,15 +170,9 @@ def _csv_rows(path: str, text: str) -> Iterator[Row]:
 
 def _parse(text: str, path: str, first_line: int) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{first_line + error.lineno - 1}"
-        raise UsageError(
-            f"{where}: not valid JSON: {error.msg} (column {error.colno}); "
-            "write one JSON object a line, or one JSON list of objects"
-        ) from None
-    except (ValueError, RecursionError):  # an integer of thousands of digits; brackets nested too deep
-        raise UsageError(f"{path}:{first_line}: JSON with a number too long or brackets nested too deep") from None
+        return disk.parse_json(text, path, first_line)
+    except UsageError as error:
+        raise UsageError(f"{error}; write one JSON object a line, or one JSON list of objects") from None
 
 
 def _kind(value: Any) -> str:

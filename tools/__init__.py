@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from latent_cot.tools import _user_file
+from latent_cot.tools._foreign import ForeignTool
 from latent_cot.types import Tool, UsageError
 
 __all__ = ["FunctionTool", "load", "names", "tool"]
@@ -29,6 +30,8 @@ class FunctionTool:
     trigger: str
     description: str
     function: Callable[[str], str]
+    isolated: bool = False
+    """Whether its calls are made in a process of its own."""
 
     def request(self, text: str) -> str:
         """What the chain has written between its last comma or line break and the trigger."""
@@ -38,16 +41,19 @@ class FunctionTool:
         return self.function(request)
 
 
-def tool(*, name: str, trigger: str, description: str | None = None) -> Callable[[Callable[[str], str]], FunctionTool]:
+def tool(
+    *, name: str, trigger: str, description: str | None = None, isolated: bool = False
+) -> Callable[[Callable[[str], str]], FunctionTool]:
     """A decorator: the function becomes a tool, which reads what follows the chain's last comma or line break.
 
     The function is given the request, and returns the text to write after the trigger, with its leading space. It
     raises ToolError for what it cannot answer. Its docstring's first line is the description where none is given.
+    `isolated`: call it in a process of its own, which is ended after `_foreign.SECONDS`, whatever it is at.
     """
 
     def decorate(function: Callable[[str], str]) -> FunctionTool:
         says = description or (function.__doc__ or name).strip().splitlines()[0]
-        made = FunctionTool(name, trigger, says, function)
+        made = FunctionTool(name, trigger, says, function, isolated)
         made.__module__ = function.__module__  # where `load` looks for it
         return made
 
@@ -68,6 +74,12 @@ def load(name: str) -> Tool:
 
     Raises UsageError for an unknown name, a missing file, and a file that fails or defines no tool.
     """
+    found = load_unguarded(name)
+    return found if name in names() else ForeignTool(found, name)
+
+
+def load_unguarded(name: str) -> Tool:
+    """The same as it is in its file, without the limits of `_foreign.py`."""
     where, found = _user_file.load(__name__, names(), "tool", name, lambda value: isinstance(value, Tool))
     texts = ("name", "description", "trigger")
     lacking = [member for member in (*texts, "request", "__call__") if not hasattr(found, member)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from latent_cot import disk
 from latent_cot.types import UsageError, did_you_mean
 
 Kind = Literal["task", "tool"]
@@ -35,7 +36,7 @@ def load(package: str, known: Sequence[str], kind: Kind, name: str, fits: Callab
             f"unknown {kind} {name!r}.{did_you_mean(name, known)} A {kind} of your own is given as a Python file: "
             f"./my_{kind}.py or ./my_{kind}.py:NAME."
         )
-    path = Path(file["path"]).expanduser()
+    path = disk.expanded(file["path"])
     if not path.is_file():
         several = " Several are separated by spaces." if "," in str(path) else ""
         raise UsageError(f"{path}: no such {kind} file; name a .py file, or one of: {', '.join(known)}.{several}")

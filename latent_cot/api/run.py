@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_cot import tasks
+from latent_cot import disk, tasks
 from latent_cot.api.results import Evaluation, Results
 from latent_cot.config.schema import RunConfig, sampling_temperature
 from latent_cot.evaluation.splits import splits_of
@@ -74,12 +74,12 @@ class Run:
         """One of "finished", "stopped", "failed", "running" (or killed), and "untrained" for a base model."""
         if self.source.folder is None:
             return "untrained"
-        return str(self.source.folder.read_json("run.json")["status"])
+        return self.source.folder.about.status
 
     @property
     def results(self) -> Results:
         """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
-        record = self.folder("results").read_json("results.json")
+        record = self.folder("results").results
         return Results(record, self.task.metrics, self.config.evaluation.splits or self.task.default_splits)
 
     @property
@@ -122,7 +122,7 @@ class Run:
 
         Raises UsageError if it is no question of this task.
         """
-        check_sampling(n=n, temperature=temperature)
+        check_sampling(n=n, temperature=temperature, seed=seed)
         asked = reasoner or self.reasoners[0]
         if asked not in self._adapters:
             self.source.require(asked)
@@ -147,7 +147,10 @@ class Run:
         if not all(isinstance(text, str) for text in given):  # e.g. the `z` of an example without one
             raise TypeError(f"rationales are texts: {given!r}")
         loop, example = self.in_memory(), self._example(question, answer)
-        encoded = [encode_rationale(text, loop.test_rules, written=True) for text in rationales]
+        encoded = [
+            encode_rationale(disk.refuse_surrogates(text, "rationale"), loop.test_rules, written=True)
+            for text in rationales
+        ]
         return self._scored(example, dict.fromkeys(encoded, 1), None, weighed=False)
 
     def evaluate(
@@ -183,7 +186,9 @@ class Run:
 
         Raises UsageError for an unknown split, a bad file, or a reasoner that cannot answer.
         """
-        check_sampling(votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature)
+        check_sampling(
+            votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature, seed=seed
+        )
         configured = self.config.evaluation
         own, usual = {"votes": votes}, 0.0 if votes == 1 else 0.5
         if self.task.is_measured:
@@ -245,7 +250,10 @@ class Run:
         return self._loop
 
     def _example(self, question: str | Example, answer: str | None) -> Example:
-        return question if isinstance(question, Example) else self.task.example(question, answer)
+        example = question if isinstance(question, Example) else self.task.example(question, answer)
+        for text in (example.x, example.y, example.z, example.answer, example.question):
+            disk.refuse_surrogates(text or "", "question")
+        return example
 
     def _scored(
         self, example: Example, counts: Mapping[Any, int], sampler: Adapter | None, *, weighed: bool
@@ -269,9 +277,13 @@ class Run:
         return self.source.folder
 
 
-def check_sampling(prefix: str = "", temperature: float | None = None, **counts: int | None) -> None:
-    """Raises UsageError, naming the setting, for a temperature that nothing can be sampled at, a count below 1, and
-    several votes at temperature 0.
+MOST = 1_000_000
+"""Chains of a question, tokens of a chain, questions of a split."""
+
+
+def check_sampling(prefix: str = "", temperature: float | None = None, seed: int = 0, **counts: int | None) -> None:
+    """Raises UsageError, naming the setting, for a temperature that nothing can be sampled at, a count below 1 or
+    beyond `MOST`, a seed that there is not, and several votes at temperature 0.
 
     Args:
         prefix: `--`, if these are flags.
@@ -280,6 +292,10 @@ def check_sampling(prefix: str = "", temperature: float | None = None, **counts:
         if value is not None and value < 1:
             written = prefix + (name.replace("_", "-") if prefix else name)
             raise UsageError(f"{written} is {value}; it must be at least 1")
+        if value is not None and value > MOST:
+            raise UsageError(f"{prefix}{name.replace('_', '-')} is {value!s:.12}...; it must be at most {MOST:,}")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"{prefix}seed is {seed!s:.12}; it must be from 0 to {2**32 - 1}")
     try:
         sampling_temperature(0 if temperature is None else temperature)
     except ValueError as error:

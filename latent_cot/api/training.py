@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from latent_cot import disk
 from latent_cot.api.run import Run, load
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, differences, from_dict, load_config
@@ -93,7 +94,7 @@ def train(
     Raises UsageError for whatever you can put right.
     """
     config = configure(**settings) if config is None else _with(config, settings)
-    path = Path(config.output_dir or default_folder(config)).expanduser()
+    path = disk.expanded(config.output_dir or default_folder(config))
     config = replace(config, output_dir=str(path))
     check(config)
     config = with_absolute_paths(config)

@@ -15,6 +15,8 @@ import textwrap
 from collections.abc import Sequence
 
 from latent_cot import __version__
+from latent_cot.disk import refuse_surrogates
+from latent_cot.run.interrupts import aborting, was_aborted
 from latent_cot.types import UsageError, did_you_mean
 
 COMMANDS = {
@@ -49,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its escape
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _run(argv)
+        with aborting():
+            status = _run(argv)
         if sys.stdout is not None:  # it is where the shell has closed it
             sys.stdout.flush()  # here, before the interpreter does it, whose complaints name no remedy
         return status
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     try:
+        for arg in argv:
+            refuse_surrogates(arg, "the command line")
         if not argv or argv[0] in ("-h", "--help"):
             print(_help())
             return 0 if argv else EXIT_USAGE
@@ -78,12 +83,14 @@ def _run(argv: Sequence[str]) -> int:
         if argv[0] not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError(f"{argv[0]} uses one process: start it without torchrun or accelerate launch")
         return call(*argv)
-    except UsageError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if was_aborted() or isinstance(error, KeyboardInterrupt):
+            _print_error("interrupted")
+            return EXIT_INTERRUPTED
+        if not isinstance(error, UsageError):
+            raise
         _print_error(str(error))
         return EXIT_USAGE
-    except KeyboardInterrupt:
-        _print_error("interrupted")
-        return EXIT_INTERRUPTED
     except SystemExit as stop:  # raised by tyro after --help and on unreadable flags
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
 

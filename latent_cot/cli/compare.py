@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from latent_cot import tasks
+from latent_cot import disk, tasks
 from latent_cot.cli.fit import observer, refuse_unwritable
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.methods import METHODS, PlannedBudget
@@ -148,7 +148,7 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
     tasks.load(base.task)
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)
-    path = Path(options.output_dir or f"runs/compare-{Path(base.task).stem}").expanduser()
+    path = disk.expanded(options.output_dir or f"runs/compare-{Path(base.task).stem}")
     if (path / "config.yaml").exists():
         raise UsageError(f"--output-dir {path}: holds a run; give another folder")
     # Seed after seed: if it is stopped halfway, every method has been run with the first seeds.
@@ -190,7 +190,7 @@ def _variants(options: CompareOptions) -> list[Variant]:
 
 def _seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    seeds = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    seeds = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) <= 10]
     if len(set(seeds)) < len(parts):
         raise UsageError(f"--seeds {text}: write them as 0,1,2, each once")
     return seeds

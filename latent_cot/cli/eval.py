@@ -75,7 +75,7 @@ class EvalOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(EvalOptions, argv, "eval")
-    check_sampling("--", **{name: getattr(options, name) for name in SAMPLING})
+    check_sampling("--", seed=options.seed, **{name: getattr(options, name) for name in SAMPLING})
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
     task, console = asked.task, progress_console(to_stderr=options.json)
     announce_loading(console, asked)

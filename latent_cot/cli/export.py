@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from latent_cot import disk
 from latent_cot.api.run import load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.report.terminal import waiting
@@ -48,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     source, of_run = asked.source, asked.folder("adapter to export")
     reasoner = options.reasoner or source.reasoners[0]
     source.require(reasoner)
-    target = options.target.expanduser()
+    target = disk.expanded(options.target)
     console = progress_console(to_stderr=options.json)
 
     from latent_cot.run.export import folder

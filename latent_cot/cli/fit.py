@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
+from latent_cot import disk
 from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, say, short_help, value_of
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
@@ -70,7 +71,7 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
     """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
     options = _parsed(argv, command)
     config = options.settings
-    path = Path(config.output_dir or default_folder(config)).expanduser()
+    path = disk.expanded(config.output_dir or default_folder(config))
     if options.resume:
         config = _resumed(config, path, given(argv))
         refuse_code(config, path / "config.yaml", trusted=options.trust_code)
@@ -154,6 +155,8 @@ def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
             again = f"--output-dir {_quoted(path)} --resume{tracked}{_trust(config)}"
             say(console, f"  latent-cot {command} {again}", whole=True)
             return 128 + (stopped_by() or signal.SIGINT)
+    for note in session.failures:
+        say(console, note, style="bold red")
     say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {_quoted(path)}. See also:")
     say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}", whole=True)
     say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}", whole=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from latent_cot import __version__
+from latent_cot import __version__, disk
 from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, announce_loading, parse, progress_console, say
 from latent_cot.evaluation.splits import splits_of
@@ -61,10 +61,11 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ReportOptions, argv, "report")
     if not options.runs:
         raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
-    check_sampling("--", options.temperature, questions=options.questions, samples=options.samples)
+    counts = {"questions": options.questions, "samples": options.samples}
+    check_sampling("--", options.temperature, options.seed, **counts)
     # First all that is quick to find out: a mistyped folder need not wait for another run's model.
     runs = [_open(target, options) for target in options.runs]
-    path = options.output.expanduser() if options.output else runs[0].folder("report").path / "report.html"
+    path = disk.expanded(options.output) if options.output else runs[0].folder("report").path / "report.html"
     check_writable(path, "--output")
     console = progress_console(to_stderr=False)
     shown = []

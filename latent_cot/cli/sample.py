@@ -44,7 +44,7 @@ class SampleOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(SampleOptions, argv, "sample")
-    check_sampling("--", n=options.n, temperature=options.temperature)
+    check_sampling("--", n=options.n, temperature=options.temperature, seed=options.seed)
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
     console = progress_console(to_stderr=options.json)
     announce_loading(console, asked)

@@ -27,6 +27,7 @@ def sampling_temperature(value: float) -> float:
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, gt=0)]
+Few = Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 PositiveAmount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
@@ -63,7 +64,7 @@ class DataConfig(Section):
 class LoraSettings(Section):
     """The adapters of p and q, which are alike."""
 
-    rank: Positive = 16
+    rank: Few = 16
     """Rank r of the update B A."""
     alpha: Positive = 32
     """The update is scaled by alpha / r."""
@@ -95,9 +96,9 @@ class EStepConfig(Section):
 
     steps: Count = 40
     """Optimiser steps of q a round. 0: no E-step; a q that sees X only is then the present p."""
-    questions: Positive = 8
+    questions: Few = 8
     """Questions a step."""
-    samples: Positive = 8
+    samples: Few = 8
     """Rationales sampled for each question."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""
@@ -177,7 +178,7 @@ class MStepConfig(Section):
     """Optimiser steps of p a round."""
     batch_size: Positive = 16
     """Rationales a step."""
-    samples: Positive = 1
+    samples: Few = 1
     """Rationales drawn from q for each training question."""
     temperature: SamplingTemperature = 1.0
     """The temperature they are drawn at; 1 is q itself."""
@@ -230,11 +231,11 @@ class EvaluationConfig(Section):
     """Tokens a chain may choose: more than in training, since test questions may be longer."""
     diagnostics: Count = 32
     """Validation questions on which q is compared with the posterior before and after each E-step; 0: none."""
-    votes: Positive = 1
+    votes: Few = 1
     """Chains a question: above 1 the majority decides."""
     temperature: SamplingTemperature = 0.0
     """Sampling temperature; 0 is greedy."""
-    samples: Positive | None = None
+    samples: Few | None = None
     """Rationales sampled for each question of a task that has figures of them instead of right answers. None: as
     many as the task likes."""
 
@@ -271,7 +272,7 @@ class DecodeConfig(Section):
 
     strategy: Literal["sample", "nucleus", "beam", "diverse-beam"] = "sample"
     """Sampling, sampling from the likeliest tokens, beam search, or beam search in groups that avoid each other."""
-    multiple: Positive = 1
+    multiple: Few = 1
     """Chains for each rationale that is asked for: beams, or samples of which the likeliest are kept."""
 
 

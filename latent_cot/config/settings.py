@@ -20,10 +20,10 @@ from typing import Any, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from latent_cot import tasks, tools
+from latent_cot import disk, tasks, tools
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import SECTIONS, RunConfig
-from latent_cot.types import UsageError, did_you_mean
+from latent_cot.types import UsageError, did_you_mean, first_line
 
 DEFAULT_PRESET = "cpu"
 MAX_CONFIG_BYTES = 2**20
@@ -145,6 +145,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -169,22 +171,18 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{where}{line}: not valid YAML: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not valid YAML: {error}") from error
-    return {} if record is None else record
+        raise UsageError(f"{where}: not valid YAML: {first_line(error)}") from error
+    return {} if record is None else disk.bounded(record, where)
 
 
 def read_settings(file: str | Path) -> Any:
     """What a file of settings holds, not yet checked. Raises UsageError if it cannot be read."""
     try:
-        with Path(file).expanduser().open("rb") as stream:
-            data = stream.read(MAX_CONFIG_BYTES + 1)
-        text = data.decode("utf-8-sig")
+        text = disk.read(disk.expanded(file), MAX_CONFIG_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: not UTF-8 text; save the file as UTF-8") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UsageError(f"{file}: cannot be read ({error}); check the path") from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise UsageError(f"{file}: larger than 1 MiB; is this a configuration?")
     return parse_yaml(text, str(file))
 
 

@@ -29,6 +29,7 @@ from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import COMPLETE_ONLY
 from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
+from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
@@ -94,7 +95,24 @@ class Method(Evaluator):
         return {"loop": self.state.to_json()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over what a method has added to `state_dict`: nothing, unless it says otherwise."""
+        """Take over what a method has added to `state_dict`: nothing, unless it says otherwise. Raises ValueError for
+        what cannot be this method's with these questions and this model: a checkpoint may come from somebody else."""
+        state, phases, tests = self.state, self.phases, {name: len(questions) for name, questions in self.tests.items()}
+        if state.phase > len(phases) or state.unit > (self.units(phases[state.phase]) if phases[state.phase :] else 0):
+            raise ValueError(f"it is at unit {state.unit} of phase {state.phase}, which there is not")
+        if any(one.question >= len(self.questions) for one in state.drawn):
+            raise ValueError("a rationale is of no training question")
+        marks = (
+            (split, of)
+            for of_round in state.right.values()
+            for splits in of_round.values()
+            for split, of in splits.items()
+        )
+        if any(len(of) > tests.get(split, 0) for split, of in marks):
+            raise ValueError("more questions were answered than a test split has")
+        samples = (one.rationale for of_question in state.sampled for one in of_question)
+        for rationale in (*(one.rationale for one in state.drawn), *samples):
+            check_rationale(rationale, self.rules.codec.vocab_size)
 
     # -- phases that methods share -------------------------------------------------------------------
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from latent_cot import disk
 from latent_cot.evaluation.diagnostics import mean_figures
 from latent_cot.evaluation.evaluate import Accuracy
 from latent_cot.types import Rationale, Sample
 
 Info = dict[str, Any]
 """The figures of a unit of work."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Marks = Annotated[str, Field(pattern="^[01]*$")]
+When = Annotated[str, Field(pattern="^(before|after)$")]
+Round = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,10 @@ class Phase:
 class WeightedRationale(NamedTuple):
     """A rationale to fine-tune on."""
 
-    question: int
+    question: Count
     """Index of its training question."""
     rationale: Rationale
-    weight: float = 1.0
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Of its log-likelihood."""
 
 
@@ -38,11 +44,11 @@ class WeightedRationale(NamedTuple):
 class Budget:
     """What training has cost. Evaluation and diagnostics are not counted."""
 
-    trajectories: int = 0
+    trajectories: Count = 0
     """Rationales sampled."""
-    tokens: int = 0
+    tokens: Count = 0
     """Their tokens, the tools' included."""
-    gradient_steps: int = 0
+    gradient_steps: Count = 0
     """Optimiser steps of either adapter, those on the demonstrations included."""
 
     def sampled(self, rationales: Sequence[Rationale], counts: Sequence[int] | None = None) -> None:
@@ -56,9 +62,9 @@ class Budget:
 class State:
     """Where a run is and what it has found; with the adapters, the optimiser and the buffer, all of it."""
 
-    phase: int = 0
+    phase: Count = 0
     """Index into `Method.phases`."""
-    unit: int = 0
+    unit: Count = 0
     """Units of that phase that are done."""
     model_trained: bool = False
     """Whether an M-step has changed p."""
@@ -68,13 +74,13 @@ class State:
     checks: list[float] = field(default_factory=list)
     """How good p was at each check of a method that stops early: right answers to the validation questions or, where
     there are none, minus the loss of their rationales."""
-    right: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    right: dict[Round, dict[str, dict[str, Marks]]] = field(default_factory=dict)
     """round -> reasoner -> split -> "1" or "0" for each question, in their order."""
-    metrics: dict[str, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+    metrics: dict[Round, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
     """round -> reasoner -> split -> metric -> `measure.Figure.to_json()`."""
     sampled: list[list[Sample]] = field(default_factory=list)
     """The samples of each question so far of the split that is being measured."""
-    posterior: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
+    posterior: dict[Round, dict[When, list[dict[str, float]]]] = field(default_factory=dict)
     """round -> "before" or "after" q's training -> figures of each validation question."""
 
     def to_json(self) -> dict[str, Any]:
@@ -82,11 +88,11 @@ class State:
         return found
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> State:
-        """Raises ValueError for what `to_json` has not made."""
-        if record.keys() != {one.name for one in fields(cls)}:
+    def from_json(cls, record: Any) -> State:
+        """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type."""
+        if not isinstance(record, Mapping) or record.keys() != {one.name for one in fields(cls)}:
             raise ValueError("it has other parts")
-        return _JSON.validate_python(record)
+        return disk.decoded(_JSON, record, "its state")
 
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the

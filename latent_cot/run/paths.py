@@ -6,13 +6,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from latent_cot import disk
 from latent_cot.config.schema import RunConfig
 from latent_cot.types import UsageError
 
 
 def default_folder(config: RunConfig) -> str:
     """runs/TASK-MODEL-seedSEED, or runs/TASK-METHOD-MODEL-seedSEED if the method is not EM."""
-    model = Path(config.model).expanduser()
+    model = disk.expanded(config.model)
     name = (model.resolve() if model.is_dir() else model).name or "model"
     method = "" if config.method == "em" else f"-{config.method}"
     return f"runs/{Path(config.task).stem}{method}-{name}-seed{config.seed}"
@@ -21,8 +22,10 @@ def default_folder(config: RunConfig) -> str:
 def check_writable(path: Path, option: str) -> None:
     """Raises UsageError, naming the option, if the file cannot be written: better before the work that would be lost
     than after it. What is in it stays."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = "a folder" if path.is_dir() else "its folder does not exist"
+    if (there := os.path.lexists(path) and not path.is_symlink() and not path.is_file()) or (
+        not path.absolute().parent.is_dir()
+    ):
+        what = ("a folder" if path.is_dir() else "no regular file") if there else "its folder does not exist"
         raise UsageError(f"{option} {path}: {what}; name a file")
     if not os.access(path if os.path.exists(path) else path.absolute().parent, os.W_OK):
         raise UsageError(f"{option} {path}: cannot be written; name another file")
@@ -32,18 +35,18 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Files and folders in full, so that a run can be resumed and evaluated from anywhere."""
 
     def absolute(text: str) -> str:
-        path = Path(text).expanduser()
-        return str(path.absolute()) if path.exists() else text
+        path = disk.expanded(text)
+        return str(disk.expanded(path.absolute())) if os.path.exists(path) else text
 
     files = config.data.train_file
     if files is not None:
-        whole = Path(files).expanduser().is_file()  # a comma may be part of a file's name
+        whole = os.path.isfile(os.path.expanduser(files))  # a comma may be part of a file's name
         files = absolute(files) if whole else ",".join(absolute(file.strip()) for file in files.split(","))
     tools = config.rollout.tools
     if tools is not None:  # FILE.py or FILE.py:NAME
         tools = tuple(absolute(head + dot) + tail for head, dot, tail in (tool.partition(".py") for tool in tools))
     task = absolute(config.task) if config.task.endswith(".py") else config.task
-    model = absolute(config.model) if (Path(config.model).expanduser() / "config.json").is_file() else config.model
+    model = absolute(config.model) if (disk.expanded(config.model) / "config.json").is_file() else config.model
     splits = config.evaluation.splits
     if splits is not None:  # a split is a file where it has a file's name: there may be a file, or a folder, `test`
         splits = tuple(absolute(name) if Path(name).suffix else name for name in splits)

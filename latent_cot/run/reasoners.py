@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_cot import tasks
+from latent_cot import disk, tasks
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code
@@ -66,7 +66,7 @@ class Source:
 def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
     """A run folder if `target` has a config.yaml, else a base model. Raises UsageError for neither, and for a run
     whose configuration names code unless it is `trusted`."""
-    path = Path(target).expanduser()
+    path = disk.expanded(target)
     if not os.path.exists(path):  # it takes names of any length
         _refuse_missing_folder(target, path)
     if (path / "config.yaml").exists():

@@ -9,7 +9,8 @@
     results.json       the evaluation
     .lock              held by the one process that may write
 
-Every file but the two logs appears at once, by renaming, or not at all. Importing this loads no torch.
+Every file but the two logs appears at once, by renaming, or not at all (`disk.py`). What is read is decoded by a schema
+(`schemas.py`). Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,18 +27,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from latent_cot import __version__
+from latent_cot import __version__, disk
 from latent_cot.config.settings import read_settings
+from latent_cot.run import schemas
+from latent_cot.run.schemas import Status
 from latent_cot.types import UsageError, finite
 
-Status = Literal["running", "stopped", "failed", "finished"]
-"""A killed process leaves "running"."""
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 EVENTS = "events.jsonl"
 RATIONALES = "rationales.jsonl"
@@ -84,7 +86,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             with folder.lock():
                 refuse_unless_free(path)  # another process may have been quicker
-                _replace(path / "config.yaml", text.encode())
+                disk.write(path / "config.yaml", text.encode())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise UsageError(f"--output-dir {path}: cannot be written ({error}); give another one") from error
         folder.mark("running")
@@ -109,7 +111,7 @@ class RunFolder:
         The lock is the kernel's: it ends with the process, however that ends. What a killed process left of
         a last line in the logs is cut off.
         """
-        for name in (".lock", ".lock.pid", EVENTS, RATIONALES, "checkpoints"):
+        for name in (".lock", ".lock.pid", EVENTS, RATIONALES, "checkpoints", "tensorboard", "wandb"):
             if (self.path / name).is_symlink():  # in a folder of somebody else's it may lead to a file of the user's
                 raise UsageError(f"{self.path / name}: a symbolic link, which is not written through; take it away")
         lock = FileLock(self.path / ".lock")
@@ -119,15 +121,17 @@ class RunFolder:
                 lock.acquire(blocking=False)
             except Timeout as error:
                 holder = "unknown"  # it has only just got the lock, or is about to end
-                with suppress(OSError):
-                    holder = owner.read_text().strip()
+                with suppress(OSError, UsageError, ValueError):
+                    holder = disk.read(owner, 1000).decode().strip()
                 who = f"another process (pid {holder})"
                 raise UsageError(f"{self.path}: in use by {who}; wait for it, or give another --output-dir") from error
         try:
             with _writing(self.path):
-                owner.write_text(f"{os.getpid()} on {platform.node()}\n")
+                for place in (self.path, self.path / "checkpoints"):
+                    disk.clear(place)
+                disk.write(owner, f"{os.getpid()} on {platform.node()}\n".encode())
                 for name in (EVENTS, RATIONALES):
-                    _keep_lines(self.path / name)
+                    disk.keep_lines(self.path / name)
             yield
         finally:
             with suppress(OSError):
@@ -139,8 +143,8 @@ class RunFolder:
         import torch  # here: it takes seconds
 
         started = now = _now()
-        with suppress(UsageError, KeyError, TypeError):
-            started = self.read_json("run.json")["started_at"]
+        with suppress(UsageError):
+            started = self.about.started_at or now
         packages = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate")}
         record = {
             "status": status,
@@ -161,8 +165,8 @@ class RunFolder:
             yield
         except Exception as error:
             # Of no avail where the disk is full, which may be the error; that one is what the user must see.
-            with suppress(UsageError, KeyError, TypeError):
-                if self.read_json("run.json")["status"] == "running":
+            with suppress(UsageError):
+                if self.about.status == "running":
                     self.mark("failed")
                     self.log("note", text=f"Failed: {type(error).__name__}: {error}")
             raise
@@ -180,26 +184,32 @@ class RunFolder:
 
         Raises UsageError for any other line that is no JSON object.
         """
-        return self._records(EVENTS)
+        return self._records(EVENTS, lambda event: schemas.EVENTS.get(str(event.get("kind")), schemas.EVENT))
 
     def rationales(self) -> Iterator[dict[str, Any]]:
         """All complete records of rationales.jsonl, likewise."""
-        return self._records(RATIONALES)
+        return self._records(RATIONALES, lambda record: schemas.SAMPLED)
 
-    def _records(self, name: str) -> Iterator[dict[str, Any]]:
+    def _records(self, name: str, schema: Callable[[dict[str, Any]], TypeAdapter[Any]]) -> Iterator[dict[str, Any]]:
         file = self.path / name
-        if not file.exists():
+        if not os.path.lexists(file):
             return
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    return
-                event = None
-                with suppress(ValueError):
-                    event = json.loads(line)
-                if not isinstance(event, dict):
-                    raise UsageError(f"{file}, line {number}: no JSON object; take the line out")
-                yield event
+        try:
+            with disk.opened(file) as lines:
+                for number, line in enumerate(lines, 1):
+                    if not line.endswith(b"\n"):
+                        return
+                    where = f"{file}, line {number}"
+                    try:
+                        record = disk.parse_json(line, where, any_text=True)
+                        if not isinstance(record, dict):
+                            raise UsageError(f"{where}: no JSON object")
+                        disk.decoded(schema(record), record, where)
+                    except UsageError as error:
+                        raise UsageError(f"{error}; take the line out") from error
+                    yield record
+        except OSError as error:
+            raise UsageError(f"{file}: cannot be read ({error})") from error
 
     def append_rationales(self, records: Iterable[dict[str, Any]]) -> None:
         """Append to rationales.jsonl, all or none; non-finite numbers become null."""
@@ -208,16 +218,8 @@ class RunFolder:
     def _append(self, name: str, records: Iterable[Any]) -> None:
         # ASCII only: no lone surrogate or exotic line separator in a model's text can break a line.
         data = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode("ascii")
-        path = self.path / name
-        with _writing(path):
-            size = path.stat().st_size if path.exists() else 0
-            try:
-                with path.open("ab") as file:
-                    file.write(data)
-            except BaseException:  # half a line would spoil the next one
-                with suppress(OSError):
-                    os.truncate(path, size)
-                raise
+        with _writing(self.path / name):
+            disk.append(self.path / name, data)
 
     # -- JSON ----------------------------------------------------------------------------------------
 
@@ -225,17 +227,23 @@ class RunFolder:
         """Write a file at once, keys sorted. JSON has no NaN or infinity: they become null."""
         with _writing(self.path / name):
             text = json.dumps(finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n"
-            _replace(self.path / name, text.encode("ascii"))
+            disk.write(self.path / name, text.encode("ascii"))
 
     def read_json(self, name: str) -> Any:
         """Raises UsageError if there is no such file, or it is broken."""
-        file = self.path / name
-        try:
-            return json.loads(file.read_bytes())
-        except FileNotFoundError as error:
-            raise UsageError(f"{file}: no such file; the run has not got that far") from error
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{file}: cannot be read ({error}); the file is damaged") from error
+        return _read_json(self.path / name)
+
+    @property
+    def about(self) -> schemas.About:
+        """What is in `run.json`. Raises UsageError as `read_json`."""
+        return disk.decoded(schemas.ABOUT, self.read_json("run.json"), str(self.path / "run.json"))
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What is in `results.json`, see `schemas.Results`. Raises UsageError as `read_json`."""
+        found = self.read_json("results.json")
+        disk.decoded(schemas.RESULTS, found, str(self.path / "results.json"))
+        return found  # type: ignore[no-any-return]
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
@@ -257,12 +265,10 @@ class RunFolder:
         Args:
             write: makes folders of these names in the folder it is given.
         """
-        with _scratch(self.path) as temporary:
+        with _writing(self.path), disk.new_folder(self.path / "adapters") as temporary:
             write(temporary)
-            _sync(*temporary.rglob("*"), temporary)
             for name in names:
-                shutil.rmtree(self.path / name, ignore_errors=True)
-                os.replace(temporary / name, self.path / name)
+                disk.put_folder(temporary / name, self.path / name)
 
     def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:
         """Save a checkpoint and drop all but the newest two; returns its folder.
@@ -278,16 +284,19 @@ class RunFolder:
         encoded = json.dumps({"log_sizes": sizes, "state": state})
         number = max((int(path.name) for path in self._checkpoints()), default=0) + 1
         target = self.path / "checkpoints" / f"{number:06d}"
-        with _scratch(target.parent) as temporary:
-            write(temporary)
-            (temporary / "state.json").write_bytes(encoded.encode("ascii"))
-            paths = sorted(path for path in temporary.rglob("*") if path.is_file())
-            files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in paths}
-            (temporary / "manifest.json").write_text(json.dumps({"files": files}, indent=2))
-            _sync(*temporary.rglob("*"), temporary, *logs)
-            os.replace(temporary, target)
-        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
+        with _writing(target.parent):
+            target.parent.mkdir(exist_ok=True)
+            with disk.new_folder(target) as temporary:
+                write(temporary)
+                disk.write(temporary / "state.json", encoded.encode("ascii"))
+                paths = sorted(path for path in temporary.rglob("*") if path.is_file())
+                files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in paths}
+                disk.write(temporary / "manifest.json", json.dumps({"files": files}, indent=2).encode())
+                disk.sync(*logs)
+                disk.put_folder(temporary, target)
+            for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
+                with suppress(OSError):
+                    disk.remove_folder(old)
         return target
 
     def latest(self) -> Checkpoint | None:
@@ -302,7 +311,7 @@ class RunFolder:
             except UsageError as damage:
                 damages.append(str(damage))
             else:
-                return Checkpoint(path, saved["state"], saved["log_sizes"], tuple(damages))
+                return Checkpoint(path, saved.state, saved.log_sizes, tuple(damages))
         if damages:
             remedy = "Restore the files, or start again in another --output-dir"
             raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")
@@ -315,10 +324,10 @@ class RunFolder:
         """
         with _writing(self.path):
             for name in (EVENTS, RATIONALES):
-                _keep_lines(self.path / name, checkpoint.log_sizes.get(name, 0) if checkpoint else 0)
+                disk.keep_lines(self.path / name, checkpoint.log_sizes.get(name, 0) if checkpoint else 0)
             for path in self._checkpoints():
                 if checkpoint is None or int(path.name) > int(checkpoint.path.name):
-                    shutil.rmtree(path)
+                    disk.remove_folder(path)
 
     def _checkpoints(self) -> list[Path]:
         """Oldest first, damaged ones included."""
@@ -352,28 +361,37 @@ def write_text(path: Path, text: str) -> None:
     """Write a file at once, and its folder if there is none. Raises UsageError if it cannot be written."""
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, text.encode("utf-8"))
+        disk.write(path, text.encode("utf-8"))
 
 
-def _read_checkpoint(folder: Path) -> dict[str, Any]:
-    """`log_sizes` and `state`, once all files have been compared with the manifest. Raises UsageError for damage."""
-    manifest = folder / "manifest.json"
+def _read_json(file: Path) -> Any:
     try:
-        files = json.loads(manifest.read_bytes())["files"]
+        return disk.parse_json(disk.read(file, disk.MAX_BYTES), str(file))
+    except FileNotFoundError as error:
+        raise UsageError(f"{file}: no such file; the run has not got that far") from error
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error}); the file is damaged") from error
+
+
+def _read_checkpoint(folder: Path) -> schemas.Saved:
+    """What was saved, once all files have been compared with the manifest. Raises UsageError for damage."""
+    manifest, state = folder / "manifest.json", folder / "state.json"
+    try:
+        files = disk.decoded(schemas.MANIFEST, _read_json(manifest), str(manifest)).files
         for name, expected in files.items():
+            if ".." in Path(name).parts or Path(name).is_absolute() or "\0" in name:
+                raise UsageError(f"{manifest} names {name}, which is no file of this checkpoint")
             found = (folder / name).lstat()
             # A folder of somebody else's may name any file there is, one without an end too.
-            if not stat.S_ISREG(found.st_mode) or ".." in Path(name).parts or Path(name).is_absolute():
+            if not stat.S_ISREG(found.st_mode) or not (folder / name).resolve().is_relative_to(folder.resolve()):
                 raise UsageError(f"{manifest} names {name}, which is no file of this checkpoint")
-            if found.st_size != expected["size"] or _fingerprint(folder / name) != expected:
+            if found.st_size != expected.size or _fingerprint(folder / name) != vars(expected):
                 raise UsageError(f"{folder / name} has changed since it was written")
         if "state.json" not in files:
             raise UsageError(f"{manifest} lacks state.json")
-        return json.loads((folder / "state.json").read_bytes())  # type: ignore[no-any-return]
     except OSError as error:
         raise UsageError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{manifest} is broken") from error
+    return disk.decoded(schemas.SAVED, _read_json(state), str(state))
 
 
 def refuse_unless_free(path: Path) -> None:
@@ -398,56 +416,9 @@ def _writing(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: cannot be written ({reason}); {remedy}") from error
 
 
-@contextmanager
-def _scratch(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, to be moved away from there when it is complete: what is left of it goes."""
-    temporary = parent / ".new.tmp"
-    with _writing(parent):
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _sync(parent)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment it is the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _keep_lines(path: Path, size: int = -1) -> None:
-    """Cut a log to the complete lines within its first `size` bytes (-1: all)."""
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(file.read(size).rfind(b"\n") + 1)
-
-
-def _sync(*paths: Path) -> None:
-    """Have the kernel put files, or the entries of folders, on the disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
-                raise
-        finally:
-            os.close(descriptor)
-
-
 def _fingerprint(path: Path) -> dict[str, Any]:
     """What the manifest says of a file."""
-    with path.open("rb") as file:
+    with disk.opened(path) as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 

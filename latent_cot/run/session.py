@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from peft import LoraConfig
 
-from latent_cot import tasks, tools
+from latent_cot import disk, tasks, tools
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import LoraSettings, RunConfig, data_request, tool_names
 from latent_cot.config.settings import to_dict
@@ -32,8 +32,9 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
+from latent_cot.run.schemas import RESOURCES, Resources
 from latent_cot.tasks.common import digest, fingerprint
-from latent_cot.types import Example, Sweep, Task, TaskData, UsageError
+from latent_cot.types import Example, Sweep, Task, TaskData, UsageError, first_line
 
 SAVE_EVERY = 60.0
 """Seconds between two saves of a run's state."""
@@ -60,6 +61,12 @@ class Session:
     """For tests: chains may be longer."""
     notes: list[str]
     """Sentences the user should see."""
+
+    @property
+    def failures(self) -> list[str]:
+        """A sentence on each, the task and the tools, whose code has failed."""
+        guards = [getattr(one, "guard", None) for one in (self.task, *self.rules.tools)]
+        return [guard.note for guard in guards if guard is not None and guard.note]
 
     def loop(self, data: TaskData | None = None, **arguments: Any) -> Method:
         """The method's loop. `data`: other training examples than the session's own."""
@@ -138,18 +145,19 @@ class _Running:
         if resume and checkpoint is None and (folder.path / "results.json").exists():
             remedy = "restore them, or start again in another --output-dir"  # it would begin anew, over its results
             raise UsageError(f"{folder.path}: is finished, and its checkpoints are gone; {remedy}")
-        if resume:
-            folder.rewind(checkpoint)
         self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
         parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
-        self._training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
-        if checkpoint is not None and checkpoint.state.get("training", self._training) != self._training:
-            remedy = f"restore them ({session.config.data.train_file or session.task.name}), or start again"
-            raise UsageError(f"{checkpoint.path}: the training data are not those that this run began with; {remedy}")
+        training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
+        c = session.config
+        settings = {"lora": to_dict(c)["lora"], **{name: getattr(c, name) for name in ("method", "q_sees", "seed")}}
+        self._made_of = {"training": training, "settings": settings, "model": session.lm.base_digest()}
+        if checkpoint is not None:
+            _refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
+        if resume:
+            folder.rewind(checkpoint)
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
-        none: dict[str, Any] = {"seconds": 0.0, "phases": {}, "peak_memory_bytes": 0}
-        self._cost: dict[str, Any] = checkpoint.state["resources"] if checkpoint else none
+        self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         self._lap = time.monotonic()
         folder.mark("running")
         for note in [*session.notes, *(checkpoint.skipped if checkpoint else ())]:
@@ -157,14 +165,14 @@ class _Running:
 
     def log(self, phase: Phase, info: Mapping[str, Any], seconds: float) -> None:
         """Log a unit of work that took so long."""
-        of_phase, place = self._cost["phases"], {"round": phase.round, "unit": self.loop.state.unit}
+        of_phase, place = self._cost.phases, {"round": phase.round, "unit": self.loop.state.unit}
         of_phase[phase.name] = of_phase.get(phase.name, 0.0) + seconds
         self.folder.log(phase.name, **place, **{key: value for key, value in info.items() if key != "samples"})
         self.folder.append_rationales({**place, "phase": phase.name, **one} for one in info.get("samples", ()))
 
     def save(self) -> None:
         """Save everything."""
-        position = {**self.loop.state_dict(), "resources": self._spent(), "training": self._training}
+        position = {**self.loop.state_dict(), "resources": self._spent(), **self._made_of}
         self.folder.save(position, self._write)
 
     def _write(self, target: Path) -> None:
@@ -184,14 +192,16 @@ class _Running:
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._spent()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
+        for note in self.session.failures:
+            self.folder.log("note", text=note)
         return results
 
     def _spent(self) -> dict[str, Any]:
         """What the run has cost up to now, with what it had cost before it was resumed."""
         before, self._lap = self._lap, time.monotonic()
-        self._cost["seconds"] += self._lap - before
-        self._cost["peak_memory_bytes"] = max(self._cost["peak_memory_bytes"], peak_memory_bytes())
-        return self._cost
+        self._cost.seconds += self._lap - before
+        self._cost.peak_memory_bytes = max(self._cost.peak_memory_bytes, peak_memory_bytes())
+        return asdict(self._cost)
 
 
 def claim_folder(path: Path, config: RunConfig, processes: Processes, *, resume: bool) -> RunFolder:
@@ -297,15 +307,34 @@ def _load_model(config: RunConfig, on_load: Callable[[], None]) -> tuple[Languag
 def state_in(checkpoint: Checkpoint) -> State:
     """The loop's state in a checkpoint. Raises UsageError for one of a version that saved something else."""
     try:
-        return State.from_json(checkpoint.state["loop"])
-    except (KeyError, TypeError, ValueError) as error:  # something is missing, or there is more
+        return State.from_json(checkpoint.state.get("loop"))
+    except (ValueError, UsageError) as error:  # something is missing, or there is more
         remedy = "use that version for this run, or start again in another --output-dir"
-        raise UsageError(f"{checkpoint.path}: saved by another version of latent-cot ({error!r}); {remedy}") from error
+        raise UsageError(f"{checkpoint.path}: saved by another version of latent-cot ({error}); {remedy}") from error
+
+
+def _refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) -> None:
+    """Raises UsageError for a checkpoint of other training data, another model or precision, or other settings."""
+    what = {
+        "training": f"the training data are not those that this run began with; restore them ({data})",
+        "settings": "it was saved with other settings (lora, method, q_sees or seed); put config.yaml right",
+        "model": "it was saved with another model, or in another precision; restore it, or give the `precision`",
+    }
+    for name, why in what.items():
+        if checkpoint.state.get(name, own[name]) != own[name]:
+            raise UsageError(f"{checkpoint.path}: {why}, or start again in another --output-dir")
+
+
+def _cost_in(checkpoint: Checkpoint) -> Resources:
+    return disk.decoded(RESOURCES, checkpoint.state.get("resources"), f"{checkpoint.path / 'state.json'}: resources")
 
 
 def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     loop = session.loop(state=state_in(checkpoint), restore=lambda adam: load_optimizer(adam, checkpoint.path))
-    loop.load_state_dict(checkpoint.state)
+    try:
+        loop.load_state_dict(checkpoint.state)
+    except (KeyError, TypeError, ValueError, OverflowError, UsageError) as error:
+        raise UsageError(f"{checkpoint.path}: not as this run would have saved it: {first_line(error)}") from error
     _read_adapters(session, checkpoint.path)
     return loop
 

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from latent_cot import disk
+from latent_cot.run import schemas
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ class Tracking:
         if not self.names:
             return self
         if (self.folder.path / FILE).exists():
-            self._saved = self.folder.read_json(FILE)
+            place = str(self.folder.path / FILE)
+            self._saved = vars(disk.decoded(schemas.TRACKED, self.folder.read_json(FILE), place))
         try:
             for name in self.names:
                 self._open(name)

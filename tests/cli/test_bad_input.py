@@ -53,8 +53,8 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["eval", "../absent"], ["absent: no such folder", "--output-dir of a run"]),
         (["eval", "runs/nope"], ["runs/nope: no such folder", "--output-dir of a run"]),
         (["report", "nope"], ["nope: no folder and no model", "--output-dir of a run"]),
-        (["eval", "a" * 300], ["aaa: no such folder", "--output-dir of a run"]),
-        (["sample", "a" * 300, "--question", "1 + 1"], ["aaa: no such folder", "--output-dir of a run"]),
+        (["eval", "a" * 300], ["aaa...: a name of more than 255 bytes"]),
+        (["sample", "a" * 300, "--question", "1 + 1"], ["aaa...: a name of more than 255 bytes"]),
         (["sample", ".", "--question", "1 + 1", "-n", "0"], ["-n is 0"]),
     ],
 )

@@ -233,7 +233,7 @@ def test_a_replayed_step_is_the_fresh_one(
     buffer = ReplayBuffer(tolerance=0)
     fresh = gather(lm, rules, buffer)
     state = buffer.state_dict()
-    buffer.load_state_dict(state)
+    buffer.load_state_dict(state, 1000)
     once = [Trajectories(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.sampled) for b in fresh]
     replayed = gather(lm, rules, buffer, replay=1.0, seed=1)
     assert any(r.calls for batch in replayed for r in batch.rationales)

@@ -396,7 +396,7 @@ def make_t5(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer cannot be loaded"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: edit_config(folder, model_type="zzz"), "config.json: cannot be read"),
         (lambda folder: edit_config(folder, intermediate_size=63), "has another shape than config.json"),
         (lambda folder: edit_config(folder, auto_map={"AutoConfig": "x.Y"}, model_type="zzz"), "code of its"),

@@ -30,7 +30,7 @@ def offer(buffer: ReplayBuffer, tokens: tuple[int, ...], reward: float, question
 def reloaded(buffer: ReplayBuffer) -> ReplayBuffer:
     """A new buffer from the state of this one, by way of JSON text."""
     other = ReplayBuffer(buffer.capacity, buffer.tolerance)
-    other.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
+    other.load_state_dict(json.loads(json.dumps(buffer.state_dict())), 2**21)
     return other
 
 

@@ -32,7 +32,7 @@ from latent_cot.types import UsageError, finite
 CONFIG = {"task": "arithmetic", "seed": 3, "e_step": {"learning_rate": 1.5e-4, "splits": ["a", "b"]}}
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
@@ -125,9 +125,9 @@ def test_create_takes_an_empty_folder_and_what_an_interrupted_create_left(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", disk_full)
-        with pytest.raises(UsageError, match=r"--output-dir .*No space left"):
+        with pytest.raises(UsageError, match=r"the disk is full.*--output-dir"):
             RunFolder.create(tmp_path, CONFIG)
-    (tmp_path / ".config.yaml.123.tmp").touch()
+    (tmp_path / ".config.yaml.0123456789abcdef.new").touch()
     (tmp_path / ".lock.pid").write_text("123")
     assert RunFolder.create(tmp_path, CONFIG).config == CONFIG
 
@@ -310,12 +310,12 @@ def test_json_is_stable_and_without_infinities(folder: RunFolder) -> None:
     assert (folder.path / "results.json").read_text() == expected
 
 
-@pytest.mark.parametrize("function", ["write_bytes", "replace", "fsync"])
+@pytest.mark.parametrize("function", ["replace", "fsync"])
 def test_a_full_disk_leaves_the_old_json(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     folder.write_json("results.json", {"accuracy": 0.5})
     before = sorted(os.listdir(folder.path))
     with monkeypatch.context() as patch:
-        patch.setattr(Path if function == "write_bytes" else os, function, disk_full)
+        patch.setattr(os, function, disk_full)
         with pytest.raises(UsageError, match=r"results\.json: cannot be written \(the disk is full\); free space"):
             folder.write_json("results.json", {"accuracy": 0.9})
     assert folder.read_json("results.json") == {"accuracy": 0.5}
@@ -437,7 +437,7 @@ def test_no_checkpoint_is_intact(folder: RunFolder) -> None:
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleaned_up(folder: RunFolder) -> None:
     folder.save({"step": 1}, write_files(1))
-    abandoned = folder.path / "checkpoints" / ".new.tmp"
+    abandoned = folder.path / "checkpoints" / ".000002.0123456789abcdef.new"
     abandoned.mkdir()
     write_files(2)(abandoned)
     checkpoint = folder.latest()
@@ -479,16 +479,14 @@ def test_kill_in_the_middle_of_a_save(folder: RunFolder) -> None:
     assert sorted(os.listdir(folder.path / "checkpoints")) == ["000001", "000002"]
 
 
-@pytest.mark.parametrize("where", ["write", "write_bytes", "write_text", "fsync", "replace"])
+@pytest.mark.parametrize("where", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_the_older_checkpoints(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     for step in (1, 2):
         folder.save({"step": step}, write_files(step))
     with monkeypatch.context() as patch:
-        if where.startswith("write_"):
-            patch.setattr(Path, where, disk_full)
-        elif where != "write":
+        if where != "write":
             patch.setattr(os, where, disk_full)
         with pytest.raises(UsageError, match=r"checkpoints: .*the disk is full.*free space and go on with --resume"):
             folder.save({"step": 3}, disk_full if where == "write" else lambda path: (path / "x").touch())
@@ -717,12 +715,12 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
 
 
 def test_no_checkpoint_is_written_or_cleared_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "theirs" / ".new.tmp").mkdir(parents=True)
+    (tmp_path / "theirs" / ".000001.0123456789abcdef.new").mkdir(parents=True)
     folder = RunFolder.create(tmp_path / "run", {"seed": 1})
     (folder.path / "checkpoints").symlink_to(tmp_path / "theirs")
     with pytest.raises(UsageError, match="checkpoints: a symbolic link"), folder.lock():
         folder.save({}, lambda target: None)
-    assert [path.name for path in (tmp_path / "theirs").iterdir()] == [".new.tmp"]
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == [".000001.0123456789abcdef.new"]
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "../../../secret", "link"])
@@ -758,4 +756,4 @@ def test_folders_are_put_in_place_as_a_whole(tmp_path: Path) -> None:
     folder.put_folders(("p", "q"), write("new"))
     assert (folder.path / "q" / "file").read_text() == "new"
     assert {path.name for path in folder.path.iterdir()} >= {"p", "q"}
-    assert not list(folder.path.glob("*.tmp")) and not list(folder.path.glob(".*.tmp"))
+    assert not list(folder.path.glob(".*.new"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot import tools
+from latent_cot.tools._foreign import ForeignTool
 from latent_cot.types import ToolError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +129,7 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         (tmp_path / name / "mine.py").write_text(ECHO.replace('"echo"', f'"{name}"'), encoding="utf-8")
     loaded = [tools.load(str(tmp_path / name / "mine.py")) for name in ("a", "b")]
     assert [tool.name for tool in loaded] == ["a", "b"]
-    assert len({type(tool).__module__ for tool in loaded}) == 2
+    assert len({type(tool.tool).__module__ for tool in loaded if isinstance(tool, ForeignTool)}) == 2
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -11,9 +11,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from latent_cot import disk
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import differences, flag, from_dict, load_config, parse_yaml, read_settings
+from latent_cot.config.settings import (
+    MAX_CONFIG_BYTES,
+    differences,
+    flag,
+    from_dict,
+    load_config,
+    parse_yaml,
+    read_settings,
+)
 from latent_cot.types import UsageError, did_you_mean
 
 _SHIPPED = resources.files("latent_cot.config") / "presets" / "variants"
@@ -71,9 +80,11 @@ def read_variants(source: str) -> list[Variant]:
     Raises UsageError naming the file and the variant.
     """
     where = f"--variants {source}"
-    file = _SHIPPED / f"{source}.yaml" if source in shipped() else Path(source).expanduser()
     try:
-        text = file.read_text(encoding="utf-8")
+        if source in shipped():
+            text = (_SHIPPED / f"{source}.yaml").read_text("utf-8")
+        else:
+            text = disk.read(disk.expanded(source), MAX_CONFIG_BYTES).decode()
     except (OSError, ValueError) as error:
         why = f"cannot be read ({error}), and none of that name is shipped.{did_you_mean(source, shipped())}"
         raise UsageError(f"{where}: {why}") from error

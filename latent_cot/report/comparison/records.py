@@ -44,7 +44,7 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
     Raises UsageError if its files cannot be read.
     """
     folder = RunFolder.open(run.folder)
-    results, about = folder.read_json("results.json"), folder.read_json("run.json")
+    results, about = folder.results, folder.about
     rounds = ((kind, results.get(kind)) for kind in _FIGURES)
     last = {kind: found[max(found, key=int)] if found else {} for kind, found in rounds}
     return {
@@ -59,7 +59,7 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
         "command": command_of(run.config, preset),
         "folder": str(run.folder),
         "config": to_dict(run.config),
-        **{name: about[name] for name in ("versions", "platform", "torch_threads")},
+        **{name: getattr(about, name) for name in ("versions", "platform", "torch_threads")},
     }
 
 

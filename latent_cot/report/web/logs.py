@@ -46,7 +46,7 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
         "model": config.model,
         "method": config.method,
         "q_sees": config.q_sees,
-        "status": folder.read_json("run.json").get("status"),
+        "status": folder.about.status,
         "facts": facts(source, task, folder),
         "settings": folder.config,
         "notes": [event["text"] for event in events if event["kind"] == "note" and "text" in event],
@@ -68,13 +68,12 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
 
 def facts(source: Source, task: Task, folder: RunFolder) -> list[list[str]]:
     """[label, value] pairs: what was run, on what, and what it took."""
-    config, d, record = source.config, source.config.data, folder.read_json("run.json")
-    results = folder.read_json("results.json") if source.finished else {}
+    config, d, about = source.config, source.config.data, folder.about
+    results = folder.results if source.finished else {}
     budget, resources = results.get("budget"), results.get("resources", {})
     sees = {"question": "the question only, q(Z | X)", "question-and-answer": "the answer, q(Z | X, Y)"}[config.q_sees]
     samples = "q" in source.reasoners or config.q_sees == "question-and-answer"
     spent = "{trajectories:,} rationales sampled, {gradient_steps:,} gradient steps"
-    versions = record.get("versions", {})
     found = {
         "task": task.description,
         "method": METHODS[config.method].description + (f"; here q sees {sees}" if samples else ""),
@@ -83,13 +82,13 @@ def facts(source: Source, task: Task, folder: RunFolder) -> list[list[str]]:
         "data": f"{d.demonstrations} demonstrations, {d.unlabelled} question-answer pairs, "
         f"{d.validation} for validation",
         "seed": str(config.seed),
-        "status": str(record.get("status")),
-        "started": str(record.get("started_at", ""))[:16].replace("T", " "),
+        "status": about.status,
+        "started": about.started_at[:16].replace("T", " "),
         "time": f"{timedelta(seconds=round(resources['seconds']))} (h:min:s)" if resources else "",
         "memory": f"{memory / 1e9:.1f} GB at the peak" if (memory := resources.get("peak_memory_bytes")) else "",
         "training": spent.format(**budget) if budget else "",
-        "machine": f"{record.get('platform', '?')}, threads: {record.get('torch_threads', '?')}",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "machine": f"{about.platform}, threads: {about.torch_threads}",
+        "versions": ", ".join(f"{name} {version}" for name, version in about.versions.items()),
     }
     return [[label, value] for label, value in found.items() if value]
 

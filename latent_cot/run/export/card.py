@@ -28,11 +28,16 @@ def render(d: Mapping[str, Any], base: Base, merged: bool) -> str:
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"literal": _literal, "code": _code, "percent": lambda share: f"{100 * share:.1f}"}
+    environment.filters |= {
+        "literal": _literal,
+        "code": _code,
+        "plain": _plain,
+        "percent": lambda share: f"{100 * share:.1f}",
+    }
     known = {"d": d, "base": base, "merged": merged, "o": d["outcome"]}
     program = environment.get_template("program.txt").render(**known).strip()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", program)), default=0))
-    title = f"{Path(base.name).name}-{d['task']}-{d['reasoner']}"
+    title = _plain(f"{Path(base.name).name}-{d['task']}-{d['reasoner']}")
     body = environment.get_template("card.md").render(
         **known, title=title, program=program, fence=fence, figures=_FIGURES, version=__version__
     )
@@ -59,4 +64,9 @@ def _literal(value: object) -> str:
     """A string, or strings, as Python source in the usual quotes."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_literal, value))})"
-    return json.dumps(value, ensure_ascii=False)
+    return printable(json.dumps(value, ensure_ascii=False))
+
+
+def _plain(text: object) -> str:
+    """A name of whatever origin within a line of text: what could be Markdown, HTML or another line is left out."""
+    return re.sub(r"[^\w./+ -]", "", printable(str(text)))[:200]

@@ -10,9 +10,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from latent_cot import disk
 from latent_cot.methods.method import Method
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
+from latent_cot.run import schemas
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import state_in
 from latent_cot.types import Example, Task, Tool, UsageError
@@ -49,7 +51,9 @@ class Base:
         if hub_id is None:
             return cls(folder, str(folder), False, None, "a local folder", licence, False)
         if "gguf_sha256" in found:
-            text = f"{found['source']}: 4-bit weights, de-quantised (sha256 of the file: {found['gguf_sha256']})"
+            text = (
+                f"{found.get('source', '?')}: 4-bit weights, de-quantised (sha256 of the file: {found['gguf_sha256']})"
+            )
             return cls(folder, hub_id, True, None, text, licence, True)
         return cls(folder, hub_id, True, revision, f"the hub, revision {revision}", licence, False)
 
@@ -75,7 +79,12 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
     # Without a finished run, the weights are those of the newest checkpoint, and may be later than the figures.
     finished = (folder.path / "results.json").exists()
     checkpoint = None if finished else folder.latest()
-    results = folder.read_json("results.json") if checkpoint is None else state_in(checkpoint).results()
+    if checkpoint is None:
+        results = folder.results
+    else:
+        results = state_in(checkpoint).results()
+        saved = {**results, "resources": checkpoint.state.get("resources")}
+        disk.decoded(schemas.RESULTS, saved, str(checkpoint.path / "state.json"))
     return {
         "task": loop.task.name,
         "task_description": loop.task.description,
@@ -107,7 +116,7 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "data_files": [path.name for path in files],
         "outcome": {"finished": finished, **_outcome(results, reasoner)},
         "budget": results["budget"],
-        "versions": folder.read_json("run.json")["versions"],
+        "versions": folder.about.versions,
     }
 
 

@@ -13,8 +13,6 @@ Everything appears at once, by renaming, or not at all.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
 
-from latent_cot import __version__
+from latent_cot import __version__, disk
 from latent_cot.methods.method import Method
 from latent_cot.model import lora, weights
 from latent_cot.model.lm import Adapter, LanguageModel
@@ -65,24 +63,22 @@ def build(
 
     Raises UsageError if it cannot be written.
     """
+    if not loop.lm.is_finite(reasoner):
+        raise UsageError(f"{reasoner} has weights that are no numbers: its training came apart; train it again")
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir()
+        with disk.new_folder(target) as new:
             if merge:
                 _save_merged(loop.lm, reasoner, base, new, trust=loop.config.trust_remote_code)
             else:
                 _save_adapter(loop.lm, reasoner, base, new)
             _write_settings(loop, description, new, merge)
             card = new / "README.md"
-            card.write_text(render(description, base, merge), encoding="utf-8")
+            disk.write(card, render(description, base, merge).encode())
             for path in new.iterdir():
                 path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
-            if target.exists():
-                os.replace(target, Path(scratch) / "old")
-            os.replace(new, target)
+            disk.put_folder(new, target)
     except OSError as error:
         raise UsageError(f"{target}: cannot be written ({error}); give another folder") from error
 
@@ -105,7 +101,7 @@ def _write_settings(loop: Method, description: Mapping[str, Any], folder: Path, 
     settings = {key: value for key, value in description.items() if key not in ("answer", "forbidden")}
     settings["tools"] = [{key: tool[key] for key in ("name", "description", "trigger")} for tool in settings["tools"]]
     settings |= {"format": 1, "latent_cot": __version__, "merged": merge}
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    disk.write(folder / SETTINGS, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _save_adapter(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path) -> None:

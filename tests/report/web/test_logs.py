@@ -105,7 +105,9 @@ def test_facts(folder: RunFolder) -> None:
     assert facts["model"] == "smollm2-135m, LoRA of rank 16"
     assert "q sees the question only" in facts["method"]
     assert "time" not in facts
-    folder.write_json("results.json", {"resources": {"seconds": 675, "peak_memory_bytes": 3.3e9}})
+    budget = {"trajectories": 1, "tokens": 2, "gradient_steps": 3}
+    resources = {"seconds": 675, "peak_memory_bytes": 3_300_000_000}
+    folder.write_json("results.json", {"posterior": {}, "budget": budget, "resources": resources})
     facts = dict(collected(folder)["facts"])
     assert facts["time"] == "0:11:15 (h:min:s)"
     assert facts["memory"] == "3.3 GB at the peak"

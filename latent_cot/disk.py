@@ -1,0 +1,284 @@
+"""The one place that opens files. A folder may come from somebody else, and a process may be killed at any moment.
+
+* Read: regular files only (a named pipe would wait for ever), of a bounded size. JSON has bounds too.
+* Written: under a random name in the same folder, through no link, synced and then renamed: at any moment there is the
+  old file or folder, or the new one. What a killed process has left of a new one goes when the next is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from latent_cot.types import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+Decoded = TypeVar("Decoded")
+
+MAX_BYTES = 2**33
+"""Of a file that a run has written."""
+MAX_DEPTH = 64
+"""Of lists and mappings within each other."""
+MAX_DIGITS = 100
+"""Of an integer."""
+MAX_NAME_BYTES = 255
+"""Of a file's name, on all common file systems."""
+
+_LARGEST = 10**MAX_DIGITS
+_TOKEN_BYTES = 8
+_NEW = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.new", re.DOTALL)
+"""The name of what is being written."""
+
+
+# -- paths and text --------------------------------------------------------------------------------------
+
+
+def expanded(text: str | Path) -> Path:
+    """A path with `~` put in. Raises UsageError for one that no file can have, or that could not be written down."""
+    try:
+        path = Path(refuse_surrogates(str(text), "a path")).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text}: {error}; write the path in full") from error
+    if "\0" in str(path):
+        raise UsageError(f"{str(text)!r:.80}: cannot be read or written: it has a zero byte; give another name")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in path.parts):
+        raise UsageError(f"{text!s:.80}...: a name of more than {MAX_NAME_BYTES} bytes, which no file can have")
+    return path
+
+
+def refuse_surrogates(text: str, where: str) -> str:
+    """The text. Raises UsageError for half a character, which can be neither written to a file nor tokenized."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{where}: {text[:80]!r} is no UTF-8 text (character {error.start + 1})") from error
+    return text
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+def opened(path: str | Path) -> BufferedReader:
+    """A regular file, to read. Raises OSError for any other, ValueError for a zero byte in its name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "is no regular file", str(path))
+
+
+def read(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file. Raises OSError and ValueError as `opened`; UsageError beyond `limit` bytes."""
+    with opened(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UsageError(f"{path}: larger than {limit // 2**20} MiB; is it the right file? Else split it")
+    return data
+
+
+def parse_json(text: str | bytes, where: str, line: int | None = None, *, any_text: bool = False) -> Any:
+    """The value of a JSON text. Raises UsageError, naming `where` and the line, if it has none or is beyond the limits.
+
+    Args:
+        line: number of the text's first line; None: lines are not named.
+        any_text: half a character is let through: what is read goes nowhere but to a screen.
+    """
+    at = where if line is None else f"{where}:{line}"
+    try:
+        return bounded(json.loads(text, object_pairs_hook=_without_repeats), at, any_text=any_text)
+    except json.JSONDecodeError as error:
+        if line is not None:
+            at = f"{where}:{line + error.lineno - 1}"
+        raise UsageError(f"{at}: not valid JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError as error:
+        raise UsageError(f"{at}: not valid JSON: brackets are nested too deep") from error
+    except ValueError as error:  # not UTF-8, a key that is there twice, or more digits than Python reads
+        why = f"a number of more than {MAX_DIGITS} digits" if "int_max_str_digits" in str(error) else error
+        raise UsageError(f"{at}: not valid JSON: {why}") from error
+
+
+def bounded(value: Any, where: str, *, any_text: bool = False) -> Any:
+    """A value as JSON or YAML gives it. Raises UsageError for one that is nested deeper than `MAX_DEPTH`, an integer of
+    more than `MAX_DIGITS` digits and, unless `any_text`, half a character."""
+    level, seen = [value], set[int]()  # YAML can name a part again: a few lines may stand for billions
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, str):
+                if not any_text:
+                    refuse_surrogates(one, where)
+            elif type(one) is int:
+                if not -_LARGEST < one < _LARGEST:
+                    raise UsageError(f"{where}: a number of more than {MAX_DIGITS} digits")
+            elif isinstance(one, dict | list) and id(one) not in seen:
+                seen.add(id(one))
+                below += [*one.keys(), *one.values()] if isinstance(one, dict) else one
+        if not below:
+            return value
+        level = below
+    raise UsageError(f"{where}: brackets are nested too deep (more than {MAX_DEPTH})")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} is there twice")
+    return found
+
+
+def decoded(schema: TypeAdapter[Decoded], value: Any, where: str) -> Decoded:
+    """What a schema makes of a value. Raises UsageError in one line: where, which part, and why."""
+    from pydantic import ValidationError
+
+    try:
+        return schema.validate_python(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)[0]
+        part = ".".join(map(str, found["loc"]))
+        raise UsageError(f"{where}: {f'{part:.120}: ' if part else ''}{found['msg']:.200}") from error
+
+
+# -- writing ---------------------------------------------------------------------------------------------
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put a file in place, at once. Raises OSError; the old one is then untouched."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode) and not stat.S_ISLNK(mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))  # root could replace /dev/null
+    temporary = _fresh(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            _hold(descriptor)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, to be put in its place when it is complete. What is left of it in the end goes."""
+    temporary = _fresh(path)
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _hold(descriptor)
+        yield temporary
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_folder(new: Path, path: Path) -> None:
+    """Put a folder in the place of another, or of nothing. Raises OSError."""
+    sync(*new.rglob("*"), new)
+    remove_folder(path)
+    os.replace(new, path)
+    sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, or a link to one, if it is there: at once, so that nobody meets the half of it."""
+    away = _fresh(path)
+    try:
+        os.replace(path, away)
+    except FileNotFoundError:
+        return
+    _remove(away)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file, all or nothing. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "ab") as file:
+        size = os.fstat(descriptor).st_size
+        try:
+            file.write(data)
+            file.flush()
+        except BaseException:  # half a line would spoil the next one
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def keep_lines(path: Path, size: int = -1) -> None:
+    """Cut a file, if there is one, to the complete lines within its first `size` bytes (-1: all). Raises OSError."""
+    with suppress(FileNotFoundError), os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b") as file:
+        file.truncate(file.read(size).rfind(b"\n") + 1)
+
+
+def sync(*paths: Path) -> None:
+    """Have the kernel put files, or the entries of folders, on the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some network file systems cannot do it for folders
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def clear(folder: Path, name: str = "") -> None:
+    """Remove what killed processes have left in a folder of new files and folders; `name`: of those of this name."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            start = f".{name}." if name else "."
+            if _NEW.fullmatch(entry.name) and entry.name.startswith(start) and not _is_held(entry.path):
+                _remove(Path(entry.path))
+
+
+def _fresh(path: Path) -> Path:
+    """A name that nobody can guess, beside `path`. What killed processes have left under such a name goes."""
+    clear(path.parent, path.name)
+    start = path.name.encode()[: MAX_NAME_BYTES - 2 * _TOKEN_BYTES - 6].decode(errors="ignore")
+    return path.with_name(f".{start}.{secrets.token_hex(_TOKEN_BYTES)}.new")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _hold(descriptor: int) -> None:
+    """Say that this process is still at it. The kernel takes that back when it ends."""
+    with suppress(OSError):  # there are file systems without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _is_held(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno != errno.ELOOP  # a link is nobody's
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,169 @@
+"""What the files of a run hold, as types: pydantic checks them before anything else sees them.
+
+A part that no schema names is let through; one that is named is there, and of its type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, Field, TypeAdapter
+
+from latent_cot.types import ToolCall
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Status = Literal["running", "stopped", "failed", "finished"]
+"""A killed process leaves "running"."""
+
+
+@dataclass
+class About:
+    """`run.json`."""
+
+    status: Status
+    started_at: str = ""
+    platform: str = "?"
+    torch_threads: Count | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Accuracy:
+    accuracy: float | None
+    correct: Count
+    n: Count
+    interval_95: tuple[float, float]
+
+
+@dataclass
+class Figure:
+    value: float | None
+    n: Count
+    interval_95: tuple[float, float] | None
+
+
+@dataclass
+class Budget:
+    trajectories: Count
+    tokens: Count
+    gradient_steps: Count
+
+
+@dataclass
+class Resources:
+    """What a run has cost up to now."""
+
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    phases: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: Count = 0
+
+
+Round = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+@dataclass
+class Results:
+    """`results.json`."""
+
+    posterior: dict[Round, dict[Literal["before", "after"], dict[str, float | None]]]
+    budget: Budget
+    resources: Resources
+    accuracy: dict[Round, dict[str, dict[str, Accuracy]]] = field(default_factory=dict)
+    metrics: dict[Round, dict[str, dict[str, dict[str, Figure]]]] = field(default_factory=dict)
+    right: dict[Round, dict[str, dict[str, str]]] = field(default_factory=dict)
+    questions: dict[str, str] = field(default_factory=dict)
+    decoding: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Tracked:
+    """`tracking.json`."""
+
+    step: Count
+    runs: dict[str, str | None]
+
+
+@dataclass
+class Saved:
+    """`state.json` of a checkpoint."""
+
+    log_sizes: dict[str, Count]
+    state: dict[str, Any]
+
+
+@dataclass
+class SavedFile:
+    size: Count
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """`manifest.json` of a checkpoint."""
+
+    files: dict[str, SavedFile]
+
+
+@dataclass
+class Event:
+    """A line of `events.jsonl`."""
+
+    time: AwareDatetime
+    kind: str
+    round: Count | None = None
+    unit: Count | None = None
+
+
+@dataclass
+class Note(Event):
+    text: str = field(kw_only=True)
+
+
+@dataclass
+class Diagnosed(Event):
+    round: Count = field(kw_only=True)
+    unit: Count = field(kw_only=True)
+
+
+@dataclass
+class Evaluated(Diagnosed):
+    reasoner: str = field(kw_only=True)
+    split: str = field(kw_only=True)
+    accuracy: float | None = None
+    n: Count | None = None
+    interval_95: tuple[float, float] | None = None
+    metrics: dict[str, Figure] | None = None
+
+
+@dataclass
+class Written:
+    """What is shown of a rationale."""
+
+    text: str
+    calls: list[ToolCall]
+    truncated: bool
+
+
+@dataclass
+class Sampled:
+    """A line of `rationales.jsonl`."""
+
+    round: Count
+    unit: Count
+    phase: str
+    question: str
+    rationale: Written
+    log_reward: float | None
+    count: Count
+
+
+ABOUT, RESULTS, TRACKED = TypeAdapter(About), TypeAdapter(Results), TypeAdapter(Tracked)
+SAVED, MANIFEST, RESOURCES = TypeAdapter(Saved), TypeAdapter(Manifest), TypeAdapter(Resources)
+SAMPLED = TypeAdapter(Sampled)
+EVENT = TypeAdapter(Event)
+EVENTS: dict[str, TypeAdapter[Any]] = {
+    "note": TypeAdapter(Note),
+    "evaluate": TypeAdapter(Evaluated),
+    **dict.fromkeys(("diagnose_before", "diagnose"), TypeAdapter(Diagnosed)),
+}

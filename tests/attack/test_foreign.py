@@ -1,0 +1,203 @@
+"""A tool, a reward and a grader that misbehave: it costs the chain, is counted, and ends a run that is all failures."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from latent_cot import tasks, tools
+from latent_cot.tools import _foreign
+from latent_cot.types import Example, Rationale, Task, ToolError, UsageError
+from tests.attack.cases import FULL
+
+BODIES = {
+    "nothing": "pass",
+    "a number": "return 7",
+    "bytes": "return b'1'",
+    "a list": "return ['1']",
+    "a tensor": "import torch; return torch.tensor(1.0)",
+    "an infinity": "return float('inf')",
+    "not a number": "return float('nan')",
+    "too far": "return 1e308",
+    "true": "return True",
+    "a megabyte": "return 'x' * 2**20",
+    "half a character": "return '\\ud800'",
+    "an error": "raise ValueError('one\\ntwo')",
+    "an error of an error": "raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()",
+    "an exit": "raise SystemExit(3)",
+    "no memory": "raise MemoryError",
+    "no end": "while True: pass",
+    "a long sleep": "import time; time.sleep(60)",
+    "no end within": "try:\n    while True: pass\nexcept Exception: return ' 1'",
+    "no bottom": "return misbehaves(*arguments)",
+    "a generator": "yield 1",
+}
+"""60 with the three places where they are put: a tool, a reward, a grader."""
+
+TOOL = """
+from latent_cot.tools import tool
+
+def misbehaves(*arguments):
+{body}
+
+@tool(name="odd", trigger="=", isolated={isolated})
+def odd(request):
+    \"\"\"Odd.\"\"\"
+    return misbehaves(request)
+"""
+TASK = """
+from latent_cot.tasks.plain import PlainTask
+from latent_cot.types import Example, TaskData
+
+def misbehaves(*arguments):
+{body}
+
+class Odd(PlainTask):
+    name, description, default_splits = "odd", "odd", ("test",)
+    def example(self, question, answer=None): return Example(question, answer=answer)
+    def load(self, request): return TaskData((), (), ())
+    def split(self, name, size=None): return []
+    def {method}(self, *arguments): return misbehaves(*arguments)
+"""
+EXAMPLE, RATIONALE = Example("x", answer="1"), Rationale((), (), (True,), " 1")
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_foreign, "SECONDS", 0.2)
+
+
+def written(folder: Path, text: str, body: str, **other: object) -> str:
+    file = folder / "mine.py"
+    file.write_text(text.format(body=textwrap.indent(body, "    "), **other))
+    return str(file)
+
+
+def guard_of(one: object) -> _foreign.Guard:
+    guard = one.guard  # type: ignore[attr-defined]
+    assert isinstance(guard, _foreign.Guard)
+    return guard
+
+
+@pytest.mark.parametrize("isolated", [False, pytest.param(True, marks=[] if FULL else pytest.mark.slow)])
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_tool(kind: str, isolated: bool, tmp_path: Path) -> None:
+    tool = tools.load(written(tmp_path, TOOL, BODIES[kind], isolated=isolated))
+    if isolated:
+        tool._process.start()  # type: ignore[attr-defined]
+    start = time.perf_counter()
+    for _ in range(2):
+        with pytest.raises(ToolError, match="the tool failed: "):
+            tool("1 + 1")
+    assert time.perf_counter() - start < (10 if isolated else 2)
+    guard = guard_of(tool)
+    assert guard.failures.total() == guard.calls == 2
+    assert "2 of 2 calls failed" in str(guard.note) and "\n" not in str(guard.note)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_reward(kind: str, tmp_path: Path) -> None:
+    task = tasks.load(written(tmp_path, TASK, BODIES[kind], method="log_reward"))
+    assert task.has_own_reward
+    value = task.log_reward(EXAMPLE, "x")
+    if kind == "a number":  # which is one
+        assert value == 7 and not guard_of(task).failures
+    else:
+        assert value == -math.inf and guard_of(task).failures.total() == 1
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_grader(kind: str, tmp_path: Path) -> None:
+    task = tasks.load(written(tmp_path, TASK, BODIES[kind], method="grade"))
+    assert not task.has_own_reward
+    assert task.grade(EXAMPLE, "1") is (kind == "true")
+    assert guard_of(task).failures.total() == (kind != "true")
+    assert task.answer(RATIONALE) is None  # that of all tasks
+
+
+def test_what_is_right_goes_through(tmp_path: Path) -> None:
+    tool = tools.load(written(tmp_path, TOOL, "return ' 2'", isolated=False))
+    assert (tool.request("1, 1 + 1="), tool("1 + 1")) == ("1 + 1", " 2")
+    task = tasks.load(written(tmp_path, TASK, "return float('-inf')", method="log_reward"))
+    assert task.log_reward(EXAMPLE, "x") == -math.inf
+    assert guard_of(tool).note is None and guard_of(task).note is None
+
+
+def test_a_refusal_is_no_failure(tmp_path: Path) -> None:
+    body = "from latent_cot.types import ToolError; raise ToolError('not mine')"
+    for isolated in (False, True):
+        tool = tools.load(written(tmp_path, TOOL, body, isolated=isolated))
+        with pytest.raises(ToolError, match=r"^not mine$"):
+            tool("1 + 1")
+        assert guard_of(tool).note is None
+
+
+@pytest.mark.parametrize("failing", [0.3, 0.8])
+def test_a_run_ends_where_most_calls_fail(failing: float) -> None:
+    guard = _foreign.Guard("tool odd")
+
+    def go() -> None:
+        for number in range(100):
+            fails = number % 10 < 10 * failing
+            try:
+                guard.call(lambda fails=fails: [] if fails else "1", check=_foreign._text)
+            except _foreign.Failure:
+                assert fails
+
+    if failing > _foreign.MAX_FAILED:
+        with pytest.raises(
+            UsageError, match=r"tool odd: 1\d of 2\d calls failed: 1\d a list instead of text .*mend it"
+        ):
+            go()
+    else:
+        go()
+        assert guard.failures == {"a list instead of text": 30}
+
+
+def test_a_tool_that_ends_its_process(tmp_path: Path) -> None:
+    tool = tools.load(
+        written(tmp_path, TOOL, "import os\nif arguments[0] == 'die': os._exit(1)\nreturn ' 2'", isolated=True)
+    )
+    with pytest.raises(ToolError, match="its process ended"):
+        tool("die")
+    assert tool("1 + 1") == " 2"  # by another
+
+
+def test_what_is_built_in_pays_nothing() -> None:
+    calculator = tools.load("calculator")
+    assert type(calculator).__module__ == "latent_cot.tools.calculator"
+    assert not hasattr(tasks.load("arithmetic"), "guard")
+
+
+def test_a_task_of_somebodys_is_still_what_it_was(tmp_path: Path) -> None:
+    task = tasks.load(written(tmp_path, TASK, "return None", method="answer"))
+    assert type(task).__name__ == "Odd" and isinstance(task, Task)
+    assert isinstance(task.configured({}), Task)
+
+
+def test_no_time_limit_in_another_thread(tmp_path: Path) -> None:
+    """Signals go to the main one. Nothing breaks."""
+    import threading
+
+    found: list[str] = []
+    tool: Callable[[str], str] = tools.load(written(tmp_path, TOOL, "return ' 2'", isolated=False))
+    thread = threading.Thread(target=lambda: found.append(tool("1 + 1")))
+    thread.start()
+    thread.join()
+    assert found == [" 2"]
+
+
+def test_the_note_of_a_session(tmp_path: Path) -> None:
+    from latent_cot.run.session import Session
+
+    tool = tools.load(written(tmp_path, TOOL, "return 7", isolated=False))
+    with pytest.raises(ToolError):
+        tool("1 + 1")
+    holder = SimpleNamespace(task=tasks.load("arithmetic"), rules=SimpleNamespace(tools=[tool]))
+    assert Session.failures.fget(holder) == [guard_of(tool).note]  # type: ignore[attr-defined]

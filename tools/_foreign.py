@@ -1,0 +1,316 @@
+"""Somebody's own code within limits: a tool, a reward, a grader. What it does wrong costs the chain it was asked about.
+
+Whatever it raises, a result that is not of the kind, and a call beyond `SECONDS` count as failures, by kind; a run ends
+where more than `MAX_FAILED` of at least `MIN_CALLS` calls fail. In another thread than the main one calls have no time
+limit, code that stays in C cannot be interrupted, and code that goes on after twice the limit ends the run: a tool for
+which that matters asks for a process of its own (`isolated = True`). What is built in is not wrapped, and pays nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from latent_cot.types import Task, Tool, ToolError, UsageError, first_line
+
+SECONDS = 5.0
+"""Of one call."""
+MAX_CHARACTERS = 4096
+"""Of a text that it returns."""
+MAX_NATS = 1e6
+"""Of a reward, up or down; −inf is worth nothing."""
+MAX_FAILED = 0.5
+MIN_CALLS = 20
+_AGAIN = 10
+"""So often code is told that its time is up, within as much time again."""
+_BYTES = 4 * 2**30
+"""Of memory, for a tool in a process of its own."""
+
+
+class Failure(Exception):
+    """A call of somebody's code that came to nothing; the message is its kind."""
+
+
+class Guard:
+    """Calls somebody's code, and counts what goes wrong.
+
+    Args:
+        where: what is called, for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where, self.calls, self.failures, self._first = where, 0, Counter[str](), ""
+        self._busy = False
+
+    def call(self, function: Callable[..., Any], *args: Any, check: Callable[[Any], Any]) -> Any:
+        """What `check` makes of the function's result. Raises Failure, ToolError as the function does, and UsageError
+        where too many calls have failed."""
+        if self._busy:  # one of its functions calls another
+            return function(*args)
+        self.calls += 1
+        self._busy = True
+        try:
+            with _time_limit(self.where):
+                value = function(*args)
+            return check(value)
+        except (ToolError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # sys.exit() too
+            kind, says = _kind(error), ""
+            with suppress(Exception):  # what it says of itself is its own code too
+                says = f": {first_line(error)}"
+            self._first = self._first or (kind if isinstance(error, Failure) else kind + says)
+            self.failures[kind] += 1
+            failed = self.failures.total()
+            if self.calls >= MIN_CALLS and failed > MAX_FAILED * self.calls:
+                raise UsageError(f"{self.note}; mend it") from error
+            raise Failure(kind) from error
+        finally:
+            self._busy = False
+
+    @property
+    def note(self) -> str | None:
+        """A sentence on what has gone wrong, if anything has."""
+        if not self.failures:
+            return None
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.failures.most_common(5))
+        return (
+            f"{self.where}: {self.failures.total()} of {self.calls} calls failed: {kinds} (first: {self._first:.160})"
+        )
+
+
+def _kind(error: BaseException) -> str:
+    return str(error) if isinstance(error, Failure) else type(error).__name__
+
+
+class _TimeUp(BaseException):
+    """Passes `except Exception`."""
+
+
+@contextmanager
+def _time_limit(where: str) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    running, times = True, 0
+
+    def up(number: int, frame: FrameType | None) -> None:
+        nonlocal times
+        times += 1
+        if times > _AGAIN:  # it has swallowed them all
+            os.write(2, f"error: {where}: goes on after {2 * SECONDS:g} s; mend it, and go on with --resume\n".encode())
+            os._exit(2)
+        if running:
+            raise _TimeUp
+
+    before = signal.signal(signal.SIGALRM, up)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS / _AGAIN)
+    try:
+        yield
+    except _TimeUp:
+        raise Failure(f"longer than {SECONDS:g} s") from None
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- what may come back ----------------------------------------------------------------------------------
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Failure(f"a {type(value).__name__} instead of text")
+    if len(value) > MAX_CHARACTERS:
+        raise Failure(f"more than {MAX_CHARACTERS} characters")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Failure("half a character") from None
+    return str.__str__(value)
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _nats(value: Any) -> float:
+    if type(value) is bool or not isinstance(value, numbers.Real):
+        raise Failure(f"a {type(value).__name__} instead of a number")
+    nats = float(value)
+    if not (nats == -math.inf or abs(nats) <= MAX_NATS):
+        raise Failure(f"{nats} as a reward" if not math.isfinite(nats) else f"a reward beyond {MAX_NATS:g} nats")
+    return nats
+
+
+def _truth(value: Any) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
+        raise Failure(f"a {type(value).__name__} instead of True or False")
+    return bool(value)
+
+
+# -- tasks -----------------------------------------------------------------------------------------------
+
+_METHODS: dict[str, tuple[Callable[[Any], Any], Any]] = {
+    "log_reward": (_nats, -math.inf),
+    "answer": (_text_or_none, None),
+    "grade": (_truth, False),
+    "mistake": (_text_or_none, None),
+}
+"""Method of a task -> what it may return, and what counts where it fails."""
+
+
+def guard_task(task: Task, where: str) -> Task:
+    """The same task, its rewards and grades within the limits."""
+    kind, guard = type(task), Guard(where)
+
+    def within(name: str) -> Callable[..., Any]:
+        check, instead = _METHODS[name]
+
+        def method(self: Task, *args: Any) -> Any:
+            try:
+                return guard.call(getattr(kind, name), self, *args, check=check)
+            except (Failure, ToolError):
+                return instead
+
+        return method
+
+    # A class of its own, so that it is still what it was, and has what it had: `Task.has_own_reward` looks.
+    methods = {name: within(name) for name in _METHODS if getattr(kind, name) is not getattr(Task, name)}
+    members = {**methods, "guard": guard, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    object.__setattr__(task, "__class__", type(kind.__name__, (kind,), members))
+    return task
+
+
+# -- tools -----------------------------------------------------------------------------------------------
+
+
+class ForeignTool:
+    """A tool within the limits: whatever else than a text it comes to is a failed call.
+
+    Args:
+        name: as the user has named it, for a process that loads it again.
+    """
+
+    def __init__(self, tool: Tool, name: str) -> None:
+        self.name, self.description, self.trigger = tool.name, tool.description, tool.trigger
+        self.portable = getattr(tool, "portable", None)
+        self.tool, self.guard = tool, Guard(f"tool {tool.name}")
+        self._process = _Process(name) if getattr(tool, "isolated", False) else None
+
+    def request(self, text: str) -> str:
+        """See `Tool`."""
+        return self._call("request", text)
+
+    def __call__(self, request: str) -> str:
+        """See `Tool`."""
+        return self._call("__call__", request)
+
+    def _call(self, member: str, text: str) -> str:
+        try:
+            if self._process is None:
+                return str(self.guard.call(getattr(self.tool, member), text, check=_text))
+            self._process.start()
+            return str(self.guard.call(self._process.ask, member, text, check=_text))
+        except Failure as failure:
+            raise ToolError(f"the tool failed: {failure}") from failure
+
+
+class _Process:
+    """A process that has loaded a tool, and is asked by lines of JSON. It is started when it is first needed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, member: str, text: str) -> Any:
+        process = self._process
+        assert process is not None and process.stdin is not None
+        try:
+            with suppress(BrokenPipeError):  # that there is no answer says so
+                process.stdin.write(json.dumps([member, text]).encode() + b"\n")
+            if (line := _line(process, 0.9 * SECONDS)) is None:
+                raise Failure("no answer in time, or its process ended")
+        except BaseException:  # a late answer would be taken for the next one
+            _end(process)
+            self._process = None
+            raise
+        how, value = json.loads(line)
+        if how == "refused":
+            raise ToolError(value)
+        if how == "failed":
+            raise Failure(value)
+        return value
+
+    def start(self) -> None:
+        """Have the process ready, which takes the time of its imports."""
+        if self._process is not None:
+            return
+        code = "import sys; from latent_cot.tools._foreign import serve; serve(sys.argv[1])"
+        path = os.pathsep.join(sys.path)
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-c", code, self._name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        weakref.finalize(self, _end, process)
+        if _line(process, 60.0) is None:
+            raise UsageError(f"{self._name}: its process cannot be started; see above")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
+    """A line of its output; None if there is none in time, or no more."""
+    pipe, found = process.stdout, b""
+    assert pipe is not None
+    while not found.endswith(b"\n"):
+        if not select.select([pipe], [], [], seconds)[0] or not (part := os.read(pipe.fileno(), 2**16)):
+            return None
+        found += part
+    return found
+
+
+def serve(name: str) -> None:
+    """Be the process of a `_Process`: load the tool, and answer until the other side ends."""
+    from latent_cot.tools import load_unguarded
+
+    answers = os.fdopen(os.dup(1), "wb", 0)
+    os.dup2(2, 1)  # what the tool prints is no answer
+    tool = load_unguarded(name)
+    resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
+    answers.write(b"\n")
+    for line in sys.stdin.buffer:
+        member, text = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # nobody catches it: it ends this process, whatever that is at
+        try:
+            answer = ["done", _text(getattr(tool, member)(text))]
+        except ToolError as error:
+            answer = ["refused", str(error)[:MAX_CHARACTERS]]
+        except BaseException as error:
+            answer = ["failed", _kind(error)]
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        answers.write(json.dumps(answer).encode() + b"\n")
