@@ -10,11 +10,15 @@ if not __name__.startswith("latent_cot."):
     raise ImportError(f"this folder is the package latent_cot.tasks, not {__name__!r}: write 'import latent_cot.tasks'")
 
 import pkgutil
+from collections.abc import Mapping
 
 from latent_cot.tools import _user_file
 from latent_cot.types import Task, UsageError
 
-__all__ = ["load", "names"]
+__all__ = ["FILES", "code_of", "load", "names"]
+
+FILES = (".yaml", ".yml")
+"""How the name of a file ends that describes a task of questions and answers."""
 
 
 def names() -> list[str]:
@@ -23,13 +27,17 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str) -> Task:
-    """The built-in task of this name, or the one that a Python file defines.
+    """The built-in task of this name, or the one that a YAML file describes or a Python file defines.
 
-    The file, `my_task.py` or `my_task.py:NAME`, is the user's own code and is run.
+    The latter, `my_task.py` or `my_task.py:NAME`, is the user's own code and is run.
     Raises UsageError for an unknown name, for several, and for a file that is absent, does not run or holds no task.
     """
     if "," in name_or_path and set(name_or_path.split(",")) <= set(names()):
         raise UsageError(f"--task {name_or_path}: a run is of one; give one task")
+    if name_or_path.endswith(FILES):
+        from latent_cot.tasks.qa.task import from_file
+
+        return from_file(name_or_path)
     where, task = _user_file.load(
         __name__,
         names(),
@@ -46,3 +54,10 @@ def load(name_or_path: str) -> Task:
         if not isinstance(getattr(task, member), tuple):
             raise UsageError(f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}")
     return task
+
+
+def code_of(name: str, options: Mapping[str, str]) -> list[str]:
+    """The user's Python files that a task runs: its own, or those that a YAML file or its options name."""
+    if name.endswith(FILES) or name in names():
+        return list(load(name).configured(options).code)
+    return [name]

@@ -72,8 +72,8 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
-        refuse_code(config, path / "config.yaml", trusted=trusted)
         _refuse_moved(config, path / "config.yaml")
+        refuse_code(config, path / "config.yaml", trusted=trusted)
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(replace(config, output_dir=str(path)), folder)  # it may have been moved
