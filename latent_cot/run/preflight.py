@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from latent_cot import tasks, tools
@@ -15,6 +15,10 @@ from latent_cot.types import Example, Sweep, Task, TaskData, Tool, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.rationales.chain import ChainRules
+
+
+MAX_TOKENS = 100_000
+"""Up to which the tokens of a demonstration are counted."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,16 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
     rationales = []
     for example in examples:
         try:
-            rationales.append(encode_rationale(example.z or "", rules))
+            rationales.append(encode_rationale(example.z or "", replace(rules, max_tokens=MAX_TOKENS)))
         except UsageError as error:
             source = example.meta.get("source")
             raise UsageError(f"{source}: {error}" if source else str(error)) from error
+    tokens = [sum(rationale.policy_mask) for rationale in rationales]
+    if longest := max((n for n in tokens if n > rules.max_tokens), default=0):
+        n = sum(n > rules.max_tokens for n in tokens)
+        long = f"{n} of {len(tokens)} demonstrations have more than {rules.max_tokens} tokens"
+        which = name_of(examples[tokens.index(longest)])
+        raise UsageError(f"{long}: raise --rollout.max-tokens, to {longest} for all; the longest is that of {which}")
     if task.is_measured or task.has_own_reward or any(map(task.candidates, examples)):
         return []  # there is no answer to be read off a rationale
     answers = [task.answer(rationale) for rationale in rationales]

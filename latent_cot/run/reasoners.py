@@ -84,6 +84,8 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         neither = "neither a run (no config.yaml) nor a model (no config.json)"
         raise UsageError(f"{target}: {neither}; give the --output-dir of a run, or a model")
     config = load_config(task=task)
+    if config.task.endswith(tasks.FILES):
+        refuse_code(config, config.task, trusted=trusted)
     config = replace(config, model=target, lora=replace(config.lora, rank=1))
     loaded = tasks.load(config.task)
     if not loaded.tools and loaded.step_delimiter is None:  # there are no steps

@@ -92,8 +92,10 @@ def open_session(
         lm.add_prior()
     set_seed(config.seed)
     notes.append(note)
-    characters = task.allowed_characters
-    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=characters, allows=task.allows)
+    characters, turns = task.allowed_characters, {"chat": task.chat, "opening": task.opening}
+    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=characters, allows=task.allows, **turns)
+    if codec.chat:
+        notes.append("Questions go through the model's chat template: a rationale is the assistant's turn.")
     r = config.rollout
     rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     notes += check_demonstrations(task, data.demonstrations, rules)
