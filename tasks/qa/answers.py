@@ -37,7 +37,10 @@ def pattern_of(extract: str) -> str:
     kind, _, text = extract.partition(":")
     if kind == "last-number":
         return _NUMBER
-    return rf"{re.escape(text)}\s*([^\n]*)" if kind == "after" else text
+    if kind == "after":
+        marker = re.escape(text)
+        return rf"{marker}\s*((?:(?!{marker})[^\n])*)"
+    return text
 
 
 def find(pattern: str, text: str) -> str | None:

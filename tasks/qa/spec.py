@@ -119,9 +119,11 @@ class Spec(BaseModel):
             try:
                 compiled = regex.compile(value.removeprefix("regex:"))
             except regex.error as error:
-                raise ValueError(f"no regular expression: {error}") from None
+                raise ValueError(f"a regular expression: {error}") from None
             if compiled.groups > 1:
-                raise ValueError("a regular expression with more than one group; which is the answer? Write (?:...)")
+                raise ValueError(
+                    "a regular expression of at most one group, which is the answer; write (?:...) for others"
+                )
         return value
 
     @field_validator("grade")
