@@ -79,12 +79,12 @@ def read_rows(source: str) -> list[Row]:
 
 
 def examples_of(
-    rows: Iterable[Row], build: Callable[[Row], Example], skipped: list[str] | None = None
+    rows: Iterable[Row], build: Callable[[Row], Example], skipped: list[str] | None = None, *, remedy: str = ""
 ) -> list[Example]:
     """What `build` makes of each row, with the row's place as its `source`.
 
     Raises UsageError, one for all rows that cannot be read or that `build` raises it for: a line each, with the place
-    and the reason. Where `skipped` is given, these lines are added to it instead.
+    and the reason, then their number and the `remedy`. Where `skipped` is given, the lines are added to it instead.
     """
     examples, bad, total = [], list[str](), 0
     for where, fields in rows:
@@ -103,7 +103,7 @@ def examples_of(
         raise UsageError(bad[0])
     elif bad:
         others = f", of which the first {MAX_LISTED} are shown" if len(bad) > MAX_LISTED else ""
-        raise UsageError("\n".join([*bad[:MAX_LISTED], f"{len(bad)} of {total} rows cannot be used{others}"]))
+        raise UsageError("\n".join([*bad[:MAX_LISTED], f"{len(bad)} of {total} rows cannot be used{others}{remedy}"]))
     return examples
 
 

@@ -38,16 +38,20 @@ class FunctionTool:
         return self.function(request)
 
 
-def tool(*, name: str, trigger: str, description: str | None = None) -> Callable[[Callable[[str], str]], FunctionTool]:
+def tool(
+    *, trigger: str, name: str | None = None, description: str | None = None
+) -> Callable[[Callable[[str], str]], FunctionTool]:
     """A decorator: the function becomes a tool, which reads what follows the chain's last comma or line break.
 
     The function is given the request, and returns the text to write after the trigger, with its leading space. It
-    raises ToolError for what it cannot answer. Its docstring's first line is the description where none is given.
+    raises ToolError for what it cannot answer. Its own name is the tool's, and its docstring's first line the
+    description, where none is given.
     """
 
     def decorate(function: Callable[[str], str]) -> FunctionTool:
-        says = description or (function.__doc__ or name).strip().splitlines()[0]
-        made = FunctionTool(name, trigger, says, function)
+        called = name or function.__name__
+        says = description or (function.__doc__ or called).strip().splitlines()[0]
+        made = FunctionTool(called, trigger, says, function)
         made.__module__ = function.__module__  # where `load` looks for it
         return made
 

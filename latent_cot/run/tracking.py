@@ -40,6 +40,8 @@ OnUnit = Callable[["Method", "Phase", Mapping[str, Any]], None]
 
 def check(names: Sequence[str]) -> None:
     """Raises UsageError for a tracker that there is not, is not installed, or is named twice."""
+    if not names:
+        return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
     from accelerate.utils import LoggerType
 

@@ -26,6 +26,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OWN_QUESTIONS = Spec(data=(str(Path(__file__).with_name("questions.csv")),), split_column="split")
 """A few, to try it with."""
 
+_REMEDY = "; correct them, or leave them out with --data.options skip_bad true"
 _FIELD = re.compile(r"\{\{?\s*(\w+)\s*\}?\}")
 _CHOICE = re.compile(r"^([A-Z])\. ", re.MULTILINE)
 
@@ -101,7 +102,7 @@ class QA(Task):
         """The examples of the rows, and why others were left out."""
         skipped: list[str] = []
         rows = [row for source in sources for row in read_rows(source.strip())]
-        return examples_of(rows, self._of_row, skipped if self.spec.skip_bad else None), skipped
+        return examples_of(rows, self._of_row, skipped if self.spec.skip_bad else None, remedy=_REMEDY), skipped
 
     @cached_property
     def _training(self) -> tuple[list[Example], list[Example], list[str]]:
@@ -297,7 +298,7 @@ def _text(row: Row, name: str, required: bool = True) -> Any:
     if value is None or (not required and value == ""):
         return field(row, name, str, required)  # which says what is wrong, if it is required
     if not isinstance(value, str | int | float) or value != value or value in (float("inf"), -float("inf")):
-        raise UsageError(f"{where}: the field {name!r} must be a text or a number, not {kind_of(value)}")
+        raise UsageError(f"{where}: the field {name!r} must be a text or a finite number, not {kind_of(value)}")
     text = str(value).strip()
     if not text or len(text) > MAX_CHARACTERS:
         raise UsageError(f"{where}: the field {name!r} has {len(text):,} characters; write 1 to {MAX_CHARACTERS:,}")

@@ -5,7 +5,7 @@
     tokenizer.json, tokenizer_config.json            the base model's tokenizer
     generation_config.json                           greedy decoding, the stop, the number of tokens
     latent_cot.json                                  what transformers has no words for: prompt, alphabet, tools, ...
-    README.md                                        the model card, with a program that uses all this
+    README.md, solve.py                              the model card, and a program that uses all this
 
 Everything appears at once, by renaming, or not at all.
 """
@@ -77,7 +77,9 @@ def build(
                 _save_adapter(loop.lm, reasoner, base, new)
             _write_settings(loop, description, new, merge)
             card = new / "README.md"
-            card.write_text(render(description, base, merge), encoding="utf-8")
+            text, program = render(description, base, merge)
+            card.write_text(text, encoding="utf-8")
+            (new / "solve.py").write_text(program, encoding="utf-8")
             for path in new.iterdir():
                 path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
             if target.exists():
