@@ -92,8 +92,14 @@ def open_session(
         lm.add_prior()
     set_seed(config.seed)
     notes.append(note)
-    characters, turns = task.allowed_characters, {"chat": task.chat, "opening": task.opening}
-    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=characters, allows=task.allows, **turns)
+    codec = TextCodec(
+        lm.tokenizer,
+        stop=task.stop,
+        allowed_characters=task.allowed_characters,
+        allows=task.allows,
+        chat=task.chat,
+        opening=task.opening,
+    )
     if codec.chat:
         notes.append("Questions go through the model's chat template: a rationale is the assistant's turn.")
     r = config.rollout

@@ -75,13 +75,14 @@ def same_number(answer: str, right: str, tolerance: float) -> bool:
     return near(value, wanted) or abs(value - wanted) <= tolerance * abs(wanted)
 
 
-def grader(name: str) -> Callable[[str, str], bool]:
+def grader(name: str) -> Callable[[str, str], object]:
     """The function `FILE.py:NAME` of a user's own file, which is run. Raises UsageError."""
     file, _, function = name.rpartition(":")
     path = Path(file).expanduser()
     if not path.is_file():
         raise UsageError(f"grade {name}: there is no such file; write it as FILE.py:NAME")
-    found = getattr(_user_file.run(path), function, None)
-    if not callable(found):
+    module = _user_file.run(path)
+    if not callable(getattr(module, function, None)):
         raise UsageError(f"grade {name}: the file has no function {function}(answer, right)")
-    return lambda answer, right: bool(found(answer, right))
+    found: Callable[[str, str], object] = getattr(module, function)
+    return found

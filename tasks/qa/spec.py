@@ -163,7 +163,7 @@ def read_spec(file: str) -> Spec:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise UsageError(f"{file}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {error}") from None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or top is None:
         raise UsageError(f"{file}: must be a mapping of settings such as `data: train.jsonl`")
     lines: dict[str, int] = {}
     for key, _ in top.value:

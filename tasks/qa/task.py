@@ -46,6 +46,8 @@ class QA(Task):
         self.chat = s.chat
         self.step_delimiter = s.step or (None if self.extract == "last-result" else ".")
         self.grading = s.grade or ("number" if self.extract.startswith("last-") else "text")
+        own = [self.grading] if ".py:" in self.grading else []
+        self.code = (*own, *(tool for tool in self.tools if tool not in tools.names()))
         self._lettered = isinstance(s.choices, str)
         form = "Question: {question}\n{choices}\nAnswer:" if self._lettered else "Question: {question} Answer:"
         self._prompt = s.prompt or form
@@ -59,11 +61,6 @@ class QA(Task):
             raise UsageError("extract last-result: name the `tools` that give results, such as calculator")
         if not _FIELD.search(self._prompt):
             raise UsageError(f"prompt {shorten(self._prompt)} has no column; write one in braces, such as {{question}}")
-
-    @property
-    def code(self) -> tuple[str, ...]:
-        own = [] if self.spec.grade is None or ".py:" not in self.spec.grade else [self.spec.grade]
-        return (*own, *(tool for tool in self.tools if tool not in tools.names()))
 
     def configured(self, options: Mapping[str, str]) -> QA:
         """With the options in place of what the YAML file says. Raises UsageError."""
@@ -170,7 +167,7 @@ class QA(Task):
         if answer is None or example.answer is None:
             return False
         if self._grader is not None:
-            return self._grader(answer, example.answer)
+            return bool(self._grader(answer, example.answer))
         if self.grading == "number":
             return answers.same_number(answer, example.answer, self.spec.tolerance)
         return answer == example.answer if self.grading == "exact" else answers.same_text(answer, example.answer)
@@ -241,9 +238,10 @@ class QA(Task):
         name = self.spec.choices
         if not isinstance(name, str):
             return name or (), name or (), ()
-        value, labels = row[1].get(name), []
+        value: Any = row[1].get(name)
+        labels: Sequence[str] = ()
         if isinstance(value, dict):  # as ARC has them
-            value, labels = value.get("text"), value.get("label") or []
+            value, labels = value.get("text"), value.get("label") or ()
         if isinstance(value, str):
             value = [part.strip() for part in value.split("|")]
         if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
