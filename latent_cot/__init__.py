@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from latent_cot.api.training import Callback, Unit, configure, resume, train
     from latent_cot.config.schema import RunConfig
     from latent_cot.methods.scored import ScoredRationale
+    from latent_cot.tools import tool
     from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, Tool, ToolError, UsageError
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "tools",
     "Task",
     "Tool",
+    "tool",
     "Example",
     "Rationale",
     "DataRequest",
@@ -62,6 +64,7 @@ _MODULES = {
     "latent_cot.api.results": ("Results", "Evaluation"),
     "latent_cot.config.schema": ("RunConfig",),
     "latent_cot.methods.scored": ("ScoredRationale",),
+    "latent_cot.tools": ("tool",),
     "latent_cot.types": ("Task", "Tool", "Example", "Rationale", "DataRequest", "TaskData", "UsageError", "ToolError"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -207,6 +207,13 @@ class Task(ABC):
     """Rationales consist of tokens made of these characters only; None: of any token."""
     step_delimiter: str | None = None
     """Text that ends a complete step. None: a step ends with a tool's result."""
+    chat: bool = False
+    """X is the user's turn of the model's own chat template, where it has one, and a rationale the assistant's."""
+    opening: str = ""
+    """How that turn begins, such as `<think>`: a part of the prompt."""
+    code: tuple[str, ...] = ()
+    """The user's Python files that a task without code of its own names, such as a grader's: in a file or a run that
+    came from somebody else they are run on the user's word only."""
     one_question: bool = False
     """The task has a single question, in training and in tests alike: what is tested is the distribution that was
     learned for it, so that nothing is kept out of training."""

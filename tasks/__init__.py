@@ -10,12 +10,16 @@ if not __name__.startswith("latent_cot."):
     raise ImportError(f"this folder is the package latent_cot.tasks, not {__name__!r}: write 'import latent_cot.tasks'")
 
 import pkgutil
+from collections.abc import Mapping
 
 from latent_cot.tools import _user_file
 from latent_cot.tools._foreign import guard_task
 from latent_cot.types import Task, UsageError
 
-__all__ = ["load", "names"]
+__all__ = ["FILES", "code_of", "load", "names"]
+
+FILES = (".yaml", ".yml")
+"""How the name of a file ends that describes a task of questions and answers."""
 
 
 def names() -> list[str]:
@@ -23,14 +27,29 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg and not m.name.startswith("_"))
 
 
-def load(name_or_path: str) -> Task:
-    """The built-in task of this name, or the one that a Python file defines.
+def load(name_or_path: str, options: Mapping[str, str] | None = None) -> Task:
+    """The built-in task of this name, or the one that a YAML file describes or a Python file defines, as it is with
+    these options.
 
-    The file, `my_task.py` or `my_task.py:NAME`, is the user's own code and is run.
-    Raises UsageError for an unknown name, for several, and for a file that is absent, does not run or holds no task.
+    The latter, `my_task.py` or `my_task.py:NAME`, is the user's own code and is run; so is a grader that a YAML file or
+    an option names. Both are called within limits (`tools/_foreign.py`). Raises UsageError for an unknown name, for
+    several, and for a file that is absent, does not run or holds no task.
     """
     if "," in name_or_path and set(name_or_path.split(",")) <= set(names()):
         raise UsageError(f"--task {name_or_path}: a run is of one; give one task")
+    task = _described(name_or_path) if name_or_path.endswith(FILES) else _found(name_or_path)
+    task = task.configured(options or {})
+    own_code = name_or_path not in names() and not name_or_path.endswith(FILES)
+    return guard_task(task, f"task {task.name}") if own_code or task.code else task
+
+
+def _described(file: str) -> Task:
+    from latent_cot.tasks.qa.task import from_file
+
+    return from_file(file)
+
+
+def _found(name_or_path: str) -> Task:
     where, task = _user_file.load(
         __name__,
         names(),
@@ -46,4 +65,11 @@ def load(name_or_path: str) -> Task:
     for member in ("tools", "default_splits"):
         if not isinstance(getattr(task, member), tuple):
             raise UsageError(f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}")
-    return task if name_or_path in names() else guard_task(task, f"task {task.name}")
+    return task
+
+
+def code_of(name: str, options: Mapping[str, str]) -> list[str]:
+    """The user's Python files that a task runs: its own, or those that a YAML file or its options name."""
+    if name.endswith(FILES) or name in names():
+        return list(load(name, options).code)
+    return [name]

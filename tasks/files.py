@@ -1,9 +1,11 @@
-"""Rows of a user's text, JSON, JSONL or CSV file, or of a data set on the Hugging Face hub, each with the place to name
-in an error. Neither is trusted.
+"""Rows of a user's text, JSON, JSONL, CSV or Parquet file, of a folder of such files, or of a data set on the Hugging
+Face hub, each with the place to name in an error. None is trusted.
 
 A data set is written `hub:OWNER/NAME`, with its configuration, split and the column to read as `text` where they
-matter: `hub:openai/gsm8k?config=main&split=test`. It is streamed: only the rows that are looked at are fetched. Data is
-read, never run: a data set that brings a program of its own is refused by `datasets` itself.
+matter: `hub:openai/gsm8k?config=main&split=test`; so is a folder, `rows/?split=test`. Parquet, folders and the hub are
+read by `datasets`, row by row: only the rows that are looked at are fetched. Data is read, never run: a data set that
+brings a program of its own is refused by `datasets` itself. The other files are read here: `datasets` stops at the
+first bad row of a text file, and does not say in which line it is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -28,28 +31,47 @@ HUB = "hub:"
 MAX_HUB_ROWS = 100_000
 """Rows looked at in a data set of the hub."""
 
+MAX_LISTED = 50
+"""Bad rows in one error."""
+
+_NOT_UTF_8 = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of such bytes."""
+
 Row = tuple[str, dict[str, Any]]
-"""Where the row stands (`"hw.jsonl:3"` or `"hw.json, item 3"`) and its fields."""
+"""Where the row stands (`"hw.jsonl:3"` or `"hw.json, item 3"`) and its fields; a `BadRow` has none."""
+
+
+class BadRow(dict[str, Any]):
+    """A row that cannot be read. It is kept, so that one error can list all of them: whoever asks for a field of it
+    by `field` or `[]` is told the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+
+    def __missing__(self, _: str) -> Any:
+        raise UsageError(self.reason)
 
 
 def read_rows(source: str) -> list[Row]:
     """The rows of a source.
 
-    * A data set of the hub: its first `MAX_HUB_ROWS` rows.
-    * A `.csv` file: its first line names the fields, which are all text.
+    * A data set of the hub, a folder of files, a `.parquet` file: the first `MAX_HUB_ROWS` rows.
+    * A `.csv` or `.tsv` file: its first line names the fields, which are all text, and shows what divides them.
     * A `.txt` file: each line has the one field `text`.
     * Any other file: one JSON list of objects or one object a line (the content tells which).
 
-    Lines and items are counted from 1; empty lines are skipped. Raises UsageError for a file that is
-    absent, empty, not UTF-8, too large (64 MiB, or 10,000 characters in a line of JSON or text) or not of this form.
+    Lines and items are counted from 1; empty lines are skipped. A line that is not of this form, not UTF-8 or longer
+    than 10,000 characters is a `BadRow`. Raises UsageError for a file that is absent, empty or too large (64 MiB).
     """
-    if source.startswith(HUB):
-        return list(_hub_rows(source))
+    name = source.partition("?")[0].lower()
+    if source.startswith(HUB) or name.endswith(".parquet") or disk.expanded(source.partition("?")[0]).is_dir():
+        return list(_dataset_rows(source))
     text = _read_text(source)
-    if source.lower().endswith(".csv"):
+    if name.endswith((".csv", ".tsv")):
         rows, form = _csv_rows(source, text), "a line with the fields' names, then one line for each"
-    elif source.lower().endswith(".txt"):
-        rows, form = ((f"{source}:{n}", {"text": line}) for n, line in _lines(source, text)), "one a line"
+    elif name.endswith(".txt"):
+        rows, form = _lines(source, text, lambda line: {"text": line}), "one a line"
     else:
         rows, form = _json_rows(source, text), "one JSON object a line"
     found = list(islice(rows, MAX_ROWS + 1))
@@ -60,33 +82,59 @@ def read_rows(source: str) -> list[Row]:
     return found
 
 
-def examples_of(rows: Iterable[Row], build: Callable[[Row], Example]) -> list[Example]:
-    """What `build` makes of each row, with the row's place as its `source`. A UsageError of `build` says the place."""
-    examples = []
-    for row in rows:
-        where, _ = row
+def examples_of(
+    rows: Iterable[Row], build: Callable[[Row], Example], skipped: list[str] | None = None, *, remedy: str = ""
+) -> list[Example]:
+    """What `build` makes of each row, with the row's place as its `source`.
+
+    Raises UsageError, one for all rows that cannot be read or that `build` raises it for: a line each, with the place
+    and the reason, then their number and the `remedy`. Where `skipped` is given, the lines are added to it instead.
+    """
+    examples, bad, total = [], list[str](), 0
+    for where, fields in rows:
+        total += 1
         try:
-            example = build(row)
+            if isinstance(fields, BadRow):
+                raise UsageError(fields.reason)
+            example = build((where, fields))
         except UsageError as error:
-            raise UsageError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-        examples.append(replace(example, meta={"source": where, **example.meta}))
+            bad.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
+        else:
+            examples.append(replace(example, meta={"source": where, **example.meta}))
+    if skipped is not None:
+        skipped += bad
+    elif len(bad) == 1:
+        raise UsageError(bad[0])
+    elif bad:
+        others = f", of which the first {MAX_LISTED} are shown" if len(bad) > MAX_LISTED else ""
+        raise UsageError("\n".join([*bad[:MAX_LISTED], f"{len(bad)} of {total} rows cannot be used{others}{remedy}"]))
     return examples
 
 
 def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
     """The row's field `name`, an exact `kind` (so that `true` is no integer); None if optional and absent."""
     where, fields = row
+    if isinstance(fields, BadRow):
+        raise UsageError(f"{where}: {fields.reason}")
     if name not in fields or (fields[name] is None and not required):
         if required:
             raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
         return None
     value = fields[name]
-    if kind is int and isinstance(fields, _CsvRow) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
+    if kind is int and isinstance(fields, CsvRow) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
         value = int(value)  # all that CSV has is text
     if type(value) is not kind:
         wanted = {int: "an integer without quotes", str: "a string"}.get(kind, kind.__name__)
-        raise UsageError(f"{where}: the field {name!r} must be {wanted}, not {_kind(value)}")
+        raise UsageError(f"{where}: the field {name!r} must be {wanted}, not {kind_of(value)}")
     return value
+
+
+def in_full(name: str, folder: Path | None = None) -> str:
+    """`FILE`, `FILE.py:NAME` or `FOLDER?split=...` with its whole path, if there is such a file in `folder` (None: the
+    present one); another name as it is."""
+    found = re.fullmatch(r"(.*?\.py(?=:|$)|[^?]*)(.*)", name, re.DOTALL)
+    path = (folder or Path()).absolute() / disk.expanded(found[1] if found else "")
+    return f"{path}{found[2]}" if found and found[1] and path.exists() else name
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -94,88 +142,124 @@ def shorten(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-def _hub_rows(source: str) -> Iterator[Row]:
+def _dataset_rows(source: str) -> Iterator[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
     name, _, query = source.removeprefix(HUB).partition("?")
-    given = dict(parse_qsl(query))
+    given, on_hub = dict(parse_qsl(query)), source.startswith(HUB)
     if not name or not given.keys() <= {"config", "split", "column"}:
         raise UsageError(f"{source}: write it as hub:OWNER/NAME?config=...&split=...&column=...")
+    config, split, path = given.get("config"), given.get("split", "train"), disk.expanded(name)
+    if not on_hub and not path.exists():
+        raise UsageError(f"{name}: no such file; check the path")
     try:
-        rows: Any = datasets.load_dataset(name, given.get("config"), split=given.get("split", "train"), streaming=True)
+        if on_hub or path.is_dir():
+            rows: Any = datasets.load_dataset(name if on_hub else str(path), config, split=split, streaming=True)
+        else:
+            rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for number, fields in enumerate(islice(rows, MAX_HUB_ROWS), start=1):
             short = {key: v[:MAX_LINE_CHARACTERS] if isinstance(v, str) else v for key, v in fields.items()}
             if "column" in given:
                 short["text"] = short.get(given["column"])
             yield f"{source}, row {number}", short
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{source}: cannot be read from the hub: {first_line(error)}") from error
+        place = "from the hub" if on_hub else "by datasets"
+        raise UsageError(f"{source}: cannot be read {place}: {first_line(error)}") from error
 
 
 def _read_text(path: str) -> str:
-    """A UTF-8 file of at most 64 MiB. Raises UsageError."""
+    """A file of at most 64 MiB, its bytes that are not UTF-8 as surrogates. Raises UsageError."""
     try:
         data = disk.read(disk.expanded(path), MAX_FILE_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UsageError(f"{path}: cannot be read: {error}") from None
+    return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _checked(text: str, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """What `parse` makes of a line, or why it cannot."""
+    if len(text) > MAX_LINE_CHARACTERS:
+        return BadRow(f"a line of more than {MAX_LINE_CHARACTERS:,} characters; shorten it")
+    if _NOT_UTF_8.search(text):
+        return BadRow("not UTF-8 text; save the file as UTF-8")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path}:{line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+        return parse(text)
+    except UsageError as error:
+        return BadRow(str(error))
 
 
-def _lines(path: str, text: str) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines that are not empty."""
+def _lines(path: str, text: str, parse: Callable[[str], dict[str, Any]]) -> Iterator[Row]:
+    """A row for each line that is not empty."""
     # Not splitlines: it also splits at characters that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
-        if len(line) > MAX_LINE_CHARACTERS:
-            raise UsageError(f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS:,} characters; shorten it")
         if line.strip():
-            yield number, line
+            yield f"{path}:{number}", _checked(line, parse)
 
 
 def _json_rows(path: str, text: str) -> Iterator[Row]:
-    if text.lstrip().startswith("["):
-        items = ((f"{path}, item {n}", item) for n, item in enumerate(_parse(text, path, 1), start=1))
-    else:
-        items = ((f"{path}:{n}", _parse(line, path, n)) for n, line in _lines(path, text))
-    for where, item in items:
-        if not isinstance(item, dict):
-            raise UsageError(f"{where}: expected a JSON object {{...}}, found {_kind(item)}")
-        yield where, item
+    if not text.lstrip().startswith("["):
+        yield from _lines(path, text, lambda line: _object(_parse(line)))
+        return
+    if bad := _NOT_UTF_8.search(text):
+        raise UsageError(f"{path}:{text.count(chr(10), 0, bad.start()) + 1}: not UTF-8 text; save the file as UTF-8")
+    for number, item in enumerate(_parse(text, path, 1), start=1):
+        where = f"{path}, item {number}"
+        yield where, item if isinstance(item, dict) else BadRow(_no_object(item))
 
 
-class _CsvRow(dict[str, Any]):
+class CsvRow(dict[str, Any]):
     """A row whose fields are all text, for want of anything else."""
 
 
 def _csv_rows(path: str, text: str) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for fields in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in fields or None in fields.values():  # DictReader's sign of too many, and of too few
-                names = len(reader.fieldnames or ())
-                raise UsageError(
-                    f"{where}: not {names} fields, as the first line has; put text with a comma into quotes"
-                )
-            yield where, _CsvRow(fields)
-    except csv.Error as error:
-        raise UsageError(f"{path}:{reader.reader.line_num}: not valid CSV: {error}") from None
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write each of them
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    names: list[str] = []
+    while True:
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            yield f"{path}:{reader.line_num}", BadRow(f"not valid CSV: {error}")
+            continue
+        where = f"{path}:{reader.line_num}"
+        if values is None:
+            return
+        if not values:
+            continue
+        if not names:
+            names = values
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise UsageError(f"{where}: two columns are called {repeated[0]!r}; rename one")
+        elif _NOT_UTF_8.search("".join(values)):
+            yield where, BadRow("not UTF-8 text; save the file as UTF-8")
+        elif len(values) != len(names):
+            yield where, BadRow(f"not {len(names)} fields, as the first line has; put text with a comma into quotes")
+        else:
+            yield where, CsvRow(zip(names, values, strict=True))
 
 
-def _parse(text: str, path: str, first_line: int) -> Any:
+def _parse(text: str, path: str = "", line: int | None = None) -> Any:
     try:
-        return disk.parse_json(text, path, first_line)
+        return disk.parse_json(text, path, line)
     except UsageError as error:
-        raise UsageError(f"{error}; write one JSON object a line, or one JSON list of objects") from None
+        form = "write one JSON object a line, or one JSON list of objects"
+        raise UsageError(f"{str(error).removeprefix(': ')}; {form}") from None
 
 
-def _kind(value: Any) -> str:
+def _object(item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise UsageError(_no_object(item))
+    return item
+
+
+def _no_object(item: Any) -> str:
+    return f"expected a JSON object {{...}}, found {kind_of(item)}"
+
+
+def kind_of(value: Any) -> str:
     """What JSON calls a value's type, for an error message."""
     kinds = {bool: "a boolean", int: "an integer", float: "a decimal number", str: "a string", list: "a list"}
     return "null" if value is None else kinds.get(type(value), "an object")

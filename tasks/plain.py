@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +111,61 @@ def draw(examples: Sequence[Example], number: int, seed: str, where: str) -> lis
             "larger file with --data.train-file"
         )
     return random.Random(seed).sample(examples, len(examples))[:number]
+
+
+def words(example: Example) -> tuple[str, ...]:
+    """What tells two questions apart, whatever their spaces, punctuation and capitals: words, numbers, operators."""
+    return tuple(re.findall(r"\w+|[-+*/=<>^%]", example.x.lower()))
+
+
+def drawn_data(
+    source: str, rows: Sequence[Example], tested: Set[tuple[str, ...]], request: DataRequest, *, fewer: bool = False
+) -> TaskData:
+    """Demonstrations drawn at random from the questions with a rationale, pairs and validation questions from the
+    others, with notes on what was dropped: questions whose `words` are in `tested`, or that have several answers.
+
+    Args:
+        fewer: if there are fewer than `request` asks for, take as many as there are, a fifth of them for validation.
+
+    Raises UsageError, unless `fewer`, if there are not enough.
+    """
+    usable, dropped = _usable(rows, tested)
+    solved = [example for example in usable if example.z is not None]
+    if fewer:
+        validation = min(request.validation, len(usable) // 5)
+        shown = min(request.demonstrations, len(solved), len(usable) - validation)
+        rest = min(request.unlabelled, len(usable) - validation - shown)
+        request = replace(request, demonstrations=shown, unlabelled=rest, validation=validation)
+    where = f"--data.demonstrations: {source}, with a rationale,"
+    demonstrations = draw(solved, request.demonstrations, f"demonstrations {request.seed}", where)
+    chosen = {example.x for example in demonstrations}
+    drawn = draw(
+        [example for example in usable if example.x not in chosen],
+        request.unlabelled + request.validation,
+        f"pairs {request.seed}",
+        f"--data.unlabelled and --data.validation: {source}",
+    )
+    pairs, held_out = drawn[: request.unlabelled], drawn[request.unlabelled :]
+    unusable = Counter(reason for example in usable if (reason := example.meta.get("unusable")))
+    notes = (
+        f"{source}: {len(usable)} questions of {len(rows)} rows, {len(solved)} of them with a rationale.",
+        *(f"{n} rows dropped: {reason}." for reason, n in dropped.items()),
+        *(f"{n} rationales dropped: {reason}." for reason, n in unusable.most_common()),
+    )
+    return TaskData(tuple(demonstrations), tuple(replace(one, z=None) for one in pairs), tuple(held_out), notes)
+
+
+def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list[Example], Counter[str]]:
+    """One example of each question that is not tested, with a rationale if there is one; why others were dropped."""
+    usable, dropped, groups = list[Example](), Counter[str](), defaultdict[tuple[str, ...], list[Example]](list)
+    for example in rows:
+        groups[words(example)].append(example)
+    for key, same in groups.items():
+        if key in tested:
+            dropped["in a test file"] += len(same)
+        elif any(example.answer != same[0].answer for example in same):
+            dropped["with different answers to one question"] += len(same)
+        else:
+            usable.append(next((example for example in same if example.z is not None), same[0]))
+            dropped["repeated"] += len(same) - 1
+    return usable, +dropped

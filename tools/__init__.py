@@ -42,18 +42,20 @@ class FunctionTool:
 
 
 def tool(
-    *, name: str, trigger: str, description: str | None = None, isolated: bool = False
+    *, trigger: str, name: str | None = None, description: str | None = None, isolated: bool = False
 ) -> Callable[[Callable[[str], str]], FunctionTool]:
     """A decorator: the function becomes a tool, which reads what follows the chain's last comma or line break.
 
     The function is given the request, and returns the text to write after the trigger, with its leading space. It
-    raises ToolError for what it cannot answer. Its docstring's first line is the description where none is given.
-    `isolated`: call it in a process of its own, which is ended after `_foreign.SECONDS`, whatever it is at.
+    raises ToolError for what it cannot answer. Its own name is the tool's, and its docstring's first line the
+    description, where none is given. `isolated`: call it in a process of its own, which is ended after
+    `_foreign.SECONDS`, whatever it is at.
     """
 
     def decorate(function: Callable[[str], str]) -> FunctionTool:
-        says = description or (function.__doc__ or name).strip().splitlines()[0]
-        made = FunctionTool(name, trigger, says, function, isolated)
+        called = name or function.__name__
+        says = description or (function.__doc__ or called).strip().splitlines()[0]
+        made = FunctionTool(called, trigger, says, function, isolated)
         made.__module__ = function.__module__  # where `load` looks for it
         return made
 

@@ -49,7 +49,7 @@ class Run:
         self._loop = loop
         self.while_loading: Callable[[], AbstractContextManager[object]] = nullcontext
         """What is entered while the model is loaded: it may tell the user."""
-        self.task: Task = tasks.load(source.config.task).configured(source.config.data.options)
+        self.task: Task = tasks.load(source.config.task, source.config.data.options)
         """The task: `run.task.split("5-operands", 10)` gives test questions."""
 
     # -- what it left --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from latent_cot import disk, tasks
 from latent_cot.cli.fit import observer, refuse_unwritable
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.settings import check, to_dict
+from latent_cot.config.settings import check, refuse_code, to_dict
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import paired_difference, plan, records, table
 from latent_cot.report.comparison.paired_difference import Target
@@ -70,6 +70,8 @@ class CompareOptions:
     against: str | None = None
     """A variant: also show by how much each of the others differs from it, question by question, with intervals.
     `em:p`: from its reasoner p; else from that of the same name, where it has one."""
+    trust_code: Switch = False
+    """Run the Python files that a task's YAML file names (a tool, a grader)."""
     dry_run: Switch = False
     """Show the runs with their budgets and commands, and stop."""
     json: Switch = False
@@ -145,6 +147,8 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
         (common if name is None else own[name]).append(record)
     layers: dict[str, Any] = {"preset": options.preset, "file": options.config}
     base = plan.configure(Variant("em", "em", {}), 0, common, [], None, **layers)
+    if base.task.endswith(tasks.FILES):
+        refuse_code(base, base.task, trusted=options.trust_code)
     tasks.load(base.task)
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)

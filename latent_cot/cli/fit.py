@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from latent_cot import disk
+from latent_cot import disk, tasks
 from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, say, short_help, value_of
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
@@ -23,6 +23,7 @@ from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.run.preflight import load_examples
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError
 
@@ -59,7 +60,8 @@ class FitOptions:
     resume: Switch = False
     """Go on with the run in --output-dir, with its own settings."""
     trust_code: Switch = False
-    """With --resume: run the Python files that the run's configuration names (a task, a tool, a model's)."""
+    """Run the Python files that are named by the configuration of a run (a task, a tool, a model's), with --resume, or
+    by a task's YAML file (a tool, a grader)."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Send the figures to a tracker, such as `tensorboard`, `wandb` or `mlflow`; see docs/tracking.md. Repeatable."""
     json: Switch = False
@@ -82,6 +84,8 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
         print(to_yaml(config), end="")
         return 0
     if not options.resume:
+        if config.task.endswith(tasks.FILES):  # it may come from somebody else, as a run may
+            refuse_code(config, config.task, trusted=options.trust_code)
         refuse_unwritable(path)
         config = with_absolute_paths(replace(config, output_dir=str(path)))
     return _train(config, path, options)
@@ -128,12 +132,13 @@ def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
     tracking.check(options.track)
     console = progress_console(to_stderr=options.json)
     console.quiet = os.environ.get("RANK", "0") != "0"
+    examples = load_examples(config)  # before torch is imported: whoever has bad rows is told at once
     with ExitStack() as stack:
         display = stack.enter_context(Display(console))
         on_load = display.loading(config.model)
         from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop  # here: it takes seconds
 
-        session = open_session(config, on_load=on_load)
+        session = open_session(config, examples=examples, on_load=on_load)
         main = session.lm.processes.main
         folder = claim_folder(path, config, session.lm.processes, resume=options.resume)
         stack.enter_context(folder.lock())

@@ -79,7 +79,9 @@ def gone_settings() -> Mapping[str, str]:
 
 
 def task_preset(task: str, preset: str) -> Any:
-    """What a task's folder has in `presets/PRESET.yaml`; {} if it has no such file, or is a file of the user's."""
+    """What a task's folder has in `presets/PRESET.yaml`; {} if it has no such file, or is a file of the user's. A task
+    in a YAML file has the presets of `qa`."""
+    task = "qa" if task.endswith(tasks.FILES) else task
     if not task.isidentifier():
         return {}
     file = _TASKS / task / "presets" / f"{preset}.yaml"
@@ -283,7 +285,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
 def code_named(config: RunConfig) -> list[str]:
     """The code of a user's own that a configuration names."""
     own_tools = [name for name in config.rollout.tools or () if name not in tools.names()]
-    named = [*([] if config.task in tasks.names() else [config.task]), *own_tools]
+    named = [*tasks.code_of(config.task, config.data.options), *own_tools]
     return named + (["the model's own code (trust_remote_code)"] if config.trust_remote_code else [])
 
 

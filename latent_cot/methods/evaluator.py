@@ -109,8 +109,8 @@ class Evaluator(Resumable):
     def model_prefix(self) -> str:
         """Those demonstrations as text, the tools' results written out."""
         shown = zip(self.data.demonstrations[: self.shown], self.demonstrations, strict=False)
-        stop = self.task.stop or ""
-        return "".join(f"{e.x}{rationale.text}{stop if e.y is None else e.y}\n" for e, rationale in shown)
+        stop, gap = self.task.stop or "", " " if self.rules.codec.begins_a_line else ""
+        return "".join(f"{e.x}{gap}{rationale.text}{stop if e.y is None else e.y}\n" for e, rationale in shown)
 
     def query(self, example: Example) -> Query:
         """A training question as q and p read it."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, first_line
 
 _NO_TEXT = "\ufffd"
 """What bytes that are no character are decoded as."""
@@ -27,6 +28,8 @@ class TextCodec:
             that this tokenizer splits into several tokens falls back on end-of-sequence.
         allowed_characters: a rationale's tokens consist of these characters only; None for no limit.
         allows: a further condition on a token's text; None for none.
+        chat: a prompt is the user's turn of the tokenizer's chat template, if it has one ...
+        opening: ... and this is how the assistant's turn begins, such as `<think>`.
     """
 
     # Sentencepiece tokenizers put a space before the first piece and strip it when they decode. With
@@ -41,6 +44,8 @@ class TextCodec:
         stop: str | None = None,
         allowed_characters: str | None = None,
         allows: Callable[[str], bool] | None = None,
+        chat: bool = False,
+        opening: str = "",
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
@@ -50,11 +55,34 @@ class TextCodec:
         self.stop_id = self._stop_id(stop)
         self._allowed_characters = allowed_characters
         self._allows = allows
+        self.chat = chat and tokenizer.chat_template is not None
+        """Whether prompts go through the chat template."""
+        self._opening = opening
 
     # -- text to ids ---------------------------------------------------------------------------------
 
+    def prompt_text(self, text: str) -> str:
+        """A prompt as the model reads it: the text itself, or the chat template up to where the assistant goes on."""
+        if not self.chat:
+            return text
+        turn = [{"role": "user", "content": text}]
+        try:
+            rendered = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            why = f"the model's chat template fails: {first_line(error)}"
+            raise UsageError(f"{why}; do without it (--data.options chat false), or take another --model") from error
+        return f"{rendered}{self._opening}"
+
+    @cached_property
+    def begins_a_line(self) -> bool:
+        """Whether a rationale begins where a space would be strange: behind the line break of a chat template."""
+        return self.chat and self.prompt_text(_NO_TEXT)[-1].isspace()
+
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a prompt, with the special tokens the tokenizer begins a text with. Never empty."""
+        """Ids of a prompt, with the special tokens that the tokenizer begins a text with, or the chat template has.
+        Never empty."""
+        if self.chat:
+            return self._encode_chat(text)
         ids = list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"])
         plain = self._plain(text)
         # A tokenizer may append special tokens: what stands before the text is kept, what stands behind it is not.
@@ -125,6 +153,19 @@ class TextCodec:
         return self._allows is None or self._allows(piece)
 
     # -- helpers -------------------------------------------------------------------------------------
+
+    def _encode_chat(self, text: str) -> list[int]:
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        if not any(token in text for token in special):
+            return self._with_special(self.prompt_text(text))
+        # What the user writes ends no turn: it is encoded by itself, without special tokens.
+        before, found, after = self.prompt_text(_NO_TEXT).partition(_NO_TEXT)
+        if not found:
+            raise UsageError("the model's chat template does not show what the user says; take another --model")
+        return [*self._with_special(before), *self._plain(text), *self._with_special(after)]
+
+    def _with_special(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
 
     def _plain(self, text: str) -> list[int]:
         # A user who types "<|endoftext|>" means these characters, not the special token.

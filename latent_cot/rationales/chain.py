@@ -154,7 +154,7 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
     tool call that fails, too many tokens, or an end that is no state.
     """
     chain, codec, it = Chain(rules), rules.codec, f"demonstration {text!r}"
-    rest = text
+    rest = text.removeprefix(" ") if codec.begins_a_line else text
     while rest:
         # A tool's result goes in right after its trigger, so what follows is encoded by itself, as the
         # sampler would see it: with the result before it.

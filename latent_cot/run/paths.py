@@ -8,6 +8,8 @@ from pathlib import Path
 
 from latent_cot import disk
 from latent_cot.config.schema import RunConfig
+from latent_cot.tasks import FILES
+from latent_cot.tasks.files import in_full
 from latent_cot.types import UsageError
 
 
@@ -34,27 +36,29 @@ def check_writable(path: Path, option: str) -> None:
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Files and folders in full, so that a run can be resumed and evaluated from anywhere."""
 
-    def absolute(text: str) -> str:
-        path = disk.expanded(text)
-        return str(disk.expanded(path.absolute())) if os.path.exists(path) else text
+    def named(text: str) -> str:
+        """What a task's option says: it may name files, with commas between them."""
+        parts = ((part, part.strip()) for part in text.split(","))
+        return ",".join(in_full(name) if Path(name.partition("?")[0]).suffix or "/" in name else p for p, name in parts)
 
     files = config.data.train_file
     if files is not None:
         whole = os.path.isfile(os.path.expanduser(files))  # a comma may be part of a file's name
-        files = absolute(files) if whole else ",".join(absolute(file.strip()) for file in files.split(","))
+        files = in_full(files) if whole else ",".join(in_full(file.strip()) for file in files.split(","))
     tools = config.rollout.tools
     if tools is not None:  # FILE.py or FILE.py:NAME
-        tools = tuple(absolute(head + dot) + tail for head, dot, tail in (tool.partition(".py") for tool in tools))
-    task = absolute(config.task) if config.task.endswith(".py") else config.task
-    model = absolute(config.model) if (disk.expanded(config.model) / "config.json").is_file() else config.model
+        tools = tuple(in_full(tool) if ".py" in tool else tool for tool in tools)
+    task = in_full(config.task) if config.task.endswith((".py", *FILES)) else config.task
+    model = in_full(config.model) if (disk.expanded(config.model) / "config.json").is_file() else config.model
+    options = {name: named(text) for name, text in config.data.options.items()}
     splits = config.evaluation.splits
     if splits is not None:  # a split is a file where it has a file's name: there may be a file, or a folder, `test`
-        splits = tuple(absolute(name) if Path(name).suffix else name for name in splits)
+        splits = tuple(in_full(name) if Path(name).suffix else name for name in splits)
     return replace(
         config,
         task=task,
         model=model,
         evaluation=replace(config.evaluation, splits=splits),
-        data=replace(config.data, train_file=files),
+        data=replace(config.data, train_file=files, options=options),
         rollout=replace(config.rollout, tools=tools),
     )

@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from latent_cot.config.schema import DataConfig
-from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot import tasks, tools
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import DataConfig, RunConfig, data_request, tool_names
+from latent_cot.evaluation.splits import splits_of
 from latent_cot.tasks.common import name_of
-from latent_cot.types import Example, Task, TaskData, Tool, UsageError
+from latent_cot.types import Example, Sweep, Task, TaskData, Tool, UsageError
+
+if TYPE_CHECKING:
+    from latent_cot.rationales.chain import ChainRules
+
+
+MAX_TOKENS = 100_000
+"""Up to which the tokens of a demonstration are counted."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a run learns from and is tested with."""
+
+    task: Task
+    tools: Sequence[Tool]
+    data: TaskData
+    tests: Mapping[str, Sequence[Example]]
+    notes: Sequence[str]
+    """Sentences the user should see."""
+
+
+def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
+    """Load the task, its tools and, unless `load_data` is false, its data. No torch is imported for it: whoever has bad
+    rows need not wait for a model. Raises UsageError for whatever the user can put right."""
+    task = tasks.load(config.task, config.data.options)
+    if not METHODS[config.method].reasoners(config, task.answer_given):
+        why = f"the tests of {task.name} do not give the answer, which q would have to read, and there is nobody else"
+        raise UsageError(f"--q-sees {config.q_sees}: {why} to test; give --q-sees question")
+    names = tool_names(config, task)
+    chain_tools = [tools.load(name) for name in names]
+    if not load_data:
+        return Examples(task, chain_tools, TaskData((), (), ()), {}, ())
+    data = task.load(data_request(config))
+    check_tools(task, names, chain_tools)
+    notes = [*data.notes, *check_examples(task, data, config.data)]
+    training, size = [*data.demonstrations, *data.unlabelled], config.evaluation.size
+    asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
+    named = [Sweep(name, (), {name: {}}) for name in asked]
+    splits = splits_of(task, named, size=size, training=training) if named else {}
+    notes += [
+        f"Split {name}: {s.dropped} questions seen in training were dropped." for name, s in splits.items() if s.dropped
+    ]
+    return Examples(task, chain_tools, data, {name: split.examples for name, split in splits.items()}, notes)
 
 
 def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
@@ -48,13 +95,21 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
 
     Raises UsageError for one that q could not write, and if none arrives.
     """
+    from latent_cot.rationales.chain import encode_rationale
+
     rationales = []
     for example in examples:
         try:
-            rationales.append(encode_rationale(example.z or "", rules))
+            rationales.append(encode_rationale(example.z or "", replace(rules, max_tokens=MAX_TOKENS)))
         except UsageError as error:
             source = example.meta.get("source")
             raise UsageError(f"{source}: {error}" if source else str(error)) from error
+    tokens = [sum(rationale.policy_mask) for rationale in rationales]
+    if longest := max((n for n in tokens if n > rules.max_tokens), default=0):
+        n = sum(n > rules.max_tokens for n in tokens)
+        long = f"{n} of {len(tokens)} demonstrations have more than {rules.max_tokens} tokens"
+        which = name_of(examples[tokens.index(longest)])
+        raise UsageError(f"{long}: raise --rollout.max-tokens, to {longest} for all; the longest is that of {which}")
     if task.is_measured or task.has_own_reward or any(map(task.candidates, examples)):
         return []  # there is no answer to be read off a rationale
     answers = [task.answer(rationale) for rationale in rationales]

@@ -73,8 +73,8 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
-        refuse_code(config, path / "config.yaml", trusted=trusted)
         _refuse_moved(config, path / "config.yaml")
+        refuse_code(config, path / "config.yaml", trusted=trusted)
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
         return Source(replace(config, output_dir=str(path)), folder)  # it may have been moved
@@ -85,6 +85,8 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         neither = "neither a run (no config.yaml) nor a model (no config.json)"
         raise UsageError(f"{target}: {neither}; give the --output-dir of a run, or a model")
     config = load_config(task=task)
+    if config.task.endswith(tasks.FILES):
+        refuse_code(config, config.task, trusted=trusted)
     config = replace(config, model=target, lora=replace(config.lora, rank=1))
     loaded = tasks.load(config.task)
     if not loaded.tools and loaded.step_delimiter is None:  # there are no steps

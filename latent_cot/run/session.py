@@ -16,11 +16,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from peft import LoraConfig
 
-from latent_cot import disk, tasks, tools
+from latent_cot import disk
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import LoraSettings, RunConfig, data_request, tool_names
+from latent_cot.config.schema import LoraSettings, RunConfig
 from latent_cot.config.settings import to_dict
-from latent_cot.evaluation.splits import splits_of
 from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.methods.trouble import Watch
@@ -30,11 +29,11 @@ from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools
+from latent_cot.run.preflight import Examples, check_demonstrations, load_examples
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import RESOURCES, Resources
 from latent_cot.tasks.common import digest, fingerprint
-from latent_cot.types import Example, Sweep, Task, TaskData, UsageError, first_line
+from latent_cot.types import Example, Task, TaskData, UsageError, first_line
 
 SAVE_EVERY = 60.0
 """Seconds between two saves of a run's state."""
@@ -83,38 +82,22 @@ def open_session(
     *,
     load_data: bool = True,
     loaded: Session | None = None,
+    examples: Examples | None = None,
     on_load: Callable[[], None] = lambda: None,
 ) -> Session:
     """Load the task, its tools and data, and the base model with two fresh adapters.
 
     With `load_data=False` there are no training examples and no tests (to answer a user's own questions). If `loaded`
     has the same base model with adapters of the same kind, that model is used again: a loop makes its own
-    adapters afresh. `on_load` is called before a model is loaded, once it and all else is found.
+    adapters afresh. `examples` are those that have been loaded already. `on_load` is called before a model is loaded,
+    once it and all else is found.
 
     Raises UsageError for whatever the user can put right; cheap checks come before the slow loading.
     """
-    task = tasks.load(config.task).configured(config.data.options)
-    if not METHODS[config.method].reasoners(config, task.answer_given):
-        why = f"the tests of {task.name} do not give the answer, which q would have to read, and there is nobody else"
-        raise UsageError(f"--q-sees {config.q_sees}: {why} to test; give --q-sees question")
-    names = tool_names(config, task)
-    chain_tools = [tools.load(name) for name in names]
-    data, tests, notes = TaskData((), (), ()), dict[str, Sequence[Example]](), list[str]()
+    found = examples or load_examples(config, load_data=load_data)
+    task, data, notes = found.task, found.data, list(found.notes)
     if load_data:
-        data = task.load(data_request(config))
-        check_tools(task, names, chain_tools)
-        notes = [*data.notes, *check_examples(task, data, config.data)]
         method_class(config.method).check(config, task, data)
-        training, size = [*data.demonstrations, *data.unlabelled], config.evaluation.size
-        asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
-        named = [Sweep(name, (), {name: {}}) for name in asked]
-        splits = splits_of(task, named, size=size, training=training) if named else {}
-        tests = {name: split.examples for name, split in splits.items()}
-        notes += [
-            f"Split {name}: {s.dropped} questions seen in training were dropped."
-            for name, s in splits.items()
-            if s.dropped
-        ]
 
     if loaded is not None and all(getattr(loaded.config, name) == getattr(config, name) for name in MODEL_SETTINGS):
         lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
@@ -124,13 +107,21 @@ def open_session(
         lm.add_prior()
     set_seed(config.seed)
     notes.append(note)
-    characters = task.allowed_characters
-    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=characters, allows=task.allows)
+    codec = TextCodec(
+        lm.tokenizer,
+        stop=task.stop,
+        allowed_characters=task.allowed_characters,
+        allows=task.allows,
+        chat=task.chat,
+        opening=task.opening,
+    )
+    if codec.chat:
+        notes.append("Questions go through the model's chat template: a rationale is the assistant's turn.")
     r = config.rollout
-    rules = ChainRules(codec, chain_tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
+    rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
-    return Session(config, lm, source, note, task, data, tests, rules, test_rules, notes)
+    return Session(config, lm, source, note, task, data, found.tests, rules, test_rules, notes)
 
 
 class _Running:

@@ -54,11 +54,11 @@ class Continuation(SourceTask):
     def read(self, path: str) -> list[Example]:
         """Each distinct prompt of a file once, whichever share it is in; of the hub's documents, those that begin with
         plain sentences, cut to these."""
-        texts = [(row[0], field(row, "text", str).strip()) for row in read_rows(path)]
+        rows = read_rows(path)
         if path.startswith(HUB):
-            texts = [(where, found.group().strip()) for where, text in texts if (found := _BEGINNING.match(text))]
-        rows = [(where, {"text": text}) for where, text in texts]
-        return self.usable(examples_of(rows, lambda row: self.example(row[1]["text"])))
+            found = [(where, _BEGINNING.match(field((where, fields), "text", str).strip())) for where, fields in rows]
+            rows = [(where, {"text": beginning.group().strip()}) for where, beginning in found if beginning]
+        return self.usable(examples_of(rows, lambda row: self.example(field(row, "text", str))))
 
     def example(self, question: str, answer: str | None = None) -> Example:
         """The question is the prompt; there is no answer to give."""

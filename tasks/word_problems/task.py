@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, check_options, last_result
 from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten
-from latent_cot.tasks.plain import draw, source_of_split
+from latent_cot.tasks.plain import drawn_data, source_of_split, words
 from latent_cot.tasks.word_problems import working
 from latent_cot.tasks.word_problems.mistakes import MISTAKES, classify
 from latent_cot.tools.calculator import written
@@ -55,27 +54,8 @@ class WordProblems(Task):
         task, tests = self.configured(request.options), request.options.get("tests", "").split(",")
         source, end = request.train_file or OWN_QUESTIONS, None if request.train_file else _N_OWN_TRAINING
         rows = [example for name in source.split(",") for example in task.read(name.strip())][:end]
-        tested = {_words(example) for name in tests if name.strip() for example in task.split(name.strip())}
-        usable, dropped = _usable(rows, tested)
-        solved = [example for example in usable if example.z is not None]
-
-        where = f"--data.demonstrations: {source}, with a rationale,"
-        shown = draw(solved, request.demonstrations, f"demonstrations {request.seed}", where)
-        chosen = {example.question for example in shown}
-        drawn = draw(
-            [example for example in usable if example.question not in chosen],
-            request.unlabelled + request.validation,
-            f"pairs {request.seed}",
-            f"--data.unlabelled and --data.validation: {source}",
-        )
-        pairs, validation = drawn[: request.unlabelled], drawn[request.unlabelled :]
-        unusable = Counter(reason for example in usable if (reason := example.meta.get("unusable")))
-        notes = (
-            f"{source}: {len(usable)} questions of {len(rows)} rows, {len(solved)} of them with a rationale.",
-            *(f"{n} rows dropped: {reason}." for reason, n in dropped.items()),
-            *(f"{n} rationales dropped: {reason}." for reason, n in unusable.most_common()),
-        )
-        return TaskData(tuple(shown), tuple(replace(one, z=None) for one in pairs), tuple(validation), notes)
+        tested = {words(example) for name in tests if name.strip() for example in task.split(name.strip())}
+        return drawn_data(source, rows, tested, request)
 
     def split(self, name: str, size: int | None = None) -> list[Example]:
         """`"test"`, of the task's own questions; or all of a file or a data set, by its name, in its order."""
@@ -152,24 +132,3 @@ class WordProblems(Task):
             return replace(example, meta={"unusable": str(why)})
         # The value may be exact, such as 5/6, where the row's answer is cut.
         return replace(self.example(example.question, value), z=z)
-
-
-def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list[Example], Counter[str]]:
-    """One example of each question that is not tested, with a rationale if there is one; why others were dropped."""
-    usable, dropped, groups = list[Example](), Counter[str](), defaultdict[tuple[str, ...], list[Example]](list)
-    for example in rows:
-        groups[_words(example)].append(example)
-    for words, same in groups.items():
-        if words in tested:
-            dropped["in a test file"] += len(same)
-        elif any(example.answer != same[0].answer for example in same):
-            dropped["with different answers to one question"] += len(same)
-        else:
-            usable.append(next((example for example in same if example.z is not None), same[0]))
-            dropped["repeated"] += len(same) - 1
-    return usable, +dropped
-
-
-def _words(example: Example) -> tuple[str, ...]:
-    """What tells two questions apart, whatever their spaces, punctuation and capitals."""
-    return tuple(re.findall(r"\w+", example.question.lower()))

@@ -29,6 +29,7 @@ from accelerate.state import AcceleratorState
 from latent_cot import tasks
 from latent_cot.cli import main
 from latent_cot.config import settings
+from tests import samples
 from tests.cli.conftest import SMOKE, Cli
 from tests.conftest import ROOT
 
@@ -133,6 +134,7 @@ def folder(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for block in blocks():
         if block.file is not None:
             Path(block.file).write_text(block.text, encoding="utf-8")
+    samples.write_all(tmp_path)
     Path("mine.yaml").write_text("rounds: 1\n")
     for name, first in {"test.json": "60", "train.json": "70", "hw.json": "80"}.items():  # in the published form
         rows = [{"str_query": f"Question: {n} - 0 - 4 = ? Answer:", "num_sol": int(n) - 4} for n in (first, "90")]

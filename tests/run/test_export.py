@@ -31,8 +31,10 @@ from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import reasoners
+from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import DataRequest, Example, Rationale, ToolError
 from tests.conftest import ROOT
+from tests.tiny import build_tiny_model
 
 HUB_ID = "owner/tiny"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -139,6 +141,7 @@ def card(folder: Path) -> tuple[dict[str, Any], str, str]:
 def solve_with_card(folder: Path, hub: Path, questions: Sequence[Any]) -> list[tuple[str, str | None]]:
     """(chain, answer) of each question, by the README's program as it stands, in a process of its own."""
     _, _, program = card(folder)
+    assert (folder / "solve.py").read_text(encoding="utf-8") == program
     program += (
         f"\n    import json, sys\n    assert 'latent_cot' not in sys.modules\n"
         f"    print(json.dumps(solve(json.loads({json.dumps(json.dumps(questions))}))))\n"
@@ -149,6 +152,10 @@ def solve_with_card(folder: Path, hub: Path, questions: Sequence[Any]) -> list[t
         [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    ours = [
+        line for line in done.stderr.splitlines() if "deprecated" in line and "is_gradient_check" not in line
+    ]  # PEFT asks for that
+    assert not ours
     return [(chain, answer) for chain, answer in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -196,6 +203,37 @@ def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Pa
         assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
         assert {answer for _, answer in found} <= {"odd", "even"}
         assert any(chain for chain, _ in found) and not any("e" in chain for chain, _ in found)
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|pad|>{{ m.role }}\n{{ m.content | trim }}<|endoftext|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|pad|>assistant\n{% endif %}"
+)
+
+
+def test_a_chat_template(tmp_path: Path, hub: Path) -> None:
+    """p, q and the exported program read the same turns."""
+    model = build_tiny_model(tmp_path / "model", variant="distinct_pad")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    settings = "init_step: {steps: 30, learning_rate: 0.01}\nrollout: {max_tokens: 120}\ndata: {demonstrations: 8}\n"
+    (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{max_tokens: 40, size: 4}}\n")
+    folder, target = tmp_path / "run", tmp_path / "exported"
+    arguments = ["--task", "qa", "--model", str(model), "--output-dir", str(folder)]
+    base = ["em", "--preset", "smoke", "--precision", "fp32", "--config", str(tmp_path / "settings.yaml")]
+    assert main([*base, *arguments]) == 0
+    notes = [event["text"] for event in RunFolder.open(folder).events() if event["kind"] == "note"]
+    assert any("chat template" in note for note in notes)
+    cases: list[Adapter] = ["p", "q"]
+    for reasoner in cases:
+        assert main(["export", str(folder), str(target), "--reasoner", reasoner, "--force"]) == 0
+        outcomes = solve_here(folder, reasoner, "test", 8)
+        found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
+        assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
+        assert any(chain for chain, _ in found)
+        prompt = json.loads((target / "latent_cot.json").read_text())["prompt"]
+        assert prompt == "<|pad|>user\nQuestion: {question} Answer:<|endoftext|>\n<|pad|>assistant\n"
 
 
 @pytest.mark.real_model

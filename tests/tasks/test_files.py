@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from latent_cot.tasks.files import field, read_rows
-from latent_cot.types import UsageError
+from latent_cot.tasks.files import Row, examples_of, field, read_rows
+from latent_cot.types import Example, UsageError
 
 
 def write(folder: Path, text: str) -> str:
@@ -24,12 +24,17 @@ def test_rows_of_a_csv_file(tmp_path: Path) -> None:
     ]
 
 
+def _example(row: Row) -> Example:
+    return Example(row[1]["name"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "the file has no examples; write a line with the fields' names"),
         ("name,text\n", "the file has no examples"),
         ("name,text\na,b\na\n", "rows.CSV:3: not 2 fields"),
+        ("name,text,name\na,b,c\n", "rows.CSV:1: two columns are called 'name'"),
         ("name,text\na,b,c\n", "rows.CSV:2: not 2 fields"),
         ('name,text\na,"b" c\n', "rows.CSV:2: not valid CSV"),
         ('name,text\na,"b\n', "rows.CSV:2: not valid CSV"),
@@ -38,7 +43,7 @@ def test_rows_of_a_csv_file(tmp_path: Path) -> None:
 )
 def test_a_bad_csv_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as refused:
-        read_rows(write(tmp_path, text))
+        examples_of(read_rows(write(tmp_path, text)), _example)
     assert message in str(refused.value)
 
 
@@ -52,3 +57,38 @@ def test_an_integer_of_a_csv_file(tmp_path: Path) -> None:
         field(rows[2], "answer", int)
     with pytest.raises(UsageError, match="must be an integer without quotes, not a string"):
         field(("x:1", {"answer": "12"}), "answer", int)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_divides_the_columns_of_a_spreadsheet(tmp_path: Path, delimiter: str) -> None:
+    path = write(tmp_path, delimiter.join(("name", "text")) + f"\na{delimiter}1,5\n")
+    assert read_rows(path) == [(f"{path}:2", {"name": "a", "text": "1,5"})]
+
+
+def test_every_bad_row_is_in_one_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'name,text\na,b\na\nc,\xff\n"a" b,c\nd,e\n')
+    with pytest.raises(UsageError) as refused:
+        examples_of(read_rows(str(path)), _example)
+    first, second, third, count = str(refused.value).splitlines()
+    assert first.startswith(f"{path}:3: not 2 fields")
+    assert second == f"{path}:4: not UTF-8 text; save the file as UTF-8"
+    assert third.startswith(f"{path}:5: not valid CSV")
+    assert count == "3 of 5 rows cannot be used"
+    skipped: list[str] = []
+    assert [example.x for example in examples_of(read_rows(str(path)), _example, skipped)] == ["a", "d"]
+    assert skipped == [first, second, third]
+    monkeypatch.setattr("latent_cot.tasks.files.MAX_LISTED", 2)
+    with pytest.raises(UsageError, match="3 of 5 rows cannot be used, of which the first 2 are shown") as refused:
+        examples_of(read_rows(str(path)), _example)
+    assert third not in str(refused.value)
+
+
+def test_nobody_takes_a_bad_row_for_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{\n")
+    (row,) = read_rows(str(path))
+    with pytest.raises(UsageError, match="not valid JSON"):
+        row[1]["name"]
+    with pytest.raises(UsageError, match=r"rows\.jsonl:1: not valid JSON"):
+        field(row, "name", str, required=False)

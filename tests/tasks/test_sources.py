@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_bad_text_files(tmp_path: Path, content: bytes, named: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=named) as refused:
-        read_rows(str(path))
+        examples_of(read_rows(str(path)), lambda row: Example(field(row, "text", str)))
     assert str(path) in str(refused.value)
 
 
@@ -81,3 +82,34 @@ def test_a_data_set_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, error: E
     with pytest.raises(UsageError, match="hub:a/b: cannot be read from the hub: ") as refused:
         read_rows("hub:a/b")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["file.parquet", "folder", "folder?split=test"])
+def test_parquet_files_and_folders(tmp_path: Path, form: str) -> None:
+    import datasets
+
+    rows = [{"text": f"Text {i}", "n": i, "of": {"more": [i]}} for i in range(3)]
+    (tmp_path / "folder").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "file.parquet")
+    (tmp_path / "folder" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "folder" / "test.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    source = f"{tmp_path}/{form}"
+    found = read_rows(source)
+    assert [fields for _, fields in found] == (rows[2:] if "test" in form else rows)
+    assert found[0][0] == f"{source}, row 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("none.parquet", "none.parquet: no such file"),
+        ("bad.parquet", "bad.parquet: cannot be read by datasets: "),
+        ("empty", "empty: cannot be read by datasets: "),
+    ],
+)
+def test_bad_parquet_files_and_folders(tmp_path: Path, name: str, named: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet at all")
+    with pytest.raises(UsageError) as refused:
+        read_rows(str(tmp_path / name))
+    assert named in str(refused.value)

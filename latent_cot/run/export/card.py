@@ -23,8 +23,8 @@ _FIGURES = {
 """Those of the posterior's figures that a stranger can make something of, and their meaning for a table."""
 
 
-def render(d: Mapping[str, Any], base: Base, merged: bool) -> str:
-    """README.md, with the front matter that the hub reads."""
+def render(d: Mapping[str, Any], base: Base, merged: bool) -> tuple[str, str]:
+    """README.md, with the front matter that the hub reads; and solve.py, the program that it shows."""
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -41,7 +41,7 @@ def render(d: Mapping[str, Any], base: Base, merged: bool) -> str:
     body = environment.get_template("card.md").render(
         **known, title=title, program=program, fence=fence, figures=_FIGURES, version=__version__
     )
-    return f"---\n{_front_matter(d, base, merged)}\n---\n\n{body}\n"
+    return f"---\n{_front_matter(d, base, merged)}\n---\n\n{body}\n", f"{program}\n"
 
 
 def _front_matter(d: Mapping[str, Any], base: Base, merged: bool) -> str:

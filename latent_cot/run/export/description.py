@@ -73,7 +73,7 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         raise UsageError(f"--reasoner {reasoner}: {why}, so that it cannot answer by itself; export {sampler}")
     c, rules, codec = loop.config, loop.test_rules, loop.test_rules.codec
     prompt, fields, example = _prompt(loop, reasoner, examples[:_EXAMPLES])
-    text = loop.test_text(reasoner, examples[0])
+    text = codec.prompt_text(loop.test_text(reasoner, examples[0]))
     files = [Path(name.strip()) for name in (c.data.train_file or "").split(",") if name.strip()]
     candidates, notes = [loop.task.candidates(one) for one in examples[:_EXAMPLES]], loop.data.notes
     # Without a finished run, the weights are those of the newest checkpoint, and may be later than the figures.
@@ -97,7 +97,7 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "fields": fields,
         "example": example,
         # Whether a prompt begins with the tokenizer's special tokens, where it has some.
-        "special_tokens": list(loop.lm.tokenizer(text)["input_ids"]) == codec.encode_prompt(text),
+        "special_tokens": list(loop.lm.tokenizer(text)["input_ids"]) == loop.test_prompt(reasoner, examples[0]),
         "stop": codec.pieces[codec.stop_id],
         "stop_id": codec.stop_id,
         "allowed_characters": loop.task.allowed_characters,
@@ -126,7 +126,7 @@ def _prompt(
     """The form of a test prompt, its fields, and an example of them: found by putting the question, and the answer,
     of one example in, and kept if it gives the prompts of all."""
     first = examples[0]
-    prompts = [loop.test_text(reasoner, example) for example in examples]
+    prompts = [loop.test_rules.codec.prompt_text(loop.test_text(reasoner, example)) for example in examples]
     texts = (prompts[0], first.question, first.answer or "")
     prompt, question, answer = (text.replace("{", "{{").replace("}", "}}") for text in texts)
     before, _, after = prompt.rpartition(question or "\0")

@@ -5,7 +5,7 @@
     tokenizer.json, tokenizer_config.json            the base model's tokenizer
     generation_config.json                           greedy decoding, the stop, the number of tokens
     latent_cot.json                                  what transformers has no words for: prompt, alphabet, tools, ...
-    README.md                                        the model card, with a program that uses all this
+    README.md, solve.py                              the model card, and a program that uses all this
 
 Everything appears at once, by renaming, or not at all.
 """
@@ -75,7 +75,9 @@ def build(
                 _save_adapter(loop.lm, reasoner, base, new)
             _write_settings(loop, description, new, merge)
             card = new / "README.md"
-            disk.write(card, render(description, base, merge).encode())
+            text, program = render(description, base, merge)
+            disk.write(card, text.encode())
+            disk.write(new / "solve.py", program.encode())
             for path in new.iterdir():
                 path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
             disk.put_folder(new, target)

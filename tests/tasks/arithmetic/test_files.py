@@ -67,7 +67,7 @@ def row(**fields: object) -> str:
         (f"[{GOOD}, null]", "data.jsonl, item 2: expected a JSON object {...}, found null"),
         ("[" * 100_000, "brackets are nested too deep"),
         ('{"question": "1 + 1", "answer": ' + "2" * 9000 + "}", "data.jsonl:1: not valid JSON: a number of more than"),
-        (f"{GOOD}\n" + " " * 20_000, "data.jsonl:2: a line of more than 10,000 characters"),
+        (f"{GOOD}\n" + "[" + " " * 20_000, "data.jsonl:2: a line of more than 10,000 characters"),
         (GOOD.encode() + b"\n\xff\xfe", "data.jsonl:2: not UTF-8 text"),
         (row(answer=2), "data.jsonl:1: the field 'question' is missing; found: answer"),
         (row(question="1 + 1"), "data.jsonl:1: the field 'answer' is missing; found: question"),

@@ -1,0 +1,350 @@
+"""Questions and answers of the user's own, told by a YAML file or by options: no code."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from latent_cot import tools
+from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result
+from latent_cot.tasks.files import Row, examples_of, field, kind_of, read_rows, shorten
+from latent_cot.tasks.plain import drawn_data, source_of_split, words
+from latent_cot.tasks.qa import answers
+from latent_cot.tasks.qa.spec import Spec, read_spec
+from latent_cot.tasks.word_problems import working
+from latent_cot.tools.calculator import written
+from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, ToolError, UsageError
+
+MAX_CHARACTERS = 10_000
+"""Of a question, an answer or a rationale."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+OWN_QUESTIONS = Spec(data=(str(Path(__file__).with_name("questions.csv")),), split_column="split")
+"""A few, to try it with."""
+
+_REMEDY = "; correct them, or leave them out with --data.options skip_bad true"
+_FIELD = re.compile(r"\{\{?\s*(\w+)\s*\}?\}")
+_CHOICE = re.compile(r"^([A-Z])\. ", re.MULTILINE)
+
+
+class QA(Task):
+    """Questions and answers of any kind, as a `Spec` describes them."""
+
+    description = "questions and answers of your own, by options or a YAML file: no code"
+    default_splits = ("test",)
+
+    def __init__(self, spec: Spec = OWN_QUESTIONS, name: str = "qa") -> None:
+        s = self.spec = spec
+        self.name = name
+        default = "last-result" if s.tools else "choice" if s.choices else answers.AFTER
+        self.extract = s.extract or default
+        self.tools, self.stop, self.allowed_characters, self.opening = s.tools, s.stop, s.alphabet, s.opening
+        self.chat = s.chat
+        self.step_delimiter = s.step or (None if self.extract == "last-result" else ".")
+        self.grading = s.grade or ("number" if self.extract.startswith("last-") else "text")
+        own = [self.grading] if ".py:" in self.grading else []
+        self.code = (*own, *(tool for tool in self.tools if tool not in tools.names()))
+        self._lettered = isinstance(s.choices, str)
+        form = "Question: {question}\n{choices}\nAnswer:" if self._lettered else "Question: {question} Answer:"
+        self._prompt = s.prompt or form
+        if self.extract == "last-result":
+            self.portable = PORTABLE_LAST_RESULT
+        elif self.extract != "choice":
+            self.portable = answers.portable(answers.pattern_of(self.extract))
+        elif not s.choices:
+            raise UsageError("extract choice: name the `choices`: a column, or a list of them")
+        if self.extract == "last-result" and not s.tools:
+            raise UsageError("extract last-result: name the `tools` that give results, such as calculator")
+        if not _FIELD.search(self._prompt):
+            raise UsageError(f"prompt {shorten(self._prompt)} has no column; write one in braces, such as {{question}}")
+
+    def configured(self, options: Mapping[str, str]) -> QA:
+        """With the options in place of what the YAML file says. Raises UsageError."""
+        if not options:
+            return self
+        spec = (Spec() if self.spec is OWN_QUESTIONS else self.spec).with_options(options)
+        spec = spec if spec.data else spec.model_copy(update={"data": OWN_QUESTIONS.data})
+        return self if spec == self.spec else QA(spec, self.name)
+
+    # -- data --
+
+    def load(self, request: DataRequest) -> TaskData:
+        """Examples of the rows that are no test questions, as many as are asked for or as there are."""
+        task = self.configured(request.options)
+        if request.train_file is not None:
+            raise UsageError("--data.train-file: the rows of qa are named by the option `data`; leave it out")
+        _ = task._grader  # before a model is loaded
+        tests, train, validation, skipped = task._tests, *task._training
+        tested = {words(example) for example in (*tests[0], *validation)}
+        data = drawn_data(", ".join(task.spec.data), train, tested, request, fewer=True)
+        notes = data.notes
+        if skipped := [*skipped, *tests[1]]:
+            notes += (f"{len(skipped)} rows left out that cannot be used, the first: {skipped[0]}.",)
+        return replace(data, validation=tuple(validation[: request.validation]) or data.validation, notes=notes)
+
+    def split(self, name: str, size: int | None = None) -> list[Example]:
+        """`"test"`: what the settings say; or all of a file or a data set, by its name, in its order."""
+        if name in self.default_splits:
+            return self._tests[0][:size]
+        return self._read([source_of_split(self, name, "")])[0][:size]
+
+    def read(self, path: str) -> list[Example]:
+        return examples_of(read_rows(path), self._of_row)
+
+    def _read(self, sources: Sequence[str]) -> tuple[list[Example], list[str]]:
+        """The examples of the rows, and why others were left out."""
+        skipped: list[str] = []
+        rows = [row for source in sources for row in read_rows(source.strip())]
+        return examples_of(rows, self._of_row, skipped if self.spec.skip_bad else None, remedy=_REMEDY), skipped
+
+    @cached_property
+    def _training(self) -> tuple[list[Example], list[Example], list[str]]:
+        """Those for training, for validation, and why rows were left out."""
+        read, skipped = self._data
+        parts = [self._part(example) for example in read]
+        train, validation = (
+            [example for example, part in zip(read, parts, strict=True) if part == name]
+            for name in ("train", "validation")
+        )
+        return train, validation, skipped
+
+    @cached_property
+    def _tests(self) -> tuple[list[Example], list[str]]:
+        """The test questions, and why rows of their own files were left out."""
+        if self._has_test_files:
+            return self._read(self.spec.test.split(","))
+        found = [example for example in self._data[0] if self._part(example) == "test"]
+        if not found:
+            raise UsageError(f"{', '.join(self.spec.data)}: no test question; look at `test` and `split_column`")
+        return found, []
+
+    @cached_property
+    def _data(self) -> tuple[list[Example], list[str]]:
+        return self._read(self.spec.data)
+
+    @property
+    def _has_test_files(self) -> bool:
+        return self.spec.share is None and self.spec.split_column is None
+
+    def _part(self, example: Example) -> str:
+        """Which one a row of `data` is in: `train`, `validation` or `test`."""
+        if self.spec.split_column is not None:
+            return str(example.meta.get("split", "train"))
+        return "test" if _place(example) < (self.spec.share or 0) else "train"
+
+    # -- examples --
+
+    def example(self, question: str, answer: str | None = None) -> Example:
+        """The question, or the whole prompt that holds it; the latter if the prompt has other columns too."""
+        text = question.strip()
+        if not text or len(text) > MAX_CHARACTERS:
+            raise UsageError(f"question {shorten(question)}: write 1 to {MAX_CHARACTERS:,} characters")
+        if set(_FIELD.findall(self._prompt)) - {"question"}:
+            letters = _CHOICE.findall(text) if self._lettered else self.spec.choices
+            return self._build(text, "", answer, tuple(letters or ()))
+        before, after = _FIELD.split(self._prompt)[::2][:2] if len(_FIELD.findall(self._prompt)) == 1 else ("", "")
+        bare = text.removeprefix(before.lstrip()).removesuffix(after.rstrip()).strip()
+        if not bare:
+            raise UsageError(f"question {shorten(question)}: it is empty")
+        choices = self.spec.choices if isinstance(self.spec.choices, tuple) else ()
+        return self._build(self._filled({"question": bare}), bare, answer, choices)
+
+    def candidates(self, example: Example) -> Mapping[str, str] | None:
+        if self.extract != "choice":
+            return None
+        return {choice: self._target(choice) for choice in example.meta["choices"]} or None
+
+    def answer(self, rationale: Rationale) -> str | None:
+        if self.extract in ("last-result", "choice"):
+            return last_result(rationale) if self.extract == "last-result" else None
+        return answers.find(answers.pattern_of(self.extract), rationale.text)
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        if answer is None or example.answer is None:
+            return False
+        if self._grader is not None:
+            return bool(self._grader(answer, example.answer))
+        if self.grading == "number":
+            return answers.same_number(answer, example.answer, self.spec.tolerance)
+        return answer == example.answer if self.grading == "exact" else answers.same_text(answer, example.answer)
+
+    def allows(self, piece: str) -> bool:
+        """A rationale that a line break ends is one line."""
+        return self.stop != "\n" or "\n" not in piece
+
+    @cached_property
+    def _grader(self) -> Any:
+        return answers.grader(self.grading) if ".py:" in self.grading else None
+
+    @cached_property
+    def _loaded_tools(self) -> list[Any]:
+        return [tools.load(name) for name in self.tools]
+
+    def _filled(self, fields: Mapping[str, Any]) -> str:
+        return _FIELD.sub(lambda match: str(fields[match[1]]), self._prompt).strip()
+
+    def _target(self, answer: str) -> str:
+        stop, target = self.stop or "\n", _FIELD.sub(answer.replace("\\", r"\\"), self.spec.target)
+        return f"{stop}{'' if stop[-1].isspace() or target[:1].isspace() else ' '}{target}"
+
+    def _build(self, x: str, question: str, answer: str | None, choices: Sequence[str]) -> Example:
+        if answer is not None and self.grading == "number":
+            value = working.number(answer)
+            if value is None:
+                raise UsageError(f"the answer {shorten(answer)} is no number; write it like 72, -3.5, $1,000 or 3/4")
+            answer = written(value)
+        if answer is not None and self.spec.choices and answer not in choices:
+            raise UsageError(f"the answer {shorten(answer)} is none of {', '.join(choices) or 'the choices'}")
+        y = None if answer is None else self._target(answer)
+        return Example(x, y, None, answer, question, {"choices": tuple(choices)} if self.spec.choices else {})
+
+    # -- rows --
+
+    def _of_row(self, row: Row) -> Example:
+        s, fields = self.spec, row[1]
+        question, answer = _text(row, s.question), _text(row, s.answer)
+        rationale = _text(row, s.rationale, required=False) if s.rationale else None
+        if s.answer_marker is not None:
+            before, found, answer = answer.rpartition(s.answer_marker)
+            if not found or not answer.strip():
+                raise UsageError(f"{s.answer!r} has no answer behind {s.answer_marker!r}")
+            rationale, answer = rationale or before.strip() or None, answer.strip()
+        choices, shown, labels = self._choices(row)
+        if choices:
+            answer = _chosen(fields.get(s.answer), answer, choices, (labels, shown, choices))
+        listed = "\n".join(f"{a}. {b}" for a, b in zip(choices, shown, strict=True))
+        given = {"question": question, "choices": listed if self._lettered else ", ".join(choices)}
+        columns = dict.fromkeys(_FIELD.findall(self._prompt))
+        x = self._filled({name: given[name] if name in given else _text(row, name) for name in columns})
+        example = self._build(x, question if columns.keys() == {"question"} else "", answer, choices)
+        meta = dict(example.meta)
+        if s.split_column is not None and s.split_column in fields:
+            meta["split"] = _split(_text(row, s.split_column))
+        z = None
+        if rationale is not None:
+            try:
+                z = self._rationale(rationale, example)
+            except working.Unusable as why:
+                meta["unusable"] = str(why)
+        return replace(example, z=z, meta=meta)
+
+    def _choices(self, row: Row) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        """The answers that there are, what each says, and what the row calls it. Where a column has the choices, the
+        answers are letters."""
+        name = self.spec.choices
+        if not isinstance(name, str):
+            return name or (), name or (), ()
+        value: Any = row[1].get(name)
+        labels: Sequence[str] = ()
+        if isinstance(value, dict):  # as ARC has them
+            value, labels = value.get("text"), value.get("label") or ()
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split("|")]
+        if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+            raise UsageError(f"the choices {name!r} must be a list of texts, or a text with | between them")
+        if not 2 <= len(value) <= len(LETTERS) or len(set(value)) < len(value):
+            raise UsageError(f"there must be 2 to {len(LETTERS)} different choices, not {shorten(', '.join(value))}")
+        return LETTERS[: len(value)], value, labels
+
+    def _rationale(self, text: str, example: Example) -> str:
+        """As a chain writes it: on one line if a line break ends it, without the tools' results. Raises Unusable."""
+        result, delimiter = None, self.step_delimiter
+        if "calculator" in self.tools and "<<" in text:
+            z, result = working.linearise(working.of_annotated(text), working.number(example.answer or ""), words=True)
+        else:
+            z = " " + (" ".join(text.split()) if self.stop == "\n" else text.strip())
+            if self._loaded_tools:
+                z, result = _without_results(z, self._loaded_tools)
+        if self.extract.startswith("after:") and (marker := self.extract.removeprefix("after:")) not in z:
+            z += f"{'' if z[-1] in '.!?' else '.'} {marker} {example.answer}"
+        if delimiter is not None and not z.endswith((delimiter, *(tool.trigger for tool in self._loaded_tools))):
+            z += delimiter
+        if self.extract == "last-result":
+            z = z.rstrip(" .")
+            if not z.endswith(tuple(tool.trigger for tool in self._loaded_tools)):
+                raise working.Unusable("without a tool's result at the end")
+        if self.stop is not None and self.stop in z:
+            raise working.Unusable(f"with {self.stop!r}, which ends a rationale, in it")
+        if self.allowed_characters is not None and (strange := sorted(set(z) - set(self.allowed_characters))):
+            raise working.Unusable(f"with {strange[0]!r} and other characters that are not in the alphabet")
+        if self.extract != "choice":
+            found = result if self.extract == "last-result" else self.answer(Rationale((), (), (True,), z))
+            if not self.grade(example, found):
+                raise working.Unusable("with another answer than the row has, or none")
+        return z
+
+
+def from_file(file: str) -> QA:
+    """The task that a YAML file describes. Raises UsageError, naming the file."""
+    spec = read_spec(file)
+    if not spec.data:
+        raise UsageError(f"{file}: names no `data`; add a file, a folder or a data set: `data: train.jsonl`")
+    try:
+        return QA(spec, Path(file).stem)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def _text(row: Row, name: str, required: bool = True) -> Any:
+    """A row's field as text that is not empty; None if it may be absent."""
+    where, fields = row
+    value = fields.get(name)
+    if value is None or (not required and value == ""):
+        return field(row, name, str, required)  # which says what is wrong, if it is required
+    if not isinstance(value, str | int | float) or value != value or value in (float("inf"), -float("inf")):
+        raise UsageError(f"{where}: the field {name!r} must be a text or a finite number, not {kind_of(value)}")
+    text = str(value).strip()
+    if not text or len(text) > MAX_CHARACTERS:
+        raise UsageError(f"{where}: the field {name!r} has {len(text):,} characters; write 1 to {MAX_CHARACTERS:,}")
+    if bad := next((c for c in text if c < " " and c not in "\n\r\t"), None):
+        raise UsageError(f"{where}: the field {name!r} has the control character {bad!r}; take it out")
+    return text
+
+
+def _chosen(value: Any, answer: str, choices: Sequence[str], names: Sequence[Sequence[str]]) -> str:
+    """The choice that a row's answer names: by its label, text or letter or, from 0, by its number.
+    Raises UsageError."""
+    for known in names:
+        if answer.casefold() in (folded := [str(name).casefold() for name in known]):
+            return choices[folded.index(answer.casefold())]
+    if (isinstance(value, int) or answer.isdecimal()) and 0 <= int(value) < len(choices):
+        return choices[int(value)]
+    raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(names[1])}")
+
+
+def _split(name: str) -> str:
+    """A row's share, as data sets call it. Raises UsageError."""
+    known = {"train": "train", "training": "train", "test": "test"}
+    known |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+    if name.lower() not in known:
+        raise UsageError(f"the split {shorten(name)} is none of train, validation, test")
+    return known[name.lower()]
+
+
+def _place(example: Example) -> float:
+    """Of a question among all, from 0 to 1: a hash of it decides, the same everywhere."""
+    text = " ".join(words(example))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _without_results(text: str, tools: Sequence[Any]) -> tuple[str, str | None]:
+    """A written rationale without what its tools write, and the last result. Raises Unusable."""
+    kept, seen, rest, result = "", "", text, None
+    while ends := [rest.index(tool.trigger) + len(tool.trigger) for tool in tools if tool.trigger in rest]:
+        asked, rest = rest[: min(ends)], rest[min(ends) :]
+        kept, seen = kept + asked, seen + asked
+        tool = next(tool for tool in tools if seen.endswith(tool.trigger))
+        try:
+            result = str(tool(tool.request(seen)))
+        except ToolError:
+            raise working.Unusable("with a call that its tool refuses") from None
+        if stated := re.match(rf"\s*{re.escape(result.strip())}(?!\w|\.\d)", rest):
+            rest = rest[stated.end() :]
+        elif re.match(r"\s*[-$]?\d", rest):
+            raise working.Unusable("with a stated result that its tool does not give")
+        seen += result
+    return kept + rest, result

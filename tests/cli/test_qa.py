@@ -1,0 +1,114 @@
+"""Questions of one's own from the command line: no code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import samples
+from tests.cli.conftest import Cli, environment
+
+SMOKE = ["--preset", "smoke", "--precision", "fp32"]
+GSM8K = ["--task", "qa", "--data.options", "data", "gsm8k-train.jsonl", "test", "gsm8k-test.jsonl"]
+GSM8K += ["answer_marker", "####", "tools", "calculator"]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the commands run in, with rows of published forms."""
+    samples.write_all(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_gsm8k_without_code(
+    cli: Cli,
+    files: Path,
+    tiny_model_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same by `em` is in the documentation, which is run."""
+    called = cli("fit", "--method", "few-shot", *GSM8K, *SMOKE, "--model", tiny_model_dir, "--output-dir", "run")
+    assert called.status == 0, called.err
+    assert "test" in called.out
+    options = yaml.safe_load(Path("run/config.yaml").read_text())["data"]["options"]
+    assert options["data"] == f"{files}/gsm8k-train.jsonl" and options["test"] == f"{files}/gsm8k-test.jsonl"
+    (files / "elsewhere").mkdir()
+    monkeypatch.chdir(files / "elsewhere")
+    called = cli("eval", files / "run", "--max-tokens", 8, "--json")
+    assert called.status == 0, called.err
+    assert called.json["results"]["p"]["test"]["n"] == 6
+
+
+def test_a_task_file_and_its_options(cli: Cli, files: Path) -> None:
+    Path("mine.yaml").write_text("data: sheet.csv\nquestion: item\nanswer: colour\nrationale: why\n")
+    called = cli("em", "--task", "mine.yaml", "--print-config")
+    assert called.status == 0
+    assert yaml.safe_load(called.out)["rollout"]["max_tokens"] == 320  # of the presets of qa
+    called = cli("em", "--task", "mine.yaml", "--data.options", "qestion", "x", *SMOKE)
+    assert called.status == 2
+    assert "--data.options qestion is no setting of a qa task. Did you mean 'question'?" in called.err
+
+
+@pytest.mark.parametrize(
+    "task", ["word_problems", "qa", "arithmetic", "infilling", "continuation", "subjectivity"], ids=lambda name: name
+)
+def test_bad_rows_are_told_before_torch_is_imported(files: Path, task: str) -> None:
+    """All of them, whatever the task."""
+    bad = files / "bad.jsonl"
+    bad.write_text('{"question": 1}\n{}\n[]\n{"question": null}\n')
+    named = ["--data.options", "data", str(bad)] if task == "qa" else ["--data.train-file", str(bad)]
+    code = (
+        "import sys; from latent_cot.cli import main; "
+        f"status = main({['fit', '--task', task, '--method', 'gflownet', *named]}); "
+        "sys.exit('torch was imported' if 'torch' in sys.modules else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    for line in range(1, 5):
+        assert f"{bad}:{line}: " in done.stderr
+    assert "4 of 4 rows cannot be used" in done.stderr
+
+
+CODE = "from pathlib import Path\nPath('ran').touch()\n\ndef same(answer, right):\n    return answer == right\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("em", "--task", "mine.yaml"),
+        ("eval", "MODEL", "--task", "mine.yaml"),
+        ("compare", "--task", "mine.yaml", "--methods", "few-shot"),
+        ("em", "--task", "tool.yaml"),
+    ],
+)
+def test_code_that_a_task_file_names_runs_on_the_users_word(
+    cli: Cli, files: Path, tiny_model_dir: Path, argv: Sequence[str]
+) -> None:
+    Path("grade.py").write_text(CODE)
+    for name, line in (("mine", "grade: grade.py:same"), ("tool", "tools: grade.py:same")):
+        Path(f"{name}.yaml").write_text(f"data: sheet.csv\nquestion: item\nanswer: colour\n{line}\nextract: after:x\n")
+    argv = [str(tiny_model_dir) if word == "MODEL" else word for word in argv]
+    called = cli(*argv, *(["--model", tiny_model_dir] if argv[0] != "eval" else []))
+    assert called.status == 2
+    assert "names code to run: " in called.err and f"{files}/grade.py:same. If you trust it" in called.err
+    assert not Path("ran").exists()
+
+
+def test_a_grader_of_ones_own(cli: Cli, files: Path, tiny_model_dir: Path) -> None:
+    Path("grade.py").write_text(CODE)
+    Path("mine.yaml").write_text("data: sheet.csv\nquestion: item\nanswer: colour\ngrade: grade.py:same\n")
+    arguments = ["--task", "mine.yaml", *SMOKE, "--model", tiny_model_dir, "--output-dir", "run", "--trust-code"]
+    called = cli("fit", "--method", "few-shot", *arguments)
+    assert called.status == 0, called.err
+    assert Path("ran").exists()
+    assert "--trust-code" in called.out
+    called = cli("eval", "run", "--size", 2)
+    assert called.status == 2 and "names code to run: " in called.err
+    assert cli("eval", "run", "--size", 2, "--max-tokens", 4, "--trust-code").status == 0

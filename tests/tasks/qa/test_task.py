@@ -1,0 +1,358 @@
+"""Questions and answers of one's own: rows of published forms, how answers are read and graded, what is kept apart."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_cot import tasks
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.tasks.plain import words
+from latent_cot.tasks.qa import answers
+from latent_cot.tasks.qa.task import QA
+from latent_cot.tools.calculator import Calculator
+from latent_cot.types import DataRequest, Rationale, UsageError
+from tests import samples
+from tests.tiny import build_tokenizer
+
+GOOD = {"question": "What is up?", "answer": "the sky"}
+
+
+def qa(**options: str) -> QA:
+    task = tasks.load("qa").configured(options)
+    assert isinstance(task, QA)
+    return task
+
+
+def chain(text: str) -> Rationale:
+    return Rationale((), (), (True,), text)
+
+
+def rows(folder: Path, *records: dict[str, Any]) -> str:
+    return samples.write_rows(folder / "rows.jsonl", records)
+
+
+def one(folder: Path, record: dict[str, Any], **options: str) -> Any:
+    (example,) = qa(data="x.csv", **options).read(rows(folder, record))
+    return example
+
+
+# -- published forms -------------------------------------------------------------------------------------
+
+
+def test_gsm8k(tmp_path: Path) -> None:
+    samples.write_all(tmp_path)
+    options = {"data": f"{tmp_path}/gsm8k-train.jsonl", "test": f"{tmp_path}/gsm8k-test.jsonl"}
+    task = qa(**options, answer_marker="####", tools="calculator")
+    example = task.read(f"{tmp_path}/gsm8k-test.jsonl")[0]
+    assert (example.answer, example.y) == ("166", "\nThe answer is 166.")
+    assert example.z == " She has: 40 + 43 = pens. She pays: 83 * 2 ="
+    rules = ChainRules(TextCodec(build_tokenizer(), stop=task.stop), [Calculator()], "step", max_tokens=200)
+    assert task.answer(encode_rationale(example.z, rules)) == "166"
+    assert task.grade(example, "166.0") and not task.grade(example, "165") and not task.grade(example, None)
+    data = task.load(DataRequest(10, 8, 4, options=options | {"answer_marker": "####", "tools": "calculator"}))
+    assert [len(part) for part in (data.demonstrations, data.unlabelled, data.validation)] == [10, 8, 4]
+    assert len(task.split("test")) == 6
+
+
+@pytest.mark.parametrize(
+    ("rationale", "z"),
+    [
+        ("2 + 3 = 5, 5 * 2 = 10", " 2 + 3 =, 5 * 2 ="),
+        ("2 + 3 =, 5 * 2 =", " 2 + 3 =, 5 * 2 ="),
+        ("2 + 3 =5, 5 * 2=10.", " 2 + 3 =, 5 * 2="),
+        ("2 + 3 = 6, 5 * 2 = 10", "with a stated result that its tool does not give"),
+        ("2 + 3 = 50, 5 * 2 = 10", "with a stated result that its tool does not give"),
+        ("2 + 3 = 5, 5 * 3 = 15", "with another answer than the row has, or none"),
+        ("2 + x = 5, 5 * 2 = 10", "with a call that its tool refuses"),
+        ("it is 10", "without a tool's result at the end"),
+    ],
+)
+def test_written_results_are_left_to_the_tool(tmp_path: Path, rationale: str, z: str) -> None:
+    example = one(tmp_path, {"question": "q", "answer": 10, "rationale": rationale}, tools="calculator")
+    assert z in (example.z, example.meta.get("unusable"))
+
+
+def test_arc(tmp_path: Path) -> None:
+    samples.write_all(tmp_path)
+    task = qa(data=f"{tmp_path}/arc.jsonl", choices="choices", answer="answerKey")
+    found = task.read(f"{tmp_path}/arc.jsonl")
+    assert (
+        found[1].x == "Question: Which of these can swim, by question 1?\nA. fish\nB. cloud\nC. chair\nD. rock\nAnswer:"
+    )
+    assert {example.answer for example in found} == set("ABCD")
+    for example in found:
+        swims = next(line[0] for line in example.x.splitlines() if line.endswith("fish"))
+        assert example.answer == swims
+        candidates = task.candidates(example)
+        assert candidates is not None and candidates[swims] == example.y == f"\nThe answer is {swims}."
+        again = task.example(example.x, example.answer)
+        assert (again.x, again.y, task.candidates(again)) == (example.x, example.y, candidates)
+
+
+def test_boolq(tmp_path: Path) -> None:
+    """Truth values number the choices; a prompt may have any column, and is then what a user types."""
+    samples.write_all(tmp_path)
+    task = qa(
+        data=f"{tmp_path}/boolq.jsonl", choices="no,yes", prompt="{passage}\\nQuestion: {{ question }}?\\nAnswer:"
+    )
+    found = task.read(f"{tmp_path}/boolq.jsonl")
+    assert found[0].x == "0 divided by 2 is 0.0.\nQuestion: is 0 even?\nAnswer:"
+    assert [example.answer for example in found[:3]] == ["yes", "no", "yes"]
+    assert task.candidates(found[0]) == {"no": "\nThe answer is no.", "yes": "\nThe answer is yes."}
+    assert found[0].question == "" and task.example(found[0].x, "yes").x == found[0].x
+
+
+def test_a_spreadsheet(tmp_path: Path) -> None:
+    samples.write_all(tmp_path)
+    task = qa(data=f"{tmp_path}/sheet.csv", question="item", answer="colour", rationale="why")
+    found = task.read(f"{tmp_path}/sheet.csv")
+    assert (found[0].z, found[0].answer) == (" 0 is even. So the answer is blue.", "blue")
+    assert task.answer(chain(found[0].z or "")) == "blue"
+    assert task.grade(found[0], "Blue")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("b", "B"), ("C", "C"), ("2", "C"), (2, "C"), ("fish", "B"), ("Fish", "B")]
+)
+def test_the_ways_to_name_a_choice(tmp_path: Path, given: Any, read: str) -> None:
+    record = {"question": "q", "options": "rock|fish|cloud", "answer": given}
+    assert one(tmp_path, record, choices="options").answer == read
+
+
+def test_files_beside_the_project(shared_data: Path) -> None:
+    """The published GSM8K: as many rationales as `word_problems` makes of it."""
+    folder = shared_data / "gsm8k"
+    task = qa(data=f"{folder}/train.jsonl", test=f"{folder}/test.jsonl", answer_marker="####", tools="calculator")
+    tests = task.split("test")
+    assert len(tests) == 1319
+    assert all(example.answer for example in tests)
+
+
+# -- how an answer is read -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extract", "text", "answer"),
+    [
+        ("last-number", " 3 and then 4, so $1,200.50 in all.", "$1,200.50"),
+        ("last-number", " it is 3-5", "5"),
+        ("last-number", " it is -5.", "-5"),
+        ("last-number", " a 3/4 share", "3/4"),
+        ("last-number", " none", None),
+        ("after:####", " a #### 1 #### 2 ", "2"),
+        ("after:So it is", " So it is the sky.", "the sky"),
+        ("after:So it is", " So it is", None),
+        ("after:So it is", " the sky", None),
+        ("after:.*", " .* the sky", "the sky"),
+        (r"regex:\(([A-D])\)", " (A) no, (C).", "C"),
+        (r"regex:[A-D]", " A, B", "B"),
+        (r"regex:[A-D]", "", None),
+    ],
+)
+def test_an_answer_is_read_off_a_chain(tmp_path: Path, extract: str, text: str, answer: str | None) -> None:
+    """And an exported model reads the same."""
+    task = qa(data="x.csv", extract=extract)
+    assert task.answer(chain(text)) == answer
+    (tmp_path / "portable.py").write_text(task.portable or "")
+    assert runpy.run_path(str(tmp_path / "portable.py"))["answer"](text, None) == answer
+
+
+def test_a_pattern_that_takes_for_ever_finds_nothing() -> None:
+    task = qa(data="x.csv", extract=r"regex:(?:a|a|aa)+$")
+    began = time.monotonic()
+    assert task.answer(chain(" " + "a" * 5000 + "b")) is None
+    assert time.monotonic() - began < 20 * answers.SECONDS
+
+
+def test_a_long_chain_is_read_from_its_end() -> None:
+    task = qa(data="x.csv", extract="last-number")
+    assert task.answer(chain("7 " * 100_000 + "8")) == "8"
+    assert task.answer(chain("7 " + "x" * answers.MAX_CHARACTERS)) is None
+
+
+# -- when it is right ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grade", "answer", "right"),
+    [
+        ("exact", "the sky", True),
+        ("exact", "The sky", False),
+        ("text", " A  Sky! ", True),
+        ("text", "skies", False),
+        ("text", "...", False),
+    ],
+)
+def test_texts_are_compared(tmp_path: Path, grade: str, answer: str, right: bool) -> None:
+    task = qa(data="x.csv", grade=grade)
+    assert task.grade(one(tmp_path, GOOD, grade=grade), answer) is right
+
+
+def test_numbers_are_compared(tmp_path: Path) -> None:
+    example = one(tmp_path, {"question": "q", "answer": "$1,000"}, extract="last-number")
+    assert example.answer == "1000"
+    task = qa(data="x.csv", extract="last-number")
+    assert task.grade(example, "1000.0") and not task.grade(example, "1001") and not task.grade(example, "many")
+    assert qa(data="x.csv", extract="last-number", tolerance="0.01").grade(example, "1010")
+    assert not qa(data="x.csv", extract="last-number", tolerance="0.01").grade(example, "1011")
+
+
+def test_a_function_of_ones_own_grades(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def same(answer, right):\n    return answer[0] == right[0]\n")
+    task = qa(data="x.csv", grade=f"{tmp_path}/mine.py:same")
+    assert task.code == (f"{tmp_path}/mine.py:same",)
+    example = one(tmp_path, GOOD)
+    assert task.grade(example, "two") and not task.grade(example, "sky")
+    for name, message in (("mine.py:other", "the file has no function other"), ("none.py:same", "no such file")):
+        with pytest.raises(UsageError, match=message):
+            qa(data="x.csv", grade=f"{tmp_path}/{name}").grade(example, "two")
+
+
+def test_a_tool_of_ones_own_is_code() -> None:
+    assert qa(data="x.csv", tools="calculator,./mine.py:Tool").code == ("./mine.py:Tool",)
+    assert qa(data="x.csv", tools="calculator", grade="exact").code == ()
+
+
+# -- rationales ------------------------------------------------------------------------------------------
+
+
+def test_a_rationale_that_cannot_be_is_dropped_and_counted(tmp_path: Path) -> None:
+    bad = [
+        ({"rationale": "It is 7."}, {"extract": "last-number"}, "with another answer than the row has"),
+        ({"rationale": "a;b"}, {"alphabet": "ab .", "choices": "5,6"}, "with ';' and other characters"),
+        ({"rationale": "a stop b"}, {"stop": "stop", "choices": "5,6"}, "with 'stop', which ends a rationale"),
+    ]
+    for record, options, reason in bad:
+        example = one(tmp_path, {"question": "q", "answer": 5, **record}, **options)
+        assert example.z is None
+        assert example.meta["unusable"].startswith(reason)
+    records = [{"question": f"q{k}", "answer": 5, "rationale": f"It is {k}."} for k in range(4, 12)]
+    options = {"data": rows(tmp_path, *records), "extract": "last-number", "test": str(tmp_path / "rows.jsonl")}
+    test = samples.write_rows(tmp_path / "test.jsonl", [{"question": "t", "answer": 1}])
+    data = qa().load(DataRequest(5, 5, 0, options=options | {"test": test}))
+    assert [example.z for example in data.demonstrations] == [" It is 5."]
+    assert "7 rationales dropped: with another answer than the row has, or none." in data.notes
+
+
+def test_line_breaks(tmp_path: Path) -> None:
+    record = {"question": "q", "answer": 5, "rationale": "It is\n 5."}
+    assert one(tmp_path, record, extract="last-number").z == " It is 5."
+    assert one(tmp_path, record, extract="last-number", stop="").z == " It is\n 5."
+    assert not qa().allows("\n") and qa(stop="").allows("\n")
+    assert one(tmp_path, record, stop="").y == "\nThe answer is 5."
+    assert one(tmp_path, record, stop="</think>", target="It is {answer}").y == "</think> It is 5"
+
+
+# -- splits ----------------------------------------------------------------------------------------------
+
+
+def test_shares_are_apart_and_stay(tmp_path: Path) -> None:
+    data = samples.write_rows(tmp_path / "d.jsonl", samples.boolq(200))
+    options = {"data": data, "choices": "no,yes", "prompt": "{passage} {question}?", "test": "0.3"}
+    task = qa(**options)
+    tests = {words(example) for example in task.split("test")}
+    assert 40 <= len(tests) <= 80
+    found = task.load(DataRequest(0, 1000, 20, options=options))
+    trained = {words(example) for example in (*found.unlabelled, *found.validation)}
+    assert not trained & tests and len(trained) + len(tests) == 200
+    samples.write_rows(tmp_path / "d.jsonl", samples.boolq(100))
+    assert {words(example) for example in qa(**options | {"tolerance": "0.1"}).split("test")} < tests
+
+
+def test_what_is_in_a_test_file_is_kept_out_of_training(tmp_path: Path) -> None:
+    data = samples.write_rows(tmp_path / "d.jsonl", samples.gsm8k(10))
+    test = samples.write_rows(tmp_path / "t.jsonl", [{"question": "Who?", "answer": "#### 1"}, *samples.gsm8k(3)])
+    options = {"data": data, "test": test, "answer_marker": "####", "tools": "calculator"}
+    found = qa().load(DataRequest(3, 3, 1, options=options))
+    assert "3 rows dropped: in a test file." in found.notes
+    assert len(found.demonstrations) + len(found.unlabelled) + len(found.validation) == 7
+
+
+def test_a_column_may_say_the_split(tmp_path: Path) -> None:
+    names = ["train", "Test", "dev", "training", "train"]
+    records = [{"question": f"q{k}", "answer": f"a{k}", "part": name} for k, name in enumerate(names)]
+    options = {"data": rows(tmp_path, *records), "split_column": "part"}
+    found = qa().load(DataRequest(0, 9, 9, options=options))
+    assert {example.question for example in found.unlabelled} == {"q0", "q3", "q4"}
+    assert [example.question for example in found.validation] == ["q2"]
+    assert [example.question for example in qa(**options).split("test")] == ["q1"]
+    with pytest.raises(UsageError, match="no test question; look at `test` and `split_column`"):
+        qa(**options | {"split_column": "other"}).split("test")
+
+
+def test_as_many_as_there_are(tmp_path: Path) -> None:
+    data = rows(tmp_path, *[{"question": f"{k}?", "answer": str(k), "rationale": "so"} for k in range(60)])
+    test = samples.write_rows(tmp_path / "t.jsonl", [GOOD])
+    found = qa().load(DataRequest(1000, 1000, 1000, options={"data": data, "test": test}))
+    assert [len(part) for part in (found.demonstrations, found.unlabelled, found.validation)] == [48, 0, 12]
+
+
+def test_the_data_are_named_in_one_way() -> None:
+    with pytest.raises(UsageError, match=r"--data\.train-file: the rows of qa are named by the option `data`"):
+        qa().load(DataRequest(train_file="x.csv"))
+
+
+# -- bad rows --------------------------------------------------------------------------------------------
+
+BAD: dict[str, str] = {
+    '{"question": "q"': "not valid JSON",
+    "[1]": "expected a JSON object",
+    "3": "expected a JSON object {...}, found an integer",
+    "[" * 9_000: "brackets nested too deep",
+    '{"question": "q", "answer": ' + "2" * 5_000 + "}": "a number too long",
+    '{"question": "' + "q" * 10_000 + '"}': "a line of more than 10,000 characters",
+    '{"question": "\udcff"}': "not UTF-8 text",
+    '{"answer": "A", "choices": ["a", "b"]}': "the field 'question' is missing; found: answer, choices",
+    '{"question": null, "answer": "A", "choices": ["a", "b"]}': "the field 'question' must be a string, not null",
+    '{"question": "  ", "answer": "A", "choices": ["a", "b"]}': "the field 'question' has 0 characters",
+    '{"question": ["q"], "answer": "A", "choices": ["a", "b"]}': "must be a text or a finite number, not a list",
+    '{"question": "q\\u0000", "answer": "A", "choices": ["a", "b"]}': "has the control character",
+    '{"question": "q", "choices": ["a", "b"]}': "the field 'answer' is missing",
+    '{"question": "q", "answer": NaN, "choices": ["a", "b"]}': "the field 'answer' must be a text or a finite number",
+    '{"question": "q", "answer": "C", "choices": ["a", "b"]}': "the answer 'C' is none of the choices a, b",
+    '{"question": "q", "answer": 2, "choices": ["a", "b"]}': "the answer '2' is none of the choices",
+    '{"question": "q", "answer": "A"}': "the choices 'choices' must be a list of texts",
+    '{"question": "q", "answer": "A", "choices": [1, 2]}': "must be a list of texts",
+    '{"question": "q", "answer": "A", "choices": "a"}': "there must be 2 to 26 different choices, not 'a'",
+    '{"question": "q", "answer": "A", "choices": ["a", "a"]}': "different choices",
+    '{"question": "q", "answer": "A", "choices": ["a", "b"], "rationale": {}}': "'rationale' must be a text",
+    '{"question": "q", "answer": "A", "choices": ["a", "b"], "part": "x"}': "the split 'x' is none of train",
+}
+OPTIONS = {"choices": "choices", "split_column": "part"}
+
+
+def bad_file(path: Path) -> str:
+    good = [json.dumps(GOOD | {"answer": "B", "choices": ["a", "b"], "question": f"q{k}"}) for k in range(9)]
+    path.write_bytes("\n".join([*good, *BAD]).encode(errors="surrogateescape"))
+    return str(path)
+
+
+def test_twenty_kinds_of_bad_rows_are_one_list(tmp_path: Path) -> None:
+    path = bad_file(tmp_path / "bad.jsonl")
+    began = time.monotonic()
+    with pytest.raises(UsageError) as refused:
+        qa().load(DataRequest(options={"data": path, **OPTIONS}))
+    assert time.monotonic() - began < 2
+    *listed, count = str(refused.value).splitlines()
+    assert len(listed) == len(BAD) >= 20
+    for number, (line, reason) in enumerate(zip(listed, BAD.values(), strict=True), start=10):
+        assert line.startswith(f"{path}:{number}: ") and reason in line
+        assert len(line) < len(path) + 200
+    assert count.startswith(f"{len(BAD)} of {len(BAD) + 9} rows cannot be used; correct them, or leave them out")
+
+
+def test_bad_rows_are_counted_instead(tmp_path: Path) -> None:
+    options = {"data": bad_file(tmp_path / "bad.jsonl"), "choices": "choices", "skip_bad": "true"}
+    options["test"] = samples.write_rows(tmp_path / "t.jsonl", [{"question": "t"}, *samples.arc(2)])
+    options["test"] = samples.write_rows(tmp_path / "t.jsonl", [{}, {**GOOD, "choices": "the sky|the sea"}])
+    data = qa().load(DataRequest(0, 20, 2, options=options))
+    assert len(data.unlabelled) + len(data.validation) == 10  # one is bad for its split only
+    (note,) = [note for note in data.notes if "left out" in note]
+    assert note.startswith(f"{len(BAD)} rows left out that cannot be used, the first: {tmp_path}/bad.jsonl:10: ")
