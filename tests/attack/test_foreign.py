@@ -85,7 +85,9 @@ def guard_of(one: object) -> _foreign.Guard:
     return guard
 
 
-@pytest.mark.parametrize("isolated", [False, pytest.param(True, marks=[] if FULL else pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "isolated", [False, pytest.param(True, marks=pytest.mark.skipif(not FULL, reason="in full only"))]
+)
 @pytest.mark.parametrize("kind", BODIES)
 def test_a_tool(kind: str, isolated: bool, tmp_path: Path) -> None:
     tool = tools.load(written(tmp_path, TOOL, BODIES[kind], isolated=isolated))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,32 @@ def test_nobody_takes_a_bad_row_for_an_empty_one(tmp_path: Path) -> None:
         row[1]["name"]
     with pytest.raises(UsageError, match=r"rows\.jsonl:1: not valid JSON"):
         field(row, "name", str, required=False)
+
+
+def test_half_a_character_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"question": "a"}\n{"question": "\\ud800"}\n')
+    with pytest.raises(UsageError, match=r"data\.jsonl:2: .*no UTF-8 text"):
+        examples_of(read_rows(str(file)), _example)
+
+
+def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"question": "a", "question": "b"}\n')
+    with pytest.raises(UsageError, match=r"data\.jsonl:1: not valid JSON: the key 'question' is there twice"):
+        examples_of(read_rows(str(file)), _example)
+
+
+def test_a_million_rows_are_refused_soon(tmp_path: Path) -> None:
+    file = tmp_path / "data.txt"
+    file.write_text("a\n" * 1_000_000)
+    with pytest.raises(UsageError, match=r"data\.txt: more than 200,000 examples; split the file"):
+        read_rows(str(file))
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_only_a_regular_file_is_opened(tmp_path: Path, name: str) -> None:
+    if name == "pipe":
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match="no regular file"):
+        read_rows(str(tmp_path / name))

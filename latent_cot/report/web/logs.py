@@ -137,7 +137,7 @@ def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence
     latest = {
         (event["round"], event["reasoner"], event["split"]): event
         for event in events
-        if event["kind"] == "evaluate" and "interval_95" in event
+        if event["kind"] == "evaluate" and {"accuracy", "n", "interval_95"} <= event.keys()
     }
     numbers = {split: numbers_of(task, split) for _, _, split in latest}
     trained = Curve.of(Sweep("", (), {split: found for split, found in numbers.items() if found}), training).trained
