@@ -86,7 +86,8 @@ def read(path: str | Path, limit: int) -> bytes:
     with opened(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise UsageError(f"{path}: larger than {limit // 2**20} MiB; is it the right file? Else split it")
+        size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
+        raise UsageError(f"{path}: larger than {size}; is it the right file? Else split it")
     return data
 
 

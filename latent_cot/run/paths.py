@@ -12,6 +12,9 @@ from latent_cot.tasks import FILES
 from latent_cot.tasks.files import in_full
 from latent_cot.types import UsageError
 
+FILE_OPTIONS = ("data", "grade", "test", "tests", "tools")
+"""Options of tasks that name files, with commas between them."""
+
 
 def default_folder(config: RunConfig) -> str:
     """runs/TASK-MODEL-seedSEED, or runs/TASK-METHOD-MODEL-seedSEED if the method is not EM."""
@@ -36,10 +39,9 @@ def check_writable(path: Path, option: str) -> None:
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Files and folders in full, so that a run can be resumed and evaluated from anywhere."""
 
-    def named(text: str) -> str:
-        """What a task's option says: it may name files, with commas between them."""
-        parts = ((part, part.strip()) for part in text.split(","))
-        return ",".join(in_full(name) if Path(name.partition("?")[0]).suffix or "/" in name else p for p, name in parts)
+    def listed(text: str) -> str:
+        names = (name.strip() for name in text.split(","))
+        return ",".join(in_full(name) if Path(name.partition("?")[0]).suffix or "/" in name else name for name in names)
 
     files = config.data.train_file
     if files is not None:
@@ -50,7 +52,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         tools = tuple(in_full(tool) if ".py" in tool else tool for tool in tools)
     task = in_full(config.task) if config.task.endswith((".py", *FILES)) else config.task
     model = in_full(config.model) if (disk.expanded(config.model) / "config.json").is_file() else config.model
-    options = {name: named(text) for name, text in config.data.options.items()}
+    options = {name: listed(text) if name in FILE_OPTIONS else text for name, text in config.data.options.items()}
     splits = config.evaluation.splits
     if splits is not None:  # a split is a file where it has a file's name: there may be a file, or a folder, `test`
         splits = tuple(in_full(name) if Path(name).suffix else name for name in splits)

@@ -14,14 +14,16 @@ from latent_cot.run.paths import with_absolute_paths
 def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a run goes on from another folder; what is no file stays, though a folder may be called `test`."""
     monkeypatch.chdir(tmp_path)
-    for name in ("a.jsonl", "b.csv", "task.py", "tool.py"):
+    for name in ("a.jsonl", "b.csv", "task.py", "tool.py", "task.yaml", "words"):
         Path(name).touch()
     Path("test").mkdir()
     Path("3-operands").touch()
+    other = {"form": "words", "prompt": "Say, {question}, b.csv?", "tools": "calculator,tool.py:Tool"}
+    other |= {"data": "test/?split=test, hub:a/b.csv", "extract": "after:a.jsonl?"}
     config = replace(
         RunConfig(),
         task="task.py",
-        data=DataConfig(train_file="a.jsonl, b.csv"),
+        data=DataConfig(train_file="a.jsonl, b.csv", options={"tests": "a.jsonl,b.csv, c.csv", **other}),
         rollout=RolloutConfig(tools=("calculator", "tool.py:Tool")),
         evaluation=EvaluationConfig(splits=("b.csv", "test", "3-operands", "hub:owner/name.csv", "missing.csv")),
     )
@@ -31,5 +33,14 @@ def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.data.train_file == f"{here}/a.jsonl,{here}/b.csv"
     assert found.rollout.tools == ("calculator", f"{here}/tool.py:Tool")
     assert found.evaluation.splits == (f"{here}/b.csv", "test", "3-operands", "hub:owner/name.csv", "missing.csv")
+    assert found.data.options == {
+        "tests": f"{here}/a.jsonl,{here}/b.csv,c.csv",
+        "form": "words",
+        "prompt": "Say, {question}, b.csv?",
+        "tools": f"calculator,{here}/tool.py:Tool",
+        "data": f"{here}/test?split=test,hub:a/b.csv",
+        "extract": "after:a.jsonl?",
+    }
+    assert with_absolute_paths(replace(config, task="task.yaml")).task == f"{here}/task.yaml"
     assert with_absolute_paths(found) == found
     assert with_absolute_paths(RunConfig()) == RunConfig()

@@ -23,6 +23,7 @@ from latent_cot.types import (
 SMALL = DataRequest(demonstrations=10, unlabelled=40, validation=20, seed=3)
 FEW = {
     "infilling": DataRequest(demonstrations=4, unlabelled=8, validation=3, seed=3),
+    "qa": DataRequest(demonstrations=6, unlabelled=18, validation=4, seed=3),
     "word_problems": DataRequest(demonstrations=10, unlabelled=30, validation=8, seed=3),
 }
 """For tasks that have only so many examples without a file of the user's."""

@@ -97,7 +97,7 @@ def test_nobody_takes_a_bad_row_for_an_empty_one(tmp_path: Path) -> None:
 
 def test_half_a_character_is_refused_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
-    file.write_text('{"question": "a"}\n{"question": "\\ud800"}\n')
+    file.write_text('{"name": "a"}\n{"name": "\\ud800"}\n')
     with pytest.raises(UsageError, match=r"data\.jsonl:2: .*no UTF-8 text"):
         examples_of(read_rows(str(file)), _example)
 
