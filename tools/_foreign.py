@@ -56,16 +56,16 @@ class Guard:
         self.where, self.calls, self.failures, self._first = where, 0, Counter[str](), ""
         self._busy = False
 
-    def call(self, function: Callable[..., Any], *args: Any, check: Callable[[Any], Any]) -> Any:
+    def call(self, function: Callable[..., Any], *args: Any, check: Callable[[Any], Any], **named: Any) -> Any:
         """What `check` makes of the function's result. Raises Failure, ToolError as the function does, and UsageError
         where too many calls have failed."""
         if self._busy:  # one of its functions calls another
-            return function(*args)
+            return function(*args, **named)
         self.calls += 1
         self._busy = True
         try:
             with _time_limit(self.where):
-                value = function(*args)
+                value = function(*args, **named)
             return check(value)
         except (ToolError, KeyboardInterrupt):
             raise
@@ -182,9 +182,9 @@ def guard_task(task: Task, where: str) -> Task:
     def within(name: str) -> Callable[..., Any]:
         check, instead = _METHODS[name]
 
-        def method(self: Task, *args: Any) -> Any:
+        def method(self: Task, *args: Any, **named: Any) -> Any:
             try:
-                return guard.call(getattr(kind, name), self, *args, check=check)
+                return guard.call(getattr(kind, name), self, *args, check=check, **named)
             except (Failure, ToolError):
                 return instead
 

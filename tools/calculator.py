@@ -37,6 +37,8 @@ _TOKEN = re.compile(
     r" *(?:(?P<fraction>(?<![0-9./])[0-9]+/[0-9]+(?![0-9./]))|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
     r"|(?P<symbol>[-+*/()]))"
 )
+_LONGEST = 4 * MAX_REQUEST_CHARACTERS
+"""So much of a chain is looked at, from its end: a request beyond that is refused in any case."""
 _COMPUTE: dict[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul, "/": truediv}
 _TYPOGRAPHIC = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"})
 
@@ -80,7 +82,8 @@ class Calculator:
 
     def request(self, text: str) -> str:
         """The last expression of a chain: `"2 - 8"` of `" 6 - 0 = 6, 6 - 4 = 2, 2 - 8 ="`."""
-        return _BOUNDARY.split(text.removesuffix(self.trigger))[-1].strip()
+        *before, last = _BOUNDARY.split(text.removesuffix(self.trigger)[-_LONGEST:])
+        return last.strip() if before or len(text) <= _LONGEST else last  # which is too long
 
     def __call__(self, request: str) -> str:
         """The value of an expression, with a leading space: `" 14"`, `" -6"`, `" 0.5"`, `" 1/3"`.

@@ -52,7 +52,7 @@ class Processes:
         self._accelerator = accelerator
         self.count = 1 if accelerator is None else accelerator.num_processes
         self.index = 0 if accelerator is None else accelerator.process_index
-        if self.count > 1:
+        if self.count > 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, or accelerate launch
             _stop_without_launcher()
 
     @property
