@@ -49,7 +49,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def refused(act: Callable[[], object]) -> bool:
-    """Whether it was refused, in one line."""
+    """Whether it was refused, in one line; or in one for each bad row, and one with their number."""
     try:
         act()
     except UsageError as error:
@@ -58,7 +58,8 @@ def refused(act: Callable[[], object]) -> bool:
         count("read")
         return False
     count("refused")
-    assert line and "\n" not in line, line
+    *rows, last = line.split("\n")
+    assert line and (not rows or last.startswith(f"{len(rows)} of ")), line
     return True
 
 

@@ -306,7 +306,7 @@ BAD: dict[str, str] = {
     "[1]": "expected a JSON object",
     "3": "expected a JSON object {...}, found an integer",
     "[" * 9_000: "brackets are nested too deep",
-    '{"question": "q", "answer": ' + "2" * 5_000 + "}": "a number too long",
+    '{"question": "q", "answer": ' + "2" * 5_000 + "}": "a number of more than",
     '{"question": "' + "q" * 10_000 + '"}': "a line of more than 10,000 characters",
     '{"question": "\udcff"}': "not UTF-8 text",
     '{"answer": "A", "choices": ["a", "b"]}': "the field 'question' is missing; found: answer, choices",
