@@ -15,11 +15,6 @@ from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group, score_in_batches
 
-NEGLIGIBLE = 0.05
-"""Share of a batch's loss that gets no backward pass: that of the rationales which p knows best. Late in fine-tuning
-most rationales are known, and a few have nearly all of the loss (Jiang et al., "Accelerating deep learning by focusing
-on the biggest losers", 2019)."""
-
 Target = Literal["joint", "answer", "candidates"]
 """Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
 
@@ -31,8 +26,6 @@ class LikelihoodInfo:
     loss: float
     """(Weighted) mean negative log-likelihood of a token, in nats; of an answer, if it is one among candidates."""
     gradient_norm: float
-    learned: float
-    """Share of the groups that had a part in the gradient."""
 
 
 def update(
@@ -46,58 +39,28 @@ def update(
     max_tokens: int,
     weights: Sequence[Sequence[float]] | None = None,
     target: Target = "joint",
-    negligible: float = 0.0,
 ) -> LikelihoodInfo:
     """One gradient step on the likelihood of each group's rationales and of Y behind each.
 
     The tokens a tool wrote are attended to but not learned. Where Y begins with the stop, p ends a rationale by Y's
     first token; else the stop, which is then no token of the text, is learned besides. `weights` holds, for each group,
     the weight of each of its rationales' log-likelihoods, of mean 1 over all that is learned; None: 1. (Divided by the
-    weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) The groups
-    that together have at most the share `negligible` of the loss are left out of the gradient. Several processes divide
-    the groups among them.
+    weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) Several
+    processes divide the groups among them.
     """
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]
     tokens = sum(n for group in groups for n in _tokens(group, rules.codec.stop_id, target))
-    lessons, share = list(zip(groups, weights, strict=True)), lm.processes.share
-
-    def losses_of(own: Sequence[tuple[Group, Sequence[float]]]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """The lessons of each micro-batch, and (B,) what each of their rationales adds to the loss."""
-        for members, found in _log_likelihoods(lm, model, [group for group, _ in own], rules, max_tokens, target):
-            yield members, found * found.new_tensor([-w / tokens for k in members for w in own[k][1]])
-
+    groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     total = 0.0
     with lm.trainable(adapter, dropout=True) as model:
-        if negligible:
-            own = share(lessons)
-            loss_of = [0.0] * len(own)
-            with torch.no_grad():
-                for members, losses in losses_of(own):
-                    sizes = [len(own[k][1]) for k in members]
-                    for k, part in zip(members, losses.split(sizes), strict=True):
-                        loss_of[k] = float(part.sum())
-            of_all = lm.processes.join(loss_of)
-            total, lessons = sum(of_all), [lessons[k] for k in _worth_learning(of_all, negligible)]
-        for _, losses in losses_of(share(lessons)):
-            loss = losses.sum()
+        for members, log_likelihood in _log_likelihoods(lm, model, groups, rules, max_tokens, target):
+            loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / tokens
             lm.accelerator.backward(loss)
-            total += 0.0 if negligible else float(loss.detach())
+            total += float(loss.detach())
         norm = optimiser.step(step)
-    if not negligible:
-        (total,) = lm.processes.sum([total])
-    return LikelihoodInfo(total, norm, len(lessons) / len(groups))
-
-
-def _worth_learning(losses: Sequence[float], negligible: float) -> list[int]:
-    """Which lessons are left without the least of them that together have at most this share of the loss; in order."""
-    left_out, budget = set[int](), negligible * sum(losses)
-    for k in sorted(range(len(losses)), key=losses.__getitem__):
-        budget -= losses[k]
-        if budget <= 0:
-            break
-        left_out.add(k)
-    return [k for k in range(len(losses)) if k not in left_out]
+    (total,) = lm.processes.sum([total])
+    return LikelihoodInfo(total, norm)
 
 
 @torch.no_grad()

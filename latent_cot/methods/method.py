@@ -276,7 +276,6 @@ class Method(Evaluator):
             max_tokens=self.config.max_batch_tokens // 3,  # augmented texts are long: less memory
             weights=[[one.weight / mean_weight] for one in chosen],
             target=target,
-            negligible=m_step.NEGLIGIBLE,
         )
         self.state.budget.gradient_steps += 1
         return vars(info)

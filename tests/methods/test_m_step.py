@@ -68,47 +68,6 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
     torch.testing.assert_close(optimiser.gradient, flat, rtol=1e-3, atol=1e-5)
 
 
-def test_what_p_knows_has_no_part_in_the_gradient(tiny_model: Callable[[str], Path]) -> None:
-    """The loss is that of all; the gradient that of the groups with nearly all of it, divided by the tokens of all."""
-    lm: LanguageModel = language_model(tiny_model("llama"))
-    rules, rng = (
-        ChainRules(TextCodec(lm.tokenizer, allowed_characters=ALPHABET), [FakeTool()], max_tokens=6),
-        random.Random(1),
-    )
-    groups = [Group([7, 8], [random_chain(rules, rng, n)], [4, 5, 6]) for n in (1, 5, 2, 6)]
-    weights = [[0.001], [1.0], [0.002], [2.0]]  # the first and the third have next to nothing of the loss
-
-    def gradient(of: list[int], **settings: float) -> tuple[m_step.LikelihoodInfo, torch.Tensor]:
-        optimiser = NoStep(lm.parameters("p"), Schedule(0.1, 1, 0, "constant"), 1.0)
-        for weight in optimiser.weights:
-            weight.grad = None
-        some, weigh = [groups[k] for k in of], [weights[k] for k in of]
-        info = m_step.update(lm, "p", some, rules, optimiser, 0, max_tokens=10, weights=weigh, **settings)
-        return info, optimiser.gradient
-
-    def tokens(of: list[int]) -> int:
-        return sum(n for k in of for n in m_step._tokens(groups[k], rules.codec.stop_id))
-
-    whole, _ = gradient([0, 1, 2, 3])
-    found, most = gradient([0, 1, 2, 3], negligible=0.05)
-    _, kept = gradient([1, 3])
-    assert found.loss == pytest.approx(whole.loss, rel=1e-4)
-    assert (whole.learned, found.learned) == (1.0, 0.5)
-    torch.testing.assert_close(most, kept * tokens([1, 3]) / tokens([0, 1, 2, 3]), rtol=1e-3, atol=1e-6)
-
-
-@given(st.lists(st.floats(0, 10), min_size=1), st.floats(0, 0.5))
-def test_what_is_left_out_has_at_most_its_share_of_the_loss(losses: list[float], negligible: float) -> None:
-    kept = m_step._worth_learning(losses, negligible)
-    left_out = [k for k in range(len(losses)) if k not in kept]
-    assert kept == sorted(set(kept)) and kept
-    assert sum(losses[k] for k in left_out) <= negligible * sum(losses)
-    assert all(losses[k] <= min(losses[j] for j in kept) for k in left_out)
-    if left_out:  # and as many as fit
-        more = sorted(losses)[: len(left_out) + 1]
-        assert sum(more) >= negligible * sum(losses) * (1 - 1e-9)
-
-
 def test_what_is_learned_is_what_is_rewarded(tiny_model: Callable[[str], Path]) -> None:
     """Both steps have one log p(Z T Y | X): of chains that stop or are cut, where Y begins with the stop or not."""
     lm = language_model(tiny_model("llama"))
