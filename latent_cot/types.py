@@ -277,8 +277,8 @@ class Task(ABC):
         return type(self).log_reward is not Task.log_reward
 
     def texts(self, example: Example) -> Sequence[str] | None:
-        """The different texts of all rationales that are worth anything, without the tools' results, at most some
-        thousands: then figures of them can be exact. None: they cannot be listed."""
+        """The different texts of all rationales that are worth anything, or nearly so, without the tools' results, at
+        most some thousands: then figures of them can be exact. None: they cannot be listed."""
         return None
 
     # -- right answers --

@@ -34,6 +34,13 @@ class VerifyOptions:
     """A world: `plain`, `tool`, `steps`, `constrained`, `xy`, `floor` or `spread`. Repeatable. Default: all of them."""
     objective: Names = ()
     """An objective, as for `em`. Repeatable. Default: all of them."""
+    task: str | None = None
+    """Instead of the worlds: round 0 and one E-step of `em` on this task, and how far q is from the exact posterior
+    before and after, on validation questions whose rationales the task can list (`word_problems`)."""
+    preset: str | None = None
+    """With `--task`: as for `em`."""
+    config: str | None = None
+    """With `--task`: a YAML file with other settings, as for `em`."""
     quick: Switch = False
     """Two worlds, both forms of SubTB, no deliberate mistakes: half a minute."""
     json: Switch = False
@@ -47,8 +54,46 @@ def run(argv: Sequence[str]) -> int:
 
     from latent_cot.methods.verify.run import Settings
 
+    if options.task is not None:
+        return _verify_task(options)
     torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gains
     return _verify(_cases(options), Settings(), options)
+
+
+def _verify_task(options: VerifyOptions) -> int:
+    """Nothing is judged: how near q comes depends on the task and the model."""
+    from latent_cot.config.settings import check, load_config
+    from latent_cot.evaluation.diagnostics import mean_figures
+    from latent_cot.methods.verify.listed import CheckedEStep
+    from latent_cot.run.session import open_session
+
+    config = load_config(options.preset, options.config, "em", options.task)
+    check(config)
+    session = open_session(config)
+    console, started = progress_console(to_stderr=options.json), time.perf_counter()
+    for note in session.notes:
+        say(console, note)
+    loop = CheckedEStep(config, session.lm, session.task, session.data, {}, session.rules, session.test_rules)
+    found: dict[str, list[dict[str, float]]] = {}
+    with Items(console, "units", sum(map(loop.units, loop.phases))) as items:
+        for phase, info in loop.run():
+            items.advance()
+            if phase.name.startswith("compare"):
+                found.setdefault(phase.name, []).append(dict(info))
+    before, after = map(mean_figures, found.values())
+    table = Table(
+        {"mean over the questions": list(before)},
+        {
+            "before the E-step": [f"{value:.3f}" for value in before.values()],
+            "after": [f"{value:.3f}" for value in after.values()],
+        },
+        f"{len(loop.chosen)} validation questions, {sum(len(z) for _, z in loop.chosen)} rationales; KL, log Z in nats",
+    )
+    table.show(console)
+    say(console, f"{time.perf_counter() - started:.0f} s")
+    if options.json:
+        print_json({"questions": [example.question for example, _ in loop.chosen], **found})
+    return 0
 
 
 def _cases(options: VerifyOptions) -> list[Case]:

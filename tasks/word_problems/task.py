@@ -111,6 +111,14 @@ class WordProblems(Task):
         """No line break but the stop: a rationale is one line."""
         return "\n" not in piece
 
+    def texts(self, example: Example) -> list[str] | None:
+        """All equations of one and two steps over the two numbers of a question, and the first step's result; those of
+        more steps have next to no probability. None for another number of numbers, and for the form `words`."""
+        numbers = working.written_numbers(example.question)
+        if self.form != "equations" or len(numbers) != 2:
+            return None
+        return working.equations(numbers)
+
     def answer(self, rationale: Rationale) -> str | None:
         """The result of the last call, if the chain ends with it."""
         return last_result(rationale)

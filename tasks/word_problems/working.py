@@ -4,8 +4,9 @@ never evaluated."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -67,6 +68,29 @@ def numbers_in(text: str) -> set[Fraction]:
     named = {_NAMED[word] for word in re.findall("[a-z]+", text.lower()) if word in _NAMED}
     shares = {value / 100 for value in found if "%" in text} | {1 / value for value in named if value}
     return found | named | shares
+
+
+def written_numbers(text: str) -> list[str]:
+    """The different numbers in digits of a question, as the calculator writes them, in their order."""
+    found = (number(amount) for amount in re.findall(_AMOUNT, text))
+    return list(dict.fromkeys(written(value) for value in found if value is not None))
+
+
+def equations(numbers: Sequence[str]) -> list[str]:
+    """All chains of one and of two steps over these numbers and, in the second step, the first one's result."""
+    chains = []
+    for first, result in _steps(numbers):
+        chains.append(f" {first} =")
+        chains += [f" {first} =, {second} =" for second, _ in _steps([*numbers, result])]
+    return list(dict.fromkeys(chains))
+
+
+def _steps(numbers: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for left, operator, right in itertools.product(numbers, "+-*/", numbers):
+        try:
+            yield (request := f"{left} {operator} {right}"), CALCULATOR(request).strip()
+        except ToolError:
+            continue
 
 
 def near(value: Fraction, stated: Fraction | None) -> bool:

@@ -1,0 +1,132 @@
+"""How far q is from the exact posterior of a real language model, on questions whose rationales can be listed.
+
+`Task.texts` lists them, such as all equations of one and two steps over the numbers of a word problem. Each is scored
+under p, so that log Z(X), the posterior and q's distance from it are sums, not estimates, but for what is not listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from latent_cot.em import EM
+from latent_cot.methods.phases import Steps, phase
+from latent_cot.methods.state import Info, Phase
+from latent_cot.rationales.chain import encode_rationale
+from latent_cot.rationales.scoring import Group, score
+from latent_cot.types import Example, Rationale, UsageError
+
+QUESTIONS = 16
+"""Validation questions that are compared, at most."""
+MAX_TEXTS = 1000
+"""Questions with more of them are left out: they would take minutes each."""
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class ListedFigures:
+    """Of one question, or means over several; sums over its listed rationales."""
+
+    log_z: float
+    """log Σ p(Z Y | X), nats: log p(Y | X), but for what is not listed."""
+    posterior_right: float
+    """The posterior's share of rationales that arrive at Y."""
+    q_right: float
+    """q's probability of these."""
+    mass: float
+    """q's probability of the list. The rest is on what is not listed."""
+    kl: float
+    """KL(q ‖ posterior) of q restricted to the list, nats."""
+    total_variation: float
+    """Total variation distance, with what q has outside of the list."""
+
+
+def figures(log_reward: torch.Tensor, log_q: torch.Tensor, right: torch.Tensor) -> ListedFigures:
+    """Args:
+    log_reward, log_q: (K,) log p(Z Y | X) and log q(Z) of each listed rationale, nats.
+    right: (K,) bool, does it arrive at Y?
+    """
+    log_z = log_reward.logsumexp(0)
+    posterior, q, restricted = (log_reward - log_z).exp(), log_q.exp(), log_q.log_softmax(0)
+    mass = q.sum()
+    return ListedFigures(
+        log_z=float(log_z),
+        posterior_right=float(posterior[right].sum()),
+        q_right=float(q[right].sum()),
+        mass=float(mass),
+        kl=float((restricted.exp() * (restricted - log_reward + log_z)).sum()),
+        total_variation=float(((q - posterior).abs().sum() + (1 - mass).clamp(min=0)) / 2),
+    )
+
+
+class CheckedEStep(EM):
+    """Round 0 and one E-step of EM. Before and after it q is compared with the exact posterior."""
+
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.warm_start_q(1)
+        yield from self.compare_before(1)
+        yield from self.e_step(1)
+        yield from self.compare(1)
+
+    @phase(lambda self, _: len(self.chosen))
+    def compare_before(self, at: Phase) -> Iterator[Info]:
+        self.start_sampler(at.round)
+        yield from map(vars, self._compared())
+
+    @phase(lambda self, _: len(self.chosen))
+    def compare(self, at: Phase) -> Iterator[Info]:
+        yield from map(vars, self._compared())
+
+    def _compared(self) -> Iterator[ListedFigures]:
+        model = self.lm.merged("q")
+        for (example, rationales), log_reward in zip(self.chosen, self._log_rewards, strict=True):
+            prompt, codec, log_q = self.query(example).policy_prompt, self.rules.codec, list[float]()
+            with torch.no_grad():
+                for some in _parts(rationales):
+                    log_q += score(self.lm, model, [Group(prompt, some)], codec).log_complete.tolist()
+            right = torch.tensor([self.is_correct(example, rationale) for rationale in rationales])
+            yield figures(torch.tensor(log_reward).double(), torch.tensor(log_q).double(), right)
+
+    @cached_property
+    def chosen(self) -> list[tuple[Example, list[Rationale]]]:
+        """The compared questions, with their rationales. Raises UsageError if there is none."""
+        found = []
+        for example in self.data.validation:
+            texts = self.task.texts(example)
+            if texts is not None and 0 < len(texts) <= MAX_TEXTS and (rationales := self._possible(texts)):
+                found.append((example, rationales))
+        if not found:
+            raise UsageError(f"{self.task.name} lists the rationales of none of its validation questions")
+        return found[:QUESTIONS]
+
+    def _possible(self, texts: Sequence[str]) -> list[Rationale]:
+        """What a chain can be: a text may be too long, or a call in it fail."""
+        found = []
+        for text in texts:
+            try:
+                found.append(encode_rationale(text, self.rules))
+            except UsageError:
+                continue
+        return found
+
+    @cached_property
+    def _log_rewards(self) -> list[list[float]]:
+        """log p(Z Y | X) of each of their rationales under p, which the E-step leaves as it is."""
+        found = []
+        for example, rationales in self.chosen:
+            query, of_question = self.query(example), list[float]()
+            for some in _parts(rationales):
+                group = Group(query.model_prompt, some, query.answer)
+                (table,) = self.reward.of_prefixes([example], [group], ends_only=True)
+                of_question += [float(row[len(one)]) for one, row in zip(some, table, strict=True)]
+            found.append(of_question)
+        return found
+
+
+def _parts(rationales: list[Rationale]) -> Iterator[list[Rationale]]:
+    for start in range(0, len(rationales), _AT_ONCE):
+        yield rationales[start : start + _AT_ONCE]
