@@ -110,9 +110,8 @@ class EStepConfig(Section):
     """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
     (see `docs/log.md`)."""
     reward_floor: PositiveAmount | None = None
-    """Of a log-reward that is this many nats below the best of its question, the loss uses only that it is no higher
-    (`objectives.balance.below_floor`). Where there are many such rationales q can have its mass on them unpunished
-    (`docs/limits.md`): for rationales of few kinds of tokens. None: no floor."""
+    """Of a prefix whose log-reward is this many nats below the best of its question, the loss uses only that it is no
+    higher; where a chain has stopped, its reward counts as it is (`objectives.balance.below_floor`). None: no floor."""
     reward_temperature: Temperature = 1.0
     """log R is divided by this at the first step ..."""
     final_reward_temperature: Temperature = 1.0

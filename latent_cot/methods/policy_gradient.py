@@ -34,7 +34,7 @@ from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
-from latent_cot.objectives.balance import temper
+from latent_cot.objectives.balance import IMPOSSIBLE, best_of_group
 from latent_cot.objectives.policy_gradient import (
     clipped_surrogate,
     kl_penalty,
@@ -167,9 +167,12 @@ class PolicyInfo:
 
 
 def floored(experience: Experience, floor: float | None) -> torch.Tensor:
-    """(B,) log-rewards, those too far below the best of their question raised: the E-step's floor."""
-    one = torch.ones(len(experience.rationales), 1, dtype=torch.bool)
-    return temper(experience.log_reward[:, None], one, experience.group, floor=floor)[:, 0]
+    """(B,) log-rewards, those too far below the best of their question raised. Of a question without a possible
+    rationale all are 0."""
+    log_reward, group = experience.log_reward, experience.group
+    best = best_of_group(log_reward[:, None], torch.ones_like(log_reward, dtype=torch.bool)[:, None], group)[group]
+    least = best - (IMPOSSIBLE if floor is None else floor)
+    return torch.maximum(log_reward, torch.where(best.isfinite(), least, 0.0))
 
 
 @torch.no_grad()

@@ -73,12 +73,12 @@ def temper(
         group: (B,) long, the question of each trajectory.
         temperature: T in log R / T.
         floor: rewards lower than this many nats below the best of their question are raised to it (and are
-            to be `censored` in the loss). None: `IMPOSSIBLE`, so that an impossible rationale (−inf) leaves
-            the loss finite.
+            to be `censored` in the loss), but for those of the rationales themselves: see `below_floor`. None:
+            `IMPOSSIBLE`, so that an impossible rationale (−inf) leaves the loss finite.
 
     Returns (B, S), finite at states, 0 elsewhere.
     """
-    raised = torch.maximum(log_reward, _least(log_reward, states, group, floor)[group, None])
+    raised = torch.maximum(log_reward, _least(log_reward, states, group, floor))
     return raised.masked_fill(~states, 0.0) / temperature
 
 
@@ -93,17 +93,27 @@ def below_floor(
     is penalised if q gives it more than that, and not at all if q gives it less. Raising the reward without
     this (a plain clamp) asks q for e^-floor on each of countless worthless chains, and q learns to babble.
     The posterior stays the optimum.
+
+    The last state of a trajectory is where q did stop. Its reward counts as it is, however low, unless the rationale
+    is impossible (−inf): were q's own worthless chains only bounded, all its probability could be on them.
     """
-    return states & (log_reward < _least(log_reward, states, group, floor)[group, None])
+    return states & (log_reward < _least(log_reward, states, group, floor))
+
+
+def best_of_group(log_reward: torch.Tensor, states: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """(G,) the highest reward of each question; −inf if none is possible."""
+    masked = log_reward.masked_fill(~states, -torch.inf)
+    lowest = masked.new_full((int(group.max()) + 1,), -torch.inf)
+    return lowest.scatter_reduce(0, group, masked.amax(1), "amax")
 
 
 def _least(log_reward: torch.Tensor, states: torch.Tensor, group: torch.Tensor, floor: float | None) -> torch.Tensor:
-    """(G,) the lowest reward that is taken at its word."""
-    masked = log_reward.masked_fill(~states, -torch.inf)
-    n_groups = int(group.max()) + 1
-    best = masked.new_full((n_groups,), -torch.inf).scatter_reduce(0, group, masked.amax(1), "amax")
+    """(B, S) the lowest reward that is taken at its word."""
+    best = best_of_group(log_reward, states, group)[group, None]
+    bounded = ~last_state(states) | log_reward.isneginf()
+    least = best - torch.where(bounded, IMPOSSIBLE if floor is None else floor, IMPOSSIBLE)
     # A question none of whose rationales is possible has nothing to tell: all its rewards are equal.
-    return torch.where(best.isfinite(), best - (IMPOSSIBLE if floor is None else floor), torch.zeros_like(best))
+    return torch.where(best.isfinite(), least, 0.0)
 
 
 def log_flow(

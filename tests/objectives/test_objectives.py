@@ -435,17 +435,17 @@ def test_prefix_balance_is_its_formula(seed: int, censor: bool) -> None:
 
 
 def test_temper_floors_and_divides() -> None:
-    reward = torch.tensor([[-10.0, -50.0, -12.0], [-100.0, -20.0, 7.0]])
+    reward = torch.tensor([[-10.0, -50.0, -90.0], [-100.0, -20.0, 7.0]])
     states = torch.tensor([[True, True, True], [True, True, False]])
     tempered = temper(reward, states, torch.tensor([0, 0]), temperature=2.0, floor=20.0)
-    torch.testing.assert_close(tempered, torch.tensor([[-5.0, -15.0, -6.0], [-15.0, -10.0, 0.0]]))
+    torch.testing.assert_close(tempered, torch.tensor([[-5.0, -15.0, -45.0], [-15.0, -10.0, 0.0]]))
 
 
 def test_the_floor_is_that_of_the_own_question() -> None:
-    reward = torch.tensor([[-1.0, -90.0], [-80.0, -90.0]])
+    reward = torch.tensor([[-90.0, -1.0], [-90.0, -80.0]])
     states = torch.ones(2, 2, dtype=torch.bool)
     tempered = temper(reward, states, torch.tensor([0, 1]), floor=20.0)
-    torch.testing.assert_close(tempered, torch.tensor([[-1.0, -21.0], [-80.0, -90.0]]))
+    torch.testing.assert_close(tempered, torch.tensor([[-21.0, -1.0], [-90.0, -80.0]]))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -489,11 +489,19 @@ def test_a_question_without_a_possible_rationale_has_equal_rewards() -> None:
 
 
 def test_what_is_below_the_floor() -> None:
-    reward = torch.tensor([[-1.0, -90.0, -21.0], [-80.0, -math.inf, -math.inf], [-math.inf, -math.inf, -math.inf]])
-    states = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
-    censored = below_floor(reward, states, torch.tensor([0, 1, 2]), 20.0)
-    assert censored.tolist() == [[False, True, False], [False, True, False], [True, True, True]]
-    assert below_floor(reward, states, torch.tensor([0, 1, 2]), None)[0].tolist() == [False] * 3
+    """Prefixes far below the best; of whole rationales, the last state of each row, the impossible ones only."""
+    low, never = -90.0, -math.inf
+    reward = torch.tensor([[-1.0, low, -21.0, -21.0], [low, -1.0, low, low], [-1.0, never, never, low], [never] * 4])
+    states = torch.tensor([[True] * 4, [True] * 4, [True, True, True, False], [True] * 4])
+    censored = below_floor(reward, states, torch.arange(4), 20.0)
+    assert censored.tolist() == [
+        [False, True, False, False],
+        [True, False, True, False],
+        [False, True, True, False],
+        [True, True, True, True],
+    ]
+    none = below_floor(reward, states, torch.arange(4), None)
+    assert none.tolist() == [[False] * 4, [False] * 4, [False, True, True, False], [True] * 4]
 
 
 def censor(case: Case, seed: int) -> torch.Tensor:
@@ -546,9 +554,9 @@ def test_vargrad_where_no_complete_trajectory_is_above_the_floor() -> None:
     assert float(loss.detach()) == 0
 
 
-def test_under_a_floor_the_posterior_is_not_the_only_optimum() -> None:
-    """One good rationale, log R = 0, and e^40 worthless ones, log R = −60. A q with nearly all of its probability on
-    those has no loss: each is far below its bound. Without the floor it has one."""
+def test_a_worthless_chain_that_was_sampled_counts_under_a_floor() -> None:
+    """One good rationale, log R = 0, and e^40 worthless ones, log R = −60, with nearly all of q's probability. Each has
+    too little of it to violate its bound, so that bounded they would have no loss, and q could stay there."""
     log_reward = torch.tensor([[0.0], [-60.0]])
     log_q = torch.tensor([[-5.0], [-40.0]])
     states, group, weight = torch.ones(2, 1, dtype=torch.bool), torch.tensor([0, 0]), torch.ones(2)
@@ -557,4 +565,8 @@ def test_under_a_floor_the_posterior_is_not_the_only_optimum() -> None:
         censored = below_floor(log_reward, states, group, floor)
         a = temper(log_reward, states, group, floor=floor) - log_q
         losses.append(float(pooled_subtb(Balance(a, states, group, weight, censored=censored))[0]))
-    assert losses == [0.0, pytest.approx(12.5**2)]
+    bounded = torch.tensor([[False], [True]])
+    losses.append(
+        float(pooled_subtb(Balance(torch.tensor([[5.0], [30.0]]), states, group, weight, censored=bounded))[0])
+    )
+    assert losses == [pytest.approx(12.5**2), pytest.approx(12.5**2), 0.0]
