@@ -155,7 +155,7 @@ def test_each_notebook_is_a_page_with_what_it_showed(site: Path) -> None:
         outputs = [output for cell in cells for output in cell.get("outputs", ())]
         rich = [output for output in outputs if {"text/html", "image/png"} & {*output.get("data", ())}]
         assert text.count('class="output"') == len(rich) > 3
-        assert text.count('<div class="language-python') >= sum(cell["cell_type"] == "code" for cell in cells)
+        assert text.count('<div class="highlight">') >= sum(cell["cell_type"] == "code" for cell in cells)
 
 
 def test_no_guide_is_too_long_to_read_at_once() -> None:
