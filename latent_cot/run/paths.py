@@ -27,10 +27,14 @@ def default_folder(config: RunConfig) -> str:
 def check_writable(path: Path, option: str) -> None:
     """Raises UsageError, naming the option, if the file cannot be written: better before the work that would be lost
     than after it. What is in it stays."""
-    if (there := os.path.lexists(path) and not path.is_symlink() and not path.is_file()) or (
-        not path.absolute().parent.is_dir()
-    ):
-        what = ("a folder" if path.is_dir() else "no regular file") if there else "its folder does not exist"
+    what = None
+    if path.is_dir():
+        what = "a folder"
+    elif os.path.lexists(path) and not path.is_symlink() and not path.is_file():
+        what = "no regular file"
+    elif not path.absolute().parent.is_dir():
+        what = "its folder does not exist"
+    if what is not None:
         raise UsageError(f"{option} {path}: {what}; name a file")
     if not os.access(path if os.path.exists(path) else path.absolute().parent, os.W_OK):
         raise UsageError(f"{option} {path}: cannot be written; name another file")

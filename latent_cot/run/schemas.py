@@ -6,9 +6,10 @@ A part that no schema names is let through; one that is named is there, and of i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from latent_cot.types import ToolCall
 
@@ -105,11 +106,23 @@ class Manifest:
     files: dict[str, SavedFile]
 
 
+def _moment(text: str) -> str:
+    """As a run writes it."""
+    moment = datetime.fromisoformat(text)
+    if (
+        moment.isoformat(timespec="milliseconds") != text
+        or not text.endswith("+00:00")
+        or not 1970 <= moment.year < 2200
+    ):
+        raise ValueError("it is no time as a run writes it")
+    return text
+
+
 @dataclass
 class Event:
     """A line of `events.jsonl`."""
 
-    time: AwareDatetime
+    time: Annotated[str, AfterValidator(_moment)]
     kind: str
     round: Count | None = None
     unit: Count | None = None

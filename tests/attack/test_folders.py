@@ -23,7 +23,7 @@ from latent_cot.run.reasoners import find
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session
 from latent_cot.types import UsageError
-from tests.attack.cases import FULL, TEXTS, attack, bad_bytes, count, damaged, written
+from tests.attack.cases import TEXTS, attack, bad_bytes, count, damaged, written
 
 
 @pytest.fixture
@@ -167,8 +167,3 @@ def test_yaml(text: str) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_json(text: str) -> None:
     refused(lambda: disk.decoded(schemas.ABOUT, disk.parse_json(text, "run.json"), "run.json"))
-
-
-def test_in_full_or_not() -> None:
-    """The header says which."""
-    assert FULL is None or FULL.isdecimal()
