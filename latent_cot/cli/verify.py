@@ -64,7 +64,7 @@ def _verify_task(options: VerifyOptions) -> int:
     """Nothing is judged: how near q comes depends on the task and the model."""
     from latent_cot.config.settings import check, load_config
     from latent_cot.evaluation.diagnostics import mean_figures
-    from latent_cot.methods.verify.listed import CheckedEStep
+    from latent_cot.run.listed import CheckedEStep
     from latent_cot.run.session import open_session
 
     config = load_config(options.preset, options.config, "em", options.task)
