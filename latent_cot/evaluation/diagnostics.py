@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import stdev
+from statistics import fmean, stdev
 
 import torch
+from scipy.stats import ttest_1samp
 
 from latent_cot.model.lm import LanguageModel
 from latent_cot.objectives.balance import pooled_subtb
@@ -69,6 +70,16 @@ def mean_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
             several = len(known) > 1 and all(map(math.isfinite, known))
             means["bound_error"] = stdev(known) / math.sqrt(len(known)) if several else math.nan
     return means
+
+
+def clear_fall(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> float | None:
+    """By how many nats the mean ELBO of the same questions has fallen, if the 95 % t-interval of the paired differences
+    excludes that it has not; else None. Questions where one of the two is −inf do not count."""
+    pairs = [(b["elbo"], a["elbo"]) for b, a in zip(before, after, strict=True)]
+    falls = [b - a for b, a in pairs if math.isfinite(b) and math.isfinite(a)]
+    if len(set(falls)) < 3:
+        return None
+    return fmean(falls) if float(ttest_1samp(falls, 0.0).confidence_interval().low) > 0 else None
 
 
 @torch.no_grad()

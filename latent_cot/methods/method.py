@@ -18,7 +18,7 @@ import torch
 
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import MStepConfig, RunConfig
-from latent_cot.evaluation.diagnostics import diagnose, mean_figures
+from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.evaluator import Evaluator
@@ -165,7 +165,11 @@ class Method(Evaluator):
             )
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
             found.extend(vars(f) for f in figures)
-            yield mean_figures(found)
+            means: Info = mean_figures(found)
+            if when == "after" and unit == len(units) - 1:
+                fall = clear_fall(self.state.posterior[str(at.round)]["before"], found)
+                means = means if fall is None else {**means, "elbo_fell": fall}
+            yield means
 
     @phase(lambda self, _: len(self._draw_units))
     def draw(self, at: Phase) -> Iterator[Info]:

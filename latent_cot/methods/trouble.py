@@ -64,6 +64,13 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             f"q is coming apart: log Z(X) is estimated as {log_z:.1f} nats, and log p(Y | X) cannot be above 0. "
             f"Begin again with {rate}",
         )
+    if e.final_reward_temperature == 1 and (fall := info.get("elbo_fell")):  # else q is trained towards another target
+        yield (
+            "elbo_fell",
+            "the E-step has taken q farther from the posterior: the ELBO of the validation questions fell by "
+            f"{fall:.2f} nats. Begin again with {rate}, more --e-step.samples or --data.demonstrations, or leave the "
+            "E-step out: --e-step.steps 0",
+        )
 
 
 class Watch:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from latent_cot.config.schema import RunConfig
+from latent_cot.evaluation.diagnostics import clear_fall
 from latent_cot.methods.state import Phase
 from latent_cot.methods.trouble import PATIENCE, Watch, has_one_chain
 
@@ -43,6 +44,29 @@ def test_a_collapse_is_told_of_validation_questions_at_once() -> None:
     assert Watch(RunConfig(), own_reward=False).see(AFTER, one_chain)["one_chain"] is True
     assert not warnings(AFTER, one_chain | {"accuracy": 0.9}), "a sure q that is right has learned"
     assert len(warnings(AFTER, one_chain | {"accuracy": 1.0}, own_reward=True)) == 1, "all alike is no success there"
+
+
+def test_an_e_step_that_lowers_the_bound_is_told() -> None:
+    (text,) = warnings(AFTER, HEALTHY, HEALTHY | {"elbo_fell": 0.5})
+    assert "fell by 0.50 nats" in text and "--e-step.steps 0" in text
+
+
+@pytest.mark.parametrize(
+    ("rises", "fall"),
+    [
+        ([-1.0, -2.0, -1.5, -1.2], 1.425),
+        ([-1.0, -2.0, -1.5, -1.2, float("-inf")], 1.425),  # a question where q found nothing
+        ([-1.0, 2.0, -1.5, 1.2], None),
+        ([1.0, 2.0, 1.5, 1.2], None),
+        ([0.0, 0.0, 0.0, 0.0], None),
+        ([-1.0], None),
+    ],
+)
+def test_a_fall_beyond_chance(rises: list[float], fall: float | None) -> None:
+    before = [{"elbo": -3.0 - k} for k in range(len(rises))]
+    after = [{"elbo": one["elbo"] + rise} for one, rise in zip(before, rises, strict=True)]
+    found = clear_fall(before, after)
+    assert found is None if fall is None else found == pytest.approx(fall)
 
 
 def test_a_round_is_told_once() -> None:
