@@ -41,6 +41,13 @@ def _listed(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 Listed = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
@@ -112,6 +119,14 @@ class Spec(BaseModel):
     def _listed_if_several(cls, value: Any) -> Any:
         return _listed(value) if isinstance(value, str) and "," in value else value
 
+    @field_validator("test")
+    @classmethod
+    def _a_share_or_files(cls, value: str) -> str:
+        share = _number(value)
+        if share is not None and not 0 < share < 1:
+            raise ValueError("a share between 0 and 1, or files")
+        return value
+
     @field_validator("extract")
     @classmethod
     def _searchable(cls, value: str | None) -> str | None:
@@ -136,10 +151,7 @@ class Spec(BaseModel):
     @property
     def share(self) -> float | None:
         """The share of the rows that are test questions; None if `test` names files."""
-        try:
-            return float(self.test)
-        except ValueError:
-            return None
+        return _number(self.test)
 
     def with_options(self, options: Mapping[str, str]) -> Spec:
         """These settings, with those of `--data.options` in their place. Raises UsageError."""

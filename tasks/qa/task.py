@@ -80,7 +80,8 @@ class QA(Task):
         _ = task._grader  # before a model is loaded
         tests, train, validation, skipped = task._tests, *task._training
         tested = {words(example) for example in (*tests[0], *validation)}
-        data = drawn_data(", ".join(task.spec.data), train, tested, request, fewer=True)
+        asked = replace(request, validation=0) if validation else request
+        data = drawn_data(", ".join(task.spec.data), train, tested, asked, fewer=True)
         notes = data.notes
         if skipped := [*skipped, *tests[1]]:
             notes += (f"{len(skipped)} rows left out that cannot be used, the first: {skipped[0]}.",)
@@ -90,7 +91,7 @@ class QA(Task):
         """`"test"`: what the settings say; or all of a file or a data set, by its name, in its order."""
         if name in self.default_splits:
             return self._tests[0][:size]
-        return self._read([source_of_split(self, name, "")])[0][:size]
+        return self.read(source_of_split(self, name, ""))[:size]
 
     def read(self, path: str) -> list[Example]:
         return examples_of(read_rows(path), self._of_row)
@@ -156,7 +157,7 @@ class QA(Task):
     def candidates(self, example: Example) -> Mapping[str, str] | None:
         if self.extract != "choice":
             return None
-        return {choice: self._target(choice) for choice in example.meta["choices"]} or None
+        return {choice: self._target(choice) for choice in example.meta.get("choices", ())} or None
 
     def answer(self, rationale: Rationale) -> str | None:
         if self.extract in ("last-result", "choice"):
@@ -188,7 +189,7 @@ class QA(Task):
         return _FIELD.sub(lambda match: str(fields[match[1]]), self._prompt).strip()
 
     def _target(self, answer: str) -> str:
-        stop, target = self.stop or "\n", _FIELD.sub(answer.replace("\\", r"\\"), self.spec.target)
+        stop, target = self.stop or "\n", _FIELD.sub(lambda _: answer, self.spec.target)
         return f"{stop}{'' if stop[-1].isspace() or target[:1].isspace() else ' '}{target}"
 
     def _build(self, x: str, question: str, answer: str | None, choices: Sequence[str]) -> Example:
@@ -239,15 +240,17 @@ class QA(Task):
         if not isinstance(name, str):
             return name or (), name or (), ()
         value: Any = row[1].get(name)
-        labels: Sequence[str] = ()
+        labels: Any = []
         if isinstance(value, dict):  # as ARC has them
-            value, labels = value.get("text"), value.get("label") or ()
+            value, labels = value.get("text"), value.get("label", [])
         if isinstance(value, str):
             value = [part.strip() for part in value.split("|")]
         if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
             raise UsageError(f"the choices {name!r} must be a list of texts, or a text with | between them")
         if not 2 <= len(value) <= len(LETTERS) or len(set(value)) < len(value):
             raise UsageError(f"there must be 2 to {len(LETTERS)} different choices, not {shorten(', '.join(value))}")
+        if not isinstance(labels, list) or len(labels) not in (0, len(value)):
+            raise UsageError(f"the choices {name!r} must have as many labels as texts, or none")
         return LETTERS[: len(value)], value, labels
 
     def _rationale(self, text: str, example: Example) -> str:
@@ -311,8 +314,9 @@ def _chosen(value: Any, answer: str, choices: Sequence[str], names: Sequence[Seq
     for known in names:
         if answer.casefold() in (folded := [str(name).casefold() for name in known]):
             return choices[folded.index(answer.casefold())]
-    if (isinstance(value, int) or answer.isdecimal()) and 0 <= int(value) < len(choices):
-        return choices[int(value)]
+    number = str(int(value)) if isinstance(value, bool) else answer
+    if re.fullmatch("[0-9]{1,3}", number) and int(number) < len(choices):
+        return choices[int(number)]
     raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(names[1])}")
 
 

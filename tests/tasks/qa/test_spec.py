@@ -68,6 +68,7 @@ def test_files_are_looked_up_beside_the_yaml_file(tmp_path: Path, monkeypatch: p
         ),
         ("data: a.csv\ndata: b.csv\n", "mine.yaml:2: 'data' is there twice"),
         ("data: a.csv\ntolerance: 3\n", "mine.yaml:2: tolerance should be less than or equal to 1"),
+        ("data: a.csv\ntest: 5\n", "mine.yaml:2: test should be a share between 0 and 1, or files"),
         ("data: a.csv\nskip_bad: perhaps\n", "mine.yaml:2: skip_bad should be a valid boolean"),
         (
             "data: a.csv\nextract: first\n",

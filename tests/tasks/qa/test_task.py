@@ -283,6 +283,9 @@ def test_a_column_may_say_the_split(tmp_path: Path) -> None:
     assert {example.question for example in found.unlabelled} == {"q0", "q3", "q4"}
     assert [example.question for example in found.validation] == ["q2"]
     assert [example.question for example in qa(**options).split("test")] == ["q1"]
+    many = [{"question": f"r{k}", "answer": "a", "part": "train"} for k in range(20)]
+    options["data"] += f",{samples.write_rows(tmp_path / 'many.jsonl', many)}"
+    assert len(qa().load(DataRequest(0, 99, 9, options=options)).unlabelled) == 23  # none is set aside besides
     with pytest.raises(UsageError, match="no test question; look at `test` and `split_column`"):
         qa(**options | {"split_column": "other"}).split("test")
 
@@ -322,6 +325,9 @@ BAD: dict[str, str] = {
     '{"question": "q", "answer": "A", "choices": [1, 2]}': "must be a list of texts",
     '{"question": "q", "answer": "A", "choices": "a"}': "there must be 2 to 26 different choices, not 'a'",
     '{"question": "q", "answer": "A", "choices": ["a", "a"]}': "different choices",
+    '{"question": "q", "answer": "A", "choices": {"text": ["a", "b"], "label": ["A"]}}': "as many labels as texts",
+    '{"question": "q", "answer": "A", "choices": {"text": ["a", "b"], "label": 3}}': "as many labels as texts",
+    '{"question": "q", "answer": "' + "9" * 5_000 + '", "choices": ["a", "b"]}': "is none of the choices a, b",
     '{"question": "q", "answer": "A", "choices": ["a", "b"], "rationale": {}}': "'rationale' must be a text",
     '{"question": "q", "answer": "A", "choices": ["a", "b"], "part": "x"}': "the split 'x' is none of train",
 }
