@@ -209,7 +209,7 @@ def test_a_damaged_log_is_named(run: lc.Run, tmp_path: Path) -> None:
     assert run.path is not None
     (tmp_path / "config.yaml").write_text((run.path / "config.yaml").read_text())
     (tmp_path / "rationales.jsonl").write_text('{"round": 1, "rationale": {}}\n')
-    with pytest.raises(lc.UsageError, match=r"rationales\.jsonl, line 1: no record of a rationale"):
+    with pytest.raises(lc.UsageError, match=r"rationales\.jsonl, line 1: .*take the line out"):
         list(lc.load(tmp_path).rationales())
 
 
