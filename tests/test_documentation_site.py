@@ -166,7 +166,7 @@ def test_no_guide_is_too_long_to_read_at_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("query", ["own dataset", "learning rate", "gsm8k"])
+@pytest.mark.parametrize("query", ["own dataset", "learning rate", "gsm8k", "chat template"])
 def test_a_search_finds_the_guides_before_the_source(site: Path, browser: Any, query: str) -> None:  # noqa: F811
     page = browser.new_page()
     page.goto((site / "index.html").as_uri())
