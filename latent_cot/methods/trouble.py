@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -85,9 +86,10 @@ class Watch:
     def see(self, phase: Phase, info: dict[str, Any]) -> dict[str, Any]:
         """`info` with `one_chain`, if that is so, and `warning`, a sentence, the first time in a round that a sign
         has lasted."""
+        known = {name: value for name, value in info.items() if not (isinstance(value, float) and math.isnan(value))}
         if phase != self._phase:
             self._phase, self._in_a_row = phase, {}
-        found = dict(signs(phase, info, self.config, own_reward=self.own_reward))
+        found = dict(signs(phase, known, self.config, own_reward=self.own_reward))
         self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name in found}
         needed = 1 if phase.name in _DIAGNOSED else PATIENCE
         new = [name for name, times in self._in_a_row.items() if times >= needed]

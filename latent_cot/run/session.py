@@ -228,6 +228,10 @@ def run_loop(
     with folder.marking_failure():
         running = _Running(session, folder, resume=resume)
         watch = Watch(session.config, own_reward=session.task.has_own_reward)
+        if session.lm.processes.main:  # what has lasted when it was stopped goes on
+            for event in folder.events():
+                if "unit" in event:
+                    watch.see(Phase(event["round"], event["kind"]), event)
         on_start(running.loop)
         saved = started = time.monotonic()
         for phase, found in running.loop.run():

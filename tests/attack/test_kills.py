@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ def killing(point: int) -> Callable[[], int]:
 
         def __exit__(self, *_: object) -> None:
             self.file.close()
+
+        def __iter__(self) -> Iterator[bytes]:
+            return iter(self.file)
 
         def write(self, data: bytes) -> None:
             if reached():

@@ -69,6 +69,12 @@ def test_a_fall_beyond_chance(rises: list[float], fall: float | None) -> None:
     assert found is None if fall is None else found == pytest.approx(fall)
 
 
+def test_what_nobody_knows_is_no_wrong_chain_known() -> None:
+    unknown = {"distinct": 1.0, "accuracy": float("nan"), "variance": 0.0, "cut": 0.0}
+    (text,) = warnings(AFTER, unknown)
+    assert "only if no other is any good" in text and "it is wrong" not in text
+
+
 def test_a_round_is_told_once() -> None:
     watch, cut = Watch(RunConfig(), own_reward=False), HEALTHY | {"cut": 1.0}
     phases = [BEFORE, *[STEP] * 5, AFTER, Phase(2, "diagnose")]

@@ -180,7 +180,7 @@ def test_the_cards_program_gives_the_runs_greedy_chains(
     outcomes = solve_here(run, reasoner, "4-operands", N)
     assert len({o.rationales[0].text for o in outcomes}) > N / 3, "the chains are too much alike to tell anything"
     assert sum(call.result is not None for o in outcomes for call in o.rationales[0].calls) > N / 4
-    assert sum(o.answer is not None for o in outcomes) > N / 20
+    assert sum(o.answer is not None for o in outcomes) >= N / 20
     found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
     assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
 
