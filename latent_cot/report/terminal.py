@@ -387,11 +387,12 @@ def _is_known(value: Any) -> bool:
 
 
 def _figures(info: Mapping[str, Any]) -> str:
-    hidden = ("variance", "ess") if info.get("one_chain") else ()  # they look perfect then, and mean nothing
+    collapsed = ("variance", "ess") if info.get("one_chain") else ()  # they look perfect then, and mean nothing
+    hidden = (*collapsed, *(("distinct",) if "mass" in info else ()))  # of validation questions it is no share
     figures = "  ".join(
         form.format(info[name]) for name, form in FIGURES.items() if _is_known(info.get(name)) and name not in hidden
     )
     figures = figures.replace("  ± ", " ± ")
-    if hidden:
+    if collapsed:
         figures = f"one chain a question  {figures}"
     return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures

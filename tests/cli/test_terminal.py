@@ -21,6 +21,7 @@ from latent_cot.report.terminal import (
     Display,
     Items,
     Line,
+    _figures,
     filled,
     marked,
     round_columns,
@@ -225,6 +226,11 @@ def test_loading_is_said_at_once_where_there_is_no_terminal() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     with waiting(console, "Loading smollm2-135m"):
         assert console.export_text() == "Loading smollm2-135m ...\n"
+
+
+def test_a_number_of_chains_is_not_shown_as_a_share() -> None:
+    assert _figures({"ess": 0.5, "distinct": 0.25}) == "ESS 50%  distinct 25%"
+    assert _figures({"ess": 0.5, "distinct": 16.0, "mass": 0.9}) == "ESS 50%"
 
 
 def test_a_collapse_is_no_variance_of_0() -> None:
