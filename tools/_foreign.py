@@ -8,6 +8,7 @@ which that matters asks for a process of its own (`isolated = True`). What is bu
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import numbers
@@ -176,7 +177,7 @@ _METHODS: dict[str, tuple[Callable[[Any], Any], Any]] = {
 
 
 def guard_task(task: Task, where: str) -> Task:
-    """The same task, its rewards and grades within the limits."""
+    """A copy of the task, with its rewards and grades within the limits."""
     kind, guard = type(task), Guard(where)
 
     def within(name: str) -> Callable[..., Any]:
@@ -193,8 +194,9 @@ def guard_task(task: Task, where: str) -> Task:
     # A class of its own, so that it is still what it was, and has what it had: `Task.has_own_reward` looks.
     methods = {name: within(name) for name in _METHODS if getattr(kind, name) is not getattr(Task, name)}
     members = {**methods, "guard": guard, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    object.__setattr__(task, "__class__", type(kind.__name__, (kind,), members))
-    return task
+    guarded = copy.copy(task)  # a file may name a task that is built in
+    object.__setattr__(guarded, "__class__", type(kind.__name__, (kind,), members))
+    return guarded
 
 
 # -- tools -----------------------------------------------------------------------------------------------

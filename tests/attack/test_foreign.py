@@ -177,6 +177,13 @@ def test_what_is_built_in_pays_nothing() -> None:
     assert not hasattr(tasks.load("arithmetic"), "guard")
 
 
+def test_a_file_that_names_what_is_built_in_leaves_that_alone(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from latent_cot.tasks.arithmetic import TASK\n")
+    assert hasattr(tasks.load(str(file)), "guard")
+    assert not hasattr(tasks.load("arithmetic"), "guard")
+
+
 def test_a_task_of_somebodys_is_still_what_it_was(tmp_path: Path) -> None:
     task = tasks.load(written(tmp_path, TASK, "return None", method="answer"))
     assert type(task).__name__ == "Odd" and isinstance(task, Task)
