@@ -56,12 +56,18 @@ def run(argv: Sequence[str]) -> int:
 
     if options.task is not None:
         return _verify_task(options)
+    if options.preset is not None or options.config is not None:
+        raise UsageError("--preset and --config are of a task: give --task too, or leave them out")
     torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gains
     return _verify(_cases(options), Settings(), options)
 
 
 def _verify_task(options: VerifyOptions) -> int:
     """Nothing is judged: how near q comes depends on the task and the model."""
+    if options.world or options.objective or options.quick:
+        raise UsageError(
+            "--world, --objective and --quick are of the worlds, and --task is instead of them: leave out one"
+        )
     from latent_cot.config.settings import check, load_config
     from latent_cot.evaluation.diagnostics import mean_figures
     from latent_cot.run.listed import CheckedEStep

@@ -48,8 +48,8 @@ def seal(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps({"files": files}))
 
 
-def refused(act: Callable[[], object]) -> bool:
-    """Whether it was refused, in one line; or in one for each bad row, and one with their number."""
+def refused(act: Callable[[], object], *, rows: bool = False) -> bool:
+    """Whether it was refused, in one line; with `rows`, in one for each bad row, and one with their number."""
     try:
         act()
     except UsageError as error:
@@ -58,8 +58,8 @@ def refused(act: Callable[[], object]) -> bool:
         count("read")
         return False
     count("refused")
-    *rows, last = line.split("\n")
-    assert line and (not rows or last.startswith(f"{len(rows)} of ")), line
+    *bad, last = line.split("\n")
+    assert line and (not bad or (rows and last.startswith(f"{len(bad)} of "))), line
     return True
 
 

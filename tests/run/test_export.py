@@ -114,7 +114,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Path:
     """A short run of a model from the hub: enough that its chains differ, and call the calculator."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    steps = "{steps: 60, batch_size: 8, learning_rate: 0.01}"
+    steps = "{steps: 100, batch_size: 8, learning_rate: 0.01}"
     settings = f"init_step: {steps}\ndata: {{demonstrations: 40, unlabelled: 8, validation: 4}}\n"
     settings += "lora: {rank: 16, alpha: 32}\n"
     settings += "augmentation: {history_dropout: 0.0, gap_share: 0.0}\n"
@@ -180,7 +180,7 @@ def test_the_cards_program_gives_the_runs_greedy_chains(
     outcomes = solve_here(run, reasoner, "4-operands", N)
     assert len({o.rationales[0].text for o in outcomes}) > N / 3, "the chains are too much alike to tell anything"
     assert sum(call.result is not None for o in outcomes for call in o.rationales[0].calls) > N / 4
-    assert sum(o.answer is not None for o in outcomes) >= N / 20
+    assert sum(o.answer is not None for o in outcomes) > N / 20
     found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
     assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
 

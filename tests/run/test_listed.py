@@ -61,6 +61,12 @@ def test_an_e_step_is_compared_with_the_sums(
     assert [one["log_z"] for one in found["compare_before"]] == [one["log_z"] for one in found["compare"]]
 
 
+@pytest.mark.parametrize("flags", [["--preset", "smoke"], ["--task", "word_problems", "--quick"]])
+def test_flags_that_would_be_ignored_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", *flags]) == 2
+    assert "leave" in capsys.readouterr().err
+
+
 def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path) -> None:
     data = {"demonstrations": 4, "unlabelled": 8, "validation": 3}
     loop = open_session(

@@ -17,7 +17,6 @@ from latent_cot.tasks.word_problems import TASK
 from latent_cot.tasks.word_problems.task import OWN_QUESTIONS, WordProblems
 from latent_cot.tools.calculator import Calculator
 from latent_cot.types import DataRequest, Rationale, UsageError
-from tests.conftest import ROOT
 from tests.tiny import build_tokenizer
 
 ROWS: list[dict[str, Any]] = [
@@ -223,15 +222,8 @@ def test_presets(preset: str) -> None:
 # -- the published sets, which are no part of this repository --------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def published() -> Path:
-    folder = ROOT / ".." / "shared" / "data" / "word-problems"
-    if not folder.is_dir():
-        pytest.skip("the sets of word problems are not here")
-    return folder
-
-
-def test_published_sets(published: Path) -> None:
+def test_published_sets(shared_data: Path) -> None:
+    published = shared_data / "word-problems"
     train = published / "mawps-train.jsonl"
     tests = [str(published / f"{name}-test.jsonl") for name in ("mawps", "svamp", "multiarith")]
     request = DataRequest(50, 1000, 100, train_file=str(train), options={"tests": ",".join(tests)})
