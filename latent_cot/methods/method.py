@@ -174,8 +174,8 @@ class Method(Evaluator):
             yield means
 
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO has clearly fallen; q is then what it was, if it was trained to raise just that: forward KL, and a
-        reward temperature other than 1, have other aims."""
+        """Whether the ELBO has clearly fallen. Then q is what it was, unless it was trained to something else than to
+        raise that: by forward KL, or with another reward temperature than 1."""
         before = self.state.posterior[str(at.round)]["before"]
         fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
         if fall is None:
