@@ -16,6 +16,7 @@ import torch
 
 from latent_cot.config.schema import RolloutConfig, RunConfig
 from latent_cot.em import EM
+from latent_cot.evaluation.diagnostics import Fall
 from latent_cot.methods.exploration import reward_temperature
 from latent_cot.methods.method import DIAGNOSTIC_SAMPLES
 from latent_cot.methods.seeding import draw_distinct, seed_of, slices
@@ -149,7 +150,7 @@ def test_what_makes_validation_questions_less_likely_is_taken_back(
     q_sees: Literal["question", "question-and-answer"],
 ) -> None:
     """q is what it was before its E-step, p what it was before its M-step; wherever the run is stopped and resumed."""
-    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: 0.5)
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
     config = dataclasses.replace(CONFIG, q_sees=q_sees, p_init="prompt", shots=1)
     em = make_em(lm, config)
     found: dict[str, list[list[list[float]]]] = {}
@@ -189,7 +190,7 @@ def test_what_is_likelier_stays(lm: LanguageModel) -> None:
 
 
 def test_without_a_safeguard_all_is_taken(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: 0.5)
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
     em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, safeguard=False))
     told = [info for phase, info in em.run() if "elbo_fell" in info]
     assert [info["taken_back"] for info in told] == [False]

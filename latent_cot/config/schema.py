@@ -310,8 +310,8 @@ class RunConfig(Section):
     shots: Count = 5
     """Demonstrations in the prompt, with the tools' results written out: of `p_init: prompt`, and of `few-shot`."""
     safeguard: Switch = True
-    """Take back an E-step that has clearly lowered the ELBO of the validation questions, and an M-step that has clearly
-    lowered their log p(Y | X), by 95 % intervals on `evaluation.diagnostics` of them. EM and forward KL only."""
+    """Take back an E-step that has lowered the ELBO, and an M-step that has lowered log p(Y | X), of more validation
+    questions than chance would have it (`evaluation.diagnostics` of them). EM and forward KL only."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: Switch = False

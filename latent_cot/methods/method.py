@@ -174,8 +174,8 @@ class Method(Evaluator):
             yield means
 
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO has clearly fallen. Then q is what it was, unless it was trained to something else than to
-        raise that: by forward KL, or with another reward temperature than 1."""
+        """Whether the ELBO is lower for most questions. Then q is what it was, unless its training has another aim:
+        that of forward KL, or of another reward temperature than 1."""
         before = self.state.posterior[str(at.round)]["before"]
         fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
         if fall is None:
@@ -185,7 +185,7 @@ class Method(Evaluator):
         if back:
             self.lm.copy_adapter("kept", "q")
             self.state.taken_back.append((at.round, "e_step"))
-        return {"elbo_fell": fall, "taken_back": back}
+        return {"elbo_fell": fall.fell, "elbo_rose": fall.rose, "taken_back": back}
 
     @phase(lambda self, _: len(self._draw_units))
     def draw(self, at: Phase) -> Iterator[Info]:
@@ -224,7 +224,7 @@ class Method(Evaluator):
 
     @phase(lambda self, _: len(self._diagnostic_units), when=lambda self, _: self._can_validate)
     def validate(self, at: Phase) -> Iterator[Info]:
-        """Has p's training clearly lowered log p(Y | X) of the validation questions? Then p is what it was before."""
+        """Is log p(Y | X) lower for most validation questions after p's training? Then p is what it was before."""
         if not self.state.drawn or not self.config.m_step.steps:
             return
         units, found = self._diagnostic_units, self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
@@ -243,7 +243,7 @@ class Method(Evaluator):
                 self._exchange_p(1)
             else:
                 self.state.taken_back.append((at.round, "m_step"))
-                figures |= {"log_y_fell": fall, "taken_back": True}
+                figures |= {"log_y_fell": fall.fell, "log_y_rose": fall.rose, "taken_back": True}
             yield figures
 
     def _exchange_p(self, m_steps: int) -> None:

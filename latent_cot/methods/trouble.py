@@ -69,17 +69,18 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
     if e.final_reward_temperature == 1 and (fall := info.get("elbo_fell")):  # else q is trained towards another target
         yield (
             "elbo_fell",
-            "the E-step has taken q farther from the posterior: the ELBO of the validation questions fell by "
-            f"{fall:.2f} nats. {back.format('q')}Begin again with {rate}, more --e-step.samples or "
+            f"the E-step has taken q farther from the posterior: the ELBO fell for {fall} validation questions and "
+            f"rose for {info['elbo_rose']}. {back.format('q')}Begin again with {rate}, more --e-step.samples or "
             "--data.demonstrations, or leave the E-step out: --e-step.steps 0",
         )
     if fall := info.get("log_y_fell"):
         m = config.m_step
         yield (
             "log_y_fell",
-            f"the M-step has lowered log p(Y | X) of the validation questions by {fall:.2f} nats. {back.format('p')}"
-            f"Begin again with fewer --m-step.steps (they are {m.steps}), a lower --m-step.learning-rate (it is "
-            f"{m.learning_rate:g}) or more questions; --no-safeguard would take it all the same",
+            f"the M-step has lowered log p(Y | X) of {fall} validation questions and raised that of "
+            f"{info['log_y_rose']}. {back.format('p')}Begin again with fewer --m-step.steps (they are {m.steps}), a "
+            f"lower --m-step.learning-rate (it is {m.learning_rate:g}) or more questions; "
+            "--no-safeguard would take it all the same",
         )
 
 
