@@ -354,9 +354,9 @@ class Items(Line):
 
 
 def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The columns for `figure_table`: a round's reasoners, and those of the round before."""
-    columns = dict(results.get(str(number), {}))
-    for reasoner, splits in results.get(str(number - 1), {}).items():
+    """The columns for `figure_table`: a round's reasoners, p first, and those of the round before."""
+    columns = dict(sorted(results.get(str(number), {}).items()))
+    for reasoner, splits in sorted(results.get(str(number - 1), {}).items()):
         columns[f"{reasoner}, round {number - 1}"] = splits
     return columns
 
