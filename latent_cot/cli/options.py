@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -43,9 +42,9 @@ def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = 
         with redirect_stdout(found):
             options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
     finally:  # tyro leaves the usage and each paragraph of the description in one line
-        lines, columns = found.getvalue().splitlines(), shutil.get_terminal_size().columns
+        lines = found.getvalue().splitlines()
         if lines:
-            print("\n".join(line if len(line) <= columns else fill(line) for line in lines))
+            print("\n".join(line if line.startswith(" ") else fill(line) for line in lines))
     return options
 
 

@@ -146,7 +146,7 @@ def shown_samples(trajectories: Sequence[Trajectories], n: int = 2) -> list[dict
         best = max(range(len(t.rationales)), key=lambda k: t.counts[k])
         shown.append(
             {
-                "question": t.query.example.question,
+                "question": t.query.example.asked,
                 "rationale": rationale_to_json(t.rationales[best]),
                 "log_reward": float(t.log_reward_at_end[best]),
                 "count": t.counts[best],

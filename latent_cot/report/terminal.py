@@ -97,7 +97,7 @@ def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequen
         Cell(marked(sample["rationale"], decode).append(n, "dim")) for sample, n in zip(samples, counts, strict=True)
     ]
     return Table(
-        {"question": [sample["question"] for sample in samples], RATIONALE_HEADING: chains},
+        {"question": [textwrap.shorten(one["question"], 160) for one in samples], RATIONALE_HEADING: chains},
         {"log R": [f"{sample['log_reward']:.1f}" for sample in samples]},
     )
 
