@@ -143,7 +143,7 @@ def _prompt(
 
 def _forbidden(loop: Method) -> list[int]:
     """Tokens of the model that a chain may not have: special ones, and what the task does not allow."""
-    vocabulary = loop.lm.peft.get_base_model().get_output_embeddings().weight.shape[0]
+    vocabulary = loop.lm.peft.get_base_model().config.get_text_config().vocab_size  # with those that no text has
     return sorted(set(range(vocabulary)) - set(loop.test_rules.codec.actions.tolist()))
 
 
