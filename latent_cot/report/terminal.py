@@ -7,6 +7,7 @@ wrote is hostile: it goes through `printable` and is never read as rich markup.
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import time
 from collections import Counter
@@ -334,8 +335,9 @@ class Display(Line):
                 names = ("variance", "ess", "elbo", "bound", "bound_error", "accuracy")
                 one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}
                 shown = _figures({name: figures.get(name) for name in names} | one_chain)
-                text = f"  q {when} its training, on {figures['n']} validation questions: {shown}"
-                self.console.print(Text(filled(text, self.console)), soft_wrap=True)
+                whole = re.sub("(?<! ) (?! )", "\N{NO-BREAK SPACE}", shown)  # a figure and its name on one line
+                text = filled(f"  q {when} its training, on {figures['n']} validation questions: {whole}", self.console)
+                self.console.print(Text(text.replace("\N{NO-BREAK SPACE}", " ")), soft_wrap=True)
 
 
 class Items(Line):

@@ -194,7 +194,9 @@ function posteriorChart(name, series) {
           text: (row) =>
             share
               ? percent(row.value / 100)
-              : `${figure(row.value, 2)}${typeof row.error === "number" ? ` ± ${figure(row.error, 1)}` : ""}`,
+              : name === "variance"
+                ? figure(row.value)
+                : estimate({ bound: row.value, error: row.error ?? null }), // to the digits that the terminal shows
           dy: series.length > 1 && one === series[1] ? 12 : -11,
           fill: "currentColor",
           stroke: "var(--card)",
