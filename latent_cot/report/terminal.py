@@ -48,6 +48,8 @@ FIGURES = {
     "kept": "kept {}",
     "ess": "ESS {:.0%}",
     "elbo": "ELBO {:.2f}",
+    "log_y_before": "log p(Y|X) before {:.2f}",
+    "log_y_after": "after {:.2f}",
     "bound": "log p(Y|X) ≈ {:.2f}",
     "bound_error": "± {:.2f}",
     "accuracy": "right {:.0%}",
@@ -336,8 +338,15 @@ class Display(Line):
                 one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}
                 shown = _figures({name: figures.get(name) for name in names} | one_chain)
                 whole = re.sub("(?<! ) (?! )", "\N{NO-BREAK SPACE}", shown)  # a figure and its name on one line
-                text = filled(f"  q {when} its training, on {figures['n']} validation questions: {whole}", self.console)
-                self.console.print(Text(text.replace("\N{NO-BREAK SPACE}", " ")), soft_wrap=True)
+                self._say(f"  q {when} its training, on {figures['n']} validation questions: {whole}")
+        elif phase.name == "validate":
+            found = loop.state.results()["log_y"].get(str(phase.round), {})
+            shown = ", ".join(f"{value:.2f} {when} its training" for when, value in found.items())
+            self._say(f"  p on the validation questions: log p(Y|X) ≈ {shown}")
+
+    def _say(self, text: str) -> None:
+        whole = filled(text, self.console).replace("\N{NO-BREAK SPACE}", " ")
+        self.console.print(Text(whole), soft_wrap=True)
 
 
 class Items(Line):
