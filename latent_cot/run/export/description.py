@@ -143,8 +143,9 @@ def _prompt(
 
 def _forbidden(loop: Method) -> list[int]:
     """Tokens of the model that a chain may not have: special ones, and what the task does not allow."""
-    vocabulary = loop.lm.peft.get_base_model().config.get_text_config().vocab_size  # with those that no text has
-    return sorted(set(range(vocabulary)) - set(loop.test_rules.codec.actions.tolist()))
+    model: Any = loop.lm.peft.get_base_model()
+    every = range(model.config.get_text_config().vocab_size)  # those that no text has too
+    return sorted(set(every) - set(loop.test_rules.codec.actions.tolist()))
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
