@@ -71,6 +71,7 @@ class EM(Method):
                 self.reward,
                 samples=c.samples,
                 generator=generator,
+                step=step,
                 ends_only=c.objective in COMPLETE_ONLY,
             )
             for batch in batches:

@@ -48,8 +48,8 @@ def drop_seen(test: list[Example], training: Iterable[Example]) -> tuple[list[Ex
 
     Rows that repeat each other within `test` are kept: `repeats` counts them.
     """
-    seen = {example.asked for example in training}
-    kept = [example for example in test if example.asked not in seen]
+    seen = {example.meta.get("asked", example.asked) for example in training}
+    kept = [example for example in test if example.meta.get("asked", example.asked) not in seen]
     return kept, len(test) - len(kept)
 
 

@@ -114,8 +114,9 @@ def draw(examples: Sequence[Example], number: int, seed: str, where: str) -> lis
 
 
 def words(example: Example) -> tuple[str, ...]:
-    """What tells two questions apart, whatever their spaces, punctuation and capitals: words, numbers, operators."""
-    return tuple(re.findall(r"\w+|[-+*/=<>^%]", example.x.lower()))
+    """What tells two questions apart, whatever their spaces, punctuation and capitals: words, numbers, operators. Its
+    `meta` may say by `asked` what is the same where the prompts are not."""
+    return tuple(re.findall(r"\w+|[-+*/=<>^%]", str(example.meta.get("asked", example.x)).lower()))
 
 
 def drawn_data(
@@ -163,7 +164,7 @@ def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list
     for key, same in groups.items():
         if key in tested:
             dropped["in a test file"] += len(same)
-        elif any(example.answer != same[0].answer for example in same):
+        elif len({example.meta.get("means", example.answer) for example in same}) > 1:
             dropped["with different answers to one question"] += len(same)
         else:
             usable.append(next((example for example in same if example.z is not None), same[0]))

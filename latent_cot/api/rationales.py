@@ -43,7 +43,7 @@ class Rationales(Sequence[ScoredRationale]):
 
     @property
     def question(self) -> str:
-        return self.example.question
+        return self.example.asked
 
     @property
     def bound_error(self) -> float | None:

@@ -171,7 +171,7 @@ class Evaluation:
             {
                 "reasoner": reasoner,
                 "split": split,
-                "question": one.example.question,
+                "question": one.example.asked,
                 "gold": one.example.answer,
                 "answer": one.answer,
                 "correct": one.correct,

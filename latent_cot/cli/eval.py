@@ -126,15 +126,16 @@ def run(argv: Sequence[str]) -> int:
 
 def _print_figures(console: Console, found: Evaluation) -> None:
     """The curves, and a table of the splits that are on none."""
+    shown = dict(sorted(found.figures.items()))  # p first
     drawn = {} if found.metrics else {split for curve in found.curves for split in curve.points}
     others = {
         reasoner: {name: figures for name, figures in splits.items() if name not in drawn}
-        for reasoner, splits in found.figures.items()
+        for reasoner, splits in shown.items()
     }
     if any(others.values()):
         figure_table(others, found.metrics).show(console)
     for curve in [] if found.metrics else found.curves:
-        plots.curve_table(curve, found.figures, ascii_only=console.options.ascii_only).show(console)
+        plots.curve_table(curve, shown, ascii_only=console.options.ascii_only).show(console)
 
 
 def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:

@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -38,22 +37,15 @@ def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = 
     On `--help`, an unknown option or a value of the wrong type it prints to standard output, or standard
     error, and raises SystemExit.
     """
-    found = _Help()
+    found = io.StringIO()  # no terminal, so that tyro leaves colours out: a line's length is what is seen of it
     try:
         with redirect_stdout(found):
             options: Options = tyro.cli(cls, prog=f"latent-cot {command}", args=list(argv), default=default)
     finally:  # tyro leaves the usage and each paragraph of the description in one line
         lines = found.getvalue().splitlines()
         if lines:
-            print("\n".join(line if len(line) <= line_width() else fill(line) for line in lines))
+            print("\n".join(line if line.startswith(" ") else fill(line) for line in lines))
     return options
-
-
-class _Help(io.StringIO):
-    """What tyro prints, in colours where there is a terminal."""
-
-    def isatty(self) -> bool:
-        return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:

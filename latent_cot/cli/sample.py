@@ -72,5 +72,6 @@ def run(argv: Sequence[str]) -> int:
     say(console, found.title)
     replace(found, items=tuple(best)).table().show(console)
     reward = "log p(Z Y | X)" if asked.in_memory().reward.task is None else "the task's own log-reward"
-    say(console, f"log q, log p: of Z given X; log R: {reward}; in nats; weight: share of the posterior", style="dim")
+    weight = f"its count × R / {reasoner}, as a share of all"
+    say(console, f"log q, log p: of Z given X; log R: {reward}; in nats; weight: {weight}", style="dim")
     return 0

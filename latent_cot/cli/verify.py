@@ -98,7 +98,7 @@ def _verify_task(options: VerifyOptions) -> int:
     table.show(console)
     say(console, f"{time.perf_counter() - started:.0f} s")
     if options.json:
-        print_json({"questions": [example.question for example, _ in loop.chosen], **found})
+        print_json({"questions": [example.asked for example, _ in loop.chosen], **found})
     return 0
 
 

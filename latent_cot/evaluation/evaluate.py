@@ -163,7 +163,7 @@ class Mistakes:
                 "count": self.counts[name],
                 "share": self.counts[name] / self.counts.total(),
                 "example": {
-                    "question": self.first[name].example.question,
+                    "question": self.first[name].example.asked,
                     "right": self.first[name].example.answer,
                     "answer": self.first[name].answer,
                     "chain": self.first[name].chain.text,

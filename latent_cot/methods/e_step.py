@@ -43,10 +43,12 @@ def collect(
     *,
     samples: int,
     generator: torch.Generator,
+    step: int = 0,
     ends_only: bool = False,
 ) -> list[Trajectories]:
     """Sample `samples` rationales a query, or replay some of them, with the log-reward of every prefix; with
-    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`)."""
+    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). `step`: of the
+    E-step, from which the age of what is replayed is counted."""
     replayed: list[Sequence[Stored]] = []
     missing: dict[int, list[int]] = {}  # how many to sample -> of which queries
     for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True)):
@@ -64,11 +66,11 @@ def collect(
             fresh.update(zip(members, found, strict=True))
     for _, of_one in sorted(fresh.items()):
         for rationale, row in zip(of_one.rationales, of_one.log_reward.tolist(), strict=True):
-            buffer.add(of_one.query.example.key, rationale, row)
-    return [_with_replayed(query, fresh.get(i), replayed[i]) for i, query in enumerate(queries)]
+            buffer.add(of_one.query.example.key, rationale, row, step)
+    return [_with_replayed(query, fresh.get(i), replayed[i], step) for i, query in enumerate(queries)]
 
 
-def _with_replayed(query: Query, fresh: Trajectories | None, replayed: Sequence[Stored]) -> Trajectories:
+def _with_replayed(query: Query, fresh: Trajectories | None, replayed: Sequence[Stored], step: int) -> Trajectories:
     """What was sampled for a question, with its rewards, and what was replayed, as one."""
     sampled = Counter(dict(zip(fresh.rationales, fresh.counts, strict=True))) if fresh else Counter[Rationale]()
     rows = dict(zip(fresh.rationales, fresh.log_reward, strict=True)) if fresh else {}
@@ -76,7 +78,8 @@ def _with_replayed(query: Query, fresh: Trajectories | None, replayed: Sequence[
     for item in replayed:
         rows.setdefault(item.rationale, torch.tensor(item.log_reward))
     table = pad_sequence(list(rows.values()), batch_first=True, padding_value=-math.inf)
-    return Trajectories(query, list(rows), [counts[z] for z in rows], table, [sampled[z] for z in rows])
+    ages = [step - item.step for item in replayed]
+    return Trajectories(query, list(rows), [counts[z] for z in rows], table, [sampled[z] for z in rows], ages=ages)
 
 
 def _temperatures(behaviour: Behaviour, samples: int) -> list[float]:

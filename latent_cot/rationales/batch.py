@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ class Trajectories:
     """How often each was sampled now, and not replayed."""
     reference: torch.Tensor | None = None
     """(B, N + 1) log p of each action (`Scores.log_actions`), nats; None where it was not asked for."""
+    ages: Sequence[int] = ()
+    """For each that was replayed, how many steps ago q, as it was then, had sampled it."""
 
     @property
     def log_reward_at_end(self) -> torch.Tensor:
@@ -108,8 +111,11 @@ def balance_of(
 def describe(
     trajectories: Sequence[Trajectories], is_correct: Callable[[Example, Rationale], bool] | None = None
 ) -> dict[str, float]:
-    """Figures of the freshly sampled rationales; empty if all were replayed. The mean log-reward is that of those that
-    are worth anything, if any are. `is_correct` None: there is no right and wrong, and no accuracy."""
+    """Figures of the freshly sampled rationales, and how many were replayed of which mean age, in steps. The mean
+    log-reward is that of those that are worth anything, if any are. `is_correct` None: there is no right and wrong, and
+    no accuracy."""
+    ages = [age for t in trajectories for age in t.ages]
+    replay = {"replayed": len(ages) / sum(sum(t.counts) for t in trajectories), "age": fmean(ages)} if ages else {}
     fresh = [
         (t.query.example, rationale, count, log_reward)
         for t in trajectories
@@ -118,8 +124,9 @@ def describe(
     ]
     total = sum(count for *_, count, _ in fresh)
     if not total:
-        return {}
+        return replay
     figures = {
+        **replay,
         "distinct": len(fresh) / total,
         "cut": sum(count * rationale.truncated for _, rationale, count, _ in fresh) / total,
         "failed_calls": sum(count * rationale.failed for _, rationale, count, _ in fresh) / total,
@@ -139,7 +146,7 @@ def shown_samples(trajectories: Sequence[Trajectories], n: int = 2) -> list[dict
         best = max(range(len(t.rationales)), key=lambda k: t.counts[k])
         shown.append(
             {
-                "question": t.query.example.question,
+                "question": t.query.example.asked,
                 "rationale": rationale_to_json(t.rationales[best]),
                 "log_reward": float(t.log_reward_at_end[best]),
                 "count": t.counts[best],

@@ -26,6 +26,8 @@ class Stored:
     rationale: Rationale
     log_reward: tuple[float, ...]
     """n + 1 values in nats; −inf where the prefix is no state."""
+    step: int = 0
+    """The step of the E-step at which it was sampled; 0 for what was there before."""
 
     @property
     def priority(self) -> float:
@@ -61,9 +63,9 @@ class ReplayBuffer:
     def __contains__(self, question: str) -> bool:
         return question in self._stores
 
-    def add(self, question: str, rationale: Rationale, log_reward: Sequence[float]) -> bool:
+    def add(self, question: str, rationale: Rationale, log_reward: Sequence[float], step: int = 0) -> bool:
         """Offer a rationale; returns whether it was taken. One whose reward is not a number never is."""
-        item = Stored(rationale, tuple(log_reward[: len(rationale) + 1]))
+        item = Stored(rationale, tuple(log_reward[: len(rationale) + 1]), step)
         if math.isnan(item.priority):
             return False
         store = self._stores.setdefault(question, {})

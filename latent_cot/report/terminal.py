@@ -7,6 +7,7 @@ wrote is hostile: it goes through `printable` and is never read as rich markup.
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import time
 from collections import Counter
@@ -99,7 +100,7 @@ def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequen
         Cell(marked(sample["rationale"], decode).append(n, "dim")) for sample, n in zip(samples, counts, strict=True)
     ]
     return Table(
-        {"question": [sample["question"] for sample in samples], RATIONALE_HEADING: chains},
+        {"question": [textwrap.shorten(one["question"], 160) for one in samples], RATIONALE_HEADING: chains},
         {"log R": [f"{sample['log_reward']:.1f}" for sample in samples]},
     )
 
@@ -336,14 +337,16 @@ class Display(Line):
                 names = ("variance", "ess", "elbo", "bound", "bound_error", "accuracy")
                 one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}
                 shown = _figures({name: figures.get(name) for name in names} | one_chain)
-                self._say(f"  q {when} its training, on {figures['n']} validation questions: {shown}")
+                whole = re.sub("(?<! ) (?! )", "\N{NO-BREAK SPACE}", shown)  # a figure and its name on one line
+                self._say(f"  q {when} its training, on {figures['n']} validation questions: {whole}")
         elif phase.name == "validate":
             found = loop.state.results()["log_y"].get(str(phase.round), {})
             shown = ", ".join(f"{value:.2f} {when} its training" for when, value in found.items())
             self._say(f"  p on the validation questions: log p(Y|X) ≈ {shown}")
 
     def _say(self, text: str) -> None:
-        self.console.print(Text(filled(text, self.console)), soft_wrap=True)
+        whole = filled(text, self.console).replace("\N{NO-BREAK SPACE}", " ")
+        self.console.print(Text(whole), soft_wrap=True)
 
 
 class Items(Line):
@@ -362,9 +365,9 @@ class Items(Line):
 
 
 def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The columns for `figure_table`: a round's reasoners, and those of the round before."""
-    columns = dict(results.get(str(number), {}))
-    for reasoner, splits in results.get(str(number - 1), {}).items():
+    """The columns for `figure_table`: a round's reasoners, p first, and those of the round before."""
+    columns = dict(sorted(results.get(str(number), {}).items()))
+    for reasoner, splits in sorted(results.get(str(number - 1), {}).items()):
         columns[f"{reasoner}, round {number - 1}"] = splits
     return columns
 

@@ -106,17 +106,13 @@ class QA(Task):
     def _training(self) -> tuple[list[Example], list[Example], list[str]]:
         """Those for training, for validation, and why rows were left out."""
         read, skipped = self._data
-        parts = [self._part(example) for example in read]
-        train, validation = (
-            [example for example, part in zip(read, parts, strict=True) if part == name]
-            for name in ("train", "validation")
-        )
+        train, validation = ([e for e in read if self._part(e) == name] for name in ("train", "validation"))
         return train, validation, skipped
 
     @cached_property
     def _tests(self) -> tuple[list[Example], list[str]]:
         """The test questions, and why rows of their own files were left out."""
-        if self._has_test_files:
+        if self.spec.share is None and self.spec.split_column is None:
             return self._read(self.spec.test.split(","))
         found = [example for example in self._data[0] if self._part(example) == "test"]
         if not found:
@@ -126,10 +122,6 @@ class QA(Task):
     @cached_property
     def _data(self) -> tuple[list[Example], list[str]]:
         return self._read(self.spec.data)
-
-    @property
-    def _has_test_files(self) -> bool:
-        return self.spec.share is None and self.spec.split_column is None
 
     def _part(self, example: Example) -> str:
         """Which one a row of `data` is in: `train`, `validation` or `test`."""
@@ -220,9 +212,12 @@ class QA(Task):
         listed = "\n".join(f"{a}. {b}" for a, b in zip(choices, shown, strict=True))
         given = {"question": question, "choices": listed if self._lettered else ", ".join(choices)}
         columns = dict.fromkeys(_FIELD.findall(self._prompt))
-        x = self._filled({name: given[name] if name in given else _text(row, name) for name in columns})
-        example = self._build(x, question if columns.keys() == {"question"} else "", answer, choices)
+        texts = {name: given[name] if name in given else _text(row, name) for name in columns}
+        example = self._build(self._filled(texts), question if columns.keys() == {"question"} else "", answer, choices)
         meta = dict(example.meta)
+        if self._lettered:  # in whichever order its choices are, it is the same question with the same answer
+            meta["means"] = shown[choices.index(answer)]
+            meta["asked"] = f"{self._filled(texts | {'choices': ''})} {' '.join(sorted(shown))}"
         if s.split_column is not None and s.split_column in fields:
             meta["split"] = _split(_text(row, s.split_column))
         z = None

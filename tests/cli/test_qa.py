@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -74,6 +75,16 @@ def test_bad_rows_are_told_before_torch_is_imported(files: Path, task: str) -> N
     for line in range(1, 5):
         assert f"{bad}:{line}: " in done.stderr
     assert "4 of 4 rows cannot be used" in done.stderr
+
+
+def test_a_question_with_choices_is_shown(cli: Cli, files: Path, tiny_model_dir: Path) -> None:
+    """No bare question is known of it: people read the prompt, in one line."""
+    Path("arc.yaml").write_text("data: arc.jsonl\nchoices: choices\nanswer: answerKey\n")
+    called = cli("em", "--task", "arc.yaml", *SMOKE, "--model", tiny_model_dir, "--output-dir", "run")
+    assert called.status == 0, called.err
+    shown = [json.loads(line)["question"] for line in Path("run/rationales.jsonl").read_text().splitlines()]
+    assert shown and all("Which of these can swim" in question for question in shown)
+    assert "Which of these can swim" in " ".join(called.out.split("│"))
 
 
 CODE = "from pathlib import Path\nPath('ran').touch()\n\ndef same(answer, right):\n    return answer == right\n"

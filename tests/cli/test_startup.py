@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,23 @@ def test_help_breaks_no_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: li
     monkeypatch.setenv("COLUMNS", str(width))
     lines = cli(*argv, "--help").out.splitlines()
     assert all(len(line) <= width or len(line.split()) <= 2 for line in lines), max(lines, key=len)
+
+
+@pytest.mark.parametrize("command", ["eval", "tasks"])
+def test_help_on_a_terminal_is_that_of_a_pipe(command: str) -> None:
+    """Colours are no characters of a line, and would be counted as such."""
+    ours, theirs = pty.openpty()
+    run = {**environment(), "COLUMNS": "80", "TERM": "xterm-256color"}
+    command_line = [sys.executable, "-m", "latent_cot.cli", command, "--help"]
+    shown = b""
+    with subprocess.Popen(command_line, env=run, stdout=theirs, stderr=theirs):
+        os.close(theirs)
+        with suppress(OSError):  # at the end
+            while part := os.read(ours, 65536):
+                shown += part
+    os.close(ours)
+    piped = subprocess.run(command_line, env=run, capture_output=True, text=True, check=True).stdout
+    assert shown.decode().replace("\r\n", "\n") == piped
 
 
 @pytest.mark.parametrize("width", [80, 120])

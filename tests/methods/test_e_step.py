@@ -61,6 +61,7 @@ def gather(
     samples: int = 6,
     tool_tokens: bool = False,
     seed: int = 0,
+    step: int = 0,
     ends_only: bool = False,
 ) -> list[Trajectories]:
     return collect(
@@ -72,6 +73,7 @@ def gather(
         Reward(lm, rules.codec, tool_tokens=tool_tokens, max_tokens=500),
         samples=samples,
         generator=torch.Generator().manual_seed(seed),
+        step=step,
         ends_only=ends_only,
     )
 
@@ -316,6 +318,17 @@ def test_the_trajectory_balance_of_the_right_question(lm: LanguageModel, rules: 
         assert log_z.grad is not None
         gradients.append(log_z.grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_replayed_has_an_age(lm: LanguageModel, rules: ChainRules) -> None:
+    """It survives a checkpoint, and is told where nothing was sampled too."""
+    buffer = ReplayBuffer(tolerance=0)
+    assert {"replayed", "age"}.isdisjoint(describe(gather(lm, rules, buffer, step=2)))
+    buffer.load_state_dict(buffer.state_dict(), 1000)
+    figures = describe(gather(lm, rules, buffer, replay=1 / 3, seed=1, step=7))
+    assert figures["replayed"] == pytest.approx(1 / 3) and figures["age"] == 5
+    figures = describe(gather(lm, rules, buffer, replay=1.0, samples=2, step=9))
+    assert figures.keys() == {"replayed", "age"} and figures["replayed"] == 1 and 2 <= figures["age"] <= 7
 
 
 def test_figures_of_a_step(lm: LanguageModel, rules: ChainRules) -> None:

@@ -6,23 +6,28 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from latent_cot import tasks, tools
 from latent_cot.cli import main
@@ -203,6 +208,68 @@ def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Pa
         assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
         assert {answer for _, answer in found} <= {"odd", "even"}
         assert any(chain for chain, _ in found) and not any("e" in chain for chain, _ in found)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A server of OpenAI's completions API, with no more of it than transformers' and vLLM's have: greedy text of a
+    merged export, streamed, until `generation_config.json` says stop."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    stop, forbidden = model.generation_config.eos_token_id, model.generation_config.suppress_tokens
+
+    class Handler(BaseHTTPRequestHandler):
+        @torch.no_grad()
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.path == "/v1/completions" and asked["stream"] and asked["temperature"] == 0
+            self.send_response(200)
+            self.end_headers()
+            ids, shown = tokenizer(asked["prompt"]).input_ids, asked["prompt"]
+            for _ in range(asked["max_tokens"]):
+                logits = model(torch.tensor([ids])).logits[0, -1]
+                assert set(range(len(logits))) - set(forbidden) == {int(token) for token in asked["logit_bias"]}
+                logits[forbidden] = -torch.inf
+                ids.append(int(logits.argmax()))
+                text = tokenizer.decode(ids)
+                chunk = {"choices": [{"text": text[len(shown) :]}]}
+                try:
+                    self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+                except OSError:  # it was closed
+                    return
+                shown = text
+                if ids[-1] == stop:
+                    break
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_chains_that_a_server_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`examples/served.py`: the run's chains, up to the stop, which a server takes anywhere."""
+    target = tmp_path / "exported"
+    assert main(["export", str(run), str(target), "--reasoner", "q", "--merge"]) == 0
+    outcomes = solve_here(run, "q", "4-operands", 40)
+    questions = [outcome.example.question for outcome in outcomes]
+    capsys.readouterr()
+    with serving(target) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["served.py", str(target), *questions, "--url", url])
+        runpy.run_path(str(ROOT / "examples" / "served.py"), run_name="__main__")
+    found = capsys.readouterr().out.splitlines()
+    expected = [f"{outcome.example.question} ->{outcome.rationales[0].text}" for outcome in outcomes]
+    # It may stop earlier, never write anything else.
+    assert all(wanted.startswith(line) for line, wanted in zip(found, expected, strict=True))
+    assert any("=" in line for line in found if line in expected)
 
 
 CHAT_TEMPLATE = (

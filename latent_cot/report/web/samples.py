@@ -72,7 +72,7 @@ def _sampled_from(
                     {"leaf": leaf, "count": one.count, **_outcome(one)}
                     for leaf, one in zip(leaves, scored, strict=True)
                 ]
-                about = {"split": split, "question": example.question, "prompt": example.x, "answer": example.answer}
+                about = {"split": split, "question": example.asked, "prompt": example.x, "answer": example.answer}
                 figures = {"ess": rounded(weighed.ess), "bound": rounded(weighed.bound)}
                 error = bound_error(weighed.ess, samples) if weighed.ess else None
                 found.append({**about, **figures, "bound_error": rounded(error), **tree, "chains": chains})
@@ -156,7 +156,7 @@ def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reas
     return [
         {
             "split": split,
-            "question": example.question,
+            "question": example.asked,
             "answer": example.answer,
             "by": {name: outcomes[k] for name, outcomes in found.items()},
         }

@@ -17,7 +17,7 @@ from latent_cot.model.lm import Adapter
 from latent_cot.run import schemas
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import state_in
-from latent_cot.types import Example, Task, Tool, UsageError
+from latent_cot.types import Example, Tool, UsageError
 
 _EXAMPLES = 50
 """Examples that a prompt's form must hold for."""
@@ -142,17 +142,10 @@ def _prompt(
 
 
 def _forbidden(loop: Method) -> list[int]:
-    """Tokens that the task does not allow although they are made of allowed characters."""
-    if type(loop.task).allows is Task.allows:
-        return []
-    codec = loop.test_rules.codec
-    characters = None if loop.task.allowed_characters is None else set(loop.task.allowed_characters)
-    choices = {*codec.actions.tolist(), *loop.lm.tokenizer.all_special_ids}
-    return [
-        token
-        for token, piece in enumerate(codec.pieces)
-        if token not in choices and (characters is None or (piece and set(piece) <= characters))
-    ]
+    """Tokens of the model that a chain may not have: special ones, and what the task does not allow."""
+    model: Any = loop.lm.peft.get_base_model()
+    every = range(model.config.get_text_config().vocab_size)  # those that no text has too
+    return sorted(set(every) - set(loop.test_rules.codec.actions.tolist()))
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def _write_settings(loop: Method, description: Mapping[str, Any], folder: Path, 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # prompts of different lengths are padded
     tokenizer.save_pretrained(folder)
-    GenerationConfig(  # greedy, as in tests; tools, and an alphabet of characters, are beyond it
+    GenerationConfig(  # greedy, as in tests; tools, and where a chain may end, are beyond it
         do_sample=False,
         max_new_tokens=description["max_tokens"],
         bos_token_id=tokenizer.bos_token_id,

@@ -64,7 +64,7 @@ def test_every_chart_is_drawn(open_page: Open, small: Json) -> None:
     opened.see_all()
     titles = opened.texts("figure figcaption strong")
     wanted = {"Right answers by operands", "3-operands", "loss", "log-reward", "Var(log R − log q)", "right"}
-    wanted |= {"log p(Y | X), estimated"}
+    wanted |= {"mean log p(Y | X), estimated"}
     assert wanted <= set(titles)
     assert opened.page.locator("figure .canvas > svg, figure .canvas > figure").count() == len(titles)
     assert opened.texts("h1") == ["made-up"]

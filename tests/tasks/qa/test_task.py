@@ -96,6 +96,30 @@ def test_arc(tmp_path: Path) -> None:
         assert (again.x, again.y, task.candidates(again)) == (example.x, example.y, candidates)
 
 
+def test_choices_in_another_order_are_the_same_question(tmp_path: Path) -> None:
+    """Asked twice, with the same answer, it is one; in a test, it is in no training; another answer drops both."""
+
+    def row(question: str, choices: str, answer: str) -> str:
+        return json.dumps({"question": question, "options": choices, "answer": answer})
+
+    rows = [row("Which is red?", "rust|snow|coal", "A"), row("Which is red?", "snow|coal|rust", "C")]
+    rows += [
+        row("Which is wet?", "sand|rain", "B"),
+        row("Which is hot?", "ice|fire", "B"),
+        row("Which?", "cat|dog", "A"),
+    ]
+    rows += [row("Which?", "dog|cat", "A"), *(row(f"{n}?", "cat|dog", "A") for n in range(4))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "tests.jsonl").write_text(row("Which is wet?", "rain|sand", "A"))
+    task = qa(data=f"{tmp_path}/rows.jsonl", test=f"{tmp_path}/tests.jsonl", choices="options")
+    data = task.load(DataRequest(demonstrations=0, unlabelled=20, validation=0))
+    asked = [example.x.splitlines()[0] for example in data.unlabelled]
+    assert sorted(asked) == sorted(f"Question: {q}?" for q in ("Which is red", "Which is hot", *"0123"))
+    assert any("1 rows dropped: in a test file" in note for note in data.notes)
+    assert any("2 rows dropped: with different answers to one question" in note for note in data.notes)
+    assert any("1 rows dropped: repeated" in note for note in data.notes)
+
+
 def test_boolq(tmp_path: Path) -> None:
     """Truth values number the choices; a prompt may have any column, and is then what a user types."""
     samples.write_all(tmp_path)

@@ -20,11 +20,13 @@ const FIGURES = {
   kl: ["KL", "from the start, nats"],
   ess: ["effective sample size", "÷ n"],
   elbo: ["ELBO", "log p(Y | X) − KL(q ‖ posterior), nats"],
-  bound: ["log p(Y | X), estimated", "by importance sampling, nats; above 0 only by chance"],
+  bound: ["mean log p(Y | X), estimated", "of the questions, by importance sampling, nats; above 0 only by chance"],
   validation: ["validation", "share right"],
+  replayed: ["replayed", "share of the rationales that an earlier q has sampled"],
+  age: ["age of these", "steps since they were sampled, mean"],
 };
 const SKEWED = new Set(["loss", "variance"]); // from 0 to a few large values: drawn on a square root scale
-const SHARES = new Set(["accuracy", "distinct", "ess", "validation", "mass"]);
+const SHARES = new Set(["accuracy", "distinct", "ess", "validation", "mass", "replayed"]);
 
 function showTraining(report, section) {
   const runs = report.runs;
@@ -192,7 +194,9 @@ function posteriorChart(name, series) {
           text: (row) =>
             share
               ? percent(row.value / 100)
-              : `${figure(row.value, 2)}${typeof row.error === "number" ? ` ± ${figure(row.error, 1)}` : ""}`,
+              : name === "variance"
+                ? figure(row.value)
+                : estimate({ bound: row.value, error: row.error ?? null }), // to the digits that the terminal shows
           dy: series.length > 1 && one === series[1] ? 12 : -11,
           fill: "currentColor",
           stroke: "var(--card)",
