@@ -63,7 +63,7 @@ class Odd(PlainTask):
     def example(self, question, answer=None): return Example(question, answer=answer)
     def load(self, request): return TaskData((), (), ())
     def split(self, name, size=None): return []
-    def {method}(self, *arguments): return misbehaves(*arguments)
+    def {method}(self, *arguments): return misbehaves(self, *arguments)
 """
 EXAMPLE, RATIONALE = Example("x", answer="1"), Rationale((), (), (True,), " 1")
 
@@ -188,6 +188,12 @@ def test_a_task_of_somebodys_is_still_what_it_was(tmp_path: Path) -> None:
     task = tasks.load(written(tmp_path, TASK, "return None", method="answer"))
     assert type(task).__name__ == "Odd" and isinstance(task, Task)
     assert isinstance(task.configured({}), Task)
+
+
+def test_a_task_remembers_what_it_has_loaded(tmp_path: Path) -> None:
+    task = tasks.load(written(tmp_path, TASK, "self, *_ = arguments; return self.loaded", method="log_reward"))
+    task.loaded = 7  # type: ignore[attr-defined]
+    assert task.log_reward(EXAMPLE, "x") == 7
 
 
 def test_no_time_limit_in_another_thread(tmp_path: Path) -> None:

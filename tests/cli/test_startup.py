@@ -90,6 +90,19 @@ def test_an_output_that_cannot_be_written() -> None:
     assert done.stderr.startswith("error: the disk is full"), done.stderr
 
 
+def test_json_stands_alone() -> None:
+    """Somebody's tool prints while it is loaded, and so does a library in C++, past Python."""
+    program = (
+        "import os, sys\nfrom latent_cot import tools\nfrom latent_cot.cli import main\nload = tools.load\n"
+        "tools.load = lambda name: (print('a tool'), os.write(1, b'a library\\n'), load(name))[-1]\n"
+        "sys.exit(main(['tools', '--json']))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert [tool["name"] for tool in json.loads(done.stdout)] == tools.names()
+    assert {"a tool", "a library"} <= set(done.stderr.split("\n"))
+
+
 @pytest.mark.parametrize("argv", [["tools"], ["--help"], ["em", "--help"]])
 def test_nobody_reads_to_the_end(argv: list[str]) -> None:
     reader, writer = os.pipe()
