@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from latent_cot import disk
 from latent_cot.evaluation.diagnostics import mean_figures
@@ -84,7 +84,7 @@ class State:
     """round -> "before" or "after" q's training -> figures of each validation question."""
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = _JSON.dump_python(self, mode="json")
+        found: dict[str, Any] = disk.schema(State).dump_python(self, mode="json")
         return found
 
     @classmethod
@@ -92,7 +92,7 @@ class State:
         """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type."""
         if not isinstance(record, Mapping) or record.keys() != {one.name for one in fields(cls)}:
             raise ValueError("it has other parts")
-        return disk.decoded(_JSON, record, "its state")
+        return disk.decoded(State, record, "its state")
 
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
@@ -115,6 +115,3 @@ class State:
             "posterior": posterior,
             "budget": asdict(self.budget),
         }
-
-
-_JSON = TypeAdapter(State)
