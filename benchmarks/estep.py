@@ -153,7 +153,7 @@ def run_workload(session: Session, machine: Machine, options: Options, workload:
     c = loop.config.e_step
     optimiser = AdapterOptimiser(loop.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), c.max_grad_norm)
     meter = Meter(loop.lm, machine)
-    buffer = ReplayBuffer(c.buffer_capacity)
+    buffer = ReplayBuffer()
     one_step(loop, buffer, optimiser, 0)
     seconds: list[float] = []
     taken: list[Trajectories] = []

@@ -40,9 +40,10 @@ class EM(Method):
             yield from self.diagnose_before(number)  # where q sees X only: q ← p. How far is q from the posterior?
             if self.config.e_step.steps:
                 yield from self.e_step(number)  # train q towards the posterior of p
-                yield from self.diagnose(number)  # how far is it now?
+                yield from self.diagnose(number)  # how far is it now? Farther: it is what it was
             yield from self.draw(number)  # rationales Z ~ q for the training questions
             yield from self.m_step(number)  # fine-tune p on (X, Z, Y)
+            yield from self.validate(number)  # is p better at questions it has not seen? Else it is what it was
             yield from self.evaluate(number)
 
     @phase(lambda self, _: self.config.e_step.steps)
@@ -105,7 +106,7 @@ class EM(Method):
         if c.prior == "sampler":
             self.reward = replace(self.reward, prior=lambda example: self.query(example).policy_prompt)
         # Chains of a few tokens have no near ones: each is another label or number.
-        self.buffer = ReplayBuffer(c.buffer_capacity, 0.25 if self.config.rollout.max_tokens > 8 else 0.0)
+        self.buffer = ReplayBuffer(tolerance=0.25 if self.config.rollout.max_tokens > 8 else 0.0)
         self.log_z = torch.nn.Parameter(torch.zeros(()))  # one for all: a step asks few of the questions
 
     def start_sampler(self, number: int) -> None:

@@ -24,7 +24,7 @@ from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.run.session import saved_adapters
+from latent_cot.run.session import checkpointed_adapters
 from latent_cot.types import DataRequest, Example, Task, TaskData
 from tests.worlds import CountTool, ToyTask
 
@@ -111,13 +111,15 @@ def outcome(loop: Method) -> dict[str, Any]:
     """Everything a run leaves, exactly."""
     return {
         **json.loads(json.dumps(loop.state_dict())),
-        **{name: [w.tolist() for w in loop.lm.parameters(name).values()] for name in saved_adapters(loop.config)},
+        **{
+            name: [w.tolist() for w in loop.lm.parameters(name).values()] for name in checkpointed_adapters(loop.config)
+        },
     }
 
 
 def save(loop: Method, folder: Path) -> str:
     """As the session does it."""
-    for adapter in saved_adapters(loop.config):
+    for adapter in checkpointed_adapters(loop.config):
         loop.lm.save_adapter(adapter, folder / adapter)
     if loop.optimiser is not None:
         save_optimizer(loop.optimiser.adam, folder)
@@ -127,14 +129,14 @@ def save(loop: Method, folder: Path) -> str:
 def resume(lm: LanguageModel, config: RunConfig, folder: Path, saved: str, task: ToyTask | None = None) -> Method:
     """In a process that knows nothing: its adapters hold something else."""
     record = json.loads(saved)
-    for adapter in saved_adapters(config):
+    for adapter in checkpointed_adapters(config):
         lm.reset_adapter(adapter, seed=99)
         lm.merged(adapter)
     loop = make(
         lm, config, task, state=State.from_json(record["loop"]), restore=lambda adam: load_optimizer(adam, folder)
     )
     loop.load_state_dict(record)
-    for adapter in saved_adapters(config):
+    for adapter in checkpointed_adapters(config):
         lm.load_adapter(adapter, folder / adapter)
     return loop
 

@@ -17,9 +17,11 @@ import torch
 from latent_cot.config.schema import RolloutConfig, RunConfig
 from latent_cot.em import EM
 from latent_cot.methods.exploration import reward_temperature
-from latent_cot.methods.seeding import draw_distinct, slices
-from latent_cot.methods.state import Budget, State, WeightedRationale
+from latent_cot.methods.method import DIAGNOSTIC_SAMPLES
+from latent_cot.methods.seeding import draw_distinct, seed_of, slices
+from latent_cot.methods.state import Budget, Phase, State, WeightedRationale
 from latent_cot.model.lm import ADAPTERS, LanguageModel
+from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import DataRequest, Example, Rationale, UsageError
 from tests.loops import CONFIG, FIT, make, outcome, run_in_parts
@@ -56,9 +58,7 @@ def several_units_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
-    model = language_model(tiny_model("llama"), perturb=False)
-    model.add_prior()
-    return model
+    return language_model(tiny_model("llama"), perturb=False)
 
 
 def make_em(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **arguments: Any) -> EM:
@@ -100,7 +100,7 @@ def test_the_phases_and_their_units(lm: LanguageModel) -> None:
         *(
             (number, name)
             for number in (1, 2)
-            for name in ("diagnose_before", "e_step", "diagnose", "draw", "m_step", "evaluate")
+            for name in ("diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate")
         ),
     ]
     counts = Counter((phase.round, phase.name) for phase, _ in em.run())
@@ -137,7 +137,63 @@ def test_each_phase_trains_what_it_should(lm: LanguageModel) -> None:
         "diagnose": set(),
         "draw": set(),
         "m_step": {"p"},
+        "validate": set(),
     }
+
+
+@pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
+def test_what_makes_validation_questions_less_likely_is_taken_back(
+    lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    q_sees: Literal["question", "question-and-answer"],
+) -> None:
+    """q is what it was before its E-step, p what it was before its M-step; wherever the run is stopped and resumed."""
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: 0.5)
+    config = dataclasses.replace(CONFIG, q_sees=q_sees, p_init="prompt", shots=1)
+    em = make_em(lm, config)
+    found: dict[str, list[list[list[float]]]] = {}
+    for phase, info in em.run():
+        p, q = ([w.tolist() for w in lm.parameters(a).values()] for a in ADAPTERS)
+        if em.state.unit == em.units(phase):
+            found.setdefault(phase.name, []).append(p if phase.name in ("draw", "m_step", "validate") else q)
+            assert info.get("taken_back", False) == (phase.name in ("diagnose", "validate"))
+    assert found["diagnose_before"] == found["diagnose"] != found["e_step"]
+    assert found["draw"] == found["validate"] != found["m_step"]
+    assert em.state.taken_back == [(number, name) for number in (1, 2) for name in ("e_step", "m_step")]
+    assert em.model_prefix, "p is still the base model, and reads demonstrations"
+    expected = outcome(em)
+    assert outcome(run_in_parts(lm, config, tmp_path, 1)) == expected
+
+
+def test_what_is_likelier_stays(lm: LanguageModel) -> None:
+    """And what a validation question's log p(Y | X) is compared with is the p before, behind what that one read."""
+    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, p_init="prompt", shots=1))
+    for phase, _ in em.run():
+        if phase.name == "draw":
+            p = {name: weight.clone() for name, weight in lm.parameters("p").items()}
+    assert not em.state.taken_back and not em.model_prefix
+    after = em.state.log_y["1"]["after"]
+    queries = [em.query(example) for example in em.data.validation[:1]]
+
+    seed = em.phases.index(Phase(1, "validate"))
+    generator = torch.Generator().manual_seed(seed_of(em.config.seed, seed, 0))
+    prompts = [query.policy_prompt for query in queries]
+    sampled = rollout(lm, lm.merged("q"), prompts, em.rules, n=DIAGNOSTIC_SAMPLES, generator=generator)
+    assert em._log_evidence(queries, sampled) == after[:1]
+    lm.swap_adapters("p", "kept")
+    assert all(torch.equal(weight, p[name]) for name, weight in lm.parameters("p").items())
+    em.state.m_steps = 0
+    queries = [em.query(example) for example in em.data.validation[:1]]
+    assert em._log_evidence(queries, sampled) == em.state.log_y["1"]["before"][:1]
+
+
+def test_without_a_safeguard_all_is_taken(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: 0.5)
+    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, safeguard=False))
+    told = [info for phase, info in em.run() if "elbo_fell" in info]
+    assert [info["taken_back"] for info in told] == [False]
+    assert not em.state.taken_back and not em.state.log_y and em.state.m_steps == 1
 
 
 def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
@@ -211,7 +267,7 @@ def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
     """q is p, and only the M-step is left; there is nothing to look at after a training of q."""
     config = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, steps=0))
     em = make_em(lm, config)
-    of_round = ("diagnose_before", "draw", "m_step", "evaluate")
+    of_round = ("diagnose_before", "draw", "m_step", "validate", "evaluate")
     assert [(phase.round, phase.name) for phase in em.phases if phase.round] == [
         (r, n) for r in (1, 2) for n in of_round
     ]

@@ -33,7 +33,8 @@ class Unit:
 
     round: int
     phase: str
-    """"init", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "evaluate", or what else the method has."""
+    """"init", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate", or what else the
+    method has."""
     number: int
     """Of this unit within the phase, from 1, ..."""
     of: int

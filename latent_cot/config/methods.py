@@ -50,6 +50,8 @@ class MethodSpec:
     """Whether p is fine-tuned as `m_step` says."""
     drawn: Callable[[RunConfig], int] = lambda config: 0
     """Rationales that are drawn for that."""
+    safeguarded: bool = False
+    """Whether it can take back training that `safeguard` forbids."""
     has_rounds: bool = False
     """Whether all this is done `rounds` times."""
     unread: Collection[str] = ()
@@ -124,6 +126,7 @@ _EM = MethodSpec(
     q_steps=lambda config: 1,
     fine_tunes=lambda config: True,
     drawn=_drawn,
+    safeguarded=True,
     has_rounds=True,
 )
 
@@ -173,6 +176,7 @@ METHODS: Mapping[str, MethodSpec] = {
         has_e_step=True,
         samples=True,
         q_steps=lambda config: 1,
+        safeguarded=True,
     ),
     "em": _EM,
     "em-xy": replace(
@@ -180,3 +184,8 @@ METHODS: Mapping[str, MethodSpec] = {
     ),
 }
 """A method's name -> what it is."""
+
+
+def has_safeguard(config: RunConfig) -> bool:
+    """Whether training that makes the validation questions less likely is taken back."""
+    return config.safeguard and METHODS[config.method].safeguarded and config.evaluation.diagnostics > 0

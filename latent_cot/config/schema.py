@@ -145,8 +145,6 @@ class EStepConfig(Section):
     mix_replay: Switch = False
     """Replay that share of each question's rationales, beside sampled ones, so that these are compared with what is
     known to be good; or, if not, all or none of a question's, as in the paper."""
-    buffer_capacity: Positive = 50
-    """Rationales kept for each question."""
     learning_rate: PositiveAmount = 1e-4
     """AdamW's peak learning rate."""
     warmup: Count = 8
@@ -311,6 +309,9 @@ class RunConfig(Section):
     the base model with `shots` demonstrations in its prompt."""
     shots: Count = 5
     """Demonstrations in the prompt, with the tools' results written out: of `p_init: prompt`, and of `few-shot`."""
+    safeguard: Switch = True
+    """Take back an E-step that has clearly lowered the ELBO of the validation questions, and an M-step that has clearly
+    lowered their log p(Y | X), by 95 % intervals on `evaluation.diagnostics` of them. EM and forward KL only."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: Switch = False

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import torch
-from scipy.stats import ttest_1samp
+from scipy.stats import binomtest, ttest_1samp
 
 from latent_cot.model.lm import LanguageModel
 from latent_cot.objectives.balance import pooled_subtb
@@ -72,10 +72,16 @@ def mean_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return means
 
 
-def clear_fall(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> float | None:
-    """By how many nats the mean ELBO of the same questions has fallen, if the 95 % t-interval of the paired differences
-    excludes that it has not; else None. Questions where one of the two is −inf do not count."""
-    pairs = [(b["elbo"], a["elbo"]) for b, a in zip(before, after, strict=True)]
+def clear_fall(before: Sequence[float], after: Sequence[float]) -> float | None:
+    """By how many nats the mean of a figure of the same questions has fallen, if that is beyond chance; else None.
+
+    By the 95 % t-interval of the paired differences. Where one of the two is −inf a question counts in a sign test
+    instead: inf, if many more have become −inf than have ceased to be."""
+    pairs = list(zip(before, after, strict=True))
+    lost = sum(math.isfinite(b) and not math.isfinite(a) for b, a in pairs)
+    found = sum(math.isfinite(a) and not math.isfinite(b) for b, a in pairs)
+    if lost and binomtest(lost, lost + found, alternative="greater").pvalue < 0.025:
+        return math.inf
     falls = [b - a for b, a in pairs if math.isfinite(b) and math.isfinite(a)]
     if len(set(falls)) < 3:
         return None

@@ -39,6 +39,7 @@ class ForwardKL(Method):
             yield from self.diagnose(number)
             yield from self.draw(number)
             yield from self.m_step(number)
+            yield from self.validate(number)
             yield from self.evaluate(number)
 
     @phase(lambda self, _: self.config.e_step.steps)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +15,8 @@ from transformers import PreTrainedModel
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.rationales.scoring import Group, Query, score_in_batches
+from latent_cot.types import Rationale
 
 Target = Literal["joint", "answer", "candidates"]
 """Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
@@ -71,6 +74,47 @@ def held_out_loss(
     scored = _log_likelihoods(lm, lm.merged(adapter), groups, rules, max_tokens)
     total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
     return -total / sum(n for group in groups for n in _tokens(group, rules.codec.stop_id))
+
+
+@torch.no_grad()
+def log_evidence(
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    sampled: Sequence[Sequence[Rationale]],
+    others: Sequence[Sequence[Sequence[int]]],
+    rules: ChainRules,
+    *,
+    max_tokens: int,
+    target: Target,
+) -> list[float]:
+    """log p(Y | X) of each query, in nats, estimated from rationales that q has sampled for it.
+
+    Where p writes Z itself ("joint"), the log of the mean of p(Z Y | X) / q(Z): a lower bound in expectation (Burda et
+    al., "Importance weighted autoencoders", ICLR 2016). Where p decides after q's, the log of the mean of p(Y | X Z).
+
+    Args:
+        others: the answers that Y is compared with where the target is "candidates", as `Group.others`.
+    """
+    counts = [Counter(of_query) for of_query in sampled]
+    log_weights = [
+        torch.tensor([*count.values()], dtype=torch.double).log() - math.log(count.total()) for count in counts
+    ]
+    if target == "joint":
+        read = [Group(query.policy_prompt, list(count)) for query, count in zip(queries, counts, strict=True)]
+        for members, scores in score_in_batches(lm, lm.merged("q"), read, rules.codec, max_tokens=max_tokens):
+            for g, log_q in zip(
+                members, scores.log_complete.double().cpu().split([len(counts[g]) for g in members]), strict=True
+            ):
+                log_weights[g] -= log_q
+    groups = [
+        Group(query.model_prompt, list(count), query.answer, own)
+        for query, count, own in zip(queries, counts, others, strict=True)
+    ]
+    found = [0.0] * len(groups)
+    for members, log_likelihood in _log_likelihoods(lm, lm.merged("p"), groups, rules, max_tokens, target):
+        for g, row in zip(members, log_likelihood.double().cpu().split([len(counts[g]) for g in members]), strict=True):
+            found[g] = float((row + log_weights[g]).logsumexp(0))
+    return found
 
 
 def _log_likelihoods(

@@ -12,11 +12,12 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any, cast
 
 import torch
 
-from latent_cot.config.methods import METHODS
+from latent_cot.config.methods import METHODS, has_safeguard
 from latent_cot.config.schema import MStepConfig, RunConfig
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
@@ -33,7 +34,7 @@ from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
-from latent_cot.rationales.scoring import Group
+from latent_cot.rationales.scoring import Group, Query
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
 DIAGNOSTIC_SAMPLES = 16
@@ -142,7 +143,7 @@ class Method(Evaluator):
 
     @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose(self, at: Phase) -> Iterator[Info]:
-        """And after it."""
+        """And after it. Clearly farther: q is what it was before."""
         yield from self._diagnose(at, "after")
 
     def _diagnose(self, at: Phase, when: str) -> Iterator[Info]:
@@ -166,10 +167,23 @@ class Method(Evaluator):
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
             found.extend(vars(f) for f in figures)
             means: Info = mean_figures(found)
-            if when == "after" and unit == len(units) - 1:
-                fall = clear_fall(self.state.posterior[str(at.round)]["before"], found)
-                means = means if fall is None else {**means, "elbo_fell": fall}
+            if unit == len(units) - 1 and when == "after":
+                means |= self._fallen(at, found)
+            elif unit == len(units) - 1 and self.safeguard:
+                self.lm.copy_adapter("q", "kept")
             yield means
+
+    def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
+        """Whether the ELBO has clearly fallen; q is then what it was, if it was trained to raise just that."""
+        before = self.state.posterior[str(at.round)]["before"]
+        fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
+        if fall is None:
+            return {}
+        back = self.safeguard and self.final_reward_temperature == 1
+        if back:
+            self.lm.copy_adapter("kept", "q")
+            self.state.taken_back.append((at.round, "e_step"))
+        return {"elbo_fell": fall, "taken_back": back}
 
     @phase(lambda self, _: len(self._draw_units))
     def draw(self, at: Phase) -> Iterator[Info]:
@@ -197,12 +211,49 @@ class Method(Evaluator):
     def m_step(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p on the rationales that were drawn."""
         if self.state.unit == 0:
+            if self.safeguard:
+                self.lm.copy_adapter("p", "kept")
             self.start_model()
         if self.state.drawn:
             yield from self._fit("p", self.state.drawn, self.config.m_step)
-            self.state.model_trained = self.state.model_trained or self.config.m_step.steps > 0
+            self.state.m_steps += self.config.m_step.steps > 0
         elif self.state.unit == 0:
             yield {"note": "no rationale arrives at its answer: p stays as it is"}
+
+    @phase(lambda self, _: len(self._diagnostic_units), when=lambda self, _: self._can_validate)
+    def validate(self, at: Phase) -> Iterator[Info]:
+        """Has p's training clearly lowered log p(Y | X) of the validation questions? Then p is what it was before."""
+        if not self.state.drawn or not self.config.m_step.steps:
+            return
+        units, found = self._diagnostic_units, self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
+        for unit in range(self.state.unit, len(units)):
+            generator = torch.Generator().manual_seed(self._unit_seed(unit))
+            examples = [self.data.validation[i] for i in units[unit]]
+            prompts = [self.query(example).policy_prompt for example in examples]
+            q, n = self.lm.merged("q"), DIAGNOSTIC_SAMPLES
+            sampled = rollout(self.lm, q, prompts, self.rules, n=n, generator=generator)
+            found["after"] += self._log_evidence([self.query(example) for example in examples], sampled)
+            self._exchange_p(-1)  # what p reads may depend on whether it has been trained
+            found["before"] += self._log_evidence([self.query(example) for example in examples], sampled)
+            figures: Info = {f"log_y_{when}": fmean(of) for when, of in found.items()}
+            fall = clear_fall(found["before"], found["after"]) if unit == len(units) - 1 else None
+            if fall is None:
+                self._exchange_p(1)
+            else:
+                self.state.taken_back.append((at.round, "m_step"))
+                figures |= {"log_y_fell": fall, "taken_back": True}
+            yield figures
+
+    def _exchange_p(self, m_steps: int) -> None:
+        """Make p what it was before its last training, and keep what it is; or the other way round."""
+        self.lm.swap_adapters("p", "kept")
+        self.state.m_steps += m_steps
+
+    def _log_evidence(self, queries: Sequence[Query], sampled: Sequence[Sequence[Rationale]]) -> list[float]:
+        """log p(Y | X) by p as it is, from what q has sampled for each query."""
+        others = [other_answers(self.task, query.example, self.rules.codec) for query in queries]
+        target, size = self.config.m_step.target, self.config.max_batch_tokens
+        return m_step.log_evidence(self.lm, queries, sampled, others, self.rules, target=target, max_tokens=size)
 
     # -- what they share -----------------------------------------------------------------------------
 
@@ -321,6 +372,15 @@ class Method(Evaluator):
             self._restore(self.optimiser.adam)
         self._restore = None
         return self.optimiser
+
+    @property
+    def safeguard(self) -> bool:
+        """Whether training that makes the validation questions less likely is taken back."""
+        return has_safeguard(self.config) and bool(self._diagnostic_units)
+
+    @property
+    def _can_validate(self) -> bool:
+        return self.safeguard and not self.task.has_own_reward and all(one.y for one in self.data.validation)
 
     @property
     def _learns_demonstrations(self) -> bool:

@@ -68,7 +68,7 @@ class SFT(Method):
             figures: Info = {}
             for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
                 figures = self._likelihood_step("p", records, c, step, sees_answer=self.task.answer_given)
-                self.state.model_trained = True
+                self.state.m_steps = 1
             found = self._check(unit)
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
                 self.lm.copy_adapter("p", "q")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, NamedTuple
+from statistics import fmean
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -66,8 +67,8 @@ class State:
     """Index into `Method.phases`."""
     unit: Count = 0
     """Units of that phase that are done."""
-    model_trained: bool = False
-    """Whether an M-step has changed p."""
+    m_steps: Count = 0
+    """How many M-steps have changed p for good."""
     drawn: list[WeightedRationale] = field(default_factory=list)
     """Rationales for the M-step."""
     budget: Budget = field(default_factory=Budget)
@@ -82,10 +83,19 @@ class State:
     """The samples of each question so far of the split that is being measured."""
     posterior: dict[Round, dict[When, list[dict[str, float]]]] = field(default_factory=dict)
     """round -> "before" or "after" q's training -> figures of each validation question."""
+    log_y: dict[Round, dict[When, list[float]]] = field(default_factory=dict)
+    """round -> "before" or "after" p's training -> log p(Y | X) of each validation question, in nats."""
+    taken_back: list[tuple[Count, Literal["e_step", "m_step"]]] = field(default_factory=list)
+    """In which round which training has made the validation questions less likely, and was taken back."""
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = disk.schema(State).dump_python(self, mode="json")
         return found
+
+    @property
+    def model_trained(self) -> bool:
+        """Whether an M-step has changed p."""
+        return self.m_steps > 0
 
     @classmethod
     def from_json(cls, record: Any) -> State:
@@ -96,7 +106,8 @@ class State:
 
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
-        posterior (round -> before and after its training; means over the validation questions), and what it cost."""
+        posterior and how likely p finds Y (round -> before and after its training; means over the validation
+        questions), and what it cost."""
         posterior = {
             number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
             for number, of_round in self.posterior.items()
@@ -113,5 +124,7 @@ class State:
             "right": self.right,
             "metrics": self.metrics,
             "posterior": posterior,
+            "log_y": {n: {when: fmean(of) for when, of in found.items()} for n, found in self.log_y.items()},
+            "taken_back": self.taken_back,
             "budget": asdict(self.budget),
         }

@@ -17,7 +17,7 @@ LOG_Z_MARGIN = 2.0
 """Nats above 0 that a step's rough estimate of log Z may be: a reward floor and chance lift it by up to 1."""
 RIGHT = 0.1
 """Share of right chains below which nothing is right."""
-_DIAGNOSED = ("diagnose_before", "diagnose")
+_DIAGNOSED = ("diagnose_before", "diagnose", "validate")
 
 
 def has_one_chain(info: Mapping[str, Any], samples: int | None = None, *, own_reward: bool) -> bool:
@@ -65,12 +65,21 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             f"q is coming apart: log Z(X) is estimated as {log_z:.1f} nats, and log p(Y | X) cannot be above 0. "
             f"Begin again with {rate}",
         )
+    back = "It is taken back: {} is what it was before. " if info.get("taken_back") else ""
     if e.final_reward_temperature == 1 and (fall := info.get("elbo_fell")):  # else q is trained towards another target
         yield (
             "elbo_fell",
             "the E-step has taken q farther from the posterior: the ELBO of the validation questions fell by "
-            f"{fall:.2f} nats. Begin again with {rate}, more --e-step.samples or --data.demonstrations, or leave the "
-            "E-step out: --e-step.steps 0",
+            f"{fall:.2f} nats. {back.format('q')}Begin again with {rate}, more --e-step.samples or "
+            "--data.demonstrations, or leave the E-step out: --e-step.steps 0",
+        )
+    if fall := info.get("log_y_fell"):
+        m = config.m_step
+        yield (
+            "log_y_fell",
+            f"the M-step has lowered log p(Y | X) of the validation questions by {fall:.2f} nats. {back.format('p')}"
+            f"Begin again with fewer --m-step.steps (they are {m.steps}), a lower --m-step.learning-rate (it is "
+            f"{m.learning_rate:g}) or more questions; --no-safeguard would take it all the same",
         )
 
 

@@ -39,8 +39,9 @@ from latent_cot.types import UsageError
 
 Adapter = Literal["p", "q"]
 ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
-Weights = Literal["p", "q", "prior"]
-"""The reasoners' adapters and, in a run that has one, what q once was (`LanguageModel.add_prior`)."""
+Weights = Literal["p", "q", "prior", "kept"]
+"""The reasoners' adapters and, in a run that has them, what one once was: q before its first training, as a
+prior, and p or q before its present one, to go back to."""
 
 _FEW = 0.25
 """Of the vocabulary: the output layer's rows of so few tokens are copied before the product; else all logits are made,
@@ -112,18 +113,17 @@ class LanguageModel:
 
     # -- adapters ------------------------------------------------------------------------------------
 
-    def add_prior(self) -> None:
-        """Make room for a third adapter, which is never trained: a copy of another as it is at some time."""
-        if "prior" in self._weights:
+    def _make_room(self, name: Weights) -> None:
+        """For one more adapter, which is never trained: a copy of another as it is at some time."""
+        if name in self._weights:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            self.peft.add_adapter("prior", copy.deepcopy(self.peft.peft_config["q"]))
-        self._weights["prior"] = self._weights_of("prior")
-        for weight in self._weights["prior"].values():
+            self.peft.add_adapter(name, copy.deepcopy(self.peft.peft_config["q"]))
+        self._weights[name] = self._weights_of(name)
+        for weight in self._weights[name].values():
             weight.requires_grad_(False)
-        self._copies["prior"] = copy.deepcopy(self._copies["q"])
-        self._share_frozen(self._copies["prior"])
+        self._active = None  # PEFT has switched on the gradients of an adapter
 
     def _weights_of(self, adapter: Weights) -> dict[str, nn.Parameter]:
         weights = self.peft.named_parameters()
@@ -131,6 +131,7 @@ class LanguageModel:
 
     def parameters(self, adapter: Weights) -> dict[str, nn.Parameter]:
         """The adapter's own weights by name."""
+        self._make_room(adapter)
         return dict(self._weights[adapter])
 
     @torch.no_grad()
@@ -154,6 +155,17 @@ class LanguageModel:
         for name, weight in self.parameters(target).items():
             weight.copy_(weights[name.replace(f".{target}.", f".{source}.")])
         self._fresh.discard(target)
+
+    @torch.no_grad()
+    def swap_adapters(self, one: Weights, other: Weights) -> None:
+        """Make each what the other is."""
+        weights = self.parameters(one)
+        for name, weight in self.parameters(other).items():
+            twin = weights[name.replace(f".{other}.", f".{one}.")]
+            was = weight.clone()
+            weight.copy_(twin)
+            twin.copy_(was)
+        self._fresh -= {one, other}
 
     @torch.no_grad()
     def interpolate(self, adapter: Weights, share: float) -> None:
@@ -182,6 +194,7 @@ class LanguageModel:
 
     def save_adapter(self, adapter: Weights, folder: Path) -> None:
         """Write it in PEFT's own format (`PeftModel.from_pretrained(base, folder)` loads it)."""
+        self._make_room(adapter)
         folder.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(self.peft, adapter_name=adapter)
         save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
@@ -191,6 +204,7 @@ class LanguageModel:
 
     def load_adapter(self, adapter: Weights, folder: Path) -> None:
         """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
+        self._make_room(adapter)
         file = folder / "adapter_model.safetensors"
         try:
             state = load(disk.read(file, disk.MAX_BYTES))
@@ -251,6 +265,9 @@ class LanguageModel:
         Unmerged LoRA on all linear layers triples the time of a decoding step. The copy is made afresh
         from the base each time the adapter has changed: merging back and forth in bf16 would drift.
         """
+        if adapter not in self._copies:  # a spare one, most of which are never run
+            self._copies[adapter] = copy.deepcopy(self._copies["q"])
+            self._share_frozen(self._copies[adapter])
         model = self._copies[adapter]
         if adapter not in self._fresh:
             for name, layer in self._adapted:

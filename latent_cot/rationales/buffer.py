@@ -48,7 +48,7 @@ class ReplayBuffer:
         tolerance: 0 keeps everything that is not equal.
     """
 
-    def __init__(self, capacity: int = 50, tolerance: float = 0.25) -> None:
+    def __init__(self, capacity: int = 128, tolerance: float = 0.25) -> None:
         self.capacity = capacity
         self.tolerance = tolerance
         self._stores: dict[str, dict[tuple[int, ...], Stored]] = {}

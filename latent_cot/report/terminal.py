@@ -47,6 +47,8 @@ FIGURES = {
     "kept": "kept {}",
     "ess": "ESS {:.0%}",
     "elbo": "ELBO {:.2f}",
+    "log_y_before": "log p(Y|X) before {:.2f}",
+    "log_y_after": "after {:.2f}",
     "bound": "log p(Y|X) ≈ {:.2f}",
     "bound_error": "± {:.2f}",
     "accuracy": "right {:.0%}",
@@ -334,8 +336,14 @@ class Display(Line):
                 names = ("variance", "ess", "elbo", "bound", "bound_error", "accuracy")
                 one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}
                 shown = _figures({name: figures.get(name) for name in names} | one_chain)
-                text = f"  q {when} its training, on {figures['n']} validation questions: {shown}"
-                self.console.print(Text(filled(text, self.console)), soft_wrap=True)
+                self._say(f"  q {when} its training, on {figures['n']} validation questions: {shown}")
+        elif phase.name == "validate":
+            found = loop.state.results()["log_y"].get(str(phase.round), {})
+            shown = ", ".join(f"{value:.2f} {when} its training" for when, value in found.items())
+            self._say(f"  p on the validation questions: log p(Y|X) ≈ {shown}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(Text(filled(text, self.console)), soft_wrap=True)
 
 
 class Items(Line):

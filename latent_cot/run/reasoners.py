@@ -149,7 +149,7 @@ def loop_of(session: Session, source: Source, data: TaskData) -> Method:
     checkpoint = source.folder.latest() if source.folder is not None else None
     # If all checkpoints were deleted, the run is taken to be complete.
     trained = source.folder is not None if checkpoint is None else state_in(checkpoint).model_trained
-    return session.loop(data, state=State(model_trained=trained))
+    return session.loop(data, state=State(m_steps=int(trained)))
 
 
 def training_data(source: Source, task: Task) -> TaskData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from peft import LoraConfig
 
 from latent_cot import disk
-from latent_cot.config.methods import METHODS
+from latent_cot.config.methods import METHODS, has_safeguard
 from latent_cot.config.schema import LoraSettings, RunConfig
 from latent_cot.config.settings import to_dict
 from latent_cot.methods.method import Method, method_class
@@ -39,6 +39,8 @@ SAVE_EVERY = 60.0
 """Seconds between two saves of a run's state."""
 MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
 """Sessions that agree in these can have the same model."""
+SAME = ("method", "q_sees", "seed", "safeguard")
+"""A run that goes on must have these, and the adapters' settings, as when it began."""
 
 
 @dataclass
@@ -103,8 +105,6 @@ def open_session(
         lm, source, note = loaded.lm, loaded.model_source, loaded.model_note
     else:
         lm, source, note = _load_model(config, on_load)
-    if "prior" in saved_adapters(config):
-        lm.add_prior()
     set_seed(config.seed)
     notes.append(note)
     codec = TextCodec(
@@ -141,7 +141,7 @@ class _Running:
         parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
         training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
         c = session.config
-        settings = {"lora": to_dict(c)["lora"], **{name: getattr(c, name) for name in ("method", "q_sees", "seed")}}
+        settings = {"lora": to_dict(c)["lora"], **{name: getattr(c, name) for name in SAME}}
         self._made_of = {"training": training, "settings": settings, "model": session.lm.base_digest()}
         if checkpoint is not None:
             _refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
@@ -167,19 +167,20 @@ class _Running:
         self.folder.save(position, self._write)
 
     def _write(self, target: Path) -> None:
-        self._write_adapters(target)
+        self._write_adapters(target, checkpointed_adapters(self.session.config))
         if self.loop.optimiser is not None:
             save_optimizer(self.loop.optimiser.adam, target)
 
-    def _write_adapters(self, target: Path) -> None:
-        for adapter in saved_adapters(self.session.config):
+    def _write_adapters(self, target: Path, adapters: Iterable[Weights]) -> None:
+        for adapter in adapters:
             self.session.lm.save_adapter(adapter, target / adapter)
 
     def finish(self) -> dict[str, Any]:
         """Write the adapters and `results.json`, and return what is in it."""
         self.save()
         if self.session.lm.processes.main:
-            self.folder.put_folders(saved_adapters(self.session.config), self._write_adapters)
+            adapters = saved_adapters(self.session.config)
+            self.folder.put_folders(adapters, lambda target: self._write_adapters(target, adapters))
         results = {**_describe(self.session), **self.loop.state.results(), "resources": self._spent()}
         self.folder.write_json("results.json", results)
         self.folder.mark("finished")
@@ -251,7 +252,7 @@ def run_loop(
 
 def load_reasoners(session: Session, folder: RunFolder) -> None:
     """Put the adapters of a run, its last ones or those of its newest checkpoint, into the session's model."""
-    _read_adapters(session, folder.adapters())
+    _read_adapters(session, folder.adapters(), saved_adapters(session.config))
 
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
@@ -312,7 +313,7 @@ def _refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) ->
     """Raises UsageError for a checkpoint of other training data, another model or precision, or other settings."""
     what = {
         "training": f"the training data are not those that this run began with; restore them ({data})",
-        "settings": "it was saved with other settings (lora, method, q_sees or seed); put config.yaml right",
+        "settings": f"it was saved with other settings (lora, {', '.join(SAME)}); put config.yaml right",
         "model": "it was saved with another model, or in another precision; restore it, or give the `precision`",
     }
     for name, why in what.items():
@@ -330,12 +331,12 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
         loop.load_state_dict(checkpoint.state)
     except (KeyError, TypeError, ValueError, OverflowError, UsageError) as error:
         raise UsageError(f"{checkpoint.path}: not as this run would have saved it: {first_line(error)}") from error
-    _read_adapters(session, checkpoint.path)
+    _read_adapters(session, checkpoint.path, checkpointed_adapters(session.config))
     return loop
 
 
-def _read_adapters(session: Session, source: Path) -> None:
-    for adapter in saved_adapters(session.config):
+def _read_adapters(session: Session, source: Path, adapters: Iterable[Weights]) -> None:
+    for adapter in adapters:
         session.lm.load_adapter(adapter, source / adapter)
 
 
@@ -343,6 +344,11 @@ def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
     has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
     return (*ADAPTERS, "prior") if has_prior else ADAPTERS
+
+
+def checkpointed_adapters(config: RunConfig) -> tuple[Weights, ...]:
+    """What it needs to go on: with a safeguard also the adapter that is being trained, as it was before."""
+    return (*saved_adapters(config), "kept") if has_safeguard(config) else saved_adapters(config)
 
 
 def _describe(session: Session) -> dict[str, Any]:

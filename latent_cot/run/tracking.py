@@ -180,6 +180,8 @@ def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
             for name, one in found.items()
             if kind == "metrics" or name == kind
         }
+    if phase.name == "validate":
+        return {f"log_y/{when}": value for when, value in results["log_y"].get(number, {}).items()}
     when = {"diagnose_before": "before", "diagnose": "after"}.get(phase.name)
     figures = results["posterior"].get(number, {}).get(when, {})
     return {f"posterior/{when}/{name}": value for name, value in figures.items() if name != "n"}

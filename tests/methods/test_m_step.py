@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.scoring import Group
+from latent_cot.rationales.scoring import Group, Query
+from latent_cot.types import Example, Rationale
 from tests.oracles import scoring
 from tests.worlds import ALPHABET, FakeTool, language_model, prefix_log_rewards, random_chain
 
@@ -66,6 +69,35 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
     assert info.loss == pytest.approx(float(total.detach()) / tokens, abs=1e-4)
     flat = torch.cat([g.flatten() for g in expected])
     torch.testing.assert_close(optimiser.gradient, flat, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["joint", "answer", "candidates"])
+def test_the_evidence_is_a_mean_over_what_was_sampled(tiny_model: Callable[[str], Path], target: m_step.Target) -> None:
+    """log of the mean of p(Z Y | X) / q(Z), or of p(Y | X Z), each sample scored by itself; some came several times."""
+    lm = language_model(tiny_model("llama"))
+    codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
+    rules, rng = ChainRules(codec, [FakeTool()], max_tokens=6), random.Random(1)
+    queries = [Query(Example(str(k)), [3, k + 4], [7, 8, k], [4, 5]) for k in range(3)]
+    sampled = [[random_chain(rules, rng, rng.choice([0, 2, 6])) for _ in range(4)] * 2 for _ in queries]
+    others: list[list[list[int]]] = [[[6], [5, 5]]] * 3
+    settings: dict[str, Any] = {"max_tokens": 40, "target": target}
+    found = m_step.log_evidence(lm, queries, sampled, others, rules, **settings)
+
+    def log_chain(who: Literal["p", "q"], prompt: Sequence[int], z: Rationale) -> float:
+        log_pf, stops = scoring.log_policy(lm.merged(who), prompt, z, codec.actions.tolist(), codec.stop_id)
+        return float(log_pf.sum()) + (0.0 if z.truncated else float(stops[-1]))
+
+    for query, of_query, evidence in zip(queries, sampled, found, strict=True):
+        terms = []
+        for z in of_query:
+            log_p, log_q = log_chain("p", query.model_prompt, z), log_chain("q", query.policy_prompt, z)
+            texts = [
+                float(scoring.log_text(lm.merged("p"), [*query.model_prompt, *z.tokens], y))
+                for y in (query.answer, *others[0])
+            ]
+            choice = texts[0] - math.log(sum(map(math.exp, texts)))
+            terms.append({"joint": log_p + texts[0] - log_q, "answer": texts[0], "candidates": choice}[target])
+        assert evidence == pytest.approx(math.log(sum(map(math.exp, terms)) / len(terms)), abs=1e-3)
 
 
 def test_what_is_learned_is_what_is_rewarded(tiny_model: Callable[[str], Path]) -> None:

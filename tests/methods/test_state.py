@@ -17,7 +17,7 @@ def test_a_saved_state_is_read_back() -> None:
     state = State(
         phase=3,
         unit=2,
-        model_trained=True,
+        m_steps=1,
         drawn=[WeightedRationale(1, Rationale((5,), (True,), (True, True), "x"), 0.5)],
     )
     saved = json.loads(json.dumps({"loop": state.to_json()}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -55,7 +56,9 @@ def test_an_e_step_that_lowers_the_bound_is_told() -> None:
     ("rises", "fall"),
     [
         ([-1.0, -2.0, -1.5, -1.2], 1.425),
-        ([-1.0, -2.0, -1.5, -1.2, float("-inf")], 1.425),  # a question where q found nothing
+        ([-1.0, -2.0, -1.5, -1.2, -math.inf], 1.425),  # a question where q found nothing
+        ([0.1] * 20 + [-math.inf] * 5, None),  # 5 of 5 may be chance
+        ([0.1] * 20 + [-math.inf] * 6, math.inf),
         ([-1.0, 2.0, -1.5, 1.2], None),
         ([1.0, 2.0, 1.5, 1.2], None),
         ([0.0, 0.0, 0.0, 0.0], None),
@@ -63,10 +66,24 @@ def test_an_e_step_that_lowers_the_bound_is_told() -> None:
     ],
 )
 def test_a_fall_beyond_chance(rises: list[float], fall: float | None) -> None:
-    before = [{"elbo": -3.0 - k} for k in range(len(rises))]
-    after = [{"elbo": one["elbo"] + rise} for one, rise in zip(before, rises, strict=True)]
-    found = clear_fall(before, after)
+    before = [-3.0 - k for k in range(len(rises))]
+    found = clear_fall(before, [one + rise for one, rise in zip(before, rises, strict=True)])
     assert found is None if fall is None else found == pytest.approx(fall)
+
+
+def test_questions_lost_are_set_against_those_found() -> None:
+    before, after = [-1.0] * 6 + [-math.inf] * 2, [-math.inf] * 6 + [-1.0] * 2
+    assert clear_fall(before, after) is None
+    assert clear_fall(before[:6], after[:6]) == math.inf
+    assert clear_fall(after, before) is None
+
+
+def test_what_was_taken_back_is_told() -> None:
+    fell = {"log_y_fell": 0.25, "taken_back": True}
+    (text,) = warnings(Phase(1, "validate"), {"log_y_before": -1.0}, fell)
+    assert "by 0.25 nats" in text and "p is what it was before" in text and "--no-safeguard" in text
+    (text,) = warnings(AFTER, HEALTHY | {"elbo_fell": 0.5, "taken_back": True})
+    assert "q is what it was before" in text
 
 
 def test_what_nobody_knows_is_no_wrong_chain_known() -> None:

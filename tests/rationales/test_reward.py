@@ -109,7 +109,6 @@ def test_the_sampler_as_the_prior(
     lm: LanguageModel, seed: int, ends_only: bool, max_tokens: int, weight: float
 ) -> None:
     """log q0(z T | what q reads) + w log p(Y | X z), of prefixes and of complete rationales; q itself moves on."""
-    lm.add_prior()
     lm.copy_adapter("q", "prior")
     before = copy.deepcopy(lm.merged("q"))
     rng = random.Random(seed)

@@ -56,7 +56,7 @@ class Row:
         return found | {(split, ""): mean for split, mean in self.cells.items()}
 
 
-_NOT_TRAINING = ("evaluate", "diagnose", "diagnose_before")
+_NOT_TRAINING = ("evaluate", "diagnose", "diagnose_before", "validate")
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[Row]:
