@@ -115,11 +115,8 @@ class Event:
     kind: str
     round: Count | None = None
     unit: Count | None = None
-
-
-@dataclass
-class Note(Event):
-    text: str = field(kw_only=True)
+    text: str = ""
+    """Of a note."""
 
 
 @dataclass
@@ -161,7 +158,6 @@ class Sampled:
 
 
 EVENTS: dict[str, type[Event]] = {
-    "note": Note,
     "evaluate": Evaluated,
     "diagnose_before": Diagnosed,
     "diagnose": Diagnosed,
