@@ -171,6 +171,20 @@ def test_a_tool_that_ends_its_process(tmp_path: Path) -> None:
     assert tool("1 + 1") == " 2"  # by another
 
 
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_a_call_costs(isolated: bool, tmp_path: Path) -> None:
+    """Less than 1 ms, beyond the tool itself. The machine may have paused: the fastest of ten means counts."""
+    tool = tools.load(written(tmp_path, TOOL, "return ' 2'", isolated=isolated))
+    means = []
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(50):
+            tool("1 + 1")
+        means.append((time.perf_counter() - start) / 50)
+    print(f"a call costs {1e3 * min(means):.3f} ms, isolated: {isolated}")
+    assert min(means) < 0.001
+
+
 def test_what_is_built_in_pays_nothing() -> None:
     calculator = tools.load("calculator")
     assert type(calculator).__module__ == "latent_cot.tools.calculator"
