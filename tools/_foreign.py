@@ -237,7 +237,7 @@ class _Process:
         assert process is not None and process.stdin is not None and process.stdout is not None
         try:
             with suppress(BrokenPipeError):  # that there is no answer says so
-                process.stdin.write(json.dumps([member, text]).encode() + b"\n")
+                os.write(process.stdin.fileno(), json.dumps([member, text]).encode() + b"\n")
             in_time, _, _ = select.select([process.stdout], [], [], 0.9 * SECONDS)
             line = process.stdout.readline() if in_time else b""
             if not line.endswith(b"\n"):
@@ -262,7 +262,6 @@ class _Process:
             [sys.executable, "-c", code, self._name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         weakref.finalize(self, _end, process)
