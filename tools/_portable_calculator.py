@@ -30,4 +30,4 @@ def calculator(text: str) -> str | None:
     else:
         digits = f"{abs(value.numerator) * 10**places // value.denominator:0{places + 1}d}"
         written = f"{'-' * (value < 0)}{digits[:-places]}.{digits[-places:]}"
-    return f" {written}" if len(written) <= 32 else None
+    return f" {written}" if len(written) <= 32 and written != request else None

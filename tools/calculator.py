@@ -63,7 +63,8 @@ class Calculator:
     A lone number is refused too (`5 =`): nothing is computed, and a chain could pass a guess off as a result.
 
     A quotient without a finite decimal form is written as a fraction (` 1/3`), and so it is read back: a fraction in
-    lowest terms without spaces is one operand (`1/3 * 6 =` writes ` 2`), so that a chain can go on from any result.
+    lowest terms without spaces is one operand (`1/3 * 6 =` writes ` 2`), so that a chain can go on from any result. By
+    itself it is refused as a lone number is.
     """
 
     name = "calculator"
@@ -97,6 +98,8 @@ class Calculator:
         if operands > self.max_operands:
             raise ToolError(f"{operands} operands in {request!r}, at most {self.max_operands} a call")
         result = written(_Parser(tokens).value())
+        if result == request.strip():  # else a chain could write `1/3 = 1/3 = 1/3 =` for ever, at ten tokens a call
+            raise ToolError(f"nothing to compute in {request!r}: a fraction in lowest terms")
         if len(result) > MAX_RESULT_CHARACTERS:
             raise ToolError(f"the result has {len(result)} characters, at most {MAX_RESULT_CHARACTERS}")
         return f" {result}"
@@ -136,7 +139,7 @@ def _tokenize(request: str) -> list[str]:
             parts = ["".join(parts)]
         tokens += parts
         position = match.end()
-    # `2/3 =` asks for a division.
+    # `6/3 =` asks for a division.
     return tokens if _operands(tokens) > 1 else [part for token in tokens for part in re.split("(/)", token) if part]
 
 

@@ -115,9 +115,10 @@ def test_every_demonstration_arrives_at_its_answer() -> None:
         ("1 / -8", " -0.125"),
         ("1 / 3", " 1/3"),
         ("-7 / 21", " -1/3"),
-        ("1/3", " 1/3"),
+        ("1/3", None),  # it has been worked out: a chain of ` = 1/3 = 1/3 = 1/3` would be endless
+        (" -1/3 ", None),
+        ("2/6", " 1/3"),
         ("48/2", " 24"),
-        ("-1/3", " -1/3"),
         ("(1/3)", " 1/3"),
         ("1/3 * 6", " 2"),
         ("6 / 1/3", " 18"),
