@@ -174,12 +174,14 @@ class Method(Evaluator):
             yield means
 
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO has clearly fallen; q is then what it was, if it was trained to raise just that."""
+        """Whether the ELBO has clearly fallen. Then q is what it was, unless it was trained to something else than to
+        raise that: by forward KL, or with another reward temperature than 1."""
         before = self.state.posterior[str(at.round)]["before"]
         fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
         if fall is None:
             return {}
-        back = self.safeguard and self.final_reward_temperature == 1
+        aims = METHODS[self.config.method].has_e_step and self.final_reward_temperature == 1
+        back = self.safeguard and aims
         if back:
             self.lm.copy_adapter("kept", "q")
             self.state.taken_back.append((at.round, "e_step"))
