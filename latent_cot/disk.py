@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from latent_cot.types import UsageError
 
@@ -142,16 +143,25 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def decoded(schema: TypeAdapter[Decoded], value: Any, where: str) -> Decoded:
-    """What a schema makes of a value. Raises UsageError in one line: where, which part, and why."""
+@functools.cache
+def schema(kind: Any) -> TypeAdapter[Any]:
+    """What reads and writes values of a type, such as a dataclass."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def decoded(kind: type[Decoded], value: Any, where: str) -> Decoded:
+    """A value as one of a type. Raises UsageError in one line: where, which part, and why."""
     from pydantic import ValidationError
 
     try:
-        return schema.validate_python(value)
+        found: Decoded = schema(cast("Any", kind)).validate_python(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)[0]
-        part = ".".join(map(str, found["loc"]))
-        raise UsageError(f"{where}: {f'{part:.120}: ' if part else ''}{found['msg']:.200}") from error
+        first = error.errors(include_url=False, include_context=False)[0]
+        part = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{where}: {f'{part:.120}: ' if part else ''}{first['msg']:.200}") from error
+    return found
 
 
 # -- writing ---------------------------------------------------------------------------------------------

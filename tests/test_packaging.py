@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import latent_cot
 from tests.conftest import ROOT
@@ -144,3 +145,18 @@ def test_what_converts_the_default_model_is_loaded_only_then() -> None:
 
 def test_package_is_marked_as_typed() -> None:
     assert Path(latent_cot.__file__).with_name("py.typed").is_file()
+
+
+def test_both_ends_are_tested(pyproject: dict[str, object]) -> None:
+    """With the oldest Python that is allowed and the newest that is claimed; by hand and on GitHub alike."""
+    project = pyproject["project"]
+    assert isinstance(project, dict)
+    claimed = sorted(re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"])))
+    assert project["requires-python"] == f">={claimed[0]}"
+    script = (ROOT / ".ci" / "bounds").read_text(encoding="utf-8")
+    ends = dict(re.findall(r"^  (\w+)\) python=([\d.]+) ", script, re.MULTILINE))
+    assert ends == {"lowest": claimed[0], "newest": claimed[-1]}
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["bounds"]["strategy"]["matrix"]["end"] == [*ends]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run", ".ci/bounds ${{ matrix.end }}"]

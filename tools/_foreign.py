@@ -71,13 +71,12 @@ class Guard:
         except (ToolError, KeyboardInterrupt):
             raise
         except BaseException as error:  # sys.exit() too
-            kind, says = _kind(error), ""
+            kind = says = _kind(error)
             with suppress(Exception):  # what it says of itself is its own code too
-                says = f": {first_line(error)}"
-            self._first = self._first or (kind if isinstance(error, Failure) else kind + says)
+                says = kind if isinstance(error, Failure) else f"{kind}: {first_line(error)}"
+            self._first = self._first or says
             self.failures[kind] += 1
-            failed = self.failures.total()
-            if self.calls >= MIN_CALLS and failed > MAX_FAILED * self.calls:
+            if self.calls >= MIN_CALLS and self.failures.total() > MAX_FAILED * self.calls:
                 raise UsageError(f"{self.note}; mend it") from error
             raise Failure(kind) from error
         finally:
@@ -89,9 +88,8 @@ class Guard:
         if not self.failures:
             return None
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.failures.most_common(5))
-        return (
-            f"{self.where}: {self.failures.total()} of {self.calls} calls failed: {kinds} (first: {self._first:.160})"
-        )
+        failed = f"{self.failures.total()} of {self.calls} calls failed"
+        return f"{self.where}: {failed}: {kinds} (first: {self._first:.160})"
 
 
 def _kind(error: BaseException) -> str:
@@ -138,11 +136,7 @@ def _text(value: Any) -> str:
         raise Failure(f"a {type(value).__name__} instead of text")
     if len(value) > MAX_CHARACTERS:
         raise Failure(f"more than {MAX_CHARACTERS} characters")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise Failure("half a character") from None
+    str.encode(value)  # half a character has no code
     return str.__str__(value)
 
 
@@ -178,24 +172,22 @@ _METHODS: dict[str, tuple[Callable[[Any], Any], Any]] = {
 
 def guard_task(task: Task, where: str) -> Task:
     """A copy of the task, with its rewards and grades within the limits."""
-    kind, guard = type(task), Guard(where)
+    guarded, guard = copy.copy(task), Guard(where)  # a file may name a task that is built in
 
     def within(name: str) -> Callable[..., Any]:
-        check, instead = _METHODS[name]
+        function, (check, instead) = getattr(guarded, name), _METHODS[name]
 
-        def method(self: Task, *args: Any, **named: Any) -> Any:
+        def method(*args: Any, **named: Any) -> Any:
             try:
-                return guard.call(getattr(kind, name), self, *args, check=check, **named)
+                return guard.call(function, *args, check=check, **named)
             except (Failure, ToolError):
                 return instead
 
         return method
 
-    # A class of its own, so that it is still what it was, and has what it had: `Task.has_own_reward` looks.
-    methods = {name: within(name) for name in _METHODS if getattr(kind, name) is not getattr(Task, name)}
-    members = {**methods, "guard": guard, "__module__": kind.__module__, "__doc__": kind.__doc__}
-    guarded = copy.copy(task)  # a file may name a task that is built in
-    object.__setattr__(guarded, "__class__", type(kind.__name__, (kind,), members))
+    own = [name for name in _METHODS if getattr(type(task), name) is not getattr(Task, name)]
+    for name, value in {"guard": guard, **{name: within(name) for name in own}}.items():
+        object.__setattr__(guarded, name, value)  # it may be a frozen dataclass
     return guarded
 
 
@@ -242,15 +234,17 @@ class _Process:
 
     def ask(self, member: str, text: str) -> Any:
         process = self._process
-        assert process is not None and process.stdin is not None
+        assert process is not None and process.stdin is not None and process.stdout is not None
         try:
             with suppress(BrokenPipeError):  # that there is no answer says so
-                process.stdin.write(json.dumps([member, text]).encode() + b"\n")
-            if (line := _line(process, 0.9 * SECONDS)) is None:
+                os.write(process.stdin.fileno(), json.dumps([member, text]).encode() + b"\n")
+            in_time, _, _ = select.select([process.stdout], [], [], 0.9 * SECONDS)
+            line = process.stdout.readline() if in_time else b""
+            if not line.endswith(b"\n"):
                 raise Failure("no answer in time, or its process ended")
         except BaseException:  # a late answer would be taken for the next one
-            _end(process)
             self._process = None
+            _end(process)
             raise
         how, value = json.loads(line)
         if how == "refused":
@@ -264,36 +258,20 @@ class _Process:
         if self._process is not None:
             return
         code = "import sys; from latent_cot.tools._foreign import serve; serve(sys.argv[1])"
-        path = os.pathsep.join(sys.path)
         self._process = process = subprocess.Popen(
             [sys.executable, "-c", code, self._name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         weakref.finalize(self, _end, process)
-        if _line(process, 60.0) is None:
+        if process.stdout is None or not process.stdout.readline():
             raise UsageError(f"{self._name}: its process cannot be started; see above")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
-
-
-def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
-    """A line of its output; None if there is none in time, or no more."""
-    pipe, found = process.stdout, b""
-    assert pipe is not None
-    while not found.endswith(b"\n"):
-        if not select.select([pipe], [], [], seconds)[0] or not (part := os.read(pipe.fileno(), 2**16)):
-            return None
-        found += part
-    return found
+    with process:  # which waits, and closes the pipes
+        process.kill()
 
 
 def serve(name: str) -> None:

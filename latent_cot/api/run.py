@@ -89,7 +89,7 @@ class Run:
         if "time" in frame:
             import pandas as pd
 
-            frame["time"] = pd.to_datetime(frame["time"], format="ISO8601")
+            frame["time"] = pd.to_datetime(frame["time"], format="ISO8601", utc=True, errors="coerce")
         return frame
 
     def rationales(self) -> LoggedRationales:

@@ -13,6 +13,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from latent_cot import __version__
 from latent_cot.disk import refuse_surrogates
@@ -99,7 +100,8 @@ def call(command: str, *argv: str) -> int:
     """Run a command that there is; returns its status, and raises what it raises."""
     shared = (command,) if command in _MODULES else ()
     module = importlib.import_module(f"latent_cot.cli.{_MODULES.get(command, command)}")
-    status: int = module.run(argv, *shared)
+    with importlib.import_module("latent_cot.cli.options").json_alone() if "--json" in argv else nullcontext():
+        status: int = module.run(argv, *shared)
     return status
 
 

@@ -6,9 +6,11 @@ import ast
 import inspect
 import io
 import json
+import os
 import re
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -127,6 +129,25 @@ def say(console: Console, text: str, style: str = "", *, whole: bool = False) ->
         console.quiet = True
 
 
+_diverted = ExitStack()
+"""Gives standard output back when it is closed."""
+
+
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """Keep standard output for `print_json`: what others print until then, tools and C++ libraries, goes to standard
+    error."""
+    with _diverted:
+        if sys.stdout is not None and sys.stderr is not None:  # they are where the shell has closed them
+            kept = os.dup(1)
+            _diverted.callback(os.close, kept)
+            _diverted.callback(os.dup2, kept, 1)
+            _diverted.callback(sys.stdout.flush)
+            os.dup2(2, 1)
+        yield
+
+
 def print_json(value: Any) -> None:
     """The one thing on standard output with `--json`. ASCII: no text of a model can steer the terminal."""
+    _diverted.close()
     print(json.dumps(finite(value), indent=2, allow_nan=False))

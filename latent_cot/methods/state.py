@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from latent_cot import disk
 from latent_cot.evaluation.diagnostics import mean_figures
@@ -89,7 +89,7 @@ class State:
     """In which round which training has made the validation questions less likely, and was taken back."""
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = _JSON.dump_python(self, mode="json")
+        found: dict[str, Any] = disk.schema(State).dump_python(self, mode="json")
         return found
 
     @property
@@ -102,7 +102,7 @@ class State:
         """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type."""
         if not isinstance(record, Mapping) or record.keys() != {one.name for one in fields(cls)}:
             raise ValueError("it has other parts")
-        return disk.decoded(_JSON, record, "its state")
+        return disk.decoded(State, record, "its state")
 
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
@@ -128,6 +128,3 @@ class State:
             "taken_back": self.taken_back,
             "budget": asdict(self.budget),
         }
-
-
-_JSON = TypeAdapter(State)

@@ -16,7 +16,6 @@ name is reported without the seconds they take to load.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
@@ -37,7 +36,6 @@ from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
-    from pydantic import TypeAdapter
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -138,7 +136,7 @@ def _has_weights(folder: Path) -> bool:
         return True
     if not (index := folder / "model.safetensors.index.json").is_file():
         return False
-    names = set(disk.decoded(_index_schema(), _read_json(index), str(index)).weight_map.values())
+    names = set(disk.decoded(_Index, _read_json(index), str(index)).weight_map.values())
     if strange := [name for name in sorted(names) if Path(name).name != name or not name.endswith(".safetensors")]:
         raise UsageError(f"{index} names {strange[0]!r:.80}, which is no safetensors file of its folder")
     return all((folder / name).is_file() for name in names)
@@ -157,13 +155,6 @@ class _Index:
     """`model.safetensors.index.json`."""
 
     weight_map: dict[str, str]
-
-
-@functools.cache
-def _index_schema() -> TypeAdapter[_Index]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(_Index)
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from rapidfuzz.distance import Levenshtein
 
 from latent_cot import disk
@@ -35,7 +34,7 @@ class Stored:
         return self.log_reward[-1]
 
 
-_STORES = TypeAdapter(dict[str, list[Stored]])
+_Stores = dict[str, list[Stored]]
 
 
 class ReplayBuffer:
@@ -99,13 +98,13 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Everything, as JSON, the oldest first: on the order depends which rationale a random number draws."""
         stores = {question: list(store.values()) for question, store in self._stores.items()}
-        found: dict[str, Any] = _STORES.dump_python(stores, mode="json")
+        found: dict[str, Any] = disk.schema(_Stores).dump_python(stores, mode="json")
         return found
 
     def load_state_dict(self, state: dict[str, Any], vocab_size: int) -> None:
         """What is then added and drawn is what the saved buffer would have taken and drawn. Raises ValueError or
         UsageError for what no buffer has saved."""
-        stores = disk.decoded(_STORES, state, "its replay buffer")
+        stores = disk.decoded(_Stores, state, "its replay buffer")
         for item in (item for of in stores.values() for item in of):
             check_rationale(item.rationale, vocab_size)
             rewards = item.log_reward

@@ -20,14 +20,13 @@ import hashlib
 import json
 import os
 import platform
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -38,9 +37,6 @@ from latent_cot.config.settings import read_settings
 from latent_cot.run import schemas
 from latent_cot.run.schemas import Status
 from latent_cot.types import UsageError, finite
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 EVENTS = "events.jsonl"
 RATIONALES = "rationales.jsonl"
@@ -184,13 +180,13 @@ class RunFolder:
 
         Raises UsageError for any other line that is no JSON object.
         """
-        return self._records(EVENTS, lambda event: schemas.EVENTS.get(str(event.get("kind")), schemas.EVENT))
+        return self._records(EVENTS, lambda event: schemas.EVENTS.get(str(event.get("kind")), schemas.Event))
 
     def rationales(self) -> Iterator[dict[str, Any]]:
         """All complete records of rationales.jsonl, likewise."""
-        return self._records(RATIONALES, lambda record: schemas.SAMPLED)
+        return self._records(RATIONALES, lambda record: schemas.Sampled)
 
-    def _records(self, name: str, schema: Callable[[dict[str, Any]], TypeAdapter[Any]]) -> Iterator[dict[str, Any]]:
+    def _records(self, name: str, kind: Callable[[dict[str, Any]], type]) -> Iterator[dict[str, Any]]:
         file = self.path / name
         if not os.path.lexists(file):
             return
@@ -204,7 +200,7 @@ class RunFolder:
                         record = disk.parse_json(line, where, any_text=True)
                         if not isinstance(record, dict):
                             raise UsageError(f"{where}: no JSON object")
-                        disk.decoded(schema(record), record, where)
+                        disk.decoded(kind(record), record, where)
                     except UsageError as error:
                         raise UsageError(f"{error}; take the line out") from error
                     yield record
@@ -236,13 +232,13 @@ class RunFolder:
     @property
     def about(self) -> schemas.About:
         """What is in `run.json`. Raises UsageError as `read_json`."""
-        return disk.decoded(schemas.ABOUT, self.read_json("run.json"), str(self.path / "run.json"))
+        return disk.decoded(schemas.About, self.read_json("run.json"), str(self.path / "run.json"))
 
     @property
     def results(self) -> dict[str, Any]:
         """What is in `results.json`, see `schemas.Results`. Raises UsageError as `read_json`."""
         found = self.read_json("results.json")
-        disk.decoded(schemas.RESULTS, found, str(self.path / "results.json"))
+        disk.decoded(schemas.Results, found, str(self.path / "results.json"))
         return found  # type: ignore[no-any-return]
 
     # -- checkpoints ---------------------------------------------------------------------------------
@@ -289,8 +285,7 @@ class RunFolder:
             with disk.new_folder(target) as temporary:
                 write(temporary)
                 disk.write(temporary / "state.json", encoded.encode("ascii"))
-                paths = sorted(path for path in temporary.rglob("*") if path.is_file())
-                files = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in paths}
+                files = {name: _fingerprint(path) for name, path in _files_in(temporary).items()}
                 disk.write(temporary / "manifest.json", json.dumps({"files": files}, indent=2).encode())
                 disk.sync(*logs)
                 disk.put_folder(temporary, target)
@@ -377,21 +372,18 @@ def _read_checkpoint(folder: Path) -> schemas.Saved:
     """What was saved, once all files have been compared with the manifest. Raises UsageError for damage."""
     manifest, state = folder / "manifest.json", folder / "state.json"
     try:
-        files = disk.decoded(schemas.MANIFEST, _read_json(manifest), str(manifest)).files
+        files = disk.decoded(schemas.Manifest, _read_json(manifest), str(manifest)).files
+        there = _files_in(folder)
         for name, expected in files.items():
-            if ".." in Path(name).parts or Path(name).is_absolute() or "\0" in name:
+            if name not in there:  # a folder of somebody else's may name any file there is, one without an end too
                 raise UsageError(f"{manifest} names {name}, which is no file of this checkpoint")
-            found = (folder / name).lstat()
-            # A folder of somebody else's may name any file there is, one without an end too.
-            if not stat.S_ISREG(found.st_mode) or not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise UsageError(f"{manifest} names {name}, which is no file of this checkpoint")
-            if found.st_size != expected.size or _fingerprint(folder / name) != vars(expected):
-                raise UsageError(f"{folder / name} has changed since it was written")
+            if _fingerprint(there[name]) != vars(expected):
+                raise UsageError(f"{there[name]} has changed since it was written")
         if "state.json" not in files:
             raise UsageError(f"{manifest} lacks state.json")
     except OSError as error:
         raise UsageError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
-    return disk.decoded(schemas.SAVED, _read_json(state), str(state))
+    return disk.decoded(schemas.Saved, _read_json(state), str(state))
 
 
 def refuse_unless_free(path: Path) -> None:
@@ -414,6 +406,12 @@ def _writing(path: Path) -> Iterator[None]:
         reason, do = ("the disk is full", "free space") if full else (str(error), "make it writable")
         remedy = f"{do} and go on with --resume, or give another --output-dir"
         raise UsageError(f"{path}: cannot be written ({reason}); {remedy}") from error
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """The regular files of a folder by their names in it, without what links lead to."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -6,10 +6,9 @@ A part that no schema names is let through; one that is named is there, and of i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import Field
 
 from latent_cot.types import ToolCall
 
@@ -108,31 +107,16 @@ class Manifest:
     files: dict[str, SavedFile]
 
 
-def _moment(text: str) -> str:
-    """As a run writes it."""
-    moment = datetime.fromisoformat(text)
-    if (
-        moment.isoformat(timespec="milliseconds") != text
-        or not text.endswith("+00:00")
-        or not 1970 <= moment.year < 2200
-    ):
-        raise ValueError("it is no time as a run writes it")
-    return text
-
-
 @dataclass
 class Event:
     """A line of `events.jsonl`."""
 
-    time: Annotated[str, AfterValidator(_moment)]
+    time: str
     kind: str
     round: Count | None = None
     unit: Count | None = None
-
-
-@dataclass
-class Note(Event):
-    text: str = field(kw_only=True)
+    text: str = ""
+    """Of a note."""
 
 
 @dataclass
@@ -173,12 +157,9 @@ class Sampled:
     count: Count
 
 
-ABOUT, RESULTS, TRACKED = TypeAdapter(About), TypeAdapter(Results), TypeAdapter(Tracked)
-SAVED, MANIFEST, RESOURCES = TypeAdapter(Saved), TypeAdapter(Manifest), TypeAdapter(Resources)
-SAMPLED = TypeAdapter(Sampled)
-EVENT = TypeAdapter(Event)
-EVENTS: dict[str, TypeAdapter[Any]] = {
-    "note": TypeAdapter(Note),
-    "evaluate": TypeAdapter(Evaluated),
-    **dict.fromkeys(("diagnose_before", "diagnose"), TypeAdapter(Diagnosed)),
+EVENTS: dict[str, type[Event]] = {
+    "evaluate": Evaluated,
+    "diagnose_before": Diagnosed,
+    "diagnose": Diagnosed,
 }
+"""Kind of an event -> what it holds, where that is more than an `Event`."""

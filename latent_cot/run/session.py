@@ -31,7 +31,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.preflight import Examples, check_demonstrations, load_examples
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
-from latent_cot.run.schemas import RESOURCES, Resources
+from latent_cot.run.schemas import Resources
 from latent_cot.tasks.common import digest, fingerprint
 from latent_cot.types import Example, Task, TaskData, UsageError, first_line
 
@@ -322,7 +322,7 @@ def _refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) ->
 
 
 def _cost_in(checkpoint: Checkpoint) -> Resources:
-    return disk.decoded(RESOURCES, checkpoint.state.get("resources"), f"{checkpoint.path / 'state.json'}: resources")
+    return disk.decoded(Resources, checkpoint.state.get("resources"), f"{checkpoint.path / 'state.json'}: resources")
 
 
 def _restored(session: Session, checkpoint: Checkpoint) -> Method:

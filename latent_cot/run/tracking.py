@@ -81,7 +81,7 @@ class Tracking:
             return self
         if (self.folder.path / FILE).exists():
             place = str(self.folder.path / FILE)
-            self._saved = vars(disk.decoded(schemas.TRACKED, self.folder.read_json(FILE), place))
+            self._saved = vars(disk.decoded(schemas.Tracked, self.folder.read_json(FILE), place))
         try:
             for name in self.names:
                 self._open(name)

@@ -166,4 +166,4 @@ def test_yaml(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_json(text: str) -> None:
-    refused(lambda: disk.decoded(schemas.ABOUT, disk.parse_json(text, "run.json"), "run.json"))
+    refused(lambda: disk.decoded(schemas.About, disk.parse_json(text, "run.json"), "run.json"))

@@ -63,7 +63,7 @@ class Odd(PlainTask):
     def example(self, question, answer=None): return Example(question, answer=answer)
     def load(self, request): return TaskData((), (), ())
     def split(self, name, size=None): return []
-    def {method}(self, *arguments): return misbehaves(*arguments)
+    def {method}(self, *arguments): return misbehaves(self, *arguments)
 """
 EXAMPLE, RATIONALE = Example("x", answer="1"), Rationale((), (), (True,), " 1")
 
@@ -171,6 +171,20 @@ def test_a_tool_that_ends_its_process(tmp_path: Path) -> None:
     assert tool("1 + 1") == " 2"  # by another
 
 
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_a_call_costs(isolated: bool, tmp_path: Path) -> None:
+    """Less than 1 ms, beyond the tool itself. The machine may have paused: the fastest of ten means counts."""
+    tool = tools.load(written(tmp_path, TOOL, "return ' 2'", isolated=isolated))
+    means = []
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(50):
+            tool("1 + 1")
+        means.append((time.perf_counter() - start) / 50)
+    print(f"a call costs {1e3 * min(means):.3f} ms, isolated: {isolated}")
+    assert min(means) < 0.001
+
+
 def test_what_is_built_in_pays_nothing() -> None:
     calculator = tools.load("calculator")
     assert type(calculator).__module__ == "latent_cot.tools.calculator"
@@ -188,6 +202,12 @@ def test_a_task_of_somebodys_is_still_what_it_was(tmp_path: Path) -> None:
     task = tasks.load(written(tmp_path, TASK, "return None", method="answer"))
     assert type(task).__name__ == "Odd" and isinstance(task, Task)
     assert isinstance(task.configured({}), Task)
+
+
+def test_a_task_remembers_what_it_has_loaded(tmp_path: Path) -> None:
+    task = tasks.load(written(tmp_path, TASK, "self, *_ = arguments; return self.loaded", method="log_reward"))
+    task.loaded = 7  # type: ignore[attr-defined]
+    assert task.log_reward(EXAMPLE, "x") == 7
 
 
 def test_no_time_limit_in_another_thread(tmp_path: Path) -> None:

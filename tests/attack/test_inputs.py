@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 
 from latent_cot import tasks
 from latent_cot.model.weights import load_model_and_tokenizer, quiet_transformers
@@ -93,8 +94,10 @@ def test_an_index_names_safetensors_of_its_folder_only(
 ) -> None:
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     _pickled(folder, name)
-    monkeypatch.setattr(torch, "load", pytest.fail)
+    reached: list[object] = []
+    monkeypatch.setattr(torch, "load", lambda *found, **_: reached.append(found))
     assert refused(lambda: load_model_and_tokenizer(folder, dtype=torch.float32))
+    assert not reached
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,6 @@ def test_a_pipe_in_a_models_folder_is_not_waited_for(name: str, tmp_path: Path, 
 
 
 def test_an_adapter_in_a_models_folder_does_not_lead_elsewhere(tmp_path: Path, tiny_model_dir: Path) -> None:
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "elsewhere")}))
+    folder, elsewhere = (shutil.copytree(tiny_model_dir, tmp_path / name) for name in ("model", "elsewhere"))
+    LoraConfig(base_model_name_or_path=str(elsewhere), task_type="CAUSAL_LM").save_pretrained(str(folder))
     assert refused(lambda: load_model_and_tokenizer(folder, dtype=torch.float32))

@@ -22,7 +22,7 @@ from latent_cot.run.session import Session, run_loop
 from tests.attack.cases import FULL, SEED, count
 from tests.run.test_kill import outcome
 
-CHAINS, KILLS = (20, 10) if FULL else (1, 8)
+CHAINS, KILLS = (21, 10) if FULL else (1, 8)
 CALLS = [(os, "open"), (os, "fsync"), (os, "replace"), (os, "mkdir"), (os, "unlink"), (shutil, "rmtree")]
 
 

@@ -173,13 +173,19 @@ def test_ctrl_c_twice_while_resuming_is_no_damage(cli: Cli, run: Path, monkeypat
     assert "interrupted" in called.err and "damaged" not in called.err
 
 
-LAUNCHED = (
-    "from latent_cot.model.processes import _stop_without_launcher as f; f(); import time; print('up'); time.sleep(60)"
-)
+LAUNCHED = """
+import os, time
+from types import SimpleNamespace
+from latent_cot.model.processes import Processes
+os.environ["TORCHELASTIC_RUN_ID"] = "0"
+Processes(SimpleNamespace(num_processes=2, process_index=1))
+print("up")
+time.sleep(60)
+"""
 LAUNCHER = f"""
 import subprocess, sys
 worker = subprocess.Popen([sys.executable, "-uc", {LAUNCHED!r}], stdout=subprocess.PIPE)
-worker.stdout.readline()
+assert worker.stdout.readline() == b"up\\n"
 print(worker.pid, flush=True)
 worker.wait()
 """

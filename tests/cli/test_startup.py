@@ -20,23 +20,30 @@ from latent_cot.cli.fit import COMMON
 from latent_cot.config.settings import flag
 from tests.cli.conftest import Cli, environment
 
+QUICK = [
+    *("--help", "em --help", "em --print-config", "eval --help", "tasks", "tools"),
+    *("fit --help", "compare --help", "compare --dry-run", "methods"),
+]
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        *(["--help"], ["em", "--help"], ["em", "--print-config"], ["eval", "--help"], ["tasks"], ["tools"]),
-        *(["fit", "--help"], ["compare", "--help"], ["compare", "--dry-run"], ["methods"]),
-    ],
-)
-def test_it_does_not_wait_for_torch(argv: list[str]) -> None:
+
+@pytest.fixture(scope="module")
+def begun() -> dict[str, tuple[int, bool, list[str]]]:
+    """Command -> its status, whether it has printed anything, and what is heavy among all that has been imported."""
     code = (
-        f"import sys; from latent_cot.cli import main; status = main({argv}); "
-        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'sympy'} & set(sys.modules); "
-        "sys.exit(str(heavy) if heavy else status)"
+        "import io, json, sys; from contextlib import redirect_stdout; from latent_cot.cli import main; found = {}\n"
+        f"for line in {QUICK}:\n"
+        "    with redirect_stdout(io.StringIO()) as out: status = main(line.split())\n"
+        "    heavy = {'torch', 'transformers', 'peft', 'datasets', 'sympy'} & set(sys.modules)\n"
+        "    found[line] = status, bool(out.getvalue()), sorted(heavy)\n"
+        "print(json.dumps(found))"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    return {line: tuple(of) for line, of in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("line", QUICK)
+def test_it_does_not_wait_for_torch(begun: dict[str, tuple[int, bool, list[str]]], line: str) -> None:
+    assert begun[line] == (0, True, [])
 
 
 def test_help_names_every_command(cli: Cli) -> None:
@@ -107,6 +114,19 @@ def test_an_output_that_cannot_be_written() -> None:
         done = subprocess.run(command, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the disk is full"), done.stderr
+
+
+def test_json_stands_alone() -> None:
+    """Somebody's tool prints while it is loaded, and so does a library in C++, past Python."""
+    program = (
+        "import os, sys\nfrom latent_cot import tools\nfrom latent_cot.cli import main\nload = tools.load\n"
+        "tools.load = lambda name: (print('a tool'), os.write(1, b'a library\\n'), load(name))[-1]\n"
+        "sys.exit(main(['tools', '--json']))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert [tool["name"] for tool in json.loads(done.stdout)] == tools.names()
+    assert {"a tool", "a library"} <= set(done.stderr.split("\n"))
 
 
 @pytest.mark.parametrize("argv", [["tools"], ["--help"], ["em", "--help"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -12,16 +13,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
+
+from latent_cot.cli import main
+from latent_cot.run import session
 
 KILLS = 10
 
 
-def command(*arguments: str) -> list[str]:
-    saved_often = (
-        "import sys; from latent_cot.cli import main; from latent_cot.run import session; "
-        "session.SAVE_EVERY = 0.2; sys.exit(main())"
-    )
-    return [sys.executable, "-c", saved_often, "em", *arguments]
+def whole_run(*arguments: str) -> None:
+    """In a process of its own, from its start."""
+    done = subprocess.run([sys.executable, "-m", "latent_cot.cli", "em", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def begun(log: Path, *arguments: str) -> int:
+    """The number of a process that runs it, saving often: a copy of this one, which has imported everything."""
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        with log.open("wb", 0) as sink:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+        session.SAVE_EVERY = 0.2
+        AcceleratorState._reset_state(reset_partial_state=True)
+        status = main(["em", *arguments])
+    finally:
+        os._exit(status)
+
+
+def status_of(process: int, *, wait: bool = True) -> int | None:
+    """How it has ended, minus a signal's number; None: it has not."""
+    found, status = os.waitpid(process, 0 if wait else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -54,35 +79,34 @@ def test_killed_ten_times_ends_in_the_same_results(tmp_path: Path, tiny_model_di
     )
     options = ["--model", str(tiny_model_dir), "--preset", "smoke", "--config", str(settings)]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(*options, "--output-dir", str(whole)), check=True, capture_output=True)
+    whole_run(*options, "--output-dir", str(whole))
 
-    rng = random.Random(0)
-    start = command(*options, "--output-dir", str(broken))
-    kills = 0
-    while True:
-        log = tmp_path / f"log{kills}"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(start, stdout=sink, stderr=subprocess.STDOUT)
-            if kills == KILLS:
-                assert process.wait() == 0, log.read_text()
-                break
-            _wait_for_work(process, broken)
+    rng, log = random.Random(0), tmp_path / "log"
+    killed = 0
+    for number in range(KILLS):
+        process = begun(log, *(["--resume"] if number else options), "--output-dir", str(broken))
+        status = _status_at_work(process, broken)
+        if status is None:
             time.sleep(rng.uniform(0.0, 0.8))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() in (-signal.SIGKILL, 0), log.read_text()
-        kills += 1
-        start = command("--output-dir", str(broken), "--resume")
+            os.kill(process, signal.SIGKILL)
+            status = status_of(process)
+        assert status in (-signal.SIGKILL, 0), log.read_text()
+        killed += status != 0
+    assert killed >= KILLS // 2
+    whole_run("--output-dir", str(broken), "--resume")
 
     assert outcome(broken) == outcome(whole)
 
 
-def _wait_for_work(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Until the process has begun to work: starting up takes longer than the work itself."""
+def _status_at_work(process: int, folder: Path) -> int | None:
+    """None, once the process has begun to work (starting up takes longer than the work itself); else how it ended."""
     events = folder / "events.jsonl"
-    before = _size(events)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and _size(events) == before and time.monotonic() < deadline:
+    before, deadline = _size(events), time.monotonic() + 120
+    status = None
+    while status is None and _size(events) == before and time.monotonic() < deadline:
         time.sleep(0.01)
+        status = status_of(process, wait=False)
+    return status
 
 
 def _size(path: Path) -> int:

@@ -84,7 +84,7 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
     else:
         results = state_in(checkpoint).results()
         saved = {**results, "resources": checkpoint.state.get("resources")}
-        disk.decoded(schemas.RESULTS, saved, str(checkpoint.path / "state.json"))
+        disk.decoded(schemas.Results, saved, str(checkpoint.path / "state.json"))
     return {
         "task": loop.task.name,
         "task_description": loop.task.description,
