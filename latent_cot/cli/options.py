@@ -65,7 +65,9 @@ def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
             owner = getattr(owner, section)
         value = getattr(owner, name)
         default = "" if value is None or value is False else f" (default: {value})"
-        head = f"  --{path.replace('_', '-')} {_metavar(get_type_hints(type(owner))[name])}"
+        flag = f"  --{path.replace('_', '-')} "
+        head = flag + _metavar(get_type_hints(type(owner))[name])
+        head = head if len(head) <= width else flag + name.upper()  # its explanation says where the choices are
         indent = " " * column
         text = fill(_explanation(type(owner), name) + default, indent, first=indent)
         lines += [head.ljust(column) + text[column:]] if len(head) < column else [head, text]
