@@ -44,7 +44,7 @@ def written(url: str, request: Mapping[str, Any]) -> Iterator[str]:
             if data and data != "[DONE]":
                 event = json.loads(data)
                 if "error" in event:
-                    raise SystemExit(f"the server says: {event['error']}")
+                    raise SystemExit(f"the server says: {printable(str(event['error']))}")
                 yield event["choices"][0]["text"] or ""
 
 

@@ -17,6 +17,7 @@ import torch
 from latent_cot.config.schema import RolloutConfig, RunConfig
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import Fall
+from latent_cot.methods import m_step
 from latent_cot.methods.exploration import reward_temperature
 from latent_cot.methods.method import DIAGNOSTIC_SAMPLES
 from latent_cot.methods.seeding import draw_distinct, seed_of, slices
@@ -175,18 +176,19 @@ def test_what_is_likelier_stays(lm: LanguageModel) -> None:
             p = {name: weight.clone() for name, weight in lm.parameters("p").items()}
     assert not em.state.taken_back and not em.model_prefix
     after = em.state.log_y["1"]["after"]
-    queries = [em.query(example) for example in em.data.validation[:1]]
+    examples = em.data.validation[:1]
 
     seed = em.phases.index(Phase(1, "validate"))
     generator = torch.Generator().manual_seed(seed_of(em.config.seed, seed, 0))
-    prompts = [query.policy_prompt for query in queries]
+    prompts = [em.query(example).policy_prompt for example in examples]
     sampled = rollout(lm, lm.merged("q"), prompts, em.rules, n=DIAGNOSTIC_SAMPLES, generator=generator)
-    assert em._log_evidence(queries, sampled) == after[:1]
+    counts = list(map(Counter, sampled))
+    weights = m_step.evidence_weights(lm, prompts, counts, em.rules, target="joint", max_tokens=3072)
+    assert em._log_evidence(examples, counts, weights) == after[:1]
     lm.swap_adapters("p", "kept")
     assert all(torch.equal(weight, p[name]) for name, weight in lm.parameters("p").items())
     em.state.m_steps = 0
-    queries = [em.query(example) for example in em.data.validation[:1]]
-    assert em._log_evidence(queries, sampled) == em.state.log_y["1"]["before"][:1]
+    assert em._log_evidence(examples, counts, weights) == em.state.log_y["1"]["before"][:1]
 
 
 def test_without_a_safeguard_all_is_taken(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

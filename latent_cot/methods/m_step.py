@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -15,8 +14,8 @@ from transformers import PreTrainedModel
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.scoring import Group, Query, score_in_batches
-from latent_cot.types import Rationale
+from latent_cot.rationales.rollout import Counts
+from latent_cot.rationales.scoring import Group, score_in_batches
 
 Target = Literal["joint", "answer", "candidates"]
 """Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
@@ -77,42 +76,45 @@ def held_out_loss(
 
 
 @torch.no_grad()
+def evidence_weights(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], counts: Sequence[Counts], rules: ChainRules, **settings: Any
+) -> list[torch.Tensor]:
+    """For each question the (B,) log w of its distinct rationales, sampled from q behind these prompts, which
+    `log_evidence` takes.
+
+    Where p writes Z itself ("joint"), w is 1 / (n q(Z)) for each of n samples, else 1 / n. `settings`: max_tokens and
+    target, as in `log_evidence`.
+    """
+    found = [torch.tensor([*of.values()], dtype=torch.double).log() - math.log(sum(of.values())) for of in counts]
+    if settings["target"] == "joint":
+        read = [Group(prompt, list(of)) for prompt, of in zip(prompts, counts, strict=True)]
+        size = settings["max_tokens"]
+        for members, scores in score_in_batches(lm, lm.merged("q"), read, rules.codec, max_tokens=size):
+            log_q = scores.log_complete.double().cpu().split([len(counts[g]) for g in members])
+            for g, of_question in zip(members, log_q, strict=True):
+                found[g] -= of_question
+    return found
+
+
+@torch.no_grad()
 def log_evidence(
     lm: LanguageModel,
-    queries: Sequence[Query],
-    sampled: Sequence[Sequence[Rationale]],
-    others: Sequence[Sequence[Sequence[int]]],
+    groups: Sequence[Group],
+    log_weights: Sequence[torch.Tensor],
     rules: ChainRules,
     *,
     max_tokens: int,
     target: Target,
 ) -> list[float]:
-    """log p(Y | X) of each query, in nats, estimated from rationales that q has sampled for it.
+    """log p(Y | X) of each group's question, in nats, estimated from rationales of q: log Σ w p.
 
-    Where p writes Z itself ("joint"), the log of the mean of p(Z Y | X) / q(Z): a lower bound in expectation (Burda et
-    al., "Importance weighted autoencoders", ICLR 2016). Where p decides after q's, the log of the mean of p(Y | X Z).
-
-    Args:
-        others: the answers that Y is compared with where the target is "candidates", as `Group.others`.
+    Where p writes Z itself, the log of the mean of p(Z Y | X) / q(Z): a lower bound in expectation (Burda et al.,
+    "Importance weighted autoencoders", ICLR 2016). Where p decides after q's, the log of the mean of p(Y | X Z).
     """
-    counts = [Counter(of_query) for of_query in sampled]
-    log_weights = [
-        torch.tensor([*count.values()], dtype=torch.double).log() - math.log(count.total()) for count in counts
-    ]
-    if target == "joint":
-        read = [Group(query.policy_prompt, list(count)) for query, count in zip(queries, counts, strict=True)]
-        for members, scores in score_in_batches(lm, lm.merged("q"), read, rules.codec, max_tokens=max_tokens):
-            for g, log_q in zip(
-                members, scores.log_complete.double().cpu().split([len(counts[g]) for g in members]), strict=True
-            ):
-                log_weights[g] -= log_q
-    groups = [
-        Group(query.model_prompt, list(count), query.answer, own)
-        for query, count, own in zip(queries, counts, others, strict=True)
-    ]
     found = [0.0] * len(groups)
     for members, log_likelihood in _log_likelihoods(lm, lm.merged("p"), groups, rules, max_tokens, target):
-        for g, row in zip(members, log_likelihood.double().cpu().split([len(counts[g]) for g in members]), strict=True):
+        rows = log_likelihood.double().cpu().split([len(groups[g].rationales) for g in members])
+        for g, row in zip(members, rows, strict=True):
             found[g] = float((row + log_weights[g]).logsumexp(0))
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pkgutil
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -33,8 +34,8 @@ from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
-from latent_cot.rationales.rollout import rollout
-from latent_cot.rationales.scoring import Group, Query
+from latent_cot.rationales.rollout import Counts, rollout
+from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
 DIAGNOSTIC_SAMPLES = 16
@@ -233,10 +234,11 @@ class Method(Evaluator):
             examples = [self.data.validation[i] for i in units[unit]]
             prompts = [self.query(example).policy_prompt for example in examples]
             q, n = self.lm.merged("q"), DIAGNOSTIC_SAMPLES
-            sampled = rollout(self.lm, q, prompts, self.rules, n=n, generator=generator)
-            found["after"] += self._log_evidence([self.query(example) for example in examples], sampled)
-            self._exchange_p(-1)  # what p reads may depend on whether it has been trained
-            found["before"] += self._log_evidence([self.query(example) for example in examples], sampled)
+            counts = list(map(Counter, rollout(self.lm, q, prompts, self.rules, n=n, generator=generator)))
+            weights = m_step.evidence_weights(self.lm, prompts, counts, self.rules, **self._evidence)
+            found["after"] += self._log_evidence(examples, counts, weights)
+            self._exchange_p(-1)
+            found["before"] += self._log_evidence(examples, counts, weights)
             figures: Info = {f"log_y_{when}": fmean(of) for when, of in found.items()}
             fall = clear_fall(found["before"], found["after"]) if unit == len(units) - 1 else None
             if fall is None:
@@ -251,11 +253,20 @@ class Method(Evaluator):
         self.lm.swap_adapters("p", "kept")
         self.state.m_steps += m_steps
 
-    def _log_evidence(self, queries: Sequence[Query], sampled: Sequence[Sequence[Rationale]]) -> list[float]:
-        """log p(Y | X) by p as it is, from what q has sampled for each query."""
-        others = [other_answers(self.task, query.example, self.rules.codec) for query in queries]
-        target, size = self.config.m_step.target, self.config.max_batch_tokens
-        return m_step.log_evidence(self.lm, queries, sampled, others, self.rules, target=target, max_tokens=size)
+    def _log_evidence(
+        self, examples: Sequence[Example], counts: Sequence[Counts], weights: Sequence[torch.Tensor]
+    ) -> list[float]:
+        """log p(Y | X) by p as it is, and as it reads X, which may depend on whether it has been trained."""
+        groups = []
+        for query, of_question in zip(map(self.query, examples), counts, strict=True):
+            compared = self.config.m_step.target == "candidates"
+            others = other_answers(self.task, query.example, self.rules.codec) if compared else ()
+            groups.append(Group(query.model_prompt, list(of_question), query.answer, others))
+        return m_step.log_evidence(self.lm, groups, weights, self.rules, **self._evidence)
+
+    @property
+    def _evidence(self) -> dict[str, Any]:
+        return {"target": self.config.m_step.target, "max_tokens": self.config.max_batch_tokens}
 
     # -- what they share -----------------------------------------------------------------------------
 

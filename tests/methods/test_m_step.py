@@ -81,7 +81,13 @@ def test_the_evidence_is_a_mean_over_what_was_sampled(tiny_model: Callable[[str]
     sampled = [[random_chain(rules, rng, rng.choice([0, 2, 6])) for _ in range(4)] * 2 for _ in queries]
     others: list[list[list[int]]] = [[[6], [5, 5]]] * 3
     settings: dict[str, Any] = {"max_tokens": 40, "target": target}
-    found = m_step.log_evidence(lm, queries, sampled, others, rules, **settings)
+    counts = list(map(Counter, sampled))
+    weights = m_step.evidence_weights(lm, [query.policy_prompt for query in queries], counts, rules, **settings)
+    groups = [
+        Group(query.model_prompt, list(count), query.answer, own)
+        for query, count, own in zip(queries, counts, others, strict=True)
+    ]
+    found = m_step.log_evidence(lm, groups, weights, rules, **settings)
 
     def log_chain(who: Literal["p", "q"], prompt: Sequence[int], z: Rationale) -> float:
         log_pf, stops = scoring.log_policy(lm.merged(who), prompt, z, codec.actions.tolist(), codec.stop_id)
