@@ -20,7 +20,7 @@ from latent_cot.run import session as of_session
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session, run_loop
 from tests.attack.cases import FULL, SEED, count
-from tests.run.test_kill import outcome
+from tests.run.test_kill import outcome, own_thread_pool
 
 CHAINS, KILLS = (21, 10) if FULL else (1, 8)
 CALLS = [(os, "open"), (os, "fsync"), (os, "replace"), (os, "mkdir"), (os, "unlink"), (shutil, "rmtree")]
@@ -88,6 +88,7 @@ def in_a_fork(session: Session, folder: Path, point: int, *, counted: Path | Non
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     status = 1
     try:
+        own_thread_pool()
         of_session.SAVE_EVERY = 0.0
         there = (folder / "config.yaml").exists()
         count = killing(point)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from latent_cot.cli import main
@@ -33,6 +34,7 @@ def begun(log: Path, *arguments: str) -> int:
         return child
     status = 1
     try:
+        own_thread_pool()
         with log.open("wb", 0) as sink:
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
@@ -41,6 +43,14 @@ def begun(log: Path, *arguments: str) -> int:
         status = main(["em", *arguments])
     finally:
         os._exit(status)
+
+
+def own_thread_pool() -> None:
+    """In a forked process, before it starts a thread: torch replaces its parent's pool by one of its own.
+
+    Left to the threads that load a model, one of them may find neither ("Invalid thread pool!").
+    """
+    torch.set_num_threads(1)
 
 
 def status_of(process: int, *, wait: bool = True) -> int | None:
