@@ -26,7 +26,6 @@ from latent_cot.methods.state import Info, Phase
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, LOG_Z_RATE
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.types import Rationale
 
 
 class EM(Method):
@@ -117,11 +116,6 @@ class EM(Method):
             self.lm.copy_adapter("p", "q")  # without an E-step q has nothing of its own
         if number == 1 and self.reward.prior is not None:
             self.lm.copy_adapter("q", "prior")
-
-    def known_rationales(self, question: int) -> list[Rationale]:
-        """And what the E-step has seen, the likeliest first."""
-        seen = self.buffer.stored(self.questions[question].key)
-        return [*super().known_rationales(question), *(item.rationale for item in seen)]
 
     @property
     def final_reward_temperature(self) -> float:

@@ -382,31 +382,6 @@ def test_only_right_rationales_are_kept(lm: LanguageModel) -> None:
         assert task.grade(em.questions[question], task.answer(rationale))
 
 
-def test_a_known_rationale_stands_in_for_wrong_ones(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That of a demonstration, or the likeliest right one that the E-step has seen; none, where there is none."""
-    keep = dataclasses.replace(FIT, samples=1, keep="correct")
-    e_step = dataclasses.replace(CONFIG.e_step, steps=8, samples=12)
-    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, m_step=keep, e_step=e_step))
-    sample, seen, drawn = em._sample, {}, []
-
-    def wrong(adapter: Any, members: Any, seed: int, **arguments: Any) -> list[list[Rationale]]:
-        found = sample(adapter, members, seed, **arguments)
-        return [[dataclasses.replace(z, calls=()) for z in of_question] for of_question in found]
-
-    monkeypatch.setattr(em, "_sample", wrong)
-    for phase, info in em.run():
-        if phase.name == "draw":
-            drawn.append(info)
-            seen = {i: [item.rationale for item in em.buffer.stored(one.key)] for i, one in enumerate(em.questions)}
-            state = em.state.drawn.copy()
-    assert all(info["kept"] == info["known"] for info in drawn) and sum(info["known"] for info in drawn) == len(state)
-    right = {i: [z for z in of_i if em.is_correct(em.questions[i], z)] for i, of_i in seen.items()}
-    expected = {**{i: of_i[0] for i, of_i in right.items() if of_i}, **dict(enumerate(em.demonstrations))}
-    assert len(em.demonstrations) < len(expected) < len(em.questions)
-    assert {one.question: one.rationale for one in state} == expected
-    assert [one.weight for one in state] == [1.0] * len(expected)
-
-
 def test_a_round_without_a_right_rationale_leaves_p_alone(lm: LanguageModel) -> None:
     class Impossible(ToyTask):
         def grade(self, example: Example, answer: str | None) -> bool:

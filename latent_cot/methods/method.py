@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from statistics import fmean
 from typing import Any, cast
 
@@ -191,7 +190,7 @@ class Method(Evaluator):
 
     @phase(lambda self, _: len(self._draw_units))
     def draw(self, at: Phase) -> Iterator[Info]:
-        """Rationales from q for every training question; where none is right, one that is known to be."""
+        """Rationales from q for every training question."""
         c = self.config.m_step
         if self.state.unit == 0:
             self.state.drawn = []
@@ -207,11 +206,9 @@ class Method(Evaluator):
                 for one in chosen:
                     of_question.setdefault(one.question, []).append(one.rationale)
                 kept, _ = self._weigh(list(of_question), self._experience(of_question, of_question.values()))
-            known = self._stand_ins(set(members) - {one.question for one in chosen})
-            kept = [*kept, *known]
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
-            yield {"drawn": len(drawn), "kept": len(kept), "known": len(known), **share}
+            yield {"drawn": len(drawn), "kept": len(kept), **share}
 
     @phase(lambda self, number: self._m_step_units(number))
     def m_step(self, at: Phase) -> Iterator[Info]:
@@ -277,20 +274,6 @@ class Method(Evaluator):
         """q ← p at the beginning of a round, if q reads what p reads."""
         if self.config.q_sees == "question" and number == 1:
             self.lm.copy_adapter("p", "q")
-
-    def known_rationales(self, question: int) -> list[Rationale]:
-        """What may stand in for q's rationales of a training question, the best first: that of a demonstration."""
-        return self.demonstrations[question : question + 1]
-
-    def _stand_ins(self, questions: Iterable[int]) -> list[WeightedRationale]:
-        """For training questions without a right rationale of q's: one that is known to be right, where there is."""
-        c = self.config.m_step
-        weight = float(c.samples) if c.weighted else 1.0  # weights add up to that for each question
-        found = []
-        for i in sorted(questions):
-            right = (z for z in self.known_rationales(i) if self.is_correct(self.questions[i], z))
-            found += [WeightedRationale(i, rationale, weight) for rationale in islice(right, 1)]
-        return found
 
     def start_model(self) -> None:
         """What p is before it is fine-tuned: what it is."""
