@@ -77,7 +77,7 @@ class EM(Method):
             for batch in batches:
                 self.state.budget.sampled(batch.rationales, batch.sampled)
 
-            # One gradient step of q on the balance of these (objectives/balance.py).
+            # Train q on the balance of these (objectives/balance.py).
             target: dict[str, Any] = {
                 "reward_temperature": reward_temperature(c, step),
                 "reward_floor": c.reward_floor,
@@ -85,18 +85,19 @@ class EM(Method):
             }
             if log_z and step == 0:
                 self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
-            info = update(
-                self.lm,
-                batches,
-                self.rules,
-                optimiser,
-                step,
-                objective=c.objective,
-                huber_delta=c.huber_delta,
-                log_z=log_z * len(batches) or None,
-                **target,
-            )
-            self.state.budget.gradient_steps += 1
+            for _ in range(c.updates):
+                info = update(
+                    self.lm,
+                    batches,
+                    self.rules,
+                    optimiser,
+                    step,
+                    objective=c.objective,
+                    huber_delta=c.huber_delta,
+                    log_z=log_z * len(batches) or None,
+                    **target,
+                )
+            self.state.budget.gradient_steps += c.updates
             figures = describe(batches, self.is_correct if self.tells_right else None)
             figures["reward_temperature"] = target["reward_temperature"]
             yield {**vars(info), **figures, "samples": shown_samples(batches)}

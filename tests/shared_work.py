@@ -88,8 +88,11 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, kl=0.1, max_tokens=100
     )
     found["policy"] = [policy.loss, policy.clipped, policy.gradient_norm]
-    kl = forward_kl.update(lm, seen, rules, optimiser("q"), 0, max_tokens=100)
-    found["forward-kl"] = [kl.loss, kl.ess, kl.bound, kl.gradient_norm]
+    weight, weights = experience.weigh(lm, seen, rules.codec, max_tokens=100)
+    of_question = [weight[seen.group == g].tolist() for g in range(len(asked))]
+    own = [t.policy_group for t in seen.trajectories]
+    kl = forward_kl.update(lm, own, of_question, rules, optimiser("q"), 0, max_tokens=100)
+    found["forward-kl"] = [kl.loss, kl.gradient_norm, *weights.ess.tolist(), *weights.bound.tolist()]
     for adapter in ("p", "q"):
         found[adapter] = [weight.flatten().tolist() for weight in lm.parameters(adapter).values()]
     return found

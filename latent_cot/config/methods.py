@@ -62,7 +62,8 @@ class MethodSpec:
         return self.unread if self.fine_tunes(config) else ("m_step",)
 
     def planned(self, config: RunConfig) -> PlannedBudget:
-        """What a configuration costs. Replayed rationales and early stopping make it less."""
+        """What a configuration costs. Replayed rationales, early stopping and batches without a right one make it
+        less."""
         e = config.e_step
         sampled = e.steps * e.questions * e.samples if self.samples else 0
         steps = e.steps * self.q_steps(config)
@@ -91,11 +92,6 @@ def _drawn(config: RunConfig) -> int:
     return (config.data.demonstrations + config.data.unlabelled) * config.m_step.samples
 
 
-def questions_drawn(config: RunConfig) -> int:
-    """Of how many questions forward KL draws `m_step.samples` rationales: as many rationales as there are questions."""
-    return max(1, (config.data.demonstrations + config.data.unlabelled) // config.m_step.samples)
-
-
 def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
     """A q that sees Y can be tested only where tests give it; p has learned to write Y, not to read it."""
     if config.q_sees == "question":
@@ -111,7 +107,7 @@ def _policy_gradient(description: str, target: str) -> MethodSpec:
         reasoners=lambda config, answer_given: ("q", "p") if config.policy_gradient.fine_tune else ("q",),
         q_sees="question",
         samples=True,
-        q_steps=lambda config: config.policy_gradient.epochs,
+        q_steps=lambda config: config.e_step.updates,
         fine_tunes=lambda config: config.policy_gradient.fine_tune,
         drawn=lambda config: _drawn(config) if config.policy_gradient.fine_tune else 0,
     )
@@ -123,7 +119,7 @@ _EM = MethodSpec(
     reasoners=_em_reasoners,
     has_e_step=True,
     samples=True,
-    q_steps=lambda config: 1,
+    q_steps=lambda config: config.e_step.updates,
     fine_tunes=lambda config: True,
     drawn=_drawn,
     safeguarded=True,
@@ -163,11 +159,8 @@ METHODS: Mapping[str, MethodSpec] = {
     ),
     "forward-kl": replace(
         _EM,
-        description="q(Z | X, Y) by forward KL and an importance-weighted M-step (Variational Reasoning)",
+        description="EM with an E-step by forward KL: q(Z | X, Y) learns its own samples, by their posterior weight",
         target="latent_cot.methods.forward_kl:ForwardKL",
-        has_e_step=False,
-        drawn=lambda config: questions_drawn(config) * config.m_step.samples,
-        unread=("m_step.temperature", "m_step.keep", "m_step.weighted"),
     ),
     "gflownet": MethodSpec(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
@@ -175,7 +168,7 @@ METHODS: Mapping[str, MethodSpec] = {
         reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
         has_e_step=True,
         samples=True,
-        q_steps=lambda config: 1,
+        q_steps=lambda config: config.e_step.updates,
         safeguarded=True,
     ),
     "em": _EM,

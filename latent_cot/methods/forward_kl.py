@@ -1,112 +1,111 @@
-"""A posterior learned by forward KL, and an importance-weighted M-step: "Variational reasoning for language models"
-(Zhou et al., ICLR 2026, arXiv 2509.22637), in the form of reweighted wake-sleep (Bornschein & Bengio, 2015).
+"""EM whose E-step minimises the other divergence, KL(p(Z | X, Y) || q): the wake phase of reweighted wake-sleep
+(Bornschein & Bengio, 2015), for rationales "Variational reasoning for language models" (Zhou et al., ICLR 2026, arXiv
+2509.22637).
 
-    posterior  minimise KL(p(Z | X, Y) || q): samples from q itself, weighted by w ∝ p(Z Y | X) / q(Z)
-    draw       samples from q for some training questions, with such weights
-    M-step     raise Σ w̃ log p(Z Y | X), the gradient of the importance-weighted bound on log p(Y | X)
-
-The E-step's target is the same posterior as the GFlowNet's; what differs is the divergence. All samples come from q,
-whose chains reach Y more often than p's, and their weights are exact.
+Samples of q itself are weighted by w ∝ p(Z Y | X) / q(Z), and q learns to write them: what is good is pulled up, and
+nothing is pushed down. Each batch of samples is learned from several times, beside later ones; its weights are those of
+the q that sampled it, and stay right. With `--m-step.weighted` and several `--m-step.samples` p learns from such
+weights too, as in the paper.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
-from latent_cot.config.methods import questions_drawn
-from latent_cot.methods.method import Method
-from latent_cot.methods.phases import Steps, phase
-from latent_cot.methods.state import Info, Phase
+import torch
+
+from latent_cot.em import EM
+from latent_cot.methods.m_step import LikelihoodInfo
+from latent_cot.methods.phases import phase
+from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.objectives.importance import weighted_likelihood
+from latent_cot.rationales.batch import describe
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, policy_log_probs, weigh
+from latent_cot.rationales.scoring import Group, score_in_batches
 
 
-class ForwardKL(Method):
-    """Alternate the two."""
+class ForwardKL(EM):
+    """Everything but the E-step is EM's."""
 
-    def algorithm(self) -> Steps:
-        yield from self.init(0)
-        yield from self.evaluate(0)
-        yield from self.warm_start_q(1)
-        for number in range(1, self.rounds + 1):
-            yield from self.diagnose_before(number)
-            yield from self.posterior(number)
-            yield from self.diagnose(number)
-            yield from self.draw(number)
-            yield from self.m_step(number)
-            yield from self.validate(number)
-            yield from self.evaluate(number)
+    raises_elbo = False
 
     @phase(lambda self, _: self.config.e_step.steps)
-    def posterior(self, at: Phase) -> Iterator[Info]:
-        """Train q, each optimiser step on samples of its own."""
+    def e_step(self, at: Phase) -> Iterator[Info]:
+        """Train q on the samples of its own: of each step, and again on those of the steps before."""
+        c, size = self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
-        for step in range(self.state.unit, self.config.e_step.steps):
-            experience = self._fresh_experience(step)
-            info = update(self.lm, experience, self.rules, optimiser, step, max_tokens=self.config.max_batch_tokens)
-            self.state.budget.gradient_steps += 1
-            yield {**vars(info), "distinct": len(experience.rationales) / float(experience.count.sum())}
-
-    @phase(lambda self, _: len(self._parts))
-    def draw(self, at: Phase) -> Iterator[Info]:
-        """Weighted rationales for the M-step."""
         if self.state.unit == 0:
             self.state.drawn = []
-        for unit in range(self.state.unit, len(self._parts)):
-            order = random.Random(self._unit_seed(0)).sample(range(len(self.questions)), self._parts[-1].stop)
-            members = [order[k] for k in self._parts[unit]]
-            sampled = self._sample("q", members, self._unit_seed(unit + 1), n=self.config.m_step.samples)
-            kept, info = self._weigh(members, self._experience(members, sampled))
-            self.state.drawn.extend(kept)
-            yield {"drawn": sum(map(len, sampled)), "kept": len(kept), "ess": float(info.ess.mean())}
+        for step in range(self.state.unit, c.steps):
+            chosen, experience = self._fresh_experience(step)
+            weighted, seen = self._weigh(chosen, experience)
+            fresh = self._explaining(weighted)
+            self.state.drawn.extend(fresh)
+            rng = random.Random(f"{self._unit_seed(step)}/again")
+            batches = [fresh, *(self._again(rng) for _ in range(c.updates - 1))]
+            lessons = [self._by_question(batch) for batch in batches if batch]
+            infos = [update(self.lm, *of, self.rules, optimiser, step, max_tokens=size) for of in lessons]
+            self.state.budget.gradient_steps += len(infos)
+            bound = seen.bound[seen.bound.isfinite()]
+            yield {
+                **(vars(infos[0]) if infos else {}),
+                "ess": float(seen.ess.mean()),
+                "bound": float(bound.mean()) if len(bound) else float("-inf"),
+                **describe(experience.trajectories, self.is_correct if self.tells_right else None),
+            }
 
     @property
-    def _parts(self) -> list[range]:
-        n = min(questions_drawn(self.config), len(self.questions))
-        return self._batches_of(n, self.config.m_step.samples)
+    def final_reward_temperature(self) -> float:
+        return 1.0
 
+    def _explaining(self, records: Sequence[WeightedRationale]) -> list[WeightedRationale]:
+        """Those of questions for which a right rationale was sampled, where the task tells: the weights of wrong ones
+        only say which of them is least wrong."""
+        right = {i for i, rationale, _ in records if self.is_correct(self.questions[i], rationale)}
+        return [one for one in records if one.question in right or not self.tells_right]
 
-@dataclass(frozen=True)
-class ForwardKLInfo:
-    """What a step saw; means over the questions."""
+    def _again(self, rng: random.Random) -> list[WeightedRationale]:
+        """What was sampled so far for some of the questions."""
+        seen = sorted({one.question for one in self.state.drawn})
+        some = set(rng.sample(seen, min(self.config.m_step.batch_size, len(seen))))
+        return [one for one in self.state.drawn if one.question in some]
 
-    loss: float
-    """−Σ w̃ log q(Z), nats."""
-    ess: float
-    """Effective sample size of the weights, as a share of the samples."""
-    bound: float
-    """Importance-weighted estimate of log p(Y | X), nats, over the questions with a possible sample."""
-    gradient_norm: float
+    def _by_question(self, records: Sequence[WeightedRationale]) -> tuple[list[Group], list[list[float]]]:
+        """The rationales behind what q reads, and their weights."""
+        of: dict[int, list[WeightedRationale]] = {}
+        for one in records:
+            of.setdefault(one.question, []).append(one)
+        prompts = (self.query(self.questions[i]).policy_prompt for i in of)
+        rationales = ([one.rationale for one in own] for own in of.values())
+        groups = [Group(*one) for one in zip(prompts, rationales, strict=True)]
+        return groups, [[one.weight for one in own] for own in of.values()]
 
 
 def update(
     lm: LanguageModel,
-    experience: Experience,
+    groups: Sequence[Group],
+    weights: Sequence[Sequence[float]],
     rules: ChainRules,
     optimiser: AdapterOptimiser,
     step: int,
     *,
     max_tokens: int,
-) -> ForwardKLInfo:
-    """One gradient step of q on the weighted likelihood of its own samples."""
-    n = len(experience.trajectories)
-    loss_sum = 0.0
-    # By the merged weights, which have sampled: in bf16 those that are trained are another q.
-    weight, weights = weigh(lm, experience, rules.codec, max_tokens=max_tokens)
+) -> LikelihoodInfo:
+    """One gradient step of q on −Σ w̃ log q(Z) in nats, the mean over the questions. `weights`: of each group's
+    rationales, w̃ times any factor."""
+    n, total = len(groups), 0.0
+    groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     with lm.trainable("q") as model:
-        for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens, shared=True):
-            there = log_prob.device
-            losses = weighted_likelihood(log_prob.sum(1), weight[rows].to(there), experience.group[rows].to(there))
-            loss = losses.sum() / n
+        for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens):
+            shares = torch.cat([torch.tensor(weights[g]) / math.fsum(weights[g]) for g in members])
+            log_q = scores.log_complete
+            loss = weighted_likelihood(log_q, shares.to(log_q.device), scores.group).sum() / n
             lm.accelerator.backward(loss)
-            loss_sum += float(loss.detach())
+            total += float(loss.detach())
         norm = optimiser.step(step)
-    (loss_sum,) = lm.processes.sum([loss_sum])
-    possible = weights.bound[weights.bound.isfinite()]
-    bound = float(possible.mean()) if len(possible) else float("-inf")
-    return ForwardKLInfo(loss_sum, float(weights.ess.mean()), bound, norm)
+    (total,) = lm.processes.sum([total])
+    return LikelihoodInfo(total, norm)

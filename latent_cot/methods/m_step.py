@@ -26,7 +26,8 @@ class LikelihoodInfo:
     """What an update saw."""
 
     loss: float
-    """(Weighted) mean negative log-likelihood of a token, in nats; of an answer, if it is one among candidates."""
+    """(Weighted) mean negative log-likelihood of a token, in nats; of an answer, if it is one among candidates;
+    of a rationale, in forward KL."""
     gradient_norm: float
 
 

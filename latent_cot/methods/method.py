@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -46,6 +46,9 @@ MAX_GRAD_NORM = 1.0
 
 class Method(Evaluator):
     """One run of a method."""
+
+    raises_elbo: ClassVar[bool] = True
+    """Whether that is what the training of q aims at."""
 
     @cached_property
     def reward(self) -> Reward:
@@ -175,14 +178,12 @@ class Method(Evaluator):
             yield means
 
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO is lower for most questions. Then q is what it was, unless its training has another aim:
-        that of forward KL, or of another reward temperature than 1."""
+        """Whether the ELBO is lower for most questions. Then q is what it was, unless its training has another aim."""
         before = self.state.posterior[str(at.round)]["before"]
         fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
         if fall is None:
             return {}
-        aims = METHODS[self.config.method].has_e_step and self.final_reward_temperature == 1
-        back = self.safeguard and aims
+        back = self.safeguard and self.raises_elbo and self.final_reward_temperature == 1
         if back:
             self.lm.copy_adapter("kept", "q")
             self.state.taken_back.append((at.round, "e_step"))
@@ -298,11 +299,11 @@ class Method(Evaluator):
             self.state.budget.sampled(rationales)
         return sampled
 
-    def _fresh_experience(self, step: int) -> Experience:
-        """Rationales from q for training questions drawn for this step, as many as an E-step samples."""
+    def _fresh_experience(self, step: int) -> tuple[list[int], Experience]:
+        """Training questions drawn for this step, and rationales from q for them, as many as an E-step samples."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
         chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
-        return self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=c.samples))
+        return chosen, self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=c.samples))
 
     def _experience(self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]]) -> Experience:
         """What was sampled for these training questions, scored under p."""

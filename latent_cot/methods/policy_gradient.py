@@ -90,7 +90,7 @@ class PolicyGradient(Method):
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
         for step in range(self.state.unit, e.steps):
-            experience = self._fresh_experience(step)
+            _, experience = self._fresh_experience(step)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
@@ -105,11 +105,11 @@ class PolicyGradient(Method):
                 self.rules,
                 optimiser,
                 step,
-                epochs=c.epochs,
+                epochs=e.updates,
                 kl=c.kl if self.kl_in_loss else 0.0,
                 max_tokens=tokens,
             )
-            self.state.budget.gradient_steps += c.epochs
+            self.state.budget.gradient_steps += e.updates
             yield {
                 **vars(info),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),

@@ -278,7 +278,7 @@ def test_a_preset_has_values_for_a_method() -> None:
     assert (sft.m_step.steps, sft.m_step.learning_rate, sft.sft.check_every) == (160, 1e-4, 0)
     assert load_config(method="ppo").e_step.learning_rate == 3e-5
     assert load_config("smoke", method="ppo").e_step.steps == 2
-    assert load_config("smoke", method="forward-kl", task="random_numbers").m_step.samples == 8
+    assert load_config("smoke", method="forward-kl", task="random_numbers").e_step.questions == 1
 
 
 def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None:

@@ -139,7 +139,9 @@ def test_a_forward_kl_step_is_the_weighted_likelihood(
     weight, _ = importance_weights(seen.log_reward, log_sampled, seen.count, seen.group)
     monkeypatch.setattr(lm, "merged", lambda adapter: copy)
     optimiser = no_step(lm, "q")
-    forward_kl.update(lm, seen, rules, optimiser, 0, max_tokens=200)
+    weighed, _ = weigh(lm, seen, rules.codec, max_tokens=200)
+    weights = [(3 * weighed[seen.group == g]).tolist() for g in range(3)]  # times any factor
+    forward_kl.update(lm, [t.policy_group for t in seen.trajectories], weights, rules, optimiser, 0, max_tokens=200)
     total = torch.zeros(())
     with lm.trainable("q") as model:
         for rows, log_q in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):

@@ -15,6 +15,7 @@ import torch
 from latent_cot import em as em_module
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
+from latent_cot.methods import forward_kl as forward_kl_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
@@ -161,8 +162,38 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
         spy(monkeypatch, policy_gradient_module, "floored"),
         spy(monkeypatch, policy_gradient_module, "update"),
     )
-    e_step = dataclasses.replace(CONFIG.e_step, steps=2, reward_floor=7.0)
-    list(make(lm, config_of(method, e_step=e_step, **policy(method, epochs=2, kl=0.4))).run())
+    e_step = dataclasses.replace(CONFIG.e_step, steps=2, updates=2, reward_floor=7.0)
+    list(make(lm, config_of(method, e_step=e_step, **policy(method, kl=0.4))).run())
     assert [arguments[1] for arguments, _ in floors] == [7.0, 7.0]
     given = [{name: options[name] for name in ("epochs", "kl")} for _, options in updates]
     assert given == [{"epochs": 2, "kl": 0.4 if method == "grpo" else 0.0}] * 2
+
+
+def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step first what it has sampled, for questions with a right rationale; then of all that so far."""
+    updates = spy(monkeypatch, forward_kl_module, "update")
+    e_step = dataclasses.replace(CONFIG.e_step, steps=6, samples=12, updates=3, replay_share=0.0)
+    loop = make(lm, config_of("forward-kl", e_step=e_step, m_step=dataclasses.replace(CONFIG.m_step, batch_size=2)))
+    prompts = [loop.query(question).policy_prompt for question in loop.questions]
+    known: dict[int, int] = {}  # question -> how many rationales of it
+    done = again = 0
+    for phase, info in loop.run():
+        if phase.name == "e_step":
+            own = loop.state.drawn
+            now = {i: sum(one.question == i for one in own) for i in {one.question for one in own}}
+            right = {one.question for one in own if loop.is_correct(loop.questions[one.question], one.rationale)}
+            assert right == set(now)
+            fresh = {i for i in now if now[i] != known.get(i, 0)}
+            calls, done = updates[done:], len(updates)
+            asked = [[prompts.index(group.prompt) for group in arguments[1]] for arguments, _ in calls]
+            assert len(calls) == (0 if not now else 3 if fresh else 2)
+            if fresh:
+                assert set(asked[0]) == fresh
+            for (arguments, _), of in list(zip(calls, asked, strict=True))[bool(fresh) :]:
+                assert len(of) == min(2, len(now)) and set(of) <= set(now)
+                assert [len(group.rationales) for group in arguments[1]] == [now[i] for i in of]
+                again += bool(set(of) - fresh)
+            assert {arguments[5] for arguments, _ in calls} <= {loop.state.unit - 1}
+            assert ("loss" in info) == bool(calls)
+            known = now
+    assert again, "nothing was learned again"
