@@ -161,6 +161,7 @@ METHODS: Mapping[str, MethodSpec] = {
         _EM,
         description="EM with an E-step by forward KL: q(Z | X, Y) learns its own samples, by their posterior weight",
         target="latent_cot.methods.forward_kl:ForwardKL",
+        has_e_step=False,
     ),
     "gflownet": MethodSpec(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from latent_cot.em import EM
 from latent_cot.methods.m_step import LikelihoodInfo
-from latent_cot.methods.phases import phase
+from latent_cot.methods.method import Method
+from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
@@ -28,10 +28,21 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group, score_in_batches
 
 
-class ForwardKL(EM):
-    """Everything but the E-step is EM's."""
+class ForwardKL(Method):
+    """Alternate the two, as EM does."""
 
-    raises_elbo = False
+    def algorithm(self) -> Steps:
+        yield from self.init(0)
+        yield from self.evaluate(0)
+        yield from self.warm_start_q(1)
+        for number in range(1, self.rounds + 1):
+            yield from self.diagnose_before(number)
+            yield from self.e_step(number)
+            yield from self.diagnose(number)
+            yield from self.draw(number)
+            yield from self.m_step(number)
+            yield from self.validate(number)
+            yield from self.evaluate(number)
 
     @phase(lambda self, _: self.config.e_step.steps)
     def e_step(self, at: Phase) -> Iterator[Info]:
@@ -57,10 +68,6 @@ class ForwardKL(EM):
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
             }
-
-    @property
-    def final_reward_temperature(self) -> float:
-        return 1.0
 
     def _explaining(self, records: Sequence[WeightedRationale]) -> list[WeightedRationale]:
         """Those of questions for which a right rationale was sampled, where the task tells: the weights of wrong ones

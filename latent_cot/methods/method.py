@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 
@@ -46,9 +46,6 @@ MAX_GRAD_NORM = 1.0
 
 class Method(Evaluator):
     """One run of a method."""
-
-    raises_elbo: ClassVar[bool] = True
-    """Whether that is what the training of q aims at."""
 
     @cached_property
     def reward(self) -> Reward:
@@ -178,12 +175,14 @@ class Method(Evaluator):
             yield means
 
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO is lower for most questions. Then q is what it was, unless its training has another aim."""
+        """Whether the ELBO is lower for most questions. Then q is what it was, unless its training has another aim:
+        that of forward KL, or of another reward temperature than 1."""
         before = self.state.posterior[str(at.round)]["before"]
         fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
         if fall is None:
             return {}
-        back = self.safeguard and self.raises_elbo and self.final_reward_temperature == 1
+        aims = METHODS[self.config.method].has_e_step and self.final_reward_temperature == 1
+        back = self.safeguard and aims
         if back:
             self.lm.copy_adapter("kept", "q")
             self.state.taken_back.append((at.round, "e_step"))
