@@ -7,6 +7,9 @@ import os
 # Before anything imports huggingface_hub, which reads it once. A test must not depend on the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Of the commands that tests start too: the models are so tiny that a second thread costs more than it gains, and where
+# several tests run at once, their threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import functools
 from collections.abc import Callable
@@ -21,7 +24,7 @@ from tests.tiny import build_tiny_model
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(1)  # the models are so tiny that a second thread costs more than it gains
+torch.set_num_threads(1)
 
 # A slow or busy machine is no failure. Examples are the same in every run, so that a failure is too.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
