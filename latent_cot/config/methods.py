@@ -62,8 +62,8 @@ class MethodSpec:
         return self.unread if self.fine_tunes(config) else ("m_step",)
 
     def planned(self, config: RunConfig) -> PlannedBudget:
-        """What a configuration costs. Replayed rationales, early stopping and batches without a right one make it
-        less."""
+        """What a configuration costs. Replayed rationales, early stopping and, in forward KL, batches without a right
+        rationale make it less."""
         e = config.e_step
         sampled = e.steps * e.questions * e.samples if self.samples else 0
         steps = e.steps * self.q_steps(config)

@@ -95,14 +95,14 @@ class EStepConfig(Section):
     """Training the sampler q: against the posterior or, in other methods, as they train it."""
 
     steps: Count = 40
-    """Batches of rationales that q is trained on a round. 0: no E-step; a q that sees X only is then the present p."""
+    """Batches of rationales that q learns in a round. 0: no E-step; a q that sees X only is then the present p."""
     questions: Few = 8
     """Questions a step."""
     samples: Few = 8
     """Rationales sampled for each question."""
     updates: Positive = 1
-    """Optimiser steps for each batch of sampled rationales. They are all on that batch but in `forward-kl`, where the
-    others than the first are on `m_step.batch_size` questions of those that were sampled so far."""
+    """Optimiser steps for each batch of sampled rationales. All learn that batch; in `forward-kl` the first does, and
+    each of the others learns `m_step.batch_size` of the questions that were sampled so far."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"
