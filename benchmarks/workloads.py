@@ -103,9 +103,9 @@ class EStepWork:
         beginning = self.rng.choices(actions, k=shared)
         prompts = [[*beginning, *query.policy_prompt] for query in self.queries[:64]]
         rules = ChainRules(self.codec, min_tokens=max(0, tokens - 3), max_tokens=tokens)
-        model = self.lm.merged("q")  # merged before the clock starts
+        self.lm.merged("q")  # merged before the clock starts
         started = time.perf_counter()
-        rollout(self.lm, model, prompts, rules, generator=self.generator)
+        rollout(self.lm, "q", prompts, rules, generator=self.generator)
         return time.perf_counter() - started
 
     def chains(self, calls: int, tokens: int) -> float:
@@ -125,7 +125,7 @@ class EStepWork:
         chosen = (calls or tokens) + 1  # after the last result one more, so that all of it has to be read
         rules = ChainRules(codec, called, min_tokens=chosen, max_tokens=chosen)
         prompts = [query.policy_prompt for query in self.queries[:16]]
-        sampled = rollout(self.lm, self.lm.merged("q"), prompts, rules, generator=self.generator)
+        sampled = rollout(self.lm, "q", prompts, rules, generator=self.generator)
         return [rationale for [rationale] in sampled]
 
     def _answer(self, y: str | None) -> list[int]:

@@ -88,6 +88,9 @@ class Rationale:
     truncated: bool = False
     """It reached the maximum length and was stopped by force: log q(⊤ | s_n) = 0."""
     calls: tuple[ToolCall, ...] = ()
+    log_probs: tuple[float, ...] | None = field(default=None, compare=False)
+    """Log-probability of each action, the chosen tokens and the stop that follows, by what sampled it at temperature 1,
+    in nats. It is not saved. None: sampled otherwise, or not at all."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -371,7 +374,9 @@ class Tool(Protocol):
 
 def rationale_to_json(rationale: Rationale) -> dict[str, Any]:
     """The inverse of `rationale_from_json`."""
-    return asdict(rationale)
+    record = asdict(rationale)
+    del record["log_probs"]
+    return record
 
 
 def rationale_from_json(record: dict[str, Any]) -> Rationale:

@@ -44,7 +44,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     found: dict[str, Any] = {}
     asked = queries(5)  # an odd number: the shares differ
     prompts = [query.policy_prompt for query in asked]
-    greedy = rollout(lm, lm.merged("p"), prompts, rules, n=2, temperature=0.0)
+    greedy = rollout(lm, "p", prompts, rules, n=2, temperature=0.0)
     found["greedy"] = [[chain.tokens for chain in of_one] for of_one in greedy]
     rng = random.Random(0)
     sampled = [[random_chain(rules, rng, 5) for _ in range(4)] for _ in asked]

@@ -181,7 +181,7 @@ def test_what_is_likelier_stays(lm: LanguageModel) -> None:
     seed = em.phases.index(Phase(1, "validate"))
     generator = torch.Generator().manual_seed(seed_of(em.config.seed, seed, 0))
     prompts = [em.query(example).policy_prompt for example in examples]
-    sampled = rollout(lm, lm.merged("q"), prompts, em.rules, n=DIAGNOSTIC_SAMPLES, generator=generator)
+    sampled = rollout(lm, "q", prompts, em.rules, n=DIAGNOSTIC_SAMPLES, generator=generator)
     counts = list(map(Counter, sampled))
     weights = m_step.evidence_weights(lm, prompts, counts, em.rules, target="joint", max_tokens=3072)
     assert em._log_evidence(examples, counts, weights) == after[:1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -22,6 +23,19 @@ def sampling_temperature(value: float) -> float:
     """The value. Raises ValueError for one that nothing can be sampled at."""
     if value != 0 and not LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE:
         raise ValueError(f"0, which is greedy, or from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}")
+    return value
+
+
+TRANSFORMERS, VLLM_HERE = "transformers", "vllm"
+
+
+def engine_name(value: str) -> str:
+    """The value. Raises ValueError for one that is no engine."""
+    if value in (TRANSFORMERS, VLLM_HERE):
+        return value
+    addresses = [urlsplit(address) for address in value.split(",")]
+    if not all(address.scheme in ("http", "https") and address.hostname for address in addresses):
+        raise ValueError(f"{TRANSFORMERS}, {VLLM_HERE}, or addresses such as http://localhost:8000, comma-separated")
     return value
 
 
@@ -88,6 +102,9 @@ class RolloutConfig(Section):
     """Tools a chain may call: names or files. None: the task's own."""
     batch_size: Positive = 64
     """Chains that are sampled at once for the M-step. Tests decode twice as many at once."""
+    engine: Annotated[str, AfterValidator(engine_name)] = TRANSFORMERS
+    """What samples while a run trains: `transformers`, `vllm` in this process, or vLLM servers, by their addresses
+    (`http://localhost:8000`; several: comma-separated). See docs/engines.md."""
 
 
 @dataclass(frozen=True)

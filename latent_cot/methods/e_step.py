@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.objectives import COMPLETE_ONLY, OBJECTIVES
-from latent_cot.rationales.batch import Trajectories, balance_of, sample_and_score
+from latent_cot.rationales.batch import Trajectories, balance_of, sample_and_score, sampler_gap
 from latent_cot.rationales.buffer import ReplayBuffer, Stored
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
@@ -97,6 +97,10 @@ class UpdateInfo:
     log_z: float
     """Estimate of log Z(X), tempered, in nats."""
     gradient_norm: float
+    mismatch: float
+    """Mean |Δ log q| of an action between q and what sampled it, nats; NaN if none was sampled from q now ..."""
+    mismatch_99: float
+    """... and what 99 of 100 actions stay below."""
 
 
 def update(
@@ -122,7 +126,7 @@ def update(
     own = lm.processes.share(range(n))
     batches = [batches[g] for g in own]
     loss_of = OBJECTIVES[objective]
-    loss_sum, variance_sum, log_z_sum = 0.0, 0.0, 0.0
+    loss_sum, variance_sum, log_z_sum, gaps = 0.0, 0.0, 0.0, [torch.empty(0)]
     groups = [batch.policy_group for batch in batches]
     with lm.trainable("q") as model:
         for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens):
@@ -142,9 +146,12 @@ def update(
             loss_sum += float(losses.detach().sum())
             variance_sum += float(info.variance.sum())
             log_z_sum += float(info.log_z.sum())
+            gaps.append(sampler_gap(scores, [z for g in members for z in batches[g].rationales]))
         norm = optimiser.step(step)
     loss_sum, variance_sum, log_z_sum = lm.processes.sum([loss_sum, variance_sum, log_z_sum])
-    return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm)
+    gap = torch.cat(gaps)
+    most = float(gap.quantile(0.99)) if len(gap) else math.nan
+    return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm, float(gap.mean()), most)
 
 
 @torch.no_grad()

@@ -211,8 +211,8 @@ class Evaluator(Resumable):
     def _rollout(
         self, sampler: Adapter, prompts: Sequence[Sequence[int]], generator: torch.Generator, **sampling: Any
     ) -> list[list[Rationale]]:
-        model, size = self.lm.merged(sampler), self.test_batch_size
-        return rollout(self.lm, model, prompts, self.test_rules, batch_size=size, generator=generator, **sampling)
+        size = self.test_batch_size
+        return rollout(self.lm, sampler, prompts, self.test_rules, batch_size=size, generator=generator, **sampling)
 
     def _measured(
         self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]

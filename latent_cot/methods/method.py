@@ -233,8 +233,8 @@ class Method(Evaluator):
             generator = torch.Generator().manual_seed(self._unit_seed(unit))
             examples = [self.data.validation[i] for i in units[unit]]
             prompts = [self.query(example).policy_prompt for example in examples]
-            q, n = self.lm.merged("q"), DIAGNOSTIC_SAMPLES
-            counts = list(map(Counter, rollout(self.lm, q, prompts, self.rules, n=n, generator=generator)))
+            n = DIAGNOSTIC_SAMPLES
+            counts = list(map(Counter, rollout(self.lm, "q", prompts, self.rules, n=n, generator=generator)))
             weights = m_step.evidence_weights(self.lm, prompts, counts, self.rules, **self._evidence)
             found["after"] += self._log_evidence(examples, counts, weights)
             self._exchange_p(-1)
@@ -293,7 +293,7 @@ class Method(Evaluator):
         queries = [self.query(self.questions[i]) for i in members]
         prompts = [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries]
         generator = torch.Generator().manual_seed(seed)
-        sampled = rollout(self.lm, self.lm.merged(adapter), prompts, self.rules, generator=generator, **sampling)
+        sampled = rollout(self.lm, adapter, prompts, self.rules, generator=generator, **sampling)
         for rationales in sampled:
             self.state.budget.sampled(rationales)
         return sampled

@@ -24,13 +24,14 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from latent_cot import disk
 from latent_cot.model import architecture
 from latent_cot.model import lora as lora_layer
 from latent_cot.model.architecture import Capabilities, close, features_of, run_trees, some_tokens
+from latent_cot.model.engine import Completion, Engine, Request
 from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.packed import PackedLinear, pack_linear
 from latent_cot.model.processes import Processes
@@ -84,6 +85,9 @@ class LanguageModel:
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
         self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
         self._fresh: set[Weights] = set()
+        self.engine: Engine | None = None
+        """What samples in place of the merged copies, if anything does (`sampling_by`)."""
+        self._at_engine: set[Weights] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
@@ -111,6 +115,11 @@ class LanguageModel:
                     model.set_submodule(name, packed)
             self._share_frozen(model)
 
+    @property
+    def base_config(self) -> PretrainedConfig:
+        """Of the base model."""
+        return self._base.config
+
     # -- adapters ------------------------------------------------------------------------------------
 
     def _make_room(self, name: Weights) -> None:
@@ -124,6 +133,11 @@ class LanguageModel:
         for weight in self._weights[name].values():
             weight.requires_grad_(False)
         self._active = None  # PEFT has switched on the gradients of an adapter
+
+    def _changed(self, *adapters: Weights) -> None:
+        """Copies of these, merged or at the engine, are out of date."""
+        self._fresh.difference_update(adapters)
+        self._at_engine.difference_update(adapters)
 
     def _weights_of(self, adapter: Weights) -> dict[str, nn.Parameter]:
         weights = self.peft.named_parameters()
@@ -154,7 +168,7 @@ class LanguageModel:
         weights = self.parameters(source)
         for name, weight in self.parameters(target).items():
             weight.copy_(weights[name.replace(f".{target}.", f".{source}.")])
-        self._fresh.discard(target)
+        self._changed(target)
 
     @torch.no_grad()
     def swap_adapters(self, one: Weights, other: Weights) -> None:
@@ -165,7 +179,7 @@ class LanguageModel:
             was = weight.clone()
             weight.copy_(twin)
             twin.copy_(was)
-        self._fresh -= {one, other}
+        self._changed(one, other)
 
     @torch.no_grad()
     def interpolate(self, adapter: Weights, share: float) -> None:
@@ -178,7 +192,7 @@ class LanguageModel:
         for name, weight in self.parameters(adapter).items():
             if "lora_B" in name or "lora_embedding_B" in name:
                 weight.mul_(share)
-        self._fresh.discard(adapter)
+        self._changed(adapter)
 
     @torch.no_grad()
     def reset_adapter(self, adapter: Weights, seed: int) -> None:
@@ -190,7 +204,7 @@ class LanguageModel:
             else:
                 bound = 1 / weight.shape[-1] ** 0.5  # peft's own kaiming_uniform(a=√5)
                 weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
-        self._fresh.discard(adapter)
+        self._changed(adapter)
 
     def save_adapter(self, adapter: Weights, folder: Path) -> None:
         """Write it in PEFT's own format (`PeftModel.from_pretrained(base, folder)` loads it)."""
@@ -225,7 +239,7 @@ class LanguageModel:
             remedy = f"it was trained with --lora.alpha {there}, not {alpha}"
             raise UsageError(f"{settings}: {remedy}; give the --lora settings of its training")
         set_peft_model_state_dict(self.peft, state, adapter_name=adapter)
-        self._fresh.discard(adapter)
+        self._changed(adapter)
 
     # -- models to run -------------------------------------------------------------------------------
 
@@ -243,13 +257,13 @@ class LanguageModel:
                 for weight in weights.values():
                     weight.requires_grad_(other == adapter)
             self._active = adapter
-        self._fresh.discard(adapter)
+        self._changed(adapter)
         self._switch_training(True, dropout=dropout)
         try:
             yield self._base
         finally:
             self._switch_training(False, dropout=False)
-            self._fresh.discard(adapter)
+            self._changed(adapter)
 
     @contextmanager
     def without_adapters(self) -> Iterator[PreTrainedModel]:
@@ -277,6 +291,27 @@ class LanguageModel:
                 put(weight)
             self._fresh.add(adapter)
         return model
+
+    def complete(self, adapter: Weights, requests: Sequence[Request]) -> list[Completion]:
+        """A completion of each request by the engine, which is given the adapter where it has changed: its megabytes
+        travel, the base model does not."""
+        assert self.engine is not None
+        if adapter not in self._at_engine:
+            self.engine.put(adapter, lambda folder: self.save_adapter(adapter, folder))
+            self._at_engine.add(adapter)
+        return self.engine.complete(adapter, requests)
+
+    @contextmanager
+    def sampling_by(self, engine: Engine | None) -> Iterator[None]:
+        """Sample by this engine, which is closed in the end; None: by the model itself."""
+        self.engine = engine
+        self._at_engine.clear()
+        try:
+            yield
+        finally:
+            self.engine = None
+            if engine is not None:
+                engine.close()
 
     def _switch_training(self, on: bool, *, dropout: bool) -> None:
         """LoRA's own dropout, and gradient checkpointing: the base model's own dropout stays off."""

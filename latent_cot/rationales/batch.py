@@ -63,7 +63,7 @@ def sample_and_score(
     """`n` rationales from q for each query, with the log-reward of every prefix; arguments as `rollout` and
     `Reward.of_prefixes` have them."""
     prompts = [query.policy_prompt for query in queries]
-    sampled = rollout(lm, lm.merged("q"), prompts, rules, n=n, temperature=temperature, generator=generator)
+    sampled = rollout(lm, "q", prompts, rules, n=n, temperature=temperature, generator=generator)
     return score_sampled(queries, sampled, reward, ends_only=ends_only)
 
 
@@ -106,6 +106,23 @@ def balance_of(
     a = log_flow(scores.log_pf, scores.log_pterm, tempered, states)
     weight = torch.tensor([float(count) for t in trajectories for count in t.counts], device=a.device)
     return Balance(a, states, scores.group, weight, censored=censored, huber_delta=huber_delta)
+
+
+def sampler_gap(scores: Scores, rationales: Sequence[Rationale]) -> torch.Tensor:
+    """(actions,) nats by which the log-probability of an action in `scores` differs from that by what sampled it, of
+    all actions of which the latter is known. What an engine computes in another precision, or another order, or from
+    an older adapter, shows here."""
+    known = [k for k, rationale in enumerate(rationales) if rationale.log_probs is not None]
+    theirs = [value for k in known for value in rationales[k].log_probs or ()]
+    ours = scores.log_actions[known][action_mask([rationales[k] for k in known], scores.log_actions.shape[1])]
+    return (ours.detach().cpu() - torch.tensor(theirs)).abs()
+
+
+def action_mask(rationales: Sequence[Rationale], width: int) -> torch.Tensor:
+    """(B, width) bool: the actions, which are the chosen tokens and the stop that follows the last one."""
+    masks = [[*rationale.policy_mask, not rationale.truncated] for rationale in rationales]
+    rows = [mask + [False] * (width - len(mask)) for mask in masks]
+    return torch.tensor(rows, dtype=torch.bool).view(len(rationales), width)
 
 
 def describe(

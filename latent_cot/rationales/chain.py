@@ -45,6 +45,13 @@ class ChainRules:
         """Tool's trigger -> the tokens that can complete it: cheap to look up; the text decides."""
         return {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
 
+    @cached_property
+    def delimiting(self) -> Set[int]:
+        """The tokens that can complete the step delimiter, where steps are states."""
+        if self.granularity == "token" or self.step_delimiter is None:
+            return frozenset()
+        return self.codec.ending_with(self.step_delimiter)
+
 
 class Chain:
     """A rationale being written."""

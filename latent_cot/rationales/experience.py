@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives.importance import ImportanceInfo, importance_weights
-from latent_cot.rationales.batch import Trajectories, score_sampled
+from latent_cot.rationales.batch import Trajectories, action_mask, score_sampled
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.scoring import Query, score_in_batches
 from latent_cot.types import Rationale
@@ -86,12 +86,6 @@ def weigh(
     for rows, log_prob in policy_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens):
         log_q[rows] = log_prob.sum(1).cpu()
     return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
-
-
-def action_mask(rationales: Sequence[Rationale], width: int) -> torch.Tensor:
-    """(B, width) bool."""
-    masks = [[*rationale.policy_mask, not rationale.truncated] for rationale in rationales]
-    return torch.tensor([mask + [False] * (width - len(mask)) for mask in masks])
 
 
 def _widened(table: torch.Tensor, width: int) -> torch.Tensor:

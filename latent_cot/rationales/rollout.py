@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn.functional import pad
@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from latent_cot.model.kv_cache import KVCache
-from latent_cot.model.lm import LanguageModel
+from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.tree import shared_prefix
+from latent_cot.rationales import stretches
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.types import Rationale, UsageError
 
@@ -59,7 +60,7 @@ Counts = Mapping[Rationale, int]
 @torch.no_grad()
 def rollout(
     lm: LanguageModel,
-    model: PreTrainedModel,
+    reasoner: Weights,
     prompts: Sequence[Sequence[int]],
     rules: ChainRules,
     *,
@@ -69,10 +70,10 @@ def rollout(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> list[list[Rationale]]:
-    """Sample `n` rationales for each prompt.
+    """Sample `n` rationales for each prompt: here, or by the engine that `lm` has.
 
     Args:
-        model: the weights to sample from, e.g. `lm.merged("q")`.
+        reasoner: the adapter to sample from.
         prompts: token ids, of any lengths; each is run once and shared by its n rationales.
         temperature: of all rationales, or of each of the n of each prompt; 0 is greedy.
         top_p: below 1, nucleus sampling: only the likeliest tokens are drawn whose probabilities, at this temperature,
@@ -88,15 +89,41 @@ def rollout(
     prompts, heat = [prompts[i] for i in share], heat[share].flatten()
     if not prompts:
         return lm.processes.join([])
-    actions = rules.codec.actions.to(lm.device)
-    batch = _Batch(lm, model, prompts, rules, n, max(n, batch_size or n * len(prompts)))
+    if lm.engine is not None:
+        finished = stretches.rollout(lm, reasoner, prompts, rules, n, heat.tolist(), top_p, generator)
+    else:
+        finished = _rollout_here(lm, reasoner, prompts, rules, n, heat, top_p, generator, batch_size)
+    return lm.processes.join([finished[i * n : (i + 1) * n] for i in range(len(prompts))])
+
+
+def _rollout_here(
+    lm: LanguageModel,
+    reasoner: Weights,
+    prompts: Sequence[Sequence[int]],
+    rules: ChainRules,
+    n: int,
+    heat: torch.Tensor,
+    top_p: float,
+    generator: torch.Generator | None,
+    batch_size: int | None,
+) -> list[Rationale]:
+    """The samples of all prompts, prompt after prompt; `heat` is the temperature of each."""
+    actions, whole = rules.codec.actions.to(lm.device), top_p == 1
+    log_probs: list[list[float]] = [[] for _ in heat]
+    batch = _Batch(lm, lm.merged(reasoner), prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
         places, samples = batch.draws()
         logits = lm.logits(batch.hidden, actions).cpu()[places]
         may_stop = torch.tensor([batch.rows[place].chain.may_stop for place in places], dtype=torch.bool)
         logits[~may_stop, rules.codec.stop_index] = -torch.inf
-        batch.advance(dict(zip(samples, _sample(logits, samples, heat, top_p, generator), strict=True)))
-    return lm.processes.join([[batch.finished[i * n + k] for k in range(n)] for i in range(len(prompts))])
+        chosen, log_prob = _sample(logits, samples, heat, top_p, generator)
+        for sample, value in zip(samples, log_prob, strict=True):
+            log_probs[sample].append(value)
+        batch.advance(dict(zip(samples, chosen, strict=True)))
+    return [
+        replace(batch.finished[k], log_probs=tuple(log_probs[k]) if whole and heat[k] == 1 else None)
+        for k in range(len(heat))
+    ]
 
 
 def _sample(
@@ -105,20 +132,23 @@ def _sample(
     heat: torch.Tensor,
     top_p: float,
     generator: torch.Generator | None,
-) -> list[int]:
-    """The action of each of these samples. `logits` (samples, A); `heat` the temperature of every sample there is."""
+) -> tuple[list[int], list[float]]:
+    """(the action, its log-probability) of each of these samples; a greedy one's is not known, and 0. `logits`
+    (samples, A); `heat` the temperature of every sample there is."""
     if bool(logits.isnan().any()):
         raise UsageError("the model's logits are no numbers: its training has come apart; lower the learning rate")
     heat = heat[samples]
     greedy = logits.argmax(-1)
     if not samples or bool((heat == 0).all()):
-        return greedy.tolist()
+        return greedy.tolist(), [0.0] * len(samples)
     scaled = logits / heat.clamp(min=1e-6)[:, None]
     if top_p < 1:
         # The warper wants token ids, and does not look at them.
         scaled = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), scaled)
-    drawn = torch.multinomial(scaled.softmax(-1), 1, generator=generator)[:, 0]
-    return torch.where(heat == 0, greedy, drawn).tolist()
+    probs = scaled.softmax(-1)
+    drawn = torch.multinomial(probs, 1, generator=generator)
+    log_prob = probs.gather(1, drawn)[:, 0].log()
+    return torch.where(heat == 0, greedy, drawn[:, 0]).tolist(), log_prob.tolist()
 
 
 class _Batch:

@@ -29,6 +29,7 @@ from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
+from latent_cot.run.engines import check_engine, open_engine
 from latent_cot.run.preflight import Examples, check_demonstrations, load_examples
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import Resources
@@ -226,8 +227,11 @@ def run_loop(
 
     Returns the content of `results.json`.
     """
-    with folder.marking_failure():
+    lm, data = session.lm, session.data
+    with folder.marking_failure(), lm.sampling_by(engine := open_engine(session.config, lm)):
         running = _Running(session, folder, resume=resume)
+        for example in (*data.unlabelled, *data.demonstrations)[:1]:
+            check_engine(lm, example, session.rules)
         watch = Watch(session.config, own_reward=session.task.has_own_reward)
         if session.lm.processes.main:  # what has lasted when it was stopped goes on
             for event in folder.events():
@@ -238,6 +242,8 @@ def run_loop(
         for phase, found in running.loop.run():
             info = watch.see(phase, found)
             running.log(phase, info, time.monotonic() - started)
+            while engine is not None and engine.notes:
+                folder.log("note", text=engine.notes.pop(0))
             on_unit(running.loop, phase, info)
             stopping = session.lm.processes.any(should_stop())
             if stopping or time.monotonic() - saved >= SAVE_EVERY:

@@ -159,7 +159,7 @@ def test_its_greedy_chains_are_those_of_the_rollout(lm: LanguageModel, rules: Ch
     queries = random_queries(random.Random(1), 4)
     result = e_step(lm, queries, rules, samples=1, temperature=1e-6)
     gradient_of(lm)
-    expected = rollout(lm, lm.merged("q"), [query.policy_prompt for query in queries], rules, temperature=0.0)
+    expected = rollout(lm, "q", [query.policy_prompt for query in queries], rules, temperature=0.0)
     assert [list(got.rationales) for got in result.trajectories] == expected
 
 

@@ -21,8 +21,9 @@ from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives.balance import Balance, below_floor, prefix_balance, temper, trajectory_balance
 from latent_cot.objectives.importance import importance_weights
+from latent_cot.rationales.batch import action_mask
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, action_mask, gather, policy_log_probs, weigh
+from latent_cot.rationales.experience import Experience, gather, policy_log_probs, weigh
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
@@ -215,7 +216,7 @@ def test_the_figures_of_a_posterior(complete_only: bool, lm: LanguageModel, rule
         generator=torch.Generator().manual_seed(3),
     )
     prompts = [query.policy_prompt for query in asked]
-    sampled = rollout(lm, lm.merged("q"), prompts, rules, n=n, generator=torch.Generator().manual_seed(3))
+    sampled = rollout(lm, "q", prompts, rules, n=n, generator=torch.Generator().manual_seed(3))
     some_below = False
     for query, rationales, figures in zip(asked, sampled, found, strict=True):
         (rewards,) = reward.of_prefixes([query.example], [Group(query.model_prompt, rationales, query.answer)])

@@ -84,7 +84,7 @@ def test_what_is_sampled_is_what_is_scored(name: str) -> None:
     prompt = list(range(3, 3 + WINDOW))
     rules = ChainRules(codec, max_tokens=6)
     with torch.no_grad():
-        ((chain,),) = rollout(lm, lm.merged("q"), [prompt], rules, temperature=0.0)
+        ((chain,),) = rollout(lm, "q", [prompt], rules, temperature=0.0)
         actions = codec.actions
         for i in range(len(chain) + (not chain.truncated)):
             ids = torch.tensor([[*prompt, *chain.tokens[:i]]])
@@ -140,10 +140,8 @@ def test_where_columns_are_counted_no_padding_stands_behind_a_common_beginning(
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
     prompts = [codec.encode_prompt(text) for text in ("What is 3+4? " * 2 + rest for rest in ("", "and", "or even 5"))]
     rules = ChainRules(codec, max_tokens=8)
-    together = rollout(lm, lm.merged("q"), prompts, rules, temperature=0.0)
-    assert together == [
-        chains for prompt in prompts for chains in rollout(lm, lm.merged("q"), [prompt], rules, temperature=0.0)
-    ]
+    together = rollout(lm, "q", prompts, rules, temperature=0.0)
+    assert together == [chains for prompt in prompts for chains in rollout(lm, "q", [prompt], rules, temperature=0.0)]
 
 
 def test_checkpointing_switches_on_no_dropout_of_the_models_own() -> None:

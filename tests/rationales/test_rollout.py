@@ -82,7 +82,7 @@ def test_greedy_chains_are_the_oracles(
 ) -> None:
     rules = rules_of(lm, constrained=constrained, granularity=granularity, min_tokens=min_tokens, max_tokens=max_tokens)
     prompts = random_prompts(rules.codec, random.Random(seed), 4)
-    sampled = fast.rollout(lm, lm.merged("q"), prompts, rules, n=2, temperature=0.0)
+    sampled = fast.rollout(lm, "q", prompts, rules, n=2, temperature=0.0)
     for prompt, rationales in zip(prompts, sampled, strict=True):
         assert rationales == [expected(lm, prompt, rules)] * 2
 
@@ -122,18 +122,20 @@ def test_batched_sampling_is_the_oracles(
 
     chosen_so_far: Counter[int] = Counter()
 
-    def sample(logits: torch.Tensor, samples: Sequence[int], temperature: torch.Tensor, *_: object) -> list[int]:
+    def sample(
+        logits: torch.Tensor, samples: Sequence[int], temperature: torch.Tensor, *_: object
+    ) -> tuple[list[int], list[float]]:
         if not samples:
-            return []
+            return [], []
         own = torch.stack([noise[k, chosen_so_far[k]] for k in samples])
         chosen_so_far.update(samples)
         chosen: list[int] = (logits / temperature[list(samples)][:, None] + own).argmax(-1).tolist()
-        return chosen
+        return chosen, [0.0] * len(samples)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "_sample", sample)
         patch.setattr(fast, "_DEAD_COLUMNS", 2)
-        sampled = fast.rollout(lm, lm.merged("q"), prompts, rules, n=n, temperature=heats, batch_size=batch_size)
+        sampled = fast.rollout(lm, "q", prompts, rules, n=n, temperature=heats, batch_size=batch_size)
     for i, prompt in enumerate(prompts):
         for k in range(n):
             own = noise[i * n + k]
@@ -153,11 +155,11 @@ def test_what_samples_share_is_run_once(lm: LanguageModel) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModel, "decode_step", count)
-        fast.rollout(lm, lm.merged("q"), prompts, rules, n=16, temperature=0.0)
+        fast.rollout(lm, "q", prompts, rules, n=16, temperature=0.0)
         assert max(fed[1:]) <= 2
         fed.clear()
         generator = torch.Generator().manual_seed(0)
-        sampled = fast.rollout(lm, lm.merged("q"), prompts, rules, n=16, temperature=1.0, generator=generator)
+        sampled = fast.rollout(lm, "q", prompts, rules, n=16, temperature=1.0, generator=generator)
     # The last token of a chain that was cut is never fed; all other prefixes are, once.
     distinct = {
         (i, rationale.tokens[: length + 1])
@@ -184,11 +186,11 @@ def test_what_prompts_begin_with_is_kept_once(lm: LanguageModel, monkeypatch: py
         return hidden
 
     monkeypatch.setattr(LanguageModel, "decode_step", watch)
-    kept_once = fast.rollout(lm, lm.merged("q"), prompts, rules, n=2, temperature=0.0)
+    kept_once = fast.rollout(lm, "q", prompts, rules, n=2, temperature=0.0)
     assert columns[0] == len(beginning)
     assert max(columns[1:]) < len(beginning)
     monkeypatch.setattr(lm, "capabilities", dataclasses.replace(lm.capabilities, cascade=False))
-    assert fast.rollout(lm, lm.merged("q"), prompts, rules, n=2, temperature=0.0) == kept_once
+    assert fast.rollout(lm, "q", prompts, rules, n=2, temperature=0.0) == kept_once
 
 
 def test_a_long_result_beside_short_ones(lm: LanguageModel) -> None:
@@ -196,7 +198,7 @@ def test_a_long_result_beside_short_ones(lm: LanguageModel) -> None:
     rules = rules_of(lm, max_tokens=8)
     generator = torch.Generator().manual_seed(0)
     prompts = [[5, 6, 7], [8] * 11, [9]]
-    sampled = fast.rollout(lm, lm.merged("q"), prompts, rules, n=40, temperature=2.0, generator=generator)
+    sampled = fast.rollout(lm, "q", prompts, rules, n=40, temperature=2.0, generator=generator)
     lengths = {call.n_tokens for group in sampled for rationale in group for call in rationale.calls}
     assert len(lengths) >= 3, lengths
     for group in sampled:
@@ -212,7 +214,7 @@ def test_a_long_result_beside_short_ones(lm: LanguageModel) -> None:
 def test_the_same_generator_state_gives_the_same_rationales(lm: LanguageModel) -> None:
     rules = rules_of(lm, max_tokens=6)
     first, second, other = (
-        fast.rollout(lm, lm.merged("q"), [[5], [6, 7]], rules, n=3, generator=torch.Generator().manual_seed(seed))
+        fast.rollout(lm, "q", [[5], [6, 7]], rules, n=3, generator=torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     )
     assert first == second
@@ -244,9 +246,7 @@ def test_frequencies_are_the_probabilities(lm: LanguageModel, temperature: float
         walk((), 1.0)
     generator = torch.Generator().manual_seed(0)
     # Two prompts of different lengths in the batch; the second one only pads.
-    sampled = fast.rollout(
-        lm, lm.merged("q"), [prompt, [5] * 6], rules, n=n, temperature=temperature, generator=generator
-    )
+    sampled = fast.rollout(lm, "q", [prompt, [5] * 6], rules, n=n, temperature=temperature, generator=generator)
     counts = Counter(rationale.tokens for rationale in sampled[0])
     assert sum(probabilities.values()) == pytest.approx(1)
     assert set(counts) <= set(probabilities)
@@ -261,7 +261,7 @@ def test_a_mixture_of_greedy_and_sampled_prompts(lm: LanguageModel) -> None:
     rules = rules_of(lm, max_tokens=6)
     greedy, sampled = fast.rollout(
         lm,
-        lm.merged("q"),
+        "q",
         [[5, 6], [5, 6]],
         rules,
         n=8,
@@ -286,7 +286,7 @@ def test_nucleus_sampling_draws_the_likeliest_tokens_only(tiny_model: Callable[[
     while sum(float(share[k]) for k in kept) < 0.6:
         kept.append(order[len(kept)])
     settings: dict[str, Any] = {"n": n, "temperature": heat, "generator": torch.Generator().manual_seed(0)}
-    (sampled,) = fast.rollout(lm, lm.merged("p"), [prompt], rules, top_p=0.6, **settings)
+    (sampled,) = fast.rollout(lm, "p", [prompt], rules, top_p=0.6, **settings)
     counts = Counter(rationale.tokens[0] for rationale in sampled)
     assert counts.keys() == {int(codec.actions[k]) for k in kept}
     total = float(share[kept].sum())

@@ -107,9 +107,9 @@ def test_texts_that_are_too_long_are_refused(tiny_model: Callable[[str], Path]) 
     assert lm.max_positions == 512
     assert language_model(tiny_model("llama")).max_positions is None  # its positions are rotary
     long = dataclasses.replace(EXAMPLE, x="x" * 500)
-    rollout(lm, lm.merged("q"), [codec.encode(long.x)], ChainRules(codec, max_tokens=12))
+    rollout(lm, "q", [codec.encode(long.x)], ChainRules(codec, max_tokens=12))
     with pytest.raises(UsageError, match=r"a text of 513 tokens .* longer than the model's 512"):
-        rollout(lm, lm.merged("q"), [codec.encode(long.x + "x" * 13)], ChainRules(codec, max_tokens=1))
+        rollout(lm, "q", [codec.encode(long.x + "x" * 13)], ChainRules(codec, max_tokens=1))
     chain = Rationale((5,) * 9, (True,) * 9, (True,) * 10, "")
     with pytest.raises(UsageError, match=r"a text of 513 tokens .* longer than the model's 512"):
         score(lm, lm.merged("q"), [Group(codec.encode(long.x), [chain], [4] * 5)], codec, answers_at="end")
@@ -121,5 +121,5 @@ def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) 
     codec = TextCodec(lm.tokenizer, allowed_characters="1=")
     rules = ChainRules(codec, [LongTool()], max_tokens=12)
     with pytest.raises(UsageError, match=r"with what tools put in .* longer than the model's 512"):
-        rollout(lm, lm.merged("q"), [[5] * 500], rules, n=8, generator=torch.Generator().manual_seed(0))
-    rollout(lm, lm.merged("q"), [[5] * 300], rules, n=8, generator=torch.Generator().manual_seed(0))
+        rollout(lm, "q", [[5] * 500], rules, n=8, generator=torch.Generator().manual_seed(0))
+    rollout(lm, "q", [[5] * 300], rules, n=8, generator=torch.Generator().manual_seed(0))

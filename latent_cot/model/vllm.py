@@ -1,0 +1,277 @@
+r"""vLLM as an engine: servers at addresses, or in this process.
+
+A server has to be started so that it takes adapters while it runs, and gives the log-probabilities of what it samples
+from (docs/engines.md):
+
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank 16 --max-loras 2 \
+        --logprobs-mode processed_logprobs
+
+It reads adapters from a folder, which on another machine has to be a shared one (`TMPDIR`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from latent_cot.model.engine import Completion, Request
+from latent_cot.types import UsageError
+
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 600.0
+"""A server that does not take a connection, or gives no answer, for so long is lost."""
+AT_ONCE = 256
+"""Requests in progress at one server."""
+MAX_LISTED = 1024
+"""Tokens that vLLM lets a request allow, or forbid."""
+_FORBIDDEN = -100.0
+"""Added to a logit: the token is as good as impossible."""
+
+
+def alphabet(allowed: Sequence[int], vocabulary: int) -> dict[str, Any]:
+    """The sampling parameters that let a request choose `allowed` only, of a model with so many logits. Raises
+    UsageError where vLLM cannot."""
+    if len(allowed) <= MAX_LISTED:
+        return {"allowed_token_ids": list(allowed)}
+    others = sorted(set(range(vocabulary)).difference(allowed))
+    if len(others) > MAX_LISTED:
+        n, limit = min(len(allowed), len(others)), f"vLLM can allow or forbid {MAX_LISTED:,} tokens"
+        raise UsageError(f"--rollout.engine: {limit}, and this task's rationales need {n:,}; use transformers")
+    return {"logit_bias": dict.fromkeys(others, _FORBIDDEN)}
+
+
+def sampling(request: Request, vocabulary: int) -> dict[str, Any]:
+    """vLLM's parameters of a request, as its servers and its `SamplingParams` both take them."""
+    return {
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+        "stop_token_ids": list(request.ends),
+        "ignore_eos": True,  # it is among `ends` where it is the stop
+        "logprobs": 0,  # of the chosen token
+        **alphabet(request.allowed, vocabulary),
+    }
+
+
+class _Lost(Exception):
+    """A server does not answer."""
+
+
+class _Server:
+    """One address."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=ANSWER_SECONDS)
+        again = urllib3.Retry(2, allowed_methods=None, backoff_factor=0.5)  # a request has a seed: it may be repeated
+        self._pool = urllib3.PoolManager(maxsize=AT_ONCE, timeout=timeout, retries=again)
+
+    def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What it answers. Raises _Lost if it does not, and UsageError if it refuses."""
+        try:
+            answer = self._pool.request("POST" if body else "GET", f"{self.address}/v1/{path}", json=body)
+            content = answer.data.decode("utf-8", "replace")
+        except urllib3.exceptions.HTTPError as error:
+            raise _Lost(f"{self.address} does not answer ({error})") from error
+        if answer.status >= 500:
+            raise _Lost(f"{self.address} fails ({content:.200})")
+        if answer.status >= 400:
+            raise UsageError(f"--rollout.engine {self.address}: {path}: {_reason(content)}")
+        try:
+            return json.loads(content) if path != "load_lora_adapter" else content
+        except ValueError as error:
+            raise UsageError(f"--rollout.engine {self.address}: no vLLM server ({content!r:.80})") from error
+
+    def complete(self, model: str, request: Request, vocabulary: int) -> Completion:
+        """Sample once."""
+        body = {"model": model, "prompt": list(request.prompt), "return_token_ids": True}
+        answer = self.call("completions", body | sampling(request, vocabulary))
+        try:
+            choice = answer["choices"][0]
+            return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+        except (KeyError, IndexError, TypeError) as error:
+            raise UsageError(f"--rollout.engine {self.address}: not what vLLM answers: {answer!r:.200}") from error
+
+
+def _reason(content: str) -> str:
+    """What an answer says went wrong, with the remedy."""
+    try:
+        found = json.loads(content)
+        message = str(found.get("error", found).get("message", content))
+    except (ValueError, AttributeError):
+        message = content
+    remedies = {
+        "rank": "start the server with --max-lora-rank of at least --lora.rank",
+        "Not Found": "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
+        "context length": "start it with a larger --max-model-len",
+    }
+    fitting = [remedy for sign, remedy in remedies.items() if sign.lower() in message.lower()]
+    return "; ".join([f"{message:.300}", *fitting[:1]])
+
+
+class _Versions:
+    """The folders that adapters are read from, one for each version: what an engine has cached goes by its name."""
+
+    def __init__(self) -> None:
+        self.client = f"latent-cot-{uuid.uuid4().hex[:8]}"
+        self.present: dict[str, str] = {}
+        """Adapter -> the name of its present version."""
+        self.number = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="latent-cot-")
+
+    def folder(self, name: str) -> Path:
+        """Of a version."""
+        return Path(self._folder.name) / name
+
+    def new(self, adapter: str, save: Callable[[Path], None]) -> str:
+        """Write the next version, and return its name."""
+        self.number += 1
+        name = f"{self.client}-{adapter}-{self.number}"
+        save(self.folder(name))
+        return name
+
+    def replace(self, adapter: str, name: str) -> str | None:
+        """Make this the present version; returns the one before, whose folder goes."""
+        old = self.present.get(adapter)
+        self.present[adapter] = name
+        if old is not None:
+            shutil.rmtree(self.folder(old))
+        return old
+
+    def close(self) -> None:
+        """Remove them all."""
+        self._folder.cleanup()
+
+
+class VllmServers:
+    """vLLM servers at addresses, among which requests are spread. One that is lost is done without.
+
+    Args:
+        addresses: such as `http://localhost:8000`.
+        vocabulary: how many logits the base model has.
+    """
+
+    def __init__(self, addresses: Sequence[str], vocabulary: int) -> None:
+        self.notes: list[str] = []
+        self._servers = [_Server(address) for address in addresses]
+        self._vocabulary, self._versions = vocabulary, _Versions()
+        self._workers = ThreadPoolExecutor(AT_ONCE * len(addresses))
+
+    def put(self, adapter: str, save: Callable[[Path], None]) -> None:
+        name = self._versions.new(adapter, save)
+        load = {"lora_name": name, "lora_path": str(self._versions.folder(name))}
+        for server in self._alive():
+            try:
+                server.call("load_lora_adapter", load)
+            except _Lost as error:
+                self._lose(server, error)
+        if (old := self._versions.replace(adapter, name)) is not None:
+            self._unload(old)
+
+    def complete(self, adapter: str, requests: Sequence[Request]) -> list[Completion]:
+        name, found = self._versions.present[adapter], dict[int, Completion]()
+        while missing := [k for k in range(len(requests)) if k not in found]:
+            asked = [
+                (k, server, self._workers.submit(server.complete, name, requests[k], self._vocabulary))
+                for k, server in zip(missing, itertools.cycle(self._alive()), strict=False)
+            ]
+            for k, server, answer in asked:
+                try:
+                    found[k] = answer.result()
+                except _Lost as error:
+                    self._lose(server, error)
+        return [found[k] for k in range(len(requests))]
+
+    def close(self) -> None:
+        for name in self._versions.present.values():
+            self._unload(name)
+        self._workers.shutdown()
+        self._versions.close()
+
+    def _alive(self) -> list[_Server]:
+        if not self._servers:
+            remedy = "start one and go on with --resume, or set rollout.engine to transformers in config.yaml"
+            raise UsageError(f"--rollout.engine: no server is left; {' '.join(self.notes)} {remedy}")
+        return list(self._servers)
+
+    def _lose(self, server: _Server, error: _Lost) -> None:
+        if server in self._servers:
+            self._servers.remove(server)
+            self.notes.append(f"{error}; going on with the {len(self._servers)} others.")
+
+    def _unload(self, name: str) -> None:
+        for server in self._servers:
+            with contextlib.suppress(_Lost, UsageError):  # it holds an adapter more until it is stopped
+                server.call("unload_lora_adapter", {"lora_name": name})
+
+
+class VllmHere:
+    """vLLM in this process, with a second copy of the base model.
+
+    Args:
+        folder: of the base model.
+        precision: `bfloat16` or `float32`.
+        rank: of the adapters.
+        vocabulary: how many logits the base model has.
+    """
+
+    def __init__(self, folder: Path, *, precision: str, rank: int, vocabulary: int, trust_remote_code: bool) -> None:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise UsageError(f"--rollout.engine vllm: pip install 'latent-cot[vllm]' ({error})") from error
+        self.notes: list[str] = []
+        self._vocabulary, self._versions = vocabulary, _Versions()
+        self._llm: Any = LLM(
+            model=str(folder),
+            dtype=precision,
+            enable_lora=True,
+            max_lora_rank=rank,
+            max_loras=2,
+            logprobs_mode="processed_logprobs",
+            skip_tokenizer_init=True,
+            trust_remote_code=trust_remote_code,
+        )
+
+    def put(self, adapter: str, save: Callable[[Path], None]) -> None:
+        name = self._versions.new(adapter, save)
+        old = self._versions.replace(adapter, name)
+        if old is not None:
+            self._llm.llm_engine.remove_lora(_number(old))
+
+    def complete(self, adapter: str, requests: Sequence[Request]) -> list[Completion]:
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        name = self._versions.present[adapter]
+        answers = self._llm.generate(
+            [{"prompt_token_ids": list(request.prompt)} for request in requests],
+            [SamplingParams(detokenize=False, **sampling(request, self._vocabulary)) for request in requests],
+            lora_request=LoRARequest(name, _number(name), str(self._versions.folder(name))),
+            use_tqdm=False,
+        )
+        return [_completion(answer.outputs[0]) for answer in answers]
+
+    def close(self) -> None:
+        del self._llm
+        self._versions.close()
+
+
+def _number(name: str) -> int:
+    """By which vLLM tells versions apart."""
+    return int(name.rsplit("-", 1)[1])
+
+
+def _completion(output: Any) -> Completion:
+    tokens = list(output.token_ids)
+    return Completion(tokens, [of_one[token].logprob for token, of_one in zip(tokens, output.logprobs, strict=True)])

@@ -1,0 +1,82 @@
+"""Rollouts by an engine that completes texts (`model.engine`): one call for each stretch between tool calls.
+
+A call has a request for every chain that is not finished. What comes back is pushed into the chain, which calls its
+tools; the next request's prompt is the same token ids with the result's behind them. Nothing is turned into text and
+back, and an engine that keeps the keys and values of prefixes computes only what is new.
+
+An engine is told once for a request which tokens it may choose. So a stretch also ends where the stop begins or ceases
+to be one of them: with steps as states, a first request of a single token that may be the stop, and one without it up
+to the end of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from latent_cot.model.engine import Completion, Request
+from latent_cot.model.lm import LanguageModel, Weights
+from latent_cot.rationales.chain import Chain, ChainRules
+from latent_cot.types import Rationale
+
+
+@dataclass
+class _Open:
+    """A chain that is being written."""
+
+    chain: Chain
+    prompt: Sequence[int]
+    temperature: float
+    log_probs: list[float] = field(default_factory=list)
+    finished: bool = False
+
+    def request(self, rules: ChainRules, top_p: float, seed: int) -> Request:
+        """What is asked for next."""
+        chain, stop = self.chain, rules.codec.stop_id
+        length = rules.max_tokens - chain.n_chosen
+        if chain.may_stop and rules.granularity == "step":
+            length = 1
+        elif chain.n_chosen < rules.min_tokens:
+            length = min(length, rules.min_tokens - chain.n_chosen)
+        allowed = rules.codec.actions.tolist()
+        if not chain.may_stop:
+            allowed.remove(stop)
+        ends = sorted({stop}.union(*rules.asking.values(), rules.delimiting))
+        return Request((*self.prompt, *chain.tokens), allowed, ends, length, self.temperature, top_p, seed)
+
+    def take(self, completion: Completion, stop: int) -> None:
+        """Add what was written, up to the stop, a tool's result or the longest length."""
+        for token, log_prob in zip(completion.tokens, completion.log_probs, strict=True):
+            self.log_probs.append(log_prob)
+            self.finished = token == stop
+            if self.finished:
+                return
+            result = self.chain.push(token)
+            self.finished = self.chain.full
+            if result or self.finished:
+                return
+
+
+def rollout(
+    lm: LanguageModel,
+    reasoner: Weights,
+    prompts: Sequence[Sequence[int]],
+    rules: ChainRules,
+    n: int,
+    temperatures: Sequence[float],
+    top_p: float,
+    generator: torch.Generator | None,
+) -> list[Rationale]:
+    """`n` rationales of each prompt, prompt after prompt, each at its own temperature (of `n` x prompts)."""
+    chains = [_Open(Chain(rules), prompts[k // n], temperature) for k, temperature in enumerate(temperatures)]
+    while going := [chain for chain in chains if not chain.finished]:
+        seeds = torch.randint(2**31, (len(going),), generator=generator).tolist()
+        asked = [chain.request(rules, top_p, seed) for chain, seed in zip(going, seeds, strict=True)]
+        for chain, completion in zip(going, lm.complete(reasoner, asked), strict=True):
+            chain.take(completion, rules.codec.stop_id)
+    return [
+        replace(one.chain.finish(), log_probs=tuple(one.log_probs) if top_p == 1 and one.temperature == 1 else None)
+        for one in chains
+    ]
