@@ -231,7 +231,7 @@ def one_step(loop: Method, buffer: ReplayBuffer, optimiser: AdapterOptimiser, st
         optimiser,
         step,
         objective=c.objective,
-        reward_temperature=c.reward_temperature,
+        reward_temperature=c.reward_temperatures[0],
         reward_floor=c.reward_floor,
         huber_delta=c.huber_delta,
         max_tokens=loop.config.max_batch_tokens,

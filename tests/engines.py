@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import torch
 from peft import PeftModel
@@ -17,6 +24,9 @@ from peft import PeftModel
 from latent_cot.model.engine import Completion, Request
 from latent_cot.model.weights import load_model_and_tokenizer
 from tests.oracles.scoring import last_logits
+
+SECONDS_TO_START = 600
+"""That a vLLM server may take: it compiles."""
 
 
 class ReferenceEngine:
@@ -149,3 +159,29 @@ def serving(engine: ReferenceEngine, **settings: Any) -> Iterator[FakeVllm]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def vllm_server(model: Path, log: Path) -> Iterator[str]:
+    """vLLM itself, as docs/engines.md says to start it; the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = (
+        f"--model {model} --host 127.0.0.1 --port {port} --dtype float32 --max-model-len 512 --enforce-eager "
+        "--enable-lora --max-lora-rank 16 --max-loras 2 --logprobs-mode processed_logprobs"
+    )
+    own = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags.split()]
+    with log.open("wb") as said:
+        server = subprocess.Popen(command, env=os.environ | own, stdout=said, stderr=said, cwd=log.parent)
+    try:
+        for _ in range(SECONDS_TO_START):
+            assert server.poll() is None, log.read_text()[-2000:]
+            with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()

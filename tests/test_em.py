@@ -416,9 +416,7 @@ def test_the_buffer_is_that_of_the_present_p(lm: LanguageModel) -> None:
 
 
 def test_the_reward_temperature(lm: LanguageModel) -> None:
-    c = dataclasses.replace(
-        CONFIG.e_step, reward_temperature=1.0, final_reward_temperature=0.5, reward_temperature_steps=10
-    )
+    c = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, 0.5), reward_temperature_steps=10)
     assert [reward_temperature(c, step) for step in (0, 5, 10, 50)] == pytest.approx([1.0, 0.75, 0.5, 0.5])
     assert make_em(lm, dataclasses.replace(CONFIG, e_step=c)).final_reward_temperature == pytest.approx(0.8)
 

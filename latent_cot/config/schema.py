@@ -132,10 +132,9 @@ class EStepConfig(Section):
     reward_floor: PositiveAmount | None = None
     """Of a prefix whose log-reward is this many nats below the best of its question, the loss uses only that it is no
     higher; where a chain has stopped, its reward counts as it is (`objectives.balance.below_floor`). None: no floor."""
-    reward_temperature: Temperature = 1.0
-    """log R is divided by this at the first step ..."""
-    final_reward_temperature: Temperature = 1.0
-    """... and by this from the step `reward_temperature_steps` on, linearly in between."""
+    reward_temperatures: tuple[Temperature, Temperature] = (1.0, 1.0)
+    """log R is divided by the first at the first step, and by the second from the step `reward_temperature_steps` on,
+    linearly in between."""
     reward_temperature_steps: Count = 40
     """Steps of that schedule."""
     prior: Literal["model", "sampler"] = "model"

@@ -22,7 +22,8 @@ answer away ("wishful" ones, in the paper). They count as trajectories, but not 
 def reward_temperature(c: EStepConfig, step: int) -> float:
     """T of log R / T at a step of the E-step."""
     share = min(1.0, step / max(1, c.reward_temperature_steps))
-    return c.reward_temperature + (c.final_reward_temperature - c.reward_temperature) * share
+    first, last = c.reward_temperatures
+    return first + (last - first) * share
 
 
 def draw_behaviour(c: EStepConfig, rng: random.Random) -> Behaviour:

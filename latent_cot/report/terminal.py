@@ -54,6 +54,7 @@ FIGURES = {
     "bound_error": "± {:.2f}",
     "accuracy": "right {:.0%}",
     "distinct": "distinct {:.0%}",
+    "mismatch": "gap {:.2g}",
     "questions": "{} questions",
 }
 """Figure of a unit -> how it is shown."""

@@ -1,8 +1,9 @@
 """The continuation task.
 
 X is the beginning of a text, Z the next sentence without its full stop, and Y the full stop, which is also the stop:
-the reward is p(Z . | X), tempered by `e_step.final_reward_temperature`. Sampling in proportion to p(Z . | X)^(1/T) is
-not what sampling each token at temperature T does: a likely sentence may begin with an unlikely word.
+the reward is p(Z . | X), tempered by the second of `e_step.reward_temperatures`. Sampling in proportion to
+p(Z . | X)^(1/T) is not what sampling each token at temperature T does: a likely sentence may begin with an unlikely
+word.
 """
 
 from __future__ import annotations

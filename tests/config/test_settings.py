@@ -314,7 +314,7 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"e_step": {"questions": 0}}, "--e-step.questions is 0; it should be greater than 0"),
         ({"e_step": {"learning_rate": float("nan")}}, "--e-step.learning-rate is nan"),
         ({"e_step": {"learning_rate": float("inf")}}, "--e-step.learning-rate is inf"),
-        ({"e_step": {"reward_temperature": 0.0}}, "--e-step.reward-temperature is 0.0"),
+        ({"e_step": {"reward_temperatures": [0.0, 1.0]}}, "--e-step.reward-temperatures"),
         ({"e_step": {"huber_delta": 0.0}}, "--e-step.huber-delta is 0.0"),
         ({"e_step": {"replay_share": -0.5}}, "--e-step.replay-share is -0.5"),
         ({"e_step": {"temperatures": (2.0, 1.5)}}, "--e-step.temperatures 2.0 1.5: the first is above"),

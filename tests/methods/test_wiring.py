@@ -49,7 +49,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[
 def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "collect")
     diagnoses = spy(monkeypatch, method_module, "diagnose")
-    tempered = {"reward_temperature": 1.0, "final_reward_temperature": 0.4, "reward_temperature_steps": 3}
+    tempered = {"reward_temperatures": (1.0, 0.4), "reward_temperature_steps": 3}
     e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay_share=0.0, **tempered)  # type: ignore[arg-type]
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
     list(em.run())
@@ -67,7 +67,9 @@ def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyP
 def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the mean of log R − log q of its complete rationales, tempered; of questions that have any."""
     updates = spy(monkeypatch, em_module, "update")
-    e_step = dataclasses.replace(CONFIG.e_step, objective="tb", reward_temperature=0.5, reward_temperature_steps=9)
+    e_step = dataclasses.replace(
+        CONFIG.e_step, objective="tb", reward_temperatures=(0.5, 1.0), reward_temperature_steps=9
+    )
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
     assert isinstance(em, em_module.EM)
     expected = math.nan

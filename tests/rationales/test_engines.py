@@ -10,37 +10,61 @@ from typing import Any
 import pytest
 import torch
 
+from latent_cot.model import weights
 from latent_cot.model.engine import Engine
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
-from latent_cot.model.vllm import VllmServers
+from latent_cot.model.vllm import VllmHere, VllmServers
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
-from tests.engines import ReferenceEngine, serving
+from tests.engines import ReferenceEngine, serving, vllm_server
 from tests.worlds import ALPHABET, FakeTool, language_model
 
 TOLERANCE = 1e-3
 """Nats by which a log-probability may differ from that of the model that is trained, in fp32."""
 
 
-@pytest.fixture(params=["transformers", "reference", "server", "two servers"])
-def engine(request: pytest.FixtureRequest, tiny_model: Callable[[str], Path]) -> Iterator[Engine | None]:
-    folder = tiny_model("llama")
+Opened = Callable[[], Engine | None]
+
+VLLM = ["vllm", "vllm-server"]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "transformers",
+        "reference",
+        "server",
+        "two servers",
+        *(pytest.param(n, marks=pytest.mark.vllm) for n in VLLM),
+    ],
+)
+def world(
+    request: pytest.FixtureRequest, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[LanguageModel, Opened]]:
+    """A model, and how to open an engine for it: vLLM itself samples from SmolLM2-135M, the others from a tiny one."""
+    if request.param in VLLM:
+        pytest.importorskip("vllm")
+    folder = weights.resolve(weights.DEFAULT_MODEL) if request.param in VLLM else tiny_model("llama")
+    lm = language_model(folder)
+    vocabulary = lm.base_config.vocab_size
     if request.param == "transformers":
-        yield None
+        yield lm, lambda: None
     elif request.param == "reference":
-        yield ReferenceEngine(folder)
+        yield lm, lambda: ReferenceEngine(folder)
+    elif request.param == "vllm":
+        engine = VllmHere(folder, precision="float32", rank=8, vocabulary=vocabulary, trust_remote_code=False)
+        yield lm, lambda: engine
+    elif request.param == "vllm-server":
+        with vllm_server(folder, tmp_path_factory.mktemp("vllm") / "log") as address:
+            yield lm, lambda: VllmServers([address], vocabulary)
     else:
         with serving(ReferenceEngine(folder)) as one, serving(ReferenceEngine(folder)) as other:
             addresses = [one.address, other.address][: 1 + (request.param == "two servers")]
-            yield VllmServers(addresses, vocabulary=one.engine.vocabulary)
-            assert not one.engine.adapters and not other.engine.adapters
-
-
-@pytest.fixture
-def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
-    return language_model(tiny_model("llama"))
+            yield lm, lambda: VllmServers(addresses, vocabulary)
+            assert not one.engine.adapters  # they were taken back
+            assert not other.engine.adapters
 
 
 def rules_of(lm: LanguageModel, *, constrained: bool = True, **settings: Any) -> ChainRules:
@@ -67,24 +91,24 @@ RULES = pytest.mark.parametrize(
 
 
 @RULES
-def test_greedy_chains_are_those_of_transformers(
-    lm: LanguageModel, engine: Engine | None, settings: dict[str, Any]
-) -> None:
+def test_greedy_chains_are_those_of_transformers(world: tuple[LanguageModel, Opened], settings: dict[str, Any]) -> None:
+    lm, engine = world
     rules = rules_of(lm, **settings)
     expected = rollout(lm, "q", prompts_of(rules), rules, n=1, temperature=0.0)
-    with lm.sampling_by(engine):
+    with lm.sampling_by(engine()):
         assert rollout(lm, "q", prompts_of(rules), rules, n=1, temperature=0.0) == expected
 
 
 @RULES
 def test_log_probabilities_are_those_of_the_trained_model(
-    lm: LanguageModel, engine: Engine | None, settings: dict[str, Any]
+    world: tuple[LanguageModel, Opened], settings: dict[str, Any]
 ) -> None:
+    lm, engine = world
     rules = rules_of(lm, **settings)
     prompts = prompts_of(rules)
     generator = torch.Generator().manual_seed(1)
     heats = [[1.0, 1.0, 0.5]] * len(prompts)
-    with lm.sampling_by(engine):
+    with lm.sampling_by(engine()):
         found = rollout(lm, "q", prompts, rules, n=3, temperature=heats, generator=generator)
     calls = 0
     for prompt, sampled in zip(prompts, found, strict=True):
@@ -99,9 +123,10 @@ def test_log_probabilities_are_those_of_the_trained_model(
     assert calls or settings.get("constrained") is False  # tools were asked in between
 
 
-def test_the_same_generator_gives_the_same_chains_and_another_others(lm: LanguageModel, engine: Engine | None) -> None:
+def test_the_same_generator_gives_the_same_chains_and_another_others(world: tuple[LanguageModel, Opened]) -> None:
+    lm, engine = world
     rules = rules_of(lm)
-    with lm.sampling_by(engine):
+    with lm.sampling_by(engine()):
         first, again, other = (
             rollout(lm, "q", prompts_of(rules), rules, n=4, generator=torch.Generator().manual_seed(seed))
             for seed in (5, 5, 6)
@@ -111,14 +136,17 @@ def test_the_same_generator_gives_the_same_chains_and_another_others(lm: Languag
     assert len({rationale for of_one in first for rationale in of_one}) > 4  # samples of a question differ
 
 
-def test_a_changed_adapter_is_seen_by_the_next_request(lm: LanguageModel, engine: Engine | None) -> None:
+def test_a_changed_adapter_is_seen_by_the_next_request(world: tuple[LanguageModel, Opened]) -> None:
+    lm, engine = world
     rules = rules_of(lm)
     prompts = prompts_of(rules)
     before = rollout(lm, "q", prompts, rules, temperature=0.0)
-    with lm.sampling_by(engine):
+    lm.copy_adapter("q", "kept")
+    with lm.sampling_by(engine()):
         assert rollout(lm, "q", prompts, rules, temperature=0.0) == before
         lm.copy_adapter("p", "q")
         after = rollout(lm, "q", prompts, rules, temperature=0.0)
         assert after == rollout(lm, "p", prompts, rules, temperature=0.0)
     assert after != before
     assert rollout(lm, "q", prompts, rules, temperature=0.0) == after
+    lm.copy_adapter("kept", "q")

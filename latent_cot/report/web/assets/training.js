@@ -23,6 +23,7 @@ const FIGURES = {
   bound: ["mean log p(Y | X), estimated", "of the questions, by importance sampling, nats; above 0 only by chance"],
   validation: ["validation", "share right"],
   replayed: ["replayed", "share of the rationales that an earlier q has sampled"],
+  mismatch: ["gap to the sampler", "mean |Δ log q| of an action, nats"],
   age: ["age of these", "steps since they were sampled, mean"],
 };
 const SKEWED = new Set(["loss", "variance"]); // from 0 to a few large values: drawn on a square root scale

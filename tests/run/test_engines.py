@@ -1,0 +1,177 @@
+"""Runs that sample by vLLM's servers: what a user sees when one is lost, is another model's, or is none."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from latent_cot.cli import main
+from latent_cot.config.schema import RolloutConfig
+from latent_cot.config.settings import from_dict
+from latent_cot.model import vllm
+from latent_cot.model.engine import Request
+from latent_cot.model.vllm import VllmServers, alphabet
+from latent_cot.types import UsageError
+from tests.engines import FakeVllm, ReferenceEngine, serving
+
+SMOKE = ["em", "--task", "arithmetic", "--preset", "smoke", "--precision", "fp32"]
+SHORT = [
+    *("--evaluation.size", "2", "--evaluation.max-tokens", "4", "--evaluation.diagnostics", "0", "--lora.rank", "4"),
+    *("--init-step.steps", "1", "--m-step.steps", "1", "--e-step.steps", "1", "--e-step.samples", "2"),
+    *("--data.demonstrations", "2", "--data.unlabelled", "4", "--data.validation", "2"),
+]
+REQUEST = Request([5, 6], allowed=[7, 8, 9], ends=[9], max_tokens=3, temperature=1.0, top_p=1.0, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def servers(tiny_model_dir: Path) -> Iterator[tuple[FakeVllm, FakeVllm]]:
+    with serving(ReferenceEngine(tiny_model_dir)) as one, serving(ReferenceEngine(tiny_model_dir)) as other:
+        yield one, other
+
+
+def run(engine: str, folder: Path, model: Path, *more: str) -> int:
+    flags = ["--model", str(model), "--output-dir", str(folder), "--rollout.engine", engine]
+    return main([*SMOKE, *SHORT, *flags, *more])
+
+
+def notes(folder: Path) -> list[str]:
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event["text"] for event in events if event["kind"] == "note"]
+
+
+def test_a_run_goes_on_with_the_server_that_is_left_and_ends_as_by_itself(
+    servers: tuple[FakeVllm, FakeVllm], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    lost, kept = servers
+    lost.dies_after = 10
+    assert run(f"{lost.address},{kept.address}", tmp_path / "run", tiny_model_dir) == 0
+    (told,) = [note for note in notes(tmp_path / "run") if lost.address in note]
+    assert told.endswith("going on with the 1 others.")
+    assert not kept.engine.adapters  # taken back at the end
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    gaps = [event["mismatch"] for event in events if event["kind"] == "e_step"]
+    assert gaps
+    assert max(gaps) < 1e-3  # in fp32
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["accuracy"]["1"]) == {"p", "q"}
+
+
+def test_a_run_without_a_server_is_saved_and_goes_on_by_itself(
+    servers: tuple[FakeVllm, FakeVllm], tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (server, _), folder = servers, tmp_path / "run"
+    server.dies_after = 30
+    assert run(server.address, folder, tiny_model_dir) == 2
+    assert "no server is left" in (said := capsys.readouterr().err)
+    assert "--resume" in said
+    server.dies_after = None
+    assert main(["em", "--output-dir", str(folder), "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "expected"),
+    [
+        ("load_lora_adapter", (404, '{"detail": "Not Found"}'), "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
+        ("completions", (400, '{"error": {"message": "maximum context length is 64"}}'), "larger --max-model-len"),
+        ("completions", (200, "<html>"), "no vLLM server"),
+        ("completions", (200, '{"choices": []}'), "not what vLLM answers"),
+        ("completions", (500, "out of memory"), "no server is left"),
+    ],
+)
+def test_what_a_server_says_is_told_with_the_remedy(
+    servers: tuple[FakeVllm, FakeVllm],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    path: str,
+    answer: tuple[int, str],
+    expected: str,
+) -> None:
+    server, _ = servers
+    server.answers[path] = answer
+    assert run(server.address, tmp_path / "run", tiny_model_dir) == 2
+    assert expected in (said := capsys.readouterr().err)
+    assert server.address in said
+
+
+def test_an_adapter_above_the_servers_rank(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(ReferenceEngine(tiny_model_dir), max_rank=2) as server:
+        assert run(server.address, tmp_path / "run", tiny_model_dir) == 2
+    assert "start the server with --max-lora-rank of at least --lora.rank" in capsys.readouterr().err
+
+
+def test_a_server_with_another_base_model(
+    tiny_model: Callable[[str], Path], tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Another(ReferenceEngine):
+        """Of the same shape; what it samples by is near to uniform."""
+
+        def complete(self, adapter: str, requests: list[Request]) -> list[vllm.Completion]:  # type: ignore[override]
+            found = super().complete(adapter, requests)
+            return [vllm.Completion(one.tokens, [2.0 * value - 1 for value in one.log_probs]) for one in found]
+
+    with serving(Another(tiny_model_dir)) as server:
+        assert run(server.address, tmp_path / "run", tiny_model_dir) == 2
+    assert "--logprobs-mode processed_logprobs" in capsys.readouterr().err
+
+
+def test_an_address_nobody_answers(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "CONNECT_SECONDS", 0.5)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert run(address, tmp_path / "run", tiny_model_dir) == 2
+    assert "does not answer" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_none_and_one_that_is_not_installed(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wrong in ("sglang", "localhost:8000", "http://"):
+        with pytest.raises(UsageError, match="transformers, vllm, or addresses"):
+            from_dict({"rollout": {"engine": wrong}}, "x")
+    assert RolloutConfig().engine == "transformers"
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    assert run("vllm", tmp_path / "run", tiny_model_dir) == 2
+    assert "pip install 'latent-cot[vllm]'" in capsys.readouterr().err
+
+
+def test_an_alphabet_is_allowed_or_the_rest_forbidden_or_too_much() -> None:
+    assert alphabet([3, 5], 50_000) == {"allowed_token_ids": [3, 5]}
+    rest = alphabet([i for i in range(5000) if i not in (7, 4999)], 5000)
+    assert rest == {"logit_bias": {7: -100.0, 4999: -100.0}}
+    with pytest.raises(UsageError, match="use transformers"):
+        alphabet(range(0, 5000, 2), 5000)
+
+
+def test_requests_are_spread_and_come_back_in_order(servers: tuple[FakeVllm, FakeVllm], tiny_model_dir: Path) -> None:
+    from tests.worlds import language_model
+
+    lm = language_model(tiny_model_dir)
+    alone = ReferenceEngine(tiny_model_dir)
+    together = VllmServers([server.address for server in servers], alone.vocabulary)
+    with lm.sampling_by(together):
+        requests = [
+            Request([5, 6 + k], [7, 8, 9], [9], max_tokens=3, temperature=1.0, top_p=1.0, seed=k) for k in range(9)
+        ]
+        found = lm.complete("q", requests)
+    with lm.sampling_by(alone):
+        expected = lm.complete("q", requests)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert {server.completed for server in servers} == {4, 5}
