@@ -206,6 +206,7 @@ class ForeignTool:
         self.portable = getattr(tool, "portable", None)
         self.tool, self.guard = tool, Guard(f"tool {tool.name}")
         self._process = _Process(name) if getattr(tool, "isolated", False) else None
+        self._one_at_a_time = threading.RLock()  # rollouts may be sampled in several threads
 
     def request(self, text: str) -> str:
         """See `Tool`."""
@@ -217,10 +218,11 @@ class ForeignTool:
 
     def _call(self, member: str, text: str) -> str:
         try:
-            if self._process is None:
-                return str(self.guard.call(getattr(self.tool, member), text, check=_text))
-            self._process.start()
-            return str(self.guard.call(self._process.ask, member, text, check=_text))
+            with self._one_at_a_time:
+                if self._process is None:
+                    return str(self.guard.call(getattr(self.tool, member), text, check=_text))
+                self._process.start()
+                return str(self.guard.call(self._process.ask, member, text, check=_text))
         except Failure as failure:
             raise ToolError(f"the tool failed: {failure}") from failure
 

@@ -117,6 +117,9 @@ class EStepConfig(Section):
     """Questions a step."""
     samples: Few = 8
     """Rationales sampled for each question."""
+    max_staleness: Few | Literal[0] = 0
+    """How many updates old the adapter may be that a batch was sampled from. 0: sampling and training take turns.
+    Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 1
     """Optimiser steps for each batch of sampled rationales. All learn that batch; in `forward-kl` the first does, and
     each of the others learns `m_step.batch_size` of the questions that were sampled so far."""

@@ -268,6 +268,9 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one"
     if e.temperatures[0] > e.temperatures[1]:
         yield "--e-step.temperatures {} {}: the first is above the second".format(*e.temperatures)
+    if e.max_staleness and not rollout.engine.startswith("http"):
+        remedy = "give the addresses of vLLM servers, or --e-step.max-staleness 0"
+        yield f"--e-step.max-staleness: --rollout.engine {rollout.engine} samples where q is trained; {remedy}"
     if varied.history_dropout and rollout.granularity == "token":
         yield "--augmentation.history-dropout drops steps: with --rollout.granularity token there are none; give 0"
     if varied.concat_questions and target != "joint":

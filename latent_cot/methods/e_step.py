@@ -1,4 +1,4 @@
-"""One optimiser step of the E-step: collect rationales, score them under p, update q."""
+"""One optimiser step of the E-step: sample rationales, score them under p, update q."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -13,10 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.objectives import COMPLETE_ONLY, OBJECTIVES
-from latent_cot.rationales.batch import Trajectories, balance_of, sample_and_score, sampler_gap
+from latent_cot.rationales.batch import Trajectories, balance_of, sampler_gap, score_sampled
 from latent_cot.rationales.buffer import ReplayBuffer, Stored
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.rollout import Draw, rollout
 from latent_cot.rationales.scoring import Query, score_in_batches
 from latent_cot.types import Rationale
 
@@ -33,6 +36,60 @@ class Behaviour:
     """The share of rationales that come from the buffer, if it has any for this question."""
 
 
+def sample(
+    draw: Draw,
+    queries: Sequence[Query],
+    behaviours: Sequence[Behaviour],
+    rules: ChainRules,
+    buffer: ReplayBuffer,
+    *,
+    samples: int,
+    generator: torch.Generator,
+) -> list[Sequence[Rationale]]:
+    """New rationales for each query by `draw`: of its `samples` those that the buffer is not to give."""
+    of_buffer = [
+        round(behaviour.replay * samples) if query.example.key in buffer else 0
+        for query, behaviour in zip(queries, behaviours, strict=True)
+    ]
+    sampled: list[Sequence[Rationale]] = [()] * len(queries)
+    for replayed in dict.fromkeys(of_buffer):
+        if n := samples - replayed:
+            members = [i for i, of_one in enumerate(of_buffer) if of_one == replayed]
+            prompts = [queries[i].policy_prompt for i in members]
+            heat = [_temperatures(behaviours[i], n) for i in members]
+            found = draw(prompts, rules, n=n, temperature=heat, generator=generator)
+            for i, rationales in zip(members, found, strict=True):
+                sampled[i] = rationales
+    return sampled
+
+
+def assemble(
+    queries: Sequence[Query],
+    sampled: Sequence[Sequence[Rationale]],
+    buffer: ReplayBuffer,
+    reward: Reward,
+    *,
+    samples: int,
+    generator: torch.Generator,
+    step: int = 0,
+    ends_only: bool = False,
+) -> list[Trajectories]:
+    """What was sampled for each query, brought to `samples` from the buffer, with the log-reward of every prefix; with
+    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). `step`: of the
+    E-step, from which the age of what is replayed is counted."""
+    replayed: list[Sequence[Stored]] = []
+    for query, rationales in zip(queries, sampled, strict=True):
+        n = samples - len(rationales)
+        replayed.append(buffer.sample(query.example.key, n, generator) if n else [])
+    asked = [i for i, rationales in enumerate(sampled) if rationales]
+    found = score_sampled([queries[i] for i in asked], [sampled[i] for i in asked], reward, ends_only=ends_only)
+    fresh = dict(zip(asked, found, strict=True))
+    for _, of_one in sorted(fresh.items()):
+        for rationale, row in zip(of_one.rationales, of_one.log_reward.tolist(), strict=True):
+            buffer.add(of_one.query.example.key, rationale, row, step)
+    return [_with_replayed(query, fresh.get(i), replayed[i], step) for i, query in enumerate(queries)]
+
+
 def collect(
     lm: LanguageModel,
     queries: Sequence[Query],
@@ -43,31 +100,12 @@ def collect(
     *,
     samples: int,
     generator: torch.Generator,
-    step: int = 0,
-    ends_only: bool = False,
+    **options: Any,
 ) -> list[Trajectories]:
-    """Sample `samples` rationales a query, or replay some of them, with the log-reward of every prefix; with
-    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). `step`: of the
-    E-step, from which the age of what is replayed is counted."""
-    replayed: list[Sequence[Stored]] = []
-    missing: dict[int, list[int]] = {}  # how many to sample -> of which queries
-    for i, (query, behaviour) in enumerate(zip(queries, behaviours, strict=True)):
-        n = round(behaviour.replay * samples) if query.example.key in buffer else 0
-        replayed.append(buffer.sample(query.example.key, n, generator) if n else [])
-        missing.setdefault(samples - n, []).append(i)
-    fresh: dict[int, Trajectories] = {}
-    for n, members in missing.items():
-        if n:
-            heat = [_temperatures(behaviours[i], n) for i in members]
-            asked = [queries[i] for i in members]
-            found = sample_and_score(
-                lm, asked, rules, reward, n=n, temperature=heat, generator=generator, ends_only=ends_only
-            )
-            fresh.update(zip(members, found, strict=True))
-    for _, of_one in sorted(fresh.items()):
-        for rationale, row in zip(of_one.rationales, of_one.log_reward.tolist(), strict=True):
-            buffer.add(of_one.query.example.key, rationale, row, step)
-    return [_with_replayed(query, fresh.get(i), replayed[i], step) for i, query in enumerate(queries)]
+    """`sample` from q as it is, and `assemble`, which has the `options`."""
+    how: dict[str, Any] = {"samples": samples, "generator": generator}
+    sampled = sample(partial(rollout, lm, "q"), queries, behaviours, rules, buffer, **how)
+    return assemble(queries, sampled, buffer, reward, **how, **options)
 
 
 def _with_replayed(query: Query, fresh: Trajectories | None, replayed: Sequence[Stored], step: int) -> Trajectories:

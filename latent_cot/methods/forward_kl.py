@@ -51,8 +51,8 @@ class ForwardKL(Method):
         optimiser = self._sampler_optimiser()
         if self.state.unit == 0:
             self.state.drawn = []
-        for step in range(self.state.unit, c.steps):
-            chosen, experience = self._fresh_experience(step)
+        for step, (rollouts, ahead) in self.rollouts_of_steps():
+            chosen, experience = self._fresh_experience(step, rollouts)
             weighted, seen = self._weigh(chosen, experience)
             fresh = self._explaining(weighted)
             self.state.drawn.extend(fresh)
@@ -67,6 +67,7 @@ class ForwardKL(Method):
                 "ess": float(seen.ess.mean()),
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
+                **ahead,
             }
 
     def _explaining(self, records: Sequence[WeightedRationale]) -> list[WeightedRationale]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import pkgutil
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import fmean
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
+from latent_cot.methods.sampling import Ahead, InTurn, Rollouts, Sampling
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
@@ -34,7 +35,7 @@ from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
-from latent_cot.rationales.rollout import Counts, rollout
+from latent_cot.rationales.rollout import Counts, Draw, rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
@@ -294,15 +295,46 @@ class Method(Evaluator):
         prompts = [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries]
         generator = torch.Generator().manual_seed(seed)
         sampled = rollout(self.lm, adapter, prompts, self.rules, generator=generator, **sampling)
-        for rationales in sampled:
-            self.state.budget.sampled(rationales)
+        self._count(sampled)
         return sampled
 
-    def _fresh_experience(self, step: int) -> tuple[list[int], Experience]:
-        """Training questions drawn for this step, and rationales from q for them, as many as an E-step samples."""
-        c, rng = self.config.e_step, random.Random(self._unit_seed(step))
-        chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
-        return chosen, self._experience(chosen, self._sample("q", chosen, rng.getrandbits(60), n=c.samples))
+    def _count(self, sampled: Iterable[Sequence[Rationale]]) -> None:
+        """Put what was sampled on the budget."""
+        for rationales in sampled:
+            self.state.budget.sampled(rationales)
+
+    def _fresh_experience(self, step: int, rollouts: Sequence[Sequence[Rationale]]) -> tuple[list[int], Experience]:
+        """The training questions of this step, and what was sampled for them (`_rollouts`)."""
+        chosen, _ = self._chosen(step)
+        self._count(rollouts)
+        return chosen, self._experience(chosen, rollouts)
+
+    def _rollouts(self, step: int, draw: Draw) -> Sequence[Sequence[Rationale]]:
+        """Rationales from q for the training questions of this step, as many as an E-step samples."""
+        chosen, seed = self._chosen(step)
+        prompts = [self.query(self.questions[i]).policy_prompt for i in chosen]
+        generator = torch.Generator().manual_seed(seed)
+        return draw(prompts, self.rules, n=self.config.e_step.samples, generator=generator)
+
+    def _chosen(self, step: int) -> tuple[list[int], int]:
+        """Training questions drawn for this step, and the seed of their rationales."""
+        rng = random.Random(self._unit_seed(step))
+        chosen = draw_distinct([1.0] * len(self.questions), self.config.e_step.questions, rng)
+        return chosen, rng.getrandbits(60)
+
+    def rollouts_of_steps(self) -> Iterator[tuple[int, tuple[Sequence[Sequence[Rationale]], Mapping[str, float]]]]:
+        """The steps of the present phase that are left, each with its rollouts and how they came to be."""
+        with self.sampling(self._rollouts) as sampling:
+            for step in range(self.state.unit, self.config.e_step.steps):
+                yield step, sampling.take(step)
+
+    def sampling(self, sample: Callable[[int, Draw], Rollouts]) -> Sampling[Rollouts]:
+        """What gives the rollouts of each step of the present phase, from q: in its turn, or ahead."""
+        first, c = self.state.unit, self.config.e_step
+        draw = partial(rollout, self.lm, "q")
+        if not c.max_staleness:
+            return InTurn(lambda step: sample(step, draw))
+        return Ahead(self.lm, sample, first, c.steps, c.max_staleness)
 
     def _experience(self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]]) -> Experience:
         """What was sampled for these training questions, scored under p."""

@@ -89,8 +89,8 @@ class PolicyGradient(Method):
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
-        for step in range(self.state.unit, e.steps):
-            _, experience = self._fresh_experience(step)
+        for step, (rollouts, ahead) in self.rollouts_of_steps():
+            _, experience = self._fresh_experience(step, rollouts)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
@@ -113,6 +113,7 @@ class PolicyGradient(Method):
             yield {
                 **vars(info),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
+                **ahead,
                 "samples": shown_samples(experience.trajectories),
             }
 

@@ -293,13 +293,17 @@ class LanguageModel:
         return model
 
     def complete(self, adapter: Weights, requests: Sequence[Request]) -> list[Completion]:
-        """A completion of each request by the engine, which is given the adapter where it has changed: its megabytes
-        travel, the base model does not."""
+        """A completion of each request by the engine, which is given the adapter where it has changed."""
         assert self.engine is not None
         if adapter not in self._at_engine:
-            self.engine.put(adapter, lambda folder: self.save_adapter(adapter, folder))
-            self._at_engine.add(adapter)
+            self.publish(adapter)
         return self.engine.complete(adapter, requests)
+
+    def publish(self, adapter: Weights) -> None:
+        """Give the engine the adapter as it is: its megabytes travel, the base model does not."""
+        assert self.engine is not None
+        self.engine.put(adapter, lambda folder: self.save_adapter(adapter, folder))
+        self._at_engine.add(adapter)
 
     @contextmanager
     def sampling_by(self, engine: Engine | None) -> Iterator[None]:

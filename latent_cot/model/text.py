@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -48,6 +49,7 @@ class TextCodec:
         opening: str = "",
     ) -> None:
         self.tokenizer = tokenizer
+        self._one_at_a_time = threading.Lock()
         self.vocab_size = len(tokenizer)
         self._anchors = {anchor: self._plain(anchor) for anchor in self._ANCHORS}
         self._anchor = self._anchors[self._ANCHORS[0]]
@@ -83,7 +85,7 @@ class TextCodec:
         Never empty."""
         if self.chat:
             return self._encode_chat(text)
-        ids = list(self.tokenizer(text, add_special_tokens=True, split_special_tokens=True)["input_ids"])
+        ids = self._ids(text, add_special_tokens=True)
         plain = self._plain(text)
         # A tokenizer may append special tokens: what stands before the text is kept, what stands behind it is not.
         ends = [end for end in range(len(ids), len(plain) - 1, -1) if ids[end - len(plain) : end] == plain]
@@ -165,11 +167,16 @@ class TextCodec:
         return [*self._with_special(before), *self._plain(text), *self._with_special(after)]
 
     def _with_special(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+        return self._ids(text, split_special_tokens=False)
 
     def _plain(self, text: str) -> list[int]:
         # A user who types "<|endoftext|>" means these characters, not the special token.
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return self._ids(text)
+
+    def _ids(self, text: str, *, add_special_tokens: bool = False, split_special_tokens: bool = True) -> list[int]:
+        with self._one_at_a_time:  # how to split is set in the tokenizer itself
+            how = {"add_special_tokens": add_special_tokens, "split_special_tokens": split_special_tokens}
+            return list(self.tokenizer(text, **how)["input_ids"])
 
     def _raw_decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -17,6 +17,7 @@ import json
 import shutil
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,6 +127,8 @@ class _Versions:
         self.client = f"latent-cot-{uuid.uuid4().hex[:8]}"
         self.present: dict[str, str] = {}
         """Adapter -> the name of its present version."""
+        self.loaded: dict[str, deque[str]] = {}
+        """Adapter -> the names of its versions that the engine has, oldest first."""
         self.number = 0
         self._folder = tempfile.TemporaryDirectory(prefix="latent-cot-")
 
@@ -141,11 +144,15 @@ class _Versions:
         return name
 
     def replace(self, adapter: str, name: str) -> str | None:
-        """Make this the present version; returns the one before, whose folder goes."""
-        old = self.present.get(adapter)
+        """Make this the present version. Returns the one that nobody asks for any more, whose folder goes: not the last
+        one, which another thread may be asking for just now."""
+        of_adapter = self.loaded.setdefault(adapter, deque())
+        of_adapter.append(name)
         self.present[adapter] = name
-        if old is not None:
-            shutil.rmtree(self.folder(old))
+        if len(of_adapter) < 3:
+            return None
+        old = of_adapter.popleft()
+        shutil.rmtree(self.folder(old))
         return old
 
     def close(self) -> None:
@@ -193,7 +200,7 @@ class VllmServers:
         return [found[k] for k in range(len(requests))]
 
     def close(self) -> None:
-        for name in self._versions.present.values():
+        for name in itertools.chain(*self._versions.loaded.values()):
             self._unload(name)
         self._workers.shutdown()
         self._versions.close()

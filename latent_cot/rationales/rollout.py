@@ -13,8 +13,10 @@ fraction of the rows. Rows that end leave the batch, and waiting prompts take th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -53,6 +55,9 @@ class _Row:
         return _Row(self.chain.copy(), samples, self.start, self.position)
 
 
+Draw = Callable[..., Sequence[Sequence[Rationale]]]
+"""`rollout` of some model and reasoner: prompts, rules, n, temperature and generator -> rationales of each prompt."""
+
 Counts = Mapping[Rationale, int]
 """Distinct rationale -> how often it was sampled, in order of first occurrence."""
 
@@ -86,14 +91,15 @@ def rollout(
     heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n)
     share = lm.processes.share(range(len(prompts)))
     generator = lm.processes.generator(generator)
-    prompts, heat = [prompts[i] for i in share], heat[share].flatten()
+    prompts, heat = [prompts[i] for i in share], heat[share]
     if not prompts:
         return lm.processes.join([])
-    if lm.engine is not None:
-        finished = stretches.rollout(lm, reasoner, prompts, rules, n, heat.tolist(), top_p, generator)
+    if lm.engine is None:
+        own = _rollout_here(lm, reasoner, prompts, rules, heat, top_p, generator, batch_size)
     else:
-        finished = _rollout_here(lm, reasoner, prompts, rules, n, heat, top_p, generator, batch_size)
-    return lm.processes.join([finished[i * n : (i + 1) * n] for i in range(len(prompts))])
+        sampling: dict[str, Any] = {"n": n, "temperature": heat.tolist(), "top_p": top_p, "generator": generator}
+        own = stretches.rollout(partial(lm.complete, reasoner), prompts, rules, **sampling)
+    return lm.processes.join(own)
 
 
 def _rollout_here(
@@ -101,13 +107,13 @@ def _rollout_here(
     reasoner: Weights,
     prompts: Sequence[Sequence[int]],
     rules: ChainRules,
-    n: int,
     heat: torch.Tensor,
     top_p: float,
     generator: torch.Generator | None,
     batch_size: int | None,
-) -> list[Rationale]:
-    """The samples of all prompts, prompt after prompt; `heat` is the temperature of each."""
+) -> list[list[Rationale]]:
+    """By the model itself; `heat` (prompts, n) is the temperature of each sample."""
+    n, heat = heat.shape[1], heat.flatten()
     actions, whole = rules.codec.actions.to(lm.device), top_p == 1
     log_probs: list[list[float]] = [[] for _ in heat]
     batch = _Batch(lm, lm.merged(reasoner), prompts, rules, n, max(n, batch_size or n * len(prompts)))
@@ -120,9 +126,9 @@ def _rollout_here(
         for sample, value in zip(samples, log_prob, strict=True):
             log_probs[sample].append(value)
         batch.advance(dict(zip(samples, chosen, strict=True)))
+    known = [tuple(own) if whole and heat[k] == 1 else None for k, own in enumerate(log_probs)]
     return [
-        replace(batch.finished[k], log_probs=tuple(log_probs[k]) if whole and heat[k] == 1 else None)
-        for k in range(len(heat))
+        [replace(batch.finished[k], log_probs=known[k]) for k in range(i * n, (i + 1) * n)] for i in range(len(prompts))
     ]
 
 

@@ -11,13 +11,12 @@ to the end of the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from latent_cot.model.engine import Completion, Request
-from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.types import Rationale
 
@@ -46,6 +45,11 @@ class _Open:
         ends = sorted({stop}.union(*rules.asking.values(), rules.delimiting))
         return Request((*self.prompt, *chain.tokens), allowed, ends, length, self.temperature, top_p, seed)
 
+    def rationale(self, *, whole: bool) -> Rationale:
+        """What it has become. `whole`: nothing was cut off the distribution that it was drawn from."""
+        known = whole and self.temperature == 1
+        return replace(self.chain.finish(), log_probs=tuple(self.log_probs) if known else None)
+
     def take(self, completion: Completion, stop: int) -> None:
         """Add what was written, up to the stop, a tool's result or the longest length."""
         for token, log_prob in zip(completion.tokens, completion.log_probs, strict=True):
@@ -59,24 +63,25 @@ class _Open:
                 return
 
 
+@torch.no_grad()
 def rollout(
-    lm: LanguageModel,
-    reasoner: Weights,
+    complete: Callable[[Sequence[Request]], Sequence[Completion]],
     prompts: Sequence[Sequence[int]],
     rules: ChainRules,
-    n: int,
-    temperatures: Sequence[float],
-    top_p: float,
-    generator: torch.Generator | None,
-) -> list[Rationale]:
-    """`n` rationales of each prompt, prompt after prompt, each at its own temperature (of `n` x prompts)."""
-    chains = [_Open(Chain(rules), prompts[k // n], temperature) for k, temperature in enumerate(temperatures)]
-    while going := [chain for chain in chains if not chain.finished]:
+    *,
+    n: int = 1,
+    temperature: float | Sequence[Sequence[float]] = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[list[Rationale]]:
+    """`n` rationales of each prompt; `complete` asks an engine. The rest as in `rollout.rollout`."""
+    heat = torch.as_tensor(temperature, dtype=torch.float32).expand(len(prompts), n).tolist()
+    chains = [
+        [_Open(Chain(rules), prompt, own) for own in of_prompt] for prompt, of_prompt in zip(prompts, heat, strict=True)
+    ]
+    while going := [chain for of_prompt in chains for chain in of_prompt if not chain.finished]:
         seeds = torch.randint(2**31, (len(going),), generator=generator).tolist()
         asked = [chain.request(rules, top_p, seed) for chain, seed in zip(going, seeds, strict=True)]
-        for chain, completion in zip(going, lm.complete(reasoner, asked), strict=True):
+        for chain, completion in zip(going, complete(asked), strict=True):
             chain.take(completion, rules.codec.stop_id)
-    return [
-        replace(one.chain.finish(), log_probs=tuple(one.log_probs) if top_p == 1 and one.temperature == 1 else None)
-        for one in chains
-    ]
+    return [[chain.rationale(whole=top_p == 1) for chain in of_prompt] for of_prompt in chains]

@@ -28,6 +28,8 @@ LARGEST_GAP = 0.5
 def open_engine(config: RunConfig, lm: LanguageModel) -> Engine | None:
     """None: the model samples by itself. Raises UsageError for an engine that cannot be had."""
     choice, vocabulary = config.rollout.engine, lm.base_config.vocab_size
+    if config.e_step.max_staleness and lm.processes.count > 1:
+        raise UsageError("--e-step.max-staleness: with several processes sampling and training take turns; give 0")
     if choice.startswith("http"):
         return VllmServers(choice.split(","), vocabulary)
     if choice == VLLM_HERE:

@@ -47,7 +47,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[
 
 
 def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "collect")
+    updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "sample")
     diagnoses = spy(monkeypatch, method_module, "diagnose")
     tempered = {"reward_temperatures": (1.0, 0.4), "reward_temperature_steps": 3}
     e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay_share=0.0, **tempered)  # type: ignore[arg-type]

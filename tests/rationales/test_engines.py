@@ -27,7 +27,8 @@ TOLERANCE = 1e-3
 
 Opened = Callable[[], Engine | None]
 
-VLLM = ["vllm", "vllm-server"]
+VLLM = ("vllm", "vllm-server")
+QUIET = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of vLLM's own sockets
 
 
 @pytest.fixture(
@@ -37,7 +38,7 @@ VLLM = ["vllm", "vllm-server"]
         "reference",
         "server",
         "two servers",
-        *(pytest.param(n, marks=pytest.mark.vllm) for n in VLLM),
+        *(pytest.param(name, marks=[pytest.mark.vllm, QUIET]) for name in VLLM),
     ],
 )
 def world(
@@ -55,7 +56,9 @@ def world(
         yield lm, lambda: ReferenceEngine(folder)
     elif request.param == "vllm":
         engine = VllmHere(folder, precision="float32", rank=8, vocabulary=vocabulary, trust_remote_code=False)
+        close, engine.close = engine.close, lambda: None  # type: ignore[method-assign]
         yield lm, lambda: engine
+        close()
     elif request.param == "vllm-server":
         with vllm_server(folder, tmp_path_factory.mktemp("vllm") / "log") as address:
             yield lm, lambda: VllmServers([address], vocabulary)

@@ -14,7 +14,7 @@ from latent_cot.cli import main
 from latent_cot.config.schema import RolloutConfig
 from latent_cot.config.settings import from_dict
 from latent_cot.model import vllm
-from latent_cot.model.engine import Request
+from latent_cot.model.engine import Completion, Request
 from latent_cot.model.vllm import VllmServers, alphabet
 from latent_cot.types import UsageError
 from tests.engines import FakeVllm, ReferenceEngine, serving
@@ -120,9 +120,9 @@ def test_a_server_with_another_base_model(
     class Another(ReferenceEngine):
         """Of the same shape; what it samples by is near to uniform."""
 
-        def complete(self, adapter: str, requests: list[Request]) -> list[vllm.Completion]:  # type: ignore[override]
+        def complete(self, adapter: str, requests: list[Request]) -> list[Completion]:  # type: ignore[override]
             found = super().complete(adapter, requests)
-            return [vllm.Completion(one.tokens, [2.0 * value - 1 for value in one.log_probs]) for one in found]
+            return [Completion(one.tokens, [2.0 * value - 1 for value in one.log_probs]) for one in found]
 
     with serving(Another(tiny_model_dir)) as server:
         assert run(server.address, tmp_path / "run", tiny_model_dir) == 2
