@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,8 @@ def run_loop(
     Returns the content of `results.json`.
     """
     lm, data = session.lm, session.data
-    with folder.marking_failure(), lm.sampling_by(engine := open_engine(session.config, lm)):
+    with folder.marking_failure(), ExitStack() as stack:
+        stack.enter_context(lm.sampling_by(engine := open_engine(session.config, lm)))
         running = _Running(session, folder, resume=resume)
         for example in (*data.unlabelled, *data.demonstrations)[:1]:
             check_engine(lm, example, session.rules)
@@ -239,7 +241,8 @@ def run_loop(
                     watch.see(Phase(event["round"], event["kind"]), event)
         on_start(running.loop)
         saved = started = time.monotonic()
-        for phase, found in running.loop.run():
+        units = stack.enter_context(closing(running.loop.run()))
+        for phase, found in units:
             info = watch.see(phase, found)
             running.log(phase, info, time.monotonic() - started)
             while engine is not None and engine.notes:
