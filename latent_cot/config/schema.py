@@ -47,6 +47,7 @@ PositiveAmount = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Temperature = Annotated[float, Field(strict=True, ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)]
 SamplingTemperature = Annotated[float, Field(strict=True), AfterValidator(sampling_temperature)]
+EngineName = Annotated[str, AfterValidator(engine_name)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
@@ -102,7 +103,7 @@ class RolloutConfig(Section):
     """Tools a chain may call: names or files. None: the task's own."""
     batch_size: Positive = 64
     """Chains that are sampled at once for the M-step. Tests decode twice as many at once."""
-    engine: Annotated[str, AfterValidator(engine_name)] = TRANSFORMERS
+    engine: EngineName = TRANSFORMERS
     """What samples while a run trains: `transformers`, `vllm` in this process, or vLLM servers, by their addresses
     (`http://localhost:8000`; several: comma-separated). See docs/engines.md."""
 
@@ -117,7 +118,7 @@ class EStepConfig(Section):
     """Questions a step."""
     samples: Few = 8
     """Rationales sampled for each question."""
-    max_staleness: Few | Literal[0] = 0
+    max_staleness: Count = 0
     """How many updates old the adapter may be that a batch was sampled from. 0: sampling and training take turns.
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 1

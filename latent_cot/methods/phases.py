@@ -15,14 +15,14 @@ run goes through the same algorithm: what `state` says is done is skipped, so it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cached_property, wraps
 from typing import Any
 
 from latent_cot.methods.state import Info, Phase, State
 from latent_cot.model.optimise import AdapterOptimiser
 
-Steps = Iterator[tuple[Phase, Info]]
+Steps = Generator[tuple[Phase, Info], None, None]
 """The phase and the figures of each unit of work."""
 
 

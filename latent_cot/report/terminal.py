@@ -55,6 +55,8 @@ FIGURES = {
     "accuracy": "right {:.0%}",
     "distinct": "distinct {:.0%}",
     "mismatch": "gap {:.2g}",
+    "staleness": "{} updates old",
+    "trainer_waited": "waited {:.1f} s",
     "questions": "{} questions",
 }
 """Figure of a unit -> how it is shown."""

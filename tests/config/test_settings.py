@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 import latent_cot
 from latent_cot import tasks
-from latent_cot.config.schema import SECTIONS, RunConfig, SamplingTemperature
+from latent_cot.config.schema import SECTIONS, EngineName, RunConfig, SamplingTemperature
 from latent_cot.config.settings import (
     check,
     differences,
@@ -43,6 +43,8 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 def _values(kind: Any) -> st.SearchStrategy[Any]:
     """Values of a field's type, within its range."""
     origin, arguments = get_origin(kind), get_args(kind)
+    if kind == EngineName:
+        return st.sampled_from(["transformers", "vllm", "http://localhost:8000,https://10.0.0.1:1"])
     if origin is Annotated:
         (bounds,) = [one for one in arguments[1:] if isinstance(one, FieldInfo)]
         limits = {type(one).__name__: getattr(one, type(one).__name__.lower(), None) for one in bounds.metadata}

@@ -24,6 +24,10 @@ const FIGURES = {
   validation: ["validation", "share right"],
   replayed: ["replayed", "share of the rationales that an earlier q has sampled"],
   mismatch: ["gap to the sampler", "mean |Δ log q| of an action, nats"],
+  staleness: ["staleness", "updates of q since its rationales were begun"],
+  sampling_seconds: ["sampling", "seconds of a step's rollouts"],
+  trainer_waited: ["trainer waited", "seconds for the samplers"],
+  sampler_waited: ["samplers waited", "seconds for the trainer"],
   age: ["age of these", "steps since they were sampled, mean"],
 };
 const SKEWED = new Set(["loss", "variance"]); // from 0 to a few large values: drawn on a square root scale
