@@ -76,8 +76,8 @@ class FakeVllm(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, engine: ReferenceEngine, max_rank: int = 64) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, engine: ReferenceEngine, max_rank: int = 64, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.engine, self.max_rank = engine, max_rank
         self.answers: dict[str, tuple[int, str]] = {}
         """Path -> status and content of what is answered instead."""
