@@ -12,6 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,15 @@ class Samplers:
     def start(self) -> None:
         for port in self.ports:
             if port not in self.processes:
-                self.processes[port] = forked(lambda port=port: FakeVllm(self.engine, port=port).serve_forever())
+                self.processes[port] = forked(partial(self._serve, port))
 
     def kill(self, port: int) -> None:
         if process := self.processes.pop(port, None):
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
+
+    def _serve(self, port: int) -> None:
+        FakeVllm(self.engine, port=port).serve_forever()
 
     def _free_port(self) -> int:
         with FakeVllm(self.engine) as server:
