@@ -2,15 +2,15 @@
 
 Three pieces of work on this machine, of which other things bind:
 
-* `sure`: an E-step whose sampler is sure of itself (the base model at a low temperature), so that most of a question's
-  chains are shared: a few rows are decoded, and small operations and reading the weights bind;
+* `sure`: an E-step whose sampler is sure of itself (the base model at temperature 0), so that a question's chains are
+  all alike: 8 rows are decoded, and small operations and reading the weights bind;
 * `untrained`: an E-step of the base model at temperature 1, whose chains are long and all different: 64 rows are
   decoded, and the update keeps the activations of some 2,500 tokens;
 * `lessons`: an M-step of 16 rationales of 96 random tokens in micro-batches of 1,024: the backward pass binds, and the
   logits of Y over the whole vocabulary are kept for it.
 
-Each runs in a process of its own, whose peak resident size is measured, behind a process that measures the machine
-(`latent_cot.planning.measure`: another model, other sizes). What a plan takes for given is how long texts are, how many
+Each runs in a process of its own, whose peak resident size is measured, between two processes that measure the machine
+(`latent_cot.planning.measure`: another model, other sizes); the plan is the mean of what both make of it. What a plan takes for given is how long texts are, how many
 prefixes are scored and how much is shared: here, as it was in the steps that were timed. One thread; times are CPU time
 of the process, since others may use the cores, and wall-clock beside it.
 """
@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -54,7 +54,7 @@ from latent_cot.rationales.scoring import Group
 from latent_cot.report.tables import Table
 from latent_cot.run.session import peak_memory_bytes
 
-TEMPERATURES = {"sure": 0.2, "untrained": 1.0}
+TEMPERATURES = {"sure": 0.0, "untrained": 1.0}
 WORKLOADS = (*TEMPERATURES, "lessons")
 QUESTIONS, SAMPLES = 8, 8
 LESSONS, LESSON_TOKENS = 16, 96
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report: dict[str, Any] = {
             "command": " ".join(["python", "-m", "benchmarks.plan", *(sys.argv[1:] if argv is None else argv)]),
             "model": arguments.model,
-            "workloads": {name: compare(model, name, arguments.steps) for name in arguments.workload or WORKLOADS},
+            "workloads": run(model, arguments.workload or WORKLOADS, arguments.steps),
         }
     if arguments.json:
         print(json.dumps(report, indent=1))
@@ -83,28 +83,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare(model: str, workload: str, steps: int) -> dict[str, Any]:
-    """A workload's plan beside what it took."""
-    device = alone(measured_machine)
-    found = alone(do, model, workload, steps, Machine(device.flops, device.read, {}))
-    texts = Texts(**found["texts"])
-    config = load_config()
-    engine = Engine(shape_of(str(weights.resolve(model))), device, config.lora.rank)
-    limit = config.max_batch_tokens
-    if workload == "lessons":
-        planned = {"update": rounds.m_step(engine, texts, LESSONS, limit // 3)}
-        tokens = min(LESSONS * (texts.prompt + texts.chain + texts.answer), limit // 3)
-        working = engine.activations(tokens, texts.context) + engine.logits(LESSONS * texts.answer, gradients=True)
-    else:
-        planned = rounds.e_step(engine, texts, QUESTIONS, SAMPLES, limit)
-        tokens = min(rounds.tree_tokens(texts, QUESTIONS, SAMPLES), limit)
-        working = engine.activations(tokens, texts.context)
+def run(model: str, workloads: Sequence[str], steps: int) -> dict[str, Any]:
+    """Workload -> its plan beside what it took."""
+    before, report = alone(measured_machine), {}
+    for workload in workloads:
+        found = alone(do, model, workload, steps)
+        after = alone(measured_machine)
+        report[workload] = compare(model, workload, [before, after], found)
+        before = after
+    return report
+
+
+def compare(model: str, workload: str, devices: Sequence[Hardware], found: Mapping[str, Any]) -> dict[str, Any]:
+    """A workload's plan, the mean of those with each measurement of the machine, beside what was found."""
+    shape, config, texts = shape_of(str(weights.resolve(model))), load_config(), Texts(**found["texts"])
+    planned: dict[str, Cost] = {}
+    for device in devices:
+        engine = Engine(shape, device, config.lora.rank)
+        for name, cost in seconds_of(engine, workload, texts, config.max_batch_tokens).items():
+            planned[name] = planned.get(name, Cost()) + cost * (1 / len(devices))
     total = sum(planned.values(), Cost())
     return {
-        "machine": {**asdict(device), **found["machine"]},
+        "machine": {**found["machine"], "measured": [asdict(device) for device in devices]},
         "texts": found["texts"],
         "seconds": compared(total.seconds, sum(found["parts"].values())),
-        "memory": compared(sum(engine.held(2, 2).values()) + working, found["peak"]),
+        "memory": compared(bytes_of(engine, workload, texts, config.max_batch_tokens), found["peak"]),
         "parts": {
             name: {**compared(cost.seconds, found["parts"][name]), "binds": cost.binds}
             for name, cost in planned.items()
@@ -112,6 +115,21 @@ def compare(model: str, workload: str, steps: int) -> dict[str, Any]:
         "binds": total.binds,
         "wall_seconds": found["wall_seconds"],
     }
+
+
+def seconds_of(engine: Engine, workload: str, texts: Texts, limit: int) -> dict[str, Cost]:
+    """Part -> its planned cost."""
+    if workload == "lessons":
+        return {"update": rounds.m_step(engine, texts, LESSONS, limit // 3)}
+    return rounds.e_step(engine, texts, QUESTIONS, SAMPLES, limit)
+
+
+def bytes_of(engine: Engine, workload: str, texts: Texts, limit: int) -> float:
+    """The planned peak."""
+    held = sum(engine.held(copies=2, adapters=2).values())
+    if workload == "lessons":
+        return held + sum(rounds.m_step_memory(engine, texts, LESSONS, limit // 3).values())
+    return held + rounds.e_step_memory(engine, texts, QUESTIONS, SAMPLES, limit)
 
 
 def compared(planned: float, measured: float) -> dict[str, Any]:
@@ -134,7 +152,7 @@ def measured_machine() -> Hardware:
 # -- in a process of its own -------------------------------------------------------------------------------
 
 
-def do(model: str, workload: str, steps: int, machine: Machine) -> dict[str, Any]:
+def do(model: str, workload: str, steps: int) -> dict[str, Any]:
     """Do a step that does not count, and so many that do; returns medians over these, in seconds and bytes."""
     torch.set_num_threads(1)
     work = EStepWork(model, seed=0)
@@ -143,7 +161,7 @@ def do(model: str, workload: str, steps: int, machine: Machine) -> dict[str, Any
     parts: dict[str, list[float]] = {}
     texts, wall = [], []
     for _ in range(steps):
-        meter = Meter(work.lm, machine, time.process_time)
+        meter = Meter(work.lm, Machine(1.0, 1.0, {}), time.process_time)  # its limits are not read
         started = time.perf_counter()
         with meter.on():
             texts.append(step())

@@ -90,6 +90,15 @@ class PlanOptions:
     settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is kept of a measurement."""
+
+    like: str
+    """The machine and versions."""
+    device: Hardware
+
+
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options: PlanOptions = parse_run(PlanOptions, argv, "plan", preset_config(argv), SHOWN, OWN)
@@ -181,17 +190,8 @@ def _measured(options: PlanOptions) -> Hardware:
         device = this_machine()
     with suppress(OSError):  # it is measured again next time
         CACHE.parent.mkdir(parents=True, exist_ok=True)
-        disk.write(CACHE, json.dumps(asdict(Measured(like, device)), allow_nan=True).encode())
+        disk.write(CACHE, json.dumps(asdict(Measured(like, device))).encode())
     return device
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is kept of a measurement."""
-
-    like: str
-    """The machine and versions."""
-    device: Hardware
 
 
 # -- showing ---------------------------------------------------------------------------------------------

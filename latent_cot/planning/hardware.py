@@ -37,8 +37,8 @@ class Hardware:
     """A forward pass without gradients."""
     update: Pass
     """Forward and backward."""
-    link: float = float("inf")
-    """Bytes a second between devices."""
+    link: float = 1.25e9
+    """Bytes a second between devices; else those of 10-gigabit Ethernet."""
     number: int = 2
     """Bytes of a weight: 2 in bf16, 4 in fp32."""
 

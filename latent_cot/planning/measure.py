@@ -39,9 +39,8 @@ ROWS = (4, 48)
 """Of a step of decoding."""
 TREES = ((1, 4), (4, 8))
 """(questions, chains of each) in a pass over trees."""
-KERNELS = 256 * 2**20
-"""Bytes: oneDNN keeps a thousand products in bf16, of up to half a megabyte each (`model/tree.py`); half of that is
-assumed."""
+KERNELS = 1024 * 2**19
+"""Bytes: oneDNN keeps a thousand products in bf16, of half a megabyte each (`model/tree.py`). A long run has them all."""
 
 Clock = Callable[[], float]
 

@@ -70,6 +70,20 @@ def m_step(engine: Engine, texts: Texts, size: float, max_tokens: int) -> Cost:
     return engine.update(tokens, texts.context, batches(tokens, max_tokens), size * texts.answer)
 
 
+def e_step_memory(engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int) -> float:
+    """Bytes of the activations of an update of q; paths through a tree are padded to the longest."""
+    tokens = min(tree_tokens(texts, questions, samples), max_tokens)
+    return engine.activations(tokens, texts.prompt + texts.longest)
+
+
+def m_step_memory(engine: Engine, texts: Texts, size: float, max_tokens: int) -> dict[str, float]:
+    """Bytes of the activations and logits of an update of p."""
+    length = texts.prompt + texts.chain + texts.answer - 1
+    tokens = min(size * length, max_tokens)
+    logits = engine.logits(tokens / length * texts.answer, gradients=True)
+    return {"M-step: activations": engine.activations(tokens, length), "M-step: logits": logits}
+
+
 def lessons(config: RunConfig, texts: Texts) -> Texts:
     """What is learned: longer by the questions that augmentation joins to a text, half of the largest number on
     average."""
@@ -124,7 +138,6 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
     scored = reward(engine, texts, checked, DIAGNOSTIC_SAMPLES, limit)
     prior = e.prior == "sampler"
     rows = max(share(e.questions) * e.samples * texts.distinct, min(tests, tested_at_once))
-    lesson_tokens = min(share(m.batch_size) * (lesson.context + texts.chain / 2 + texts.answer), limit // 3)
     first = m_step(engine, lesson, share(c.init_step.batch_size), limit // 3)
     return Round(
         initial={
@@ -141,11 +154,8 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
         held=engine.held(2 + prior, 2 + c.safeguard + prior),
         working={
             "rollout: keys and values": engine.cache(rows, texts.prompt + texts.longest),
-            "E-step: activations": engine.activations(
-                min(tree_tokens(texts, share(e.questions), e.samples), limit), texts.context
-            ),
-            "M-step: activations": engine.activations(lesson_tokens, lesson.context),
-            "M-step: logits": engine.logits(share(m.batch_size) * texts.answer, gradients=True),
+            "E-step: activations": e_step_memory(engine, texts, share(e.questions), e.samples, limit),
+            **m_step_memory(engine, lesson, share(m.batch_size), limit // 3),
         },
         samplers=(step["rollout"].seconds + step["reward"].seconds) / step["update"].seconds if e.steps else 0.0,
     )

@@ -81,6 +81,9 @@ SHAPES = {
 """Short name -> the shape. The first three are SmolLM2's, the others Qwen2.5's (their `config.json` on the hub)."""
 
 
+MAX_LAYERS = 1000
+
+
 def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
     """The shape of a short name, a folder or a hub name; of the latter only the configuration is fetched.
 
@@ -96,12 +99,17 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
     try:
         with quiet_transformers():
             config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+            text = config.get_text_config(decoder=True)
+            if text.num_hidden_layers > MAX_LAYERS:
+                raise ValueError(f"it has {text.num_hidden_layers} layers, more than any")
             with torch.device("meta"):  # shapes only
                 made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each architecture and the hub's client have their own
         names = f"a folder, OWNER/NAME on the hub, or one of {', '.join(SHAPES)}"
-        raise UsageError(f"--model {model}: {first_line(error)}{did_you_mean(model, SHAPES)} Give {names}") from error
-    text = config.get_text_config(decoder=True)
+        raise UsageError(
+            f"--model {model}: no configuration can be read ({first_line(error)}).{did_you_mean(model, SHAPES)} "
+            f"Give {names}"
+        ) from error
     if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise UsageError(f"--model {model}: is a mixture of experts, which is not planned; give a dense model")
     tables = sum(p.numel() for p in {made.get_input_embeddings().weight, made.get_output_embeddings().weight})
