@@ -10,9 +10,9 @@ Three pieces of work on this machine, of which other things bind:
   logits of Y over the whole vocabulary are kept for it.
 
 Each runs in a process of its own, whose peak resident size is measured, between two processes that measure the machine
-(`latent_cot.planning.measure`: another model, other sizes); the plan is the mean of what both make of it. What a plan takes for given is how long texts are, how many
-prefixes are scored and how much is shared: here, as it was in the steps that were timed. One thread; times are CPU time
-of the process, since others may use the cores, and wall-clock beside it.
+(`latent_cot.planning.measure`: another model, other sizes); the plan is the mean of what both make of it. What a plan
+takes for given is how long texts are, how many prefixes are scored and how much is shared: here, as it was in the steps
+that were timed. One thread; times are CPU time of the process, since others may use the cores; wall-clock is beside it.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def given(argv: Sequence[str]) -> list[str]:
 def value_of(option: str, argv: Sequence[str]) -> str | None:
     """The last value of `option` (`--preset cpu` or `--preset=cpu`), before the real parse; None if absent."""
     found = None
-    for arg, following in zip(argv, [*argv[1:], None], strict=True):
+    for arg, following in zip(argv, [*argv, None][1:], strict=True):
         name, equals, value = arg.partition("=")
         if name == option:
             found = value if equals else following

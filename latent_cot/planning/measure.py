@@ -40,7 +40,7 @@ ROWS = (4, 48)
 TREES = ((1, 4), (4, 8))
 """(questions, chains of each) in a pass over trees."""
 KERNELS = 1024 * 2**19
-"""Bytes: oneDNN keeps a thousand products in bf16, of half a megabyte each (`model/tree.py`). A long run has them all."""
+"""Bytes: oneDNN keeps a thousand products in bf16, of half a megabyte (`model/tree.py`). A long run has them all."""
 
 Clock = Callable[[], float]
 
@@ -120,7 +120,7 @@ class _Passes:
             num_attention_heads=SHAPE.heads,
             num_key_value_heads=SHAPE.kv_heads,
         )
-        model: Any = LlamaForCausalLM(config).to(dtype=dtype)
+        model = cast("Any", LlamaForCausalLM(config)).to(dtype)
         tokenizer = cast("Any", None)  # no text is read
         self.lm = LanguageModel(model, tokenizer, lora_config(LoraSettings()), accelerator)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from latent_cot.config.settings import load_config
 from latent_cot.methods import method
-from latent_cot.model.tree import TokenTree
 from latent_cot.planning import rounds
 from latent_cot.planning.cost import Cost, Engine, batches
 from latent_cot.planning.hardware import GPUS, Hardware, Pass
@@ -50,11 +50,19 @@ def test_a_configuration_gives_the_shape_of_the_model(session: Session, tiny_mod
     assert shape.lora_weights(rank) == sum(weight.numel() for weight in lm.parameters("q").values())
     base = sum(w.numel() for name, w in lm.peft.get_base_model().named_parameters() if "lora_" not in name)
     assert shape.weights == pytest.approx(base, abs=shape.layers)
-    model, cache = lm.merged("q"), lm.new_cache(lm.merged("q"))
+
+
+def test_the_cache_is_the_keys_and_values_of_each_layer(session: Session, tiny_model_dir: Path) -> None:
+    """Of three rows of five tokens, and with columns to spare."""
+    lm = session.lm
+    model = lm.merged("q")
+    cache: Any = lm.new_cache(model)
     ids = torch.zeros(3, 5, dtype=torch.long)
-    lm.decode_step(model, ids, torch.ones_like(ids), torch.arange(5).expand(3, -1), cache)
-    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)  # type: ignore[attr-defined]
-    assert shape.cached * 15 <= kept <= shape.cached * 3 * 64, "with columns to spare"
+    with torch.no_grad():
+        lm.decode_step(model, ids, torch.ones_like(ids), torch.arange(5).expand(3, -1), cache)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert kept % (3 * shape_of(str(tiny_model_dir)).cached) == 0
+    assert kept >= 15 * shape_of(str(tiny_model_dir)).cached
 
 
 def test_a_forward_pass_takes_two_operations_a_weight() -> None:
@@ -100,30 +108,6 @@ def test_shards_divide_what_is_held_and_gather_it_in_each_pass() -> None:
     assert part.held(2, 2)["adapters"] == whole.held(2, 2)["adapters"]
     assert whole.score(10, 7, 5, 0).link == 0
     assert part.score(10, 7, 5, 0).seconds == pytest.approx(5 * 2 * N * 3 / 4)
-
-
-@pytest.mark.parametrize("chains", [2, 8])
-def test_activations_are_those_that_the_backward_pass_keeps(session: Session, chains: int) -> None:
-    """In fp32, whose activations have 4 bytes. What is padded, and the mask, is not planned."""
-    lm, tree, length = session.lm, TokenTree(), 32
-    root = tree.extend(-1, [5] * 16)[-1]
-    for chain in range(chains):
-        tree.extend(root, [10 + chain] * length)
-    parameters = {weight.untyped_storage().data_ptr() for weight in lm.peft.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with lm.trainable("q") as model, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = lm.hidden(model, [tree])
-    engine = Engine(shape_of(session.config.model), replace(FLAT, number=4), session.config.lora.rank)
-    planned = engine.activations(len(tree), len(tree))
-    assert sum(kept.values()) == pytest.approx(planned, rel=0.25)
-    assert hidden.requires_grad
 
 
 def test_checkpointing_keeps_little() -> None:

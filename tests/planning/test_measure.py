@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from latent_cot.planning import measure
 from latent_cot.planning.cost import Engine
@@ -18,12 +21,35 @@ def test_what_is_beside_the_products_is_the_line_through_two_sizes() -> None:
         return 1.0 + layers * (0.002 + tokens * token * 3e-10)
 
     found = measure._beside(engine, [(n, seconds(n), 1.0) for n in (100, 1000)])
-    assert found == Pass(pytest.approx(0.002), pytest.approx(3e-10))
+    assert (found.layer_seconds, found.byte_seconds) == pytest.approx((0.002, 3e-10))
 
 
 def test_noise_makes_nothing_negative() -> None:
     engine = Engine(measure.SHAPE, GPUS["h100"], 16)
     assert measure._beside(engine, [(100, 0.5, 1.0), (1000, 0.4, 1.0)]) == Pass(0.0, 0.0)
+
+
+@pytest.mark.parametrize("questions", [1, 4])
+def test_activations_are_those_that_the_backward_pass_keeps(questions: int) -> None:
+    """In bf16. Padding is not planned: up to a fifth."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lm = measure._Passes(Accelerator(cpu=True, mixed_precision="bf16"), torch.bfloat16).lm
+    trees = measure._trees(questions, 8)
+    parameters = {weight.untyped_storage().data_ptr() for weight in lm.peft.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with lm.trainable("q") as model, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = lm.hidden(model, trees)
+    engine = Engine(measure.SHAPE, GPUS["h100"], 16)
+    planned = engine.activations(sum(map(len, trees)), measure.PROMPT + measure.CHAIN)
+    assert planned <= sum(kept.values()) <= 1.2 * planned
+    assert hidden.requires_grad
 
 
 @pytest.mark.slow
