@@ -18,7 +18,7 @@ from latent_cot import __version__, disk, tasks
 from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console, say
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, flag
+from latent_cot.config.settings import check, flag, refuse_code
 from latent_cot.planning.cost import Cost, Engine
 from latent_cot.planning.hardware import GPUS, Hardware
 from latent_cot.planning.layout import Layout, layouts, split, suggested, total
@@ -83,6 +83,8 @@ class PlanOptions:
     """GB of a device, likewise."""
     overhead: float | None = None
     """Milliseconds of a layer's small operations in a step of decoding, likewise."""
+    trust_code: Switch = False
+    """Run the Python files that a task's YAML file names (a tool, a grader)."""
     measure: Switch = False
     """Measure this machine again."""
     json: Switch = False
@@ -104,6 +106,8 @@ def run(argv: Sequence[str]) -> int:
     options: PlanOptions = parse_run(PlanOptions, argv, "plan", preset_config(argv), SHOWN, OWN)
     config = _config(options)
     check(config)
+    if config.task.endswith(tasks.FILES):
+        refuse_code(config, config.task, trusted=options.trust_code)
     shape = shape_of(config.model, trust_remote_code=config.trust_remote_code)
     device = _device(options)
     engine = Engine(shape, device, config.lora.rank, config.gradient_checkpointing)

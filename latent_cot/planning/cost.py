@@ -22,8 +22,6 @@ SINGLE = 4
 """Bytes of a number in fp32, which adapters, their gradients and AdamW's two moments are in."""
 LOGITS = 2 * SINGLE
 """Bytes of a logit over the vocabulary: as it is, and as the loss takes it."""
-LOGIT_ROWS = 64
-"""Rows of logits over the vocabulary that are scored at once without gradients (`rationales/scoring.py`)."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +137,10 @@ class Engine:
         """Bytes of the keys and values of so many rows."""
         return rows * columns * self._cached
 
-    def logits(self, rows: float, *, gradients: bool) -> float:
-        """Bytes of the logits over the vocabulary: with gradients of all rows at once, and theirs."""
-        return (2 * rows if gradients else min(rows, LOGIT_ROWS)) * self.shape.vocabulary * LOGITS
+    def logits(self, rows: float) -> float:
+        """Bytes of the logits over the vocabulary in an update, and of their gradients; without one, few are made at
+        once."""
+        return 2 * rows * self.shape.vocabulary * LOGITS
 
 
 def batches(items: float, each: float) -> int:

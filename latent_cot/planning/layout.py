@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from latent_cot.config.schema import RunConfig
@@ -37,9 +38,9 @@ class Layout:
         return self.devices * self.seconds / 3600
 
 
-def total(costs: object) -> Cost:
+def total(costs: Iterable[Cost]) -> Cost:
     """The sum."""
-    return sum(costs, Cost())  # type: ignore[call-overload,no-any-return]
+    return sum(costs, Cost())
 
 
 def layouts(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: int) -> list[Layout]:

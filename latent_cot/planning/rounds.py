@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
 from latent_cot.planning.cost import Cost, Engine, batches
 
@@ -80,7 +81,7 @@ def m_step_memory(engine: Engine, texts: Texts, size: float, max_tokens: int) ->
     """Bytes of the activations and logits of an update of p."""
     length = texts.prompt + texts.chain + texts.answer - 1
     tokens = min(size * length, max_tokens)
-    logits = engine.logits(tokens / length * texts.answer, gradients=True)
+    logits = engine.logits(tokens / length * texts.answer)
     return {"M-step: activations": engine.activations(tokens, length), "M-step: logits": logits}
 
 
@@ -149,7 +150,7 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
             "draw": sample(engine, alone, share(places), 1, places) * batches(questions, places),
             "M-step": m_step(engine, lesson, share(m.batch_size), limit // 3) * m.steps,
             "checks": compared * 3 + scored * 6 if checked else Cost(),  # of q twice, under q and p, and of p
-            "evaluation": tested * 2,  # q and p
+            "evaluation": tested * len(METHODS[c.method].reasoners(c, False)),
         },
         held=engine.held(2 + prior, 2 + c.safeguard + prior),
         working={

@@ -109,3 +109,13 @@ def test_a_configuration_that_would_take_for_ever_is_refused(cli: Cli, tmp_path:
     called = cli(*BIG, "--model", tmp_path)
     assert called.status == 2
     assert "layers" in called.err
+
+
+def test_code_of_somebody_else_is_not_run(cli: Cli, tmp_path: Path) -> None:
+    task, ran = tmp_path / "mine.yaml", tmp_path / "ran"
+    (tmp_path / "grader.py").write_text(f"open({str(ran)!r}, 'w')\ndef same(answer, gold):\n    return True\n")
+    task.write_text("data: a.csv\ngrade: grader.py:same\n")
+    called = cli(*BIG, "--task", task)
+    assert called.status == 2
+    assert "--trust-code" in called.err
+    assert not ran.exists()
