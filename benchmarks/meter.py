@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from benchmarks.machine import Machine, synchronise
-from latent_cot.methods import e_step
+from latent_cot.methods import e_step, m_step
 from latent_cot.model.kv_cache import KVCache, SlotLayer
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree, flatten
@@ -54,10 +54,12 @@ class Part:
 
 @dataclass
 class Meter:
-    """Times the parts of `latent_cot.methods.e_step` while it is switched on."""
+    """Times the parts of `latent_cot.methods.e_step`, and M-steps, while it is switched on."""
 
     lm: LanguageModel
     machine: Machine
+    clock: Callable[[], float] = time.perf_counter
+    """`time.process_time` where others use the same cores."""
     parts: dict[str, Part] = field(default_factory=dict)
     _part: str = "other"
     _training: bool = False
@@ -75,6 +77,7 @@ class Meter:
                 (batch, "rollout", "rollout"),
                 (Reward, "with_reference", "reward"),
                 (e_step, "update", "update"),
+                (m_step, "update", "update"),
                 (ReplayBuffer, "add", "buffer"),
                 (ReplayBuffer, "sample", "buffer"),
                 (LanguageModel, "merged", "merge"),
@@ -89,12 +92,12 @@ class Meter:
         def timed(*args: Any, **kwargs: Any) -> Any:
             outer, self._part = self._part, part
             synchronise(self.lm.device)
-            started = time.perf_counter()
+            started = self.clock()
             try:
                 return run(*args, **kwargs)
             finally:
                 synchronise(self.lm.device)
-                taken = time.perf_counter() - started
+                taken = self.clock() - started
                 self.parts.setdefault(part, Part()).seconds += taken
                 if outer != "other":  # a part within a part is not counted twice
                     self.parts.setdefault(outer, Part()).seconds -= taken

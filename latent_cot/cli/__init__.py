@@ -23,6 +23,7 @@ from latent_cot.types import UsageError, did_you_mean
 COMMANDS = {
     "em": "train: alternate E-step and M-step, evaluate after each round",
     "fit": "train by any method: EM or one of the baselines",
+    "plan": "predict memory, time and money of a round of EM, for a model and GPUs that need not be there",
     "compare": "train and evaluate several methods within the same budget, over seeds, as one table",
     "eval": "accuracy of a run, or of an untrained model, on test splits or a file",
     "sample": "rationales for one question, with their log-probability and log-reward",

@@ -16,9 +16,9 @@ import tyro
 from rich.console import Console
 
 from latent_cot import disk, tasks
-from latent_cot.cli.options import Switch, given, parse, print_json, progress_console, say, short_help, value_of
+from latent_cot.cli.options import Switch, given, parse_run, preset_config, print_json, progress_console, say
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, code_named, from_dict, load_config, refuse_code, to_dict, to_yaml
+from latent_cot.config.settings import check, code_named, from_dict, refuse_code, to_dict, to_yaml
 from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
@@ -92,16 +92,12 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
 
 
 def _parsed(argv: Sequence[str], command: str) -> FitOptions:
-    base = load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
+    base = preset_config(argv)
     if command == "em" and base.method != "em":
         raise UsageError(f"the method is {base.method}: latent-cot em is EM only; use latent-cot fit")
-    default = FitOptions(settings=base)
-    if not {"-h", "--help"}.isdisjoint(argv):
-        shown = {path: base for path in COMMON if command == "fit" or path != "method"}
-        own = ("preset", "config", "print_config", "resume", "json")
-        print(short_help(command, [*shown.items(), *((name, default) for name in own)]))
-        raise SystemExit(0)
-    return parse(FitOptions, ["--help" if arg == "--help-all" else arg for arg in argv], command, default)
+    shown = [path for path in COMMON if command == "fit" or path != "method"]
+    own = ("preset", "config", "print_config", "resume", "json")
+    return parse_run(FitOptions, argv, command, base, shown, own)
 
 
 def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:

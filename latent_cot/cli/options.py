@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from itertools import pairwise
@@ -20,12 +20,14 @@ from rich.console import Console
 from rich.text import Text
 
 from latent_cot.cli import COMMANDS, fill, line_width
+from latent_cot.config.settings import load_config
 from latent_cot.report.terminal import filled, waiting
 from latent_cot.run.printable import printable
 from latent_cot.types import finite
 
 if TYPE_CHECKING:
     from latent_cot.api.run import Run
+    from latent_cot.config.schema import RunConfig
 
 Options = TypeVar("Options")
 
@@ -48,6 +50,29 @@ def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = 
         if lines:
             print("\n".join(line if line.startswith(" ") else fill(line) for line in lines))
     return options
+
+
+def preset_config(argv: Sequence[str]) -> RunConfig:
+    """The settings that flags are put on top of, by the preset, the file, the method and the task that are named."""
+    return load_config(*(value_of(f"--{name}", argv) for name in ("preset", "config", "method", "task")))
+
+
+def parse_run(
+    cls: Callable[..., Options],
+    argv: Sequence[str],
+    command: str,
+    base: RunConfig,
+    shown: Sequence[str],
+    own: Sequence[str],
+) -> Options:
+    """`parse` of options that have a run's `settings`, by default `base`. `--help` shows some of these and some options
+    of the command's `own`, `--help-all` all."""
+    default = cls(settings=base)
+    if not {"-h", "--help"}.isdisjoint(argv):
+        print(short_help(command, [*((path, base) for path in shown), *((name, default) for name in own)]))
+        raise SystemExit(0)
+    arguments = ["--help" if arg == "--help-all" else arg for arg in argv]
+    return parse(type(default), arguments, command, default)
 
 
 def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
@@ -101,7 +126,7 @@ def given(argv: Sequence[str]) -> list[str]:
 def value_of(option: str, argv: Sequence[str]) -> str | None:
     """The last value of `option` (`--preset cpu` or `--preset=cpu`), before the real parse; None if absent."""
     found = None
-    for arg, following in zip(argv, [*argv[1:], None], strict=True):
+    for arg, following in zip(argv, [*argv, None][1:], strict=True):
         name, equals, value = arg.partition("=")
         if name == option:
             found = value if equals else following

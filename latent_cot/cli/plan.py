@@ -1,0 +1,284 @@
+"""`latent-cot plan`: memory, time and money of a round of EM, before it is started."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from platformdirs import user_cache_path
+
+from latent_cot import __version__, disk, tasks
+from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console, say
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import check, flag, refuse_code
+from latent_cot.planning.cost import Cost, Engine
+from latent_cot.planning.hardware import GPUS, Hardware
+from latent_cot.planning.layout import Layout, layouts, split, suggested, total
+from latent_cot.planning.rounds import Texts
+from latent_cot.planning.shape import shape_of
+from latent_cot.report.tables import Table
+from latent_cot.report.terminal import waiting
+from latent_cot.types import UsageError, did_you_mean
+
+SHOWN = (
+    *("task", "model", "p_init", "gradient_checkpointing", "max_batch_tokens", "data.unlabelled"),
+    *("e_step.steps", "e_step.questions", "e_step.samples", "m_step.steps", "m_step.batch_size", "evaluation.size"),
+)
+"""The settings that `--help` shows."""
+OWN = (
+    *("preset", "config", "gpu", "gpus", "price", "questions", "prompt_tokens", "chain_tokens", "longest_chain"),
+    *("answer_tokens", "states", "distinct", "tflops", "bandwidth", "memory", "overhead", "measure", "json"),
+)
+CACHE = user_cache_path("latent-cot") / "machine.json"
+"""What was measured of this machine."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Predict memory, time and money of round 0 and of a round of EM, and what binds, from a cost model: see
+    docs/scale.md. Nothing is trained and no weights are read.
+
+    --model takes a short name too, such as 7b: nothing but its sizes is needed.
+    """
+
+    preset: str | None = None
+    """A set of defaults: `cpu` (used if none is given), `paper` or `smoke`."""
+    config: Path | None = None
+    """A YAML file with settings, in the form that `em --print-config` prints."""
+    gpu: str = "cpu"
+    """The device: `l4`, `4090`, `l40s`, `a100-40`, `a100`, `h100`, `h200`; or `cpu`, this machine, which is measured
+    once, in half a minute."""
+    gpus: int = 1
+    """How many there are."""
+    price: float | None = None
+    """Dollars an hour for each device. None: hours only."""
+    questions: int | None = None
+    """Questions of training, with or without rationale. None: those of `data`."""
+    prompt_tokens: float = 16.0
+    """Tokens of a question as the model reads it."""
+    chain_tokens: float | None = None
+    """Mean tokens of a rationale, those of tools included. None: as many as `rollout.max_tokens`, which is the most."""
+    longest_chain: float | None = None
+    """Tokens of the longest of those that are sampled at once. None: as the mean, or `rollout.max_tokens` if more."""
+    answer_tokens: float = 8.0
+    """Tokens of an answer."""
+    states: float | None = None
+    """Prefixes of a rationale at which it may stop. None: all, or one in 16 where chains stop after steps."""
+    distinct: float = 1.0
+    """Share of the E-step's sampled tokens that are run: chains of a question share what they begin with. 1 at first,
+    0.15 for a sampler that is sure of itself."""
+    tflops: float | None = None
+    """TFLOP/s of large matrix products, in place of what is known or measured."""
+    bandwidth: float | None = None
+    """GB/s at which weights are read, likewise."""
+    memory: float | None = None
+    """GB of a device, likewise."""
+    overhead: float | None = None
+    """Milliseconds of a layer's small operations in a step of decoding, likewise."""
+    trust_code: Switch = False
+    """Run the Python files that a task's YAML file names (a tool, a grader)."""
+    measure: Switch = False
+    """Measure this machine again."""
+    json: Switch = False
+    """Print the plan as JSON to standard output."""
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is kept of a measurement."""
+
+    like: str
+    """The machine and versions."""
+    device: Hardware
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns 0."""
+    options: PlanOptions = parse_run(PlanOptions, argv, "plan", preset_config(argv), SHOWN, OWN)
+    config = _config(options)
+    check(config)
+    if config.task.endswith(tasks.FILES):
+        refuse_code(config, config.task, trusted=options.trust_code)
+    shape = shape_of(config.model, trust_remote_code=config.trust_remote_code)
+    device = _device(options)
+    engine = Engine(shape, device, config.lora.rank, config.gradient_checkpointing)
+    names = config.evaluation.splits
+    splits = len(tasks.load(config.task).default_splits if names is None else names)
+    texts = _texts(options, config)
+    found = layouts(config, texts, engine, options.gpus, splits)
+    chosen = suggested(found)
+    if options.json:
+        print_json(_record(options, device, texts, found, chosen))
+        return 0
+    console = progress_console(to_stderr=False)
+    shown = chosen or min(found, key=lambda one: one.round.peak)
+    for table in (_memory(shown), _time(shown), _ways(found, options.price)):
+        table.show(console)
+    for line in _advice(options, found, chosen):
+        say(console, line)
+    return 0
+
+
+def _config(options: PlanOptions) -> RunConfig:
+    """The settings of the run. Raises UsageError for an option out of range."""
+    config = options.settings
+    if METHODS[config.method].target != METHODS["em"].target:
+        raise UsageError(f"--method {config.method}: rounds of em and em-xy are planned; leave it out")
+    for name, value in vars(options).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
+            raise UsageError(f"{flag(name)} {value}: give a number above 0")
+    if options.distinct > 1:
+        raise UsageError(f"--distinct {options.distinct:g}: is a share; give at most 1")
+    if options.questions is None:
+        return config
+    unlabelled = options.questions - config.data.demonstrations
+    if unlabelled < 0:
+        least = f"fewer than the {config.data.demonstrations} --data.demonstrations among them"
+        raise UsageError(f"--questions {options.questions}: {least}; give more")
+    return replace(config, data=replace(config.data, unlabelled=unlabelled))
+
+
+def _texts(options: PlanOptions, config: RunConfig) -> Texts:
+    """How long texts are, what was not given being as long as the settings allow."""
+    most = float(config.rollout.max_tokens)
+    chain = options.chain_tokens or most
+    step = 1 if config.rollout.granularity == "token" else 16
+    return Texts(
+        prompt=options.prompt_tokens,
+        chain=chain,
+        longest=max(chain, options.longest_chain or most),
+        answer=options.answer_tokens,
+        states=options.states or max(1.0, chain / step),
+        distinct=options.distinct,
+    )
+
+
+def _device(options: PlanOptions) -> Hardware:
+    """The device, with what the flags say of it."""
+    if options.gpu != "cpu" and options.gpu not in GPUS:
+        names = ", ".join([*GPUS, "cpu"])
+        raise UsageError(f"--gpu {options.gpu}: is not known.{did_you_mean(options.gpu, GPUS)} Give one of {names}")
+    device = _measured(options) if options.gpu == "cpu" else GPUS[options.gpu]
+    device = replace(
+        device,
+        flops=1e12 * options.tflops if options.tflops else device.flops,
+        read=1e9 * options.bandwidth if options.bandwidth else device.read,
+        memory=1e9 * options.memory if options.memory else device.memory,
+    )
+    if options.overhead is None:
+        return device
+    return replace(device, decode=replace(device.decode, layer_seconds=options.overhead / 1e3))
+
+
+def _measured(options: PlanOptions) -> Hardware:
+    """This machine, as it was measured when it was like this."""
+    import torch  # here, as all that takes seconds
+
+    like = f"{platform.node()}, {torch.get_num_threads()} threads, torch {torch.__version__}, latent-cot {__version__}"
+    with suppress(OSError, UsageError):  # none yet, or another version's
+        known = disk.decoded(Measured, disk.parse_json(disk.read(CACHE, 2**16), str(CACHE)), str(CACHE))
+        if known.like == like and not options.measure:
+            return known.device
+    from latent_cot.planning.measure import this_machine
+
+    with waiting(progress_console(to_stderr=True), "Measuring this machine"):
+        device = this_machine()
+    with suppress(OSError):  # it is measured again next time
+        CACHE.parent.mkdir(parents=True, exist_ok=True)
+        disk.write(CACHE, json.dumps(asdict(Measured(like, device))).encode())
+    return device
+
+
+# -- showing ---------------------------------------------------------------------------------------------
+
+
+def _memory(layout: Layout) -> Table:
+    parts = {**layout.round.held, **layout.round.working, "at most at once": layout.round.peak}
+    figures = {"GB": [f"{value / 1e9:.2f}" for value in parts.values()]}
+    return Table({f"memory of each device, {layout.name}": list(parts)}, figures)
+
+
+def _time(layout: Layout) -> Table:
+    rounds = layout.round
+    parts = {f"round 0, {name}": cost for name, cost in rounds.initial.items()}
+    parts |= dict(rounds.later) | {"a round": total(rounds.later.values())}
+    figures = {
+        heading: [f"{getattr(cost, heading):,.2f}" for cost in parts.values()]
+        for heading in ("seconds", "arithmetic", "bandwidth", "link", "overhead")
+    }
+    binds = [cost.binds if cost.seconds else "-" for cost in parts.values()]
+    return Table({f"time, {layout.name}": list(parts), "binds": binds}, figures)
+
+
+def _ways(found: Sequence[Layout], price: float | None) -> Table:
+    figures = {
+        "devices": [str(one.devices) for one in found],
+        "GB of a device": [f"{one.round.peak / 1e9:.1f} of {one.memory / 1e9:.0f}" for one in found],
+        "fits": ["yes" if one.fits else "no" for one in found],
+        "s a round": [f"{one.seconds:,.0f}" for one in found],
+        "device hours": [f"{one.device_hours:.3f}" for one in found],
+    }
+    if price is not None:
+        figures["$ a round"] = [f"{price * one.device_hours:.2f}" for one in found]
+    return Table({"layout": [one.name for one in found]}, figures)
+
+
+def _advice(options: PlanOptions, found: Sequence[Layout], chosen: Layout | None) -> list[str]:
+    """Sentences: what is suggested, and what to mind."""
+    if chosen is None:
+        least = min(one.round.peak for one in found) / 1e9
+        remedy = "more or larger devices, --gradient-checkpointing, or fewer --max-batch-tokens"
+        return [f"No layout fits: the smallest needs {least:.0f} GB of each device. Give {remedy}."]
+    lines = [f"Suggested: {chosen.name}, {chosen.devices} of {options.gpu}."]
+    if chosen.devices > 1 and chosen.round.samplers:
+        samplers, trainers = split(chosen.round.samplers, options.gpus)
+        lines += [
+            f"An E-step samples and scores {chosen.round.samplers:.1f} times as long as it trains: apart from each "
+            f"other, {samplers} samplers and {trainers} trainers would be equally busy."
+        ]
+    if chosen.name == "sharded":
+        lines += ["Sharding is planned, not built in: latent-cot shares a run among processes as data parallel only."]
+    if options.gpu != "cpu":
+        lines += ["GPU figures are data sheets' with assumed efficiencies; nothing of them is measured."]
+    return lines
+
+
+def _record(
+    options: PlanOptions, device: Hardware, texts: Texts, found: Sequence[Layout], chosen: Layout | None
+) -> dict[str, Any]:
+    """The plan as JSON: bytes, seconds, device hours, dollars."""
+    return {
+        "model": options.settings.model,
+        "device": {"name": options.gpu, **asdict(device)},
+        "texts": asdict(texts),
+        "suggested": chosen and chosen.name,
+        "layouts": [
+            {
+                "name": one.name,
+                "devices": one.devices,
+                "fits": one.fits,
+                "peak_memory": one.round.peak,
+                "memory": {**one.round.held, **one.round.working},
+                "round_0": _costs(one.round.initial),
+                "round": _costs(one.round.later),
+                "seconds": one.seconds,
+                "device_hours": one.device_hours,
+                "dollars": None if options.price is None else options.price * one.device_hours,
+                "samplers_to_a_trainer": one.round.samplers,
+            }
+            for one in found
+        ],
+    }
+
+
+def _costs(parts: Mapping[str, Cost]) -> dict[str, Any]:
+    return {name: {**vars(cost), "binds": cost.binds} for name, cost in parts.items()}

@@ -1,0 +1,162 @@
+"""What a round of EM takes on one device: its parts, from a configuration and from how long texts are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import RunConfig
+from latent_cot.planning.cost import Cost, Engine, batches
+
+DIAGNOSTIC_SAMPLES = 16
+"""Rationales for each validation question (`methods/method.py`)."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of what is read and written; means, but for `longest`."""
+
+    prompt: float
+    chain: float
+    longest: float
+    """Of the chains that are sampled at once: decoding goes on until it ends."""
+    answer: float
+    states: float
+    """Prefixes of a chain after which Y is scored."""
+    distinct: float
+    """Share of the sampled tokens that are run: chains of a question share what they begin with."""
+
+    @property
+    def context(self) -> float:
+        """What a token of a chain attends to."""
+        return self.prompt + self.chain / 2
+
+
+def sample(engine: Engine, texts: Texts, prompts: float, samples: float, places: float) -> Cost:
+    """Chains of so many prompts, at most `places` at once: those that wait take the places of those that end."""
+    tokens = prompts * samples * texts.distinct * texts.chain
+    waiting = max(0.0, prompts * samples - places)
+    steps = texts.longest + waiting * texts.chain / places
+    return engine.rollout(prompts, texts.prompt, tokens / steps, steps)
+
+
+def tree_tokens(texts: Texts, questions: float, samples: float) -> float:
+    """Of the token trees of so many questions."""
+    return questions * (texts.prompt + samples * texts.distinct * texts.chain)
+
+
+def reward(engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int) -> Cost:
+    """log p of every prefix and of Y behind it; Y's last token needs no node."""
+    states = questions * samples * texts.distinct * texts.states
+    tokens = tree_tokens(texts, questions, samples) + states * (texts.answer - 1)
+    return engine.score(tokens, texts.context, batches(tokens, max_tokens), states * texts.answer)
+
+
+def e_step(engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int) -> dict[str, Cost]:
+    """A step: sample, score under p, update q, merge q."""
+    tokens = tree_tokens(texts, questions, samples)
+    return {
+        "rollout": sample(engine, texts, questions, samples, questions * samples),
+        "reward": reward(engine, texts, questions, samples, max_tokens),
+        "update": engine.update(tokens, texts.context, batches(tokens, max_tokens), 0),
+        "merge": engine.merge(),
+    }
+
+
+def m_step(engine: Engine, texts: Texts, size: float, max_tokens: int) -> Cost:
+    """An update of p on `size` texts X Z Y."""
+    tokens = size * (texts.prompt + texts.chain + texts.answer - 1)
+    return engine.update(tokens, texts.context, batches(tokens, max_tokens), size * texts.answer)
+
+
+def e_step_memory(engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int) -> float:
+    """Bytes of the activations of an update of q; paths through a tree are padded to the longest."""
+    tokens = min(tree_tokens(texts, questions, samples), max_tokens)
+    return engine.activations(tokens, texts.prompt + texts.longest)
+
+
+def m_step_memory(engine: Engine, texts: Texts, size: float, max_tokens: int) -> dict[str, float]:
+    """Bytes of the activations and logits of an update of p."""
+    length = texts.prompt + texts.chain + texts.answer - 1
+    tokens = min(size * length, max_tokens)
+    logits = engine.logits(tokens / length * texts.answer)
+    return {"M-step: activations": engine.activations(tokens, length), "M-step: logits": logits}
+
+
+def lessons(config: RunConfig, texts: Texts) -> Texts:
+    """What is learned: longer by the questions that augmentation joins to a text, half of the largest number on
+    average."""
+    a = config.augmentation
+    return replace(texts, prompt=texts.prompt * (1 + a.history_dropout * a.concat_questions / 2))
+
+
+@dataclass(frozen=True)
+class Round:
+    """Costs on each device, and its memory."""
+
+    initial: Mapping[str, Cost]
+    """Part -> round 0's."""
+    later: Mapping[str, Cost]
+    """Part -> that of each round behind it."""
+    held: Mapping[str, float]
+    """Part -> bytes, all the time."""
+    working: Mapping[str, float]
+    """Part -> bytes, some of the time."""
+    samplers: float
+    """Samplers that keep one trainer busy: the time of a batch's rollout and reward, divided by that of its updates."""
+
+    @property
+    def peak(self) -> float:
+        """Bytes. What a phase needs is given back before the next."""
+        phases = ("rollout", "E-step", "M-step")
+        return sum(self.held.values()) + max(
+            sum(value for part, value in self.working.items() if part.startswith(phase)) for phase in phases
+        )
+
+
+def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: int) -> Round:
+    """Round 0 and a round on each of so many devices, which divide the questions of each step among them.
+
+    `splits`: of the test.
+    """
+    c, e, m, limit = config, config.e_step, config.m_step, config.max_batch_tokens
+    lesson = lessons(c, texts)
+    alone = replace(texts, distinct=1.0)  # one chain a question
+
+    def share(items: int) -> int:
+        return math.ceil(items / devices)
+
+    step = e_step(engine, texts, share(e.questions), e.samples, limit)
+    step["update"] *= e.updates
+    questions = (c.data.demonstrations + c.data.unlabelled) * m.samples
+    places = min(questions, c.rollout.batch_size)
+    tests, tested_at_once = share(splits * c.evaluation.size * c.evaluation.votes), 2 * c.rollout.batch_size
+    tested = sample(engine, alone, tests, 1, tested_at_once)
+    checked = share(min(c.evaluation.diagnostics, c.data.validation))
+    compared = sample(engine, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)
+    scored = reward(engine, texts, checked, DIAGNOSTIC_SAMPLES, limit)
+    prior = e.prior == "sampler"
+    rows = max(share(e.questions) * e.samples * texts.distinct, min(tests, tested_at_once))
+    first = m_step(engine, lesson, share(c.init_step.batch_size), limit // 3)
+    return Round(
+        initial={
+            "fine-tuning": first * (c.init_step.steps if c.p_init == "demonstrations" else 0),
+            "evaluation": tested,
+        },
+        later={
+            **{f"E-step: {part}": cost * e.steps for part, cost in step.items()},
+            "draw": sample(engine, alone, share(places), 1, places) * batches(questions, places),
+            "M-step": m_step(engine, lesson, share(m.batch_size), limit // 3) * m.steps,
+            "checks": compared * 3 + scored * 6 if checked else Cost(),  # of q twice, under q and p, and of p
+            "evaluation": tested * len(METHODS[c.method].reasoners(c, False)),
+        },
+        held=engine.held(2 + prior, 2 + c.safeguard + prior),
+        working={
+            "rollout: keys and values": engine.cache(rows, texts.prompt + texts.longest),
+            "E-step: activations": e_step_memory(engine, texts, share(e.questions), e.samples, limit),
+            **m_step_memory(engine, lesson, share(m.batch_size), limit // 3),
+        },
+        samplers=(step["rollout"].seconds + step["reward"].seconds) / step["update"].seconds if e.steps else 0.0,
+    )

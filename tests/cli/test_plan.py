@@ -1,0 +1,121 @@
+"""`latent-cot plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latent_cot.cli import plan
+from latent_cot.planning import measure
+from latent_cot.planning.hardware import GPUS
+from tests.cli.conftest import Cli
+
+BIG = ["plan", "--model", "7b", "--gpu", "h100", "--gpus", "8"]
+
+
+def test_the_tables(cli: Cli) -> None:
+    called = cli(*BIG)
+    assert called.status == 0, called.err
+    for text in ("base weights", "E-step: rollout", "M-step", "data parallel", "sharded", "Suggested:", "15.23"):
+        assert text in called.out
+    assert "$" not in called.out, "no price was given"
+
+
+def test_a_price_makes_dollars(cli: Cli) -> None:
+    found = cli(*BIG, "--price", "2.5", "--json").json
+    assert [one["name"] for one in found["layouts"]] == ["one device", "data parallel", "sharded"]
+    for one in found["layouts"]:
+        assert one["dollars"] == pytest.approx(2.5 * one["device_hours"])
+        assert one["device_hours"] == pytest.approx(one["devices"] * one["seconds"] / 3600)
+        assert one["seconds"] == pytest.approx(sum(part["seconds"] for part in one["round"].values()))
+    assert cli(*BIG, "--json").json["layouts"][0]["dollars"] is None
+    assert "$ a round" in cli(*BIG, "--price", "2.5").out
+
+
+def test_settings_of_em_count(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("m_step: {steps: 880}\n")
+    usual, more, fewer = (
+        cli(*BIG, "--json", *flags).json["layouts"][0]["round"]
+        for flags in ([], ["--config", str(file)], ["--questions", "100"])
+    )
+    assert more["M-step"]["seconds"] == pytest.approx(2 * usual["M-step"]["seconds"])
+    assert fewer["draw"]["seconds"] < 0.2 * usual["draw"]["seconds"]
+
+
+def test_flags_stand_in_for_what_is_known_of_a_device(cli: Cli) -> None:
+    flags = ["--tflops", "1", "--bandwidth", "2", "--memory", "3", "--overhead", "4"]
+    device = cli(*BIG, "--json", *flags).json["device"]
+    assert (device["flops"], device["read"], device["memory"]) == (1e12, 2e9, 3e9)
+    assert device["decode"]["layer_seconds"] == 0.004
+
+
+def test_what_fits_nowhere_is_said(cli: Cli) -> None:
+    called = cli("plan", "--model", "72b", "--gpu", "l4", "--gpus", "2")
+    assert called.status == 0
+    assert "No layout fits" in called.out and "--gradient-checkpointing" in called.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gpu", "h10"], "--gpu h10: is not known. Did you mean 'h100'?"),
+        (["--gpus", "0"], "--gpus 0: give a number above 0"),
+        (["--price", "-1"], "--price -1.0: give a number above 0"),
+        (["--distinct", "2"], "--distinct 2: is a share"),
+        (["--chain-tokens", "nan"], "--chain-tokens nan: give a number above 0"),
+        (["--questions", "3"], "--questions 3: fewer than the 50 --data.demonstrations"),
+        (["--method", "ppo"], "--method ppo: rounds of em and em-xy are planned"),
+        (["--model", "7c"], "--model 7c: no configuration can be read"),
+    ],
+)
+def test_bad_input_is_one_error_with_a_remedy(cli: Cli, flags: list[str], message: str) -> None:
+    called = cli(*BIG, *flags)
+    assert called.status == 2
+    assert message in " ".join(called.err.split())
+    assert called.out == ""
+
+
+@pytest.mark.parametrize("broken", ["", "{", '{"like": 3}', "[" * 100])
+def test_the_machine_is_measured_once(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """And again where what was kept cannot be read, or on request."""
+    file, times = tmp_path / "cache" / "machine.json", []
+    file.parent.mkdir()
+    file.write_text(broken)
+    monkeypatch.setattr(plan, "CACHE", file)
+    monkeypatch.setattr(measure, "this_machine", lambda: times.append(1) or GPUS["l4"])  # type: ignore[func-returns-value]
+    for _ in range(2):
+        called = cli("plan")
+        assert called.status == 0, called.err
+    assert len(times) == 1
+    cli("plan", "--measure")
+    assert len(times) == 2
+
+
+def test_a_mixture_of_experts_is_refused(cli: Cli, tmp_path: Path) -> None:
+    from transformers import MixtralConfig
+
+    MixtralConfig(hidden_size=32, num_hidden_layers=1, intermediate_size=64, vocab_size=99).save_pretrained(tmp_path)
+    called = cli(*BIG, "--model", tmp_path)
+    assert called.status == 2
+    assert "mixture of experts" in called.err
+
+
+def test_a_configuration_that_would_take_for_ever_is_refused(cli: Cli, tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    LlamaConfig(num_hidden_layers=10**9).save_pretrained(tmp_path)
+    called = cli(*BIG, "--model", tmp_path)
+    assert called.status == 2
+    assert "layers" in called.err
+
+
+def test_code_of_somebody_else_is_not_run(cli: Cli, tmp_path: Path) -> None:
+    task, ran = tmp_path / "mine.yaml", tmp_path / "ran"
+    (tmp_path / "grader.py").write_text(f"open({str(ran)!r}, 'w')\ndef same(answer, gold):\n    return True\n")
+    task.write_text("data: a.csv\ngrade: grader.py:same\n")
+    called = cli(*BIG, "--task", task)
+    assert called.status == 2
+    assert "--trust-code" in called.err
+    assert not ran.exists()

@@ -1,0 +1,159 @@
+"""The cost model against counts by hand, and against what the engine itself keeps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from latent_cot.config.settings import load_config
+from latent_cot.methods import method
+from latent_cot.planning import rounds
+from latent_cot.planning.cost import Cost, Engine, batches
+from latent_cot.planning.hardware import GPUS, Hardware, Pass
+from latent_cot.planning.rounds import Texts
+from latent_cot.planning.shape import SHAPES, gated, shape_of
+from latent_cot.run.session import Session, open_session
+
+NOTHING = Pass(0.0, 0.0)
+TOY = gated(layers=2, width=8, inner=16, heads=2, kv_heads=1, vocabulary=100, tied=True)
+FLAT = Hardware(1e6, 1e3, 1e3, 1e9, 0.0, 0.0, NOTHING, NOTHING, NOTHING)
+N = 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16)
+"""Weights of the toy's layers."""
+
+
+@pytest.fixture(scope="module")
+def session(tiny_model_dir: Path) -> Session:
+    config = load_config("smoke")
+    return open_session(replace(config, model=str(tiny_model_dir), precision="fp32"))
+
+
+def test_weights_are_counted_by_hand() -> None:
+    assert TOY.linear == N
+    assert TOY.weights == N + 800
+    assert TOY.lora_weights(3) == 2 * 3 * ((8 + 8) * 2 + (8 + 4) * 2 + (8 + 16) * 3)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("smollm2-135m", 134_515_008), ("7b", 7_615_616_512)])
+def test_short_names_have_the_published_number_of_weights(name: str, weights: int) -> None:
+    """Without norms and biases, which are some ten thousandths."""
+    assert SHAPES[name].weights == pytest.approx(weights, rel=1e-3)
+
+
+def test_a_configuration_gives_the_shape_of_the_model(session: Session, tiny_model_dir: Path) -> None:
+    shape, lm = shape_of(str(tiny_model_dir)), session.lm
+    rank = session.config.lora.rank
+    assert shape.lora_weights(rank) == sum(weight.numel() for weight in lm.parameters("q").values())
+    base = sum(w.numel() for name, w in lm.peft.get_base_model().named_parameters() if "lora_" not in name)
+    assert shape.weights == pytest.approx(base, abs=shape.layers)
+
+
+def test_the_cache_is_the_keys_and_values_of_each_layer(session: Session, tiny_model_dir: Path) -> None:
+    """Of three rows of five tokens, and with columns to spare."""
+    lm = session.lm
+    model = lm.merged("q")
+    cache: Any = lm.new_cache(model)
+    ids = torch.zeros(3, 5, dtype=torch.long)
+    with torch.no_grad():
+        lm.decode_step(model, ids, torch.ones_like(ids), torch.arange(5).expand(3, -1), cache)
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert kept % (3 * shape_of(str(tiny_model_dir)).cached) == 0
+    assert kept >= 15 * shape_of(str(tiny_model_dir)).cached
+
+
+def test_a_forward_pass_takes_two_operations_a_weight() -> None:
+    """And 4 x context x width for attention in each layer."""
+    cost = Engine(TOY, FLAT, rank=3).score(tokens=10, context=7, passes=1, answer_rows=0)
+    assert cost.seconds == pytest.approx(10 * (2 * N + 2 * 4 * 7 * 8) / 1e6)
+    assert cost.binds == "arithmetic"
+
+
+def test_an_update_takes_four_and_six_of_an_adapter() -> None:
+    engine = Engine(TOY, FLAT, rank=3)
+    attention = 3 * 2 * 4 * 7 * 8
+    expected = 10 * (4 * N + 6 * TOY.lora_weights(3) + attention) / 1e6
+    assert engine.update(10, 7, 1, 0).seconds == pytest.approx(expected)
+    again = replace(engine, checkpointing=True).update(10, 7, 1, 0).seconds
+    assert again - expected == pytest.approx(10 * 2 * N / 1e6)
+
+
+def test_decoding_a_row_reads_all_weights_and_its_cache() -> None:
+    cost = Engine(TOY, FLAT, rank=3).rollout(prompts=0, prompt=4, rows=1, steps=10)
+    context = 4 + 10 / 2
+    assert cost.seconds == pytest.approx(10 * 2 * (N + context * TOY.cached) / 1e3)
+    assert cost.binds == "bandwidth"
+
+
+def test_decoding_many_rows_is_bound_by_arithmetic() -> None:
+    engine = Engine(TOY, replace(FLAT, read=1e9), rank=3)
+    few, many = (engine.rollout(0, 4, rows, 10) for rows in (100, 200))
+    assert many.binds == "arithmetic"
+    assert many.seconds == pytest.approx(2 * few.seconds)
+
+
+def test_small_operations_are_those_of_each_pass_and_layer() -> None:
+    slow = replace(FLAT, score=Pass(0.5, 0.0))
+    costs = [Engine(TOY, device, 3).score(10, 7, 4, 0) for device in (FLAT, slow)]
+    assert costs[1].seconds - costs[0].seconds == pytest.approx(4 * 2 * 0.5)
+
+
+def test_shards_divide_what_is_held_and_gather_it_in_each_pass() -> None:
+    whole = Engine(TOY, replace(FLAT, link=1.0), 3)
+    part = replace(whole, shards=4)
+    assert part.held(2, 2)["base weights"] == whole.held(2, 2)["base weights"] / 4
+    assert part.held(2, 2)["adapters"] == whole.held(2, 2)["adapters"]
+    assert whole.score(10, 7, 5, 0).link == 0
+    assert part.score(10, 7, 5, 0).seconds == pytest.approx(5 * 2 * N * 3 / 4)
+
+
+def test_checkpointing_keeps_little() -> None:
+    engine = Engine(SHAPES["7b"], GPUS["h100"], 16)
+    assert replace(engine, checkpointing=True).activations(1000, 50) < 0.1 * engine.activations(1000, 50)
+
+
+def test_a_batch_is_begun_for_what_is_left() -> None:
+    assert [batches(n, 10) for n in (0, 10, 11)] == [1, 1, 2]
+
+
+def test_costs_add_up() -> None:
+    cost = (Cost(1, arithmetic=1) + Cost(2, bandwidth=2)) * 3
+    assert cost == Cost(9, arithmetic=3, bandwidth=6)
+    assert cost.binds == "bandwidth"
+
+
+def test_chains_that_wait_take_places_of_those_that_end() -> None:
+    """20 chains of 10 tokens, 5 at once: 4 x 10 steps, all rows busy."""
+    texts = Texts(prompt=4, chain=10, longest=10, answer=2, states=1, distinct=1.0)
+    engine = Engine(TOY, FLAT, 3)
+    assert rounds.sample(engine, texts, 20, 1, 5) == engine.rollout(20, 4, rows=5, steps=40)
+    assert rounds.sample(engine, texts, 20, 1, 20) == engine.rollout(20, 4, rows=20, steps=10)
+
+
+def test_a_reward_has_a_node_for_each_token_of_y_but_the_last() -> None:
+    texts = Texts(prompt=4, chain=10, longest=10, answer=3, states=2, distinct=0.5)
+    engine = Engine(TOY, FLAT, 3)
+    tokens = 2 * (4 + 8 * 0.5 * 10) + 2 * 8 * 0.5 * 2 * 2
+    assert rounds.reward(engine, texts, 2, 8, 10**6) == engine.score(tokens, 9, 1, 2 * 8 * 0.5 * 2 * 3)
+
+
+def test_diagnoses_sample_as_many_as_the_method() -> None:
+    assert rounds.DIAGNOSTIC_SAMPLES == method.DIAGNOSTIC_SAMPLES
+
+
+def test_a_round_is_linear_in_its_steps() -> None:
+    config = load_config()
+    texts = Texts(16, 24, 40, 8, 2, 1.0)
+    engine = Engine(SHAPES["smollm2-135m"], GPUS["h100"], 16)
+    once = rounds.plan(config, texts, engine, 1, 4)
+    twice = rounds.plan(
+        replace(config, m_step=replace(config.m_step, steps=2 * config.m_step.steps)), texts, engine, 1, 4
+    )
+    assert twice.later["M-step"].seconds == pytest.approx(2 * once.later["M-step"].seconds)
+    assert {k: v for k, v in twice.later.items() if k != "M-step"} == {
+        k: v for k, v in once.later.items() if k != "M-step"
+    }
+    assert math.isclose(twice.peak, once.peak)
