@@ -19,6 +19,7 @@ from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.methods.verify import exact
 from latent_cot.methods.verify.faults import FAULTS, injected
+from latent_cot.methods.verify.staleness import LaggingSampler
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
@@ -56,6 +57,8 @@ class Settings:
     """... from q at a temperature of 1 to `temperature_high`, and, what is left, from the replay buffer."""
     temperature_high: float = 2.0
     max_batch_tokens: int = 1 << 16
+    staleness: int = 0
+    """How many optimiser steps the q that samples is behind the one that is trained (`LaggingSampler`)."""
     seed: int = 0
 
 
@@ -205,18 +208,20 @@ def train(
         log_z=log_z,
         log_z_rate=c.log_z_learning_rate,
     )
+    sampler = LaggingSampler(world.lm, c.staleness)
     for step in range(steps):
-        batches = collect(
-            world.lm,
-            world.queries,
-            [_behaviour(rng, c) for _ in world.queries],
-            world.rules,
-            buffer,
-            reward,
-            samples=c.samples,
-            generator=generator,
-            ends_only=objective in COMPLETE_ONLY,
-        )
+        with sampler.sampling():
+            batches = collect(
+                world.lm,
+                world.queries,
+                [_behaviour(rng, c) for _ in world.queries],
+                world.rules,
+                buffer,
+                reward,
+                samples=c.samples,
+                generator=generator,
+                ends_only=objective in COMPLETE_ONLY,
+            )
         update(
             world.lm,
             batches,
