@@ -41,7 +41,7 @@ def log_likelihood(seen: Experience) -> torch.Tensor:
     return seen.log_reward - torch.where(seen.mask, seen.reference, 0.0).sum(1)
 
 
-def train_ppo(world: World, steps: int, c: Settings, *, weighted: bool) -> float:
+def train_ppo(world: World, steps: int, c: Settings, *, staleness: int, weighted: bool) -> float:
     """Train q for so many optimiser steps, one a batch; returns the share of weights cut, the mean over the steps."""
     lm, rules, tokens = world.lm, world.rules, c.max_batch_tokens
     prompts = [query.policy_prompt for query in world.queries]
@@ -49,7 +49,7 @@ def train_ppo(world: World, steps: int, c: Settings, *, weighted: bool) -> float
     generator = torch.Generator().manual_seed(c.seed)
     schedule = Schedule(c.learning_rate, steps, c.warmup, "cosine")
     optimiser = AdapterOptimiser(lm.parameters("q"), schedule, c.max_grad_norm)
-    sampler, cut = LaggingSampler(lm, c.staleness), 0.0
+    sampler, cut = LaggingSampler(lm, staleness), 0.0
     for step in range(steps):
         with sampler.sampling():
             sampled = rollout(lm, lm.merged("q"), prompts, rules, n=c.samples, generator=generator)
@@ -66,12 +66,12 @@ def train_ppo(world: World, steps: int, c: Settings, *, weighted: bool) -> float
 def measure(name: str, method: str, staleness: int, learning_rate: float, seed: int) -> dict[str, Any]:
     """One run: KL(q ‖ posterior), nats, and the total variation distance after it, for the worse of the questions."""
     world, steps = build(WORLDS[name]), WORLDS[name].steps
-    settings = Settings(on_policy=1.0, tempered=0.0, staleness=staleness, learning_rate=learning_rate, seed=seed)
+    settings = Settings(on_policy=1.0, tempered=0.0, learning_rate=learning_rate, seed=seed)
     cut = None
     if method in METHODS[1:]:
-        cut = train_ppo(world, steps, settings, weighted=method == METHODS[2])
+        cut = train_ppo(world, steps, settings, staleness=staleness, weighted=method == METHODS[2])
     else:
-        train(world, method, steps, settings)
+        train(world, method, steps, settings, staleness=staleness)
     codec, rationales = world.rules.codec, exact.enumerate_rationales(world.rules)
     p, q = world.lm.merged("p"), world.lm.merged("q")
     found = []

@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     if options.staleness < 0:
         raise UsageError(f"--staleness {options.staleness}: give 0 or more steps")
     torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gains
-    return _verify(_cases(options), Settings(staleness=options.staleness), options)
+    return _verify(_cases(options), Settings(), options)
 
 
 def _verify_task(options: VerifyOptions) -> int:
@@ -121,10 +121,11 @@ def _cases(options: VerifyOptions) -> list[Case]:
     if options.quick:
         worlds, objectives = verify.QUICK_WORLDS, verify.QUICK_OBJECTIVES
     worlds, objectives = options.world or worlds, options.objective or objectives
-    cases = [verify.Case(world, objective) for world in worlds for objective in objectives]
+    behind = options.staleness
+    cases = [verify.Case(world, objective, None, behind) for world in worlds for objective in objectives]
     if options.quick or options.world or options.objective:
         return cases
-    return cases + [verify.Case(fault.world, fault.objective, name) for name, fault in FAULTS.items()]
+    return cases + [verify.Case(fault.world, fault.objective, name, behind) for name, fault in FAULTS.items()]
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:

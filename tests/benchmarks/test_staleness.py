@@ -48,6 +48,6 @@ def test_a_fresh_sampler_needs_no_weights() -> None:
     weights = []
     for weighted in (False, True):
         world = build(WORLDS["tool"])
-        assert staleness.train_ppo(world, 2, Settings(samples=8), weighted=weighted) == 0
+        assert staleness.train_ppo(world, 2, Settings(samples=8), staleness=0, weighted=weighted) == 0
         weights.append(torch.cat([w.detach().flatten() for w in world.lm.parameters("q").values()]))
     torch.testing.assert_close(*weights, rtol=0, atol=1e-5)

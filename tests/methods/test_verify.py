@@ -223,7 +223,7 @@ def test_staleness_changes_what_is_learned_from() -> None:
     weights = []
     for staleness, steps in [(0, 1), (8, 1), (0, 2), (8, 2)]:
         world = build(WORLDS["tool"])
-        train(world, "pooled-subtb", steps, replace(Settings(), samples=8, staleness=staleness, warmup=0))
+        train(world, "pooled-subtb", steps, replace(Settings(), samples=8, warmup=0), staleness=staleness)
         weights.append(torch.cat([w.detach().flatten() for w in world.lm.parameters("q").values()]))
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[2], weights[3])
 
@@ -231,7 +231,7 @@ def test_staleness_changes_what_is_learned_from() -> None:
 @pytest.mark.slow
 def test_a_stale_sampler_does_no_harm() -> None:
     """Balance asks of no trajectory where it comes from; what the buffer replays is older still."""
-    assert run.run_case(run.Case("xy", "pooled-subtb"), Settings(staleness=8)).learned
+    assert run.run_case(run.Case("xy", "pooled-subtb", staleness=8), Settings()).learned
 
 
 @pytest.mark.parametrize(

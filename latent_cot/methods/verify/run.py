@@ -57,8 +57,6 @@ class Settings:
     """... from q at a temperature of 1 to `temperature_high`, and, what is left, from the replay buffer."""
     temperature_high: float = 2.0
     max_batch_tokens: int = 1 << 16
-    staleness: int = 0
-    """How many optimiser steps the q that samples is behind the one that is trained (`LaggingSampler`)."""
     seed: int = 0
 
 
@@ -70,11 +68,15 @@ class Case:
     objective: str
     fault: str | None = None
     """A deliberate mistake, by name."""
+    staleness: int = 0
+    """How many optimiser steps the q that samples is behind the one that is trained (`LaggingSampler`)."""
 
     @property
     def steps(self) -> int:
-        """Of training."""
-        return WORLDS[self.world].steps
+        """Of training. Where most rewards are below a floor and the sampler is behind, it takes twice as many: q finds
+        the rationales above it later."""
+        spec = WORLDS[self.world]
+        return spec.steps * (2 if self.staleness and spec.floor is not None else 1)
 
     @property
     def required(self) -> bool:
@@ -171,7 +173,7 @@ def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambd
 
     before = distances()
     with contextlib.nullcontext() if case.fault is None else injected(FAULTS[case.fault]):
-        log_z = train(world, case.objective, case.steps, settings, on_step)
+        log_z = train(world, case.objective, case.steps, settings, on_step, staleness=case.staleness)
     estimates = log_z or _estimated_log_z(world, case.objective, settings)
     columns = zip(world.queries, before, distances(), joints, estimates, strict=True)
     questions = tuple(
@@ -188,9 +190,15 @@ def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambd
 
 
 def train(
-    world: World, objective: str, steps: int, settings: Settings, on_step: Callable[[], None] = lambda: None
+    world: World,
+    objective: str,
+    steps: int,
+    settings: Settings,
+    on_step: Callable[[], None] = lambda: None,
+    *,
+    staleness: int = 0,
 ) -> list[float] | None:
-    """Train q for so many optimiser steps.
+    """Train q for so many optimiser steps, `staleness` as in `Case`.
 
     Returns the log Z(X) of each question, if the objective learns it as a parameter.
     """
@@ -208,7 +216,7 @@ def train(
         log_z=log_z,
         log_z_rate=c.log_z_learning_rate,
     )
-    sampler = LaggingSampler(world.lm, c.staleness)
+    sampler = LaggingSampler(world.lm, staleness)
     for step in range(steps):
         with sampler.sampling():
             batches = collect(
