@@ -57,8 +57,19 @@ def train_ppo(world: World, steps: int, c: Settings, *, staleness: int, weighted
             of_sampler = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens) if weighted else None
         old = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens)
         advantage = ppo_advantages(seen, old, log_likelihood(seen), kl=1.0, how="leave-one-out")
-        settings = {"epochs": 1, "kl": 0.0, "max_tokens": tokens, "sampler": of_sampler}
-        info = update(lm, seen, old, advantage, rules, optimiser, step, **settings)
+        info = update(
+            lm,
+            seen,
+            old,
+            advantage,
+            rules,
+            optimiser,
+            step,
+            epochs=1,
+            kl=0.0,
+            max_tokens=tokens,
+            sampler=of_sampler,
+        )
         cut += info.weight_cut / steps
     return cut
 

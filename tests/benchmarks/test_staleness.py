@@ -32,7 +32,7 @@ def test_the_reward_of_ppo_is_the_likelihood(name: str) -> None:
 def test_a_file_is_filled_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(WORLDS, "xy", replace(WORLDS["xy"], steps=2))  # type: ignore[arg-type]
+    monkeypatch.setitem(WORLDS, "xy", replace(WORLDS["xy"], steps=2))
     file = tmp_path / "s.json"
     arguments = [str(file), "--staleness", "1", "--learning-rate", "0.05", "--seeds"]
     staleness.main([*arguments, "1"])

@@ -213,7 +213,7 @@ def test_the_sampler_is_some_steps_behind(staleness: int) -> None:
             found = lm.merged("q")(input_ids=prompt).logits
         torch.testing.assert_close(found, logits[max(0, step - staleness)], rtol=0, atol=0)
         torch.testing.assert_close(lm.merged("q")(input_ids=prompt).logits, logits[-1], rtol=0, atol=0)
-        weight += 0.1  # an optimiser's step
+        weight.add_(0.1)  # an optimiser's step
         lm.copy_adapter("q", "q")  # its merged copy is out of date
     assert all(not torch.equal(one, logits[0]) for one in logits[1:])
 
