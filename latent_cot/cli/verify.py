@@ -41,6 +41,9 @@ class VerifyOptions:
     """With `--task`: as for `em`."""
     config: str | None = None
     """With `--task`: a YAML file with other settings, as for `em`."""
+    staleness: int = 0
+    """How many optimiser steps the q that samples is behind the one that is trained, as where sampling and training run
+    side by side."""
     quick: Switch = False
     """Two worlds, both forms of SubTB, no deliberate mistakes: half a minute."""
     json: Switch = False
@@ -58,16 +61,17 @@ def run(argv: Sequence[str]) -> int:
         return _verify_task(options)
     if options.preset is not None or options.config is not None:
         raise UsageError("--preset and --config are of a task: give --task too, or leave them out")
+    if options.staleness < 0:
+        raise UsageError(f"--staleness {options.staleness}: give 0 or more steps")
     torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gains
     return _verify(_cases(options), Settings(), options)
 
 
 def _verify_task(options: VerifyOptions) -> int:
     """Nothing is judged: how near q comes depends on the task and the model."""
-    if options.world or options.objective or options.quick:
-        raise UsageError(
-            "--world, --objective and --quick are of the worlds, and --task is instead of them: leave out one"
-        )
+    if options.world or options.objective or options.quick or options.staleness:
+        flags = "--world, --objective, --staleness and --quick"
+        raise UsageError(f"{flags} are of the worlds, and --task is instead of them: leave out one")
     from latent_cot.config.settings import check, load_config
     from latent_cot.evaluation.diagnostics import mean_figures
     from latent_cot.run.listed import CheckedEStep
@@ -117,10 +121,11 @@ def _cases(options: VerifyOptions) -> list[Case]:
     if options.quick:
         worlds, objectives = verify.QUICK_WORLDS, verify.QUICK_OBJECTIVES
     worlds, objectives = options.world or worlds, options.objective or objectives
-    cases = [verify.Case(world, objective) for world in worlds for objective in objectives]
+    behind = options.staleness
+    cases = [verify.Case(world, objective, None, behind) for world in worlds for objective in objectives]
     if options.quick or options.world or options.objective:
         return cases
-    return cases + [verify.Case(fault.world, fault.objective, name) for name, fault in FAULTS.items()]
+    return cases + [verify.Case(fault.world, fault.objective, name, behind) for name, fault in FAULTS.items()]
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:

@@ -41,6 +41,7 @@ from latent_cot.objectives.policy_gradient import (
     leave_one_out,
     normalised,
     returns_to_go,
+    truncated_weights,
 )
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.chain import ChainRules
@@ -52,6 +53,10 @@ CLIP_RANGE = 0.2
 DEVIATION_FLOOR = 0.1
 """Added to what advantages are divided by (GRPO: the standard deviation of a question's rewards; PPO: the advantages'
 root mean square over the batch), so that differences far below it, in units of the reward, are not blown up."""
+
+
+WEIGHT_CAP = 2.0
+"""The largest importance weight of an action that another policy has sampled than the one that is trained."""
 
 
 class PolicyGradient(Method):
@@ -125,17 +130,7 @@ class PPO(PolicyGradient):
 
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
         c = self.config.policy_gradient
-        mask = experience.mask
-        # The baseline is one number a rationale, formed of whole returns; what an action has paid before it is sunk.
-        whole = reward - c.kl * torch.where(mask, old - experience.reference, 0.0).sum(1)
-        advantage = relative(whole, experience, c.advantage)[:, None]
-        if c.advantage == "leave-one-out":
-            baseline = whole[:, None] - advantage
-            advantage = returns_to_go(reward, old, experience.reference, mask, kl=c.kl) - baseline
-        advantage = torch.where(mask, advantage, 0.0)
-        actions = experience.count[:, None] * mask
-        scale = ((actions * advantage**2).sum() / actions.sum()).sqrt()
-        return advantage / (scale + DEVIATION_FLOOR)
+        return ppo_advantages(experience, old, reward, kl=c.kl, how=c.advantage)
 
 
 class GRPO(PolicyGradient):
@@ -146,6 +141,23 @@ class GRPO(PolicyGradient):
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
         advantage = relative(reward, experience, self.config.policy_gradient.advantage)
         return torch.where(experience.mask, advantage[:, None], 0.0)
+
+
+def ppo_advantages(
+    experience: Experience, old: torch.Tensor, reward: torch.Tensor, *, kl: float, how: str
+) -> torch.Tensor:
+    """(B, S) as PPO has them; `old` and `reward` as in `PolicyGradient.advantages`, `how` as in `relative`."""
+    mask = experience.mask
+    # The baseline is one number a rationale, formed of whole returns; what an action has paid before it is sunk.
+    whole = reward - kl * torch.where(mask, old - experience.reference, 0.0).sum(1)
+    advantage = relative(whole, experience, how)[:, None]
+    if how == "leave-one-out":
+        baseline = whole[:, None] - advantage
+        advantage = returns_to_go(reward, old, experience.reference, mask, kl=kl) - baseline
+    advantage = torch.where(mask, advantage, 0.0)
+    actions = experience.count[:, None] * mask
+    scale = ((actions * advantage**2).sum() / actions.sum()).sqrt()
+    return advantage / (scale + DEVIATION_FLOOR)
 
 
 def relative(reward: torch.Tensor, experience: Experience, how: str) -> torch.Tensor:
@@ -164,6 +176,8 @@ class PolicyInfo:
     """Estimate of KL(q || p) of a rationale, nats (the mean of log q − log p), of the q that sampled."""
     clipped: float
     """Share of actions whose gradient the clipping has cut off."""
+    weight_cut: float
+    """Share of actions whose importance weight `WEIGHT_CAP` has cut; 0 where q itself has sampled."""
     gradient_norm: float
 
 
@@ -203,8 +217,15 @@ def update(
     epochs: int,
     kl: float,
     max_tokens: int,
+    sampler: torch.Tensor | None = None,
 ) -> PolicyInfo:
-    """`epochs` gradient steps of q on the clipped surrogate plus `kl` times the KL penalty, each on the whole batch."""
+    """`epochs` gradient steps of q on the clipped surrogate plus `kl` times the KL penalty, each on the whole batch.
+
+    `sampler`: (B, S) log-probabilities of the actions under the policy that sampled, where that is another than the q
+    of `old`. The surrogate is then weighted (`truncated_weights`); the KL penalty is not.
+    """
+    weight, cut = truncated_weights(old, old if sampler is None else sampler, experience.mask, cap=WEIGHT_CAP)
+    advantage = weight * advantage  # as good as weighting the surrogate, since no weight is negative
     n = float(experience.count.sum())
     actions = float((experience.count[:, None] * experience.mask).sum())
     loss_sum = clipped = norms = 0.0
@@ -227,4 +248,5 @@ def update(
             norms += optimiser.step(step)
     loss_sum, clipped = lm.processes.sum([loss_sum, clipped])
     drift = (experience.count * (old - experience.reference).mul(experience.mask).sum(1)).sum() / n
-    return PolicyInfo(loss_sum / epochs, float(drift), clipped / (epochs * actions), norms / epochs)
+    weight_cut = float((experience.count * cut).sum()) / actions
+    return PolicyInfo(loss_sum / epochs, float(drift), clipped / (epochs * actions), weight_cut, norms / epochs)

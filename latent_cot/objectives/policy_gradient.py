@@ -1,4 +1,5 @@
-"""Policy-gradient kernels: advantages, the clipped surrogate and a KL penalty, as pure functions of tensors.
+"""Policy-gradient kernels: advantages, the clipped surrogate, a KL penalty and weights for another policy's samples, as
+pure functions of tensors.
 
 A batch holds B distinct trajectories, each with the number of times it was sampled (`weight`), of G questions
 (`group`). An action is a token that the policy chose, or the stop; `mask` (B, S) says where there is one.
@@ -7,6 +8,8 @@ A batch holds B distinct trajectories, each with the number of times it was samp
     normalised      GRPO, Shao et al., "DeepSeekMath" (2024), Eq. 3 and section 4.1.2
     surrogate       PPO, Schulman et al., "Proximal policy optimization algorithms" (2017), Eq. 7
     kl_penalty      Schulman, "Approximating KL divergence" (2020), k3: what GRPO adds to its loss
+    truncated_weights   Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025);
+                        Espeholt et al., "IMPALA" (2018), section 4.1
 
 Left out: the 1 / length of GRPO's loss, which favours long wrong chains (Liu et al., "Understanding R1-Zero-like
 training", 2025). A trajectory's loss is the sum over its actions, as in the policy gradient itself.
@@ -107,6 +110,28 @@ def kl_penalty(log_prob: torch.Tensor, reference: torch.Tensor, mask: torch.Tens
     KL(policy || reference) for actions that the policy has sampled, and never negative."""
     d = torch.where(mask, reference - log_prob, 0.0)
     return (d.exp() - d - 1).sum(1)
+
+
+def truncated_weights(
+    log_trainer: torch.Tensor, log_sampler: torch.Tensor, mask: torch.Tensor, *, cap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """min(π / μ, cap) for each action, by which a loss of the trainer's policy π is multiplied where another, μ, has
+    sampled: one of some updates ago, or the same in another arithmetic.
+
+    E_μ[π / μ · f] = E_π[f] for a single action; the cap bounds the variance at the price of a bias. What stays the
+    sampler's are the prefixes that an action is chosen at, and the returns that follow it.
+
+    Args:
+        log_trainer: (B, S) log π of each action, before the gradient steps on this batch; nats.
+        log_sampler: (B, S) log μ; nats.
+        mask: (B, S) bool, the actions.
+        cap: the largest weight. Below 1 it would only shrink the loss of samples of π itself.
+
+    Returns (B, S), detached, 0 where there is no action; and (B,) number of actions whose weight the cap has cut.
+    """
+    with torch.no_grad():
+        ratio = torch.where(mask, log_trainer - log_sampler, -torch.inf).exp()
+        return ratio.clamp(max=cap), (ratio > cap).sum(1)
 
 
 def _sums(values: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

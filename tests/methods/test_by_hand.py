@@ -99,23 +99,34 @@ def test_advantages_of_ppo() -> None:
     torch.testing.assert_close(found, raw / (scale + 0.1))
 
 
-def test_a_policy_gradient_with_a_kl_penalty(lm: LanguageModel, rules: ChainRules, seen: Experience) -> None:
+@pytest.mark.parametrize("behind", [None, 1.0])
+def test_a_policy_gradient_with_a_kl_penalty(
+    lm: LanguageModel, rules: ChainRules, seen: Experience, behind: float | None
+) -> None:
+    """Of q's own samples, or of another policy's, whose log-probabilities differ by about a nat."""
     old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=200)
-    noise = torch.randn(seen.mask.shape, generator=torch.Generator().manual_seed(0))
-    advantage = torch.where(seen.mask, noise, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    advantage = torch.where(seen.mask, torch.randn(seen.mask.shape, generator=generator), 0.0)
+    sampler = None if behind is None else old + behind * torch.randn(seen.mask.shape, generator=generator)
     optimiser = no_step(lm, "q")
-    policy_gradient.update(lm, seen, old, advantage, rules, optimiser, 0, epochs=1, kl=0.7, max_tokens=200)
-    total = torch.zeros(())
+    info = policy_gradient.update(
+        lm, seen, old, advantage, rules, optimiser, 0, epochs=1, kl=0.7, max_tokens=200, sampler=sampler
+    )
+    total, cut, actions = torch.zeros(()), 0.0, 0.0
     with lm.trainable("q") as model:
         for rows, log_p in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):
             for k, row in enumerate(rows):
                 for i in range(log_p.shape[1]):
                     if seen.mask[row, i]:
+                        ratio = 1.0 if sampler is None else float((old[row, i] - sampler[row, i]).exp())
                         gap = seen.reference[row, i] - log_p[k, i]
-                        gain = (log_p[k, i] - old[row, i]).exp() * advantage[row, i]
+                        gain = min(ratio, 2.0) * (log_p[k, i] - old[row, i]).exp() * advantage[row, i]
                         total = total + seen.count[row] * (0.7 * (gap.exp() - gap - 1) - gain)
+                        cut += float(seen.count[row]) * (ratio > 2)
+                        actions += float(seen.count[row])
         expected = autograd(total / seen.count.sum(), optimiser)
     torch.testing.assert_close(optimiser.gradient, expected, rtol=1e-3, atol=1e-5)
+    assert info.weight_cut == pytest.approx(cut / actions) and (cut > 0) == (sampler is not None)
 
 
 # -- weighted likelihoods --------------------------------------------------------------------------------

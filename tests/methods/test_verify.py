@@ -15,6 +15,7 @@ from latent_cot.cli import main
 from latent_cot.methods.verify import exact, run
 from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.run import Settings, train
+from latent_cot.methods.verify.staleness import LaggingSampler
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.objectives.balance import temper
 from latent_cot.rationales.scoring import Group, score
@@ -198,9 +199,46 @@ def test_same_seed_same_sampler() -> None:
     assert torch.equal(*weights)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+def test_the_sampler_is_some_steps_behind(staleness: int) -> None:
+    """What samples is q of K steps ago, or of the start; afterwards q is what the optimiser has made of it."""
+    lm = build(WORLDS["xy"]).lm
+    prompt, weight = torch.tensor([[1, 2]]), next(iter(lm.parameters("q").values()))
+    sampler = LaggingSampler(lm, staleness)
+    logits = []
+    for step in range(6):
+        logits.append(lm.merged("q")(input_ids=prompt).logits.clone())
+        with sampler.sampling():
+            found = lm.merged("q")(input_ids=prompt).logits
+        torch.testing.assert_close(found, logits[max(0, step - staleness)], rtol=0, atol=0)
+        torch.testing.assert_close(lm.merged("q")(input_ids=prompt).logits, logits[-1], rtol=0, atol=0)
+        weight.add_(0.1)  # an optimiser's step
+        lm.copy_adapter("q", "q")  # its merged copy is out of date
+    assert all(not torch.equal(one, logits[0]) for one in logits[1:])
+
+
+def test_staleness_changes_what_is_learned_from() -> None:
+    """The first step's sampler is q itself; from the second on it is behind."""
+    weights = []
+    for staleness, steps in [(0, 1), (8, 1), (0, 2), (8, 2)]:
+        world = build(WORLDS["tool"])
+        train(world, "pooled-subtb", steps, replace(Settings(), samples=8, warmup=0), staleness=staleness)
+        weights.append(torch.cat([w.detach().flatten() for w in world.lm.parameters("q").values()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[2], weights[3])
+
+
+@pytest.mark.slow
+def test_a_stale_sampler_does_no_harm() -> None:
+    """Balance asks of no trajectory where it comes from; what the buffer replays is older still."""
+    assert run.run_case(run.Case("xy", "pooled-subtb", staleness=8), Settings()).learned
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--staleness", "-1"], "--staleness -1: give 0 or more steps"),
+        (["--task", "word_problems", "--staleness", "8"], "--staleness and --quick are of the worlds"),
         (["--world", "plan"], "--world plan: unknown. Did you mean 'plain'?"),
         (["--objective", "sub-tb"], "--objective sub-tb: unknown. Did you mean 'subtb'?"),
     ],

@@ -16,6 +16,7 @@ from latent_cot.objectives.policy_gradient import (
     leave_one_out,
     normalised,
     returns_to_go,
+    truncated_weights,
 )
 
 REWARDS = st.floats(-30, 0, width=32)
@@ -141,3 +142,62 @@ def test_what_is_masked_does_not_count() -> None:
     loss, info = clipped_surrogate(log_prob, torch.zeros(1, 2), torch.ones(1, 2), mask, clip_range=0.2)
     assert bool(loss.isfinite().all()) and bool(info.kl.isfinite().all())
     assert bool(kl_penalty(log_prob, torch.zeros(1, 2), mask).isfinite().all())
+    assert bool(truncated_weights(log_prob, log_prob, mask, cap=2.0)[0].isfinite().all())
+
+
+def random_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(4, 3) log-probabilities under trainer and sampler, up to two nats apart, and a mask."""
+    generator = torch.Generator().manual_seed(seed)
+    log_trainer, log_sampler = -2 * torch.rand((2, 4, 3), generator=generator, dtype=torch.float64)
+    return log_trainer, log_sampler, torch.rand((4, 3), generator=generator) < 0.7
+
+
+@given(st.integers(0, 1000), st.floats(0.5, 3))
+def test_weights_are_ratios_up_to_the_cap(seed: int, cap: float) -> None:
+    log_trainer, log_sampler, mask = random_batch(seed)
+    weight, cut = truncated_weights(log_trainer, log_sampler, mask, cap=cap)
+    for row in range(4):
+        n = 0
+        for place in range(3):
+            ratio = math.exp(log_trainer[row, place]) / math.exp(log_sampler[row, place])
+            acts = bool(mask[row, place])
+            assert float(weight[row, place]) == pytest.approx(min(ratio, cap) if acts else 0.0)
+            n += acts and ratio > cap
+        assert cut[row] == n
+
+
+def test_a_policy_that_has_sampled_itself_has_weights_of_one() -> None:
+    log_prob, _, mask = random_batch(0)
+    weight, cut = truncated_weights(log_prob, log_prob, mask, cap=2.0)
+    assert torch.equal(weight, mask.double()) and not cut.any()
+
+
+def test_the_gradient_of_the_weighted_surrogate() -> None:
+    """It is that of finite differences, and none goes through the weights, which are those of before the step."""
+    log_prob, log_sampler, mask = random_batch(1)
+    old, advantage = log_prob + 0.05, torch.randn(4, 3, dtype=torch.float64)
+    weight, _ = truncated_weights(old.requires_grad_(), log_sampler, mask, cap=1.5)
+    assert not weight.requires_grad
+
+    def loss(log_prob: torch.Tensor) -> torch.Tensor:
+        return clipped_surrogate(log_prob, old.detach(), weight * advantage, mask, clip_range=0.2)[0]
+
+    assert torch.autograd.gradcheck(loss, log_prob.requires_grad_())
+    plain, _ = clipped_surrogate(log_prob, old.detach(), advantage, mask, clip_range=0.2)
+    by_row = [torch.autograd.grad(of.sum(), log_prob, retain_graph=True)[0] for of in (loss(log_prob), plain)]
+    assert torch.allclose(by_row[0], weight * by_row[1]), "as if each action's surrogate were weighted"
+
+
+@pytest.mark.parametrize(("cap", "exact"), [(math.inf, True), (1.0, False)])
+def test_weights_make_up_for_another_sampler(cap: float, exact: bool) -> None:
+    """For a single action the expectation under the sampler is the trainer's policy gradient, unless the cap cuts."""
+    torch.manual_seed(2)
+    logits, reward = torch.randn(5).double().requires_grad_(), torch.randn(5).double()
+    sampler, log_prob = torch.randn(5).double().log_softmax(0), logits.log_softmax(0)
+    expected = torch.autograd.grad((log_prob.exp() * reward).sum(), logits, retain_graph=True)[0]
+    mask = torch.ones(5, 1, dtype=torch.bool)
+    old = log_prob[:, None].detach()
+    weight, _ = truncated_weights(old, sampler[:, None], mask, cap=cap)
+    losses, _ = clipped_surrogate(log_prob[:, None], old, weight * reward[:, None], mask, clip_range=0.2)
+    found = torch.autograd.grad((sampler.exp() * losses).sum(), logits)[0]
+    assert torch.allclose(found, -expected) == exact
