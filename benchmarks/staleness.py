@@ -56,7 +56,7 @@ def train_ppo(world: World, steps: int, c: Settings, *, staleness: int, weighted
             seen = gather(world.queries, sampled, reward)
             of_sampler = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens) if weighted else None
         old = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens)
-        advantage = ppo_advantages(seen, old, log_likelihood(seen), kl=1.0, how="leave-one-out")
+        advantage = ppo_advantages(seen, old, log_likelihood(seen), kl=1.0)
         info = update(
             lm,
             seen,

@@ -275,9 +275,6 @@ class PolicyGradientConfig(Section):
 
     reward: Literal["log-reward", "correct"] = "log-reward"
     """log p(Z Y | X) of the complete rationale, as in the E-step, in nats; or 1 for one that arrives at Y, else 0."""
-    advantage: Literal["leave-one-out", "normalised"] = "leave-one-out"
-    """Of a rationale: its reward less the mean of its question's others (RLOO), or less the mean of all of them and
-    divided by their standard deviation (GRPO)."""
     kl: Amount = 0.05
     """Weight of KL(q || p), p being the initial model; in nats of reward a nat."""
     fine_tune: Switch = False

@@ -15,8 +15,10 @@ generalised advantage estimation. Also left out: mini-batches within a batch, an
 
 GRPO (Shao et al., "DeepSeekMath", 2024) gives all actions of a rationale the same advantage: its reward compared with
 those of its question's other rationales. The KL to the initial p is a term of the loss. With
-`--policy-gradient.reward correct` it is the usual one, whose reward is 0 or 1; with
-`--policy-gradient.advantage leave-one-out` it is RLOO (Ahmadian et al., 2024).
+`--policy-gradient.reward correct` it is the usual one, whose reward is 0 or 1.
+
+Where an engine samples (`model.engine`), each action is weighted by how much likelier the present q finds it
+(`truncated_weights`).
 """
 
 from __future__ import annotations
@@ -113,6 +115,7 @@ class PolicyGradient(Method):
                 epochs=e.updates,
                 kl=c.kl if self.kl_in_loss else 0.0,
                 max_tokens=tokens,
+                sampler=log_probs_by_sampler(experience) if self.lm.engine is not None else None,
             )
             self.state.budget.gradient_steps += e.updates
             yield {
@@ -130,7 +133,7 @@ class PPO(PolicyGradient):
 
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
         c = self.config.policy_gradient
-        return ppo_advantages(experience, old, reward, kl=c.kl, how=c.advantage)
+        return ppo_advantages(experience, old, reward, kl=c.kl)
 
 
 class GRPO(PolicyGradient):
@@ -139,32 +142,21 @@ class GRPO(PolicyGradient):
     kl_in_loss = True
 
     def advantages(self, experience: Experience, old: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
-        advantage = relative(reward, experience, self.config.policy_gradient.advantage)
+        advantage = normalised(reward, experience.count, experience.group, floor=DEVIATION_FLOOR)
         return torch.where(experience.mask, advantage[:, None], 0.0)
 
 
-def ppo_advantages(
-    experience: Experience, old: torch.Tensor, reward: torch.Tensor, *, kl: float, how: str
-) -> torch.Tensor:
-    """(B, S) as PPO has them; `old` and `reward` as in `PolicyGradient.advantages`, `how` as in `relative`."""
+def ppo_advantages(experience: Experience, old: torch.Tensor, reward: torch.Tensor, *, kl: float) -> torch.Tensor:
+    """(B, S) as PPO has them; `old` and `reward` as in `PolicyGradient.advantages`."""
     mask = experience.mask
     # The baseline is one number a rationale, formed of whole returns; what an action has paid before it is sunk.
     whole = reward - kl * torch.where(mask, old - experience.reference, 0.0).sum(1)
-    advantage = relative(whole, experience, how)[:, None]
-    if how == "leave-one-out":
-        baseline = whole[:, None] - advantage
-        advantage = returns_to_go(reward, old, experience.reference, mask, kl=kl) - baseline
-    advantage = torch.where(mask, advantage, 0.0)
+    baseline = whole - leave_one_out(whole, experience.count, experience.group)
+    to_go = returns_to_go(reward, old, experience.reference, mask, kl=kl)
+    advantage = torch.where(mask, to_go - baseline[:, None], 0.0)
     actions = experience.count[:, None] * mask
     scale = ((actions * advantage**2).sum() / actions.sum()).sqrt()
     return advantage / (scale + DEVIATION_FLOOR)
-
-
-def relative(reward: torch.Tensor, experience: Experience, how: str) -> torch.Tensor:
-    """(B,) what each rationale has, (B,), compared with its question's others."""
-    if how == "leave-one-out":
-        return leave_one_out(reward, experience.count, experience.group)
-    return normalised(reward, experience.count, experience.group, floor=DEVIATION_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -203,6 +195,13 @@ def log_probs_when_sampled(
         for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens):
             old[rows] = log_prob.cpu()
     return old
+
+
+def log_probs_by_sampler(experience: Experience) -> torch.Tensor:
+    """(B, S) log-probability of the actions by the engine that sampled them, at temperature 1."""
+    found = torch.zeros_like(experience.reference)
+    found[experience.mask] = torch.tensor([value for z in experience.rationales for value in z.log_probs or ()])
+    return found
 
 
 def update(

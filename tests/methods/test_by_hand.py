@@ -90,7 +90,7 @@ def test_advantages_of_ppo() -> None:
     reference = torch.tensor([[-2.0, -4.0], [-3.0, 0.0]])  # log ratios 1, 2 | 2
     reward = torch.tensor([-5.0, -1.0])
     experience = Experience([], [], torch.tensor([2.0, 1.0]), torch.tensor([0, 0]), mask, reference, reward)
-    settings = PolicyGradientConfig(kl=0.5, advantage="leave-one-out")
+    settings = PolicyGradientConfig(kl=0.5)
     of = SimpleNamespace(config=SimpleNamespace(policy_gradient=settings))
     found = PPO.advantages(cast("PPO", of), experience, old, reward)
     # The whole: -6.5 (twice), -2. The others' mean: (-6.5 - 2) / 2 = -4.25 | -6.5. To go: -6.5, -6 | -2.

@@ -141,11 +141,11 @@ def test_a_budget_too_small_for_a_step_names_the_variant() -> None:
 
 def test_the_layers_of_a_runs_settings() -> None:
     """Common settings, then the variant's, then those of --set for it alone."""
-    variant = Variant("mine", "ppo", {"policy_gradient": {"kl": 0.2, "advantage": "normalised"}})
+    variant = Variant("mine", "ppo", {"policy_gradient": {"kl": 0.2, "reward": "correct"}})
     common = {"policy_gradient": {"kl": 0.1}, "e_step": {"warmup": 5}}
-    config = configure(variant, 7, [common], [{"policy_gradient": {"advantage": "leave-one-out"}}], OWN)
+    config = configure(variant, 7, [common], [{"policy_gradient": {"reward": "log-reward"}}], OWN)
     own = config.policy_gradient
-    assert (own.kl, own.advantage, config.e_step.warmup, config.seed) == (0.2, "leave-one-out", 5, 7)
+    assert (own.kl, own.reward, config.e_step.warmup, config.seed) == (0.2, "log-reward", 5, 7)
 
 
 def other_config(method: str) -> RunConfig:
