@@ -228,6 +228,12 @@ def test_staleness_changes_what_is_learned_from() -> None:
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[2], weights[3])
 
 
+def test_a_stale_sampler_is_slower_under_a_floor_only() -> None:
+    for name, spec in WORLDS.items():
+        slowdown = 2 if spec.floor else 1
+        assert run.Case(name, "vargrad", staleness=8).steps == slowdown * run.Case(name, "vargrad").steps
+
+
 @pytest.mark.slow
 def test_a_stale_sampler_does_no_harm() -> None:
     """Balance asks of no trajectory where it comes from; what the buffer replays is older still."""
