@@ -27,7 +27,7 @@ from tests.engines import FakeVllm, ReferenceEngine
 from tests.run.test_kill import own_thread_pool
 
 KILLS = 20 if FULL else 2
-LIMIT = 120.0
+LIMIT = 600.0
 """Seconds within which a run ends, whatever was killed."""
 
 
