@@ -454,7 +454,8 @@ class LanguageModel:
         """Take part in a pass of the other processes: with one token, and a gradient of 0."""
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         with torch.set_grad_enabled(backward), self.accelerator.autocast():
-            features = features_of(self._base, self.capabilities.linear_head, input_ids=token)
+            inputs: dict[str, Any] = {"input_ids": token, "attention_mask": torch.ones_like(token)}
+            features = features_of(self._base, self.capabilities.linear_head, **inputs)
         if backward:
             self.accelerator.backward(0 * features.float().sum())
 
