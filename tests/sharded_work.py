@@ -1,4 +1,4 @@
-"""What `test_sharding.py` runs in several processes: `python -m tests.sharded_work MODEL OUTPUT_FOLDER SAVED CHECKPOINTED`
+"""What `test_sharding.py` runs in several processes: `python -m tests.sharded_work MODEL FOLDER SAVED CHECKPOINTED`
 
 Each process writes what it has found. SAVED is where another number of processes has saved the half of a training,
 CHECKPOINTED is 1 for gradient checkpointing.

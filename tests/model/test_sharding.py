@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import PreTrainedModel
 
-from latent_cot.cli import main
 from latent_cot.model.processes import Processes
 from latent_cot.model.sharding import is_sharded, shard
 from latent_cot.run.run_folder import RunFolder
@@ -123,7 +122,7 @@ def test_a_run_by_accelerate_launch(tiny_model_dir: Path, tmp_path: Path) -> Non
     was = finished.read_bytes()
     for name in ("results.json", "p", "q"):
         (folder.path / name).rename(tmp_path / name)
-    assert main([*program[2:], "--resume"]) == 0
+    launch(*program, "--resume", processes=1)
     assert finished.read_bytes() == was
 
 
