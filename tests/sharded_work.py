@@ -56,6 +56,18 @@ def held(lm: LanguageModel) -> dict[str, int]:
     return {"layers": layers, "layers here": resting[True], "others here": resting[False], "most": max(seen)}
 
 
+def models(lm: LanguageModel) -> dict[str, list[float]]:
+    """Hidden states of each model, all of them asked for before one is run."""
+    tree = TokenTree()
+    tree.extend(-1, [5, 6, 7])
+    lm.copy_adapter("p", "prior")
+    merged = {name: lm.merged(name) for name in ("p", "q", "prior")}
+    found = {name: lm.hidden(model, [tree]).flatten().tolist() for name, model in merged.items()}
+    with lm.without_adapters() as base:
+        found["base"] = lm.hidden(base, [tree]).flatten().tolist()
+    return {**found, "q again": lm.hidden(merged["q"], [tree]).flatten().tolist()}
+
+
 def half(lm: LanguageModel, *, resume: Path | None = None, save: Path | None = None) -> list[list[float]]:
     """Train p for two steps, from scratch or from what was saved, and save it; returns its weights."""
     rules, rng = rules_for(lm), random.Random(1)
@@ -78,6 +90,7 @@ def half(lm: LanguageModel, *, resume: Path | None = None, save: Path | None = N
 def main(model: str, folder: str, saved: str, checkpointed: str) -> None:
     lm = language_model(Path(model), gradient_checkpointing=bool(int(checkpointed)))
     found: dict[str, Any] = {"sharded": lm.sharded, "held": held(lm), "digest": lm.base_digest()}
+    found["models"] = models(lm)
     found["gradients"] = gradients(lm, rules_for(lm))
     found["loops"] = loops(lm)
     half(lm, save=Path(folder) / "half")

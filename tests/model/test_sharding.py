@@ -18,7 +18,7 @@ from latent_cot.model.sharding import is_sharded, shard
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError
 from tests.model.test_processes import ROOT, launch
-from tests.sharded_work import half, held, rules_for
+from tests.sharded_work import half, held, models, rules_for
 from tests.shared_work import gradients
 from tests.worlds import language_model
 
@@ -32,9 +32,10 @@ def alone(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """What one process finds, and has saved of a half of a training."""
     lm = language_model(tiny_model_dir)
     saved = tmp_path_factory.mktemp("half")
-    found = {"held": held(lm), "digest": lm.base_digest(), "gradients": gradients(lm, rules_for(lm)), "saved": saved}
+    found = {"held": held(lm), "digest": lm.base_digest(), "models": models(lm)}
+    found["gradients"] = gradients(lm, rules_for(lm))
     half(lm, save=saved)
-    return {**found, "resumed": half(lm, resume=saved)}
+    return {**found, "saved": saved, "resumed": half(lm, resume=saved)}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,16 @@ def test_they_find_what_one_finds(found: dict[int, list[dict[str, Any]]], alone:
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         assert_alike(ours[name], expected, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", COUNTS)
+def test_they_have_the_same_models(found: dict[int, list[dict[str, Any]]], alone: dict[str, Any], count: int) -> None:
+    ours, theirs = found[count][0]["models"], alone["models"]
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        assert_alike(ours[name], expected, name)
+    assert ours["q"] != ours["p"] == ours["prior"] != ours["base"]
 
 
 @pytest.mark.slow
@@ -150,13 +161,15 @@ def test_what_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch, tiny_model_dir:
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     with pytest.raises(UsageError, match="fsdp_cpu_ram_efficient_loading is true; give false"):
         shard(base, two())
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(UsageError, match="fsdp_version is 1; give 2"):
         shard(base, two())
 
 
 def test_one_that_is_done_makes_the_passes_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes, made, elsewhere = Processes(two()), [], iter([1, 2, 2, 0])
+    processes, elsewhere = Processes(two()), iter([1, 2, 2, 0])
+    made: list[bool] = []
     monkeypatch.setattr(processes, "_largest", lambda own: max(own, next(elsewhere)))
     monkeypatch.setattr("latent_cot.model.processes.gather_object", lambda own: own * 2)
     processes.empty_pass = made.append
