@@ -35,6 +35,7 @@ from latent_cot.model.engine import Completion, Engine, Request
 from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.packed import PackedLinear, pack_linear
 from latent_cot.model.processes import Processes
+from latent_cot.model.sharding import Reasoner, is_sharded, shard, whole
 from latent_cot.model.tree import TokenTree
 from latent_cot.types import UsageError
 
@@ -74,7 +75,13 @@ class LanguageModel:
         self.processes = Processes(self.accelerator)
         self.device: torch.device = self.accelerator.device
         self.tokenizer = tokenizer
-        base.requires_grad_(False).eval().to(self.device)
+        base.requires_grad_(False).eval()
+        self.sharded = is_sharded(self.accelerator)
+        """The base model's weights are divided among the processes, and there are no merged copies."""
+        if self.sharded:
+            shard(base, self.accelerator)
+        else:
+            base.to(self.device)
         self.capabilities = Capabilities.of(base)
         self.max_positions = architecture.table_of_positions(base)
         """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
@@ -83,7 +90,8 @@ class LanguageModel:
         self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
         self._base_head = base.get_output_embeddings()
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
-        self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in ADAPTERS}
+        copied = () if self.sharded else ADAPTERS
+        self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in copied}
         self._fresh: set[Weights] = set()
         self.engine: Engine | None = None
         """What samples in place of the merged copies, if anything does (`sampling_by`)."""
@@ -107,13 +115,16 @@ class LanguageModel:
             if isinstance(layer, LoraLinear):
                 lora_layer.fuse(layer)
         self._weights: dict[Weights, dict[str, nn.Parameter]] = {name: self._weights_of(name) for name in ADAPTERS}
-        self._active: Weights | None = None
+        self._active: tuple[Weights, bool] | None = None
+        """The adapter that is switched on, and whether it requires gradients."""
         self._checkpointed = _checkpoint_layers(self._base) if gradient_checkpointing else []
         for model in self._copies.values():
             for name, _ in self._adapted:
                 if (packed := pack_linear(model.get_submodule(name))) is not None:
                     model.set_submodule(name, packed)
             self._share_frozen(model)
+        if self.sharded:
+            self.processes.empty_pass = self._empty_pass
 
     @property
     def base_config(self) -> PretrainedConfig:
@@ -154,7 +165,7 @@ class LanguageModel:
         found = hashlib.sha256()
         for name, weight in self._base.named_parameters():
             if "lora_" not in name:
-                some = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu()
+                some = whole(weight).flatten()[:: max(1, weight.numel() // 64)].float().cpu()
                 found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some.tolist()}".encode())
         return found.hexdigest()[:16]
 
@@ -251,19 +262,26 @@ class LanguageModel:
             dropout: LoRA's own, where it is configured: for fine-tuning. A log q of a sampler is to be that of the
                 weights that sampled.
         """
-        if self._active != adapter:
-            self.peft.set_adapter(adapter)
-            for other, weights in self._weights.items():
-                for weight in weights.values():
-                    weight.requires_grad_(other == adapter)
-            self._active = adapter
+        self._switch_on(adapter, trained=True)
         self._changed(adapter)
         self._switch_training(True, dropout=dropout)
         try:
-            yield self._base
+            yield self._reasoner(adapter, trained=True) if self.sharded else self._base
         finally:
             self._switch_training(False, dropout=False)
             self._changed(adapter)
+
+    def _switch_on(self, adapter: Weights, *, trained: bool) -> None:
+        if self._active != (adapter, trained):
+            self.peft.set_adapter(adapter)
+            for other, weights in self._weights.items():
+                for weight in weights.values():
+                    weight.requires_grad_(trained and other == adapter)
+            self._active = adapter, trained
+
+    def _reasoner(self, adapter: Weights, *, trained: bool = False) -> PreTrainedModel:
+        """The sharded model with this adapter, which every pass of it switches on."""
+        return cast("PreTrainedModel", Reasoner(adapter, self.base_config, trained))
 
     @contextmanager
     def without_adapters(self) -> Iterator[PreTrainedModel]:
@@ -277,8 +295,11 @@ class LanguageModel:
         """A copy of the base model with `adapter` merged into its weights, for sampling and scoring.
 
         Unmerged LoRA on all linear layers triples the time of a decoding step. The copy is made afresh
-        from the base each time the adapter has changed: merging back and forth in bf16 would drift.
+        from the base each time the adapter has changed: merging back and forth in bf16 would drift. Of a sharded model
+        there is no copy: its adapter stays unmerged.
         """
+        if self.sharded:
+            return self._reasoner(adapter)
         if adapter not in self._copies:  # a spare one, most of which are never run
             self._copies[adapter] = copy.deepcopy(self._copies["q"])
             self._share_frozen(self._copies[adapter])
@@ -384,6 +405,7 @@ class LanguageModel:
         """
         longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
         self._refuse_too_long(longest)
+        model = self._to_run(model)
         kind, window = self.capabilities.trees, self.capabilities.window
         # Some models count the columns of a row from each other, whatever its mask says of them.
         if window is not None and (sum(map(len, trees)) if kind == "masked" else longest) > window:
@@ -411,10 +433,31 @@ class LanguageModel:
         """
         if self.max_positions is not None:  # elsewhere nobody waits for the device
             self._refuse_too_long(int(position_ids.max()) + 1)
+        model = self._to_run(model)
         given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": True}
         given[self.capabilities.cache_argument] = cache
         with self.accelerator.autocast():
             return features_of(model, self.capabilities.linear_head, input_ids=input_ids, **given)[:, -1]
+
+    def _to_run(self, model: PreTrainedModel | Reasoner) -> PreTrainedModel:
+        """The model itself; if it is sharded, once all processes are about to run it."""
+        trained = False
+        if isinstance(model, Reasoner):
+            trained = model.trained and torch.is_grad_enabled()
+            self._switch_on(model.adapter, trained=model.trained)
+            model = self._base
+        if self.processes.empty_pass is not None:
+            self.processes.announce_pass(backward=trained)
+        return model
+
+    def _empty_pass(self, backward: bool) -> None:
+        """Take part in a pass of the other processes: with one token, and a gradient of 0."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        with torch.set_grad_enabled(backward), self.accelerator.autocast():
+            inputs: dict[str, Any] = {"input_ids": token, "attention_mask": torch.ones_like(token)}
+            features = features_of(self._base, self.capabilities.linear_head, **inputs)
+        if backward:
+            self.accelerator.backward(0 * features.float().sum())
 
     def _refuse_too_long(self, tokens: int) -> None:
         """In a table of positions there would be nothing to look up."""

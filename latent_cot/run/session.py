@@ -28,6 +28,7 @@ from latent_cot.model import weights
 from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
 from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
+from latent_cot.model.sharding import is_sharded
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.engines import check_engine, open_engine
@@ -296,7 +297,8 @@ def _load_model(config: RunConfig, on_load: Callable[[], None]) -> tuple[Languag
     # Unless it is told so, accelerate does not see that processes without a GPU belong together.
     cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision is torch.bfloat16 else "no")
-    several = f", in {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    how = "its weights divided among" if is_sharded(accelerator) else "in"
+    several = f", {how} {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}{several}: {reason}."
     lora, trust, checkpointing = lora_config(config.lora), config.trust_remote_code, config.gradient_checkpointing
     model, tokenizer = weights.load_model_and_tokenizer(folder, dtype=precision, trust_remote_code=trust)

@@ -22,22 +22,14 @@ from latent_cot.run.run_folder import RunFolder
 from tests.run.test_kill import outcome
 
 ROOT = Path(__file__).parents[2]
-TWO = [
-    "-m",
-    "torch.distributed.run",
-    "--nproc-per-node",
-    "2",
-    "--rdzv-backend",
-    "c10d",
-    "--rdzv-endpoint",
-    "localhost:0",
-]
+TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
 
-def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def launch(*arguments: str, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` in so many processes; raises if one fails."""
-    command = [sys.executable, *(TWO if processes == 2 else []), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    several = [*TORCHRUN, "--nproc-per-node", str(processes)] if processes > 1 else []
+    command = [sys.executable, *several, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
