@@ -112,6 +112,8 @@ class LanguageModel:
             of_base = layer.get_base_layer()
             if ".base_layer" in name or not isinstance(getattr(of_base, "weight", None), Tensor):
                 raise ValueError(f"{name} is a {type(of_base).__name__}, which is no linear layer; name those that are")
+            if self.sharded and layer.out_features != getattr(of_base, "out_features", layer.out_features):
+                raise UsageError("PEFT takes a part of a sharded weight for all of it; upgrade it, to 0.21 or later")
             if isinstance(layer, LoraLinear):
                 lora_layer.fuse(layer)
         self._weights: dict[Weights, dict[str, nn.Parameter]] = {name: self._weights_of(name) for name in ADAPTERS}

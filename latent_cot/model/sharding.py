@@ -58,7 +58,7 @@ def shard(base: PreTrainedModel, accelerator: Accelerator) -> None:
         what = f"the decoder layers of a {type(base).__name__}, to divide their weights, cannot be found"
         raise UsageError(f"--model: {what}; name their class in accelerate's fsdp_transformer_layer_cls_to_wrap")
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(device.type, (accelerator.num_processes,)),
+        "mesh": init_device_mesh(device.type, (accelerator.num_processes,), mesh_dim_names=("fsdp",)),  # PEFT reads it
         "reshard_after_forward": True,  # else a pass without gradients would leave all layers whole
     }
     inside = {module for layer in layers for module in layer.modules()}

@@ -30,7 +30,8 @@ def launch(*arguments: str, processes: int = 2, **environment: str) -> subproces
     several = [*TORCHRUN, "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [sys.executable, *several, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    options: dict[str, Any] = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options, check=False, timeout=900)  # processes may wait for each other forever
     assert done.returncode == 0, done.stderr
     return done
 

@@ -42,6 +42,7 @@ def alone(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def folders(alone: dict[str, Any], tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Number of processes -> where each of them has written what it has found; two of them with gradient
     checkpointing."""
+    pytest.importorskip("peft", minversion="0.21")
     found = {}
     for count in COUNTS:
         found[count] = tmp_path_factory.mktemp("found")
@@ -122,6 +123,7 @@ def test_another_number_goes_on(
 @pytest.mark.slow
 def test_a_run_by_accelerate_launch(tiny_model_dir: Path, tmp_path: Path) -> None:
     """By the configuration of the examples, in bf16 where there is; one process goes on with it."""
+    pytest.importorskip("peft", minversion="0.21")
     program = ("-m", "latent_cot.cli", "em", "--output-dir", str(tmp_path / "run"))
     settings = ("--model", str(tiny_model_dir), "--preset", "smoke")
     config = ("--config_file", str(ROOT / "examples/fsdp.yaml"), "--num_processes", "2", "--main_process_port", "0")
