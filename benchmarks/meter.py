@@ -26,7 +26,6 @@ from latent_cot.methods import e_step, m_step
 from latent_cot.model.kv_cache import KVCache, SlotLayer
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree, flatten
-from latent_cot.rationales import batch
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
 
@@ -74,7 +73,7 @@ class Meter:
         """Time everything that happens in the block."""
         with ExitStack() as stack:
             for owner, name, part in (
-                (batch, "rollout", "rollout"),
+                (e_step, "rollout", "rollout"),
                 (Reward, "with_reference", "reward"),
                 (e_step, "update", "update"),
                 (m_step, "update", "update"),

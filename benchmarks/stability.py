@@ -9,7 +9,6 @@ q was to the posterior before and after. Runs that the file has already are not 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from scipy.stats import ttest_1samp
 
 import latent_cot as lc
+from benchmarks import records
 
 STEPS = 20
 SETTLED = 10
@@ -83,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=20, help="how many, from 0 on")
     parser.add_argument("--model", help="as in `latent-cot em`")
     options = parser.parse_args(argv)
-    runs = json.loads(options.file.read_text()) if options.file.exists() else []
+    runs = records.load(options.file)
     done = {(run["demonstrations"], run["seed"]) for run in runs}
     settings = {"model": options.model} if options.model else {}
     for seed in range(options.seeds):
         for size in options.demonstrations:
             if (size, seed) not in done:
                 runs.append(measure(size, seed, settings))
-                options.file.write_text(json.dumps(runs, indent=1) + "\n")
+                records.save(options.file, "benchmarks.stability", runs)
     print("\n".join(table(runs)))
 
 

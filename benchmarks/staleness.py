@@ -14,7 +14,6 @@ file has already are not done again: it can be filled in pieces.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from scipy.stats import ttest_1samp
 
+from benchmarks import records
 from latent_cot.methods.policy_gradient import log_probs_when_sampled, ppo_advantages, update
 from latent_cot.methods.verify import exact
 from latent_cot.methods.verify.run import Settings, train
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
     o = parser.parse_args(argv)
     torch.set_num_threads(1)
-    runs = json.loads(o.file.read_text()) if o.file.exists() else []
+    runs = records.load(o.file)
     names = ("world", "method", "staleness", "learning_rate", "seed")
     done = {tuple(run[name] for name in names) for run in runs}
     for seed in range(o.seeds):
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 asked = (o.world, method, staleness, o.learning_rate, seed)
                 if asked not in done:
                     runs.append(measure(*asked))
-                    o.file.write_text(json.dumps(runs, indent=1) + "\n")
+                    records.save(o.file, "benchmarks.staleness", runs)
     print("\n".join(table(runs)))
 
 

@@ -20,11 +20,13 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import urllib3
 
+from latent_cot import disk
 from latent_cot.model.engine import Completion, Request
 from latent_cot.types import UsageError
 
@@ -130,11 +132,12 @@ class _Versions:
         self.loaded: dict[str, deque[str]] = {}
         """Adapter -> the names of its versions that the engine has, oldest first."""
         self.number = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="latent-cot-")
+        self._open = ExitStack()
+        self._folder = self._open.enter_context(disk.new_folder(Path(tempfile.gettempdir()) / "latent-cot"))
 
     def folder(self, name: str) -> Path:
         """Of a version."""
-        return Path(self._folder.name) / name
+        return self._folder / name
 
     def new(self, adapter: str, save: Callable[[Path], None]) -> str:
         """Write the next version, and return its name."""
@@ -157,7 +160,7 @@ class _Versions:
 
     def close(self) -> None:
         """Remove them all."""
-        self._folder.cleanup()
+        self._open.close()
 
 
 class VllmServers:

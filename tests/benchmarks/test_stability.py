@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import stability
+from benchmarks import records, stability
 
 STEADY = [0.5] * 20
 
@@ -50,5 +49,5 @@ def test_a_file_is_filled_in_pieces(
     stability.main([*arguments, "1"])
     stability.main([*arguments, "2"])
     assert done == [(4, 0), (4, 1)]
-    assert len(json.loads(file.read_text())) == 2
+    assert len(records.load(file)) == 2
     assert "| 4 | 2 | 0 |" in capsys.readouterr().out

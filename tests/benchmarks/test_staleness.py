@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import staleness
+from benchmarks import records, staleness
 from latent_cot.methods.verify import exact
 from latent_cot.methods.verify.run import Settings
 from latent_cot.methods.verify.worlds import WORLDS, build
@@ -37,7 +36,7 @@ def test_a_file_is_filled_in_pieces(
     arguments = [str(file), "--staleness", "1", "--learning-rate", "0.05", "--seeds"]
     staleness.main([*arguments, "1"])
     staleness.main([*arguments, "2"])
-    runs = json.loads(file.read_text())
+    runs = records.load(file)
     assert [(run["method"], run["seed"]) for run in runs] == [(m, s) for s in (0, 1) for m in staleness.METHODS]
     kls = {(run["method"], run["seed"]): run["kl"] for run in runs}
     assert len(set(kls.values())) == 6, "each method and each seed is another run"

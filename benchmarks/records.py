@@ -1,0 +1,31 @@
+"""Files of runs that are filled in pieces: one record a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def load(file: Path) -> list[dict[str, Any]]:
+    """The runs in a file; none, if there is no file."""
+    runs: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
+    return runs
+
+
+def save(file: Path, command: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Write the runs that a command has made; four significant digits."""
+    lines = ",\n".join(json.dumps(_rounded(run)) for run in runs)
+    generated = json.dumps(f"by python -m {command}, one line a run")
+    file.write_text(f'{{"generated": {generated}, "runs": [\n{lines}\n]}}\n')
+        f'{{"generated": {json.dumps(f"by python -m {command}, one line a run")}, "runs": [\n{lines}\n]}}\n'
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
