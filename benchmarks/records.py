@@ -19,8 +19,6 @@ def save(file: Path, command: str, runs: Sequence[Mapping[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(_rounded(run)) for run in runs)
     generated = json.dumps(f"by python -m {command}, one line a run")
     file.write_text(f'{{"generated": {generated}, "runs": [\n{lines}\n]}}\n')
-        f'{{"generated": {json.dumps(f"by python -m {command}, one line a run")}, "runs": [\n{lines}\n]}}\n'
-    )
 
 
 def _rounded(value: Any) -> Any:
