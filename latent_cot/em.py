@@ -60,7 +60,7 @@ class EM(Method):
         with self.sampling(self._sample_step) as sampling:
             for step in range(self.state.unit, c.steps):
                 # Sample rationales, and score every prefix of each under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
-                queries, _, seed = self._asked(step)
+                queries, _, (_, seed) = self._asked(step)
                 torch.manual_seed(seed)  # nothing of ours draws from it; a model's own code may
                 sampled, ahead = sampling.take(step)
                 batches = assemble(
@@ -101,21 +101,22 @@ class EM(Method):
                 figures["reward_temperature"] = target["reward_temperature"]
                 yield {**vars(info), **figures, **ahead, "samples": shown_samples(batches)}
 
-    def _asked(self, step: int) -> tuple[list[Query], list[Behaviour], int]:
-        """The questions of a step, how their rationales are sampled, and a seed."""
+    def _asked(self, step: int) -> tuple[list[Query], list[Behaviour], tuple[int, int]]:
+        """The questions of a step, how their rationales are sampled, and the seeds of that and of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
-        rng.getrandbits(60)  # the seed of its rollouts
-        seed = rng.getrandbits(60)
+        seeds = rng.getrandbits(60), rng.getrandbits(60)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [1.0] * len(self.data.unlabelled)
         questions = [self.questions[i] for i in draw_distinct(weights, c.questions, rng)]
-        return [self.query(question) for question in questions], [draw_behaviour(c, rng) for _ in questions], seed
+        return [self.query(question) for question in questions], [draw_behaviour(c, rng) for _ in questions], seeds
 
     def _sample_step(self, step: int, draw: Draw) -> list[Sequence[Rationale]]:
-        """The rollouts of a step."""
-        queries, behaviours, _ = self._asked(step)
-        generator = torch.Generator().manual_seed(random.Random(self._unit_seed(step)).getrandbits(60))
-        n = self.config.e_step.samples
-        return sample(draw, queries, behaviours, self.rules, self.buffer, samples=n, generator=generator)
+        """The rollouts of a step, by `draw`."""
+        queries, behaviours, (seed, _) = self._asked(step)
+        how: dict[str, Any] = {
+            "samples": self.config.e_step.samples,
+            "generator": torch.Generator().manual_seed(seed),
+        }
+        return sample(draw, queries, behaviours, self.rules, self.buffer, **how)
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
