@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from latent_cot.model import vllm
 from latent_cot.model.engine import Completion, Request
 from latent_cot.model.vllm import VllmServers, alphabet
 from latent_cot.types import UsageError
+from tests.conftest import ROOT
 from tests.engines import FakeVllm, ReferenceEngine, serving
 
 SMOKE = ["em", "--task", "arithmetic", "--preset", "smoke", "--precision", "fp32"]
@@ -175,3 +177,9 @@ def test_requests_are_spread_and_come_back_in_order(servers: tuple[FakeVllm, Fak
         expected = lm.complete("q", requests)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
     assert {server.completed for server in servers} == {4, 5}
+
+
+def test_the_script_for_two_machines_is_one() -> None:
+    script = ROOT / "examples" / "two_machines.slurm"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    assert "--rollout.engine" in script.read_text()
