@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> P
         stop_after(patch, "e_step", 1)
         assert em(folder, tiny_model_dir, "--track", "tensorboard") == 130
     AcceleratorState._reset_state(reset_partial_state=True)
+    time.sleep(
+        1.0
+    )  # TensorBoard reads files by their names, which begin with the second: "9" of the same comes after "10"
     assert main(["em", "--output-dir", str(folder), "--resume", "--track", "tensorboard"]) == 0
     return folder
 
