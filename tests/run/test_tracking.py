@@ -111,9 +111,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> P
         stop_after(patch, "e_step", 1)
         assert em(folder, tiny_model_dir, "--track", "tensorboard") == 130
     AcceleratorState._reset_state(reset_partial_state=True)
-    time.sleep(
-        1.0
-    )  # TensorBoard reads files by their names, which begin with the second: "9" of the same comes after "10"
+    time.sleep(1.0)  # TensorBoard sorts files by the second they were begun in, and within it "9" comes after "10"
     assert main(["em", "--output-dir", str(folder), "--resume", "--track", "tensorboard"]) == 0
     return folder
 
