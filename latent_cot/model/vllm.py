@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
+import operator
 import shutil
 import tempfile
 import uuid
@@ -52,18 +52,23 @@ def alphabet(allowed: Sequence[int], vocabulary: int) -> dict[str, Any]:
     return {"logit_bias": dict.fromkeys(others, _FORBIDDEN)}
 
 
-def sampling(request: Request, vocabulary: int) -> dict[str, Any]:
-    """vLLM's parameters of a request, as its servers and its `SamplingParams` both take them."""
-    return {
-        "max_tokens": request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "seed": request.seed,
-        "stop_token_ids": list(request.ends),
-        "ignore_eos": True,  # it is among `ends` where it is the stop
-        "logprobs": 0,  # of the chosen token
-        **alphabet(request.allowed, vocabulary),
-    }
+def sampling(requests: Sequence[Request], vocabulary: int) -> list[dict[str, Any]]:
+    """vLLM's parameters of each request, as its servers and its `SamplingParams` both take them."""
+    shared = {id(request.allowed): request.allowed for request in requests}  # one or two, of many tokens
+    alphabets = {key: alphabet(allowed, vocabulary) for key, allowed in shared.items()}
+    return [
+        {
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "stop_token_ids": list(request.ends),
+            "ignore_eos": True,  # it is among `ends` where it is the stop
+            "logprobs": 0,  # of the chosen token
+            **alphabets[id(request.allowed)],
+        }
+        for request in requests
+    ]
 
 
 class _Lost(Exception):
@@ -79,10 +84,10 @@ class _Server:
         again = urllib3.Retry(2, allowed_methods=None, backoff_factor=0.5)  # a request has a seed: it may be repeated
         self._pool = urllib3.PoolManager(maxsize=AT_ONCE, timeout=timeout, retries=again)
 
-    def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: Mapping[str, Any]) -> str:
         """What it answers. Raises _Lost if it does not, and UsageError if it refuses."""
         try:
-            answer = self._pool.request("POST" if body else "GET", f"{self.address}/v1/{path}", json=body)
+            answer = self._pool.request("POST", f"{self.address}/v1/{path}", json=body)
             content = answer.data.decode("utf-8", "replace")
         except urllib3.exceptions.HTTPError as error:
             raise _Lost(f"{self.address} does not answer ({error})") from error
@@ -90,28 +95,28 @@ class _Server:
             raise _Lost(f"{self.address} fails ({content:.200})")
         if answer.status >= 400:
             raise UsageError(f"--rollout.engine {self.address}: {path}: {_reason(content)}")
-        try:
-            return json.loads(content) if path != "load_lora_adapter" else content
-        except ValueError as error:
-            raise UsageError(f"--rollout.engine {self.address}: no vLLM server ({content!r:.80})") from error
+        return content
 
-    def complete(self, model: str, request: Request, vocabulary: int) -> Completion:
+    def complete(self, model: str, prompt: Sequence[int], parameters: Mapping[str, Any]) -> Completion:
         """Sample once."""
-        body = {"model": model, "prompt": list(request.prompt), "return_token_ids": True}
-        answer = self.call("completions", body | sampling(request, vocabulary))
+        where = f"--rollout.engine {self.address}"
+        content = self.call(
+            "completions", {"model": model, "prompt": list(prompt), "return_token_ids": True, **parameters}
+        )
         try:
-            choice = answer["choices"][0]
-            return Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"])
-        except (KeyError, IndexError, TypeError) as error:
-            raise UsageError(f"--rollout.engine {self.address}: not what vLLM answers: {answer!r:.200}") from error
+            choice = disk.parse_json(content, where)["choices"][0]
+            tokens, log_probs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+            return Completion([operator.index(token) for token in tokens], [float(value) for value in log_probs])
+        except (UsageError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise UsageError(f"{where}: not what vLLM answers: {content!r:.200}") from error
 
 
 def _reason(content: str) -> str:
     """What an answer says went wrong, with the remedy."""
     try:
-        found = json.loads(content)
+        found = disk.parse_json(content, "")
         message = str(found.get("error", found).get("message", content))
-    except (ValueError, AttributeError):
+    except (UsageError, AttributeError):
         message = content
     remedies = {
         "rank": "start the server with --max-lora-rank of at least --lora.rank",
@@ -190,9 +195,10 @@ class VllmServers:
 
     def complete(self, adapter: str, requests: Sequence[Request]) -> list[Completion]:
         name, found = self._versions.present[adapter], dict[int, Completion]()
+        parameters = sampling(requests, self._vocabulary)
         while missing := [k for k in range(len(requests)) if k not in found]:
             asked = [
-                (k, server, self._workers.submit(server.complete, name, requests[k], self._vocabulary))
+                (k, server, self._workers.submit(server.complete, name, requests[k].prompt, parameters[k]))
                 for k, server in zip(missing, itertools.cycle(self._alive()), strict=False)
             ]
             for k, server, answer in asked:
@@ -217,7 +223,7 @@ class VllmServers:
     def _lose(self, server: _Server, error: _Lost) -> None:
         if server in self._servers:
             self._servers.remove(server)
-            self.notes.append(f"{error}; going on with the {len(self._servers)} others.")
+            self.notes.append(f"{error}; servers that are left: {len(self._servers)}.")
 
     def _unload(self, name: str) -> None:
         for server in self._servers:
@@ -266,7 +272,7 @@ class VllmHere:
         name = self._versions.present[adapter]
         answers = self._llm.generate(
             [{"prompt_token_ids": list(request.prompt)} for request in requests],
-            [SamplingParams(detokenize=False, **sampling(request, self._vocabulary)) for request in requests],
+            [SamplingParams(detokenize=False, **one) for one in sampling(requests, self._vocabulary)],
             lora_request=LoRARequest(name, _number(name), str(self._versions.folder(name))),
             use_tqdm=False,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class ReplayBuffer:
 
     def add(self, question: str, rationale: Rationale, log_reward: Sequence[float], step: int = 0) -> bool:
         """Offer a rationale; returns whether it was taken. One whose reward is not a number never is."""
+        rationale = replace(rationale, log_probs=None)  # of the q that sampled it, which is another one by now
         item = Stored(rationale, tuple(log_reward[: len(rationale) + 1]), step)
         if math.isnan(item.priority):
             return False

@@ -6,7 +6,7 @@ the tokens of a demonstration; so a replayed, demonstrated or sampled rationale 
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -46,11 +46,18 @@ class ChainRules:
         return {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
 
     @cached_property
-    def delimiting(self) -> Set[int]:
-        """The tokens that can complete the step delimiter, where steps are states."""
-        if self.granularity == "token" or self.step_delimiter is None:
-            return frozenset()
-        return self.codec.ending_with(self.step_delimiter)
+    def allowed(self) -> Mapping[bool, Sequence[int]]:
+        """Whether a chain may stop -> the tokens that may come next."""
+        actions = self.codec.actions.tolist()
+        return {True: actions, False: [token for token in actions if token != self.codec.stop_id]}
+
+    @cached_property
+    def ends(self) -> Sequence[int]:
+        """The tokens behind which there may be more to do than to sample on: the stop, and what can complete a tool's
+        trigger or, where steps are states, the step delimiter."""
+        by_step = self.granularity == "step" and self.step_delimiter is not None
+        delimiting = self.codec.ending_with(self.step_delimiter or "") if by_step else frozenset[int]()
+        return sorted({self.codec.stop_id}.union(*self.asking.values(), delimiting))
 
 
 class Chain:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from latent_cot.model.engine import Completion, Request
+from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import Chain, ChainRules
-from latent_cot.types import Rationale
+from latent_cot.types import Rationale, UsageError
 
 
 @dataclass
@@ -33,28 +34,29 @@ class _Open:
 
     def request(self, rules: ChainRules, top_p: float, seed: int) -> Request:
         """What is asked for next."""
-        chain, stop = self.chain, rules.codec.stop_id
+        chain = self.chain
         length = rules.max_tokens - chain.n_chosen
         if chain.may_stop and rules.granularity == "step":
             length = 1
         elif chain.n_chosen < rules.min_tokens:
             length = min(length, rules.min_tokens - chain.n_chosen)
-        allowed = rules.codec.actions.tolist()
-        if not chain.may_stop:
-            allowed.remove(stop)
-        ends = sorted({stop}.union(*rules.asking.values(), rules.delimiting))
-        return Request((*self.prompt, *chain.tokens), allowed, ends, length, self.temperature, top_p, seed)
+        allowed, prompt = rules.allowed[chain.may_stop], (*self.prompt, *chain.tokens)
+        return Request(prompt, allowed, rules.ends, length, self.temperature, top_p, seed)
 
     def rationale(self, *, whole: bool) -> Rationale:
         """What it has become. `whole`: nothing was cut off the distribution that it was drawn from."""
         known = whole and self.temperature == 1
         return replace(self.chain.finish(), log_probs=tuple(self.log_probs) if known else None)
 
-    def take(self, completion: Completion, stop: int) -> None:
-        """Add what was written, up to the stop, a tool's result or the longest length."""
+    def take(self, completion: Completion, codec: TextCodec) -> None:
+        """Add what was written, up to the stop, a tool's result or the longest length. Raises UsageError for what no
+        engine may write."""
+        known = all(0 <= token < codec.vocab_size and codec.action_index[token] >= 0 for token in completion.tokens)
+        if not completion.tokens or not known or len(completion.tokens) != len(completion.log_probs):
+            raise UsageError(f"--rollout.engine: it has written {completion}, which no rationale may be; leave it out")
         for token, log_prob in zip(completion.tokens, completion.log_probs, strict=True):
             self.log_probs.append(log_prob)
-            self.finished = token == stop
+            self.finished = token == codec.stop_id
             if self.finished:
                 return
             result = self.chain.push(token)
@@ -83,5 +85,5 @@ def rollout(
         seeds = torch.randint(2**31, (len(going),), generator=generator).tolist()
         asked = [chain.request(rules, top_p, seed) for chain, seed in zip(going, seeds, strict=True)]
         for chain, completion in zip(going, complete(asked), strict=True):
-            chain.take(completion, rules.codec.stop_id)
+            chain.take(completion, rules.codec)
     return [[chain.rationale(whole=top_p == 1) for chain in of_prompt] for of_prompt in chains]

@@ -352,3 +352,13 @@ def test_figures_of_a_step(lm: LanguageModel, rules: ChainRules) -> None:
 def test_on_policy_and_tempered_rationales_are_mixed_within_a_question() -> None:
     assert _temperatures(Behaviour(1.3, share=0.25), 8) == [1.3] * 2 + [1.0] * 6
     assert _temperatures(Behaviour(), 3) == [1.0] * 3
+
+
+def test_what_is_replayed_tells_nothing_of_the_present_sampler(lm: LanguageModel, rules: ChainRules) -> None:
+    """Its log-probabilities are of an older q; a buffer that was saved and read again has none either."""
+    buffer = ReplayBuffer(tolerance=0)
+    fresh = gather(lm, rules, buffer)
+    again = gather(lm, rules, buffer, replay=1.0, seed=1)
+    assert any(t.ages for t in again)
+    assert {z.log_probs for t in again for z in t.rationales} == {None}
+    assert fresh

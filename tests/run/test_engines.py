@@ -60,7 +60,7 @@ def test_a_run_goes_on_with_the_server_that_is_left_and_ends_as_by_itself(
     lost.dies_after = 10
     assert run(f"{lost.address},{kept.address}", tmp_path / "run", tiny_model_dir) == 0
     (told,) = [note for note in notes(tmp_path / "run") if lost.address in note]
-    assert told.endswith("going on with the 1 others.")
+    assert told.endswith("servers that are left: 1.")
     assert not kept.engine.adapters  # taken back at the end
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     gaps = [event["mismatch"] for event in events if event["kind"] == "e_step"]
@@ -82,13 +82,24 @@ def test_a_run_without_a_server_is_saved_and_goes_on_by_itself(
     assert main(["em", "--output-dir", str(folder), "--resume"]) == 0
 
 
+def answer_of(tokens: str, log_probs: str) -> str:
+    return f'{{"choices": [{{"token_ids": {tokens}, "logprobs": {{"token_logprobs": {log_probs}}}}}]}}'
+
+
 @pytest.mark.parametrize(
     ("path", "answer", "expected"),
     [
         ("load_lora_adapter", (404, '{"detail": "Not Found"}'), "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"),
         ("completions", (400, '{"error": {"message": "maximum context length is 64"}}'), "larger --max-model-len"),
-        ("completions", (200, "<html>"), "no vLLM server"),
+        ("completions", (200, "<html>"), "not what vLLM answers"),
         ("completions", (200, '{"choices": []}'), "not what vLLM answers"),
+        ("completions", (200, answer_of('["5"]', "[0.0]")), "not what vLLM answers"),
+        ("completions", (200, answer_of("[5]", "[null]")), "not what vLLM answers"),
+        ("completions", (200, "[" * 100_000), "not what vLLM answers"),
+        ("completions", (200, answer_of("[]", "[]")), "which no rationale may be"),
+        ("completions", (200, answer_of("[-1]", "[0.0]")), "which no rationale may be"),
+        ("completions", (200, answer_of("[9999999]", "[0.0]")), "which no rationale may be"),
+        ("completions", (200, answer_of("[0, 0]", "[0.0]")), "which no rationale may be"),
         ("completions", (500, "out of memory"), "no server is left"),
     ],
 )
@@ -105,7 +116,8 @@ def test_what_a_server_says_is_told_with_the_remedy(
     server.answers[path] = answer
     assert run(server.address, tmp_path / "run", tiny_model_dir) == 2
     assert expected in (said := capsys.readouterr().err)
-    assert server.address in said
+    assert "--rollout.engine" in said
+    assert "Traceback" not in said
 
 
 def test_an_adapter_above_the_servers_rank(
