@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import ttest_1samp
 
 
 def load(file: Path) -> list[dict[str, Any]]:
@@ -19,6 +22,15 @@ def save(file: Path, command: str, runs: Sequence[Mapping[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(_rounded(run)) for run in runs)
     generated = json.dumps(f"by python -m {command}, one line a run")
     file.write_text(f'{{"generated": {generated}, "runs": [\n{lines}\n]}}\n')
+
+
+def interval(values: Sequence[float], digits: int) -> str:
+    """A mean with its 95 % t-interval, if there is more than one value."""
+    shown = [statistics.mean(values)]
+    if len(values) > 1:
+        shown += ttest_1samp(values, 0.0).confidence_interval()
+    mean, *ends = (f"{value:.{digits}f}" for value in shown)
+    return f"{mean} ({' to '.join(ends)})" if ends else mean
 
 
 def _rounded(value: Any) -> Any:

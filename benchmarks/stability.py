@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import ttest_1samp
-
 import latent_cot as lc
 from benchmarks import records
 
@@ -62,18 +60,11 @@ def table(runs: Iterable[Mapping[str, Any]]) -> list[str]:
         by_size.setdefault(run["demonstrations"], []).append(run)
     for size, of_size in sorted(by_size.items()):
         low = [lowest(run["right"]) for run in of_size]
-        rises = [_interval([run["after"][name] - run["before"][name] for run in of_size]) for name in ("elbo", "ess")]
+        changes = ([run["after"][name] - run["before"][name] for run in of_size] for name in ("elbo", "ess"))
+        rises = [records.interval(change, 3) for change in changes]
         apart = sum(share < 0.5 for share in low)
         rows.append(f"| {size} | {len(of_size)} | {apart} | {min(low):.2f} | {' | '.join(rises)} |")
     return rows
-
-
-def _interval(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    interval = ttest_1samp(values, 0.0).confidence_interval()
-    return f"{mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

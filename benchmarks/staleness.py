@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import ttest_1samp
 
 from benchmarks import records
 from latent_cot.methods.policy_gradient import log_probs_when_sampled, ppo_advantages, update
@@ -105,20 +104,12 @@ def table(runs: Iterable[Mapping[str, Any]]) -> list[str]:
         key = tuple(run[name] for name in ("world", "method", "learning_rate", "staleness"))
         cells.setdefault(key, []).append(run)
     for (world, method, rate, staleness), of_cell in sorted(cells.items()):
-        figures = [_interval([run[name] for run in of_cell]) for name in ("kl", "total_variation")]
+        figures = [records.interval([run[name] for run in of_cell], 4) for name in ("kl", "total_variation")]
         cuts = [run["weight_cut"] for run in of_cell if method == METHODS[2]]
         cut = f"{statistics.mean(cuts):.4f}" if cuts else ""
         row = [world, method, f"{rate:g}", str(staleness), str(len(of_cell)), *figures, cut]
         rows.append(f"| {' | '.join(row)} |")
     return rows
-
-
-def _interval(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.4f}"
-    interval = ttest_1samp(values, 0.0).confidence_interval()
-    return f"{mean:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from latent_cot.cli import main
 from latent_cot.config.schema import RolloutConfig
@@ -28,13 +27,6 @@ SHORT = [
     *("--data.demonstrations", "2", "--data.unlabelled", "4", "--data.validation", "2"),
 ]
 REQUEST = Request([5, 6], allowed=[7, 8, 9], ends=[9], max_tokens=3, temperature=1.0, top_p=1.0, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
