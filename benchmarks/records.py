@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import ttest_1samp
+from latent_cot.evaluation.intervals import over_seeds
 
 
 def load(file: Path) -> list[dict[str, Any]]:
@@ -26,10 +26,7 @@ def save(file: Path, command: str, runs: Sequence[Mapping[str, Any]]) -> None:
 
 def interval(values: Sequence[float], digits: int) -> str:
     """A mean with its 95 % t-interval, if there is more than one value."""
-    shown = [statistics.mean(values)]
-    if len(values) > 1:
-        shown += ttest_1samp(values, 0.0).confidence_interval()
-    mean, *ends = (f"{value:.{digits}f}" for value in shown)
+    mean, *ends = (f"{value:.{digits}f}" for value in (statistics.mean(values), *(over_seeds(values) or ())))
     return f"{mean} ({' to '.join(ends)})" if ends else mean
 
 

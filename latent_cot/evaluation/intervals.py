@@ -1,11 +1,12 @@
-"""95 % intervals of means over questions. Importing this loads no torch."""
+"""95 % intervals of means over questions, and over seeds. Importing this loads no torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap, norm
+from scipy.stats import bootstrap, norm, ttest_1samp
 
 _RESAMPLES = 9999
 
@@ -36,3 +37,11 @@ def of_matched_proportions(differences: np.ndarray) -> tuple[float, float]:
     variance = (float((differences**2).sum()) + 1) / n - mean**2
     half = float(norm.ppf(0.975)) * math.sqrt(variance / n)
     return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % t-interval of the mean of one value for each seed; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    found = ttest_1samp(values, 0.0).confidence_interval()
+    return float(found.low), float(found.high)

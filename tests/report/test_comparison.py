@@ -346,11 +346,20 @@ def test_rows_beside_one_of_them() -> None:
     assert (sft.n, sft.first, sft.second, sft.higher, sft.lower) == (4, 0.375, 0.875, 1, 3)
     between = intervals.of_matched_proportions(np.array([0.5, -1, -0.5, -1]))
     assert sft.interval_95 == between
+    # The seeds' differences are -.75 and -.25: mean -.5, standard error .25, and t = 12.706 of one degree of freedom.
+    assert found[0].over_seeds["near"] == pytest.approx((-0.5 - 12.706 * 0.25, -0.5 + 12.706 * 0.25), abs=1e-3)
     low, high = (f"{100 * x:+.1f}" for x in between)
-    assert paired_difference.difference_text(sft) == f"-50.0 ({low} to {high})"
+    shown = f"-50.0 ({low} to {high}; seeds -367.7 to +267.7)"
+    assert paired_difference.difference_text(found[0], "near") == shown
     text = table.to_markdown("toy", [paired_difference.table_of(found)], {}, {})
     assert "% right, less that of the row named:" in text
-    assert f"| sft, p | em, p | -50.0 ({low} to {high}) |" in text
+    assert f"| sft, p | em, p | {shown} |" in text
+
+
+def test_one_seed_has_no_interval_over_seeds() -> None:
+    sft, _ = paired_difference.differences(MARKED[::2], paired_difference.parse_target("em", REASONERS))
+    assert sft.over_seeds == {"near": None}
+    assert "seeds" not in paired_difference.difference_text(sft, "near")
 
 
 def test_all_rows_beside_one_reasoner() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latent_cot.evaluation import outcomes
-from latent_cot.evaluation.outcomes import RIGHT, Difference, Question
+from latent_cot.evaluation import intervals, outcomes
+from latent_cot.evaluation.outcomes import RIGHT, Difference, Outcomes, Question
 from latent_cot.report.comparison.records import Record
 from latent_cot.report.tables import Table
 from latent_cot.types import UsageError, did_you_mean
@@ -33,6 +33,8 @@ class Beside:
     """Those that both have; a question counts by its mean over them."""
     splits: Mapping[str, Difference]
     """Those in which both were asked the same questions."""
+    over_seeds: Mapping[str, tuple[float, float] | None]
+    """For each of them the 95 % t-interval of the mean of the seeds' differences; None for one seed."""
 
     @property
     def name(self) -> str:
@@ -60,7 +62,7 @@ def parse_target(text: str, reasoners: Mapping[str, Sequence[str]]) -> Target:
 
 def differences(records: Sequence[Record], target: Target) -> list[Beside]:
     """Each row beside the target, in their order."""
-    rows: dict[tuple[str, str], dict[int, Mapping[Question, Mapping[str, float]]]] = {}
+    rows: dict[tuple[str, str], dict[int, Outcomes]] = {}
     for record in records:
         for reasoner in record["right"]:
             rows.setdefault((record["variant"], reasoner), {})[record["seed"]] = _marks(record, reasoner)
@@ -70,10 +72,17 @@ def differences(records: Sequence[Record], target: Target) -> list[Beside]:
         against = (target[0], target[1] or (reasoner if reasoner in targets else targets[-1]))
         common = [seed for seed in seeds if seed in rows[against]]
         if (variant, reasoner) != against and common:
-            by_split = outcomes.differences([seeds[s] for s in common], [rows[against][s] for s in common])
-            of_right = {split: figures[RIGHT] for split, figures in by_split.items()}
-            found.append(Beside(variant, reasoner, against, tuple(common), of_right))
+            pairs = [(seeds[seed], rows[against][seed]) for seed in common]
+            together, each = _of_right(pairs), [_of_right([pair]) for pair in pairs]
+            between = {split: intervals.over_seeds([one[split].value for one in each]) for split in together}
+            found.append(Beside(variant, reasoner, against, tuple(common), together, between))
     return found
+
+
+def _of_right(runs: Sequence[tuple[Outcomes, Outcomes]]) -> dict[str, Difference]:
+    """Split -> how the right answers of the first of each pair differ from those of the second."""
+    first, second = zip(*runs, strict=True)
+    return {split: figures[RIGHT] for split, figures in outcomes.differences(first, second).items()}
 
 
 def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]:
@@ -85,12 +94,19 @@ def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]
     }
 
 
-def difference_text(difference: Difference | None) -> str:
-    """`+2.5 (-0.1 to +5.1)`, in points of 100."""
+def difference_text(one: Beside, split: str) -> str:
+    """`+2.5 (-0.1 to +5.1; seeds -3.0 to +8.0)`, in points of 100."""
+    difference = one.splits.get(split)
     if difference is None or difference.interval_95 is None:
         return "-"
-    value, low, high = (f"{100 * x:+.1f}" for x in (difference.value, *difference.interval_95))
-    return f"{value} ({low} to {high})"
+    between = one.over_seeds[split]
+    seeds = "" if between is None else f"; seeds {_points(between)}"
+    return f"{100 * difference.value:+.1f} ({_points(difference.interval_95)}{seeds})"
+
+
+def _points(interval: tuple[float, float]) -> str:
+    low, high = (f"{100 * x:+.1f}" for x in interval)
+    return f"{low} to {high}"
 
 
 def table_of(found: Sequence[Beside]) -> Table:
@@ -98,7 +114,7 @@ def table_of(found: Sequence[Beside]) -> Table:
     splits = dict.fromkeys(split for one in found for split in one.splits)
     return Table(
         {"method, reasoner": [one.name for one in found], "less that of": [", ".join(one.against) for one in found]},
-        {split: [difference_text(one.splits.get(split)) for one in found] for split in splits},
-        "% right, less that of the row named: mean over the questions (95 % interval), all seeds together; -: asked "
-        "others",
+        {split: [difference_text(one, split) for one in found] for split in splits},
+        "% right, less that of the row named: mean of all seeds' answers, with 95 % intervals over the questions and, "
+        "where there are several seeds, over the seeds (t); -: asked others",
     )
