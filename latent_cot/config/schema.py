@@ -133,7 +133,7 @@ class EStepConfig(Section):
     huber_delta: PositiveAmount | None = 10.0
     """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
     (see `docs/log.md`)."""
-    reward_floor: PositiveAmount | None = None
+    reward_floor: PositiveAmount | None = 10.0
     """Of a prefix whose log-reward is this many nats below the best of its question, the loss uses only that it is no
     higher; where a chain has stopped, its reward counts as it is (`objectives.balance.below_floor`). None: no floor."""
     reward_temperatures: tuple[Temperature, Temperature] = (1.0, 1.0)

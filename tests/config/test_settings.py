@@ -256,7 +256,6 @@ def test_the_default_preset_is_the_defaults_but_for_what_the_task_changes() -> N
     assert changed == {
         "rounds",
         "init_step.steps",
-        "e_step.reward_floor",
         "m_step.steps",
         "m_step.learning_rate",
         "m_step.temperature",
