@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap, norm, ttest_1samp
+from scipy.stats import bootstrap, norm, t
 
 _RESAMPLES = 9999
 
@@ -41,7 +41,8 @@ def of_matched_proportions(differences: np.ndarray) -> tuple[float, float]:
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
     """95 % t-interval of the mean of one value for each seed; None for fewer than two."""
-    if len(values) < 2:
+    n = len(values)
+    if n < 2:
         return None
-    found = ttest_1samp(values, 0.0).confidence_interval()
-    return float(found.low), float(found.high)
+    mean, half = float(np.mean(values)), float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return mean - half, mean + half
