@@ -13,7 +13,6 @@ import sys
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Protocol
 from urllib.parse import unquote
 
@@ -257,18 +256,19 @@ def figures_of(record: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(
-    ("record", "seeds"),
+    ("page", "record", "seeds"),
     [
-        ("arithmetic.json", "0, 1, 2"),
-        ("arithmetic-5-demonstrations-seeds-1-2.json", "1, 2"),
-        ("arithmetic-5-demonstrations.json", "0"),
+        ("arithmetic.md", "arithmetic-fair.json", "3, 4, 5"),
+        ("arithmetic-earlier.md", "arithmetic.json", "0, 1, 2"),
+        ("arithmetic-earlier.md", "arithmetic-5-demonstrations-seeds-1-2.json", "1, 2"),
+        ("arithmetic-earlier.md", "arithmetic-5-demonstrations.json", "0"),
     ],
 )
-def test_the_figures_of_a_comparison_are_those_of_its_record(record: str, seeds: str) -> None:
+def test_the_figures_of_a_comparison_are_those_of_its_record(page: str, record: str, seeds: str) -> None:
     """Both are rounded: the page to a digit, intervals to none; the record to four significant ones."""
     figures = figures_of(record)
     found = {}
-    for heading, *rows in tables("results/arithmetic-earlier.md"):
+    for heading, *rows in tables(f"results/{page}"):
         for row in rows:
             if heading[1] == "seeds" and row[1] == seeds:
                 found[row[0].removesuffix(" †")] = dict(zip(heading[2:], row[2:], strict=True))
@@ -286,11 +286,9 @@ def test_the_figures_of_a_comparison_are_those_of_its_record(record: str, seeds:
 def test_the_first_table_is_that_of_the_results(page: str) -> None:
     splits = [f"{n}-operands" for n in (3, 4, 5, 6, 8)]
     (table,) = (table for table in tables(page) if "3 operands" in table[0])
-    fresh = json.loads((DOCS / "results" / "arithmetic-fresh-seeds.json").read_text(encoding="utf-8"))["runs"]
-    of_em = [run["accuracy"]["p"] for run in fresh if run["method"] == "em"]
-    figures = figures_of("arithmetic.json")
-    rows = [[fmean(run[split] for run in of_em) for split in splits]]
-    rows += [[figures[name][split]["mean"] for split in splits] for name in ("rejection, p", "sft, p")]
+    figures = figures_of("arithmetic-fair.json")
+    names = ("em, p", "em-no-e-step, p", "rejection, p", "sft-260, p")
+    rows = [[figures[name][split]["mean"] for split in splits] for name in names]
     for row, expected in zip(table[1:], rows, strict=False):
         assert [float(cell) for cell in row[1:]] == [round(100 * value, 1) for value in expected], row[0]
 
