@@ -63,11 +63,12 @@ def gather(
     seed: int = 0,
     step: int = 0,
     ends_only: bool = False,
+    temperature: float = 1.5,
 ) -> list[Trajectories]:
     return collect(
         lm,
         queries(n),
-        [Behaviour(temperature=1.5, replay=replay)] * n,
+        [Behaviour(temperature=temperature, replay=replay)] * n,
         rules,
         buffer,
         Reward(lm, rules.codec, tool_tokens=tool_tokens, max_tokens=500),
@@ -357,8 +358,8 @@ def test_on_policy_and_tempered_rationales_are_mixed_within_a_question() -> None
 def test_what_is_replayed_tells_nothing_of_the_present_sampler(lm: LanguageModel, rules: ChainRules) -> None:
     """Its log-probabilities are of an older q; a buffer that was saved and read again has none either."""
     buffer = ReplayBuffer(tolerance=0)
-    fresh = gather(lm, rules, buffer)
+    fresh = gather(lm, rules, buffer, temperature=1.0)
+    assert None not in {z.log_probs for t in fresh for z in t.rationales}
     again = gather(lm, rules, buffer, replay=1.0, seed=1)
     assert any(t.ages for t in again)
     assert {z.log_probs for t in again for z in t.rationales} == {None}
-    assert fresh
