@@ -42,28 +42,29 @@ def measure(demonstrations: int, seed: int, settings: Mapping[str, Any]) -> dict
     return {"demonstrations": demonstrations, "seed": seed, "right": right, **figures}
 
 
-def lowest(right: Sequence[float]) -> float:
+def lowest(right: Sequence[float], window: int = WINDOW) -> float:
     """The lowest share of right chains after step `SETTLED`, of its start: below 0.5 the E-step has come apart."""
-    smooth = [statistics.mean(right[k : k + WINDOW]) for k in range(len(right) - WINDOW + 1)]
+    smooth = [statistics.mean(right[k : k + window]) for k in range(len(right) - window + 1)]
     return min(smooth[SETTLED:]) / smooth[0] if smooth[0] else float("inf")
 
 
 def table(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Rows of Markdown: for each number of demonstrations what came apart, and mean rises with 95 % t-intervals."""
     rows = [
-        "| demonstrations | seeds | came apart | lowest share right, of its start | rise of the ELBO | rise of the "
-        "effective sample size |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| demonstrations | seeds | came apart | lowest share right of {WINDOW} steps, of its start | runs with a single "
+        "step below half | rise of the ELBO | rise of the bound | rise of the effective sample size |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     by_size: dict[int, list[Mapping[str, Any]]] = {}
     for run in runs:
         by_size.setdefault(run["demonstrations"], []).append(run)
     for size, of_size in sorted(by_size.items()):
         low = [lowest(run["right"]) for run in of_size]
-        changes = ([run["after"][name] - run["before"][name] for run in of_size] for name in ("elbo", "ess"))
+        changes = ([run["after"][name] - run["before"][name] for run in of_size] for name in ("elbo", "bound", "ess"))
         rises = [records.interval(change, 3) for change in changes]
         apart = sum(share < 0.5 for share in low)
-        rows.append(f"| {size} | {len(of_size)} | {apart} | {min(low):.2f} | {' | '.join(rises)} |")
+        single = sum(lowest(run["right"], window=1) < 0.5 for run in of_size)
+        rows.append(f"| {size} | {len(of_size)} | {apart} | {min(low):.2f} | {single} | {' | '.join(rises)} |")
     return rows
 
 

@@ -20,9 +20,12 @@ def test_coming_apart_is_a_share_that_stays_low() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of an interval without width
 def test_table() -> None:
-    figures = {"before": {"elbo": -3.0, "ess": 0.5}, "after": {"elbo": -1.0, "ess": 0.75}}
-    runs = [{"demonstrations": 5, "seed": s, "right": right, **figures} for s, right in enumerate((STEADY, [0.4] * 20))]
-    assert stability.table(runs)[-1] == "| 5 | 2 | 0 | 1.00 | 2.000 (2.000 to 2.000) | 0.250 (0.250 to 0.250) |"
+    before, after = {"elbo": -3.0, "bound": -2.0, "ess": 0.5}, {"elbo": -1.0, "bound": -1.5, "ess": 0.75}
+    dip = [0.6] * 12 + [0.2] + [0.6] * 7
+    rights = enumerate((STEADY, dip))
+    runs = [{"demonstrations": 5, "seed": s, "right": right, "before": before, "after": after} for s, right in rights]
+    rises = "2.000 (2.000 to 2.000) | 0.500 (0.500 to 0.500) | 0.250 (0.250 to 0.250)"
+    assert stability.table(runs)[-1] == f"| 5 | 2 | 0 | 0.78 | 1 | {rises} |"
 
 
 def test_a_file_is_filled_in_pieces(
