@@ -51,8 +51,8 @@ def lowest(right: Sequence[float], window: int = WINDOW) -> float:
 def table(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Rows of Markdown: for each number of demonstrations what came apart, and mean rises with 95 % t-intervals."""
     rows = [
-        f"| demonstrations | seeds | came apart | lowest share right of {WINDOW} steps, of its start | runs with a single "
-        "step below half | rise of the ELBO | rise of the bound | rise of the effective sample size |",
+        f"| demonstrations | seeds | came apart | lowest share right of {WINDOW} steps, of its start | runs with a "
+        "single step below half | rise of the ELBO | rise of the bound | rise of the effective sample size |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     by_size: dict[int, list[Mapping[str, Any]]] = {}

@@ -254,6 +254,11 @@ class Task(ABC):
         Raises UsageError for a pattern that cannot be."""
         return Sweep(pattern, (), {pattern: {}})
 
+    def can_be_joined(self, examples: Sequence[Example]) -> bool:
+        """Whether the steps of these examples are right in a text, too, in which their questions are joined to others
+        (`augmentation.concat_questions`): a sum goes on behind its last operand, a product takes it away."""
+        return True
+
     # -- prompts and rationales --
 
     def posterior_prompt(self, example: Example) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -43,13 +44,21 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
             yield there
 
 
+def words(text: str) -> tuple[str, ...]:
+    """What tells two questions apart, whatever their spaces, capitals and ordinary punctuation: words, numbers, and all
+    other signs, such as operators and brackets, or the `!` of a factorial."""
+    found = re.findall(r"""\w+|[^\w\s.,;:?!'"’‘“”]|(?<=[0-9)])!""", text.casefold())
+    return tuple(found or text.split())
+
+
 def drop_seen(test: list[Example], training: Iterable[Example]) -> tuple[list[Example], int]:
-    """`test` without the questions that occur in `training`, and the number of rows dropped.
+    """`test` without the questions that occur in `training`, by their `words`, and the number of rows dropped. What is
+    the same question may be said by `asked` in an example's `meta`.
 
     Rows that repeat each other within `test` are kept: `repeats` counts them.
     """
-    seen = {example.meta.get("asked", example.asked) for example in training}
-    kept = [example for example in test if example.meta.get("asked", example.asked) not in seen]
+    seen = {words(example.meta.get("asked", example.asked)) for example in training}
+    kept = [example for example in test if words(example.meta.get("asked", example.asked)) not in seen]
     return kept, len(test) - len(kept)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
-from latent_cot.tasks.common import check_options, distinct, share_of
+from latent_cot.tasks.common import check_options, distinct, share_of, words
 from latent_cot.tasks.files import HUB, Row, examples_of, field, read_rows
 from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError, did_you_mean
 
@@ -113,17 +112,16 @@ def draw(examples: Sequence[Example], number: int, seed: str, where: str) -> lis
     return random.Random(seed).sample(examples, len(examples))[:number]
 
 
-def words(example: Example) -> tuple[str, ...]:
-    """What tells two questions apart, whatever their spaces, punctuation and capitals: words, numbers, operators. Its
-    `meta` may say by `asked` what is the same where the prompts are not."""
-    return tuple(re.findall(r"\w+|[-+*/=<>^%]", str(example.meta.get("asked", example.x)).lower()))
+def prompt_words(example: Example) -> tuple[str, ...]:
+    """The `words` of X. An example's `meta` may say by `asked` what is the same where the prompts are not."""
+    return words(example.meta.get("asked", example.x))
 
 
 def drawn_data(
     source: str, rows: Sequence[Example], tested: Set[tuple[str, ...]], request: DataRequest, *, fewer: bool = False
 ) -> TaskData:
     """Demonstrations drawn at random from the questions with a rationale, pairs and validation questions from the
-    others, with notes on what was dropped: questions whose `words` are in `tested`, or that have several answers.
+    others, with notes on what was dropped: questions with `prompt_words` in `tested`, or with several answers.
 
     Args:
         fewer: if there are fewer than `request` asks for, take as many as there are, a fifth of them for validation.
@@ -160,7 +158,7 @@ def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list
     """One example of each question that is not tested, with a rationale if there is one; why others were dropped."""
     usable, dropped, groups = list[Example](), Counter[str](), defaultdict[tuple[str, ...], list[Example]](list)
     for example in rows:
-        groups[words(example)].append(example)
+        groups[prompt_words(example)].append(example)
     for key, same in groups.items():
         if key in tested:
             dropped["in a test file"] += len(same)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from latent_cot import tasks
 from latent_cot.config.schema import RolloutConfig, RunConfig
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import Fall
@@ -419,6 +420,7 @@ def test_the_reward_temperature(lm: LanguageModel) -> None:
     c = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, 0.5), reward_temperature_steps=10)
     assert [reward_temperature(c, step) for step in (0, 5, 10, 50)] == pytest.approx([1.0, 0.75, 0.5, 0.5])
     assert make_em(lm, dataclasses.replace(CONFIG, e_step=c)).final_reward_temperature == pytest.approx(0.8)
+    assert reward_temperature(dataclasses.replace(c, reward_temperature_steps=0), 0) == 0.5
 
 
 def test_a_state_survives_json() -> None:
@@ -454,6 +456,19 @@ def testslices_cover_everything_once() -> None:
         for size in range(1, 5):
             assert [i for part in slices(n, size) for i in part] == list(range(n))
             assert all(0 < len(part) <= size for part in slices(n, size))
+
+
+def test_questions_with_products_are_not_joined() -> None:
+    joined = dataclasses.replace(CONFIG, augmentation=dataclasses.replace(CONFIG.augmentation, concat_questions=2))
+    task = tasks.load("arithmetic")
+    for operators in ("+-", "*"):
+        data = task.load(DataRequest(1, 3, 0, options={"operators": operators}))
+        if operators == "+-":
+            EM.check(joined, task, data)
+        else:
+            EM.check(CONFIG, task, data)
+            with pytest.raises(UsageError, match=r"--augmentation\.concat-questions: .* give 0"):
+                EM.check(joined, task, data)
 
 
 @pytest.mark.parametrize(

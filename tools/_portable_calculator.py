@@ -8,7 +8,7 @@ def calculator(text: str) -> str | None:
     Plain text is taken apart by a pattern, never evaluated: a language model wrote it.
     """
     request = re.split(r"[;:=?!\r\n]|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))", text[:-1])[-1].strip()
-    request = request.translate(str.maketrans("\u2212\u00d7\u00f7", "-*/"))
+    asked, request = request, request.translate(str.maketrans("\u2212\u00d7\u00f7", "-*/"))
     number = r"(-? *(?:(?<![0-9./])[0-9]+/[0-9]+(?![0-9./])|[0-9]+(?:\.[0-9]+)?|\.[0-9]+))"
     match = re.fullmatch(rf" *{number} *([-+*/]) *{number} *", request) if len(request) <= 64 else None
     if not match or any(sum(c.isdigit() for c in part) > 12 for k in (1, 3) for part in match[k].split("/")):
@@ -30,4 +30,4 @@ def calculator(text: str) -> str | None:
     else:
         digits = f"{abs(value.numerator) * 10**places // value.denominator:0{places + 1}d}"
         written = f"{'-' * (value < 0)}{digits[:-places]}.{digits[-places:]}"
-    return f" {written}" if len(written) <= 32 and written != request else None
+    return f" {written}" if len(written) <= 32 and written != asked else None

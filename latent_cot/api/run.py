@@ -200,7 +200,9 @@ class Run:
         sweeps = [self.task.sweep(pattern) for pattern in ([split] if isinstance(split, str) else split)]
         data = reasoners.training_data(self.source, self.task)
         training = [*data.demonstrations, *data.unlabelled]
-        splits = splits_of(self.task, sweeps, files=files, exclude=exclude, size=size, training=training)
+        splits = splits_of(
+            self.task, sweeps, files=files, exclude=exclude, size=size, seen=[*training, *data.validation]
+        )
         curves = [Curve.of(sweep, training) for sweep in sweeps]
         points = {
             split: {**numbers, "trained": split in curve.trained}

@@ -92,9 +92,9 @@ def run(argv: Sequence[str]) -> int:
     )
     for name, split in found.splits.items():
         if split.dropped or split.repeated:
-            seen = "seen in training or excluded" if options.exclude else "seen in training"
+            own = "of training, validation or an excluded file" if options.exclude else "of training or validation"
             kept = f"; {split.repeated} repeat an earlier one and were kept" if split.repeated else ""
-            say(console, f"{name}: {split.dropped} questions {seen} were dropped{kept}", style="dim")
+            say(console, f"{name}: {split.dropped} questions {own} were dropped{kept}", style="dim")
     *chains, temperature = (f"{name.replace('_', ' ')} {value:g}" for name, value in found.decoding.items())
     heading = f"{options.target}: {', '.join(chains)}, {temperature}, seed {options.seed}"
     if options.json:

@@ -20,7 +20,7 @@ from latent_cot.report.web import FORMAT, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
 from latent_cot.run.run_folder import write_text
-from latent_cot.types import Example, UsageError
+from latent_cot.types import Example, TaskData, UsageError
 
 VALIDATION = "validation"
 """Name of the questions kept out of training for tuning, among the splits."""
@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
         data = reasoners.training_data(one.source, one.task)
         training = [*data.demonstrations, *data.unlabelled]
         found = logs.collect(one.source, one.folder("report"), one.task, training)
-        questions = {} if options.no_model else _questions(one, options, data.validation, training)
+        questions = {} if options.no_model else _questions(one, options, data)
         shown.append({**found, "samples": _samples(one, options, questions, console) if questions else None})
     title = ", ".join(record["name"] for record in shown)
     made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -92,17 +92,16 @@ def _open(target: str, options: ReportOptions) -> Run:
     return asked
 
 
-def _questions(
-    one: Run, options: ReportOptions, validation: Sequence[Example], training: Sequence[Example]
-) -> dict[str, Sequence[Example]]:
+def _questions(one: Run, options: ReportOptions, data: TaskData) -> dict[str, Sequence[Example]]:
     """The first questions of each split."""
     evaluated = one.config.evaluation.splits or one.task.default_splits
+    seen = [*data.demonstrations, *data.unlabelled, *data.validation]
     found: dict[str, Sequence[Example]] = {}
     for name in options.split or (VALIDATION, *evaluated):
         if name == VALIDATION:
-            found[name] = validation[: options.questions]
+            found[name] = data.validation[: options.questions]
         else:
-            splits = splits_of(one.task, [one.task.sweep(name)], size=options.questions, training=training)
+            splits = splits_of(one.task, [one.task.sweep(name)], size=options.questions, seen=seen)
             found |= {split: of_split.examples for split, of_split in splits.items()}
     return {name: examples for name, examples in found.items() if examples}
 

@@ -147,8 +147,8 @@ class EStepConfig(Section):
     latter where q₀ has been fine-tuned on demonstrations and knows better than p what a rationale looks like. Methods
     without an E-step have p's."""
     answer_reward: Literal["joint", "normalised"] = "joint"
-    """What Y adds to log R: log p(Y | X Z); or, where Y is one of a few candidates, that divided by the sum of all of
-    them, which leaves out how likely p finds it that any of them comes now."""
+    """What Y adds to log R: log p(Y | X Z); or, where Y is one of a few candidates, its share of the sum over all of
+    them: how likely p finds it that any of them comes is then left out, but for the stop."""
     answer_weight: PositiveAmount = 1.0
     """w in log p(Z | X) + w log p(Y | X Z). Above 1 a rationale is worth less for being likely itself, and more for
     making Y likely."""

@@ -41,7 +41,7 @@ class PosteriorFigures:
     says little."""
     bound: float
     """Importance-weighted lower bound on log Z(X) = log Σ_Z R(Z), nats, untempered: log of the mean of R(Z) / q(Z).
-    With R(Z) = p(Z Y | X) that is log p(Y | X), with Z as the sampler forms it and its stop not scored."""
+    With R(Z) = p(Z Y | X) that is log p(Y | X), with Z as the sampler forms it."""
     elbo: float
     """Evidence lower bound on log Z(X), nats, untempered: mean of log R(Z) − log q(Z), which is log Z(X) less the
     KL divergence of q from the posterior. It is what an E-step raises; `bound` is nearer to log Z(X), and has to find

@@ -11,11 +11,11 @@ from latent_cot.types import Example, Sweep, Task, UsageError
 
 @dataclass(frozen=True)
 class Split:
-    """Test questions, less those that were seen in training."""
+    """Test questions, less those of training and validation."""
 
     examples: Sequence[Example]
     dropped: int
-    """Questions left out because the run was trained on them, or because the user excludes them."""
+    """Questions left out: those of the run's training and validation, and those that the user excludes."""
     repeated: int
     """Questions kept that repeat an earlier one."""
 
@@ -36,19 +36,19 @@ def splits_of(
     files: Sequence[str] = (),
     exclude: Sequence[str] = (),
     size: int | None = None,
-    training: Sequence[Example] = (),
+    seen: Sequence[Example] = (),
 ) -> dict[str, Split]:
     """Split's name, or file, -> its questions. With neither sweeps nor files: the task's default splits.
 
     Args:
-        exclude: files whose questions are dropped, as those of `training` are.
+        exclude: files whose questions are dropped, as those of `seen`, training's and validation's, are.
         size: the first questions of each split only; None: all of them.
 
     Raises UsageError for an unknown split, a bad file, and where nothing is left.
     """
     named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
     seen = [
-        *(() if task.one_question else training),
+        *(() if task.one_question else seen),
         *(example for path in exclude for example in task.read(path)),
     ]
     splits = {}
@@ -57,8 +57,8 @@ def splits_of(
         check_answers(task, name, examples)
         kept, dropped = drop_seen(examples, seen)
         if not kept:
-            seen_in = "seen in training or excluded" if exclude else "seen in training"
-            why = f"all of its {dropped} questions were {seen_in}; nothing is left" if dropped else "no questions"
+            own = "of training, validation or an excluded file" if exclude else "of training or validation"
+            why = f"all of its {dropped} questions are {own}; nothing is left" if dropped else "no questions"
             raise UsageError(f"{name}: {why}")
         kept = kept[:size]
         splits[name] = Split(kept, dropped, repeats(kept))

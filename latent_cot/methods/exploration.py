@@ -21,7 +21,7 @@ answer away ("wishful" ones, in the paper). They count as trajectories, but not 
 
 def reward_temperature(c: EStepConfig, step: int) -> float:
     """T of log R / T at a step of the E-step."""
-    share = min(1.0, step / max(1, c.reward_temperature_steps))
+    share = step / c.reward_temperature_steps if step < c.reward_temperature_steps else 1.0
     first, last = c.reward_temperatures
     return first + (last - first) * share
 

@@ -77,6 +77,9 @@ class Method(Evaluator):
                 )
             if c.target == "answer" and not all(example.y for example in questions):
                 raise UsageError(f"--m-step.target answer: {name} has questions without an answer; give joint")
+        if config.augmentation.concat_questions and not task.can_be_joined(questions):
+            why = f"in questions of {name} that are joined the steps would be others"
+            raise UsageError(f"--augmentation.concat-questions: {why}; give 0")
         if METHODS[config.method].has_e_step and task.has_own_reward and config.e_step.prior == "sampler":
             raise UsageError(f"--e-step.prior sampler: {name} has a reward of its own, without a prior; give model")
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):

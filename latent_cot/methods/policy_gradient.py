@@ -47,7 +47,7 @@ from latent_cot.objectives.policy_gradient import (
 )
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, policy_log_probs
+from latent_cot.rationales.experience import Experience, log_probs_by_sampler, policy_log_probs
 from latent_cot.types import Task, TaskData, UsageError
 
 CLIP_RANGE = 0.2
@@ -195,13 +195,6 @@ def log_probs_when_sampled(
         for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens):
             old[rows] = log_prob.cpu()
     return old
-
-
-def log_probs_by_sampler(experience: Experience) -> torch.Tensor:
-    """(B, S) log-probability of the actions by the engine that sampled them, at temperature 1."""
-    found = torch.zeros_like(experience.reference)
-    found[experience.mask] = torch.tensor([value for z in experience.rationales for value in z.log_probs or ()])
-    return found
 
 
 def update(

@@ -74,6 +74,8 @@ class SFT(Method):
                 self.lm.copy_adapter("p", "q")
             self.state.checks.append(found)
             yield {**figures, **self._shown_check(found, max(self.state.checks))}
+        if self._held_out:  # the best p may be the one that the first check has seen
+            self.state.m_steps = int(self.state.checks.index(max(self.state.checks)) > 0)
         self.lm.copy_adapter("q", "p")
         self.lm.interpolate("p", c.interpolation)
 

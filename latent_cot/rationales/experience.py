@@ -35,7 +35,7 @@ class Experience:
     reference: torch.Tensor
     """(B, S) log-probability of each action under p, in nats."""
     log_reward: torch.Tensor
-    """(B,) of the complete rationales, untempered, in nats: without the stop; −inf for one that is worth nothing."""
+    """(B,) of the complete rationales, untempered, in nats; −inf for one that is worth nothing."""
 
 
 def gather(queries: Sequence[Query], sampled: Sequence[Sequence[Rationale]], reward: Reward) -> Experience:
@@ -77,14 +77,28 @@ def policy_log_probs(
         yield rows, _widened(scores.log_actions, experience.mask.shape[1])
 
 
+def log_probs_by_sampler(experience: Experience) -> torch.Tensor:
+    """(B, S) log-probability of the actions by the engine that sampled them, at temperature 1."""
+    found = torch.zeros_like(experience.reference)
+    found[experience.mask] = torch.tensor([value for z in experience.rationales for value in z.log_probs or ()])
+    return found
+
+
 @torch.no_grad()
 def weigh(
     lm: LanguageModel, experience: Experience, codec: TextCodec, *, max_tokens: int
 ) -> tuple[torch.Tensor, ImportanceInfo]:
-    """(B,) normalised importance weights of rationales sampled from q, and what they are like by question."""
-    log_q = torch.zeros_like(experience.log_reward)
-    for rows, log_prob in policy_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens):
-        log_q[rows] = log_prob.sum(1).cpu()
+    """(B,) normalised importance weights of rationales sampled from q, and what they are like by question.
+
+    An engine elsewhere may have sampled them from an older q: then by its log q, which it has told. (Of equal
+    rationales, by that of the first; they differ only where the adapter was replaced between two of them.)
+    """
+    if lm.engine is not None:
+        log_q = log_probs_by_sampler(experience).sum(1)
+    else:
+        log_q = torch.zeros_like(experience.log_reward)
+        for rows, log_prob in policy_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens):
+            log_q[rows] = log_prob.sum(1).cpu()
     return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
 
 

@@ -50,6 +50,14 @@ class Comparison:
             log_y = torch.where(alone, scores.log_y, scores.log_choice)
         return self.weight * log_y - self.penalty * (scores.log_others.amax(-1) > scores.log_y)
 
+    def log_stop(self, scores: Scores) -> torch.Tensor:
+        """(B, N + 1), in nats, of the stop. All candidates begin with it where Y does, so that a Y that is compared
+        with them does not say it."""
+        if not (self.normalised and scores.log_others.shape[-1]):
+            return scores.log_stop
+        alone = scores.log_others.isneginf().all(-1)
+        return torch.where(alone, scores.log_stop, scores.log_pterm)
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -104,8 +112,10 @@ class Reward:
             for members, scores in self._scores("p", compared, answers_at=at, tool_tokens=self.tool_tokens):
                 if reference:
                     references.update(zip(members, scores.split(scores.log_actions), strict=True))
-                log_y = scores.log_y if self.comparison is None else self.comparison(scores)
-                table = log_joint(scores, log_y, ends_only=ends_only, with_prior=prior is None)
+                log_y, log_stop = scores.log_y, scores.log_stop
+                if self.comparison is not None:
+                    log_y, log_stop = self.comparison(scores), self.comparison.log_stop(scores)
+                table = log_joint(scores, log_y, log_stop, ends_only=ends_only, with_prior=prior is None)
                 for g, rows in zip(members, scores.split(table), strict=True):
                     tables[g] = rows if prior is None else rows + prior[g]
         for g, (example, group) in enumerate(zip(examples, groups, strict=True)):
@@ -135,7 +145,9 @@ class Reward:
         return score_in_batches(self.lm, model, groups, self.codec, max_tokens=self.max_tokens, **settings)
 
 
-def log_joint(scores: Scores, log_y: torch.Tensor, *, ends_only: bool = False, with_prior: bool = True) -> torch.Tensor:
+def log_joint(
+    scores: Scores, log_y: torch.Tensor, log_stop: torch.Tensor, *, ends_only: bool = False, with_prior: bool = True
+) -> torch.Tensor:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} ⊤ Y) − log p(X), untempered, in nats, for every state.
 
     These tokens count, and no others.
@@ -145,22 +157,23 @@ def log_joint(scores: Scores, log_y: torch.Tensor, *, ends_only: bool = False, w
     * a tool's tokens: not at all, since the tool writes them whatever p thinks; or, where they were scored
       (`tool_tokens`), log p over the whole vocabulary, as the paper's code does;
     * each token of Y, over the whole vocabulary. Y's first token is where p ends the rationale;
-    * the stop: where Y begins with it (". The answer is"), as Y's first token. Where Y does not, log p of stopping
-      here, over the allowed alphabet: that is how p ends a rationale when it writes one, and what the M-step learns. A
-      forced stop has probability one.
+    * the stop: where Y begins with it (". The answer is"), as Y's first token. Where Y does not, or only says which of
+      several candidates it is, log p of stopping here, over the allowed alphabet: that is how p ends a rationale when
+      it writes one, and what the M-step learns. A forced stop has probability one.
 
     Args:
         scores: of the frozen p.
         log_y: (B, N + 1) `scores.log_y`, or what a `Comparison` makes of it.
+        log_stop: (B, N + 1) `scores.log_stop`, or what a `Comparison` makes of it.
         ends_only: Y was scored behind the complete rationales only.
-        with_prior: False: log_y alone, to which a prior is added, with a stop of its own.
+        with_prior: False: `log_y` alone, to which a prior is added, with a stop of its own.
 
     Returns (B, N + 1); −inf where the prefix is no state and, with `ends_only`, of all but the complete rationales.
     """
     states = last_state(scores.states) if ends_only else scores.states
     if with_prior:
         tokens = (scores.log_pf + scores.log_tool).cumsum(1)
-        log_y = torch.nn.functional.pad(tokens, (1, 0)) + scores.log_stop + log_y
+        log_y = torch.nn.functional.pad(tokens, (1, 0)) + log_stop + log_y
     return torch.where(states, log_y, -torch.inf)
 
 

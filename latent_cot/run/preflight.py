@@ -47,12 +47,14 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
     data = task.load(data_request(config))
     check_tools(task, names, chain_tools)
     notes = [*data.notes, *check_examples(task, data, config.data)]
-    training, size = [*data.demonstrations, *data.unlabelled], config.evaluation.size
+    seen, size = [*data.demonstrations, *data.unlabelled, *data.validation], config.evaluation.size
     asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
     named = [Sweep(name, (), {name: {}}) for name in asked]
-    splits = splits_of(task, named, size=size, training=training) if named else {}
+    splits = splits_of(task, named, size=size, seen=seen) if named else {}
     notes += [
-        f"Split {name}: {s.dropped} questions seen in training were dropped." for name, s in splits.items() if s.dropped
+        f"Split {name}: {s.dropped} questions of training or validation were dropped."
+        for name, s in splits.items()
+        if s.dropped
     ]
     return Examples(task, chain_tools, data, {name: split.examples for name, split in splits.items()}, notes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, product
 
@@ -35,6 +36,9 @@ class Arithmetic(Task):
     default_splits = (*(f"{n}-operands" for n in (3, 4, 5, 6, 8)), *(f"{n}-digits" for n in (2, 3, 4, 6)))
     mistakes = MISTAKES
     portable = PORTABLE_LAST_RESULT
+
+    def can_be_joined(self, examples: Sequence[Example]) -> bool:
+        return not any("*" in example.question for example in examples)
 
     def load(self, request: DataRequest) -> TaskData:
         """Generated examples, or those of `request.train_file` (comma-separated files) as far as they go.

@@ -18,8 +18,11 @@ MAX_CHARACTERS = 10_000
 """Of a rationale, from its end, in which is searched."""
 AFTER = "after:So the answer is"
 
-_NUMBER = r"(?<![\w.])-?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+|/\d+)?"
-_AROUND = " \n\t.,;:!?\"'*"
+_NUMBER = r"(?<![\w.])-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
+_WORD = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?|\w+|(?<=\w)[+#]+")
+"""Of an answer: a number with its sign, a word, or what tells C, C++ and C# apart."""
+_BEFORE = " \n\t,;:!?\"'*"
+_BEHIND = f"{_BEFORE}."
 _ARTICLES = frozenset(("a", "an", "the"))
 
 PORTABLE = """\
@@ -28,7 +31,7 @@ import re
 
 def answer(text: str, result: str | None) -> str | None:
     found = list(re.finditer({pattern!r}, text, re.ASCII))
-    return found[-1][found[-1].re.groups].strip({around!r}) or None if found else None
+    return ((found[-1][found[-1].re.groups] or "").lstrip({before!r}).rstrip({behind!r}) or None) if found else None
 """
 
 
@@ -50,20 +53,28 @@ def find(pattern: str, text: str) -> str | None:
         found = list(regex.finditer(pattern, text[-MAX_CHARACTERS:], regex.ASCII, timeout=SECONDS))
     except TimeoutError:
         return None
-    return ((found[-1][found[-1].re.groups] or "").strip(_AROUND) or None) if found else None
+    return ((found[-1][found[-1].re.groups] or "").lstrip(_BEFORE).rstrip(_BEHIND) or None) if found else None
 
 
 def portable(pattern: str) -> str:
     """The same as source code that needs the standard library only (`Task.portable`)."""
-    return PORTABLE.format(pattern=pattern, around=_AROUND)
+    return PORTABLE.format(pattern=pattern, before=_BEFORE, behind=_BEHIND)
 
 
 def same_text(answer: str, right: str) -> bool:
-    """Equal but for case, punctuation, spaces and English articles."""
-    one, other = (
-        [word for word in re.findall(r"\w+", text.casefold()) if word not in _ARTICLES] for text in (answer, right)
-    )
+    """Equal but for case, punctuation, spaces and English articles; two numbers, as numbers."""
+    answer, right = (text.replace("\N{MINUS SIGN}", "-") for text in (answer, right))
+    value, wanted = number(answer), number(right)
+    if value is not None and wanted is not None:
+        return value == wanted
+    one, other = _words(answer), _words(right)
     return one == other if one or other else answer == right
+
+
+def _words(text: str) -> list[str]:
+    """Without articles; where there is nothing else, the last of these: `A` may be an answer."""
+    found = _WORD.findall(text.casefold())
+    return [word for word in found if word not in _ARTICLES] or found[-1:]
 
 
 def same_number(answer: str, right: str, tolerance: float) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from latent_cot import tools
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result
 from latent_cot.tasks.files import Row, examples_of, field, kind_of, read_rows, shorten
-from latent_cot.tasks.plain import drawn_data, source_of_split, words
+from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.qa import answers
 from latent_cot.tasks.qa.spec import Spec, read_spec
 from latent_cot.tasks.word_problems import working
@@ -79,7 +79,7 @@ class QA(Task):
             raise UsageError("--data.train-file: the rows of qa are named by the option `data`; leave it out")
         _ = task._grader  # before a model is loaded
         tests, train, validation, skipped = task._tests, *task._training
-        tested = {words(example) for example in (*tests[0], *validation)}
+        tested = {prompt_words(example) for example in (*tests[0], *validation)}
         asked = replace(request, validation=0) if validation else request
         data = drawn_data(", ".join(task.spec.data), train, tested, asked, fewer=True)
         notes = data.notes
@@ -326,7 +326,7 @@ def _split(name: str) -> str:
 
 def _place(example: Example) -> float:
     """Of a question among all, from 0 to 1: a hash of it decides, the same everywhere."""
-    text = " ".join(words(example))
+    text = " ".join(prompt_words(example))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, check_options, last_result
 from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten
-from latent_cot.tasks.plain import drawn_data, source_of_split, words
+from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.word_problems import working
 from latent_cot.tasks.word_problems.mistakes import MISTAKES, classify
 from latent_cot.tools.calculator import written
@@ -54,7 +54,7 @@ class WordProblems(Task):
         task, tests = self.configured(request.options), request.options.get("tests", "").split(",")
         source, end = request.train_file or OWN_QUESTIONS, None if request.train_file else _N_OWN_TRAINING
         rows = [example for name in source.split(",") for example in task.read(name.strip())][:end]
-        tested = {words(example) for name in tests if name.strip() for example in task.split(name.strip())}
+        tested = {prompt_words(example) for name in tests if name.strip() for example in task.split(name.strip())}
         return drawn_data(source, rows, tested, request)
 
     def split(self, name: str, size: int | None = None) -> list[Example]:

@@ -20,7 +20,7 @@ ROUNDED_FROM = 3
 CALCULATOR = Calculator()
 
 _AMOUNT = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_NUMBER = re.compile(rf"(?:\$ ?)?([+-]?(?:{_AMOUNT}))(?:/([0-9]+))?")
+_NUMBER = re.compile(rf"([+-]?)(?:\$ ?)?([+-]?)({_AMOUNT})(?:/([0-9]+))?")
 _RESULT = re.compile(rf" *-?\$? ?(?:{_AMOUNT})(?:/[0-9]+)?")
 """A result that a text has written out, behind a call."""
 _EQUATION = re.compile(r"\s*(?:[A-Za-z]+\s*=)?([^=A-Za-z]+)")
@@ -54,11 +54,12 @@ class Piece(NamedTuple):
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a text writes, `72`, `-3.50`, `$1,000` or `3/4`; None if it writes none, or one that may be read
-    in two ways: `18%`, or `0,5` with a decimal comma."""
+    """The number that a text writes, `72`, `-3.50`, `$1,000`, `-$5` or `3/4`; None if it writes none, or one that may
+    be read in two ways: `18%`, or `0,5` with a decimal comma."""
     match = _NUMBER.fullmatch(text.strip()) if len(text) <= 64 else None
-    below = int(match[2] or 1) if match else 0
-    return Fraction(match[1].replace(",", "")) / below if match and below else None
+    if match is None or (match[1] and match[2]) or not (below := int(match[4] or 1)):
+        return None
+    return Fraction(match[1] + match[2] + match[3].replace(",", "")) / below
 
 
 def numbers_in(text: str) -> set[Fraction]:
@@ -98,7 +99,8 @@ def near(value: Fraction, stated: Fraction | None) -> bool:
     if stated is None:
         return False
     _, _, decimals = written(stated).partition(".")
-    rounded = len(decimals) >= ROUNDED_FROM and round(value, len(decimals)) == stated
+    last = Fraction(1, 10 ** len(decimals))  # halves are rounded up or to even
+    rounded = len(decimals) >= ROUNDED_FROM and abs(value - stated) <= last / 2
     return rounded or abs(value - stated) <= TOLERANCE * abs(stated)
 
 

@@ -64,7 +64,7 @@ def test_eval_drops_what_was_trained_on(cli: Cli, finished: Path, tmp_path: Path
     called = cli("eval", finished, "--data", file, "--reasoner", "q", "--json")
     assert called.json["dropped"] == {str(file): 3}
     assert called.json["results"]["q"][str(file)]["n"] == 2
-    assert "3 questions seen in training were dropped; 1 repeat" in called.err.replace("\n", " ")
+    assert "3 questions of training or validation were dropped; 1 repeat" in called.err.replace("\n", " ")
     assert "p" not in called.json["results"]
 
 
@@ -129,7 +129,9 @@ def test_excluded_questions_are_dropped(cli: Cli, finished: Path, tmp_path: Path
     assert {splits[str(test)]["n"] for splits in called.json["results"].values()} == {1}
     called = cli(*options)
     assert {splits[str(test)]["n"] for splits in called.json["results"].values()} == {2}
-    assert "2 questions seen in training or excluded were dropped; 1 repeat" in called.err.replace("\n", " ")
+    assert "2 questions of training, validation or an excluded file were dropped; 1 repeat" in called.err.replace(
+        "\n", " "
+    )
     # Of a split, others take the place of those that are excluded.
     first = [one.question for one in tasks.load("arithmetic").split("3-operands", 2)]
     one = published(tmp_path, "one.json", first[0])

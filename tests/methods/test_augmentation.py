@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_cot import tools
+from latent_cot import tasks, tools
 from latent_cot.methods.augmentation import drop_history, join_questions, leave_gaps, step_ends, vary
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.scoring import Group, score
+from latent_cot.tasks.arithmetic.examples import parse_question
+from latent_cot.types import DataRequest
 from tests.worlds import language_model
 
 CHAIN = " 5 + 9 =, 14 - 3 =, 11 + 8 ="
@@ -148,6 +150,27 @@ def test_nothing_is_joined_where_nothing_could_be_learned_of_it(lesson: Group, r
     strangers = questions(codec, "1 + 1")
     assert join_questions(lesson, len(lesson.prompt), strangers, codec, random.Random(0), most=2) == lesson
     assert join_questions(lesson, len(lesson.prompt), [lesson], codec, random.Random(0), most=2) == lesson
+
+
+@pytest.mark.parametrize("operators", ["+-", "+-*"])
+def test_joined_questions_have_the_steps_of_their_sum_but_not_of_a_product(rules: ChainRules, operators: str) -> None:
+    """What `Task.can_be_joined` tells: behind a joined question, the steps that are learned are its first ones."""
+    task, codec, rng = tasks.load("arithmetic"), rules.codec, random.Random(0)
+    made = task.load(DataRequest(60, 0, 0, options={"operators": operators})).demonstrations
+    prompts = [codec.encode_prompt(example.x) for example in made]
+    lessons = [
+        Group(prompt, [encode_rationale(example.z or "", rules)], codec.encode(example.y or ""))
+        for prompt, example in zip(prompts, made, strict=True)
+    ]
+    wrong = joined = 0
+    for k, lesson in enumerate(lessons):
+        found = join_questions(lesson, len(lesson.prompt), lessons[:k] + lessons[k + 1 :], codec, rng, most=2)
+        if not found.answer:
+            learned = [call.request for call in found.rationales[0].calls]
+            right = [step.text for step in parse_question(codec.decode(found.prompt)).steps()]
+            joined, wrong = joined + 1, wrong + (learned != right[: len(learned)])
+    assert joined > 20
+    assert (wrong == 0) == task.can_be_joined(made) == ("*" not in operators)
 
 
 def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) -> None:

@@ -141,6 +141,25 @@ def test_importance_weights_are_p_over_q(lm: LanguageModel, rules: ChainRules, s
         torch.testing.assert_close(weight[rows], expected, rtol=1e-3, atol=1e-5)
 
 
+def test_what_an_engine_sampled_from_an_older_q_is_weighed_by_that_q(
+    lm: LanguageModel, rules: ChainRules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """p stands for the q that has been trained since."""
+    asked, settings = queries(3), {"max_tokens": 200}
+    prompts = [query.policy_prompt for query in asked]
+    sampled = rollout(lm, "q", prompts, rules, n=6, generator=torch.Generator().manual_seed(0))
+    seen = gather(asked, sampled, Reward(lm, rules.codec, max_tokens=200))
+    expected, before = weigh(lm, seen, rules.codec, **settings)
+    now = lm.merged("p")
+    monkeypatch.setattr(lm, "merged", lambda adapter: now)
+    by_now, _ = weigh(lm, seen, rules.codec, **settings)
+    assert (by_now - expected).abs().max() > 0.01
+    monkeypatch.setattr(lm, "engine", object())
+    found, after = weigh(lm, seen, rules.codec, **settings)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(after.bound, before.bound, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("sampled_by", ["q", "p"])
 def test_a_forward_kl_step_is_the_weighted_likelihood(
     lm: LanguageModel, rules: ChainRules, seen: Experience, monkeypatch: pytest.MonkeyPatch, sampled_by: Adapter

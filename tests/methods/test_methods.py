@@ -255,6 +255,18 @@ def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
     assert seen[4][1] != seen[3][1]
 
 
+def test_sft_that_is_best_untrained_reads_what_it_read_then(lm: LanguageModel) -> None:
+    """Prompted p sees demonstrations before its training and none after it."""
+    m_step = dataclasses.replace(SFT, steps=10, interpolation=1.0)
+    loop = make(lm, config_of("sft", p_init="prompt", shots=2, m_step=m_step), Scripted([2, 1, 1, 1]))
+    asked = loop.test_text("p", loop.data.validation[0])
+    for phase, _ in loop.run():
+        if phase.round == 1 and phase.name != "fit":
+            break
+    assert loop.state.checks == [2, 1, 1, 1]
+    assert loop.test_text("p", loop.data.validation[0]) == asked != loop.data.validation[0].x
+
+
 def test_sft_without_checks_takes_all_steps(lm: LanguageModel) -> None:
     m_step = dataclasses.replace(SFT, steps=25, interpolation=1.0)
     loop = make(lm, config_of("sft", sft=SFTConfig(check_every=0), m_step=m_step), Scripted([]))

@@ -108,13 +108,14 @@ def test_other_answers_are_scored_beside_y(lm: LanguageModel, answers_at: str) -
             b += 1
 
 
+@pytest.mark.parametrize("stop", [None, ","])  # every candidate of `ThreeTask` begins with the comma
 @pytest.mark.parametrize(
     ("normalised", "penalty", "weight"), [(True, 0.0, 1.0), (False, 3.0, 1.0), (True, 3.0, 1.0), (True, 3.0, 2.0)]
 )
 def test_the_reward_compares_y_with_the_other_candidates(
-    lm: LanguageModel, normalised: bool, penalty: float, weight: float
+    lm: LanguageModel, normalised: bool, penalty: float, weight: float, stop: str | None
 ) -> None:
-    codec = TextCodec(lm.tokenizer, allowed_characters="abcd ")
+    codec = TextCodec(lm.tokenizer, allowed_characters="abcd ", stop=stop)
     model, rng = lm.merged("p"), random.Random(0)
     chains = [codec.encode("".join(rng.choice("abcd ") for _ in range(3))) for _ in range(4)]
     rules = ChainRules(codec, max_tokens=5)
@@ -140,7 +141,9 @@ def test_the_reward_compares_y_with_the_other_candidates(
                 if max(log_y, key=lambda name: log_y[name]) != example.answer:
                     expected -= penalty
                     penalised += 1
-                expected += float(log_pf[:i].sum() + log_pterm[i])
+                expected += float(log_pf[:i].sum())
+                if normalised or stop is None:  # else Y has said it
+                    expected += float(log_pterm[i])
                 assert float(table[row, i]) == pytest.approx(expected, abs=NATS)
             assert complete[g, row] == pytest.approx(expected, abs=NATS)
     assert 0 < penalised < tables[0].numel() * len(tables)

@@ -458,7 +458,9 @@ def test_the_portable_calculator_is_the_tool(
     assert portable(text) == by_the_tool(text)
 
 
-@pytest.mark.parametrize("text", [" 6 - 0 =", "0.5 + .25 =", "1 / 3 =", "1 / 0 =", "1 / 1024 =", "5 =", "1,000 + 2 ="])
+@pytest.mark.parametrize(
+    "text", [" 6 - 0 =", "0.5 + .25 =", "1 / 3 =", "1 / 0 =", "1 / 1024 =", "5 =", "1,000 + 2 =", "8÷3="]
+)
 def test_the_portable_calculator_on_what_matters(portable: Callable[[str], str | None], text: str) -> None:
     assert portable(text) == by_the_tool(text)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.tasks.common import check_options, distinct, distinct_n, drop_seen, repeats, share_of, shuffled
+from latent_cot.tasks.common import check_options, distinct, distinct_n, drop_seen, repeats, share_of, shuffled, words
 from latent_cot.types import Example, UsageError
 
 
@@ -65,6 +65,19 @@ def test_drop_seen_keeps_repeated_rows() -> None:
 
 def test_drop_seen_falls_back_to_x() -> None:
     assert drop_seen([Example(x="a"), Example(x="b")], [Example(x="b")]) == ([Example(x="a")], 1)
+
+
+def test_a_question_written_otherwise_is_the_same() -> None:
+    trained = example("What is the capital of land 4?")
+    asked = [example("what is  the capital of Land 4 ?"), example("What is the capital of land 5?")]
+    assert drop_seen(asked, [trained]) == (asked[1:], 1)
+
+
+@pytest.mark.parametrize(
+    "questions", [("(2 + 3) * 4", "2 + (3 * 4)"), ("5!", "5"), ("(()", "())"), ("1 - 2", "1 + 2"), ("?", "?!")]
+)
+def test_signs_tell_questions_apart(questions: tuple[str, str]) -> None:
+    assert len(set(map(words, questions))) == 2
 
 
 def test_unknown_option() -> None:

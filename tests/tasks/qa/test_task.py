@@ -13,7 +13,7 @@ import pytest
 from latent_cot import tasks
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
-from latent_cot.tasks.plain import words
+from latent_cot.tasks.plain import prompt_words
 from latent_cot.tasks.qa import answers
 from latent_cot.tasks.qa.task import QA
 from latent_cot.tools.calculator import Calculator
@@ -170,6 +170,9 @@ def test_files_beside_the_project(shared_data: Path) -> None:
         ("last-number", " it is -5.", "-5"),
         ("last-number", " a 3/4 share", "3/4"),
         ("last-number", " none", None),
+        ("last-number", " the loss is -$1,000.", "-$1,000"),
+        ("last-number", " x = .5", ".5"),
+        ("last-number", " it is 0.5/2", "0.5/2"),
         ("after:####", " a #### 1 #### 2 ", "2"),
         ("after:So it is", " So it is the sky.", "the sky"),
         ("after:So it is", " So it is", None),
@@ -178,6 +181,7 @@ def test_files_beside_the_project(shared_data: Path) -> None:
         (r"regex:\(([A-D])\)", " (A) no, (C).", "C"),
         (r"regex:[A-D]", " A, B", "B"),
         (r"regex:[A-D]", "", None),
+        (r"regex:answer(?: is (\d+))?", "my answer", None),
     ],
 )
 def test_an_answer_is_read_off_a_chain(tmp_path: Path, extract: str, text: str, answer: str | None) -> None:
@@ -217,6 +221,26 @@ def test_a_long_chain_is_read_from_its_end() -> None:
 def test_texts_are_compared(tmp_path: Path, grade: str, answer: str, right: bool) -> None:
     task = qa(data="x.csv", grade=grade)
     assert task.grade(one(tmp_path, GOOD, grade=grade), answer) is right
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "same"),
+    [
+        ("-5", "5", False),
+        ("-5", "\N{MINUS SIGN}5.0", True),
+        ("3.5", "3 5", False),
+        ("1,000", "1000", True),
+        ("C", "C++", False),
+        ("C++", "c++.", True),
+        ("A", "a", True),
+        ("A", "the A", True),
+        ("A", "the", False),
+        ("2 to 5", "2-5", False),
+        ("3-5 days", "3 5 days", True),  # no sign, but a hyphen
+    ],
+)
+def test_signs_and_points_count_in_texts(right: str, answer: str, same: bool) -> None:
+    assert answers.same_text(answer, right) is same
 
 
 def test_numbers_are_compared(tmp_path: Path) -> None:
@@ -281,13 +305,13 @@ def test_shares_are_apart_and_stay(tmp_path: Path) -> None:
     data = samples.write_rows(tmp_path / "d.jsonl", samples.boolq(200))
     options = {"data": data, "choices": "no,yes", "prompt": "{passage} {question}?", "test": "0.3"}
     task = qa(**options)
-    tests = {words(example) for example in task.split("test")}
+    tests = {prompt_words(example) for example in task.split("test")}
     assert 40 <= len(tests) <= 80
     found = task.load(DataRequest(0, 1000, 20, options=options))
-    trained = {words(example) for example in (*found.unlabelled, *found.validation)}
+    trained = {prompt_words(example) for example in (*found.unlabelled, *found.validation)}
     assert not trained & tests and len(trained) + len(tests) == 200
     samples.write_rows(tmp_path / "d.jsonl", samples.boolq(100))
-    assert {words(example) for example in qa(**options | {"tolerance": "0.1"}).split("test")} < tests
+    assert {prompt_words(example) for example in qa(**options | {"tolerance": "0.1"}).split("test")} < tests
 
 
 def test_what_is_in_a_test_file_is_kept_out_of_training(tmp_path: Path) -> None:

@@ -176,6 +176,8 @@ def test_a_written_rationale() -> None:
             ("1,000,000", 1_000_000),
             ("+2", 2),
             ("3/4", Fraction(3, 4)),
+            ("-$1,000", -1000),
+            ("$-5", -5),
         ],
     ],
 )
@@ -185,7 +187,24 @@ def test_numbers(text: str, value: Fraction | int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "18%", "0,5", "1,00", "10,00", "1,0000", "seven", "3/0", "1 2", "1e5", "--2", "7.", "nan", "9" * 70, "٣"],
+    [
+        "",
+        "18%",
+        "0,5",
+        "1,00",
+        "10,00",
+        "1,0000",
+        "seven",
+        "3/0",
+        "1 2",
+        "1e5",
+        "--2",
+        "-$-2",
+        "7.",
+        "nan",
+        "9" * 70,
+        "٣",
+    ],
 )
 def test_what_is_no_number(text: str) -> None:
     assert number(text) is None
@@ -212,6 +231,10 @@ def test_a_fraction_is_one_operand_of_the_next_step() -> None:
         (Fraction(2, 3), "0.67", False),
         (Fraction(1, 2), "0.503", False),
         (Fraction(40, 3), "13.333333333333334", True),
+        (Fraction(1, 16), "0.063", True),
+        (Fraction(5, 16), "0.313", True),
+        (Fraction(3, 16), "0.188", True),
+        (Fraction(3, 16), "0.189", False),
         (Fraction(72), "72", True),
         (Fraction(72), "73", False),
     ],
