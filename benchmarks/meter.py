@@ -61,7 +61,6 @@ class Meter:
     """`time.process_time` where others use the same cores."""
     parts: dict[str, Part] = field(default_factory=dict)
     _part: str = "other"
-    _training: bool = False
 
     def __post_init__(self) -> None:
         self.weights = linear_weights(self.lm)

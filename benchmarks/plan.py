@@ -36,9 +36,9 @@ from rich.console import Console
 from benchmarks.estep import resolve_model
 from benchmarks.machine import Machine, describe
 from benchmarks.meter import Meter
-from benchmarks.workloads import EStepWork
+from benchmarks.workloads import SAMPLES, EStepWork
 from latent_cot.config.settings import load_config
-from latent_cot.methods import e_step, m_step
+from latent_cot.methods import m_step
 from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.planning import rounds
@@ -48,15 +48,13 @@ from latent_cot.planning.measure import this_machine
 from latent_cot.planning.rounds import Texts
 from latent_cot.planning.shape import shape_of
 from latent_cot.rationales.batch import Trajectories
-from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.scoring import Group
 from latent_cot.report.tables import Table
 from latent_cot.run.session import peak_memory_bytes
 
 TEMPERATURES = {"sure": 0.0, "untrained": 1.0}
 WORKLOADS = (*TEMPERATURES, "lessons")
-QUESTIONS, SAMPLES = 8, 8
+QUESTIONS = 8
 LESSONS, LESSON_TOKENS = 16, 96
 TOLERANCE = 0.25
 
@@ -180,29 +178,11 @@ def do(model: str, workload: str, steps: int) -> dict[str, Any]:
 
 def sampling(work: EStepWork, temperature: float) -> Callable[[], Texts]:
     """A step of an E-step at a temperature, with the default settings."""
-    config = work.session.config
-    e, rules, reward = config.e_step, work.session.rules, Reward(work.lm, work.codec, max_tokens=work.max_tokens)
+    rules, floor = work.session.rules, work.session.config.e_step.reward_floor
 
     def step() -> Texts:
         first = work.rng.randrange(len(work.queries) - QUESTIONS)
-        queries = work.queries[first : first + QUESTIONS]
-        behaviours = [e_step.Behaviour(temperature) for _ in queries]
-        batches = e_step.collect(
-            work.lm, queries, behaviours, rules, ReplayBuffer(), reward, samples=SAMPLES, generator=work.generator
-        )
-        e_step.update(
-            work.lm,
-            batches,
-            rules,
-            work.optimiser,
-            0,
-            objective=e.objective,
-            reward_temperature=1.0,
-            reward_floor=e.reward_floor,
-            huber_delta=e.huber_delta,
-            max_tokens=work.max_tokens,
-        )
-        return texts_of(batches)
+        return texts_of(work.learn(work.queries[first : first + QUESTIONS], rules, temperature, floor))
 
     return step
 

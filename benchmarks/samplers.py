@@ -20,11 +20,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from latent_cot.report.tables import Table
+from latent_cot.types import finite
 
 MEASURED = Path(__file__).parent.parent / "docs" / "results" / "plan.json"
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for one in settings(sample, train, arguments.mtbf, arguments.restart, arguments.max_staleness)
     ]
     if arguments.json:
-        print(json.dumps([_finite(asdict(one) | asdict(of)) for one, of in rows], indent=1, allow_nan=False))
+        print(json.dumps(finite([asdict(one) | asdict(of) for one, of in rows]), indent=1, allow_nan=False))
         return 0
     shares = ("trainer_busy", "useful", "dropped", "waiting", "failed")
     figures = {name.replace("_", " "): [f"{getattr(of, name):.1%}" for _, of in rows] for name in shares}
@@ -207,11 +207,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     drops = {"batches dropped": [f"{of.share_dropped:.1%}" for _, of in rows]}
     Table(names, figures | staleness | drops).show(Console(width=160))
     return 0
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """With null for what JSON has no number for: no failures, no cap, nothing trained."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 if __name__ == "__main__":

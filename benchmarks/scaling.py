@@ -290,7 +290,7 @@ def save_plot(path: Path, report: dict[str, Any]) -> None:
     with figure_in(path, 4.2 * len(panels), 3.6) as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for growth in report["growth"]:
-                if growth["size"] == panel and not growth["name"].endswith("CPU mean"):
+                if growth["size"] == panel:
                     sizes = [int(size) for size in growth["medians"]]
                     label = f"{growth['name']}: exponent {growth['exponent']:.2f}"
                     (line,) = axes.plot(sizes, list(growth["medians"].values()), label=label)

@@ -1,4 +1,4 @@
-"""What `scaling.py` times: the parts of an E-step, at sizes of one's choice."""
+"""What `scaling.py` and `plan.py` time: the parts of an E-step, at sizes of one's choice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import random
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from latent_cot.config.settings import load_config
 from latent_cot.methods import e_step
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
+from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
@@ -28,7 +30,7 @@ SAMPLES = 8
 
 
 class EStepWork:
-    """The parts of an E-step on a model, at sizes of one's choice; each method runs one and returns its seconds.
+    """The parts of an E-step on a model, at sizes of one's choice; each method runs one; most return its seconds.
 
     Args:
         max_tokens: of a micro-batch; None: the default configuration's.
@@ -52,22 +54,21 @@ class EStepWork:
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def step(self, questions: int, tokens: int) -> float:
-        """Collect and update with SAMPLES rationales of `tokens` tokens for each of so many questions."""
-        rules = ChainRules(self.codec, min_tokens=max(0, tokens - 3), max_tokens=tokens)
-        queries = list(itertools.islice(itertools.cycle(self.queries), questions))
-        c = self.session.config.e_step
-        started = time.perf_counter()
+    def learn(
+        self, queries: Sequence[Query], rules: ChainRules, temperature: float = 1.0, floor: float | None = None
+    ) -> list[Trajectories]:
+        """A step of the E-step on these questions, with SAMPLES rationales each."""
         batches = e_step.collect(
             self.lm,
             queries,
-            [e_step.Behaviour() for _ in queries],
+            [e_step.Behaviour(temperature) for _ in queries],
             rules,
             ReplayBuffer(),
             Reward(self.lm, self.codec, max_tokens=self.max_tokens),
             samples=SAMPLES,
             generator=self.generator,
         )
+        c = self.session.config.e_step
         e_step.update(
             self.lm,
             batches,
@@ -76,10 +77,18 @@ class EStepWork:
             0,
             objective=c.objective,
             reward_temperature=1.0,
-            reward_floor=None,
+            reward_floor=floor,
             huber_delta=c.huber_delta,
             max_tokens=self.max_tokens,
         )
+        return batches
+
+    def step(self, questions: int, tokens: int) -> float:
+        """The same with rationales of `tokens` tokens for so many questions."""
+        rules = ChainRules(self.codec, min_tokens=max(0, tokens - 3), max_tokens=tokens)
+        queries = list(itertools.islice(itertools.cycle(self.queries), questions))
+        started = time.perf_counter()
+        self.learn(queries, rules)
         return time.perf_counter() - started
 
     def reward(self, prefixes: int, tokens: int) -> float:

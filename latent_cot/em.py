@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from latent_cot.methods.e_step import Behaviour, assemble, mean_log_z, sample, update
+from latent_cot.methods.e_step import assemble, mean_log_z, sample, update
 from latent_cot.methods.exploration import draw_behaviour, fill_buffer, reward_temperature
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
-from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, LOG_Z_RATE
+from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.rollout import Draw
@@ -55,68 +55,62 @@ class EM(Method):
         c = self.config.e_step
         if self.state.unit == 0:
             fill_buffer(self.buffer, self)
-        log_z = [self.log_z] if c.objective in LEARNS_LOG_Z else []
+        log_z = [self.log_z] if c.objective in LOG_Z_RATE else []
         optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=LOG_Z_RATE.get(c.objective, 0.0))
-        with self.sampling(self._sample_step) as sampling:
-            for step in range(self.state.unit, c.steps):
-                # Sample rationales, and score every prefix of each under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
-                queries, _, (_, seed) = self._asked(step)
-                torch.manual_seed(seed)  # nothing of ours draws from it; a model's own code may
-                sampled, ahead = sampling.take(step)
-                batches = assemble(
-                    queries,
-                    sampled,
-                    self.buffer,
-                    self.reward,
-                    samples=c.samples,
-                    generator=torch.Generator().manual_seed(seed),
-                    step=step,
-                    ends_only=c.objective in COMPLETE_ONLY,
+        # Sample rationales, ...
+        for step, (queries, sampled, seed), ahead in self.rollouts_of_steps(self._sample_step):
+            # ... and score every prefix of each under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
+            batches = assemble(
+                queries,
+                sampled,
+                self.buffer,
+                self.reward,
+                samples=c.samples,
+                generator=torch.Generator().manual_seed(seed),
+                step=step,
+                ends_only=c.objective in COMPLETE_ONLY,
+            )
+            for batch in batches:
+                self.state.budget.sampled(batch.rationales, batch.sampled)
+
+            # Train q on the balance of these (objectives/balance.py).
+            target: dict[str, Any] = {
+                "reward_temperature": reward_temperature(c, step),
+                "reward_floor": c.reward_floor,
+                "max_tokens": self.config.max_batch_tokens,
+            }
+            if log_z and step == 0:
+                self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
+            for _ in range(c.updates):
+                info = update(
+                    self.lm,
+                    batches,
+                    self.rules,
+                    optimiser,
+                    step,
+                    objective=c.objective,
+                    huber_delta=c.huber_delta,
+                    log_z=log_z * len(batches) or None,
+                    **target,
                 )
-                for batch in batches:
-                    self.state.budget.sampled(batch.rationales, batch.sampled)
+            self.state.budget.gradient_steps += c.updates
+            figures = describe(batches, self.is_correct if self.tells_right else None)
+            figures["reward_temperature"] = target["reward_temperature"]
+            yield {**vars(info), **figures, **ahead, "samples": shown_samples(batches)}
 
-                # Train q on the balance of these (objectives/balance.py).
-                target: dict[str, Any] = {
-                    "reward_temperature": reward_temperature(c, step),
-                    "reward_floor": c.reward_floor,
-                    "max_tokens": self.config.max_batch_tokens,
-                }
-                if log_z and step == 0:
-                    self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
-                for _ in range(c.updates):
-                    info = update(
-                        self.lm,
-                        batches,
-                        self.rules,
-                        optimiser,
-                        step,
-                        objective=c.objective,
-                        huber_delta=c.huber_delta,
-                        log_z=log_z * len(batches) or None,
-                        **target,
-                    )
-                self.state.budget.gradient_steps += c.updates
-                figures = describe(batches, self.is_correct if self.tells_right else None)
-                figures["reward_temperature"] = target["reward_temperature"]
-                yield {**vars(info), **figures, **ahead, "samples": shown_samples(batches)}
-
-    def _asked(self, step: int) -> tuple[list[Query], list[Behaviour], tuple[int, int]]:
-        """The questions of a step, how their rationales are sampled, and the seeds of that and of all else."""
+    def _sample_step(self, step: int, draw: Draw) -> tuple[list[Query], list[Sequence[Rationale]], int]:
+        """The questions of a step, their rollouts by `draw`, and the seed of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
-        seeds = rng.getrandbits(60), rng.getrandbits(60)
+        generator, seed = torch.Generator().manual_seed(rng.getrandbits(60)), rng.getrandbits(60)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [1.0] * len(self.data.unlabelled)
         questions = [self.questions[i] for i in draw_distinct(weights, c.questions, rng)]
-        return [self.query(question) for question in questions], [draw_behaviour(c, rng) for _ in questions], seeds
-
-    def _sample_step(self, step: int, draw: Draw) -> list[Sequence[Rationale]]:
-        """The rollouts of a step, by `draw`."""
-        queries, behaviours, (seed, _) = self._asked(step)
-        how: dict[str, Any] = {
-            "samples": self.config.e_step.samples,
-            "generator": torch.Generator().manual_seed(seed),
-        }
-        return sample(draw, queries, behaviours, self.rules, self.buffer, **how)
+        queries = list(map(self.query, questions))
+        behaviours = [draw_behaviour(c, rng) for _ in questions]
+        return (
+            queries,
+            sample(draw, queries, behaviours, self.rules, self.buffer, samples=c.samples, generator=generator),
+            seed,
+        )
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)

@@ -378,15 +378,10 @@ class Tool(Protocol):
 
 
 def rationale_to_json(rationale: Rationale) -> dict[str, Any]:
-    """The inverse of `rationale_from_json`."""
+    """As `rationales.jsonl` has it."""
     record = asdict(rationale)
     del record["log_probs"]
     return record
-
-
-def rationale_from_json(record: dict[str, Any]) -> Rationale:
-    lists = {name: tuple(record[name]) for name in ("tokens", "policy_mask", "states")}
-    return Rationale(**record | lists | {"calls": tuple(ToolCall(**call) for call in record["calls"])})
 
 
 def finite(value: Any) -> Any:

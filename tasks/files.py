@@ -61,8 +61,9 @@ def read_rows(source: str) -> list[Row]:
     * A `.txt` file: each line has the one field `text`.
     * Any other file: one JSON list of objects or one object a line (the content tells which).
 
-    Lines and items are counted from 1; empty lines are skipped. A line that is not of this form, not UTF-8 or longer
-    than 10,000 characters is a `BadRow`. Raises UsageError for a file that is absent, empty or too large (64 MiB).
+    Lines and items are counted from 1; empty lines are skipped. What is not of this form, not UTF-8, or a line of text
+    or of JSON of more than 10,000 characters is a `BadRow`. Raises UsageError for a file that is absent, empty or too
+    large (64 MiB).
     """
     name = source.partition("?")[0].lower()
     if source.startswith(HUB) or name.endswith(".parquet") or disk.expanded(source.partition("?")[0]).is_dir():

@@ -26,6 +26,17 @@ ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)
 
+# Tests save thousands of times, and none can lose its machine's power: what makes sure of the disk may be left out.
+os.fsync = lambda descriptor: None
+
+LONGEST = ("test_verify", "test_sharding", "test_documentation", "test_processes", "test_kill", "test_notebooks")
+"""Files of tests that take the longest: begun first, so that no other has to wait for them in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 # A slow or busy machine is no failure. Examples are the same in every run, so that a failure is too.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("default")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from latent_cot.config.schema import MethodName, SFTConfig
-from latent_cot.methods import e_step, forward_kl, m_step, policy_gradient
+from latent_cot.methods import e_step, m_step, policy_gradient
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -91,7 +91,8 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     weight, weights = experience.weigh(lm, seen, rules.codec, max_tokens=100)
     of_question = [weight[seen.group == g].tolist() for g in range(len(asked))]
     own = [t.policy_group for t in seen.trajectories]
-    kl = forward_kl.update(lm, own, of_question, rules, optimiser("q"), 0, max_tokens=100)
+    how: dict[str, Any] = {"weights": of_question, "divisor": len(own), "dropout": False}
+    kl = m_step.update(lm, "q", own, rules, optimiser("q"), 0, max_tokens=100, **how)
     found["forward-kl"] = [kl.loss, kl.gradient_norm, *weights.ess.tolist(), *weights.bound.tolist()]
     for adapter in ("p", "q"):
         found[adapter] = [weight.flatten().tolist() for weight in lm.parameters(adapter).values()]
@@ -111,7 +112,9 @@ def loops(lm: LanguageModel) -> dict[str, Any]:
 def main(model: str, folder: str) -> None:
     lm = language_model(Path(model))
     rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=5)
-    found = {"count": lm.processes.count, "gradients": gradients(lm, rules), "loops": loops(lm)}
+    found = {"count": lm.processes.count, "gradients": gradients(lm, rules)}
+    if lm.processes.count > 1:
+        found["loops"] = loops(lm)
     (Path(folder) / f"{lm.processes.index}.json").write_text(json.dumps(found))
     lm.accelerator.end_training()
 

@@ -293,6 +293,7 @@ def test_the_first_table_is_that_of_the_results(page: str) -> None:
     figures["rejection"] = {split: {"mean": fmean(m["correct"] / m["n"] for m in of)} for split, of in marks.items()}
     names = ("em, p", "em-no-e-step, p", "rejection", "sft-260, p")
     rows = [[figures[name][split]["mean"] for split in splits] for name in names]
+    assert len(table) == 1 + len(rows) + 1  # its heading, and the paper's
     for row, expected in zip(table[1:], rows, strict=False):
         assert [float(cell) for cell in row[1:]] == [round(100 * value, 1) for value in expected], row[0]
 

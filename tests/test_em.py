@@ -15,12 +15,11 @@ import pytest
 import torch
 
 from latent_cot import tasks
-from latent_cot.config.schema import RolloutConfig, RunConfig
+from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RolloutConfig, RunConfig
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import Fall
 from latent_cot.methods import m_step
 from latent_cot.methods.exploration import reward_temperature
-from latent_cot.methods.method import DIAGNOSTIC_SAMPLES
 from latent_cot.methods.seeding import draw_distinct, seed_of, slices
 from latent_cot.methods.state import Budget, Phase, State, WeightedRationale
 from latent_cot.model.lm import ADAPTERS, LanguageModel
@@ -73,15 +72,12 @@ def make_em(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, *
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
 def test_a_stopped_run_is_the_run_that_was_never_stopped(lm: LanguageModel, config: RunConfig, tmp_path: Path) -> None:
     em = make_em(lm, config)
-    phases = [(phase.round, phase.name) for phase, _ in em.run()]
+    list(em.run())
     expected = outcome(em)
     assert len(expected["buffer"]) > 0
     assert sum(map(len, expected["loop"]["posterior"]["1"].values())) == 4
 
-    again = make(lm, config)
-    assert [(phase.round, phase.name) for phase, _ in again.run()] == phases
-    assert outcome(again) == expected, "the same seed gave another run"
-    for k in (1, 2, 5):  # 1: stopped after each unit, in each phase
+    for k in (1, 3) if config is CONFIG else (1,):  # 1: stopped after each unit, in each phase
         assert outcome(run_in_parts(lm, config, tmp_path, k)) == expected, f"stopped after each {k} units"
 
 
@@ -370,17 +366,19 @@ def test_a_task_without_tools_and_demonstrations(lm: LanguageModel, q_sees: Any)
 
 
 def test_only_right_rationales_are_kept(lm: LanguageModel) -> None:
+    class Some(ToyTask):
+        def grade(self, example: Example, answer: str | None) -> bool:
+            return "a" in example.question
+
     keep = dataclasses.replace(FIT, keep="correct")
-    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, m_step=keep))
+    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, m_step=keep), Some())
     kept = drawn = 0
     for phase, info in em.run():
         if phase.name == "draw":
             kept, drawn = kept + info["kept"], drawn + info["drawn"]
     assert drawn == 12
-    assert kept == len(em.state.drawn)
-    task = ToyTask()
-    for question, rationale, _ in em.state.drawn:
-        assert task.grade(em.questions[question], task.answer(rationale))
+    assert 0 < kept == len(em.state.drawn) < drawn
+    assert all("a" in em.questions[question].question for question, _, _ in em.state.drawn)
 
 
 def test_a_round_without_a_right_rationale_leaves_p_alone(lm: LanguageModel) -> None:

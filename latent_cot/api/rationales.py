@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
+from latent_cot import disk
 from latent_cot.api import show
 from latent_cot.methods.scored import ScoredRationale
 from latent_cot.model.lm import Adapter
@@ -14,7 +15,7 @@ from latent_cot.report.tables import Table, bar, data_frame, escaped, page
 from latent_cot.report.terminal import RATIONALE_HEADING
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RATIONALES, RunFolder
-from latent_cot.types import Example, Rationale, UsageError, rationale_from_json
+from latent_cot.types import Example, Rationale, UsageError
 
 if TYPE_CHECKING:
     import datasets
@@ -156,11 +157,7 @@ class LoggedRationales:
     def __iter__(self) -> Iterator[LoggedRationale]:
         """Raises UsageError, naming the line, for a record that is not one of a rationale."""
         for number, record in enumerate(self._folder.rationales(), 1):
-            try:
-                yield LoggedRationale(**{**record, "rationale": rationale_from_json(record["rationale"])})
-            except (KeyError, TypeError) as error:
-                file = self._folder.path / RATIONALES
-                raise UsageError(f"{file}, line {number}: no record of a rationale ({error}); take it out") from error
+            yield disk.decoded(LoggedRationale, record, f"{self._folder.path / RATIONALES}, line {number}")
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a rationale: its text and figures, not its token ids."""

@@ -291,11 +291,11 @@ def check_sampling(prefix: str = "", temperature: float | None = None, seed: int
         prefix: `--`, if these are flags.
     """
     for name, value in counts.items():
+        written = prefix + (name.replace("_", "-") if prefix else name)
         if value is not None and value < 1:
-            written = prefix + (name.replace("_", "-") if prefix else name)
             raise UsageError(f"{written} is {value}; it must be at least 1")
         if value is not None and value > MOST:
-            raise UsageError(f"{prefix}{name.replace('_', '-')} is {value!s:.12}...; it must be at most {MOST:,}")
+            raise UsageError(f"{written} is {value!s:.12}...; it must be at most {MOST:,}")
     if not 0 <= seed < 2**32:
         raise UsageError(f"{prefix}seed is {seed!s:.12}; it must be from 0 to {2**32 - 1}")
     try:

@@ -15,7 +15,7 @@ from rich.console import Console
 from latent_cot import disk
 from latent_cot.api.run import Run, load
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, differences, from_dict, load_config
+from latent_cot.config.settings import check, differences, from_dict, load_config, refuse_task_code
 from latent_cot.report.terminal import Display, Progress
 from latent_cot.run import reasoners
 from latent_cot.run.paths import default_folder, with_absolute_paths
@@ -77,6 +77,7 @@ def train(
     callbacks: Iterable[Callback] = (),
     resume: bool = False,
     progress: bool = True,
+    trust_code: bool = False,
     **settings: Any,
 ) -> Run:
     """Train by any method, evaluate, and return the run, its model in memory.
@@ -90,6 +91,8 @@ def train(
         resume: go on with the run in `output_dir`, if there is one and its settings are these; a run that is finished
             is returned at once. Without, a folder that holds a run is refused.
         progress: show how far it has got.
+        trust_code: run the Python files that a task's YAML file names. (A task that is a Python file you have named
+            yourself.)
         settings: on top of `config`. Without one, all that `configure` takes.
 
     Raises UsageError for whatever you can put right.
@@ -98,6 +101,7 @@ def train(
     path = disk.expanded(config.output_dir or default_folder(config))
     config = replace(config, output_dir=str(path))
     check(config)
+    refuse_task_code(config, trusted=trust_code)
     config = with_absolute_paths(config)
     if resume and (path / "config.yaml").exists():
         _refuse_difference(config, path)

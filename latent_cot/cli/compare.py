@@ -17,7 +17,7 @@ from latent_cot import disk, tasks
 from latent_cot.cli.fit import observer, refuse_unwritable
 from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.settings import check, refuse_code, to_dict
+from latent_cot.config.settings import check, refuse_task_code, to_dict
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import paired_difference, plan, records, table
 from latent_cot.report.comparison.paired_difference import Target
@@ -100,7 +100,7 @@ def run(argv: Sequence[str]) -> int:
         return status
     of_runs = [records.record_of(one, options.preset) for one in runs]
     compared = [] if target is None else paired_difference.differences(of_runs, target)
-    rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task)
+    rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task, runs[0].config.data.options)
     metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
     found: dict[str, Any] = {
@@ -147,9 +147,8 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
         (common if name is None else own[name]).append(record)
     layers: dict[str, Any] = {"preset": options.preset, "file": options.config}
     base = plan.configure(Variant("em", "em", {}), 0, common, [], None, **layers)
-    if base.task.endswith(tasks.FILES):
-        refuse_code(base, base.task, trusted=options.trust_code)
-    tasks.load(base.task)
+    refuse_task_code(base, trusted=options.trust_code)
+    tasks.load(base.task, base.data.options)
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)
     path = disk.expanded(options.output_dir or f"runs/compare-{Path(base.task).stem}")
@@ -175,7 +174,7 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
 
 def _target(text: str, runs: Sequence[Run]) -> Target:
     """The row that --against names. Raises UsageError if there is none, or rows have no right answers."""
-    task = tasks.load(runs[0].config.task)
+    task = tasks.load(runs[0].config.task, runs[0].config.data.options)
     if task.is_measured:
         raise UsageError(f"--against: {task.name} has figures instead of right answers; leave it out")
     reasoners = {one.variant: METHODS[one.config.method].reasoners(one.config, task.answer_given) for one in runs}

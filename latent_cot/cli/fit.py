@@ -10,15 +10,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from latent_cot import disk, tasks
+from latent_cot import disk
 from latent_cot.cli.options import Switch, given, parse_run, preset_config, print_json, progress_console, say
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, code_named, from_dict, refuse_code, to_dict, to_yaml
+from latent_cot.config.settings import check, code_named, from_dict, refuse_code, refuse_task_code, to_dict, to_yaml
 from latent_cot.report.terminal import Display
 from latent_cot.run import tracking
 from latent_cot.run.interrupts import stop_signals
@@ -84,8 +84,7 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
         print(to_yaml(config), end="")
         return 0
     if not options.resume:
-        if config.task.endswith(tasks.FILES):  # it may come from somebody else, as a run may
-            refuse_code(config, config.task, trusted=options.trust_code)
+        refuse_task_code(config, trusted=options.trust_code)
         refuse_unwritable(path)
         config = with_absolute_paths(replace(config, output_dir=str(path)))
     return _train(config, path, options)
@@ -174,7 +173,13 @@ def observer(
     for note in session.notes:
         say(console, note, style="dim")
     tracker = tracking.Tracking(track, folder, to_dict(session.config), warn=partial(say, console))
-    return tracking.both(display.on_unit, stack.enter_context(tracker).on_unit)
+    stack.enter_context(tracker)
+
+    def on_unit(*unit: Any) -> None:
+        display.on_unit(*unit)
+        tracker.on_unit(*unit)
+
+    return on_unit
 
 
 def _trust(config: RunConfig) -> str:

@@ -18,10 +18,10 @@ from latent_cot import __version__, disk, tasks
 from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console, say
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, flag, refuse_code
+from latent_cot.config.settings import check, flag, refuse_task_code
 from latent_cot.planning.cost import Cost, Engine
 from latent_cot.planning.hardware import GPUS, Hardware
-from latent_cot.planning.layout import Layout, layouts, split, suggested, total
+from latent_cot.planning.layout import Layout, layouts, split, suggested
 from latent_cot.planning.rounds import Texts
 from latent_cot.planning.shape import shape_of
 from latent_cot.report.tables import Table
@@ -106,13 +106,12 @@ def run(argv: Sequence[str]) -> int:
     options: PlanOptions = parse_run(PlanOptions, argv, "plan", preset_config(argv), SHOWN, OWN)
     config = _config(options)
     check(config)
-    if config.task.endswith(tasks.FILES):
-        refuse_code(config, config.task, trusted=options.trust_code)
+    refuse_task_code(config, trusted=options.trust_code)
     shape = shape_of(config.model, trust_remote_code=config.trust_remote_code)
     device = _device(options)
     engine = Engine(shape, device, config.lora.rank, config.gradient_checkpointing)
     names = config.evaluation.splits
-    splits = len(tasks.load(config.task).default_splits if names is None else names)
+    splits = len(tasks.load(config.task, config.data.options).default_splits if names is None else names)
     texts = _texts(options, config)
     found = layouts(config, texts, engine, options.gpus, splits)
     chosen = suggested(found)
@@ -210,7 +209,7 @@ def _memory(layout: Layout) -> Table:
 def _time(layout: Layout) -> Table:
     rounds = layout.round
     parts = {f"round 0, {name}": cost for name, cost in rounds.initial.items()}
-    parts |= dict(rounds.later) | {"a round": total(rounds.later.values())}
+    parts |= dict(rounds.later) | {"a round": sum(rounds.later.values(), Cost())}
     figures = {
         heading: [f"{getattr(cost, heading):,.2f}" for cost in parts.values()]
         for heading in ("seconds", "arithmetic", "bandwidth", "link", "overhead")
@@ -246,7 +245,7 @@ def _advice(options: PlanOptions, found: Sequence[Layout], chosen: Layout | None
             f"other, {samplers} samplers and {trainers} trainers would be equally busy."
         ]
     if chosen.name == "sharded":
-        lines += ["Sharding is planned, not built in: latent-cot shares a run among processes as data parallel only."]
+        lines += ["How to share a run so: accelerate launch --config_file examples/fsdp.yaml (docs/performance.md)."]
     if options.gpu != "cpu":
         lines += ["GPU figures are data sheets' with assumed efficiencies; nothing of them is measured."]
     return lines

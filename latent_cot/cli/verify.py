@@ -44,6 +44,8 @@ class VerifyOptions:
     staleness: int = 0
     """How many optimiser steps the q that samples is behind the one that is trained, as where sampling and training run
     side by side."""
+    trust_code: Switch = False
+    """With `--task`: run the Python files that a task's YAML file names. Only for files whose author you trust."""
     quick: Switch = False
     """Two worlds, both forms of SubTB, no deliberate mistakes: half a minute."""
     json: Switch = False
@@ -72,13 +74,14 @@ def _verify_task(options: VerifyOptions) -> int:
     if options.world or options.objective or options.quick or options.staleness:
         flags = "--world, --objective, --staleness and --quick"
         raise UsageError(f"{flags} are of the worlds, and --task is instead of them: leave out one")
-    from latent_cot.config.settings import check, load_config
+    from latent_cot.config.settings import check, load_config, refuse_task_code
     from latent_cot.evaluation.diagnostics import mean_figures
     from latent_cot.run.listed import CheckedEStep
     from latent_cot.run.session import open_session
 
     config = load_config(options.preset, options.config, "em", options.task)
     check(config)
+    refuse_task_code(config, trusted=options.trust_code)
     session = open_session(config)
     console, started = progress_console(to_stderr=options.json), time.perf_counter()
     for note in session.notes:

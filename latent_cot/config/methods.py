@@ -1,8 +1,8 @@
 """The methods that can be compared, by name: EM and the baselines. Each is a `Method` in a file of its own.
 
 All start from the same initial p, see the same examples under the same rules, and are decoded and graded by
-the same code. This only names them: `methods.loop.method_class` imports the class of one. `methods.yaml` has the values
-that they have of their own for shared settings.
+the same code. This only names them: `methods.method.method_class` imports the class of one. `methods.yaml` has the
+values that they have of their own for shared settings.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MethodSpec:
     target: str
     """`module:class` of its loop."""
     reasoners: Callable[[RunConfig, bool], Reasoners] = lambda config, answer_given: ("p",)
-    """Which adapters answer questions in the end, given whether the answer is part of a test question. None: there is
+    """Which adapters answer questions in the end, given whether the answer is part of a test question. Empty: there is
     nothing that can be tested."""
     q_sees: Literal["question", "question-and-answer"] | None = None
     """What q must see; None: what the user likes."""
@@ -44,12 +44,12 @@ class MethodSpec:
     """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
     samples: bool = False
     """Whether it samples `e_step.questions` x `e_step.samples` rationales in each of `e_step.steps`."""
-    q_steps: Callable[[RunConfig], int] = lambda config: 0
-    """Optimiser steps of q in each of these."""
+    trains_q: bool = False
+    """Whether q is trained in each of these, by `e_step.updates` optimiser steps."""
     fine_tunes: Callable[[RunConfig], bool] = lambda config: False
     """Whether p is fine-tuned as `m_step` says."""
-    drawn: Callable[[RunConfig], int] = lambda config: 0
-    """Rationales that are drawn for that."""
+    draws: bool = False
+    """Whether `m_step.samples` rationales of each question are drawn for that."""
     safeguarded: bool = False
     """Whether it can take back training that `safeguard` forbids."""
     has_rounds: bool = False
@@ -61,12 +61,17 @@ class MethodSpec:
         """Settings, and sections of them, that it does not read, beside those of other methods."""
         return self.unread if self.fine_tunes(config) else ("m_step",)
 
+    def drawn(self, config: RunConfig) -> int:
+        """Rationales that are drawn for the M-step of a round."""
+        questions = config.data.demonstrations + config.data.unlabelled
+        return questions * config.m_step.samples if self.draws and self.fine_tunes(config) else 0
+
     def planned(self, config: RunConfig) -> PlannedBudget:
         """What a configuration costs. Replayed rationales, early stopping and, in forward KL, batches without a right
         rationale make it less."""
         e = config.e_step
         sampled = e.steps * e.questions * e.samples if self.samples else 0
-        steps = e.steps * self.q_steps(config)
+        steps = e.steps * e.updates if self.trains_q else 0
         steps += config.m_step.steps if self.fine_tunes(config) else 0
         rounds = config.rounds if self.has_rounds else 1
         return PlannedBudget(rounds * (sampled + self.drawn(config)), rounds * steps)
@@ -82,14 +87,9 @@ class MethodSpec:
                 raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
             if of_step:
                 config = replace(config, e_step=replace(e, steps=(budget.trajectories // rounds - drawn) // of_step))
-        if self.fine_tunes(config) and not self.q_steps(config):
+        if self.fine_tunes(config) and not self.trains_q:
             config = replace(config, m_step=replace(config.m_step, steps=budget.gradient_steps // rounds))
         return config
-
-
-def _drawn(config: RunConfig) -> int:
-    """Of each question as many as `m_step.samples` says."""
-    return (config.data.demonstrations + config.data.unlabelled) * config.m_step.samples
 
 
 def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
@@ -99,31 +99,28 @@ def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
     return ("q",) if answer_given else ("p",)
 
 
-def _policy_gradient(description: str, target: str) -> MethodSpec:
-    """A method that samples as `e_step` says and may draw for an M-step in the end, as EM does."""
-    return MethodSpec(
-        description,
-        target,
-        reasoners=lambda config, answer_given: ("q", "p") if config.policy_gradient.fine_tune else ("q",),
-        q_sees="question",
-        samples=True,
-        q_steps=lambda config: config.e_step.updates,
-        fine_tunes=lambda config: config.policy_gradient.fine_tune,
-        drawn=lambda config: _drawn(config) if config.policy_gradient.fine_tune else 0,
-    )
-
-
 _EM = MethodSpec(
     "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --q-sees question-and-answer, and an M-step on p",
     "latent_cot.em:EM",
     reasoners=_em_reasoners,
     has_e_step=True,
     samples=True,
-    q_steps=lambda config: config.e_step.updates,
+    trains_q=True,
     fine_tunes=lambda config: True,
-    drawn=_drawn,
+    draws=True,
     safeguarded=True,
     has_rounds=True,
+)
+
+_PPO = MethodSpec(
+    "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
+    "latent_cot.methods.policy_gradient:PPO",
+    reasoners=lambda config, answer_given: ("q", "p") if config.policy_gradient.fine_tune else ("q",),
+    q_sees="question",
+    samples=True,
+    trains_q=True,
+    fine_tunes=lambda config: config.policy_gradient.fine_tune,
+    draws=True,
 )
 
 METHODS: Mapping[str, MethodSpec] = {
@@ -141,13 +138,11 @@ METHODS: Mapping[str, MethodSpec] = {
         fine_tunes=lambda config: True,
         unread=("m_step.samples", "m_step.temperature", "m_step.keep", "m_step.weighted", "m_step.target"),
     ),
-    "ppo": _policy_gradient(
-        "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
-        "latent_cot.methods.policy_gradient:PPO",
-    ),
-    "grpo": _policy_gradient(
-        "group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
-        "latent_cot.methods.policy_gradient:GRPO",
+    "ppo": _PPO,
+    "grpo": replace(
+        _PPO,
+        description="group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
+        target="latent_cot.methods.policy_gradient:GRPO",
     ),
     "rejection": MethodSpec(
         "rejection-sampling EM (STaR, ReST-EM): fine-tune on sampled chains that reach Y",
@@ -169,7 +164,7 @@ METHODS: Mapping[str, MethodSpec] = {
         reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
         has_e_step=True,
         samples=True,
-        q_steps=lambda config: config.e_step.updates,
+        trains_q=True,
         safeguarded=True,
     ),
     "em": _EM,

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from latent_cot.types import DataRequest, Task
 
+DIAGNOSTIC_SAMPLES = 16
+"""Rationales sampled for each validation question on which q is compared with the posterior."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 1e3
 """Beyond these, logits that are divided by it overflow, or a sampler is uniform."""
 

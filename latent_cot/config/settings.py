@@ -129,8 +129,7 @@ def to_yaml(config: RunConfig) -> str:
     """A file that `load_config` reads back as the same configuration: without the sections of other methods."""
     others = set(SECTIONS.values()) - {SECTIONS.get(config.method)}
     own = {name: value for name, value in to_dict(config).items() if name not in others}
-    # ASCII, with escapes: with allow_unicode PyYAML writes U+0085 so that it reads back as a space.
-    return yaml.dump(own, Dumper=_Dumper, sort_keys=False)
+    return write_yaml(own)
 
 
 def flag(path: str) -> str:
@@ -175,6 +174,12 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not valid YAML: {first_line(error)}") from error
     return {} if record is None else disk.bounded(record, where)
+
+
+def write_yaml(record: Mapping[str, Any]) -> str:
+    """What `parse_yaml` reads back as the same."""
+    # ASCII, with escapes: with allow_unicode PyYAML writes U+0085 so that it reads back as a space.
+    return yaml.dump(dict(record), Dumper=_Dumper, sort_keys=False)
 
 
 def read_settings(file: str | Path) -> Any:
@@ -299,3 +304,10 @@ def refuse_code(config: RunConfig, file: str | Path, *, trusted: bool) -> None:
     """
     if (named := code_named(config)) and not trusted:
         raise UsageError(f"{file}: names code to run: {', '.join(named)}. If you trust it, add --trust-code")
+
+
+def refuse_task_code(config: RunConfig, *, trusted: bool) -> None:
+    """A task's YAML file may come from somebody else, as a run may: see `refuse_code`. (A file of Python is code that
+    the user has named.)"""
+    if config.task.endswith(tasks.FILES):
+        refuse_code(config, config.task, trusted=trusted)

@@ -18,9 +18,10 @@ from scipy.stats import binomtest
 from latent_cot.model.lm import LanguageModel
 from latent_cot.objectives.balance import pooled_subtb
 from latent_cot.objectives.importance import importance_weights
-from latent_cot.rationales.batch import balance_of, describe, sample_and_score
+from latent_cot.rationales.batch import balance_of, describe, score_sampled
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
+from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Query, score_in_batches
 from latent_cot.types import Example, Rationale
 
@@ -120,7 +121,8 @@ def diagnose(
         max_tokens: padded size of a forward pass; bounds memory.
         is_correct: None: nobody can tell, and `accuracy` is NaN.
     """
-    trajectories = sample_and_score(lm, queries, rules, reward, n=n, generator=generator, ends_only=complete_only)
+    sampled = rollout(lm, "q", [query.policy_prompt for query in queries], rules, n=n, generator=generator)
+    trajectories = score_sampled(queries, sampled, reward, ends_only=complete_only)
     figures: dict[int, PosteriorFigures] = {}
     groups = [t.policy_group for t in trajectories]
     for members, scores in score_in_batches(lm, lm.merged("q"), groups, rules.codec, max_tokens=max_tokens):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -133,8 +134,8 @@ class Evaluator(Resumable):
         if not self.task.answer_given:
             return self.model_prefix + example.x
         shown = zip(self.data.demonstrations, self.demonstrations[: self.shown], strict=False)
-        stop = self.task.stop or ""
-        prefix = "".join(f"{self.task.posterior_prompt(one)}{rationale.text}{stop}\n" for one, rationale in shown)
+        stop, gap = self.task.stop or "", " " if self.rules.codec.begins_a_line else ""
+        prefix = "".join(f"{self.task.posterior_prompt(one)}{gap}{rationale.text}{stop}\n" for one, rationale in shown)
         return prefix + self.task.posterior_prompt(example)
 
     def _seen_by_sampler(self, example: Example) -> str:
@@ -142,7 +143,7 @@ class Evaluator(Resumable):
 
     # -- what they write -----------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def tells_right(self) -> bool:
         """Whether `is_correct` can tell."""
         return tells_right(self.task, self.questions)

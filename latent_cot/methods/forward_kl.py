@@ -14,18 +14,12 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-import torch
-
-from latent_cot.methods.m_step import LikelihoodInfo
+from latent_cot.methods import m_step
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
-from latent_cot.model.lm import LanguageModel
-from latent_cot.model.optimise import AdapterOptimiser
-from latent_cot.objectives.importance import weighted_likelihood
 from latent_cot.rationales.batch import describe
-from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.rationales.scoring import Group
 
 
 class ForwardKL(Method):
@@ -51,15 +45,30 @@ class ForwardKL(Method):
         optimiser = self._sampler_optimiser()
         if self.state.unit == 0:
             self.state.drawn = []
-        for step, (rollouts, ahead) in self.rollouts_of_steps():
-            chosen, experience = self._fresh_experience(step, rollouts)
+        for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
+            self._count(rollouts)
+            experience = self._experience(chosen, rollouts)
             weighted, seen = self._weigh(chosen, experience)
             fresh = self._explaining(weighted)
             self.state.drawn.extend(fresh)
             rng = random.Random(f"{self._unit_seed(step)}/again")
             batches = [fresh, *(self._again(rng) for _ in range(c.updates - 1))]
             lessons = [self._by_question(batch) for batch in batches if batch]
-            infos = [update(self.lm, *of, self.rules, optimiser, step, max_tokens=size) for of in lessons]
+            infos = [
+                m_step.update(
+                    self.lm,
+                    "q",
+                    groups,
+                    self.rules,
+                    optimiser,
+                    step,
+                    max_tokens=size,
+                    weights=weights,
+                    divisor=len(groups),  # the mean over the questions of −Σ w̃ log q(Z), nats
+                    dropout=False,
+                )
+                for groups, weights in lessons
+            ]
             self.state.budget.gradient_steps += len(infos)
             bound = seen.bound[seen.bound.isfinite()]
             yield {
@@ -83,37 +92,11 @@ class ForwardKL(Method):
         return [one for one in self.state.drawn if one.question in some]
 
     def _by_question(self, records: Sequence[WeightedRationale]) -> tuple[list[Group], list[list[float]]]:
-        """The rationales behind what q reads, and their weights."""
+        """The rationales behind what q reads, and their weights, which add up to 1 for each question."""
         of: dict[int, list[WeightedRationale]] = {}
         for one in records:
             of.setdefault(one.question, []).append(one)
         prompts = (self.query(self.questions[i]).policy_prompt for i in of)
         rationales = ([one.rationale for one in own] for own in of.values())
         groups = [Group(*one) for one in zip(prompts, rationales, strict=True)]
-        return groups, [[one.weight for one in own] for own in of.values()]
-
-
-def update(
-    lm: LanguageModel,
-    groups: Sequence[Group],
-    weights: Sequence[Sequence[float]],
-    rules: ChainRules,
-    optimiser: AdapterOptimiser,
-    step: int,
-    *,
-    max_tokens: int,
-) -> LikelihoodInfo:
-    """One gradient step of q on −Σ w̃ log q(Z) in nats, the mean over the questions. `weights`: of each group's
-    rationales, w̃ times any factor."""
-    n, total = len(groups), 0.0
-    groups, weights = lm.processes.share(groups), lm.processes.share(weights)
-    with lm.trainable("q") as model:
-        for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens):
-            shares = torch.cat([torch.tensor(weights[g]) / math.fsum(weights[g]) for g in members])
-            log_q = scores.log_complete
-            loss = weighted_likelihood(log_q, shares.to(log_q.device), scores.group).sum() / n
-            lm.accelerator.backward(loss)
-            total += float(loss.detach())
-        norm = optimiser.step(step)
-    (total,) = lm.processes.sum([total])
-    return LikelihoodInfo(total, norm)
+        return groups, [[one.weight / math.fsum(each.weight for each in own) for one in own] for own in of.values()]

@@ -42,23 +42,26 @@ def update(
     max_tokens: int,
     weights: Sequence[Sequence[float]] | None = None,
     target: Target = "joint",
+    divisor: int | None = None,
+    dropout: bool = True,
 ) -> LikelihoodInfo:
     """One gradient step on the likelihood of each group's rationales and of Y behind each.
 
     The tokens a tool wrote are attended to but not learned. Where Y begins with the stop, p ends a rationale by Y's
     first token; else the stop, which is then no token of the text, is learned besides. `weights` holds, for each group,
     the weight of each of its rationales' log-likelihoods, of mean 1 over all that is learned; None: 1. (Divided by the
-    weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) Several
-    processes divide the groups among them.
+    weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) The loss
+    is divided by `divisor`; None: by the tokens that are learned. `dropout`: LoRA's own. Several processes divide the
+    groups among them.
     """
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]
-    tokens = sum(n for group in groups for n in _tokens(group, rules.codec.stop_id, target))
+    divisor = divisor or sum(n for group in groups for n in _tokens(group, rules.codec.stop_id, target))
     groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     total = 0.0
-    with lm.trainable(adapter, dropout=True) as model:
+    with lm.trainable(adapter, dropout=dropout) as model:
         for members, log_likelihood in _log_likelihoods(lm, model, groups, rules, max_tokens, target):
-            loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / tokens
+            loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / divisor
             lm.accelerator.backward(loss)
             total += float(loss.detach())
         norm = optimiser.step(step)

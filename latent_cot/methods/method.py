@@ -19,13 +19,13 @@ from typing import Any, cast
 import torch
 
 from latent_cot.config.methods import METHODS, has_safeguard
-from latent_cot.config.schema import MStepConfig, RunConfig
+from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MStepConfig, RunConfig
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
-from latent_cot.methods.sampling import Ahead, InTurn, Rollouts, Sampling
+from latent_cot.methods.sampling import Rollouts, ahead
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.lm import Adapter
@@ -39,8 +39,6 @@ from latent_cot.rationales.rollout import Counts, Draw, rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
-DIAGNOSTIC_SAMPLES = 16
-"""Rationales sampled for each validation question on which q is compared with the posterior."""
 MAX_GRAD_NORM = 1.0
 """Largest norm of an M-step's gradient."""
 
@@ -306,38 +304,27 @@ class Method(Evaluator):
         for rationales in sampled:
             self.state.budget.sampled(rationales)
 
-    def _fresh_experience(self, step: int, rollouts: Sequence[Sequence[Rationale]]) -> tuple[list[int], Experience]:
-        """The training questions of this step, and what was sampled for them (`_rollouts`)."""
-        chosen, _ = self._chosen(step)
-        self._count(rollouts)
-        return chosen, self._experience(chosen, rollouts)
+    def rollouts_of_steps(
+        self, sample: Callable[[int, Draw], Rollouts]
+    ) -> Iterator[tuple[int, Rollouts, Mapping[str, float]]]:
+        """The steps of the present phase that are left, each with what `sample` makes of it by q, and how that came to
+        be: in its turn, or ahead."""
+        first, c, draw = self.state.unit, self.config.e_step, partial(rollout, self.lm, "q")
+        found: Iterator[tuple[Rollouts, Mapping[str, float]]]
+        found = ((sample(step, draw), {}) for step in range(first, c.steps))
+        if c.max_staleness:
+            found = ahead(self.lm, sample, first, c.steps, c.max_staleness)
+        for step in range(first, c.steps):
+            torch.manual_seed(self._unit_seed(step))  # nothing of ours draws from it; a model's own code may
+            yield step, *next(found)
 
-    def _rollouts(self, step: int, draw: Draw) -> Sequence[Sequence[Rationale]]:
-        """Rationales from q for the training questions of this step, as many as an E-step samples."""
-        chosen, seed = self._chosen(step)
+    def _rollouts(self, step: int, draw: Draw) -> tuple[list[int], Sequence[Sequence[Rationale]]]:
+        """Training questions drawn for this step, and rationales from q for them, as many as an E-step samples."""
+        c, rng = self.config.e_step, random.Random(self._unit_seed(step))
+        chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
         prompts = [self.query(self.questions[i]).policy_prompt for i in chosen]
-        generator = torch.Generator().manual_seed(seed)
-        return draw(prompts, self.rules, n=self.config.e_step.samples, generator=generator)
-
-    def _chosen(self, step: int) -> tuple[list[int], int]:
-        """Training questions drawn for this step, and the seed of their rationales."""
-        rng = random.Random(self._unit_seed(step))
-        chosen = draw_distinct([1.0] * len(self.questions), self.config.e_step.questions, rng)
-        return chosen, rng.getrandbits(60)
-
-    def rollouts_of_steps(self) -> Iterator[tuple[int, tuple[Sequence[Sequence[Rationale]], Mapping[str, float]]]]:
-        """The steps of the present phase that are left, each with its rollouts and how they came to be."""
-        with self.sampling(self._rollouts) as sampling:
-            for step in range(self.state.unit, self.config.e_step.steps):
-                yield step, sampling.take(step)
-
-    def sampling(self, sample: Callable[[int, Draw], Rollouts]) -> Sampling[Rollouts]:
-        """What gives the rollouts of each step of the present phase, from q: in its turn, or ahead."""
-        first, c = self.state.unit, self.config.e_step
-        draw = partial(rollout, self.lm, "q")
-        if not c.max_staleness:
-            return InTurn(lambda step: sample(step, draw))
-        return Ahead(self.lm, sample, first, c.steps, c.max_staleness)
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
+        return chosen, draw(prompts, self.rules, n=c.samples, generator=generator)
 
     def _experience(self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]]) -> Experience:
         """What was sampled for these training questions, scored under p."""

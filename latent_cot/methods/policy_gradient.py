@@ -96,8 +96,9 @@ class PolicyGradient(Method):
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
-        for step, (rollouts, ahead) in self.rollouts_of_steps():
-            _, experience = self._fresh_experience(step, rollouts)
+        for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
+            self._count(rollouts)
+            experience = self._experience(chosen, rollouts)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
@@ -228,7 +229,7 @@ def update(
             ):
                 there = log_prob.device
                 mask, count = experience.mask[rows].to(there), experience.count[rows].to(there)
-                losses, info = clipped_surrogate(
+                losses, cut_off = clipped_surrogate(
                     log_prob, old[rows].to(there), advantage[rows].to(there), mask, clip_range=CLIP_RANGE
                 )
                 if kl:
@@ -236,7 +237,7 @@ def update(
                 loss = (count * losses).sum() / n
                 lm.accelerator.backward(loss)
                 loss_sum += float(loss.detach())
-                clipped += float((count * info.clipped).sum())
+                clipped += float((count * cut_off).sum())
             norms += optimiser.step(step)
     loss_sum, clipped = lm.processes.sum([loss_sum, clipped])
     drift = (experience.count * (old - experience.reference).mul(experience.mask).sum(1)).sum() / n

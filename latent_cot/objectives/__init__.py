@@ -21,8 +21,5 @@ OBJECTIVES: Mapping[str, Objective] = {
 COMPLETE_ONLY = frozenset({"vargrad", "tb"})
 """Objectives of complete rationales: the log-reward of their prefixes need not be known."""
 
-LEARNS_LOG_Z = frozenset({"tb", "prefix-tb"})
-"""Objectives that learn log Z(X)."""
-
 LOG_Z_RATE = {"tb": 0.1, "prefix-tb": 0.3}
-"""At what learning rate, in nats a step."""
+"""Objectives that learn log Z(X) -> at what learning rate, in nats a step."""

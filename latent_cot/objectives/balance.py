@@ -41,7 +41,7 @@ class Balance(NamedTuple):
     weight: torch.Tensor
     """(B,) how often each distinct trajectory was sampled."""
     log_z: torch.Tensor | None = None
-    """(G,) log Z(X) of each question as it is learned, for an objective in `LEARNS_LOG_Z`."""
+    """(G,) log Z(X) of each question as it is learned, for an objective in `LOG_Z_RATE`."""
     censored: torch.Tensor | None = None
     """(B, S) bool, states of whose reward only an upper bound is known: see `below_floor`."""
     huber_delta: float | None = None

@@ -1,4 +1,4 @@
-"""Self-normalised importance weights, and the weighted likelihood that a forward KL divergence comes to.
+"""Self-normalised importance weights, and what they are like.
 
 With K samples Z_k ~ q(Z) of a question and w_k = p(Z_k Y | X) / q(Z_k), the normalised weights w̃_k = w_k / Σ w make
 of the samples an approximation of the posterior p(Z | X, Y). Two gradients are expectations under it:
@@ -71,15 +71,3 @@ def bound_error(ess: float, n: int) -> float:
         ess: of n samples, as a share, above 0.
     """
     return math.sqrt(max(0.0, (n + 1) / (n * ess) - 1) / n)
-
-
-def weighted_likelihood(log_prob: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """(G,) −Σ w̃ log q(Z) of each question: its gradient is that of the forward KL. The weights are constants.
-
-    Args:
-        log_prob: (B,) log q(Z).
-        weight: (B,) from `importance_weights`.
-        group: (B,) long.
-    """
-    zeros = log_prob.new_zeros(int(group.max()) + 1)
-    return zeros.index_add(0, group, -weight.detach() * log_prob)

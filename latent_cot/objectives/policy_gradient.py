@@ -17,18 +17,7 @@ training", 2025). A trajectory's loss is the sum over its actions, as in the pol
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-
-
-class SurrogateInfo(NamedTuple):
-    """Diagnostics of the surrogate, detached."""
-
-    clipped: torch.Tensor
-    """(B,) number of actions whose gradient the clipping has cut off."""
-    kl: torch.Tensor
-    """(B,) estimate of KL(old || new), summed over the actions, in nats."""
 
 
 def leave_one_out(reward: torch.Tensor, weight: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
@@ -82,7 +71,7 @@ def returns_to_go(
 
 def clipped_surrogate(
     log_prob: torch.Tensor, old: torch.Tensor, advantage: torch.Tensor, mask: torch.Tensor, *, clip_range: float
-) -> tuple[torch.Tensor, SurrogateInfo]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """PPO's loss: −min(r A, clip(r, 1 − ε, 1 + ε) A) with r = exp(log_prob − old), summed over the actions.
 
     Args:
@@ -92,17 +81,15 @@ def clipped_surrogate(
         mask: (B, S) bool, the actions.
         clip_range: ε.
 
-    Returns (B,) and diagnostics.
+    Returns (B,); and (B,) number of actions whose gradient the clipping has cut off.
     """
-    difference = torch.where(mask, log_prob - old, 0.0)
-    ratio = difference.exp()
+    ratio = torch.where(mask, log_prob - old, 0.0).exp()
     bounded = ratio.clamp(1 - clip_range, 1 + clip_range)
     gain = torch.minimum(ratio * advantage, bounded * advantage)
     loss = -torch.where(mask, gain, 0.0).sum(1)
     with torch.no_grad():
         cut = mask & (ratio != bounded) & (bounded * advantage < ratio * advantage)
-        info = SurrogateInfo(cut.sum(1), (ratio - 1 - difference).sum(1))
-    return loss, info
+    return loss, cut.sum(1)
 
 
 def kl_penalty(log_prob: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ class Engine:
         rows on average."""
         device, number, context = self.device, self.device.number, prompt + steps / 2
         first = self._pass(device.decode, prompts * prompt, prompt, 2 * self.shape.linear, 1, 1.0)
-        read = number * self.shape.linear + rows * context * self._cached
+        read = number * self.shape.linear + self.cache(rows, context)
         step = self._pass(device.decode, rows, context, 2 * self.shape.linear, 1, 1.0, read / device.read)
         return first + step * steps
 
@@ -128,14 +128,9 @@ class Engine:
             return tokens * (self.device.number * self.shape.width * self.shape.layers + layer)
         return tokens * layer * self.shape.layers
 
-    @property
-    def _cached(self) -> int:
-        """Bytes of the keys and values of one token."""
-        return self.device.number * self.shape.cached
-
     def cache(self, rows: float, columns: float) -> float:
         """Bytes of the keys and values of so many rows."""
-        return rows * columns * self._cached
+        return rows * columns * self.device.number * self.shape.cached
 
     def logits(self, rows: float) -> float:
         """Bytes of the logits over the vocabulary in an update, and of their gradients; without one, few are made at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from latent_cot.config.schema import RunConfig
@@ -30,17 +29,12 @@ class Layout:
     @property
     def seconds(self) -> float:
         """Of a round."""
-        return total(self.round.later.values()).seconds
+        return sum(self.round.later.values(), Cost()).seconds
 
     @property
     def device_hours(self) -> float:
         """Of a round."""
         return self.devices * self.seconds / 3600
-
-
-def total(costs: Iterable[Cost]) -> Cost:
-    """The sum."""
-    return sum(costs, Cost())
 
 
 def layouts(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: int) -> list[Layout]:

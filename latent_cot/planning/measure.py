@@ -71,7 +71,7 @@ def this_machine(clock: Clock = time.perf_counter) -> Hardware:
         flops, read = _rates(device, dtype, seconds)
         passes = _Passes(accelerator, dtype)
         merge = dtype.itemsize * SHAPE.linear / seconds(passes.merge)
-        if cpu:
+        if device.type != "cuda":  # its memory is the machine's
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         else:
             memory, resident = torch.cuda.mem_get_info(device)[1], CONTEXT_BYTES

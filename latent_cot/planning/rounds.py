@@ -6,12 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import RunConfig
+from latent_cot.config.methods import METHODS, has_safeguard
+from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig
 from latent_cot.planning.cost import Cost, Engine, batches
-
-DIAGNOSTIC_SAMPLES = 16
-"""Rationales for each validation question (`methods/method.py`)."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
             "checks": compared * 3 + scored * 6 if checked else Cost(),  # of q twice, under q and p, and of p
             "evaluation": tested * len(METHODS[c.method].reasoners(c, False)),
         },
-        held=engine.held(2 + prior, 2 + c.safeguard + prior),
+        held=engine.held(2 + prior, 2 + has_safeguard(c) + prior),
         working={
             "rollout: keys and values": engine.cache(rows, texts.prompt + texts.longest),
             "E-step: activations": e_step_memory(engine, texts, share(e.questions), e.samples, limit),

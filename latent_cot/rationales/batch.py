@@ -11,11 +11,8 @@ from typing import Any
 
 import torch
 
-from latent_cot.model.lm import LanguageModel
 from latent_cot.objectives.balance import Balance, below_floor, last_state, log_flow, temper
-from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
-from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, Query, Scores
 from latent_cot.types import Example, Rationale, rationale_to_json
 
@@ -47,24 +44,6 @@ class Trajectories:
     def policy_group(self) -> Group:
         """The rationales behind what q reads."""
         return Group(self.query.policy_prompt, self.rationales)
-
-
-def sample_and_score(
-    lm: LanguageModel,
-    queries: Sequence[Query],
-    rules: ChainRules,
-    reward: Reward,
-    *,
-    n: int,
-    temperature: float | Sequence[Sequence[float]] = 1.0,
-    generator: torch.Generator,
-    ends_only: bool = False,
-) -> list[Trajectories]:
-    """`n` rationales from q for each query, with the log-reward of every prefix; arguments as `rollout` and
-    `Reward.of_prefixes` have them."""
-    prompts = [query.policy_prompt for query in queries]
-    sampled = rollout(lm, "q", prompts, rules, n=n, temperature=temperature, generator=generator)
-    return score_sampled(queries, sampled, reward, ends_only=ends_only)
 
 
 def score_sampled(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_cot import disk
-from latent_cot.report.tables import Table, accuracy_text
+from latent_cot.report.tables import Figures, Table, accuracy_text
 from latent_cot.run.paths import check_writable
 from latent_cot.types import Example, Sweep, UsageError
 
@@ -22,9 +22,6 @@ FORMATS = ("svg", "pdf", "png")
 BAR_WIDTH = 10
 """Characters of a bar at 100 %."""
 MARKERS = "osD^vP"
-
-Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Reasoner -> split -> `Accuracy.to_json()`."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Curve:
         return found
 
 
-def curve_table(curve: Curve, results: Results, *, ascii_only: bool = False) -> Table:
+def curve_table(curve: Curve, results: Figures, *, ascii_only: bool = False) -> Table:
     """A row a point: its numbers, marked where they occur in training, and each reasoner's accuracy as a bar."""
     numbers = {axis: [str(values[axis]) for values in curve.points.values()] for axis in curve.axes}
     last = curve.axes[-1]
@@ -126,7 +123,7 @@ def figure_in(path: Path, width: float, height: float) -> Iterator[Figure]:
             raise UsageError(f"{path}: the figure cannot be written: {error}") from None
 
 
-def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str) -> None:
+def save_plot(path: Path, curves: Sequence[Curve], results: Figures, title: str) -> None:
     """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
 
     Raises as `figure_in` does.
@@ -141,7 +138,7 @@ def save_plot(path: Path, curves: Sequence[Curve], results: Results, title: str)
         figure.suptitle(plain(title), fontsize="medium", wrap=True)
 
 
-def _draw(axes: Axes, curve: Curve, results: Results) -> None:
+def _draw(axes: Axes, curve: Curve, results: Figures) -> None:
     places = {split: values[curve.axes[0]] for split, values in curve.points.items()}
     for reasoner, accuracies in results.items():
         for label, splits in curve.lines().items():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latent_cot import disk, tasks
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
-from latent_cot.config.settings import check, from_dict, load_config, refuse_code
+from latent_cot.config.settings import check, from_dict, load_config, refuse_code, refuse_task_code
 from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Task, TaskData, UsageError, did_you_mean
@@ -34,12 +35,13 @@ class Source:
     folder: RunFolder | None
     """None: a base model, whose only reasoner is p, the model itself."""
 
-    @property
+    @cached_property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Those that answer a question whose answer is not known."""
         if self.folder is None:
             return ("p",)
-        return METHODS[self.config.method].reasoners(self.config, tasks.load(self.config.task).answer_given)
+        task = tasks.load(self.config.task, self.config.data.options)
+        return METHODS[self.config.method].reasoners(self.config, task.answer_given)
 
     @property
     def finished(self) -> bool:
@@ -85,10 +87,9 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         neither = "neither a run (no config.yaml) nor a model (no config.json)"
         raise UsageError(f"{target}: {neither}; give the --output-dir of a run, or a model")
     config = load_config(task=task)
-    if config.task.endswith(tasks.FILES):
-        refuse_code(config, config.task, trusted=trusted)
+    refuse_task_code(config, trusted=trusted)
     config = replace(config, model=target, lora=replace(config.lora, rank=1))
-    loaded = tasks.load(config.task)
+    loaded = tasks.load(config.task, config.data.options)
     if not loaded.tools and loaded.step_delimiter is None:  # there are no steps
         config = replace(config, rollout=replace(config.rollout, granularity="token"))
     return Source(config, None)

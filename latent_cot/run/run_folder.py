@@ -28,12 +28,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from latent_cot import __version__, disk
-from latent_cot.config.settings import read_settings
+from latent_cot.config.settings import parse_yaml, read_settings, write_yaml
 from latent_cot.run import schemas
 from latent_cot.run.schemas import Status
 from latent_cot.types import UsageError, finite
@@ -75,8 +74,8 @@ class RunFolder:
 
         Raises UsageError if it holds a run or anything else, or cannot be written.
         """
-        text = yaml.safe_dump(config, sort_keys=False)
-        folder = cls(path, yaml.safe_load(text))
+        text = write_yaml(config)
+        folder = cls(path, parse_yaml(text, str(path)))
         try:
             refuse_unless_free(path)
             path.mkdir(parents=True, exist_ok=True)

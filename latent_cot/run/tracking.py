@@ -141,16 +141,6 @@ class Tracking:
                 self.warn(f"--track {name}: failed, and is left out from now on ({first_line(error)})")
 
 
-def both(first: OnUnit, second: OnUnit) -> OnUnit:
-    """One observer of a run's units that is two."""
-
-    def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
-        first(loop, phase, info)
-        second(loop, phase, info)
-
-    return on_unit
-
-
 # -- what is tracked -------------------------------------------------------------------------------------
 
 

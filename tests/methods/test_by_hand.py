@@ -14,7 +14,7 @@ import torch
 
 from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
-from latent_cot.methods import forward_kl, m_step, policy_gradient
+from latent_cot.methods import m_step, policy_gradient
 from latent_cot.methods.policy_gradient import PPO
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import Schedule
@@ -171,8 +171,9 @@ def test_a_forward_kl_step_is_the_weighted_likelihood(
     monkeypatch.setattr(lm, "merged", lambda adapter: copy)
     optimiser = no_step(lm, "q")
     weighed, _ = weigh(lm, seen, rules.codec, max_tokens=200)
-    weights = [(3 * weighed[seen.group == g]).tolist() for g in range(3)]  # times any factor
-    forward_kl.update(lm, [t.policy_group for t in seen.trajectories], weights, rules, optimiser, 0, max_tokens=200)
+    weights = [weighed[seen.group == g].tolist() for g in range(3)]
+    groups = [t.policy_group for t in seen.trajectories]
+    m_step.update(lm, "q", groups, rules, optimiser, 0, max_tokens=200, weights=weights, divisor=3, dropout=False)
     total = torch.zeros(())
     with lm.trainable("q") as model:
         for rows, log_q in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):

@@ -123,6 +123,9 @@ def test_what_it_refuses() -> None:
 
 
 def test_the_seed_decides(lm: LanguageModel) -> None:
-    assert decode(lm, strategy="nucleus")[1] == decode(lm, strategy="nucleus")[1]
+    found = decode(lm, strategy="nucleus")[1]
+    assert found == decode(lm, strategy="nucleus")[1]
+    loop, _ = decode(lm, strategy="nucleus")
+    assert found != [list(one.samples) for one in loop.sample_tests("p", loop.tests["test"], seed=4)]
     torch.manual_seed(7)
     assert decode(lm, strategy="diverse-beam")[1] == decode(lm, strategy="diverse-beam")[1]

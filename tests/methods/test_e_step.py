@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from latent_cot.methods.e_step import Behaviour, _temperatures, collect, update
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE, OBJECTIVES
 from latent_cot.rationales.batch import Trajectories, describe
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.chain import ChainRules, Granularity
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.scoring import Query
 from latent_cot.types import Example, Rationale
@@ -117,7 +118,7 @@ def test_the_rewards_of_ends_are_enough_for_some(lm: LanguageModel, rules: Chain
         buffer = ReplayBuffer(tolerance=0)
         gather(lm, rules, buffer, seed=1, ends_only=ends_only)
         batches = gather(lm, rules, buffer, replay=0.5, ends_only=ends_only)
-        log_z = [torch.tensor(0.5)] * len(batches) if objective in LEARNS_LOG_Z else None
+        log_z = [torch.tensor(0.5)] * len(batches) if objective in LOG_Z_RATE else None
         found.append(measure(lm, batches, rules, objective=objective, reward_floor=8.0, log_z=log_z))
         without = measure(lm, batches, rules)[0].loss
         assert (without > 1e4) == ends_only
@@ -188,22 +189,36 @@ def flow_table(
     return torch.stack(rows), states, censored
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
-@pytest.mark.parametrize("floor", [None, 6.0])
-@pytest.mark.parametrize("huber_delta", [None, 3.0])
-@pytest.mark.parametrize("trees", ["flat", "masked", "paths"])
+def modes() -> Iterator[tuple[str, float | None, float | None, Granularity, Trees]]:
+    """Of a chain that may stop anywhere, or after steps only, as by default: all. Of other trees, some."""
+    squared_and_huber = [(None, None), (None, 3.0), (6.0, None), (6.0, 3.0)]
+    for objective, (floor, huber_delta) in itertools.product(sorted(OBJECTIVES), squared_and_huber):
+        yield objective, floor, huber_delta, "token", "flat"
+        yield objective, floor, huber_delta, "step", "flat"
+    for trees in ("masked", "paths"):
+        yield "pooled-subtb", 6.0, 3.0, "step", trees
+        yield "subtb", None, None, "token", trees
+
+
+@pytest.mark.parametrize(("objective", "floor", "huber_delta", "granularity", "trees"), list(modes()))
 def test_loss_and_gradient_are_the_oracles(
-    tiny_model: Callable[[str], Path], objective: str, floor: float | None, huber_delta: float | None, trees: Trees
+    tiny_model: Callable[[str], Path],
+    objective: str,
+    floor: float | None,
+    huber_delta: float | None,
+    granularity: Granularity,
+    trees: Trees,
 ) -> None:
     """Through the model, in every mode at once, with weights and a tool: what the tool writes moves no gradient, and
     what is below the floor moves that of the rest of its question."""
     lm = language_model(tiny_model("llama"), trees=trees)
-    rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="1,="), [FakeTool()], max_tokens=4)
+    codec = TextCodec(lm.tokenizer, allowed_characters="1,=")
+    rules = ChainRules(codec, [FakeTool()], granularity, max_tokens=4 if granularity == "token" else 8)
     batches = gather(lm, rules, ReplayBuffer(), n=2, samples=6)
     for batch, weights in zip(batches, ([3, 1, 2, 1, 1, 2], [1, 4, 1, 1, 2, 1]), strict=True):
         batch.counts[:] = weights[: len(batch.rationales)]  # type: ignore[index]
     assert any(not all(r.policy_mask) for batch in batches for r in batch.rationales)
-    log_z = [torch.tensor(-9.0), torch.tensor(-4.0)] if objective in LEARNS_LOG_Z else None
+    log_z = [torch.tensor(-9.0), torch.tensor(-4.0)] if objective in LOG_Z_RATE else None
     options: dict[str, Any] = {
         "objective": objective,
         "reward_floor": floor,
@@ -220,14 +235,15 @@ def test_loss_and_gradient_are_the_oracles(
             z = None if log_z is None else log_z[g].double()
             total = total + oracle.question_loss(objective, a, states, weight, censored, huber_delta, z) / len(batches)
         expected = torch.autograd.grad(total, [w for _, w in sorted(lm.parameters("q").items())])
-    assert (below > 0) == (floor is not None and objective not in COMPLETE_ONLY)
+    if objective not in COMPLETE_ONLY or granularity == "token":  # a chain that is cut within a step is worth nothing
+        assert (below > 0) == (floor is not None and objective not in COMPLETE_ONLY)
     assert info.loss == pytest.approx(float(total.detach()), rel=1e-3)
     flat = torch.cat([g.flatten() for g in expected])
     assert float(flat.norm()) > 0.5
     torch.testing.assert_close(gradient, flat, rtol=1e-2, atol=1e-3 * float(flat.abs().max()))
 
 
-@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - LEARNS_LOG_Z))
+@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - set(LOG_Z_RATE)))
 @pytest.mark.parametrize("huber_delta", [None, 3.0])
 def test_a_replayed_step_is_the_fresh_one(
     lm: LanguageModel, rules: ChainRules, objective: str, huber_delta: float | None

@@ -80,8 +80,7 @@ def test_a_stopped_run_is_the_run_that_was_never_stopped(
         units[phase.round, phase.name] = units.get((phase.round, phase.name), 0) + 1
     expected = outcome(loop)
     assert units == {(phase.round, phase.name): loop.units(phase) for phase in loop.phases}
-    for k in (1, 3):
-        assert outcome(run_in_parts(lm, config, tmp_path, k)) == expected, f"stopped after each {k} units"
+    assert outcome(run_in_parts(lm, config, tmp_path, 1)) == expected, "stopped after each unit"
 
 
 NO_E_STEP = {"e_step": dataclasses.replace(WORLD.e_step, steps=0)}
@@ -308,7 +307,7 @@ def test_a_reward_of_right_or_wrong(lm: LanguageModel, reward: Any) -> None:
     """Where no chain is right there is nothing to learn; the log-reward still tells them apart."""
     loop = make(lm, config_of("grpo", **policy("grpo", reward=reward, kl=0.0)), Scripted([0] * 99))
     norms = [info["gradient_norm"] for phase, info in loop.run() if phase.name == "policy"]
-    assert all((norm == 0) == (reward == "correct") for norm in norms)
+    assert norms and all((norm == 0) == (reward == "correct") for norm in norms)
 
 
 def test_rejection_keeps_right_distinct_chains_and_starts_afresh(lm: LanguageModel) -> None:

@@ -15,7 +15,6 @@ import torch
 from latent_cot import em as em_module
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
-from latent_cot.methods import forward_kl as forward_kl_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
@@ -173,7 +172,7 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
 
 def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step first what it has sampled, for questions with a right rationale; then of all that so far."""
-    updates = spy(monkeypatch, forward_kl_module, "update")
+    updates = spy(monkeypatch, m_step_module, "update")
     e_step = dataclasses.replace(CONFIG.e_step, steps=6, samples=12, updates=3, replay_share=0.0)
     loop = make(lm, config_of("forward-kl", e_step=e_step, m_step=dataclasses.replace(CONFIG.m_step, batch_size=2)))
     prompts = [loop.query(question).policy_prompt for question in loop.questions]
@@ -186,16 +185,17 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
             right = {one.question for one in own if loop.is_correct(loop.questions[one.question], one.rationale)}
             assert right == set(now)
             fresh = {i for i in now if now[i] != known.get(i, 0)}
-            calls, done = updates[done:], len(updates)
-            asked = [[prompts.index(group.prompt) for group in arguments[1]] for arguments, _ in calls]
+            calls = updates[done:]
+            asked = [[prompts.index(group.prompt) for group in arguments[2]] for arguments, _ in calls]
             assert len(calls) == (0 if not now else 3 if fresh else 2)
             if fresh:
                 assert set(asked[0]) == fresh
             for (arguments, _), of in list(zip(calls, asked, strict=True))[bool(fresh) :]:
                 assert len(of) == min(2, len(now)) and set(of) <= set(now)
-                assert [len(group.rationales) for group in arguments[1]] == [now[i] for i in of]
+                assert [len(group.rationales) for group in arguments[2]] == [now[i] for i in of]
                 again += bool(set(of) - fresh)
             assert {arguments[5] for arguments, _ in calls} <= {loop.state.unit - 1}
             assert ("loss" in info) == bool(calls)
             known = now
+        done = len(updates)
     assert again, "nothing was learned again"

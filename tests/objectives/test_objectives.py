@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_cot.objectives import LEARNS_LOG_Z, OBJECTIVES
+from latent_cot.objectives import LOG_Z_RATE, OBJECTIVES
 from latent_cot.objectives.balance import (
     Balance,
     below_floor,
@@ -25,7 +25,7 @@ from latent_cot.objectives.balance import (
 )
 from tests.oracles import subtb as oracle
 
-NAMES = sorted(set(OBJECTIVES) - LEARNS_LOG_Z)
+NAMES = sorted(set(OBJECTIVES) - set(LOG_Z_RATE))
 
 
 @dataclass
@@ -180,7 +180,7 @@ def random_balance(
     g = torch.Generator().manual_seed(seed + 1)
     censored = (torch.rand(case.states.shape, generator=g) < 0.5) & case.states if floor else None
     weight = case.weight if weighted else torch.ones_like(case.weight)
-    log_z = torch.tensor([-9.0, -4.0], dtype=torch.float64) if name in LEARNS_LOG_Z else None
+    log_z = torch.tensor([-9.0, -4.0], dtype=torch.float64) if name in LOG_Z_RATE else None
     return Balance(case.flow(), case.states, case.group, weight, log_z, censored, huber_delta)
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from latent_cot.config.settings import load_config
-from latent_cot.methods import method
 from latent_cot.planning import rounds
 from latent_cot.planning.cost import Cost, Engine, batches
 from latent_cot.planning.hardware import GPUS, Hardware, Pass
@@ -138,10 +137,6 @@ def test_a_reward_has_a_node_for_each_token_of_y_but_the_last() -> None:
     engine = Engine(TOY, FLAT, 3)
     tokens = 2 * (4 + 8 * 0.5 * 10) + 2 * 8 * 0.5 * 2 * 2
     assert rounds.reward(engine, texts, 2, 8, 10**6) == engine.score(tokens, 9, 1, 2 * 8 * 0.5 * 2 * 3)
-
-
-def test_diagnoses_sample_as_many_as_the_method() -> None:
-    assert rounds.DIAGNOSTIC_SAMPLES == method.DIAGNOSTIC_SAMPLES
 
 
 def test_a_round_is_linear_in_its_steps() -> None:

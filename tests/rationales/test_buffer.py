@@ -13,8 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from latent_cot import disk
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.types import Rationale, ToolCall, rationale_from_json, rationale_to_json
+from latent_cot.types import Rationale, ToolCall, rationale_to_json
 from tests.oracles import buffer as oracle
 
 
@@ -208,4 +209,5 @@ def test_the_state_is_json_and_complete() -> None:
     other = reloaded(buffer)
     for question in "xy":
         assert other.stored(question) == buffer.stored(question)
-    assert rationale_from_json(json.loads(json.dumps(rationale_to_json(with_tool)))) == with_tool
+    record = json.loads(json.dumps(rationale_to_json(with_tool)))
+    assert disk.decoded(Rationale, record, "x") == with_tool

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from latent_cot.cli import main
 from latent_cot.run import session
 
-KILLS = 10
+KILLS = 5
 
 
 def whole_run(*arguments: str) -> None:
@@ -78,7 +78,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_ten_times_ends_in_the_same_results(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_killed_again_and_again_ends_in_the_same_results(tmp_path: Path, tiny_model_dir: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text(
         "rounds: 2\n"

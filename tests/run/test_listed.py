@@ -12,6 +12,7 @@ import yaml
 
 from latent_cot import configure
 from latent_cot.cli import main
+from latent_cot.run import listed
 from latent_cot.run.listed import CheckedEStep, figures
 from latent_cot.run.session import open_session
 from latent_cot.tasks.word_problems import TASK, working
@@ -67,19 +68,20 @@ def test_flags_that_would_be_ignored_are_refused(flags: list[str], capsys: pytes
     assert "leave" in capsys.readouterr().err
 
 
-def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path) -> None:
+def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listed, "_AT_ONCE", 8)
     data = {"demonstrations": 4, "unlabelled": 8, "validation": 3}
     loop = open_session(
         configure("smoke", task="word_problems", model=str(tiny_model_dir), precision="fp32", data=data)
     )
     checked = CheckedEStep(loop.config, loop.lm, loop.task, loop.data, {}, loop.rules, loop.test_rules)
     example, rationales = checked.chosen[0]
-    checked.chosen[:] = [(example, rationales[:70])]  # more than one part
+    checked.chosen[:] = [(example, rationales[:12])]  # more than one part
     (found,) = checked._compared()
     query, codec, lm = checked.query(example), checked.rules.codec, loop.lm
     actions = codec.actions.tolist()
     log_reward, log_q = list[float](), list[float]()
-    for one in rationales[:70]:
+    for one in rationales[:12]:
         for model, prompt, kept in (
             (lm.merged("p"), query.model_prompt, log_reward),
             (lm.merged("q"), query.policy_prompt, log_q),
@@ -91,6 +93,6 @@ def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path) -> None:
                     kept.append(own + float(scoring.log_text(model, [*prompt, *one.tokens], query.answer)))
                 else:
                     kept.append(own + float(log_pterm[-1]))
-    right = torch.tensor([checked.is_correct(example, one) for one in rationales[:70]])
+    right = torch.tensor([checked.is_correct(example, one) for one in rationales[:12]])
     expected = figures(torch.tensor(log_reward).double(), torch.tensor(log_q).double(), right)
     assert vars(found) == pytest.approx(vars(expected), abs=1e-4)

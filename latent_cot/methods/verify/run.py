@@ -22,7 +22,7 @@ from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.staleness import LaggingSampler
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives import COMPLETE_ONLY, LEARNS_LOG_Z
+from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
 
@@ -94,7 +94,7 @@ class Case:
         one of them are below the floor, nothing ties that one to those of other trajectories.
         """
         within_trajectories = self.objective == "subtb" and WORLDS[self.world].floor is not None
-        return self.objective not in LEARNS_LOG_Z and not within_trajectories
+        return self.objective not in LOG_Z_RATE and not within_trajectories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ def train(
     generator = torch.Generator().manual_seed(c.seed)
     buffer = ReplayBuffer(capacity=1000, tolerance=0.0)
     reward = Reward(world.lm, world.rules.codec, max_tokens=c.max_batch_tokens)
-    learned = world.queries if objective in LEARNS_LOG_Z else []
+    learned = world.queries if objective in LOG_Z_RATE else []
     log_z = [torch.nn.Parameter(torch.zeros(())) for _ in learned]
     optimiser = AdapterOptimiser(
         world.lm.parameters("q"),

@@ -68,7 +68,7 @@ _FIGURES = ("accuracy", "metrics", "right")
 
 def _in_order(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     """Figures by reasoner and split, in the configuration's order: JSON has them in that of the alphabet."""
-    task = tasks.load(run.config.task)
+    task = tasks.load(run.config.task, run.config.data.options)
     splits = run.config.evaluation.splits or task.default_splits
     reasoners = METHODS[run.config.method].reasoners(run.config, task.answer_given)
     return {
