@@ -50,23 +50,24 @@ def table(comparison: Any) -> list[str]:
                 again = permuted(TASK.split(split, len(marks)), training)
                 pairs = zip(again, (mark == "1" for mark in marks), strict=True)
                 cells[run["variant"], reasoner, split].extend(pairs)
+    seeds = len({run["config"]["seed"] for run in comparison["runs"]})
     rows = [
         "| | split | questions | permuted | right, all | right, without these |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for (variant, reasoner, split), found in cells.items():
         others = [right for again, right in found if not again]
-        shown = [_share([right for _, right in found]), _share(others)]
+        shown = [_share([right for _, right in found], seeds), _share(others, seeds)]
         row = [f"{variant}, {reasoner}", split, f"{len(found):,}", f"{len(found) - len(others):,}", *shown]
         rows.append(f"| {' | '.join(row)} |")
     return rows
 
 
-def _share(right: Sequence[bool]) -> str:
-    """In %, with Wilson's 95 % interval."""
+def _share(right: Sequence[bool], seeds: int) -> str:
+    """In %, with Wilson's 95 % interval for one seed's questions."""
     if not right:
         return "–"
-    interval = binomtest(sum(right), len(right)).proportion_ci(0.95, method="wilson")
+    interval = binomtest(round(sum(right) / seeds), round(len(right) / seeds)).proportion_ci(0.95, method="wilson")
     return f"{100 * sum(right) / len(right):.1f} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
 
 

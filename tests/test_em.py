@@ -196,6 +196,30 @@ def test_without_a_safeguard_all_is_taken(lm: LanguageModel, monkeypatch: pytest
     assert not em.state.taken_back and not em.state.log_y and em.state.m_steps == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "temperature", "back"),
+    [("em", 1.0, True), ("gflownet", 1.0, True), ("em", 0.5, False), ("forward-kl", 1.0, False)],
+)
+def test_an_e_step_with_another_aim_than_the_elbo_is_not_taken_back(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str, temperature: float, back: bool
+) -> None:
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
+    e_step = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, temperature))
+    loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, e_step=e_step))
+    told = [info["taken_back"] for _, info in loop.run() if "elbo_fell" in info]
+    assert told == [back]
+    assert ((1, "e_step") in loop.state.taken_back) == back
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e9])
+def test_demonstrations_are_asked_as_often_as_they_weigh(lm: LanguageModel, weight: float) -> None:
+    e_step = dataclasses.replace(CONFIG.e_step, steps=6, demonstration_weight=weight)
+    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
+    demonstrations = {example.question for example in em.data.demonstrations}
+    asked = {sample["question"] for phase, info in em.run() if phase.name == "e_step" for sample in info["samples"]}
+    assert asked and (asked == demonstrations if weight else not asked & demonstrations)
+
+
 def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
     found = {}
     for share in (1.0, 0.5):

@@ -248,8 +248,8 @@ def test_rows() -> None:
     assert (near.mean, near.n) == (0.8, 20)
     assert near.deviation == pytest.approx(statistics.stdev([0.9, 0.7]))
     assert near.interval_95 is not None
-    low, high = near.interval_95  # Wilson's for 16 of 20, by its formula
-    z, p, n = 1.959964, 0.8, 20
+    low, high = near.interval_95  # Wilson's for 8 of 10, by its formula: both seeds had the same ten questions
+    z, p, n = 1.959964, 0.8, 10
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     assert [low, high] == pytest.approx([centre - half, centre + half], abs=1e-6)
@@ -260,12 +260,12 @@ def test_rows() -> None:
 def test_the_written_tables() -> None:
     rows = table.summarise(RECORDS)
     text = table.to_markdown("toy", [table.table_of(rows, {})], {}, {"sft seed 0": "latent-cot fit --method sft"})
-    assert "| sft, p | 80.0 ± 14.1 (58-92) | 10.0 ± 14.1 (3-30) | 150 | 10 | 0.1 |" in text
+    assert "| sft, p | 80.0 ± 14.1 (49-94) | 10.0 ± 14.1 (2-40) | 150 | 10 | 0.1 |" in text
     assert "| em, p | 100.0 (72-100) | - | 100 | 10 | 0.1 |" in text
     assert "over 2 seeds" in text and "n = 10 to 20" in text
     assert "- sft seed 0: `latent-cot fit --method sft`" in text
     alone = table.table_of([row for row in rows if row.variant == "em"], {}).caption
-    assert alone == "% right: one seed (95 % interval of the pooled answers), n = 10"
+    assert alone == "% right: one seed (95 % interval for the questions of one seed), n = 10 answers"
 
 
 # -- metrics instead of right answers ------------------------------------------------------------------------

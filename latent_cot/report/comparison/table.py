@@ -25,8 +25,9 @@ class Mean:
     n: int
     """Questions, of all seeds together."""
     interval_95: tuple[float, float] | None
-    """Of an accuracy: Wilson's, of the pooled answers. It tells how well these runs are measured, not how much another
-    seed would differ."""
+    """Of an accuracy: Wilson's, of the mean share as that of one seed's questions. All seeds are asked the same ones,
+    so that more seeds are not more questions. It tells how well these runs are measured, not how much another seed
+    would differ."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ def _mean(figures: Sequence[Mapping[str, Any]]) -> Mean:
     """Of one figure of each seed: of `Accuracy.to_json()`, or of `Figure.to_json()`, whose value may be None."""
     from latent_cot.evaluation.evaluate import Accuracy
 
-    n = sum(one["n"] for one in figures)
+    sizes = [one["n"] for one in figures]
     key = "accuracy" if "accuracy" in figures[0] else "value"
     known = [one[key] for one in figures if one[key] is not None]
-    interval = Accuracy(sum(one["correct"] for one in figures), n).interval() if key == "accuracy" else None
-    return Mean(fmean(known) if known else math.nan, stdev(known) if len(known) > 1 else None, n, interval)
+    mean = fmean(known) if known else math.nan
+    interval = Accuracy(round(mean * min(sizes)), min(sizes)).interval() if key == "accuracy" else None
+    return Mean(mean, stdev(known) if len(known) > 1 else None, sum(sizes), interval)
 
 
 # -- the table -------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def _caption(rows: Sequence[Row]) -> str:
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     if any(row.metrics for row in rows):
         return f"{over}, n = {n} questions"
-    return f"% right: {over} (95 % interval of the pooled answers), n = {n}"
+    return f"% right: {over} (95 % interval for the questions of one seed), n = {n} answers"
 
 
 def to_markdown(title: str, tables: Sequence[Table], metrics: Mapping[str, Metric], commands: Mapping[str, str]) -> str:
