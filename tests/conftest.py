@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 
 # Tests save thousands of times, and none can lose its machine's power: what makes sure of the disk may be left out.
-os.fsync = lambda descriptor: None
+os.fsync = lambda fd: None
 
 LONGEST = ("test_verify", "test_sharding", "test_documentation", "test_processes", "test_kill", "test_notebooks")
 """Files of tests that take the longest: begun first, so that no other has to wait for them in the end."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from latent_cot import tasks
-from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RolloutConfig, RunConfig
+from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MethodName, RolloutConfig, RunConfig
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import Fall
 from latent_cot.methods import m_step
@@ -201,7 +201,7 @@ def test_without_a_safeguard_all_is_taken(lm: LanguageModel, monkeypatch: pytest
     [("em", 1.0, True), ("gflownet", 1.0, True), ("em", 0.5, False), ("forward-kl", 1.0, False)],
 )
 def test_an_e_step_with_another_aim_than_the_elbo_is_not_taken_back(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str, temperature: float, back: bool
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: MethodName, temperature: float, back: bool
 ) -> None:
     monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
     e_step = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, temperature))

@@ -111,7 +111,8 @@ class Rationales(Sequence[ScoredRationale]):
         if self.reasoner is not None:
             title += f": {self.n} from {self.reasoner}, {len(self)} distinct"
         if self.ess is not None:
-            title += f", ESS {show.figure(self.ess, '{:.0%}')}, log p(Y | X) ≈ {show.figure(self.bound)}"
+            total = "log Z" if self.example.y is None else "log p(Y | X)"  # without Y, of the task's own reward
+            title += f", ESS {show.figure(self.ess, '{:.0%}')}, {total} ≈ {show.figure(self.bound)}"
             title += f" ± {show.figure(self.bound_error)}"
         return title
 

@@ -181,6 +181,11 @@ class Evaluator(Resumable):
     ) -> list[Measured]:
         """Rationales for test questions of a task that has figures of them, with the base model's opinion.
         `other`: n and temperature, where they are not those of the configuration."""
+        return self._measured(reasoner, examples, self._samples(reasoner, examples, seed=seed, **other))
+
+    def _samples(
+        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any
+    ) -> list[list[Sample]]:
         c, codec = self.config.evaluation, self.rules.codec
         sampling = {"n": c.samples or self.task.samples, "temperature": c.temperature, **other}
         counts = self.draw_tests(reasoner, examples, seed=seed, **sampling)
@@ -188,8 +193,7 @@ class Evaluator(Resumable):
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)
         ]
-        samples = judge(self.lm, self.task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
-        return self._measured(reasoner, examples, samples)
+        return judge(self.lm, self.task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
 
     def answer_tests(
         self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, votes: int, temperature: float
@@ -264,7 +268,7 @@ class Evaluator(Resumable):
                 self.state.sampled = []
             examples = [self.tests[split][i] for i in members]
             seed = self._unit_seed(unit)
-            self.state.sampled += [list(one.samples) for one in self.sample_tests(reasoner, examples, seed=seed)]
+            self.state.sampled += self._samples(reasoner, examples, seed=seed)
             if members.stop < len(self.tests[split]):
                 yield {"reasoner": reasoner, "split": split, "questions": members.stop}
                 continue
