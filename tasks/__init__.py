@@ -37,16 +37,17 @@ def load(name_or_path: str, options: Mapping[str, str] | None = None) -> Task:
     """
     if "," in name_or_path and set(name_or_path.split(",")) <= set(names()):
         raise UsageError(f"--task {name_or_path}: a run is of one; give one task")
-    task = _described(name_or_path) if name_or_path.endswith(FILES) else _found(name_or_path)
-    task = task.configured(options or {})
+    options = options or {}
+    task = _described(name_or_path, options) if name_or_path.endswith(FILES) else _found(name_or_path)
+    task = task.configured(options)
     own_code = name_or_path not in names() and not name_or_path.endswith(FILES)
     return guard_task(task, f"task {task.name}") if own_code or task.code else task
 
 
-def _described(file: str) -> Task:
+def _described(file: str, options: Mapping[str, str]) -> Task:
     from latent_cot.tasks.qa.task import from_file
 
-    return from_file(file)
+    return from_file(file, options)
 
 
 def _found(name_or_path: str) -> Task:

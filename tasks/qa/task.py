@@ -276,9 +276,11 @@ class QA(Task):
         return z
 
 
-def from_file(file: str) -> QA:
-    """The task that a YAML file describes. Raises UsageError, naming the file."""
+def from_file(file: str, options: Mapping[str, str]) -> QA:
+    """The task that a YAML file describes, with the options in place of what it says. Raises UsageError, naming the
+    file."""
     spec = read_spec(file)
+    spec = spec.with_options(options) if options else spec
     if not spec.data:
         raise UsageError(f"{file}: names no `data`; add a file, a folder or a data set: `data: train.jsonl`")
     try:

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from latent_cot import tasks
+from latent_cot.tasks.qa.task import QA
+from latent_cot.types import UsageError
 from tests import samples
 from tests.cli.conftest import Cli, environment
 
@@ -110,6 +113,15 @@ def test_code_that_a_task_file_names_runs_on_the_users_word(
     assert called.status == 2
     assert "names code to run: " in called.err and f"{files}/grade.py:same. If you trust it" in called.err
     assert not Path("ran").exists()
+
+
+def test_a_flag_may_complete_a_file(files: Path) -> None:
+    """By itself it is no task: `extract: choice` wants choices, and there are no data."""
+    Path("half.yaml").write_text("question: item\nanswer: colour\nextract: choice\n")
+    task = tasks.load("half.yaml", {"data": "sheet.csv", "choices": "colour"})
+    assert isinstance(task, QA) and task.extract == "choice" and task.spec.data == ("sheet.csv",)
+    with pytest.raises(UsageError, match="half.yaml"):
+        tasks.load("half.yaml")
 
 
 def test_a_grader_of_ones_own(cli: Cli, files: Path, tiny_model_dir: Path) -> None:
