@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import latent_cot as lc
 from latent_cot import tasks
 from latent_cot.tasks.qa.task import QA
 from latent_cot.types import UsageError
@@ -100,6 +101,7 @@ CODE = "from pathlib import Path\nPath('ran').touch()\n\ndef same(answer, right)
         ("eval", "MODEL", "--task", "mine.yaml"),
         ("compare", "--task", "mine.yaml", "--methods", "few-shot"),
         ("em", "--task", "tool.yaml"),
+        ("verify", "--task", "mine.yaml"),
     ],
 )
 def test_code_that_a_task_file_names_runs_on_the_users_word(
@@ -109,10 +111,13 @@ def test_code_that_a_task_file_names_runs_on_the_users_word(
     for name, line in (("mine", "grade: grade.py:same"), ("tool", "tools: grade.py:same")):
         Path(f"{name}.yaml").write_text(f"data: sheet.csv\nquestion: item\nanswer: colour\n{line}\nextract: after:x\n")
     argv = [str(tiny_model_dir) if word == "MODEL" else word for word in argv]
-    called = cli(*argv, *(["--model", tiny_model_dir] if argv[0] != "eval" else []))
+    called = cli(*argv, *(["--model", tiny_model_dir] if argv[0] not in ("eval", "verify") else []))
     assert called.status == 2
     assert "names code to run: " in called.err and f"{files}/grade.py:same. If you trust it" in called.err
     assert not Path("ran").exists()
+    with pytest.raises(UsageError, match="names code to run"):
+        lc.train(task=argv[argv.index("--task") + 1], model=str(tiny_model_dir), output_dir="other", progress=False)
+    assert not Path("ran").exists() and not Path("other").exists()
 
 
 def test_a_flag_may_complete_a_file(files: Path) -> None:
@@ -120,7 +125,7 @@ def test_a_flag_may_complete_a_file(files: Path) -> None:
     Path("half.yaml").write_text("question: item\nanswer: colour\nextract: choice\n")
     task = tasks.load("half.yaml", {"data": "sheet.csv", "choices": "colour"})
     assert isinstance(task, QA) and task.extract == "choice" and task.spec.data == ("sheet.csv",)
-    with pytest.raises(UsageError, match="half.yaml"):
+    with pytest.raises(UsageError, match=r"half\.yaml"):
         tasks.load("half.yaml")
 
 
