@@ -57,9 +57,8 @@ class EM(Method):
             fill_buffer(self.buffer, self)
         log_z = [self.log_z] if c.objective in LOG_Z_RATE else []
         optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=LOG_Z_RATE.get(c.objective, 0.0))
-        # Sample rationales, ...
         for step, (queries, sampled, seed), ahead in self.rollouts_of_steps(self._sample_step):
-            # ... and score every prefix of each under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
+            # Score every prefix of what was sampled under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
             batches = assemble(
                 queries,
                 sampled,
@@ -99,18 +98,14 @@ class EM(Method):
             yield {**vars(info), **figures, **ahead, "samples": shown_samples(batches)}
 
     def _sample_step(self, step: int, draw: Draw) -> tuple[list[Query], list[Sequence[Rationale]], int]:
-        """The questions of a step, their rollouts by `draw`, and the seed of all else."""
+        """The questions of a step, rationales sampled for them by `draw`, and the seed of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
         generator, seed = torch.Generator().manual_seed(rng.getrandbits(60)), rng.getrandbits(60)
         weights = [c.demonstration_weight] * len(self.data.demonstrations) + [1.0] * len(self.data.unlabelled)
         questions = [self.questions[i] for i in draw_distinct(weights, c.questions, rng)]
-        queries = list(map(self.query, questions))
-        behaviours = [draw_behaviour(c, rng) for _ in questions]
-        return (
-            queries,
-            sample(draw, queries, behaviours, self.rules, self.buffer, samples=c.samples, generator=generator),
-            seed,
-        )
+        queries, behaviours = list(map(self.query, questions)), [draw_behaviour(c, rng) for _ in questions]
+        how: dict[str, Any] = {"samples": c.samples, "generator": generator}
+        return queries, sample(draw, queries, behaviours, self.rules, self.buffer, **how), seed
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
