@@ -309,7 +309,8 @@ class Method(Evaluator):
     ) -> Iterator[tuple[int, Rollouts, Mapping[str, float]]]:
         """The steps of the present phase that are left, each with what `sample` makes of it by q, and how that came to
         be: in its turn, or ahead."""
-        first, c, draw = self.state.unit, self.config.e_step, partial(rollout, self.lm, "q")
+        first, c = self.state.unit, self.config.e_step
+        draw = partial(rollout, self.lm, "q")
         found: Iterator[tuple[Rollouts, Mapping[str, float]]]
         found = ((sample(step, draw), {}) for step in range(first, c.steps))
         if c.max_staleness:

@@ -229,7 +229,8 @@ class Line:
 
     def _print(self, share: float | None, text: str, *, always: bool) -> None:
         now, in_notebook = self._time_of(), self.console.is_jupyter
-        if always or now - self._shown_at >= (self._SECONDS if in_notebook else LINE_SECONDS):
+        last = in_notebook and share == 1  # what stays in the cell
+        if always or last or now - self._shown_at >= (self._SECONDS if in_notebook else LINE_SECONDS):
             self._shown_at = now
             if not in_notebook:
                 self.console.print(Text(text), soft_wrap=True)

@@ -169,7 +169,7 @@ def test_a_line_that_is_changed_in_place_in_a_notebook(monkeypatch: pytest.Monke
         now = [0.0]
         console = Console(file=io.StringIO(), force_jupyter=True, quiet=quiet)
         with Items(console, "<b>questions", 4, time_of=lambda now=now: now[0]) as items:  # type: ignore[misc]  # a default
-            for seconds in (1.0, 0.01, 1.0, 1.0):
+            for seconds in (1.0, 0.01, 1.0, 0.01):  # the last one stays in the cell, however soon it comes
                 now[0] += seconds
                 items.advance()
         assert len(shown) == (0 if quiet else 1)
