@@ -1,7 +1,8 @@
 """Rollouts ahead: those of the next steps, by an engine elsewhere (`model.engine`), while the trainer trains.
 
-A step has the rollouts that it would have had in its turn, by the same seeds; only the adapter that they come from is
-some updates older. So none is used twice, and what a stopped run had sampled ahead is sampled again when it goes on.
+A step has the questions and the seeds that it would have had in its turn; only the adapter is some updates older, and
+so is the buffer, where rationales are replayed. None is used twice, and what a stopped run had sampled ahead is sampled
+again when it goes on.
 """
 
 from __future__ import annotations

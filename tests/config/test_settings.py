@@ -32,6 +32,7 @@ from latent_cot.config.settings import (
     task_preset,
     to_dict,
     to_yaml,
+    write_yaml,
 )
 from latent_cot.methods.augmentation import vary
 from latent_cot.model.weights import DEFAULT_MODEL
@@ -358,6 +359,11 @@ def test_what_is_allowed(changes: dict[str, Any]) -> None:
 
 def test_a_flag_is_spelt_with_dashes() -> None:
     assert flag("e_step.learning_rate") == "--e-step.learning-rate"
+
+
+@pytest.mark.parametrize("name", ["3e-4", "1e5", "no", "007", "runs/mine"])
+def test_a_name_that_looks_like_a_number_stays_a_name(name: str) -> None:
+    assert parse_yaml(write_yaml({"output_dir": name}), "x") == {"output_dir": name}
 
 
 def test_the_printed_form_is_plain_yaml() -> None:

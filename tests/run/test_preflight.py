@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from latent_cot.config.schema import DataConfig
+from latent_cot.config.settings import from_dict, load_config
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools
+from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools, load_examples
 from latent_cot.tasks.common import check_answers
 from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
 from tests.loops import CONFIG, make
@@ -123,3 +125,17 @@ def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) 
     with pytest.raises(UsageError, match=r"with what tools put in .* longer than the model's 512"):
         rollout(lm, "q", [[5] * 500], rules, n=8, generator=torch.Generator().manual_seed(0))
     rollout(lm, "q", [[5] * 300], rules, n=8, generator=torch.Generator().manual_seed(0))
+
+
+def test_validation_questions_are_kept_out_of_tests_as_training_questions_are(tmp_path: Path) -> None:
+    """Where the tests name the file that training names."""
+    file = tmp_path / "sums.jsonl"
+    rows = [{"question": f"Tom has {n} apples and buys 3. How many?", "answer": n + 3} for n in range(40)]
+    file.write_text("".join(json.dumps({**row, "equation": f"{n} + 3"}) + "\n" for n, row in enumerate(rows)))
+    data = {"train_file": str(file), "demonstrations": 5, "unlabelled": 10, "validation": 10}
+    changes = {"data": data, "evaluation": {"splits": [str(file)]}}
+    found = load_examples(from_dict(changes, "x", load_config(task="word_problems")))
+    (asked,) = ({example.question for example in split} for split in found.tests.values())
+    own = (*found.data.demonstrations, *found.data.unlabelled, *found.data.validation)
+    assert len(asked) == 15 and not asked & {example.question for example in own}
+    assert f"Split {file}: 25 questions of training or validation were dropped." in found.notes

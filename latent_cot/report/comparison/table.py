@@ -25,9 +25,9 @@ class Mean:
     n: int
     """Questions, of all seeds together."""
     interval_95: tuple[float, float] | None
-    """Of an accuracy: Wilson's, of the mean share as that of one seed's questions. All seeds are asked the same ones,
-    so that more seeds are not more questions. It tells how well these runs are measured, not how much another seed
-    would differ."""
+    """Of an accuracy: Wilson's, of the mean share for as many questions as one seed has. All seeds are asked the same
+    ones, so that more seeds are not more questions. It tells how well these runs are measured, not how much another
+    seed would differ."""
 
 
 @dataclass(frozen=True)
