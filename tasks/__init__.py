@@ -38,9 +38,9 @@ def load(name_or_path: str, options: Mapping[str, str] | None = None) -> Task:
     if "," in name_or_path and set(name_or_path.split(",")) <= set(names()):
         raise UsageError(f"--task {name_or_path}: a run is of one; give one task")
     options = options or {}
-    task = _described(name_or_path, options) if name_or_path.endswith(FILES) else _found(name_or_path)
-    task = task.configured(options)
-    own_code = name_or_path not in names() and not name_or_path.endswith(FILES)
+    described = name_or_path.endswith(FILES)
+    task = _described(name_or_path, options) if described else _found(name_or_path).configured(options)
+    own_code = name_or_path not in names() and not described
     return guard_task(task, f"task {task.name}") if own_code or task.code else task
 
 

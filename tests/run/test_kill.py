@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from latent_cot.cli import main
 from latent_cot.run import session
 
-KILLS = 5
+KILLS = 10
 
 
 def whole_run(*arguments: str) -> None:
