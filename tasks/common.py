@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -47,7 +48,8 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
 def words(text: str) -> tuple[str, ...]:
     """What tells two questions apart, whatever their spaces, capitals and ordinary punctuation: words, numbers, and all
     other signs, such as operators and brackets, or the `!` of a factorial."""
-    found = re.findall(r"""\w+|[^\w\s.,;:?!'"’‘“”]|(?<=[0-9)])!""", text.casefold())
+    text = unicodedata.normalize("NFC", text)
+    found = re.findall(r"""(?<![\w.])\.[0-9]+|\w+|[^\w\s.,;:?!'"’‘“”]|(?<=[0-9)])!""", text.casefold())
     return tuple(found or text.split())
 
 

@@ -160,9 +160,12 @@ def _dataset_rows(source: str) -> Iterator[Row]:
         else:
             rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for number, fields in enumerate(islice(rows, MAX_HUB_ROWS), start=1):
-            short = {key: v[:MAX_LINE_CHARACTERS] if isinstance(v, str) else v for key, v in fields.items()}
+            if (column := given.get("column", next(iter(fields)))) not in fields:
+                raise UsageError(f"{source}: there is no column {column!r}; there are {', '.join(fields)}")
+            # One more: whoever bounds a text's length will see that it is longer.
+            short = {k: v[: MAX_LINE_CHARACTERS + 1] if isinstance(v, str) else v for k, v in fields.items()}
             if "column" in given:
-                short["text"] = short.get(given["column"])
+                short["text"] = short[column]
             yield f"{source}, row {number}", short
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         place = "from the hub" if on_hub else "by datasets"
@@ -220,18 +223,20 @@ def _csv_rows(path: str, text: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     names: list[str] = []
     while True:
+        where = f"{path}:{reader.line_num + 1}"  # where the row begins: a field may have several lines
         try:
             values = next(reader, None)
         except csv.Error as error:
             yield f"{path}:{reader.line_num}", BadRow(f"not valid CSV: {error}")
             continue
-        where = f"{path}:{reader.line_num}"
         if values is None:
             return
-        if not values:
+        if not any(map(str.strip, values)):
             continue
         if not names:
             names = values
+            if _NOT_UTF_8.search("".join(names)):
+                raise UsageError(f"{where}: not UTF-8 text; save the file as UTF-8")
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise UsageError(f"{where}: two columns are called {repeated[0]!r}; rename one")
         elif _NOT_UTF_8.search("".join(values)):

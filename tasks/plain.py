@@ -129,12 +129,15 @@ def drawn_data(
     Raises UsageError, unless `fewer`, if there are not enough.
     """
     usable, dropped = _usable(rows, tested)
+    short: tuple[str, ...] = ()
     solved = [example for example in usable if example.z is not None]
     if fewer:
         validation = min(request.validation, len(usable) // 5)
         shown = min(request.demonstrations, len(solved), len(usable) - validation)
         rest = min(request.unlabelled, len(usable) - validation - shown)
-        request = replace(request, demonstrations=shown, unlabelled=rest, validation=validation)
+        asked, request = request, replace(request, demonstrations=shown, unlabelled=rest, validation=validation)
+        if request != asked:
+            short = (f"Fewer than asked for: {shown} demonstrations, {rest} pairs, {validation} for validation.",)
     where = f"--data.demonstrations: {source}, with a rationale,"
     demonstrations = draw(solved, request.demonstrations, f"demonstrations {request.seed}", where)
     chosen = {example.x for example in demonstrations}
@@ -150,6 +153,7 @@ def drawn_data(
         f"{source}: {len(usable)} questions of {len(rows)} rows, {len(solved)} of them with a rationale.",
         *(f"{n} rows dropped: {reason}." for reason, n in dropped.items()),
         *(f"{n} rationales dropped: {reason}." for reason, n in unusable.most_common()),
+        *short,
     )
     return TaskData(tuple(demonstrations), tuple(replace(one, z=None) for one in pairs), tuple(held_out), notes)
 

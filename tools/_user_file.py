@@ -91,6 +91,7 @@ def run(path: Path) -> ModuleType:
         del sys.modules[name]
         frames = traceback.extract_tb(error.__traceback__)
         reached = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else reached[-1] if reached else 1
+        own = isinstance(error, SyntaxError) and error.filename == str(path)
+        line = error.lineno if isinstance(error, SyntaxError) and own else reached[-1] if reached else 1
         raise UsageError(f"{path}:{line}: {type(error).__name__}: {error}") from error
     return module

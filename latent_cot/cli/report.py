@@ -71,8 +71,7 @@ def run(argv: Sequence[str]) -> int:
     shown = []
     for one in runs:
         data = reasoners.training_data(one.source, one.task)
-        training = [*data.demonstrations, *data.unlabelled]
-        found = logs.collect(one.source, one.folder("report"), one.task, training)
+        found = logs.collect(one.source, one.folder("report"), one.task, data)
         questions = {} if options.no_model else _questions(one, options, data)
         shown.append({**found, "samples": _samples(one, options, questions, console) if questions else None})
     title = ", ".join(record["name"] for record in shown)

@@ -4,8 +4,9 @@ rationales. Right answers: decode, vote, grade, and say what the wrong chains di
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -92,9 +93,13 @@ NO_RATIONALE = Rationale((), (), (True,), "")
 _TEXTS_AT_ONCE = 512
 
 
-def majority(answers: Sequence[str | None]) -> str | None:
-    """The most frequent answer, the earliest of equally frequent ones; chains without an answer do not vote."""
-    votes = Counter(answer for answer in answers if answer is not None)
+def majority(answers: Sequence[str | None], same: Callable[[str, str], bool] = operator.eq) -> str | None:
+    """The most frequent answer, as it was first written, the earliest of equally frequent ones; chains without an
+    answer do not vote. `same`: whether an answer is the same as an earlier one."""
+    votes = Counter[str]()
+    for answer in answers:
+        if answer is not None:
+            votes[next((earlier for earlier in votes if answer == earlier or same(answer, earlier)), answer)] += 1
     return max(votes, key=lambda answer: votes[answer]) if votes else None
 
 

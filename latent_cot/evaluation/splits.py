@@ -69,7 +69,12 @@ def _enough_of(task: Task, name: str, size: int | None, seen: Sequence[Example])
     """A split's first questions, so many that `size` are left without those that were seen, if it has them."""
     wanted = size
     while True:
-        examples = task.split(name, wanted)
+        try:
+            examples = task.split(name, wanted)
+        except UsageError:
+            if wanted == size:
+                raise
+            return examples  # it has no more
         kept, dropped = drop_seen(examples, seen)
         if size is None or wanted is None or len(kept) >= size or len(examples) < wanted:
             return examples

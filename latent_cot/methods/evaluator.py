@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -210,8 +211,12 @@ class Evaluator(Resumable):
             who = self.judge_of(reasoner)
             decided = read_answers(self.lm, who, self.task, batch, prompts, sampled, self.test_rules)
             for example, rationales, answers in zip(batch, sampled, decided, strict=True):
-                answer = majority(answers)
+                answer = majority(answers, partial(self._same_answer, example))
                 yield Outcome(example, rationales, answers, answer, self.task.grade(example, answer))
+
+    def _same_answer(self, example: Example, answer: str, other: str) -> bool:
+        """Whether an answer would be right if the other one were: `1,000` and `1000` where numbers count."""
+        return self.task.grade(replace(example, answer=other), answer)
 
     def _rollout(
         self, sampler: Adapter, prompts: Sequence[Sequence[int]], generator: torch.Generator, **sampling: Any

@@ -89,13 +89,17 @@ class Table:
 
     def markdown(self) -> str:
         head, *rows = self._lines()
-        return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+        lines = ([cell.replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *rows))
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def text(self) -> str:
         """Columns as wide as they need, two spaces apart."""
         cells = self._lines()
         widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+        padded = (
+            [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)] for row in cells
+        )
+        lines = map("  ".join, padded)
         return "\n".join(line.rstrip() for line in lines)
 
     def html(self) -> str:

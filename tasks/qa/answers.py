@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 import regex
@@ -18,9 +19,16 @@ MAX_CHARACTERS = 10_000
 """Of a rationale, from its end, in which is searched."""
 AFTER = "after:So the answer is"
 
-_NUMBER = r"(?<![\w.])-?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
-_WORD = re.compile(r"(?<!\w)[-+]?[0-9]+(?:\.[0-9]+)?|\w+|(?<=\w)[+#]+")
-"""Of an answer: a number with its sign, a word, or what tells C, C++ and C# apart."""
+_NUMBER = (
+    r"(?<![\w.])(?<!\d,)(?<!\d[eE][-+])[-\u2212]?\$?"
+    r"(?>(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?!,\d|[eE][-+]?\d)(?:/\d+)?"
+)
+"""Not a part of what may be read in two ways or is no number of ours: `0,5`, `1e-3`."""
+_WORD = regex.compile(
+    r"(?<!\w)[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])[-+]?\.[0-9]+"
+    r"|[\w\p{M}]+|(?<=\w)#+|\p{Sm}|(?<=\w)[*/^](?=\w)|(?<=\s)[-*/^](?=\s)|(?<!\w)-(?=\w)"
+)
+"""Of an answer: a number with its sign, a word, an operator, or what tells C and C# apart."""
 _BEFORE = " \n\t,;:!?\"'*"
 _BEHIND = f"{_BEFORE}."
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -63,7 +71,7 @@ def portable(pattern: str) -> str:
 
 def same_text(answer: str, right: str) -> bool:
     """Equal but for case, punctuation, spaces and English articles; two numbers, as numbers."""
-    answer, right = (text.replace("\N{MINUS SIGN}", "-") for text in (answer, right))
+    answer, right = (unicodedata.normalize("NFC", text).replace("\N{MINUS SIGN}", "-") for text in (answer, right))
     value, wanted = number(answer), number(right)
     if value is not None and wanted is not None:
         return value == wanted
@@ -73,13 +81,12 @@ def same_text(answer: str, right: str) -> bool:
 
 def _words(text: str) -> list[str]:
     """Without articles; where there is nothing else, the last of these: `A` may be an answer."""
-    found = _WORD.findall(text.casefold())
+    found = [word.replace(",", "") for word in _WORD.findall(text.casefold())]
     return [word for word in found if word not in _ARTICLES] or found[-1:]
 
 
 def same_number(answer: str, right: str, tolerance: float) -> bool:
-    """Equal as numbers, but for a millionth, for rounding, or for a share of the right one; what is no number is
-    wrong."""
+    """Equal as numbers, but for rounding (`near`) or for a share of the right one; what is no number is wrong."""
     value, wanted = number(answer), number(right)
     if value is None or wanted is None:
         return False

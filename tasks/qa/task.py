@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ class QA(Task):
             raise UsageError("extract choice: name the `choices`: a column, or a list of them")
         if self.extract == "last-result" and not s.tools:
             raise UsageError("extract last-result: name the `tools` that give results, such as calculator")
+        if s.split_column is not None and s.share is None:
+            raise UsageError(
+                f"test {s.test} and split_column {s.split_column}: both say which rows are tests; give one"
+            )
         if not _FIELD.search(self._prompt):
             raise UsageError(f"prompt {shorten(self._prompt)} has no column; write one in braces, such as {{question}}")
 
@@ -297,24 +302,33 @@ def _text(row: Row, name: str, required: bool = True) -> Any:
         return field(row, name, str, required)  # which says what is wrong, if it is required
     if not isinstance(value, str | int | float) or value != value or value in (float("inf"), -float("inf")):
         raise UsageError(f"{where}: the field {name!r} must be a text or a finite number, not {kind_of(value)}")
-    text = str(value).strip()
+    text = f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value).strip()
     if not text or len(text) > MAX_CHARACTERS:
-        raise UsageError(f"{where}: the field {name!r} has {len(text):,} characters; write 1 to {MAX_CHARACTERS:,}")
+        length = f"more than {MAX_CHARACTERS:,}" if text else "0"
+        raise UsageError(f"{where}: the field {name!r} has {length} characters; write 1 to {MAX_CHARACTERS:,}")
     if bad := next((c for c in text if c < " " and c not in "\n\r\t"), None):
         raise UsageError(f"{where}: the field {name!r} has the control character {bad!r}; take it out")
     return text
 
 
 def _chosen(value: Any, answer: str, choices: Sequence[str], names: Sequence[Sequence[str]]) -> str:
-    """The choice that a row's answer names: by its label, text or letter or, from 0, by its number.
+    """The choice that a row's answer names: by its label, text or letter or, from 0, by its number; a number of a list
+    of texts by the number first; a truth value by `true` and `false` or `yes` and `no`, where these are the choices.
     Raises UsageError."""
+    labels, shown, _ = names
+    if isinstance(value, bool):
+        said = ("true", "yes") if value else ("false", "no")
+        if meant := [choice for choice, text in zip(choices, shown, strict=True) if text.casefold() in said]:
+            return meant[0]
+        answer = str(int(value))
+    elif isinstance(value, int) and not labels and list(shown) != list(choices) and 0 <= value < len(choices):
+        return choices[value]
     for known in names:
         if answer.casefold() in (folded := [str(name).casefold() for name in known]):
             return choices[folded.index(answer.casefold())]
-    number = str(int(value)) if isinstance(value, bool) else answer
-    if re.fullmatch("[0-9]{1,3}", number) and int(number) < len(choices):
-        return choices[int(number)]
-    raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(names[1])}")
+    if re.fullmatch("[0-9]{1,3}", answer) and int(answer) < len(choices):
+        return choices[int(answer)]
+    raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(shown)}")
 
 
 def _split(name: str) -> str:
@@ -343,9 +357,9 @@ def _without_results(text: str, tools: Sequence[Any]) -> tuple[str, str | None]:
             result = str(tool(tool.request(seen)))
         except ToolError:
             raise working.Unusable("with a call that its tool refuses") from None
-        if stated := re.match(rf"\s*{re.escape(result.strip())}(?!\w|\.\d)", rest):
+        if stated := re.match(rf"\s*{re.escape(result.strip())}(?!\w|[.,/]\d)", rest):
             rest = rest[stated.end() :]
-        elif re.match(r"\s*[-$]?\d", rest):
+        elif re.match(r"\s*[-\u2212$]?\d", rest):
             raise working.Unusable("with a stated result that its tool does not give")
         seen += result
     return kept + rest, result

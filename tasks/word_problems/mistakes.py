@@ -33,7 +33,8 @@ def classify(example: Example, rationale: Rationale) -> str | None:
     solution = steps_of(example.z) if example.z else []
     known = {abs(value) for step in solution for value in (step.left, step.right)}
     known |= numbers_in(example.question) | CONSTANTS
-    left = list(map(_canonical, solution))
+    steps = set(map(_canonical, solution))
+    left = set(steps)
     for call in rationale.calls:
         try:
             (step,) = work_out(call.request if call.result else "")
@@ -42,12 +43,13 @@ def classify(example: Example, rationale: Rationale) -> str | None:
         if not {abs(step.left), abs(step.right)} <= known:
             return "misread number"
         known.add(abs(step.result))
-        if _canonical(step) in left:
-            left.remove(_canonical(step))
+        if _canonical(step) in steps:
+            left.discard(_canonical(step))
         elif solution:
             alike = any({step.left, step.right} == {one, other} for _, one, other in left)
             return "wrong operation" if alike else "wrong operand"
-    return "missing step" if left and last_result(rationale) is not None else None
+    ended = not rationale.truncated and last_result(rationale) is not None
+    return "missing step" if left and ended else None
 
 
 def _canonical(step: Step) -> tuple[str, Fraction, Fraction]:

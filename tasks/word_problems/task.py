@@ -104,7 +104,7 @@ class WordProblems(Task):
         return last_result(rationale)
 
     def grade(self, example: Example, answer: str | None) -> bool:
-        """Equal as numbers, but for a millionth or rounding: `"0.50"` is `"1/2"`. What is no number is wrong."""
+        """Equal as numbers, but for rounding (`working.near`): `"0.50"` is `"1/2"`. What is no number is wrong."""
         value = working.number(answer or "")
         return value is not None and working.near(value, working.number(example.answer or ""))
 

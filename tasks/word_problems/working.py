@@ -14,12 +14,12 @@ from latent_cot.tools.calculator import Calculator, Step, work_out, written
 from latent_cot.types import ToolError
 
 TOLERANCE = Fraction(1, 10**6)
-"""Relative: data have recurring decimals cut after some digits."""
+"""Relative, unless both are whole: data have recurring decimals cut after some digits."""
 ROUNDED_FROM = 3
 """Decimals from which on a stated number is taken for a rounded one: 0.667 for 2/3."""
 CALCULATOR = Calculator()
 
-_AMOUNT = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_AMOUNT = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _NUMBER = re.compile(rf"([+-]?)(?:\$ ?)?([+-]?)({_AMOUNT})(?:/([0-9]+))?")
 _RESULT = re.compile(rf" *-?\$? ?(?:{_AMOUNT})(?:/[0-9]+)?")
 """A result that a text has written out, behind a call."""
@@ -56,18 +56,28 @@ class Piece(NamedTuple):
 def number(text: str) -> Fraction | None:
     """The number that a text writes, `72`, `-3.50`, `$1,000`, `-$5` or `3/4`; None if it writes none, or one that may
     be read in two ways: `18%`, or `0,5` with a decimal comma."""
-    match = _NUMBER.fullmatch(text.strip()) if len(text) <= 64 else None
+    match = _NUMBER.fullmatch(text.strip().replace("\N{MINUS SIGN}", "-")) if len(text) <= 64 else None
     if match is None or (match[1] and match[2]) or not (below := int(match[4] or 1)):
         return None
     return Fraction(match[1] + match[2] + match[3].replace(",", "")) / below
 
 
 def numbers_in(text: str) -> set[Fraction]:
-    """Those of a question, without signs, in digits and in words; 50 % may be 0.5 too, and `a third` 3 or 1/3."""
+    """Those of a question, without signs, in digits and in words, `twenty-five`; 50 % may be 0.5 too, `a third` 3 or
+    1/3, and `two thirds` 2/3."""
     digits = [*(match[0] for match in _NUMBER.finditer(text)), *re.findall(_AMOUNT, text)]
     found = {abs(value) for one in digits if (value := number(one)) is not None}
-    named = {_NAMED[word] for word in re.findall("[a-z]+", text.lower()) if word in _NAMED}
-    shares = {value / 100 for value in found if "%" in text} | {1 / value for value in named if value}
+    text = text.lower()
+    words = [word for word in re.findall("[a-z]+", text) if word in _NAMED]
+    named = {_NAMED[word] for word in words}
+    for first, second in re.findall(r"([a-z]+)[ -](?=([a-z]+))", text):
+        one, other = _NAMED.get(first, 0), _NAMED.get(second, 0)
+        if one in range(20, 100, 10) and 0 < other < 10:
+            named.add(one + other)
+        elif one and other and second.endswith("s"):
+            named.add(one / other)
+    percent = re.search("%|per ?cent", text)
+    shares = {value / 100 for value in found | named if percent} | {1 / value for value in named if value}
     return found | named | shares
 
 
@@ -96,7 +106,9 @@ def _steps(numbers: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def near(value: Fraction, stated: Fraction | None) -> bool:
     """Equal, but for `TOLERANCE`, or what was stated has three decimals or more and is `value` rounded to them."""
-    if stated is None:
+    if stated is None or value == stated:
+        return stated is not None
+    if value.denominator == stated.denominator == 1:
         return False
     _, _, decimals = written(stated).partition(".")
     last = Fraction(1, 10 ** len(decimals))  # halves are rounded up or to even

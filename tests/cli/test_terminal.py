@@ -104,6 +104,12 @@ def test_phases_not_measured_yet_are_estimated_from_the_others() -> None:
 def test_a_table_in_its_other_forms() -> None:
     table = Table({"who": ["q", "\x1b[31m<b>"]}, {"right": [bar(0.5, "50"), "-"]})
     assert table.markdown().splitlines() == ["| who | right |", "| --- | --- |", "| q | 50 |", "| \\x1b[31m<b> | - |"]
+    assert Table({"a|b": ["1"]}).markdown().splitlines()[0] == "| a\\|b |"
+    assert Table({"who": ["数学", "q"]}, {"right": ["1", "2"]}).text().splitlines() == [
+        "who   right",
+        "数学  1",
+        "q     2",
+    ]
     assert table.text().splitlines() == ["who          right", "q            50", "\\x1b[31m<b>  -"]
     html = table.html()
     assert "<td>\\x1b[31m&lt;b&gt;</td>" in html and '<td class="n">-</td>' in html

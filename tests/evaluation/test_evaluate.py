@@ -31,6 +31,9 @@ def test_majority() -> None:
     assert majority([None, None, "7"]) == "7", "chains without an answer do not vote"
     assert majority([None, None]) is None
     assert majority([]) is None
+    same = ["1,000", "5", "1000", "5", "1000.0"]
+    assert majority(same) == "5"
+    assert majority(same, lambda one, other: float(one.replace(",", "")) == float(other.replace(",", ""))) == "1,000"
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_rows_of_a_csv_file(tmp_path: Path) -> None:
-    path = write(tmp_path, '\ufeffname,text\r\nana,"a ""b"", c"\r\n\r\nben,"two\nlines"\r\n')
+    path = write(tmp_path, '\ufeffname,text\r\nana,"a ""b"", c"\r\n \r\nben,"two\nlines"\r\n')
     assert read_rows(path) == [
         (f"{path}:2", {"name": "ana", "text": 'a "b", c'}),
-        (f"{path}:5", {"name": "ben", "text": "two\nlines"}),
+        (f"{path}:4", {"name": "ben", "text": "two\nlines"}),
     ]
 
 

@@ -62,10 +62,12 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(("a/b", None), {"split": "test", "streaming": True})]
     assert [where for where, _ in found] == [f"hub:a/b?split=test, row {i}" for i in (1, 2, 3)]
     assert found[0][1] == {"text": "Text 0. ", "n": 0}
-    assert len(found[1][1]["text"]) == 10_000
+    assert len(found[1][1]["text"]) == 10_001, "one more than a text may have, for whoever bounds it"
     (_, (_, fields), _) = read_rows("hub:a/b?config=en&column=n")
     assert asked[-1] == (("a/b", "en"), {"split": "train", "streaming": True})
     assert fields["text"] == fields["n"] == 1
+    with pytest.raises(UsageError, match="there is no column 'm'; there are text, n"):
+        read_rows("hub:a/b?column=m")
     for source in ("hub:", "hub:a/b?splt=x"):
         with pytest.raises(UsageError, match=r"write it as hub:OWNER/NAME\?config="):
             read_rows(source)

@@ -176,6 +176,14 @@ def test_bad_file(write: Write, text: str, message: str) -> None:
     assert "mine.py" in str(caught.value)
 
 
+def test_a_mistake_in_a_file_that_is_imported(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("x = 1\nimport broken_module_q\n")
+    (Path(path).parent / "broken_module_q.py").write_text("\n" * 40 + "def f(:\n")
+    monkeypatch.syspath_prepend(str(Path(path).parent))
+    with pytest.raises(UsageError, match=r"mine\.py:2: SyntaxError"):
+        tools.load(path)
+
+
 def test_named_member(write: Write) -> None:
     path = write(ECHO + ECHO.replace("Echo", "Other").replace('"echo"', '"other"'))
     assert tools.load(f"{path}:Other").name == "other"

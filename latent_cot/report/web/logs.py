@@ -19,7 +19,7 @@ from latent_cot.report.plots import Curve
 from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Metric, Sweep, Task
+from latent_cot.types import Example, Metric, Sweep, Task, TaskData
 
 Json = dict[str, Any]
 
@@ -30,11 +30,11 @@ LOGGED_STEPS = 3
 _NOT_FIGURES = {"time", "kind", "round", "unit"}
 
 
-def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Example]) -> Json:
+def collect(source: Source, folder: RunFolder, task: Task, data: TaskData) -> Json:
     """All that the report shows of a run but `samples`.
 
     Args:
-        training: the run's training questions, to tell which of a sweep's numbers were trained on.
+        data: the run's own questions, to tell how many there are, and which of a sweep's numbers were trained on.
 
     Raises UsageError if a log is broken.
     """
@@ -47,7 +47,7 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
         "method": config.method,
         "q_sees": config.q_sees,
         "status": folder.about.status,
-        "facts": facts(source, task, folder),
+        "facts": facts(source, task, folder, data),
         "settings": folder.config,
         "notes": [event["text"] for event in events if event["kind"] == "note" and "text" in event],
         "warnings": [
@@ -57,7 +57,7 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
         ],
         "steps": steps(events),
         "posterior": posterior(events),
-        "accuracy": accuracy(events, task, training),
+        "accuracy": accuracy(events, task, [*data.demonstrations, *data.unlabelled]),
         "metrics": metrics(events, task),
         "logged": logged(folder.rationales()),
     }
@@ -66,9 +66,9 @@ def collect(source: Source, folder: RunFolder, task: Task, training: Sequence[Ex
 # -- what was run ------------------------------------------------------------------------------------------
 
 
-def facts(source: Source, task: Task, folder: RunFolder) -> list[list[str]]:
+def facts(source: Source, task: Task, folder: RunFolder, data: TaskData) -> list[list[str]]:
     """[label, value] pairs: what was run, on what, and what it took."""
-    config, d, about = source.config, source.config.data, folder.about
+    config, about = source.config, folder.about
     results = folder.results if source.finished else {}
     budget, resources = results.get("budget"), results.get("resources", {})
     sees = {"question": "the question only, q(Z | X)", "question-and-answer": "the answer, q(Z | X, Y)"}[config.q_sees]
@@ -79,8 +79,8 @@ def facts(source: Source, task: Task, folder: RunFolder) -> list[list[str]]:
         "method": METHODS[config.method].description + (f"; here q sees {sees}" if samples else ""),
         "model": f"{config.model}, LoRA of rank {config.lora.rank}",
         "tools": ", ".join(tool_names(config, task)) or "none",
-        "data": f"{d.demonstrations} demonstrations, {d.unlabelled} question-answer pairs, "
-        f"{d.validation} for validation",
+        "data": f"{len(data.demonstrations)} demonstrations, {len(data.unlabelled)} question-answer pairs, "
+        f"{len(data.validation)} for validation",
         "seed": str(config.seed),
         "status": about.status,
         "started": about.started_at[:16].replace("T", " "),

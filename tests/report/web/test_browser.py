@@ -104,6 +104,13 @@ def test_figures_of_a_task_without_right_answers(open_page: Open, small: Json) -
     assert opened.texts("#accuracy h2") == ["Figures"]
     assert opened.texts("#accuracy tbody th") == ["diversity\nhow varied; higher is better"]
     assert opened.texts("#accuracy td") == ["0.5 (0.4 to 1)"]
+    assert opened.texts("p.lead")[0] == "Its figures after round 1 are below."
+
+
+def test_rounds_are_in_the_order_of_their_numbers(open_page: Open, small: Json) -> None:
+    rows = [{**small["accuracy"][0], "round": number} for number in (10, 0, 2)]
+    headings = open_page({**small, "accuracy": rows}).texts("#accuracy thead th")
+    assert headings[1:] == ["round 0, p", "round 2, p", "round 10, p"]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (360, "light"), (360, "dark")])

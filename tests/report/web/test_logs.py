@@ -19,7 +19,7 @@ from latent_cot.report.web import logs
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RATIONALES, RunFolder
 from latent_cot.tools import load as load_tool
-from latent_cot.types import Example, UsageError
+from latent_cot.types import Example, TaskData, UsageError
 from tests.tiny import build_tokenizer
 from tests.worlds import CountTool, FakeTool, random_chain
 
@@ -48,8 +48,8 @@ def accuracy(reasoner: str, split: str, correct: int, n: int) -> dict[str, Any]:
     return {"reasoner": reasoner, "split": split, "accuracy": correct / n, "n": n, "interval_95": [0.1, 0.9]}
 
 
-def collected(folder: RunFolder, training: list[Example] | None = None) -> dict[str, Any]:
-    return logs.collect(Source(RunConfig(), folder), folder, TASK, training or [])
+def collected(folder: RunFolder, *pairs: Example) -> dict[str, Any]:
+    return logs.collect(Source(RunConfig(), folder), folder, TASK, TaskData((), pairs, ()))
 
 
 def test_steps_are_columns(folder: RunFolder) -> None:
@@ -72,8 +72,7 @@ def test_means_over_all_questions_are_the_last_units(folder: RunFolder) -> None:
 
 
 def test_accuracies_have_the_numbers_of_their_split(folder: RunFolder) -> None:
-    training = [Example("", meta={"operands": 3, "digits": 1})]
-    rows = collected(folder, training)["accuracy"]
+    rows = collected(folder, Example("", meta={"operands": 3, "digits": 1}))["accuracy"]
     assert len(rows) == 4
     first = rows[0]
     assert (first["round"], first["split"], first["accuracy"], first["n"]) == (1, "3-operands", 13 / 16, 16)
@@ -100,8 +99,11 @@ def test_figures_of_a_task_without_right_answers(folder: RunFolder) -> None:
 
 
 def test_facts(folder: RunFolder) -> None:
-    facts = dict(collected(folder)["facts"])
+    facts = dict(collected(folder, Example("1 + 1"))["facts"])
     assert facts["status"] == "running"
+    assert facts["data"] == "0 demonstrations, 1 question-answer pairs, 0 for validation", (
+        "that there are, not asked for"
+    )
     assert facts["model"] == "smollm2-135m, LoRA of rank 16"
     assert "q sees the question only" in facts["method"]
     assert "time" not in facts

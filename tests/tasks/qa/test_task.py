@@ -72,6 +72,9 @@ def test_gsm8k(tmp_path: Path) -> None:
         ("2 + 3 = 5, 5 * 3 = 15", "with another answer than the row has, or none"),
         ("2 + x = 5, 5 * 2 = 10", "with a call that its tool refuses"),
         ("it is 10", "without a tool's result at the end"),
+        ("500 * 0.02 = 10,000", "with a stated result that its tool does not give"),
+        ("20 / 2 = 10/3", "with a stated result that its tool does not give"),
+        ("0 - 10 = \N{MINUS SIGN}10", "with a stated result that its tool does not give"),
     ],
 )
 def test_written_results_are_left_to_the_tool(tmp_path: Path, rationale: str, z: str) -> None:
@@ -143,11 +146,27 @@ def test_a_spreadsheet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "read"), [("b", "B"), ("C", "C"), ("2", "C"), (2, "C"), ("fish", "B"), ("Fish", "B")]
+    ("options", "given", "read"),
+    [
+        *(("rock|fish|cloud", *names) for names in [("b", "B"), ("C", "C"), ("2", "C"), (2, "C"), ("Fish", "B")]),
+        ("8|2|24", 2, "C"),  # a number of a list of texts: MMLU's
+        ("8|2|24", "2", "B"),
+        ({"text": ["8", "4"], "label": ["1", "2"]}, 1, "A"),
+        ("yes|no", True, "A"),
+        ("False|True", True, "B"),
+        ("wet|dry", True, "B"),
+    ],
 )
-def test_the_ways_to_name_a_choice(tmp_path: Path, given: Any, read: str) -> None:
-    record = {"question": "q", "options": "rock|fish|cloud", "answer": given}
+def test_the_ways_to_name_a_choice(tmp_path: Path, options: Any, given: Any, read: str) -> None:
+    record = {"question": "q", "options": options, "answer": given}
     assert one(tmp_path, record, choices="options").answer == read
+
+
+@pytest.mark.parametrize(
+    ("choices", "given", "read"), [("yes,no", False, "no"), ("no,yes", False, "no"), ("1,2,3", 2, "2")]
+)
+def test_the_ways_to_name_one_of_the_same_choices(tmp_path: Path, choices: str, given: Any, read: str) -> None:
+    assert one(tmp_path, {"question": "q", "answer": given}, choices=choices).answer == read
 
 
 def test_files_beside_the_project(shared_data: Path) -> None:
@@ -173,6 +192,11 @@ def test_files_beside_the_project(shared_data: Path) -> None:
         ("last-number", " the loss is -$1,000.", "-$1,000"),
         ("last-number", " x = .5", ".5"),
         ("last-number", " it is 0.5/2", "0.5/2"),
+        ("last-number", " it is \N{MINUS SIGN}5.", "\N{MINUS SIGN}5"),
+        ("last-number", " a 7, or 0,5", "7"),
+        ("last-number", " a 7, or 2.25,5", "7"),
+        ("last-number", " a 7, or 1e-3", "7"),
+        ("last-number", " 3, 4", "4"),
         ("after:####", " a #### 1 #### 2 ", "2"),
         ("after:So it is", " So it is the sky.", "the sky"),
         ("after:So it is", " So it is", None),
@@ -237,6 +261,16 @@ def test_texts_are_compared(tmp_path: Path, grade: str, answer: str, right: bool
         ("A", "the", False),
         ("2 to 5", "2-5", False),
         ("3-5 days", "3 5 days", True),  # no sign, but a hyphen
+        ("x > 5", "x < 5", False),
+        ("n + 1", "n - 1", False),
+        ("2^3", "2*3", False),
+        ("-x", "x", False),
+        ("A∪B", "A∩B", False),
+        (".5 m", "5 m", False),
+        ("1,000 dollars", "1000 dollars", True),
+        ("की", "का", False),
+        ("café", "cafe\N{COMBINING ACUTE ACCENT}", True),
+        ("Paris", "**Paris**", True),
     ],
 )
 def test_signs_and_points_count_in_texts(right: str, answer: str, same: bool) -> None:
@@ -250,6 +284,8 @@ def test_numbers_are_compared(tmp_path: Path) -> None:
     assert task.grade(example, "1000.0") and not task.grade(example, "1001") and not task.grade(example, "many")
     assert qa(data="x.csv", extract="last-number", tolerance="0.01").grade(example, "1010")
     assert not qa(data="x.csv", extract="last-number", tolerance="0.01").grade(example, "1011")
+    assert not answers.same_number("1234568", "1234567", 0.0)
+    assert answers.same_number("\N{MINUS SIGN}5", "-5", 0.0)
 
 
 def test_a_function_of_ones_own_grades(tmp_path: Path) -> None:
@@ -336,6 +372,8 @@ def test_a_column_may_say_the_split(tmp_path: Path) -> None:
     assert len(qa().load(DataRequest(0, 99, 9, options=options)).unlabelled) == 23  # none is set aside besides
     with pytest.raises(UsageError, match="no test question; look at `test` and `split_column`"):
         qa(**options | {"split_column": "other"}).split("test")
+    with pytest.raises(UsageError, match="both say which rows are tests; give one"):
+        qa(**options | {"test": "tests.jsonl"})
 
 
 def test_as_many_as_there_are(tmp_path: Path) -> None:

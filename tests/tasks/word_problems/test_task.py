@@ -197,11 +197,17 @@ def test_the_answer_is_the_result_that_ends_the_chain() -> None:
         (" 7 * 2 =, 14", None),  # no answer
         ("", None),
         (" 7 * 2 =, 14 - 30 =, 14 * 1 =", "wrong operand"),
+        (" 7 * 2 =, 7 * 2 =", "missing step"),  # a step twice is one of the solution's
     ],
 )
 def test_mistakes(text: str, category: str | None) -> None:
     example = replace(TASK.example("7 boxes of 2, less 30?", "-16"), z=" 7 * 2 =, 14 - 30 =")
     assert TASK.mistake(example, chain(text)) == category
+
+
+def test_a_chain_that_was_cut_has_not_left_out_a_step() -> None:
+    example = replace(TASK.example("7 boxes of 2, less 30?", "-16"), z=" 7 * 2 =, 14 - 30 =")
+    assert TASK.mistake(example, replace(chain(" 7 * 2 ="), truncated=True)) is None
 
 
 def test_mistakes_without_a_solution() -> None:

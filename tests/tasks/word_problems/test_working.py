@@ -191,6 +191,7 @@ def test_numbers(text: str, value: Fraction | int) -> None:
         "",
         "18%",
         "0,5",
+        "0,500",
         "1,00",
         "10,00",
         "1,0000",
@@ -213,7 +214,15 @@ def test_what_is_no_number(text: str) -> None:
 def test_numbers_in_a_question() -> None:
     found = numbers_in("Half of two dozen boys, $1,200.50, 3/4 cup, 20% off and -5 degrees")
     assert {Fraction(v) for v in ("2", "12", "0.5", "1200.5", "0.75", "3", "4", "20", "0.2", "5")} <= found
+    found = numbers_in("Twenty-five boxes, thirty two pens, three quarters of them and 20 percent")
+    assert {Fraction(v) for v in ("25", "32", "0.75", "20", "0.2")} <= found
     assert not numbers_in("How many are there in all?")
+
+
+def test_near() -> None:
+    assert near(Fraction(2, 3), Fraction("0.667")) and near(Fraction(1_000_001), Fraction(1_000_001))
+    assert not near(Fraction(1_000_001), Fraction(1_000_002)), "whole numbers are not cut"
+    assert not near(Fraction(1), None)
 
 
 def test_a_fraction_is_one_operand_of_the_next_step() -> None:

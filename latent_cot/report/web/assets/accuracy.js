@@ -161,10 +161,14 @@ function roundChart(split, runs, series) {
 
 function accuracyTable(runs) {
   const columns = runs.flatMap((run) =>
-    d3.sort([...new Set(run.accuracy.map((row) => `${row.round}/${row.reasoner}`))]).map((key) => {
-      const [round, reasoner] = key.split("/");
-      return { run, round: Number(round), reasoner };
-    }),
+    d3.sort(
+      [...new Set(run.accuracy.map((row) => `${row.round}/${row.reasoner}`))].map((key) => {
+        const [round, reasoner] = key.split("/");
+        return { run, round: Number(round), reasoner };
+      }),
+      (one) => one.round,
+      (one) => one.reasoner,
+    ),
   );
   return table(
     [

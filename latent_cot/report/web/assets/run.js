@@ -1,7 +1,7 @@
 // What was run.
 
 function lastRound(run) {
-  return run.accuracy.reduce((latest, row) => Math.max(latest, row.round), -1);
+  return [...run.accuracy, ...run.metrics].reduce((latest, row) => Math.max(latest, row.round), -1);
 }
 
 function reasonersIn(run) {
@@ -30,6 +30,7 @@ function showRuns(report, section) {
 function sentence(run) {
   const last = lastRound(run);
   if (last < 0) return `The run is ${run.status}; nothing has been evaluated yet.`;
+  if (!run.accuracy.length) return `Its figures after round ${last} are below.`;
   const told = reasonersIn(run)
     .map((reasoner) => [reasoner, run.accuracy.filter((row) => row.round === last && row.reasoner === reasoner)])
     .filter(([, rows]) => rows.length)
