@@ -132,7 +132,7 @@ class EM(Method):
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         super().load_state_dict(saved)
-        self.buffer.load_state_dict(saved["buffer"], self.rules.codec.vocab_size)
+        self.buffer.load_state_dict(saved["buffer"], self.rules.codec)
         if not abs(log_z := float(saved["log_z"])) < 1e30:  # as float32 has it
             raise ValueError(f"its log_z is {log_z}")
         self.log_z.data.fill_(log_z)

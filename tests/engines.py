@@ -84,6 +84,8 @@ class FakeVllm(ThreadingHTTPServer):
         self.dies_after: int | None = None
         """Completions after which it hangs up."""
         self.completed = 0
+        self.failures = 0
+        """Requests that are answered by 503 before others are."""
         self.lock = threading.Lock()
 
     @property
@@ -100,7 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         path, server = self.path.removeprefix("/v1/"), self.server
-        if path in server.answers:
+        if server.failures:
+            server.failures -= 1
+            self._send(503, "busy")
+        elif path in server.answers:
             status, content = server.answers[path]
             self._send(status, content)
         elif path == "load_lora_adapter":

@@ -116,7 +116,7 @@ class Method(Evaluator):
             raise ValueError("more questions were answered than a test split has")
         samples = (one.rationale for of_question in state.sampled for one in of_question)
         for rationale in (*(one.rationale for one in state.drawn), *samples):
-            check_rationale(rationale, self.rules.codec.vocab_size)
+            check_rationale(rationale, self.rules.codec)
 
     # -- phases that methods share -------------------------------------------------------------------
 

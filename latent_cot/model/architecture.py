@@ -125,12 +125,15 @@ class Capabilities:
 
 
 def table_of_positions(model: PreTrainedModel) -> int | None:
-    """The length of a table of learned positions, if there is one: an embedding of as many rows as there are positions,
-    or of a few more, that is not the tokens'."""
+    """The length of a table of positions, if there is one: an embedding of as many rows as there are positions, or of a
+    few more, that is not the tokens', or a buffer `embed_positions`."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
-    learned = isinstance(limit, int) and any(limit <= table.num_embeddings <= limit + 4 for table in tables)
-    return limit if learned else None
+    if not isinstance(limit, int):
+        return None
+    learned = any(limit <= table.num_embeddings <= limit + 4 for table in tables)
+    fixed = any(name.endswith("embed_positions") and len(one) == limit for name, one in model.named_buffers())
+    return limit if learned or fixed else None
 
 
 def _window(model: PreTrainedModel) -> int | None:

@@ -45,6 +45,8 @@ Weights = Literal["p", "q", "prior", "kept"]
 """The reasoners' adapters and, in a run that has them, what one once was: q before its first training, as a
 prior, and p or q before its present one, to go back to."""
 
+_SCALING = ("lora_alpha", "use_rslora", "use_dora", "lora_bias", "alpha_pattern", "rank_pattern")
+"""Settings of LoRA by which the same weights are another change of the model."""
 _FEW = 0.25
 """Of the vocabulary: the output layer's rows of so few tokens are copied before the product; else all logits are made,
 and some taken, unless there are so many that it is the larger copy."""
@@ -71,6 +73,8 @@ class LanguageModel:
         *,
         gradient_checkpointing: bool = False,
     ) -> None:
+        if lora.use_dora or lora.lora_bias:
+            raise ValueError("a merged copy of an adapter with DoRA or biases would be another model; leave them out")
         self.accelerator = accelerator or Accelerator(cpu=True)
         self.processes = Processes(self.accelerator)
         self.device: torch.device = self.accelerator.device
@@ -110,7 +114,8 @@ class LanguageModel:
         self._adapted: list[tuple[str, Any]] = [(name, one) for name, one in modules if isinstance(one, LoraLayer)]
         for name, layer in self._adapted:
             of_base = layer.get_base_layer()
-            if ".base_layer" in name or not isinstance(getattr(of_base, "weight", None), Tensor):
+            linear = isinstance(getattr(of_base, "weight", None), Tensor) and not isinstance(of_base, nn.Embedding)
+            if ".base_layer" in name or not linear:
                 raise ValueError(f"{name} is a {type(of_base).__name__}, which is no linear layer; name those that are")
             if self.sharded and layer.out_features != getattr(of_base, "out_features", layer.out_features):
                 raise UsageError("PEFT takes a part of a sharded weight for all of it; upgrade it, to 0.21 or later")
@@ -203,7 +208,7 @@ class LanguageModel:
         training distribution (WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
         """
         for name, weight in self.parameters(adapter).items():
-            if "lora_B" in name or "lora_embedding_B" in name:
+            if "lora_B" in name:
                 weight.mul_(share)
         self._changed(adapter)
 
@@ -212,7 +217,7 @@ class LanguageModel:
         """Make `adapter` a fresh LoRA adapter, equal to the base model: A random, B zero."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in sorted(self.parameters(adapter).items()):
-            if "lora_B" in name or "lora_embedding_A" in name:
+            if "lora_B" in name:
                 weight.zero_()
             else:
                 bound = 1 / weight.shape[-1] ** 0.5  # peft's own kaiming_uniform(a=√5)
@@ -247,10 +252,13 @@ class LanguageModel:
             wrong = min(shapes ^ theirs)
             difference = f"of another model, or of other LoRA settings (first: {wrong[0]} of shape {wrong[1]})"
             raise UsageError(f"{file}: an adapter {difference}; give the --model and --lora settings of its training")
-        alpha = cast("LoraConfig", self.peft.peft_config[adapter]).lora_alpha
-        if (there := isinstance(saved, dict) and saved.get("lora_alpha")) != alpha:
-            remedy = f"it was trained with --lora.alpha {there}, not {alpha}"
-            raise UsageError(f"{settings}: {remedy}; give the --lora settings of its training")
+        if not isinstance(saved, dict):
+            raise UsageError(f"{settings}: no JSON object; the file is damaged")
+        config = self.peft.peft_config[adapter]
+        for name in _SCALING:
+            if (there := saved.get(name, getattr(config, name))) != getattr(config, name):
+                trained = f"{name.replace('lora_alpha', '--lora.alpha')} {there}, not {getattr(config, name)}"
+                raise UsageError(f"{settings}: it was trained with {trained}; give the --lora settings of its training")
         set_peft_model_state_dict(self.peft, state, adapter_name=adapter)
         self._changed(adapter)
 

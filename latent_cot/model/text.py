@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from latent_cot.types import UsageError, first_line
 
 _NO_TEXT = "\ufffd"
 """What bytes that are no character are decoded as."""
+_SOMETHING = "0"
 
 
 class TextCodec:
@@ -26,7 +26,8 @@ class TextCodec:
     Args:
         tokenizer: any Hugging Face tokenizer. Its padding token is never used: padding lives in masks.
         stop: the text whose single token ends a rationale; None for the end-of-sequence token. A text
-            that this tokenizer splits into several tokens falls back on end-of-sequence.
+            that this tokenizer splits into several tokens falls back on end-of-sequence, as None does; with `chat`
+            both stand for the special token that ends the assistant's turn, if there is one.
         allowed_characters: a rationale's tokens consist of these characters only; None for no limit.
         allows: a further condition on a token's text; None for none.
         chat: a prompt is the user's turn of the tokenizer's chat template, if it has one ...
@@ -50,16 +51,17 @@ class TextCodec:
     ) -> None:
         self.tokenizer = tokenizer
         self._one_at_a_time = threading.Lock()
-        self.vocab_size = len(tokenizer)
+        self._known = frozenset(tokenizer.get_vocab().values())  # there may be holes between them
+        self.vocab_size = max(self._known) + 1
         self._anchors = {anchor: self._plain(anchor) for anchor in self._ANCHORS}
         self._anchor = self._anchors[self._ANCHORS[0]]
         self._anchor_text = self._raw_decode(self._anchor)
-        self.stop_id = self._stop_id(stop)
         self._allowed_characters = allowed_characters
         self._allows = allows
         self.chat = chat and tokenizer.chat_template is not None
         """Whether prompts go through the chat template."""
         self._opening = opening
+        self.stop_id = self._stop_id(stop)
 
     # -- text to ids ---------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ class TextCodec:
         turn = [{"role": "user", "content": text}]
         try:
             rendered = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program
             why = f"the model's chat template fails: {first_line(error)}"
             raise UsageError(f"{why}; do without it (--data.options chat false), or take another --model") from error
         return f"{rendered}{self._opening}"
@@ -78,19 +80,19 @@ class TextCodec:
     @cached_property
     def begins_a_line(self) -> bool:
         """Whether a rationale begins where a space would be strange: behind the line break of a chat template."""
-        return self.chat and self.prompt_text(_NO_TEXT)[-1].isspace()
+        return self.chat and self.prompt_text(_NO_TEXT)[-1:].isspace()
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a prompt, with the special tokens that the tokenizer begins a text with, or the chat template has.
         Never empty."""
         if self.chat:
             return self._encode_chat(text)
+        if not (plain := self._plain(text)):  # what stands before nothing is what stands before something
+            return self.encode_prompt(_SOMETHING)[: -len(self._plain(_SOMETHING))] or [self._first]
         ids = self._ids(text, add_special_tokens=True)
-        plain = self._plain(text)
         # A tokenizer may append special tokens: what stands before the text is kept, what stands behind it is not.
         ends = [end for end in range(len(ids), len(plain) - 1, -1) if ids[end - len(plain) : end] == plain]
-        first = self.tokenizer.bos_token_id
-        return (ids[: ends[0]] if ends else plain) or [self.tokenizer.eos_token_id if first is None else first]
+        return ids[: ends[0]] if ends else plain
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as the continuation of something, without special tokens."""
@@ -118,11 +120,10 @@ class TextCodec:
     @cached_property
     def actions(self) -> torch.Tensor:
         """(A,) ascending ids of what the policy may choose: the allowed tokens and the stop."""
-        added = self.tokenizer.added_tokens_decoder
-        special = {*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+        usable = self._known - self._special
         if self._allowed_characters is None and self._allows is None:
-            return torch.tensor([i for i in range(self.vocab_size) if i not in special or i == self.stop_id])
-        ids = {i for i, piece in enumerate(self.pieces) if i not in special and self._is_allowed(piece)}
+            return torch.tensor(sorted(usable | {self.stop_id}))
+        ids = {i for i, piece in enumerate(self.pieces) if i in usable and self._is_allowed(piece)}
         if not ids - {self.stop_id}:
             which = f"no token of this model's vocabulary is allowed (characters: {self._allowed_characters!r})"
             raise UsageError(f"{which}: the task's rationales cannot be written with it; take another --model")
@@ -181,9 +182,31 @@ class TextCodec:
     def _raw_decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset((*self.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)))
+
+    @property
+    def _first(self) -> int:
+        first = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if first is None else first)
+
     def _stop_id(self, stop: str | None) -> int:
         if stop is not None and len(ids := self.encode(stop)) == 1:
             return ids[0]
+        if self.chat and (end := self._end_of_turn()) is not None:
+            return end
         if self.tokenizer.eos_token_id is None:
             raise UsageError("the tokenizer has no end-of-sequence token, which ends a rationale; take another --model")
         return int(self.tokenizer.eos_token_id)
+
+    def _end_of_turn(self) -> int | None:
+        """The special token behind what the assistant says in the chat template, which need not be end-of-sequence."""
+        turns = [{"role": "user", "content": _SOMETHING}, {"role": "assistant", "content": _NO_TEXT}]
+        try:
+            rendered = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception:  # it may show no assistant
+            return None
+        _, said, after = rendered.rpartition(_NO_TEXT)
+        return next((i for i in self._with_special(after) if i in self._special), None) if said else None

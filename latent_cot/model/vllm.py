@@ -31,7 +31,7 @@ from latent_cot.model.engine import Completion, Request
 from latent_cot.types import UsageError
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 600.0
-"""A server that does not take a connection, or gives no answer, for so long is lost."""
+"""A server that does not take a connection, or gives no answer, for so long, or fails, three times, is lost."""
 AT_ONCE = 256
 """Requests in progress at one server."""
 MAX_LISTED = 1024
@@ -81,17 +81,29 @@ class _Server:
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
         timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=ANSWER_SECONDS)
-        again = urllib3.Retry(2, allowed_methods=None, backoff_factor=0.5)  # a request has a seed: it may be repeated
+        again = urllib3.Retry(  # a request has a seed: it may be repeated
+            2,
+            allowed_methods=None,
+            backoff_factor=0.5,
+            status_forcelist=range(500, 600),
+            raise_on_status=False,
+            respect_retry_after_header=False,
+        )
+        self.lost = False
         self._pool = urllib3.PoolManager(maxsize=AT_ONCE, timeout=timeout, retries=again)
 
     def call(self, path: str, body: Mapping[str, Any]) -> str:
-        """What it answers. Raises _Lost if it does not, and UsageError if it refuses."""
+        """What it answers. Raises _Lost if it does not, or did not before, and UsageError if it refuses."""
+        if self.lost:
+            raise _Lost(f"{self.address} does not answer")
         try:
             answer = self._pool.request("POST", f"{self.address}/v1/{path}", json=body)
             content = answer.data.decode("utf-8", "replace")
         except urllib3.exceptions.HTTPError as error:
+            self.lost = True
             raise _Lost(f"{self.address} does not answer ({error})") from error
         if answer.status >= 500:
+            self.lost = True
             raise _Lost(f"{self.address} fails ({content:.200})")
         if answer.status >= 400:
             raise UsageError(f"--rollout.engine {self.address}: {path}: {_reason(content)}")
@@ -209,9 +221,9 @@ class VllmServers:
         return [found[k] for k in range(len(requests))]
 
     def close(self) -> None:
+        self._workers.shutdown(cancel_futures=True)  # what is still asked for, nobody waits for
         for name in itertools.chain(*self._versions.loaded.values()):
             self._unload(name)
-        self._workers.shutdown()
         self._versions.close()
 
     def _alive(self) -> list[_Server]:

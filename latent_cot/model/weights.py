@@ -16,8 +16,10 @@ name is reported without the seconds they take to load.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -317,7 +319,7 @@ def load_model_and_tokenizer(
         if not _has_weights(path):
             raise UsageError(f"{path}: no model.safetensors, or not all of its shards; copy the model again.")
         with _refusing(f"{path}: the weights cannot be loaded"):
-            _refuse_other_size(path, config)
+            _refuse_other_size(path, config, trust_remote_code)
         if not _has_tokenizer(path):
             raise UsageError(f"{path}: no tokenizer; copy {_TOKENIZER_FILES[0]} into the folder as well.")
         with _refusing(f"{path}: the weights cannot be loaded"):
@@ -358,9 +360,11 @@ def _refusing(what: str) -> Iterator[None]:
         raise UsageError(f"{what}: {first_line(error)}. Copy the model again.") from error
 
 
-def _refuse_other_size(path: Path, config: Any) -> None:
+def _refuse_other_size(path: Path, config: Any, trust_remote_code: bool) -> None:
     """A configuration may ask for a model of any size, which would be made before it is compared with its weights."""
+    import torch
     from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
 
     if (named := getattr(config, "transformers_weights", None)) is not None:
         raise UsageError(f"{path / 'config.json'}: transformers_weights is {named!r:.80}; leave it out")
@@ -375,8 +379,13 @@ def _refuse_other_size(path: Path, config: Any) -> None:
     asked = {name: value for name in names if isinstance(value := getattr(text, name, None), int)}
     if wrong := [name for name, value in asked.items() if value < 1]:
         raise UsageError(f"{path / 'config.json'}: {wrong[0]} is {asked[wrong[0]]}; it must be at least 1")
-    hidden, vocabulary, layers, inner, heads, width = (asked.get(name, 1) for name in names)
-    if layers > tensors or hidden * (vocabulary + layers * (inner + heads * width)) > _WEIGHTS_PER_BYTE * size:
+    larger = asked.get("num_hidden_layers", 1) > tensors
+    if not larger:
+        with torch.device("meta"):  # all of the shapes, and none of the memory
+            empty = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        numbers = sum(one.numel() for one in itertools.chain(empty.parameters(), empty.buffers()))
+        larger = numbers > _WEIGHTS_PER_BYTE * size
+    if larger:
         raise UsageError(f"{path}: config.json asks for a larger model than its files hold: a mix-up.")
 
 

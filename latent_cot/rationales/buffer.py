@@ -11,6 +11,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from latent_cot import disk
+from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.types import Rationale
 
@@ -40,8 +41,8 @@ _Stores = dict[str, list[Stored]]
 class ReplayBuffer:
     """One store of bounded size for each question (`Example.key`).
 
-    A rationale that is there already is not added. Of two whose token sequences are nearer than
-    `tolerance` times the sum of their lengths (edit distance), only the one of higher reward is kept.
+    Of two rationales that are equal, or whose token sequences are nearer than `tolerance` times the sum of their
+    lengths (edit distance), only the one of higher reward is kept.
     When a store is full, the lowest reward leaves, the newest of equal ones first. A new rationale is compared with
     each stored one: a buffer is meant to hold dozens of a question.
 
@@ -102,12 +103,12 @@ class ReplayBuffer:
         found: dict[str, Any] = disk.schema(_Stores).dump_python(stores, mode="json")
         return found
 
-    def load_state_dict(self, state: dict[str, Any], vocab_size: int) -> None:
+    def load_state_dict(self, state: dict[str, Any], codec: TextCodec) -> None:
         """What is then added and drawn is what the saved buffer would have taken and drawn. Raises ValueError or
         UsageError for what no buffer has saved."""
         stores = disk.decoded(_Stores, state, "its replay buffer")
         for item in (item for of in stores.values() for item in of):
-            check_rationale(item.rationale, vocab_size)
+            check_rationale(item.rationale, codec)
             rewards = item.log_reward
             if len(rewards) != len(item.rationale) + 1 or not all(value < math.inf for value in rewards):
                 raise ValueError(f"the rewards of the rationale {item.rationale.text!r:.80} do not fit it")

@@ -147,13 +147,16 @@ class Chain:
         return None
 
 
-def check_rationale(rationale: Rationale, vocab_size: int) -> None:
+def check_rationale(rationale: Rationale, codec: TextCodec) -> None:
     """Raises ValueError for one that no chain can have become."""
     n, calls = len(rationale), rationale.calls
     if len(rationale.policy_mask) != n or len(rationale.states) != n + 1 or not rationale.states[-1]:
         raise ValueError(f"the masks of the rationale {rationale.text!r:.80} do not fit its tokens")
-    if not all(0 <= token < vocab_size for token in rationale.tokens):
+    if not all(0 <= token < codec.vocab_size for token in rationale.tokens):
         raise ValueError(f"the rationale {rationale.text!r:.80} has a token that the model does not have")
+    chosen = [token for token, own in zip(rationale.tokens, rationale.policy_mask, strict=True) if own]
+    if codec.stop_id in chosen or any(codec.action_index[token] < 0 for token in chosen):
+        raise ValueError(f"the rationale {rationale.text!r:.80} has a token that may not be chosen")
     if not all(call.position >= 0 and call.n_tokens >= 0 and call.position + call.n_tokens <= n for call in calls):
         raise ValueError(f"the rationale {rationale.text!r:.80} has a call where it has no token")
 

@@ -141,7 +141,7 @@ def _sample(
 ) -> tuple[list[int], list[float]]:
     """(the action, its log-probability) of each of these samples; a greedy one's is not known, and 0. `logits`
     (samples, A); `heat` the temperature of every sample there is."""
-    if bool(logits.isnan().any()):
+    if bool((logits.isnan() | logits.isposinf()).any()):
         raise UsageError("the model's logits are no numbers: its training has come apart; lower the learning rate")
     heat = heat[samples]
     greedy = logits.argmax(-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch.nn.functional import log_softmax, pad
@@ -21,7 +22,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.model.tree import ROW_MULTIPLE, TokenTree, micro_batches
 from latent_cot.types import Example, Rationale
 
-# Rows of full-vocabulary logits computed at once: bounds memory at 64 x V x 4 bytes, and stays in the cache.
+# Rows of full-vocabulary logits computed at once: they stay in the cache, and take 64 x V x 4 bytes without gradients.
 _VOCABULARY_ROWS = 64
 
 
@@ -154,7 +155,7 @@ def _score(
 ) -> Scores:
     hidden = lm.hidden(model, [layout.tree for layout in layouts])
     actions = codec.actions.to(hidden.device)
-    index_of = codec.action_index
+    index_of = codec.action_index.tolist()
 
     entry_of: dict[tuple[int, bool], int] = {}  # (hidden row, may stop there) of each distinct prefix -> its place
     chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
@@ -165,7 +166,7 @@ def _score(
     rationales = [rationale for layout in layouts for rationale in layout.group.rationales]
     b = offset = 0
     for layout in layouts:
-        for rationale, prefixes in zip(layout.group.rationales, layout.prefixes, strict=True):
+        for rationale, prefixes, answers in zip(layout.group.rationales, layout.prefixes, layout.answers, strict=True):
             last = len(rationale)
             for i, node in enumerate(prefixes):
                 stops = rationale.states[i] and not (i == last and rationale.truncated)
@@ -175,10 +176,10 @@ def _score(
                 if i < last:
                     token = rationale.tokens[i]
                     if rationale.policy_mask[i]:
-                        chosen_cells.append((b, i, entry, int(index_of[token])))
+                        chosen_cells.append((b, i, entry, index_of[token]))
                     elif tool_tokens:
                         tool_cells.append((b, i, offset + node, token))
-            for i, branches in layout.answers_of(rationale, prefixes):
+            for i, branches in answers:
                 answer_cells.extend(
                     (b, i, k, offset + parent, token) for k, branch in enumerate(branches) for parent, token in branch
                 )
@@ -224,7 +225,6 @@ class _Layout:
 
     def __init__(self, group: Group, answers_at: str) -> None:
         self.group = group
-        self.answers_at = answers_at
         self.tree = TokenTree()
         if group.gaps and len(group.rationales) > 1:
             raise ValueError("gaps are those of a single rationale")
@@ -233,24 +233,15 @@ class _Layout:
         self.prefixes = [
             [root, *self.tree.extend(root, rationale.tokens, gaps=group.gaps[n:])] for rationale in group.rationales
         ]
-        self._branches: dict[int, list[list[tuple[int, int]]]] = {}
+        self.answers: list[list[tuple[int, list[list[tuple[int, int]]]]]] = []
+        """For each rationale (i, [[(parent node, token) of each token] of Y and of each other answer]) for each prefix
+        after which they are scored. Answers that begin alike share these nodes."""
+        answers = [group.answer, *group.others] if group.answer and answers_at != "none" else []
+        branches = cache(lambda node: [self._branch(node, answer) for answer in answers])
         for rationale, prefixes in zip(group.rationales, self.prefixes, strict=True):
-            for _ in self.answers_of(rationale, prefixes):
-                pass
-
-    def answers_of(
-        self, rationale: Rationale, prefixes: Sequence[int]
-    ) -> Iterator[tuple[int, list[list[tuple[int, int]]]]]:
-        """(i, [[(parent node, token) of each token] of Y and of each other answer]) for each prefix after which they
-        are scored. Answers that begin alike share these nodes."""
-        if self.answers_at == "none" or not self.group.answer:
-            return
-        for i, node in enumerate(prefixes):
-            if i == len(rationale) or (self.answers_at == "states" and rationale.states[i]):
-                if node not in self._branches:
-                    answers = [self.group.answer, *self.group.others]
-                    self._branches[node] = [self._branch(node, answer) for answer in answers]
-                yield i, self._branches[node]
+            last = len(rationale)
+            scored = [i for i in range(last + 1) if i == last or (answers_at == "states" and rationale.states[i])]
+            self.answers.append([(i, branches(prefixes[i])) for i in scored if answers])
 
     def _branch(self, node: int, answer: Sequence[int]) -> list[tuple[int, int]]:
         # The last token of an answer predicts nothing that is scored: it needs no node.

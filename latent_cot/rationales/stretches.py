@@ -31,6 +31,8 @@ class _Open:
     temperature: float
     log_probs: list[float] = field(default_factory=list)
     finished: bool = False
+    asked: int = 0
+    """How many tokens were asked for, at most."""
 
     def request(self, rules: ChainRules, top_p: float, seed: int) -> Request:
         """What is asked for next."""
@@ -40,7 +42,7 @@ class _Open:
             length = 1
         elif chain.n_chosen < rules.min_tokens:
             length = min(length, rules.min_tokens - chain.n_chosen)
-        allowed, prompt = rules.allowed[chain.may_stop], (*self.prompt, *chain.tokens)
+        allowed, prompt, self.asked = rules.allowed[chain.may_stop], (*self.prompt, *chain.tokens), length
         return Request(prompt, allowed, rules.ends, length, self.temperature, top_p, seed)
 
     def rationale(self, *, whole: bool) -> Rationale:
@@ -51,10 +53,12 @@ class _Open:
     def take(self, completion: Completion, codec: TextCodec) -> None:
         """Add what was written, up to the stop, a tool's result or the longest length. Raises UsageError for what no
         engine may write."""
-        known = all(0 <= token < codec.vocab_size and codec.action_index[token] >= 0 for token in completion.tokens)
-        if not completion.tokens or not known or len(completion.tokens) != len(completion.log_probs):
+        tokens = completion.tokens
+        known = all(0 <= token < codec.vocab_size and codec.action_index[token] >= 0 for token in tokens)
+        stops = codec.stop_id in tokens[:1] and not self.chain.may_stop
+        if not known or stops or not 0 < len(tokens) == len(completion.log_probs) <= self.asked:
             raise UsageError(f"--rollout.engine: it has written {completion}, which no rationale may be; leave it out")
-        for token, log_prob in zip(completion.tokens, completion.log_probs, strict=True):
+        for token, log_prob in zip(tokens, completion.log_probs, strict=True):
             self.log_probs.append(log_prob)
             self.finished = token == codec.stop_id
             if self.finished:

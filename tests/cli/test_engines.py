@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -181,6 +182,41 @@ def test_requests_are_spread_and_come_back_in_order(servers: tuple[FakeVllm, Fak
         expected = lm.complete("q", requests)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
     assert {server.completed for server in servers} == {4, 5}
+
+
+def test_a_server_that_fails_is_asked_again_and_one_that_is_lost_is_not(servers: tuple[FakeVllm, FakeVllm]) -> None:
+    server, _ = servers
+    asked = vllm._Server(server.address)
+    server.answers["ping"] = (200, "pong")
+    server.failures = 2
+    assert asked.call("ping", {}) == "pong"
+    server.failures = 3
+    for _ in range(2):
+        with pytest.raises(vllm._Lost):
+            asked.call("ping", {})
+    assert server.failures == 0, "it would answer now"
+
+
+def test_nobody_waits_for_what_is_asked_for_when_it_ends(
+    servers: tuple[FakeVllm, FakeVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "AT_ONCE", 1)
+    server, _ = servers
+    server.answers["completions"] = (400, "no")
+    together = VllmServers([server.address], 99)
+    together._versions.present["q"] = "q"
+    calls: list[object] = []
+    monkeypatch.setattr(
+        vllm._Server, "complete", lambda *arguments: calls.append(arguments) or time.sleep(0.1) or fail()
+    )
+    with pytest.raises(UsageError):
+        together.complete("q", [REQUEST] * 50)
+    together.close()
+    assert len(calls) < 5
+
+
+def fail() -> None:
+    raise UsageError("no")
 
 
 def test_the_script_for_two_machines_is_one() -> None:

@@ -252,7 +252,7 @@ def test_a_replayed_step_is_the_fresh_one(
     buffer = ReplayBuffer(tolerance=0)
     fresh = gather(lm, rules, buffer)
     state = buffer.state_dict()
-    buffer.load_state_dict(state, 1000)
+    buffer.load_state_dict(state, rules.codec)
     once = [Trajectories(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.sampled) for b in fresh]
     replayed = gather(lm, rules, buffer, replay=1.0, seed=1)
     assert any(r.calls for batch in replayed for r in batch.rationales)
@@ -341,7 +341,7 @@ def test_what_is_replayed_has_an_age(lm: LanguageModel, rules: ChainRules) -> No
     """It survives a checkpoint, and is told where nothing was sampled too."""
     buffer = ReplayBuffer(tolerance=0)
     assert {"replayed", "age"}.isdisjoint(describe(gather(lm, rules, buffer, step=2)))
-    buffer.load_state_dict(buffer.state_dict(), 1000)
+    buffer.load_state_dict(buffer.state_dict(), rules.codec)
     figures = describe(gather(lm, rules, buffer, replay=1 / 3, seed=1, step=7))
     assert figures["replayed"] == pytest.approx(1 / 3) and figures["age"] == 5
     figures = describe(gather(lm, rules, buffer, replay=1.0, samples=2, step=9))

@@ -133,6 +133,23 @@ def test_what_a_tokenizer_puts_before_a_prompt_is_kept(tiny_model: Callable[[str
     assert codec.encode_prompt("ab ab") == [*before, *codec.encode("ab ab")]
 
 
+@pytest.mark.parametrize("form", ["[B] $A [E]", "$A [E]"])
+def test_an_empty_prompt_has_what_stands_before_any(tiny_model: Callable[[str], Path], form: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    tokenizer.add_tokens([AddedToken("[B]", special=True), AddedToken("[E]", special=True)])
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("[B]", "[E]")}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=list(ids.items()))
+    assert TextCodec(tokenizer).encode_prompt("") == [ids["[B]"] if "[B]" in form else tokenizer.eos_token_id]
+
+
+def test_ids_may_have_holes_between_them() -> None:
+    backend = Tokenizer(BPE(vocab={piece: 3 * i for i, piece in enumerate([*"0=,ab", END])}, merges=[]))
+    backend.decoder = decoders.Fuse()
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END))
+    assert codec.actions.tolist() == [0, 3, 6, 9, 12, 15] and codec.stop_id == 15
+    assert TextCodec(codec.tokenizer, allowed_characters="ab").actions.tolist() == [9, 12, 15]
+
+
 def test_a_trigger_of_bytes_that_are_no_text_by_themselves() -> None:
     """A byte-level vocabulary without a token for the arrow."""
     alphabet = sorted(ByteLevel.alphabet())
@@ -197,6 +214,20 @@ def test_no_user_ends_his_turn(chat: PreTrainedTokenizerBase) -> None:
     assert codec.decode(hostile).startswith(start) and codec.decode(benign).startswith(start)
 
 
+def test_a_turn_ends_as_the_template_ends_it(chat: PreTrainedTokenizerBase) -> None:
+    """Which is not always by end-of-sequence; a stop of the task's own is one token, if it can be."""
+    assert TextCodec(chat, chat=True).stop_id == chat.eos_token_id
+    chat.chat_template = TEMPLATE.replace("<|endoftext|>", "<|pad|>")
+    codec = TextCodec(chat, chat=True)
+    assert codec.stop_id == chat.pad_token_id and codec.stop_id in codec.actions
+    assert TextCodec(chat).stop_id == chat.eos_token_id
+    assert TextCodec(chat, chat=True, stop="\n").stop_id == codec.encode("\n")[0]
+    chat.chat_template = "{{ messages[0]['content'] }}"
+    assert TextCodec(chat, chat=True).stop_id == chat.eos_token_id
+    chat.chat_template = ""
+    assert not TextCodec(chat, chat=True).begins_a_line
+
+
 def test_without_a_template_a_prompt_is_its_text(chat: PreTrainedTokenizerBase) -> None:
     plain = TextCodec(chat)
     assert plain.encode_prompt("1 + 1?") == chat("1 + 1?")["input_ids"]
@@ -214,6 +245,7 @@ def test_without_a_template_a_prompt_is_its_text(chat: PreTrainedTokenizerBase) 
         ("{{ raise_exception('no users') }}", "the model's chat template fails: no users; do without it"),
         ("{{ ''.__class__.__mro__ }}", "the model's chat template fails: access to attribute"),
         ("{{ messages[0]['content'] + 1 }}", "the model's chat template fails: can only concatenate str"),
+        ("{{ 1 // 0 }}", "the model's chat template fails: .*zero"),
     ],
 )
 def test_a_template_that_fails(chat: PreTrainedTokenizerBase, template: str, message: str) -> None:

@@ -112,6 +112,21 @@ def test_a_folder_that_is_no_model(file: str | None, message: str, tmp_path: Pat
         resolve(str(thing))
 
 
+@pytest.mark.parametrize(
+    ("variant", "key"),
+    [("llama", "num_key_value_heads"), ("llama", "head_dim"), ("gpt2", "n_positions"), ("gpt2", "n_inner")],
+)
+def test_a_configuration_of_a_model_that_the_files_do_not_hold(
+    variant: str, key: str, tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    """It is not made: it would not fit into memory."""
+    folder = Path(shutil.copytree(tiny_model(variant), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: 10**9}))
+    with pytest.raises(UsageError, match="asks for a larger model than its files hold"):
+        load_model_and_tokenizer(folder, dtype=torch.float32)
+
+
 # -- the Hugging Face cache and hub --------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ import json
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,11 @@ from latent_cot import disk
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.types import Rationale, ToolCall, rationale_to_json
 from tests.oracles import buffer as oracle
+
+CODEC: Any = SimpleNamespace(
+    vocab_size=2**21, stop_id=2**20, action_index=torch.where(torch.arange(2**21) == 99, -1, 0)
+)
+"""Of a large alphabet, to which 99 does not belong."""
 
 
 def rationale(*tokens: int) -> Rationale:
@@ -31,7 +38,7 @@ def offer(buffer: ReplayBuffer, tokens: tuple[int, ...], reward: float, question
 def reloaded(buffer: ReplayBuffer) -> ReplayBuffer:
     """A new buffer from the state of this one, by way of JSON text."""
     other = ReplayBuffer(buffer.capacity, buffer.tolerance)
-    other.load_state_dict(json.loads(json.dumps(buffer.state_dict())), 2**21)
+    other.load_state_dict(json.loads(json.dumps(buffer.state_dict())), CODEC)
     return other
 
 
@@ -160,6 +167,15 @@ def test_a_reward_that_is_no_number_is_refused() -> None:
     buffer = ReplayBuffer()
     assert not offer(buffer, (1,), math.nan)
     assert "x" not in buffer
+
+
+@pytest.mark.parametrize("token", [99, CODEC.stop_id])
+def test_a_token_that_nobody_may_choose_is_refused(token: int) -> None:
+    """It would be scored as another one."""
+    buffer = ReplayBuffer()
+    offer(buffer, (1, token), -1)
+    with pytest.raises(ValueError, match="a token that may not be chosen"):
+        reloaded(buffer)
 
 
 def random_tokens(rng: random.Random, length: int = 24) -> tuple[int, ...]:
