@@ -40,7 +40,8 @@ class EM(Method):
         yield from self.evaluate(0)
         yield from self.warm_start_q(1)  # only where q sees Y: q ← p, fine-tuned to write Z behind X and Y
         for number in range(1, self.rounds + 1):
-            yield from self.diagnose_before(number)  # where q sees X only: q ← p. How far is q from the posterior?
+            # In the first round, where q sees X only: q ← p. How far is q from the posterior?
+            yield from self.diagnose_before(number)
             if self.config.e_step.steps:
                 yield from self.e_step(number)  # train q towards the posterior of p
                 yield from self.diagnose(number)  # how far is it now? Farther: it is what it was

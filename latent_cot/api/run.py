@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_cot import disk, tasks
 from latent_cot.api.results import Evaluation, Results
+from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, sampling_temperature
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.plots import Curve
@@ -124,7 +125,7 @@ class Run:
         """
         check_sampling(n=n, temperature=temperature, seed=seed)
         asked = reasoner or self.reasoners[0]
-        if asked not in self._adapters:
+        if asked not in self.adapters:
             self.source.require(asked)
         example = self._example(question, answer)
         loop = self.in_memory()
@@ -157,14 +158,14 @@ class Run:
         self,
         split: str | Sequence[str] = (),
         *,
-        files: Sequence[str] = (),
+        files: str | Sequence[str] = (),
         reasoner: Adapter | None = None,
         size: int | None = None,
         votes: int = 1,
         samples: int | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
-        exclude: Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         seed: int = 0,
         progress: bool = True,
     ) -> Evaluation:
@@ -173,14 +174,14 @@ class Run:
         Args:
             split: a test split, such as `"5-operands"`, several along a number, `"operands=3..8"`, or a list of these.
                 None given: the task's own.
-            files: files of questions, in the task's format.
+            files: a file of questions, in the task's format, or several.
             reasoner: "q" or "p"; None: all that it has.
             size: the first questions of each split only; None: all of them.
             votes: chains a question; above 1 the majority of their answers decides.
             samples: rationales a question, for a task with metrics; None: the run's, or as many as the task likes.
             temperature: 0 is greedy; None: 0, or 0.5 with several votes; of a task with metrics, the run's own.
             max_tokens: tokens a chain may choose; None: the run's `evaluation.max_tokens`.
-            exclude: files whose questions are left out.
+            exclude: a file, or several, whose questions are left out.
             seed: of the sampling.
             progress: show how far it has got.
 
@@ -197,7 +198,8 @@ class Run:
         decoding = {"max_tokens": max_tokens or configured.max_tokens, **own, "temperature": temperature}
         if reasoner is not None:
             self.source.require(reasoner)
-        sweeps = [self.task.sweep(pattern) for pattern in ([split] if isinstance(split, str) else split)]
+        named, files, exclude = ([one] if isinstance(one, str) else one for one in (split, files, exclude))
+        sweeps = [self.task.sweep(pattern) for pattern in named]
         data = reasoners.training_data(self.source, self.task)
         training = [*data.demonstrations, *data.unlabelled]
         splits = splits_of(
@@ -232,16 +234,18 @@ class Run:
         model = Path(c.model).name if Path(c.model).is_dir() else c.model
         if self.source.folder is None:
             return f"{model} as it is, on {self.task.name}"
-        return f"{self.path}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {self.status}"
+        status = "its run.json cannot be read"
+        with suppress(UsageError):
+            status = self.status
+        return f"{self.path}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {status}"
 
     # -- what these need -----------------------------------------------------------------------------
 
     @property
-    def _adapters(self) -> tuple[Adapter, ...]:
+    def adapters(self) -> tuple[Adapter, ...]:
         """Those that were trained: a q that sees the answer can be sampled from and scored with, though not tested."""
-        has_q = self.source.folder is not None and (
-            "q" in self.reasoners or self.config.q_sees == "question-and-answer"
-        )
+        sees_answer = METHODS[self.config.method].trains_q and self.config.q_sees == "question-and-answer"
+        has_q = self.source.folder is not None and ("q" in self.reasoners or sees_answer)
         return ("q", "p") if has_q else ("p",)
 
     def in_memory(self) -> Method:
@@ -264,12 +268,12 @@ class Run:
         from latent_cot.methods.scored import score_rationales
 
         found = score_rationales(
-            self.in_memory(), example, counts, with_q="q" in self._adapters, proposal=sampler if weighed else None
+            self.in_memory(), example, counts, with_q="q" in self.adapters, proposal=sampler if weighed else None
         )
         items = list(found.rationales)
         if sampler is not None:
             items.sort(key=lambda item: (item.weight or 0.0, item.log_reward or 0.0, item.log_p), reverse=True)
-        colour = sampler or self._adapters[0]
+        colour = sampler or self.adapters[0]
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour)
 
     def folder(self, what: str) -> RunFolder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from latent_cot import disk
+from latent_cot.api.carry_out import carry_out
 from latent_cot.api.run import Run, load
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, differences, from_dict, load_config, refuse_task_code
-from latent_cot.report.terminal import Display, Progress
+from latent_cot.report.terminal import Progress
 from latent_cot.run import reasoners
 from latent_cot.run.paths import default_folder, with_absolute_paths
 from latent_cot.run.run_folder import RunFolder
@@ -86,7 +86,7 @@ def train(
     stop button, is saved and returned as it is: `run.status` is then "stopped", and `resume(run)` goes on.
 
     Args:
-        config: from `configure`; None: what `configure` makes of the `settings`.
+        config: from `configure`; None: what `configure` makes of the `settings`, `method` and `task` among them.
         callbacks: each is called after each unit of work, and stops the run by returning True.
         resume: go on with the run in `output_dir`, if there is one and its settings are these; a run that is finished
             is returned at once. Without, a folder that holds a run is refused.
@@ -97,6 +97,9 @@ def train(
 
     Raises UsageError for whatever you can put right.
     """
+    for name in ("method", "task") if config is not None else ():
+        if settings.get(name, getattr(config, name)) != getattr(config, name):
+            raise UsageError(f"{name} {settings[name]}: it has settings of its own; name it in configure()")
     config = configure(**settings) if config is None else _with(config, settings)
     path = disk.expanded(config.output_dir or default_folder(config))
     config = replace(config, output_dir=str(path))
@@ -118,43 +121,19 @@ def resume(run: Run, *, callbacks: Iterable[Callback] = (), progress: bool = Tru
 
 
 def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
-    from latent_cot.run.interrupts import stop_signals
-
     console = Console(stderr=True, quiet=not shown or os.environ.get("RANK", "0") != "0")
-    followers, stop = list(callbacks), False
-    with ExitStack() as stack:
-        display = stack.enter_context(Display(console))
-        on_load = display.loading(config.model)
-        from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop  # here: it takes seconds
+    callbacks, stop = list(callbacks), False
 
-        session = open_session(config, on_load=on_load)
-        # Only now: a mistyped model leaves no folder behind.
-        folder = claim_folder(path, config, session.lm.processes, resume=resume)
-        stack.enter_context(folder.lock())
-        stopped_by = stack.enter_context(stop_signals())
+    def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
+        nonlocal stop
+        at = Progress.of(loop)
+        figures = {key: value for key, value in info.items() if key != "samples"}
+        samples = tuple(info.get("samples", ()))
+        unit = Unit(phase.round, phase.name, at.unit, at.units, at.share, figures, samples)
+        stop = True in [follower(unit) for follower in callbacks]  # each is called
 
-        def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
-            nonlocal stop
-            display.on_unit(loop, phase, info)
-            at = Progress.of(loop)
-            figures = {key: value for key, value in info.items() if key != "samples"}
-            samples = tuple(info.get("samples", ()))
-            unit = Unit(phase.round, phase.name, at.unit, at.units, at.share, figures, samples)
-            stop = True in [follower(unit) for follower in followers]  # each is called
-
-        def should_stop() -> bool:
-            return stop or stopped_by() is not None
-
-        with suppress(Stopped):
-            run_loop(
-                session,
-                folder,
-                resume=resume,
-                on_start=display.on_start,
-                on_unit=on_unit,
-                should_stop=should_stop,
-            )
-    source = reasoners.find(str(folder.path), None, trusted=True)
+    session = carry_out(config, path, console, resume=resume, followers=[on_unit], should_stop=lambda: stop).session
+    source = reasoners.find(str(path), None, trusted=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 
 

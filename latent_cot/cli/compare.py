@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,19 +13,19 @@ import tyro
 from rich.console import Console
 
 from latent_cot import disk, tasks
-from latent_cot.cli.fit import observer, refuse_unwritable
-from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
+from latent_cot.api.carry_out import carry_out
+from latent_cot.cli.fit import refuse_unwritable
+from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.settings import check, refuse_task_code, to_dict
+from latent_cot.config.settings import check, refuse_task_code
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import paired_difference, plan, records, table
 from latent_cot.report.comparison.paired_difference import Target
 from latent_cot.report.comparison.plan import Run, Variant
-from latent_cot.report.terminal import Display
+from latent_cot.report.terminal import say
 from latent_cot.run import tracking
-from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import with_absolute_paths
-from latent_cot.run.run_folder import RunFolder, write_text
+from latent_cot.run.run_folder import write_text
 from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
@@ -162,6 +161,7 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
             config = with_absolute_paths(replace(config, output_dir=str(path / variant.name / f"seed{seed}")))
             try:
                 check(config)
+                refuse_task_code(config, trusted=options.trust_code)
                 if config.task != (task := with_absolute_paths(base).task):
                     raise UsageError(f"its task is {config.task}, but that of the comparison is {task}; give one")
                 if config.evaluation.splits == ():
@@ -201,34 +201,18 @@ def _seeds(text: str) -> list[int]:
 
 def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[str], console: Console) -> int:
     """Do what is left to do. Returns 0, or the status of a signal."""
-    from latent_cot.run.session import Stopped, open_session, run_loop
-
     tracking.check(options.track)
-    session: Session | None = None
-    with stop_signals() as stopped_by:
-        for number, one in enumerate(runs, 1):
-            title = f"{one.name} ({number} of {len(runs)})"
-            if one.name in done:
-                say(console, f"{title}: finished already", style="dim")
-                continue
-            there = _begun(one)
-            say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
-            try:
-                with Display(console) as display, ExitStack() as stack:
-                    on_load = display.loading(one.config.model)
-                    session = open_session(one.config, loaded=session, on_load=on_load)
-                    folder = RunFolder.open(one.folder) if there else RunFolder.create(one.folder, to_dict(one.config))
-                    stack.enter_context(folder.lock())
-                    on_unit = observer(stack, session, folder, display, console, options.track)
-                    run_loop(
-                        session,
-                        folder,
-                        resume=there,
-                        on_start=display.on_start,
-                        on_unit=on_unit,
-                        should_stop=lambda: stopped_by() is not None,
-                    )
-            except Stopped:
-                say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
-                return 128 + (stopped_by() or signal.SIGINT)
+    loaded: Session | None = None
+    for number, one in enumerate(runs, 1):
+        title = f"{one.name} ({number} of {len(runs)})"
+        if one.name in done:
+            say(console, f"{title}: finished already", style="dim")
+            continue
+        there = _begun(one)
+        say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
+        carried = carry_out(one.config, one.folder, console, resume=there, loaded=loaded, track=options.track)
+        if carried.results is None:
+            say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
+            return 128 + (carried.signal or signal.SIGINT)
+        loaded = carried.session
     return 0

@@ -12,10 +12,10 @@ import tyro
 from rich.console import Console
 
 from latent_cot.api.run import Run, check_sampling, load
-from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console, say
+from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
-from latent_cot.report.terminal import RATIONALE_HEADING, marked
+from latent_cot.report.terminal import RATIONALE_HEADING, marked, say
 from latent_cot.types import Task, UsageError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import tyro
 
 from latent_cot import disk
 from latent_cot.api.run import load
-from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
-from latent_cot.report.terminal import waiting
+from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.report.terminal import say, waiting
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.types import UsageError

@@ -6,29 +6,26 @@ import os
 import shlex
 import signal
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 
 from latent_cot import disk
-from latent_cot.cli.options import Switch, given, parse_run, preset_config, print_json, progress_console, say
+from latent_cot.api.carry_out import carry_out
+from latent_cot.cli.options import Switch, given, parse_run, preset_config, print_json, progress_console
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, code_named, from_dict, refuse_code, refuse_task_code, to_dict, to_yaml
-from latent_cot.report.terminal import Display
+from latent_cot.config.settings import check, code_named, from_dict, refuse_code, refuse_task_code, to_yaml
+from latent_cot.report.terminal import say
 from latent_cot.run import tracking
-from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.paths import default_folder, with_absolute_paths
 from latent_cot.run.preflight import load_examples
-from latent_cot.run.run_folder import RunFolder
+from latent_cot.run.run_folder import RunFolder, refuse_unless_free
 from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
-    from latent_cot.run.session import Session
+    pass
 
 COMMON = (
     *("task", "model", "method", "seed", "rounds", "q_sees", "output_dir"),
@@ -85,6 +82,7 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
         return 0
     if not options.resume:
         refuse_task_code(config, trusted=options.trust_code)
+        refuse_unless_free(path)
         refuse_unwritable(path)
         config = with_absolute_paths(replace(config, output_dir=str(path)))
     return _train(config, path, options)
@@ -116,8 +114,6 @@ def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
 
 def refuse_unwritable(path: Path) -> None:
     """Before the model is loaded; `RunFolder.create` has the last word."""
-    if (path / "config.yaml").exists():
-        raise UsageError(f"--output-dir {path}: holds a run; go on with it by --resume, or give another one")
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UsageError(f"--output-dir {path}: cannot write to {existing}; give another folder")
@@ -128,58 +124,20 @@ def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
     console = progress_console(to_stderr=options.json)
     console.quiet = os.environ.get("RANK", "0") != "0"
     examples = load_examples(config)  # before torch is imported: whoever has bad rows is told at once
-    with ExitStack() as stack:
-        display = stack.enter_context(Display(console))
-        on_load = display.loading(config.model)
-        from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop  # here: it takes seconds
-
-        session = open_session(config, examples=examples, on_load=on_load)
-        main = session.lm.processes.main
-        folder = claim_folder(path, config, session.lm.processes, resume=options.resume)
-        stack.enter_context(folder.lock())
-        stopped_by = stack.enter_context(stop_signals())
-        on_unit = observer(stack, session, folder, display, console, options.track if main else ())
-        try:
-            results = run_loop(
-                session,
-                folder,
-                resume=options.resume,
-                on_start=display.on_start,
-                on_unit=on_unit,
-                should_stop=lambda: stopped_by() is not None,
-            )
-        except Stopped:
-            command = "em" if config.method == "em" else "fit"
-            tracked = "".join(f" --track {name}" for name in options.track)
-            say(console, f"Stopped; saved in {path}. Go on with:")
-            again = f"--output-dir {_quoted(path)} --resume{tracked}{_trust(config)}"
-            say(console, f"  latent-cot {command} {again}", whole=True)
-            return 128 + (stopped_by() or signal.SIGINT)
-    for note in session.failures:
-        say(console, note, style="bold red")
-    say(console, f"Done in {results['resources']['seconds']:.0f} s; saved in {_quoted(path)}. See also:")
+    done = carry_out(config, path, console, resume=options.resume, examples=examples, track=options.track)
+    if done.results is None:
+        command = "em" if config.method == "em" else "fit"
+        tracked = "".join(f" --track {name}" for name in options.track)
+        say(console, f"Stopped; saved in {path}. Go on with:")
+        again = f"--output-dir {_quoted(path)} --resume{tracked}{_trust(config)}"
+        say(console, f"  latent-cot {command} {again}", whole=True)
+        return 128 + (done.signal or signal.SIGINT)
+    say(console, f"Done in {done.results['resources']['seconds']:.0f} s; saved in {_quoted(path)}. See also:")
     say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}", whole=True)
     say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}", whole=True)
-    if options.json and main:
-        print_json({"run": str(path), **results})
+    if options.json and done.session.lm.processes.main:
+        print_json({"run": str(path), **done.results})
     return 0
-
-
-def observer(
-    stack: ExitStack, session: Session, folder: RunFolder, display: Display, console: Console, track: Sequence[str]
-) -> tracking.OnUnit:
-    """What is told of a run's units of work: the display and, opened in `stack`, its trackers. The user is told the
-    session's notes."""
-    for note in session.notes:
-        say(console, note, style="dim")
-    tracker = tracking.Tracking(track, folder, to_dict(session.config), warn=partial(say, console))
-    stack.enter_context(tracker)
-
-    def on_unit(*unit: Any) -> None:
-        display.on_unit(*unit)
-        tracker.on_unit(*unit)
-
-    return on_unit
 
 
 def _trust(config: RunConfig) -> str:

@@ -11,17 +11,17 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
-from rich.text import Text
 
 from latent_cot.cli import COMMANDS, fill, line_width
 from latent_cot.config.settings import load_config
-from latent_cot.report.terminal import filled, waiting
+from latent_cot.report.terminal import waiting
 from latent_cot.run.printable import printable
 from latent_cot.types import finite
 
@@ -67,12 +67,30 @@ def parse_run(
 ) -> Options:
     """`parse` of options that have a run's `settings`, by default `base`. `--help` shows some of these and some options
     of the command's `own`, `--help-all` all."""
-    default = cls(settings=base)
+    # A flag's options are put on top: tyro would take none but those of a mapping that has some.
+    options = base.data.options
+    base = replace(base, data=replace(base.data, options={}))
+    default: Any = cls(settings=base)
     if not {"-h", "--help"}.isdisjoint(argv):
         print(short_help(command, [*((path, base) for path in shown), *((name, default) for name in own)]))
         raise SystemExit(0)
-    arguments = ["--help" if arg == "--help-all" else arg for arg in argv]
-    return parse(type(default), arguments, command, default)
+    arguments = ["--help" if arg == "--help-all" else arg for arg in _together("--data.options", argv)]
+    found: Any = parse(type(default), arguments, command, default)
+    data = found.settings.data
+    data = replace(data, options={**options, **data.options})
+    return cast("Options", replace(found, settings=replace(found.settings, data=data)))
+
+
+def _together(option: str, argv: Sequence[str]) -> list[str]:
+    """The arguments with all values of `option`, which may be there several times, behind its first place."""
+    kept: list[str] = []
+    values: list[str] = []
+    behind = False
+    for arg in argv:
+        behind = arg == option or (behind and not arg.startswith("--"))
+        (values if behind else kept).append(arg)
+    values = [value for value in values if value != option]
+    return [*kept, option, *values] if values else kept
 
 
 def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
@@ -144,16 +162,6 @@ def progress_console(*, to_stderr: bool) -> Console:
     if not console.is_terminal:
         console.width = max(console.width, 110)  # a file has no edge: tables need not fold
     return console
-
-
-def say(console: Console, text: str, style: str = "", *, whole: bool = False) -> None:
-    """A sentence, in lines that end between words, or a command to copy, which stays `whole`. As with `Display`, a run
-    outlives it, where nobody reads or the disk of its output is full."""
-    text = printable(text)
-    try:
-        console.print(Text(text if whole else filled(text, console), style=style), soft_wrap=True)
-    except (OSError, SystemExit):
-        console.quiet = True
 
 
 _diverted = ExitStack()

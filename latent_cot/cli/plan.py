@@ -15,7 +15,7 @@ import tyro
 from platformdirs import user_cache_path
 
 from latent_cot import __version__, disk, tasks
-from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console, say
+from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, flag, refuse_task_code
@@ -25,7 +25,7 @@ from latent_cot.planning.layout import Layout, layouts, split, suggested
 from latent_cot.planning.rounds import Texts
 from latent_cot.planning.shape import shape_of
 from latent_cot.report.tables import Table
-from latent_cot.report.terminal import waiting
+from latent_cot.report.terminal import say, waiting
 from latent_cot.types import UsageError, did_you_mean
 
 SHOWN = (

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from latent_cot import __version__, disk
 from latent_cot.api.run import Run, check_sampling, load
-from latent_cot.cli.options import Switch, announce_loading, parse, progress_console, say
+from latent_cot.cli.options import Switch, announce_loading, parse, progress_console
 from latent_cot.evaluation.splits import splits_of
-from latent_cot.report.terminal import Items
+from latent_cot.report.terminal import Items, say
 from latent_cot.report.web import FORMAT, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
@@ -85,8 +85,7 @@ def run(argv: Sequence[str]) -> int:
 def _open(target: str, options: ReportOptions) -> Run:
     asked = load(target, trust_code=options.trust_code)
     asked.folder("report")
-    # A q that sees the answer may be looked at, though not tested.
-    if options.reasoner == "q" and asked.config.q_sees == "question":
+    if options.reasoner == "q" and "q" not in asked.adapters:
         asked.source.require("q")
     return asked
 

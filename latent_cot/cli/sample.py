@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from latent_cot.api.run import check_sampling, load
-from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console, say
+from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console
+from latent_cot.report.terminal import say
 
 if TYPE_CHECKING:
     from latent_cot.model.lm import Adapter

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.text import Text
 
-from latent_cot.cli.options import Switch, parse, print_json, progress_console, say
+from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.report.tables import Cell, Table
-from latent_cot.report.terminal import Items
+from latent_cot.report.terminal import Items, say
 from latent_cot.types import UsageError, did_you_mean
 
 if TYPE_CHECKING:

@@ -217,6 +217,8 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
     for key, own in values.items():
         if is_dataclass(own):
             values[key] = _overlay(own, record.get(key), where, prefix + key)
+        elif isinstance(own, Mapping) and isinstance(record.get(key), Mapping):
+            values[key] = {**own, **record[key]}
         elif key in record:
             values[key] = record[key]
     return values

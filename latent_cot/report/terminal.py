@@ -411,3 +411,13 @@ def _figures(info: Mapping[str, Any]) -> str:
     if collapsed:
         figures = f"one chain a question  {figures}"
     return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures
+
+
+def say(console: Console, text: str, style: str = "", *, whole: bool = False) -> None:
+    """A sentence, in lines that end between words, or a command to copy, which stays `whole`. As with `Display`, a run
+    outlives it, where nobody reads or the disk of its output is full."""
+    text = printable(text)
+    try:
+        console.print(Text(text if whole else filled(text, console), style=style), soft_wrap=True)
+    except (OSError, SystemExit):
+        console.quiet = True

@@ -311,6 +311,13 @@ class RunFolder:
             raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")
         return None
 
+    def unfinish(self) -> None:
+        """A finished run goes on, to more rounds: what it was at its end is in its newest checkpoint."""
+        with _writing(self.path):
+            (self.path / "results.json").unlink(missing_ok=True)
+            for name in ("p", "q"):
+                disk.remove_folder(self.path / name)
+
     def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Cut the logs back to where they were at the checkpoint, and drop newer (damaged) checkpoints.
 
@@ -346,6 +353,9 @@ class Follower(RunFolder):
 
     def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Nothing: the main process does it."""
+
+    def unfinish(self) -> None:
+        """Nothing, likewise."""
 
     def _append(self, name: str, records: Iterable[Any]) -> None:
         """Nothing."""

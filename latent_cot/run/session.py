@@ -151,6 +151,8 @@ class _Running:
         if resume:
             folder.rewind(checkpoint)
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
+        if resume and self.loop.state.phase < len(self.loop.phases):
+            folder.unfinish()
         self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         self._lap = time.monotonic()
         folder.mark("running")
@@ -166,7 +168,8 @@ class _Running:
 
     def save(self) -> None:
         """Save everything."""
-        position = {**self.loop.state_dict(), "resources": self._spent(), **self._made_of}
+        phases = _phases_until(self.loop)
+        position = {**self.loop.state_dict(), "phases": phases, "resources": self._spent(), **self._made_of}
         self.folder.save(position, self._write)
 
     def _write(self, target: Path) -> None:
@@ -342,8 +345,17 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
         loop.load_state_dict(checkpoint.state)
     except (KeyError, TypeError, ValueError, OverflowError, UsageError) as error:
         raise UsageError(f"{checkpoint.path}: not as this run would have saved it: {first_line(error)}") from error
+    own = _phases_until(loop)
+    if checkpoint.state.get("phases") not in (None, own, own[:-1]):  # the last of these: it was finished
+        why = "by config.yaml as it is now, the run has other phases up to where it stopped"
+        raise UsageError(f"{checkpoint.path}: {why}; put it right, or start again in another --output-dir")
     _read_adapters(session, checkpoint.path, checkpointed_adapters(session.config))
     return loop
+
+
+def _phases_until(loop: Method) -> list[list[Any]]:
+    """Round and name of each phase up to the present one, as JSON has them: `State.phase` only counts them."""
+    return [[phase.round, phase.name] for phase in loop.phases[: loop.state.phase + 1]]
 
 
 def _read_adapters(session: Session, source: Path, adapters: Iterable[Weights]) -> None:

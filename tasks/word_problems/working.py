@@ -71,7 +71,7 @@ def numbers_in(text: str) -> set[Fraction]:
     words = [word for word in re.findall("[a-z]+", text) if word in _NAMED]
     named = {_NAMED[word] for word in words}
     for first, second in re.findall(r"([a-z]+)[ -](?=([a-z]+))", text):
-        one, other = _NAMED.get(first, 0), _NAMED.get(second, 0)
+        one, other = _NAMED.get(first, Fraction(0)), _NAMED.get(second, Fraction(0))
         if one in range(20, 100, 10) and 0 < other < 10:
             named.add(one + other)
         elif one and other and second.endswith("s"):

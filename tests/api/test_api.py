@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,38 @@ def test_a_callback_sees_each_unit_and_may_stop(run: lc.Run, tmp_path: Path, set
     assert finished.results["accuracy"] == run.results["accuracy"]
     assert finished.results["posterior"] == run.results["posterior"]
     assert list(finished.rationales()) == list(run.rationales())
+
+
+def test_a_run_does_not_go_on_with_other_phases_behind_it(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """It counts them: an E-step would be taken for another phase, and be left out."""
+    stopped = lc.train(
+        lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[lambda unit: unit.phase == "e_step"], **settings
+    )
+    file = tmp_path / "run" / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("every_round: true", "every_round: false"))
+    assert file.read_text() != text
+    with pytest.raises(lc.UsageError, match="other phases up to where it stopped"):
+        lc.resume(lc.load(tmp_path / "run"), progress=False)
+    file.write_text(text.replace("rounds: 1", "rounds: 2"))
+    assert lc.resume(lc.load(tmp_path / "run"), callbacks=[lambda _: True], progress=False).status == "stopped"
+    assert stopped.path == tmp_path / "run"
+
+
+def test_a_finished_run_that_goes_on_is_not_finished(run: lc.Run, tmp_path: Path) -> None:
+    assert run.path is not None
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("rounds: 1", "rounds: 2"))
+    goes_on = lc.resume(lc.load(folder), callbacks=[lambda _: True], progress=False)
+    assert goes_on.status == "stopped"
+    assert not (folder / "results.json").exists() and not (folder / "p").exists()
+    assert goes_on.sample("1 + 2", n=1)
+
+
+def test_a_method_has_settings_of_its_own() -> None:
+    with pytest.raises(lc.UsageError, match="method ppo: it has settings of its own; name it in configure"):
+        lc.train(lc.configure("smoke"), method="ppo")
 
 
 def test_ctrl_c_saves_and_returns(tmp_path: Path, settings: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from latent_cot.run import session as of_session
 from latent_cot.run.reasoners import find
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session
-from latent_cot.types import UsageError
+from latent_cot.types import TaskData, UsageError
 from tests.attack.cases import TEXTS, attack, bad_bytes, count, damaged, written
 
 
@@ -119,7 +119,7 @@ def _seen(folder: Path) -> None:
     ):
         with suppress(UsageError):
             act()
-    logs.collect(source, RunFolder.open(folder), run.task, [])
+    logs.collect(source, RunFolder.open(folder), run.task, TaskData((), (), ()))
 
 
 @attack(few=60, many=500)

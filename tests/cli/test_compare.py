@@ -149,6 +149,27 @@ def test_variants_and_a_dry_run(cli: Cli, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_options_of_the_task_are_put_together(cli: Cli, tmp_path: Path) -> None:
+    options = ["--set", "data.options.operands=3", "--set", "data.options.digits=2"]
+    called = cli("compare", "--methods", "sft", "--dry-run", *options, "--output-dir", tmp_path / "all")
+    assert "--data.options operands 3 digits 2" in called.out
+
+
+def test_code_that_a_variant_names_is_not_run(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')\n")
+    (tmp_path / "task.yaml").write_text("data: rows.csv\n")
+    (tmp_path / "rows.csv").write_text("question,answer\n" + "".join(f"q{n},{n}\n" for n in range(40)))
+    variants = tmp_path / "variants.yaml"
+    variants.write_text(
+        f"bad: {{method: sft, overrides: {{data: {{options: {{grade: '{tmp_path}/evil.py:right'}}}}}}}}\n"
+    )
+    command = ["compare", "--task", tmp_path / "task.yaml", "--variants", variants, "--output-dir", tmp_path / "all"]
+    called = cli(*command, "--dry-run")
+    assert called.status == 2 and "bad: " in called.err and "add --trust-code" in called.err
+    trusted = cli(*command, "--dry-run", "--trust-code")
+    assert trusted.status == 0 and trusted.out.rstrip().endswith("--trust-code")
+
+
 @pytest.mark.parametrize("source", ["ablations", "data-efficiency", "few-shot", "without-lessons"])
 def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
     called = cli("compare", "--variants", source, "--dry-run", "--output-dir", tmp_path / "all")
@@ -225,6 +246,15 @@ def test_em_is_for_em(cli: Cli, tmp_path: Path) -> None:
     assert called.status == 2
     assert "latent-cot fit" in called.err
     assert "--policy-gradient.kl" in cli("fit", "--help-all").out
+
+
+def test_a_q_that_was_not_trained_is_not_shown(cli: Cli, compared: Path, tmp_path: Path) -> None:
+    """What q would see is set, and sft reads nothing of it."""
+    folder = Path(shutil.copytree(compared / "sft" / "seed0", tmp_path / "run"))
+    settings = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(settings.replace("q_sees: question\n", "q_sees: question-and-answer\n"))
+    refused = cli("sample", folder, "--reasoner", "q", "--question", "1 + 2", "--answer", 3)
+    assert refused.status == 2 and "q" in refused.err
 
 
 def test_fit_of_a_method_leaves_a_run_for_eval_and_sample(cli: Cli, compared: Path) -> None:

@@ -229,6 +229,16 @@ def test_flags_override_the_file_and_the_file_the_preset(cli: Cli, tmp_path: Pat
     assert config.output_dir is None  # that of another seed or method would be another
 
 
+def test_the_options_of_a_task_are_put_together(cli: Cli, tmp_path: Path) -> None:
+    """Those of the preset or the file, and of each flag."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {options: {digits: 1, operators: +}}\n")
+    flags = ["--data.options", "digits", 2, "--rounds", 1, "--data.options", "operands", 3]
+    printed = cli("em", "--config", file, "--print-config", *flags)
+    assert printed.status == 0, printed.err
+    assert yaml.safe_load(printed.out)["data"]["options"] == {"digits": "2", "operators": "+", "operands": "3"}
+
+
 def test_settings_of_another_task_are_refused(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "printed.yaml"
     file.write_text(cli("em", "--print-config").out)

@@ -201,22 +201,20 @@ def test_nobody_waits_for_what_is_asked_for_when_it_ends(
     servers: tuple[FakeVllm, FakeVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm, "AT_ONCE", 1)
-    server, _ = servers
-    server.answers["completions"] = (400, "no")
-    together = VllmServers([server.address], 99)
+    together = VllmServers([servers[0].address], 99)
     together._versions.present["q"] = "q"
     calls: list[object] = []
-    monkeypatch.setattr(
-        vllm._Server, "complete", lambda *arguments: calls.append(arguments) or time.sleep(0.1) or fail()
-    )
+
+    def complete(*arguments: object) -> Completion:
+        calls.append(arguments)
+        time.sleep(0.1)
+        raise UsageError("no")
+
+    monkeypatch.setattr(vllm._Server, "complete", complete)
     with pytest.raises(UsageError):
         together.complete("q", [REQUEST] * 50)
     together.close()
     assert len(calls) < 5
-
-
-def fail() -> None:
-    raise UsageError("no")
 
 
 def test_the_script_for_two_machines_is_one() -> None:

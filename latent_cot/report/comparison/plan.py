@@ -16,6 +16,7 @@ from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import (
     MAX_CONFIG_BYTES,
+    code_named,
     differences,
     flag,
     from_dict,
@@ -206,6 +207,7 @@ def command_of(config: RunConfig, preset: str | None) -> str:
         elif path not in IGNORED:
             several = itertools.chain(*value.items()) if isinstance(value, Mapping) else value
             words += [flag(path), *map(str, several if isinstance(value, Mapping | tuple) else [value])]
+    words += ["--trust-code"] if code_named(config) else []
     return shlex.join(words)
 
 
