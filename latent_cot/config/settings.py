@@ -160,8 +160,14 @@ class _Dumper(yaml.SafeDumper):
 
 # YAML 1.1 takes 1e-4 for text (it wants 1.0e-4); everybody means the number.
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_FLOAT, _INT = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int"
 for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
+    _yaml.add_implicit_resolver(_FLOAT, _SCIENTIFIC, list("-+0123456789"))
+# And takes 010 for 8 and 1:30 for 90.
+_Loader.yaml_implicit_resolvers = {
+    first: [one for one in resolvers if one[0] != _INT] for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 
@@ -94,14 +95,11 @@ class CheckedEStep(EM):
     @cached_property
     def chosen(self) -> list[tuple[Example, list[Rationale]]]:
         """The compared questions, with their rationales. Raises UsageError if there is none."""
-        found = []
-        for example in self.data.validation:
-            texts = self.task.texts(example)
-            if texts is not None and 0 < len(texts) <= MAX_TEXTS and (rationales := self._possible(texts)):
-                found.append((example, rationales))
-        if not found:
+        listed = ((example, self.task.texts(example) or ()) for example in self.data.validation)
+        few = ((example, self._possible(texts)) for example, texts in listed if len(texts) <= MAX_TEXTS)
+        if not (found := list(islice((one for one in few if one[1]), QUESTIONS))):
             raise UsageError(f"{self.task.name} lists the rationales of none of its validation questions")
-        return found[:QUESTIONS]
+        return found
 
     def _possible(self, texts: Sequence[str]) -> list[Rationale]:
         """What a chain can be: a text may be too long, or a call in it fail."""

@@ -179,7 +179,7 @@ class RunFolder:
 
         Raises UsageError for any other line that is no JSON object.
         """
-        return self._records(EVENTS, lambda event: schemas.EVENTS.get(str(event.get("kind")), schemas.Event))
+        return self._records(EVENTS, schemas.of_event)
 
     def rationales(self) -> Iterator[dict[str, Any]]:
         """All complete records of rationales.jsonl, likewise."""

@@ -5,6 +5,7 @@ A part that no schema names is let through; one that is named is there, and of i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,9 @@ from pydantic import Field
 
 from latent_cot.types import ToolCall
 
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Number = Annotated[float, Field(strict=True)]
+"""No text that looks like one: what is read is used as it is."""
 Status = Literal["running", "stopped", "failed", "finished"]
 """A killed process leaves "running"."""
 
@@ -30,17 +33,17 @@ class About:
 
 @dataclass
 class Accuracy:
-    accuracy: float | None
+    accuracy: Number | None
     correct: Count
     n: Count
-    interval_95: tuple[float, float]
+    interval_95: tuple[Number, Number]
 
 
 @dataclass
 class Figure:
-    value: float | None
+    value: Number | None
     n: Count
-    interval_95: tuple[float, float] | None
+    interval_95: tuple[Number, Number] | None
 
 
 @dataclass
@@ -54,8 +57,8 @@ class Budget:
 class Resources:
     """What a run has cost up to now."""
 
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    phases: dict[str, float] = field(default_factory=dict)
+    seconds: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+    phases: dict[str, Number] = field(default_factory=dict)
     peak_memory_bytes: Count = 0
 
 
@@ -66,16 +69,16 @@ Round = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 class Results:
     """`results.json`."""
 
-    posterior: dict[Round, dict[Literal["before", "after"], dict[str, float | None]]]
+    posterior: dict[Round, dict[Literal["before", "after"], dict[str, Number | None]]]
     budget: Budget
     resources: Resources
-    log_y: dict[Round, dict[Literal["before", "after"], float | None]] = field(default_factory=dict)
+    log_y: dict[Round, dict[Literal["before", "after"], Number | None]] = field(default_factory=dict)
     taken_back: list[tuple[Count, Literal["e_step", "m_step"]]] = field(default_factory=list)
     accuracy: dict[Round, dict[str, dict[str, Accuracy]]] = field(default_factory=dict)
     metrics: dict[Round, dict[str, dict[str, dict[str, Figure]]]] = field(default_factory=dict)
     right: dict[Round, dict[str, dict[str, str]]] = field(default_factory=dict)
     questions: dict[str, str] = field(default_factory=dict)
-    decoding: dict[str, float] = field(default_factory=dict)
+    decoding: dict[str, Number] = field(default_factory=dict)
 
 
 @dataclass
@@ -129,9 +132,9 @@ class Diagnosed(Event):
 class Evaluated(Diagnosed):
     reasoner: str = field(kw_only=True)
     split: str = field(kw_only=True)
-    accuracy: float | None = None
+    accuracy: Number | None = None
     n: Count | None = None
-    interval_95: tuple[float, float] | None = None
+    interval_95: tuple[Number, Number] | None = None
     metrics: dict[str, Figure] | None = None
 
 
@@ -153,7 +156,7 @@ class Sampled:
     phase: str
     question: str
     rationale: Written
-    log_reward: float | None
+    log_reward: Number | None
     count: Count
 
 
@@ -162,4 +165,9 @@ EVENTS: dict[str, type[Event]] = {
     "diagnose_before": Diagnosed,
     "diagnose": Diagnosed,
 }
-"""Kind of an event -> what it holds, where that is more than an `Event`."""
+"""Kind of an event -> what it holds, where that is more than others do."""
+
+
+def of_event(event: Mapping[str, Any]) -> type[Event]:
+    """What a line of `events.jsonl` holds: a unit of work has its round, too."""
+    return EVENTS.get(str(event.get("kind")), Diagnosed if "unit" in event else Event)

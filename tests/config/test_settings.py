@@ -121,6 +121,18 @@ def test_a_setting_of_an_earlier_version_says_what_became_of_it(path: str) -> No
         from_dict(record, "config.yaml")
 
 
+def test_numbers_are_decimal() -> None:
+    found = parse_yaml("{a: 10, b: -3, c: 010, d: 1:30, e: 1e-4, f: 0.5, g: 0}", "x")
+    assert found == {"a": 10, "b": -3, "c": "010", "d": "1:30", "e": 1e-4, "f": 0.5, "g": 0}
+    with pytest.raises(UsageError, match="seed is '1:30'; it should be a valid integer"):
+        from_dict(parse_yaml("seed: 1:30", "x"), "x")
+
+
+def test_options_are_put_on_top_of_each_other() -> None:
+    base = from_dict({"data": {"options": {"digits": "1", "operands": "3"}}}, "x")
+    assert from_dict({"data": {"options": {"digits": "2"}}}, "x", base).data.options == {"digits": "2", "operands": "3"}
+
+
 def test_the_layers_override_in_order(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("rounds: 7\ne_step: {steps: 11}\n")
