@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from latent_cot import disk
 from latent_cot.model.optimise import load_optimizer, save_optimizer
+from latent_cot.run import schemas
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError, finite
 
@@ -757,3 +759,18 @@ def test_folders_are_put_in_place_as_a_whole(tmp_path: Path) -> None:
     assert (folder.path / "q" / "file").read_text() == "new"
     assert {path.name for path in folder.path.iterdir()} >= {"p", "q"}
     assert not list(folder.path.glob(".*.new"))
+
+
+@pytest.mark.parametrize("wrong", [{"accuracy": "0.5"}, {"correct": "4"}, {"n": 8.5}, {"interval_95": ["0.1", 0.9]}])
+def test_text_that_looks_like_a_number_is_none(wrong: dict[str, Any]) -> None:
+    """It would be used as it is, in sums and formats."""
+    right = {"accuracy": 0.5, "correct": 4, "n": 8, "interval_95": [0.2, 1]}
+    disk.decoded(schemas.Accuracy, right, "x")
+    with pytest.raises(UsageError, match=f"x: .*{next(iter(wrong))}"):
+        disk.decoded(schemas.Accuracy, {**right, **wrong}, "x")
+
+
+def test_a_unit_of_work_has_a_round() -> None:
+    event = {"time": "now", "kind": "e_step", "unit": 1}
+    with pytest.raises(UsageError, match="round"):
+        disk.decoded(schemas.of_event(event), event, "x")
