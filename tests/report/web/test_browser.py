@@ -109,8 +109,8 @@ def test_figures_of_a_task_without_right_answers(open_page: Open, small: Json) -
 
 def test_rounds_are_in_the_order_of_their_numbers(open_page: Open, small: Json) -> None:
     rows = [{**small["accuracy"][0], "round": number} for number in (10, 0, 2)]
-    headings = open_page({**small, "accuracy": rows}).texts("#accuracy thead th")
-    assert headings[1:] == ["round 0, p", "round 2, p", "round 10, p"]
+    headings = open_page({**small, "accuracy": rows}).page.locator("#accuracy thead th")
+    assert headings.all_text_contents()[1:] == ["round 0, p", "round 2, p", "round 10, p"]
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (360, "light"), (360, "dark")])

@@ -100,45 +100,20 @@ function segmentText({ text, cut }) {
 }
 
 function loggedTable(run, named) {
+  const headings = ["round", "phase", "step", "question", "rationale", "×", "log R"];
+  const rows = run.logged.map((row) => [
+    row.round,
+    PHASES[row.phase] ?? row.phase,
+    row.unit,
+    el("code", {}, printable(row.question)),
+    segmentText(row),
+    row.count,
+    fixed(row.log_reward),
+  ]);
   return el(
     "details",
     { open: !named },
     el("summary", {}, named ? printable(run.name) : `${plural(run.logged.length, "sampled rationale")}`),
-    el(
-      "div.scroll",
-      { tabindex: "0" },
-      el(
-        "table.logged",
-        {},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            ["round", "phase", "step", "question", "rationale", "×", "log R"].map((text) =>
-              el("th", { scope: "col" }, text),
-            ),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          run.logged.map((row) =>
-            el(
-              "tr",
-              {},
-              el("td", {}, row.round),
-              el("td", {}, PHASES[row.phase] ?? row.phase),
-              el("td", {}, row.unit),
-              el("td", {}, el("code", {}, printable(row.question))),
-              el("td", {}, segmentText(row)),
-              el("td", {}, row.count),
-              el("td", {}, fixed(row.log_reward)),
-            ),
-          ),
-        ),
-      ),
-    ),
+    table(headings, rows, "table.logged"),
   );
 }

@@ -120,7 +120,7 @@ function chart(title, description, options) {
 /** Marks of accuracies with intervals, dodged by series: rows have x, share, interval, series, title. */
 function intervalMarks(rows, series, step = 0.07) {
   const place = new Map(series.map((one, k) => [one, (k - (series.length - 1) / 2) * step]));
-  const x = (row) => row.x + (row.dodge ?? 1) * place.get(row.series);
+  const x = (row) => row.x + place.get(row.series);
   return series.flatMap((one) => {
     const own = rows.filter((row) => row.series === one);
     return [
@@ -135,7 +135,6 @@ function intervalMarks(rows, series, step = 0.07) {
       Plot.line(own, {
         x,
         y: (row) => 100 * row.share,
-        z: (row) => row.line ?? "",
         stroke: one.colour,
         strokeWidth: 2,
         strokeDasharray: one.dash,

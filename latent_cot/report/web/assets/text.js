@@ -52,12 +52,12 @@ function percent(share) {
 }
 
 /** A table that may scroll sideways: the columns' headings, and each row's heading and cells. */
-function table(headings, rows) {
+function table(headings, rows, kind = "table") {
   return el(
     "div.scroll",
     { tabindex: "0" },
     el(
-      "table",
+      kind,
       {},
       el(
         "thead",
