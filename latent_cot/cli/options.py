@@ -82,7 +82,7 @@ def parse_run(
 
 
 def _together(option: str, argv: Sequence[str]) -> list[str]:
-    """The arguments with all values of `option`, which may be there several times, behind its first place."""
+    """The arguments with `option`, which may be there several times, once, at the end, with all of its values."""
     kept: list[str] = []
     values: list[str] = []
     behind = False
