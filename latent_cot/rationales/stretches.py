@@ -55,7 +55,7 @@ class _Open:
         engine may write."""
         tokens = completion.tokens
         known = all(0 <= token < codec.vocab_size and codec.action_index[token] >= 0 for token in tokens)
-        stops = codec.stop_id in tokens[:1] and not self.chain.may_stop
+        stops = codec.stop_id in tokens and not self.chain.may_stop
         if not known or stops or not 0 < len(tokens) == len(completion.log_probs) <= self.asked:
             raise UsageError(f"--rollout.engine: it has written {completion}, which no rationale may be; leave it out")
         for token, log_prob in zip(tokens, completion.log_probs, strict=True):

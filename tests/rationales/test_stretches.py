@@ -1,0 +1,24 @@
+"""What is taken of what an engine writes. (What it is asked for, and what comes of it: test_engines.py.)"""
+
+from __future__ import annotations
+
+import pytest
+
+from latent_cot.model.engine import Completion
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.stretches import rollout
+from latent_cot.types import UsageError
+from tests.tiny import build_tokenizer
+from tests.worlds import ALPHABET
+
+
+@pytest.mark.parametrize("more", [{"min_tokens": 3}, {"granularity": "step", "step_delimiter": ","}])
+def test_an_engine_may_write_what_it_was_asked_for_only(more: dict[str, object]) -> None:
+    codec = TextCodec(build_tokenizer(), allowed_characters=ALPHABET)
+    rules = ChainRules(codec, max_tokens=5, **more)  # type: ignore[arg-type]
+    (one,) = codec.encode("1")
+
+    for wrong in ([one] * 6, [one, codec.stop_id], []):
+        with pytest.raises(UsageError, match="which no rationale may be"):
+            rollout(lambda asked, wrong=wrong: [Completion(wrong, [-1.0] * len(wrong)) for _ in asked], [[5]], rules)
