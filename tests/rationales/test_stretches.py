@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytest
 
-from latent_cot.model.engine import Completion
+from latent_cot.model.engine import Completion, Request
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.stretches import rollout
@@ -18,7 +21,11 @@ def test_an_engine_may_write_what_it_was_asked_for_only(more: dict[str, object])
     codec = TextCodec(build_tokenizer(), allowed_characters=ALPHABET)
     rules = ChainRules(codec, max_tokens=5, **more)  # type: ignore[arg-type]
     (one,) = codec.encode("1")
-
     for wrong in ([one] * 6, [one, codec.stop_id], []):
+        written = [Completion(wrong, [-1.0] * len(wrong))]
         with pytest.raises(UsageError, match="which no rationale may be"):
-            rollout(lambda asked, wrong=wrong: [Completion(wrong, [-1.0] * len(wrong)) for _ in asked], [[5]], rules)
+            rollout(partial(_answer, written), [[5]], rules)
+
+
+def _answer(written: list[Completion], asked: Sequence[Request]) -> list[Completion]:
+    return written * len(asked)
