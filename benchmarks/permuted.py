@@ -40,7 +40,9 @@ def permuted(test: Sequence[Example], training: Collection[Example]) -> list[boo
 def table(comparison: Any) -> list[str]:
     """Rows of Markdown: for each variant, reasoner and split, over the seeds whose records say which are right."""
     cells: dict[tuple[str, str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    seeds: dict[str, set[int]] = defaultdict(set)
     for run in comparison["runs"]:
+        seeds[run["variant"]].add(run["config"]["seed"])
         data = run["config"]["data"]
         names = ("demonstrations", "unlabelled", "validation", "train_file", "options")
         loaded = TASK.load(DataRequest(seed=run["config"]["seed"], **{name: data[name] for name in names}))
@@ -50,14 +52,13 @@ def table(comparison: Any) -> list[str]:
                 again = permuted(TASK.split(split, len(marks)), training)
                 pairs = zip(again, (mark == "1" for mark in marks), strict=True)
                 cells[run["variant"], reasoner, split].extend(pairs)
-    seeds = len({run["config"]["seed"] for run in comparison["runs"]})
     rows = [
         "| | split | questions | permuted | right, all | right, without these |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for (variant, reasoner, split), found in cells.items():
         others = [right for again, right in found if not again]
-        shown = [_share([right for _, right in found], seeds), _share(others, seeds)]
+        shown = [_share(right, len(seeds[variant])) for right in ([right for _, right in found], others)]
         row = [f"{variant}, {reasoner}", split, f"{len(found):,}", f"{len(found) - len(others):,}", *shown]
         rows.append(f"| {' | '.join(row)} |")
     return rows

@@ -50,3 +50,5 @@ def test_a_table_of_records() -> None:
     *_, row = table({"runs": [run]})
     assert row.startswith(f"| em, p | 3-operands | 40 | {40 - len(left)} | 65.0 (")
     assert f"| {100 * left.count('1') / len(left):.1f} (" in row
+    more = {**run, "variant": "sft", "config": {"seed": 4, "data": data}}
+    assert row in table({"runs": [run, more]}), "an interval is of the variant's own seeds"
