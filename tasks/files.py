@@ -151,7 +151,8 @@ def _dataset_rows(source: str) -> Iterator[Row]:
     given, on_hub = dict(parse_qsl(query)), source.startswith(HUB)
     if not name or not given.keys() <= {"config", "split", "column"}:
         raise UsageError(f"{source}: write it as hub:OWNER/NAME?config=...&split=...&column=...")
-    config, split, path = given.get("config"), given.get("split", "train"), disk.expanded(name)
+    config, split, column = given.get("config"), given.get("split", "train"), given.get("column")
+    path = disk.expanded(name)
     if not on_hub and not path.exists():
         raise UsageError(f"{name}: no such file; check the path")
     try:
@@ -160,11 +161,11 @@ def _dataset_rows(source: str) -> Iterator[Row]:
         else:
             rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for number, fields in enumerate(islice(rows, MAX_HUB_ROWS), start=1):
-            if (column := given.get("column", next(iter(fields)))) not in fields:
+            if column is not None and column not in fields:
                 raise UsageError(f"{source}: there is no column {column!r}; there are {', '.join(fields)}")
             # One more: whoever bounds a text's length will see that it is longer.
             short = {k: v[: MAX_LINE_CHARACTERS + 1] if isinstance(v, str) else v for k, v in fields.items()}
-            if "column" in given:
+            if column is not None:
                 short["text"] = short[column]
             yield f"{source}, row {number}", short
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:

@@ -97,10 +97,13 @@ def train(
 
     Raises UsageError for whatever you can put right.
     """
-    for name in ("method", "task") if config is not None else ():
-        if settings.get(name, getattr(config, name)) != getattr(config, name):
-            raise UsageError(f"{name} {settings[name]}: it has settings of its own; name it in configure()")
-    config = configure(**settings) if config is None else _with(config, settings)
+    if config is None:
+        config = configure(**settings)
+    else:
+        for name in {"method", "task"} & settings.keys():
+            if str(settings[name]) != getattr(config, name):
+                raise UsageError(f"{name} {settings[name]}: it has settings of its own; name it in configure()")
+        config = _with(config, settings)
     path = disk.expanded(config.output_dir or default_folder(config))
     config = replace(config, output_dir=str(path))
     check(config)

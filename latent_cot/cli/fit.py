@@ -8,7 +8,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -23,9 +23,6 @@ from latent_cot.run.paths import default_folder, with_absolute_paths
 from latent_cot.run.preflight import load_examples
 from latent_cot.run.run_folder import RunFolder, refuse_unless_free
 from latent_cot.types import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 COMMON = (
     *("task", "model", "method", "seed", "rounds", "q_sees", "output_dir"),

@@ -155,7 +155,7 @@ def _score(
 ) -> Scores:
     hidden = lm.hidden(model, [layout.tree for layout in layouts])
     actions = codec.actions.to(hidden.device)
-    index_of = codec.action_index.tolist()
+    index_of = codec.action_index
 
     entry_of: dict[tuple[int, bool], int] = {}  # (hidden row, may stop there) of each distinct prefix -> its place
     chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
@@ -176,7 +176,7 @@ def _score(
                 if i < last:
                     token = rationale.tokens[i]
                     if rationale.policy_mask[i]:
-                        chosen_cells.append((b, i, entry, index_of[token]))
+                        chosen_cells.append((b, i, entry, int(index_of[token])))
                     elif tool_tokens:
                         tool_cells.append((b, i, offset + node, token))
             for i, branches in answers:
