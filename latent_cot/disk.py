@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -172,11 +172,9 @@ def write(path: Path, data: bytes) -> None:
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(mode := os.lstat(path).st_mode) and not stat.S_ISLNK(mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))  # root could replace /dev/null
-    temporary = _fresh(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    temporary, descriptor = _claimed(path, _new_file)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            _hold(descriptor)
             file.write(data)
             file.flush()
             os.fsync(descriptor)
@@ -190,11 +188,8 @@ def write(path: Path, data: bytes) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path`, to be put in its place when it is complete. What is left of it in the end goes."""
-    temporary = _fresh(path)
-    temporary.mkdir()
-    descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    temporary, descriptor = _claimed(path, _new_folder)
     try:
-        _hold(descriptor)
         yield temporary
     finally:
         os.close(descriptor)
@@ -257,8 +252,8 @@ def clear(folder: Path, name: str = "") -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             start = f".{name}." if name else "."
-            if _NEW.fullmatch(entry.name) and entry.name.startswith(start) and not _is_held(entry.path):
-                _remove(Path(entry.path))
+            if _NEW.fullmatch(entry.name) and entry.name.startswith(start):
+                _remove_unless_held(Path(entry.path))
 
 
 def _fresh(path: Path) -> Path:
@@ -275,21 +270,45 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _hold(descriptor: int) -> None:
-    """Say that this process is still at it. The kernel takes that back when it ends."""
-    with suppress(OSError):  # there are file systems without locks
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
-def _is_held(path: str) -> bool:
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _claimed(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
+    """What is new beside `path`, and its descriptor, with a lock that says that this process is still at it: the kernel
+    takes it back when the process ends. Another process may clear it away before it is locked; then there is another
+    one. Raises OSError."""
+    while True:
+        temporary = _fresh(path)
+        try:
+            descriptor = create(temporary)
+        except FileNotFoundError:
+            if path.parent.is_dir():
+                continue
+            raise
+        with suppress(OSError):  # there are file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink > 0:
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_unless_held(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        return error.errno != errno.ELOOP  # a link is nobody's
+        if error.errno == errno.ELOOP:  # a link is nobody's
+            _remove(path)
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(path)  # locked, so that whoever has just made it waits, and then sees that it is gone
     except OSError:
-        return True
+        return
     finally:
         os.close(descriptor)
-    return False

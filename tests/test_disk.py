@@ -142,6 +142,49 @@ def test_what_a_killed_process_left_goes_and_what_one_is_writing_stays(tmp_path:
     refuse_unless_free(target, tmp_path / "run", force=False)
 
 
+@pytest.mark.parametrize("create", ["_new_file", "_new_folder"])
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_what_another_process_clears_away_too_early_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: str, moment: str
+) -> None:
+    target, cleared, new = tmp_path / "target", list[Path](), getattr(disk, create)
+    flock = disk.fcntl.flock
+
+    def clear_once() -> None:
+        if not cleared:
+            cleared.extend(tmp_path.glob(".target.*"))
+            disk.clear(tmp_path)
+
+    def locked(descriptor: int, operation: int) -> None:
+        if operation == disk.fcntl.LOCK_SH:
+            clear_once()
+        flock(descriptor, operation)
+
+    def made(path: Path) -> int:
+        if not cleared:
+            path.mkdir()
+            clear_once()
+            raise FileNotFoundError  # as opening it does
+        return new(path)
+
+    monkeypatch.setattr(disk.fcntl, "flock", locked)
+    if moment == "before it is opened":
+        monkeypatch.setattr(disk, create, made)
+    if create == "_new_file":
+        disk.write(target, b"all")
+        assert target.read_bytes() == b"all"
+    else:
+        with disk.new_folder(target) as folder:
+            disk.put_folder(folder, target)
+        assert target.is_dir()
+    assert len(cleared) == 1 and os.listdir(tmp_path) == ["target"]
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        disk.write(tmp_path / "missing" / "file", b"")
+
+
 def test_a_runs_folder_is_cleared_by_the_next_process(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", {})
     for place in (folder.path, folder.path / "checkpoints"):

@@ -150,7 +150,7 @@ def _draw(axes: Axes, curve: Curve, results: Figures) -> None:
             (line,) = axes.plot(where, right, marker=marker, markersize=4, label=plain(name))
             axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     for number, value in enumerate(sorted({places[split] for split in curve.trained})):
-        # matplotlib leaves what begins with an underscore out of the legend
+        # "_": once in the legend is enough
         label = "_again" if number else "as in training"
         axes.axvspan(value - 0.5, value + 0.5, color="0.92", zorder=0, linewidth=0, label=label)
     axes.set(xlabel=plain(curve.axes[0]), ylabel="right answers (%)", ylim=(-3, 103))
@@ -159,5 +159,5 @@ def _draw(axes: Axes, curve: Curve, results: Figures) -> None:
 
 
 def plain(text: str) -> str:
-    """`$` would begin a formula."""
-    return text.replace("$", r"\$")
+    """For matplotlib: `$` would begin a formula, and a name that begins with `_` is left out of the legend."""
+    return text.replace("$", r"\$").replace("_", " _", 1 if text.startswith("_") else 0)

@@ -91,6 +91,12 @@ def test_the_same_figures_give_the_same_file(tmp_path: Path, suffix: str) -> Non
             assert text in first
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    save_plot(file := tmp_path / "a.svg", [Curve.of(SWEEP, [])], {"_mine_1": RESULTS["q"]}, "")
+    assert b"_mine_1, 1 colours" in file.read_bytes()
+
+
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
