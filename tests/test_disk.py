@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import fcntl
 import os
 import secrets
 import subprocess
@@ -148,7 +149,7 @@ def test_what_another_process_clears_away_too_early_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: str, moment: str
 ) -> None:
     target, cleared, new = tmp_path / "target", list[Path](), getattr(disk, create)
-    flock = disk.fcntl.flock
+    flock = fcntl.flock
 
     def clear_once() -> None:
         if not cleared:
@@ -156,7 +157,7 @@ def test_what_another_process_clears_away_too_early_is_made_again(
             disk.clear(tmp_path)
 
     def locked(descriptor: int, operation: int) -> None:
-        if operation == disk.fcntl.LOCK_SH:
+        if operation == fcntl.LOCK_SH:
             clear_once()
         flock(descriptor, operation)
 
@@ -165,9 +166,9 @@ def test_what_another_process_clears_away_too_early_is_made_again(
             path.mkdir()
             clear_once()
             raise FileNotFoundError  # as opening it does
-        return new(path)
+        return int(new(path))
 
-    monkeypatch.setattr(disk.fcntl, "flock", locked)
+    monkeypatch.setattr(fcntl, "flock", locked)
     if moment == "before it is opened":
         monkeypatch.setattr(disk, create, made)
     if create == "_new_file":
