@@ -119,8 +119,6 @@ class EM(Method):
 
     def start_sampler(self, number: int) -> None:
         super().start_sampler(number)
-        if self.config.q_sees == "question" and not self.config.e_step.steps:
-            self.lm.copy_adapter("p", "q")  # without an E-step q has nothing of its own
         if number == 1 and self.reward.prior is not None:
             self.lm.copy_adapter("q", "prior")
 

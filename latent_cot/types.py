@@ -339,10 +339,13 @@ class Task(ABC):
     def measure(self, questions: Sequence[Measured]) -> Mapping[str, float | Sequence[float]]:
         """Metric's name -> a number of all questions together, or one of each question (whose mean and interval
         are shown; NaN: undefined for that question, which is then left out). The names are among those of
-        `metrics`; one that does not apply may be missing. Called once a split, with all of its questions.
-
-        Raises UsageError if a package that it needs is not installed, naming the extra."""
+        `metrics`; one that does not apply may be missing. Called once a split, with all of its questions."""
         return {}
+
+    def require(self) -> None:
+        """Raises UsageError if a package that `measure` needs is not installed, naming the extra. It is called before
+        anything is trained or sampled."""
+        return
 
 
 @runtime_checkable

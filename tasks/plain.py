@@ -46,9 +46,6 @@ class SourceTask(Task):
     demonstrated: bool = False
     """Whether its examples have rationales, so that some can be demonstrations."""
 
-    def require(self) -> None:
-        """Raises UsageError if a package that `measure` needs is missing: before the training rather than after it."""
-
     def usable(self, examples: Sequence[Example]) -> list[Example]:
         """The examples that can be trained and tested with: the first of each question."""
         return distinct(examples, lambda example: example.question)
@@ -60,9 +57,8 @@ class SourceTask(Task):
     def load(self, request: DataRequest) -> TaskData:
         """Examples of the training and validation shares of `request.train_file`, or of the task's own few.
 
-        Raises UsageError for a bad source, for one with too few examples, and where a package is missing.
+        Raises UsageError for a bad source, and for one with too few examples.
         """
-        self.require()
         check_options(self.name, request.options, ())
         source = request.train_file or self.own
         read = self.read(source)

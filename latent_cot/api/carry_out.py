@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from latent_cot.methods.state import Phase
     from latent_cot.run.session import Session
 
-Follower = Callable[["Method", "Phase", Mapping[str, Any]], object]
+OnUnit = Callable[["Method", "Phase", Mapping[str, Any]], object]
 """Called after each unit of work."""
 
 
@@ -47,7 +47,7 @@ def carry_out(
     examples: Examples | None = None,
     loaded: Session | None = None,
     track: Sequence[str] = (),
-    followers: Sequence[Follower] = (),
+    followers: Sequence[OnUnit] = (),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Carried:
     """Do a run, or go on with it, in its folder, until it is finished or stopped, by `should_stop` or by a signal.
@@ -73,7 +73,7 @@ def carry_out(
         trackers = track if processes.main else ()
         tracker = tracking.Tracking(trackers, folder, to_dict(config), warn=partial(say, console))
         stack.enter_context(tracker)
-        told: list[Follower] = [display.on_unit, tracker.on_unit, *followers]
+        told: list[OnUnit] = [display.on_unit, tracker.on_unit, *followers]
 
         def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
             for follower in told:

@@ -115,7 +115,8 @@ class Run:
 
         Args:
             question: what a user types, or an example of the task.
-            reasoner: who samples; None: q if it has one that sees the question only, else p.
+            reasoner: who samples; None: q if it has one that sees the question only, else p. As in tests, q writes for
+                a p that has learned to decide only (`m_step.target`).
             answer: the question's answer, where the task cannot work it out: for the log-reward, the weights, and for
                 right or wrong.
             temperature: of the sampling; 0 is greedy. All log-probabilities are those of temperature 1.
@@ -129,8 +130,10 @@ class Run:
             self.source.require(asked)
         example = self._example(question, answer)
         loop = self.in_memory()
-        (counts,) = loop.draw_tests(asked, [example], n=n, temperature=temperature, seed=seed)
-        return self._scored(example, counts, asked, weighed=temperature == 1 and loop.draws_as_it_is)
+        writer = loop.sampler_of(asked) or asked
+        (counts,) = loop.draw_tests(writer, [example], n=n, temperature=temperature, seed=seed)
+        weighed = temperature == 1 and loop.draws_as_it_is
+        return self._scored(example, counts, writer, weighed=weighed, reasoner=asked)
 
     def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:
         """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token.
@@ -152,7 +155,7 @@ class Run:
             encode_rationale(disk.refuse_surrogates(text, "rationale"), loop.test_rules, written=True)
             for text in rationales
         ]
-        return self._scored(example, dict.fromkeys(encoded, 1), None, weighed=False)
+        return self._scored(example, dict.fromkeys(encoded, 1), None, weighed=False, reasoner="p")
 
     def evaluate(
         self,
@@ -196,6 +199,7 @@ class Run:
             own, usual = {"samples": samples or configured.samples or self.task.samples}, configured.temperature
         temperature = usual if temperature is None else temperature
         decoding = {"max_tokens": max_tokens or configured.max_tokens, **own, "temperature": temperature}
+        self.task.require()
         if reasoner is not None:
             self.source.require(reasoner)
         named, files, exclude = ([one] if isinstance(one, str) else one for one in (split, files, exclude))
@@ -262,13 +266,24 @@ class Run:
         return example
 
     def _scored(
-        self, example: Example, counts: Mapping[Any, int], sampler: Adapter | None, *, weighed: bool
+        self,
+        example: Example,
+        counts: Mapping[Any, int],
+        sampler: Adapter | None,
+        *,
+        weighed: bool,
+        reasoner: Adapter,
     ) -> Rationales:
         from latent_cot.api.rationales import Rationales
         from latent_cot.methods.scored import score_rationales
 
         found = score_rationales(
-            self.in_memory(), example, counts, with_q="q" in self.adapters, proposal=sampler if weighed else None
+            self.in_memory(),
+            example,
+            counts,
+            with_q="q" in self.adapters,
+            proposal=sampler if weighed else None,
+            reasoner=reasoner,
         )
         items = list(found.rationales)
         if sampler is not None:

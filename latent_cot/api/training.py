@@ -15,7 +15,7 @@ from latent_cot import disk
 from latent_cot.api.carry_out import carry_out
 from latent_cot.api.run import Run, load
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, differences, from_dict, load_config, refuse_task_code
+from latent_cot.config.settings import check, from_dict, load_config, other_settings, refuse_task_code
 from latent_cot.report.terminal import Progress
 from latent_cot.run import reasoners
 from latent_cot.run.paths import default_folder, with_absolute_paths
@@ -148,7 +148,6 @@ def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 def _refuse_difference(config: RunConfig, path: Path) -> None:
     """Raises UsageError if the run in `path` has other settings."""
     own = from_dict(RunFolder.open(path).config, str(path / "config.yaml"))
-    for name, there, wanted in differences(own, config):
-        if name != "output_dir":
-            remedy = "go on with it by resume(load(...)), or give another output_dir"
-            raise UsageError(f"{path}: holds a run with {name} {there!r}, not {wanted!r}; {remedy}")
+    for name, there, wanted in other_settings(own, config):
+        remedy = "go on with it by resume(load(...)), or give another output_dir"
+        raise UsageError(f"{path}: holds a run with {name} {there!r}, not {wanted!r}; {remedy}")

@@ -68,12 +68,7 @@ def run(argv: Sequence[str]) -> int:
     path = disk.expanded(options.output) if options.output else runs[0].folder("report").path / "report.html"
     check_writable(path, "--output")
     console = progress_console(to_stderr=False)
-    shown = []
-    for one in runs:
-        data = reasoners.training_data(one.source, one.task)
-        found = logs.collect(one.source, one.folder("report"), one.task, data)
-        questions = {} if options.no_model else _questions(one, options, data)
-        shown.append({**found, "samples": _samples(one, options, questions, console) if questions else None})
+    shown = [_shown(runs.pop(0), options, console) for _ in options.runs]  # of each no longer than it takes
     title = ", ".join(record["name"] for record in shown)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     found = {"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}
@@ -88,6 +83,14 @@ def _open(target: str, options: ReportOptions) -> Run:
     if options.reasoner == "q" and "q" not in asked.adapters:
         asked.source.require("q")
     return asked
+
+
+def _shown(one: Run, options: ReportOptions, console: Console) -> dict[str, Any]:
+    """What the report has of a run."""
+    data = reasoners.training_data(one.source, one.task)
+    found = logs.collect(one.source, one.folder("report"), one.task, data)
+    questions = {} if options.no_model else _questions(one, options, data)
+    return {**found, "samples": _samples(one, options, questions, console) if questions else None}
 
 
 def _questions(one: Run, options: ReportOptions, data: TaskData) -> dict[str, Sequence[Example]]:
@@ -110,9 +113,10 @@ def _samples(
     from latent_cot.report.web.samples import sample
 
     announce_loading(console, one)
-    reasoners = (options.reasoner,) if options.reasoner else tuple(sorted(one.reasoners))  # p leads
     settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
     loop = one.in_memory()
-    total = len(reasoners) * sum(map(len, questions.values()))
+    asked = (options.reasoner,) if options.reasoner else tuple(sorted(one.reasoners))  # p leads
+    writers = tuple(dict.fromkeys(loop.sampler_of(reasoner) or reasoner for reasoner in asked))
+    total = len(writers) * sum(map(len, questions.values()))
     with Items(console, f"{one.folder('report').path.name}: questions", total) as progress:
-        return sample(loop, questions, reasoners, **settings, on_done=progress.advance)
+        return sample(loop, questions, writers, **settings, on_done=progress.advance)

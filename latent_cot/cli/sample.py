@@ -58,14 +58,15 @@ def run(argv: Sequence[str]) -> int:
         temperature=options.temperature,
         seed=options.seed,
     )
-    best = sorted(found, key=lambda s: (s.log_reward or 0.0, s.log_prob(reasoner)), reverse=True)
+    writer = found.reasoner or reasoner
+    best = sorted(found, key=lambda s: (s.log_reward or 0.0, s.log_prob(writer)), reverse=True)
     if options.json:
         from latent_cot.api.rationales import row
 
         head = {**asked.source.describe(), "reasoner": reasoner, "question": found.question}
         settings = {"n": options.n, "temperature": options.temperature, "seed": options.seed}
         samples = [
-            {**row(z), "log_prob": z.log_prob(reasoner), "calls": [asdict(call) for call in z.rationale.calls]}
+            {**row(z), "log_prob": z.log_prob(writer), "calls": [asdict(call) for call in z.rationale.calls]}
             for z in best
         ]
         print_json({**head, "gold": found.example.answer, **settings, "samples": samples})
@@ -73,6 +74,6 @@ def run(argv: Sequence[str]) -> int:
     say(console, found.title)
     replace(found, items=tuple(best)).table().show(console)
     reward = "log p(Z Y | X)" if asked.in_memory().reward.task is None else "the task's own log-reward"
-    weight = f"its count × R / {reasoner}, as a share of all"
+    weight = f"its count × R / {writer}, as a share of all"
     say(console, f"log q, log p: of Z given X; log R: {reward}; in nats; weight: {weight}", style="dim")
     return 0

@@ -107,6 +107,13 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
             yield inner, left, right
 
 
+def other_settings(there: RunConfig, config: RunConfig) -> list[tuple[str, Any, Any]]:
+    """`differences` of a recorded configuration from this one: those that its method reads, without the folder."""
+    others = set(SECTIONS.values()) - {SECTIONS.get(config.method)}
+    unread = {"output_dir", *others, *METHODS[config.method].ignores(config)}
+    return [one for one in differences(there, config) if unread.isdisjoint((one[0], one[0].partition(".")[0]))]
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """As YAML and JSON can hold it: nested dictionaries, tuples as lists."""
     return cast("dict[str, Any]", _RUN.dump_python(config, mode="json"))

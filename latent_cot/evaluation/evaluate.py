@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from latent_cot.evaluation import intervals
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
-from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import Counts
-from latent_cot.rationales.scoring import Group, score, score_in_batches
+from latent_cot.rationales.scoring import Group, in_parts, score, score_in_batches
 from latent_cot.types import Example, Measured, Rationale, Sample, Task
 
 Judge = Literal["p", "q", "base"]
@@ -89,8 +89,6 @@ class Accuracy:
 
 NO_RATIONALE = Rationale((), (), (True,), "")
 """The empty chain, before an answer that is given at once."""
-
-_TEXTS_AT_ONCE = 512
 
 
 def majority(answers: Sequence[str | None], same: Callable[[str, str], bool] = operator.eq) -> str | None:
@@ -213,7 +211,7 @@ def judge(
     """
     if not task.scored:
         return [[Sample(rationale, count=count) for rationale, count in of_one.items()] for of_one in counts]
-    parts = [part for group in groups for part in _as_text(group, max_tokens)]
+    parts = [_as_text(part) for group in groups for part in in_parts(group, max_tokens)]
     found: dict[int, list[tuple[float, float]]] = {}
     with lm.without_adapters() as base:
         for members, scores in score_in_batches(
@@ -233,31 +231,22 @@ def judge(
     ]
 
 
-def _as_text(group: Group, max_tokens: int) -> Iterator[Group]:
-    """A group in parts of at most about `max_tokens` tokens, of rationales no token of which is the policy's own."""
-    longest = max(map(len, group.rationales)) + len(group.answer)
-    size = max(1, (max_tokens - len(group.prompt)) // max(1, longest))
-    for start in range(0, len(group.rationales), size):
-        texts = [
-            replace(z, policy_mask=(False,) * len(z), states=(*[False] * len(z), True), truncated=True)
-            for z in group.rationales[start : start + size]
-        ]
-        yield replace(group, rationales=texts)
+def _as_text(group: Group) -> Group:
+    """Its rationales as texts no token of which is the policy's own."""
+    texts = [
+        replace(z, policy_mask=(False,) * len(z), states=(*[False] * len(z), True), truncated=True)
+        for z in group.rationales
+    ]
+    return replace(group, rationales=texts)
 
 
 @torch.no_grad()
-def log_probs_of_texts(
-    lm: LanguageModel, model: PreTrainedModel, prompt: Sequence[int], texts: Sequence[str], rules: ChainRules
+def log_complete(
+    lm: LanguageModel, model: PreTrainedModel, group: Group, codec: TextCodec, *, max_tokens: int
 ) -> list[float]:
-    """log-probability of each text as a complete rationale, the stop included, spelled as the tokenizer does; nats.
-
-    Raises UsageError for a text that is none, such as one of too many tokens.
-    """
-    found: list[float] = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        rationales = [encode_rationale(text, rules) for text in texts[start : start + _TEXTS_AT_ONCE]]
-        found += score(lm, model, [Group(prompt, rationales)], rules.codec).log_complete.tolist()
-    return found
+    """log-probability of each complete rationale of a group, the stop included; nats. `max_tokens`: of a pass."""
+    passes = (score(lm, model, [part], codec) for part in in_parts(group, max_tokens))
+    return [value for scores in passes for value in scores.log_complete.tolist()]
 
 
 @dataclass(frozen=True)

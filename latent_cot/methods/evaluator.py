@@ -23,7 +23,7 @@ from latent_cot.evaluation.evaluate import (
     Outcome,
     figures,
     judge,
-    log_probs_of_texts,
+    log_complete,
     majority,
     read_answers,
 )
@@ -110,9 +110,13 @@ class Evaluator(Resumable):
     @property
     def model_prefix(self) -> str:
         """Those demonstrations as text, the tools' results written out."""
+        return self._shown_before(lambda example: example.x, lambda example: example.y)
+
+    def _shown_before(self, read: Callable[[Example], str], answer: Callable[[Example], str | None]) -> str:
+        """Demonstrations as text: what is read of each, its rationale, and its answer, or the stop."""
         shown = zip(self.data.demonstrations[: self.shown], self.demonstrations, strict=False)
         stop, gap = self.task.stop or "", " " if self.rules.codec.begins_a_line else ""
-        return "".join(f"{e.x}{gap}{rationale.text}{stop if e.y is None else e.y}\n" for e, rationale in shown)
+        return "".join(f"{read(e)}{gap}{z.text}{stop if answer(e) is None else answer(e)}\n" for e, z in shown)
 
     def query(self, example: Example) -> Query:
         """A training question as q and p read it."""
@@ -134,10 +138,8 @@ class Evaluator(Resumable):
             return self._seen_by_sampler(example)
         if not self.task.answer_given:
             return self.model_prefix + example.x
-        shown = zip(self.data.demonstrations, self.demonstrations[: self.shown], strict=False)
-        stop, gap = self.task.stop or "", " " if self.rules.codec.begins_a_line else ""
-        prefix = "".join(f"{self.task.posterior_prompt(one)}{gap}{rationale.text}{stop}\n" for one, rationale in shown)
-        return prefix + self.task.posterior_prompt(example)
+        read = self.task.posterior_prompt
+        return self._shown_before(read, lambda example: None) + read(example)
 
     def _seen_by_sampler(self, example: Example) -> str:
         return example.x if self.config.q_sees == "question" else self.task.posterior_prompt(example)
@@ -208,11 +210,20 @@ class Evaluator(Resumable):
             sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
             if sampler is not None:
                 sampled = self._rollout(sampler, prompts, generator, n=votes, temperature=temperature)
-            who = self.judge_of(reasoner)
-            decided = read_answers(self.lm, who, self.task, batch, prompts, sampled, self.test_rules)
-            for example, rationales, answers in zip(batch, sampled, decided, strict=True):
+            for example, rationales, answers in zip(batch, sampled, self.decide(reasoner, batch, sampled), strict=True):
                 answer = majority(answers, partial(self._same_answer, example))
                 yield Outcome(example, rationales, answers, answer, self.task.grade(example, answer))
+
+    def decide(
+        self, reasoner: Adapter, examples: Sequence[Example], rationales: Sequence[Sequence[Rationale]]
+    ) -> list[list[str | None]]:
+        """A reasoner's answer to each question after each of these rationales for it."""
+        reader = self.sampler_of(reasoner) or reasoner
+        if self.config.q_sees == "question-and-answer":
+            reader = "p"  # q's prompt gives the answer away
+        prompts = [self.test_prompt(reader, example) for example in examples]
+        judge = self.judge_of(reasoner)
+        return read_answers(self.lm, judge, self.task, examples, prompts, rationales, self.test_rules)
 
     def _same_answer(self, example: Example, answer: str, other: str) -> bool:
         """Whether an answer would be right if the other one were: `1,000` and `1000` where numbers count."""
@@ -231,8 +242,9 @@ class Evaluator(Resumable):
         for example, of_example in zip(examples, samples, strict=True):
             texts, listed = self.task.texts(example), None
             if texts is not None:
-                prompt = self.test_prompt(reasoner, example)
-                listed = log_probs_of_texts(self.lm, self.lm.merged(reasoner), prompt, texts, self.test_rules)
+                rules, model, size = self.test_rules, self.lm.merged(reasoner), self.config.max_batch_tokens
+                group = Group(self.test_prompt(reasoner, example), [encode_rationale(text, rules) for text in texts])
+                listed = log_complete(self.lm, model, group, rules.codec, max_tokens=size)
             found.append(Measured(example, of_example, listed))
         return found
 

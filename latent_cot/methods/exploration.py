@@ -48,7 +48,8 @@ def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:
         return
     prompts = list(map(method.rules.codec.encode_prompt, texts))
     generator = torch.Generator().manual_seed(seed_of(method.config.seed, method.state.phase, "seeds"))
-    sampled = rollout(method.lm, "p", prompts, method.rules, n=SEED_SAMPLES, generator=generator)
+    n, size = SEED_SAMPLES, method.config.rollout.batch_size
+    sampled = rollout(method.lm, "p", prompts, method.rules, n=n, batch_size=size, generator=generator)
     for trajectories in score_sampled(list(map(method.query, questions)), sampled, method.reward):
         method.state.budget.sampled(trajectories.rationales, trajectories.counts)
         for rationale, reward in zip(trajectories.rationales, trajectories.log_reward.tolist(), strict=True):

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from latent_cot.config.schema import RunConfig
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
+from latent_cot.types import Task, TaskData, UsageError
 
 
 class FewShot(Method):
     """Nothing is trained. Where no rationale is demonstrated, questions are shown with their answers, and answered at
     once."""
+
+    @classmethod
+    def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
+        super().check(config, task, data)
+        if not data.demonstrations and any(example.y is None for example in data.unlabelled[: config.shots]):
+            what = f"the examples of {task.name} have no answer"
+            raise UsageError(f"--shots {config.shots}: {what} to show; give --data.demonstrations, or --shots 0")
 
     def algorithm(self) -> Steps:
         yield from self.evaluate(0)

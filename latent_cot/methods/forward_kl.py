@@ -18,7 +18,7 @@ from latent_cot.methods import m_step
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
-from latent_cot.rationales.batch import describe
+from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.scoring import Group
 
 
@@ -31,8 +31,9 @@ class ForwardKL(Method):
         yield from self.warm_start_q(1)
         for number in range(1, self.rounds + 1):
             yield from self.diagnose_before(number)
-            yield from self.e_step(number)
-            yield from self.diagnose(number)
+            if self.config.e_step.steps:
+                yield from self.e_step(number)
+                yield from self.diagnose(number)
             yield from self.draw(number)
             yield from self.m_step(number)
             yield from self.validate(number)
@@ -77,6 +78,7 @@ class ForwardKL(Method):
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
                 **ahead,
+                "samples": shown_samples(experience.trajectories),
             }
 
     def _explaining(self, records: Sequence[WeightedRationale]) -> list[WeightedRationale]:

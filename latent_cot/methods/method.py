@@ -273,8 +273,8 @@ class Method(Evaluator):
     # -- what they share -----------------------------------------------------------------------------
 
     def start_sampler(self, number: int) -> None:
-        """q ← p at the beginning of a round, if q reads what p reads."""
-        if self.config.q_sees == "question" and number == 1:
+        """q ← p at the beginning, if q reads what p reads; of each round, if it has no training of its own."""
+        if self.config.q_sees == "question" and (number == 1 or not self.config.e_step.steps):
             self.lm.copy_adapter("p", "q")
 
     def start_model(self) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from latent_cot.evaluation.evaluate import read_answers
 from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import score_sampled
-from latent_cot.rationales.scoring import Group, score
+from latent_cot.rationales.scoring import Group, in_parts, score
 from latent_cot.types import Example, Rationale
 
 
@@ -104,6 +103,7 @@ def score_rationales(
     *,
     with_q: bool,
     proposal: Adapter | None,
+    reasoner: Adapter,
 ) -> Weighed:
     """What q, p and the reward make of a question's rationales.
 
@@ -112,14 +112,12 @@ def score_rationales(
         with_q: whether there is a q to score them with; p there is always.
         proposal: the reasoner that they were sampled from, at temperature 1; None: from none, so that they have no
             weights.
+        reasoner: whose answers after them are told.
     """
-    codec, query, rationales = loop.test_rules.codec, loop.query(example), list(counts)
+    query, rationales = loop.query(example), list(counts)
     adapters: tuple[Adapter, ...] = ("q", "p") if with_q else ("p",)
     prompts = {"q": query.policy_prompt, "p": loop.test_prompt("p", example)}
-    scores = {
-        name: score(loop.lm, loop.lm.merged(name), [Group(prompts[name], rationales)], codec) for name in adapters
-    }
-    tables = {name: (s.log_pf.tolist(), s.log_pterm.tolist(), s.log_complete.tolist()) for name, s in scores.items()}
+    tables = {name: _log_probs(loop, name, Group(prompts[name], rationales)) for name in adapters}
     unknown: list[Any] = [None] * len(rationales)
     empty: list[Any] = [[None] * (max(map(len, rationales)) + 1)] * len(rationales)
     p_tokens, p_stops, log_p = tables["p"]
@@ -127,21 +125,23 @@ def score_rationales(
 
     log_rewards, weights, ess, bound = empty, unknown, None, None
     if example.y is not None or loop.reward.task is not None:
-        (t,) = score_sampled([query], [list(counts)], loop.reward)
-        log_rewards = t.log_reward.tolist()
+        whole = Group(query.model_prompt, rationales, query.answer)
+        parts = [part.rationales for part in in_parts(whole, loop.config.max_batch_tokens)]
+        scored = [score_sampled([query], [part], loop.reward)[0] for part in parts]
+        log_rewards = [row for t in scored for row in t.log_reward.tolist()]
         if proposal is not None:
             group = torch.zeros(len(rationales), dtype=torch.long)
             count = torch.tensor(list(counts.values()), dtype=torch.float64)
-            log_proposal = scores[proposal].log_complete.cpu().double()
-            weight, info = importance_weights(t.log_reward_at_end.double(), log_proposal, count, group)
+            log_reward = torch.cat([t.log_reward_at_end for t in scored]).double()
+            log_proposal = torch.tensor(tables[proposal][2], dtype=torch.float64)
+            weight, info = importance_weights(log_reward, log_proposal, count, group)
             weights, ess, bound = weight.tolist(), float(info.ess), float(info.bound)
 
     graded = example.answer is not None and not loop.task.is_measured
-    judge = loop.judge_of(proposal or "p")
-    (answers,) = read_answers(loop.lm, judge, loop.task, [example], [query.model_prompt], [rationales], loop.test_rules)
+    (answers,) = loop.decide(reasoner, [example], [rationales])
     found = []
     for b, rationale in enumerate(rationales):
-        texts = zip(pieces(rationale.tokens, codec.decode), rationale.policy_mask, strict=True)
+        texts = zip(pieces(rationale.tokens, loop.rules.codec.decode), rationale.policy_mask, strict=True)
         tokens = [
             Token(text, chosen, q_tokens[b][i] if chosen else None, p_tokens[b][i] if chosen else None)
             for i, (text, chosen) in enumerate(texts)
@@ -153,6 +153,19 @@ def score_rationales(
         told = (*log_probs, answers[b], correct)
         found.append(ScoredRationale(rationale, counts[rationale], *told, tuple(tokens), tuple(stops)))
     return Weighed(found, ess, bound)
+
+
+def _log_probs(
+    loop: Method, adapter: Adapter, group: Group
+) -> tuple[list[list[float]], list[list[float]], list[float]]:
+    """log-probabilities under an adapter of each rationale's tokens, of stopping at its prefixes, and of all of it."""
+    tokens, stops, complete = list[list[float]](), list[list[float]](), list[float]()
+    for part in in_parts(group, loop.config.max_batch_tokens):
+        scores = score(loop.lm, loop.lm.merged(adapter), [part], loop.rules.codec)
+        tokens += scores.log_pf.tolist()
+        stops += scores.log_pterm.tolist()
+        complete += scores.log_complete.tolist()
+    return tokens, stops, complete
 
 
 def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:

@@ -9,7 +9,7 @@ all use it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -53,6 +53,14 @@ class Group:
     gaps: Sequence[int] = ()
     """How many positions to leave out before each token of the prompt and of the rationale, of which there is but one;
     empty: none."""
+
+
+def in_parts(group: Group, max_tokens: int) -> Iterator[Group]:
+    """A group in parts of about `max_tokens` tokens, each of one rationale at least."""
+    longest = max(map(len, group.rationales), default=0) + len(group.answer)
+    size = max(1, (max_tokens - len(group.prompt)) // max(1, longest))
+    for start in range(0, len(group.rationales), size):
+        yield replace(group, rationales=group.rationales[start : start + size])
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from itertools import islice
 import torch
 
 from latent_cot.em import EM
+from latent_cot.evaluation.evaluate import log_complete
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase
 from latent_cot.rationales.chain import encode_rationale
-from latent_cot.rationales.scoring import Group, score
+from latent_cot.rationales.scoring import Group, in_parts
 from latent_cot.types import Example, Rationale, UsageError
 
 QUESTIONS = 16
 """Validation questions that are compared, at most."""
 MAX_TEXTS = 1000
 """Questions with more of them are left out: they would take minutes each."""
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,8 @@ class CheckedEStep(EM):
     def _compared(self) -> Iterator[ListedFigures]:
         model = self.lm.merged("q")
         for (example, rationales), log_reward in zip(self.chosen, self._log_rewards, strict=True):
-            prompt, codec, log_q = self.query(example).policy_prompt, self.rules.codec, list[float]()
-            with torch.no_grad():
-                for some in _parts(rationales):
-                    log_q += score(self.lm, model, [Group(prompt, some)], codec).log_complete.tolist()
+            group, size = Group(self.query(example).policy_prompt, rationales), self.config.max_batch_tokens
+            log_q = log_complete(self.lm, model, group, self.rules.codec, max_tokens=size)
             right = torch.tensor([self.is_correct(example, rationale) for rationale in rationales])
             yield figures(torch.tensor(log_reward).double(), torch.tensor(log_q).double(), right)
 
@@ -117,14 +115,9 @@ class CheckedEStep(EM):
         found = []
         for example, rationales in self.chosen:
             query, of_question = self.query(example), list[float]()
-            for some in _parts(rationales):
-                group = Group(query.model_prompt, some, query.answer)
-                (table,) = self.reward.of_prefixes([example], [group], ends_only=True)
-                of_question += [float(row[len(one)]) for one, row in zip(some, table, strict=True)]
+            whole = Group(query.model_prompt, rationales, query.answer)
+            for part in in_parts(whole, self.config.max_batch_tokens):
+                (table,) = self.reward.of_prefixes([example], [part], ends_only=True)
+                of_question += [float(row[len(one)]) for one, row in zip(part.rationales, table, strict=True)]
             found.append(of_question)
         return found
-
-
-def _parts(rationales: list[Rationale]) -> Iterator[list[Rationale]]:
-    for start in range(0, len(rationales), _AT_ONCE):
-        yield rationales[start : start + _AT_ONCE]

@@ -40,6 +40,14 @@ def check_writable(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path}: cannot be written; name another file")
 
 
+def train_files(config: RunConfig) -> list[str]:
+    """The names in `data.train_file`, one or several with commas between them; a file's name may have a comma, too."""
+    files = config.data.train_file
+    if not files:
+        return []
+    return [files] if os.path.isfile(os.path.expanduser(files)) else [name.strip() for name in files.split(",")]
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Files and folders in full, so that a run can be resumed and evaluated from anywhere."""
 
@@ -47,10 +55,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         names = (name.strip() for name in text.split(","))
         return ",".join(in_full(name) if Path(name.partition("?")[0]).suffix or "/" in name else name for name in names)
 
-    files = config.data.train_file
-    if files is not None:
-        whole = os.path.isfile(os.path.expanduser(files))  # a comma may be part of a file's name
-        files = in_full(files) if whole else ",".join(in_full(file.strip()) for file in files.split(","))
+    files = ",".join(map(in_full, train_files(config))) or None
     tools = config.rollout.tools
     if tools is not None:  # FILE.py or FILE.py:NAME
         tools = tuple(in_full(tool) if ".py" in tool else tool for tool in tools)

@@ -44,6 +44,7 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
     chain_tools = [tools.load(name) for name in names]
     if not load_data:
         return Examples(task, chain_tools, TaskData((), (), ()), {}, ())
+    task.require()
     data = task.load(data_request(config))
     check_tools(task, names, chain_tools)
     notes = [*data.notes, *check_examples(task, data, config.data)]

@@ -14,6 +14,7 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code, refuse_task_code
 from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
+from latent_cot.run.paths import train_files
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Task, TaskData, UsageError, did_you_mean
 
@@ -99,8 +100,7 @@ def _refuse_moved(config: RunConfig, file: Path) -> None:
     """Raises UsageError where a file or folder of this run is not where it was: it names them by absolute paths."""
     named = [("model", config.model), ("task", config.task)]
     named += [("rollout.tools", re.sub(r"(?<=\.py):\w+$", "", tool)) for tool in config.rollout.tools or ()]
-    files = config.data.train_file or ""  # one, or several with commas between them
-    named += [("data.train_file", name) for name in ([files] if Path(files).exists() else files.split(","))]
+    named += [("data.train_file", name) for name in train_files(config)]
     for key, name in named:
         if Path(name).is_absolute() and not Path(name).exists():
             raise UsageError(f"{file}: its `{key}` is {name}, which is not there any more; write there where it is now")
@@ -147,8 +147,13 @@ def loop_of(session: Session, source: Source, data: TaskData) -> Method:
     from latent_cot.methods.state import State
     from latent_cot.run.session import state_in
 
-    checkpoint = source.folder.latest() if source.folder is not None else None
-    # If all checkpoints were deleted, the run is taken to be complete.
+    checkpoint = None
+    try:
+        checkpoint = source.folder.latest() if source.folder is not None else None
+    except UsageError:
+        if not source.finished:
+            raise
+    # If all checkpoints were deleted or damaged, the run is taken to be complete.
     trained = source.folder is not None if checkpoint is None else state_in(checkpoint).model_trained
     return session.loop(data, state=State(m_steps=int(trained)))
 

@@ -331,7 +331,7 @@ def _refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) ->
         "model": "it was saved with another model, or in another precision; restore it, or give the `precision`",
     }
     for name, why in what.items():
-        if checkpoint.state.get(name, own[name]) != own[name]:
+        if checkpoint.state.get(name) != own[name]:
             raise UsageError(f"{checkpoint.path}: {why}, or start again in another --output-dir")
 
 
@@ -346,7 +346,7 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     except (KeyError, TypeError, ValueError, OverflowError, UsageError) as error:
         raise UsageError(f"{checkpoint.path}: not as this run would have saved it: {first_line(error)}") from error
     own = _phases_until(loop)
-    if checkpoint.state.get("phases") not in (None, own, own[:-1]):  # the last of these: it was finished
+    if checkpoint.state.get("phases") not in (own, own[:-1]):  # the last of these: it was finished
         why = "by config.yaml as it is now, the run has other phases up to where it stopped"
         raise UsageError(f"{checkpoint.path}: {why}; put it right, or start again in another --output-dir")
     _read_adapters(session, checkpoint.path, checkpointed_adapters(session.config))

@@ -36,9 +36,6 @@ EXTRAS = ("mlflow", "tensorboard", "wandb")
 FILE = "tracking.json"
 _NOT_IN_NAMES = re.compile(r"[^\w\-./ ]")  # MLflow's rule; a split may be called `operands=5,digits=2`
 
-OnUnit = Callable[["Method", "Phase", Mapping[str, Any]], None]
-"""What `session.run_loop` calls after each unit of work."""
-
 
 def check(names: Sequence[str]) -> None:
     """Raises UsageError for a tracker that there is not, is not installed, or is named twice."""

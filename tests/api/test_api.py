@@ -183,6 +183,10 @@ def test_signals_are_left_alone_in_other_threads() -> None:
 def test_train_again_with_resume(run: lc.Run, settings: dict[str, Any]) -> None:
     again = lc.train(lc.configure("smoke"), output_dir=run.path, resume=True, **settings)
     assert again.status == "finished"
+    unread = {"kl": 0.5}  # by EM
+    assert (
+        lc.train(output_dir=run.path, resume=True, policy_gradient=unread, preset="smoke", **settings).path == run.path
+    )
     with pytest.raises(lc.UsageError, match=r"holds a run with e_step\.steps 2, not 3"):
         lc.train(lc.configure("smoke"), output_dir=run.path, resume=True, e_step={"steps": 3}, **settings)
     with pytest.raises(lc.UsageError, match="holds a run"):

@@ -215,6 +215,20 @@ def test_a_damaged_run(
     assert part in called.err
 
 
+def test_a_finished_run_needs_no_checkpoints(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    for file in folder.glob("checkpoints/*/*.json"):
+        file.write_text("{")
+    for command in ("eval", "sample"):
+        asked = ["--split", "3-operands", "--size", 2] if command == "eval" else ["--question", "1 + 2", "-n", 2]
+        found, expected = (cli(command, one, *asked, "--json") for one in (folder, finished))
+        assert found.status == expected.status == 0, found.err
+        assert found.out.replace(str(folder), str(finished)) == expected.out
+    (folder / "results.json").unlink()
+    called = cli("sample", folder, "--question", "1 + 2")
+    assert called.status == 2 and "no checkpoint is intact" in called.err
+
+
 def test_a_checkpoint_cut_short(cli: Cli, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

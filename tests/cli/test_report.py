@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from latent_cot.run import reasoners
 from tests.cli.conftest import Cli
 
 SMALL = ["--questions", 2, "-n", 3]
@@ -60,6 +63,25 @@ def test_two_runs_and_a_split_of_ones_choice(cli: Cli, run: Path, tmp_path: Path
     assert [one["name"] for one in shown] == ["mine", "other"]
     assert shown[0]["samples"] == shown[1]["samples"]
     assert {question["split"] for question in shown[0]["samples"]["questions"]} == {"5-operands", "6-operands"}
+
+
+def test_one_runs_model_is_in_memory_at_a_time(
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[object]] = []
+    load = reasoners.load
+
+    def loaded(*arguments: Any) -> object:
+        gc.collect()
+        assert not [one for one in made if one() is not None]
+        loop = load(*arguments)
+        made.append(weakref.ref(loop.lm))
+        return loop
+
+    monkeypatch.setattr(reasoners, "load", loaded)
+    called = cli("report", run, shutil.copytree(run, tmp_path / "other"), *SMALL, "--split", "validation")
+    assert called.status == 0, called.err
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.schema import RunConfig, SFTConfig
+from latent_cot.config.schema import DataConfig, RunConfig, SFTConfig
 from latent_cot.config.settings import check, with_method
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.method import Method
 from latent_cot.methods.rejection import PER_QUESTION
 from latent_cot.model.lm import ADAPTERS, LanguageModel
-from latent_cot.types import Example, UsageError
+from latent_cot.tasks.random_numbers import TASK
+from latent_cot.types import DataRequest, Example, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.worlds import ToyTask, language_model
 
@@ -222,6 +223,22 @@ def test_few_shot_shows_demonstrations_and_trains_nothing(lm: LanguageModel) -> 
     list(loop.run())
     assert weights(loop) == before
     assert make(lm, config_of("few-shot", shots=0)).model_prefix == ""
+
+
+def test_few_shot_has_answers_to_show() -> None:
+    asked = RunConfig(method="few-shot", task="random_numbers", shots=1, data=DataConfig(0, 1, 0))
+    with pytest.raises(UsageError, match=r"--shots 1: the examples of random_numbers have no answer"):
+        FewShot.check(asked, TASK, TASK.load(DataRequest(demonstrations=0, unlabelled=1, validation=0)))
+
+
+def test_forward_kl_without_an_e_step(lm: LanguageModel) -> None:
+    """q is then the present p in each round, and there is nothing to compare."""
+    loop = make(lm, config_of("forward-kl", q_sees="question", **NO_E_STEP))
+    names = [phase.name for phase, _ in loop.run()]
+    assert {"e_step", "diagnose"}.isdisjoint(names) and "draw" in names
+    assert [phase.name for phase in loop.phases].count("diagnose_before") == loop.rounds == 2
+    loop.start_sampler(2)
+    assert weights(loop)["q"] == weights(loop)["p"]
 
 
 class Scripted(ToyTask):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +16,17 @@ from latent_cot.config.schema import DataConfig, MStepConfig, RolloutConfig, Run
 from latent_cot.config.settings import check
 from latent_cot.em import EM
 from latent_cot.evaluation.evaluate import NO_RATIONALE, Judge
-from latent_cot.methods import m_step
+from latent_cot.methods import exploration, m_step
 from latent_cot.methods.exploration import SEED_SAMPLES
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.method import Method
-from latent_cot.model.lm import LanguageModel
+from latent_cot.methods.scored import score_rationales
+from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
+from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
 from tests.loops import CONFIG, answer_questions, make, outcome, run_in_parts
@@ -223,14 +227,50 @@ def test_q_writes_for_a_p_that_learned_to_decide(fresh: LanguageModel, tmp_path:
     assert outcome(run_in_parts(fresh, DIRECT, tmp_path, 3, TASK)) == expected
 
 
-def test_the_buffer_begins_with_what_p_writes_after_the_tasks_prompts(fresh: LanguageModel) -> None:
+@pytest.mark.parametrize("proposal", ["q", None])
+def test_what_is_shown_of_chains_is_decided_as_in_tests(fresh: LanguageModel, proposal: Adapter | None) -> None:
+    """For q by the base model and for p by itself, at temperature 1 and at any other; and in passes of any size."""
+    em = make_and_run(fresh, DIRECT)
+    generator = torch.Generator().manual_seed(0)
+    prompt = em.test_prompt("q", EXAMPLES[0])
+    (sampled,) = rollout(fresh, "q", [prompt], em.test_rules, n=12, temperature=2.0, generator=generator)
+    rationales = list(dict.fromkeys(sampled))
+    for example in EXAMPLES:
+        for reasoner, model in (("q", None), ("p", fresh.merged("p"))):
+            arguments: dict[str, Any] = {"with_q": True, "proposal": proposal, "reasoner": reasoner}
+            counts = dict.fromkeys(rationales, 2)
+            found = score_rationales(em, example, counts, **arguments)
+            with fresh.without_adapters() if model is None else nullcontext(model) as judge:
+                for one in found.rationales:
+                    prefix = [*em.test_rules.codec.encode_prompt(example.x), *one.rationale.tokens]
+                    log_y = log_candidates(judge, prefix, example, em.test_rules.codec)
+                    assert one.answer == max(log_y, key=lambda name: log_y[name])
+    em.config = dataclasses.replace(em.config, max_batch_tokens=64)
+    again = score_rationales(em, example, counts, **arguments)
+    for one, other in zip(found.rationales, again.rationales, strict=True):
+        assert other.log_q == pytest.approx(one.log_q, abs=NATS)
+        assert other.log_reward == pytest.approx(one.log_reward, abs=NATS)
+        assert other.weight == (None if proposal is None else pytest.approx(one.weight, abs=1e-4))
+
+
+def test_the_buffer_begins_with_what_p_writes_after_the_tasks_prompts(
+    fresh: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under the question itself, with the rewards that they have there."""
     config = dataclasses.replace(DIRECT, e_step=dataclasses.replace(DIRECT.e_step, replay_share=1.0))
+    sizes = []
+
+    def sampled(*arguments: Any, batch_size: int, **other: Any) -> list[list[Rationale]]:
+        sizes.append(batch_size)
+        return rollout(*arguments, batch_size=batch_size, **other)
+
+    monkeypatch.setattr(exploration, "rollout", sampled)
     em = make(fresh, config, TASK)
     assert isinstance(em, EM)
     runs = em.run()
     next(one for one in runs if one[0].name == "e_step")
     assert em.state.budget.trajectories == SEED_SAMPLES * len(em.questions), "nothing but the seeds"
+    assert sizes == [config.rollout.batch_size]
     for example in em.questions:
         stored = em.buffer.stored(example.key)
         assert stored

@@ -17,7 +17,7 @@ from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.config.settings import with_method
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
-from latent_cot.evaluation.evaluate import log_probs_of_texts
+from latent_cot.evaluation.evaluate import log_complete
 from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.methods.verify.exact import enumerate_rationales, log_probs
 from latent_cot.model.lm import LanguageModel
@@ -154,7 +154,8 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     assert before > 0.9
     assert total_variation() < 0.04
     assert log_z[0].item() == pytest.approx(math.log(7), abs=0.2)
-    listed = log_probs_of_texts(lm, lm.merged("q"), query.policy_prompt, task.worth, rules)
+    texts = Group(query.policy_prompt, [encode_rationale(text, rules) for text in task.worth])
+    listed = log_complete(lm, lm.merged("q"), texts, rules.codec, max_tokens=5000)
     assert sum(map(math.exp, listed)) > 0.96
     (figures,) = diagnose(
         lm,

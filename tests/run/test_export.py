@@ -36,6 +36,7 @@ from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import reasoners
+from latent_cot.run.export.description import _name, _without_folders
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import DataRequest, Example, Rationale, ToolError
 from tests.conftest import ROOT
@@ -348,6 +349,21 @@ def test_others_can_load_what_it_names(run: Path, tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {(target / "README.md").stat().st_mode & 0o777}
     named = [path.name for path in target.iterdir() if str(tmp_path) in path.read_text(errors="replace")]
     assert not named, "a path of this machine"
+
+
+def test_no_folder_is_told() -> None:
+    assert (
+        _name("/home/me/my files/t.csv") == "t.csv"
+        and _name("hub:owner/name?split=test") == "hub:owner/name?split=test"
+    )
+    files = ["/home/me/my files/t.csv", "hub:owner/name"]
+    for note in (
+        "/home/me/my files/t.csv: 5 questions.",
+        "hub:owner/name: 1/2 of them",
+        "https://a.b/c/d, /etc/x.csv",
+    ):
+        found = _without_folders(note, files)
+        assert found == note.replace("/home/me/my files/", "").replace("/etc/", "")
 
 
 @pytest.mark.usefixtures("offline_hub")

@@ -12,7 +12,6 @@ import yaml
 
 from latent_cot import configure
 from latent_cot.cli import main
-from latent_cot.run import listed
 from latent_cot.run.listed import CheckedEStep, figures
 from latent_cot.run.session import open_session
 from latent_cot.tasks.word_problems import TASK, working
@@ -68,11 +67,12 @@ def test_flags_that_would_be_ignored_are_refused(flags: list[str], capsys: pytes
     assert "leave" in capsys.readouterr().err
 
 
-def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listed, "_AT_ONCE", 8)
+def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path) -> None:
     data = {"demonstrations": 4, "unlabelled": 8, "validation": 3}
     loop = open_session(
-        configure("smoke", task="word_problems", model=str(tiny_model_dir), precision="fp32", data=data)
+        configure(
+            "smoke", task="word_problems", model=str(tiny_model_dir), precision="fp32", data=data, max_batch_tokens=200
+        )
     )
     checked = CheckedEStep(loop.config, loop.lm, loop.task, loop.data, {}, loop.rules, loop.test_rules)
     example, rationales = checked.chosen[0]

@@ -9,9 +9,8 @@ from typing import Any
 
 from latent_cot import tasks
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import SECTIONS
-from latent_cot.config.settings import differences, flag, from_dict, to_dict
-from latent_cot.report.comparison.plan import IGNORED, Run, command_of
+from latent_cot.config.settings import flag, from_dict, other_settings, to_dict
+from latent_cot.report.comparison.plan import Run, command_of
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError, finite
 
@@ -31,10 +30,7 @@ def is_finished(run: Run) -> bool:
 
 def _other_settings(there: Any, run: Run, where: str) -> str:
     """In which settings a recorded configuration differs from the run's, as text; empty if in none that matters."""
-    others = set(SECTIONS.values()) - {SECTIONS.get(run.config.method)}
-    unread = {*IGNORED, *others, *METHODS[run.config.method].ignores(run.config)}
-    entries = differences(from_dict(there, where), run.config)
-    other = [entry for entry in entries if unread.isdisjoint((entry[0], entry[0].partition(".")[0]))]
+    other = other_settings(from_dict(there, where), run.config)
     return "; ".join(f"{flag(path)} {old} there, {new} here" for path, old, new in other[:5])
 
 

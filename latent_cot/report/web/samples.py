@@ -92,11 +92,15 @@ def _sampled_from(
 def _draw(
     loop: Method, reasoner: Adapter, examples: Sequence[Example], n: int, temperature: float, seed: int
 ) -> Iterator[tuple[Example, Weighed]]:
-    """Each question with the distinct rationales that were sampled for it."""
-    proposal = reasoner if temperature == 1 and loop.draws_as_it_is else None
-    drawn = loop.draw_tests(reasoner, examples, n=n, temperature=temperature, seed=seed)
+    """Each question with the distinct rationales that were sampled for it, as in tests: see `Run.sample`."""
+    writer = loop.sampler_of(reasoner) or reasoner
+    proposal = writer if temperature == 1 and loop.draws_as_it_is else None
+    drawn = loop.draw_tests(writer, examples, n=n, temperature=temperature, seed=seed)
     for example, counts in zip(examples, drawn, strict=True):
-        yield example, score_rationales(loop, example, counts, with_q=reasoner == "q", proposal=proposal)
+        yield (
+            example,
+            score_rationales(loop, example, counts, with_q=writer == "q", proposal=proposal, reasoner=reasoner),
+        )
 
 
 def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> tuple[Json, list[int]]:
@@ -152,6 +156,7 @@ def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reas
     adapters: tuple[Adapter, ...] = ("p", "q")
     by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in {*loop.reasoners, *reasoners}}
     loop.lm.reset_adapter("p", seed=0)  # a fresh adapter changes nothing: p is the base model
+    loop.state.m_steps = 0
     found = {"base": greedy("p"), **by}
     return [
         {

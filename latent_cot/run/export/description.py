@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from latent_cot.methods.method import Method
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import schemas
+from latent_cot.run.paths import train_files
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import state_in
 from latent_cot.types import Example, Tool, UsageError
 
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^/\s]+/)+")
+"""The folders of an absolute path."""
 _EXAMPLES = 50
 """Examples that a prompt's form must hold for."""
 
@@ -74,8 +77,8 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
     c, rules, codec = loop.config, loop.test_rules, loop.test_rules.codec
     prompt, fields, example = _prompt(loop, reasoner, examples[:_EXAMPLES])
     text = codec.prompt_text(loop.test_text(reasoner, examples[0]))
-    files = [Path(name.strip()) for name in (c.data.train_file or "").split(",") if name.strip()]
-    candidates, notes = [loop.task.candidates(one) for one in examples[:_EXAMPLES]], loop.data.notes
+    files = train_files(c)
+    candidates = [loop.task.candidates(one) for one in examples[:_EXAMPLES]]
     # Without a finished run, the weights are those of the newest checkpoint, and may be later than the figures.
     finished = (folder.path / "results.json").exists()
     checkpoint = None if finished else folder.latest()
@@ -111,13 +114,24 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "writes_rationales": sampler is not None,  # else the answer follows the question at once
         "demonstrations": len(loop.data.demonstrations),
         "unlabelled": len(loop.data.unlabelled),
-        # Where somebody keeps a file is nobody else's business.
-        "data_notes": [reduce(lambda text, file: text.replace(str(file), file.name), files, note) for note in notes],
-        "data_files": [path.name for path in files],
+        "data_notes": [_without_folders(note, files) for note in loop.data.notes],
+        "data_files": [_name(file) for file in files],
         "outcome": {"finished": finished, **_outcome(results, reasoner)},
         "budget": results["budget"],
         "versions": folder.about.versions,
     }
+
+
+def _name(file: str) -> str:
+    """A file by its name only: where somebody keeps it is nobody else's business. Of what is no file, all of it."""
+    return Path(file).name if Path(file).is_absolute() else file
+
+
+def _without_folders(text: str, files: Sequence[str]) -> str:
+    """A text in which no file has its folder. `files`: those that it may name; spaces are part of their names."""
+    for file in files:
+        text = text.replace(file, _name(file))
+    return _FOLDERS.sub("", text)
 
 
 def _prompt(
@@ -177,8 +191,10 @@ def _outcome(results: Mapping[str, Any], reasoner: Adapter) -> dict[str, Any]:
     posterior = results.get("posterior", {}).get(str(number), {})
     return {
         "round": number,
-        "accuracy": accuracy.get(str(number), {}).get(reasoner, {}),
-        "metrics": metrics.get(str(number), {}).get(reasoner, {}),
+        **{
+            kind: {_name(split): of for split, of in found.get(str(number), {}).get(reasoner, {}).items()}
+            for kind, found in (("accuracy", accuracy), ("metrics", metrics))
+        },
         "posterior": {when: posterior[when] for when in ("before", "after") if when in posterior},
         "decoding": results.get("decoding", {}),
     }

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from latent_cot import configure, load
+from latent_cot.run.preflight import load_examples
 from latent_cot.tasks import embeddings
-from latent_cot.tasks.infilling import TASK, metrics
+from latent_cot.tasks.infilling import metrics
 from latent_cot.tasks.infilling import task as stories
-from latent_cot.types import DataRequest, Measured, Rationale, Sample, UsageError
+from latent_cot.types import Measured, Rationale, Sample, UsageError
 
 
 def sample(
@@ -114,7 +116,9 @@ def test_a_missing_package_is_named_before_anything_is_trained(package: str, mon
     monkeypatch.setattr(metrics, "find_spec", find)
     monkeypatch.setattr(embeddings, "find_spec", find)
     with pytest.raises(UsageError, match=r"pip install 'latent-cot\[.*embeddings\]'"):
-        TASK.load(DataRequest(demonstrations=2, unlabelled=2, validation=1))
+        load_examples(configure(task="infilling"))
+    with pytest.raises(UsageError, match=r"pip install 'latent-cot\[.*embeddings\]'"):
+        load("smollm2-135m", task="infilling").evaluate()
 
 
 def test_similarity_is_that_of_meaning() -> None:
