@@ -44,8 +44,10 @@ def table(comparison: Any) -> list[str]:
     for run in comparison["runs"]:
         seeds[run["variant"]].add(run["config"]["seed"])
         data = run["config"]["data"]
-        names = ("demonstrations", "unlabelled", "validation", "train_file", "options")
-        loaded = TASK.load(DataRequest(seed=run["config"]["seed"], **{name: data[name] for name in names}))
+        names = ("demonstrations", "validation", "train_file", "options")
+        unlabelled = data["unlabelled"] if "unlabelled" in data else data["pairs"]  # its name in older records
+        settings = {name: data[name] for name in names}
+        loaded = TASK.load(DataRequest(seed=run["config"]["seed"], unlabelled=unlabelled, **settings))
         training = [*loaded.demonstrations, *loaded.unlabelled]
         for reasoner, splits in run.get("right", {}).items():
             for split, marks in splits.items():

@@ -1,7 +1,8 @@
-"""EM with a GFlowNet sampler and a calculator, from scratch: the whole method on one page.
+"""EM with a GFlowNet sampler and a calculator, from scratch: the algorithm on one page.
 
 Plain torch and transformers, one chain at a time, nothing cached, nothing clever: to be read, and to hold the library
-against. `latent-cot em --task arithmetic` is the same method, fast, resumable and on any task. The paper is Hu et al.,
+against. `latent-cot em --task arithmetic` is the same, fast, resumable, on any task, and with what is left out here: a
+reward floor, a Huber cap, lessons, interpolation, LoRA. The paper is Hu et al.,
 "Amortizing intractable inference in large language models" (ICLR 2024).
 
     X   "Question: 6 - 0 - 4 = ? Answer:"

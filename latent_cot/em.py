@@ -5,7 +5,7 @@ X is a question, Y its answer, Z the rationale between them, which is not seen. 
 The sampler q(Z | X), or q(Z | X, Y), is the same model with an adapter of its own.
 
 The phases that other methods have too (fine-tuning, drawing, the M-step, tests) are in `methods/method.py`; what makes
-it resumable is in `methods/phases.py`. The same on one page, without this package: `examples/em_from_scratch.py`.
+it resumable is in `methods/phases.py`. The algorithm on one page, without this package: `examples/em_from_scratch.py`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def load(target: str | Path, *, task: str | None = None, trust_code: bool = Fals
     Reads a few small files; the model is loaded when it is first needed.
 
     Args:
-        task: of a base model: a task's name, or a Python file that defines one. None: arithmetic. A run has its own.
+        task: of a base model: a task's name, or a YAML or Python file that defines one. None: arithmetic. A run has its
+            own.
         trust_code: the configuration of a run may name Python files (a task, a tool, a model's own code). They are run
             only if you say so: a folder that somebody else gave you may name anything.
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "eval": "accuracy of a run, or of an untrained model, on test splits or a file",
     "sample": "rationales for one question, with their log-probability and log-reward",
     "report": "one HTML file about runs: settings, curves, accuracies, and their rationales, token by token",
-    "export": "a run's reasoner as an adapter or a model for plain transformers, with a model card; to the hub",
+    "export": "a run's reasoner as an adapter or a model for plain transformers, with a model card",
     "methods": "list the methods of fit and compare",
     "tasks": "list the tasks, and how to add one",
     "tools": "list the tools a chain can call, and how to add one",

@@ -38,7 +38,7 @@ class CompareOptions:
 
     Each run has a folder, DIR/VARIANT/seedN. Those that were stopped are gone on with, those that are finished are not
     done again. The same budget means that every method that samples may sample as many trajectories
-    as EM does, and supervised fine-tuning may take as many gradient steps: see docs/comparing.md.
+    as EM does, and fine-tuning and rejection sampling may take as many gradient steps: see docs/comparing.md.
     """
 
     methods: str | None = None

@@ -98,7 +98,7 @@ class RolloutConfig(Section):
     granularity: Literal["token", "step"] = "step"
     """Where a chain may stop: after every token (the paper's), or after every complete step."""
     min_tokens: Count = 0
-    """A prefix with fewer tokens is no state. At 0 the empty rationale is one (see `docs/log.md`)."""
+    """A prefix with fewer tokens is no state. At 0 the empty rationale is one."""
     max_tokens: Positive = 40
     """Tokens the policy may choose in a training rollout; a tool's tokens do not count."""
     tools: tuple[str, ...] | None = None
@@ -133,8 +133,7 @@ class EStepConfig(Section):
     `tb` (trajectory balance), or `prefix-tb` (the same of every prefix; for rewards that are nothing almost
     everywhere). The last two learn one log Z, which all questions share."""
     huber_delta: PositiveAmount | None = 10.0
-    """Deviations beyond this many nats count linearly. None: squared error. A small one makes training unstable
-    (see `docs/log.md`)."""
+    """Deviations beyond this many nats count linearly. None: squared error."""
     reward_floor: PositiveAmount | None = 10.0
     """Of a prefix whose log-reward is this many nats below the best of its question, the loss uses only that it is no
     higher; where a chain has stopped, its reward counts as it is (`objectives.balance.below_floor`). None: no floor."""
@@ -248,7 +247,7 @@ class EvaluationConfig(Section):
     every_round: Switch = True
     """Test after each round, round 0 included; or after the last one only."""
     size: Positive = 100
-    """Questions of each split; each test split has at least 500."""
+    """Questions of each split, the first ones; of a split with fewer, all."""
     max_tokens: Positive = 120
     """Tokens a chain may choose: more than in training, since test questions may be longer."""
     diagnostics: Count = 32
@@ -310,7 +309,7 @@ class RunConfig(Section):
     """One run of any method."""
 
     task: str = "arithmetic"
-    """A task's name (`latent-cot tasks`), or a Python file that defines one."""
+    """A task's name (`latent-cot tasks`), a YAML file of questions and answers, or a Python file that defines one."""
     model: str = "smollm2-135m"
     """A Hugging Face causal LM: hub name or local folder."""
     output_dir: str | None = None
@@ -320,8 +319,8 @@ class RunConfig(Section):
     method: MethodName = "em"
     """The method (`latent-cot methods`)."""
     q_sees: Literal["question", "question-and-answer"] = "question"
-    """What q sees: the question only, so that it can answer unseen ones itself; or the answer too, which makes
-    it the true posterior, and p the reasoner."""
+    """What q sees: the question only, so that it can answer unseen ones itself; or the answer too, so that it can
+    be the posterior, and p is the reasoner."""
     rounds: Count = 2
     """Rounds of EM, of rejection sampling, or of forward KL."""
     p_init: Literal["demonstrations", "base", "prompt"] = "demonstrations"
@@ -331,7 +330,7 @@ class RunConfig(Section):
     """Demonstrations in the prompt, with the tools' results written out: of `p_init: prompt`, and of `few-shot`."""
     safeguard: Switch = True
     """Take back an E-step that has lowered the ELBO, and an M-step that has lowered log p(Y | X), of more validation
-    questions than chance would have it (`evaluation.diagnostics` of them). EM and forward KL only."""
+    questions than chance would have it (`evaluation.diagnostics` of them). EM, GFlowNet and forward KL only."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: Switch = False
