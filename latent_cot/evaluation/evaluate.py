@@ -71,11 +71,11 @@ class Accuracy:
     def value(self) -> float:
         return self.correct / self.n if self.n else float("nan")
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Wilson's score interval for a proportion."""
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % score interval for a proportion."""
         if not self.n:
             return (0.0, 1.0)
-        bounds = binomtest(self.correct, self.n).proportion_ci(level, method="wilson")
+        bounds = binomtest(self.correct, self.n).proportion_ci(0.95, method="wilson")
         return float(bounds.low), float(bounds.high)
 
     def to_json(self) -> dict[str, float | int | list[float]]:

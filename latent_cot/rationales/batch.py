@@ -135,10 +135,10 @@ def describe(
     return figures
 
 
-def shown_samples(trajectories: Sequence[Trajectories], n: int = 2) -> list[dict[str, Any]]:
-    """The most frequent rationale of each of the first `n` questions, for people to read."""
+def shown_samples(trajectories: Sequence[Trajectories]) -> list[dict[str, Any]]:
+    """The most frequent rationale of each of the first two questions, for people to read."""
     shown = []
-    for t in trajectories[:n]:
+    for t in trajectories[:2]:
         best = max(range(len(t.rationales)), key=lambda k: t.counts[k])
         shown.append(
             {

@@ -145,8 +145,8 @@ _COST = {"init": 0.7, "warm_start_q": 0.7, "m_step": 1.0, "fit": 20.0}
 _OTHER_COST = 4.0
 
 
-def time_left(measured: Mapping[str, Sequence[float]], to_do: Mapping[str, int]) -> timedelta:
-    """How long so many units of each kind of phase take: the mean time of those that are done, else by their cost.
+def time_left(measured: Mapping[str, Sequence[float]], to_do: Mapping[str, int]) -> float:
+    """Seconds that so many units of each kind of phase take: the mean time of those that are done, else by their cost.
 
     Args:
         measured: kind of phase -> seconds of each of its units that are done; there is at least one.
@@ -157,7 +157,7 @@ def time_left(measured: Mapping[str, Sequence[float]], to_do: Mapping[str, int])
     means = {name: _COST.get(name, _OTHER_COST) * per_cost for name in to_do} | {
         n: fmean(t) for n, t in measured.items()
     }
-    return timedelta(seconds=round(sum(n * means[name] for name, n in to_do.items())))
+    return sum(n * means[name] for name, n in to_do.items())
 
 
 class Line:
@@ -313,7 +313,7 @@ class Display(Line):
             progress.share,
             f"{done}  {progress.share:.0%}" if self._live is None else done,
             running,
-            left=time_left(self._measured, progress.to_do).total_seconds(),
+            left=time_left(self._measured, progress.to_do),
             # On a terminal it stands below what is running, of which these are not the figures.
             detail=f"{_name(phase)} {progress.unit}: {figures}" if self._live and figures else figures,
             always=is_done or progress.unit == 1,
@@ -376,17 +376,17 @@ def round_columns(results: Mapping[str, Any], number: int) -> dict[str, Any]:
     return columns
 
 
-def filled(text: str, console: Console, indent: str = "  ") -> str:
+def filled(text: str, console: Console) -> str:
     """A sentence in lines that end between words, on a terminal; elsewhere one line. A longer word stays whole."""
     if not console.is_terminal or console.is_jupyter:
         return text
-    lines = textwrap.wrap(text, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(text, console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)
 
 
 def warn(console: Console, text: str) -> None:
     """Say what is wrong, in red, and in words for those who do not see the colour."""
-    console.print(Text(filled(f"warning: {printable(text)}", console), style="bold red"), soft_wrap=True)
+    say(console, f"warning: {text}", "bold red")
 
 
 def _name(phase: Phase) -> str:
