@@ -29,7 +29,16 @@ torch.set_num_threads(1)
 # Tests save thousands of times, and none can lose its machine's power: what makes sure of the disk may be left out.
 os.fsync = lambda fd: None
 
-LONGEST = ("test_verify", "test_sharding", "test_documentation", "test_processes", "test_kill", "test_notebooks")
+LONGEST = (
+    "test_verify",
+    "test_sharding",
+    "test_documentation",
+    "test_processes",
+    "test_kill",
+    "test_run",
+    "test_documentation_site",
+    "test_export",
+)
 """Files of tests that take the longest: begun first, so that no other has to wait for them in the end."""
 
 

@@ -157,7 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
 def serving(engine: ReferenceEngine, **settings: Any) -> Iterator[FakeVllm]:
     """A server that runs in a thread."""
     server = FakeVllm(engine, **settings)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    often = {"poll_interval": 0.01}  # how soon it sees that it is to end
+    thread = threading.Thread(target=server.serve_forever, kwargs=often, daemon=True)
     thread.start()
     try:
         yield server

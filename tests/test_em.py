@@ -313,6 +313,17 @@ def test_the_reward_is_the_configured_one(lm: LanguageModel) -> None:
     comparison = weighed.reward.comparison
     assert comparison is not None
     assert (comparison.normalised, comparison.penalty, comparison.weight) == (False, 0.0, 2.0)
+    named: dict[str, Any] = {
+        "answer_reward": "normalised",
+        "wrong_candidate_penalty": 3.0,
+        "copy_penalty": 4.0,
+        "score_tool_tokens": True,
+    }
+    e_step = dataclasses.replace(CONFIG.e_step, answer_weight=2.0, **named)
+    reward = make(lm, dataclasses.replace(CONFIG, e_step=e_step, max_batch_tokens=77)).reward
+    assert reward.comparison is not None
+    assert (reward.comparison.normalised, reward.comparison.penalty, reward.comparison.weight) == (True, 3.0, 2.0)
+    assert (reward.tool_tokens, reward.copy_penalty, reward.max_tokens) == (True, 4.0, 77)
 
 
 @pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])

@@ -18,6 +18,7 @@ import pytest
 import latent_cot as lc
 from latent_cot.api.rationales import Rationales
 from latent_cot.api.results import Results
+from latent_cot.cli import main
 from latent_cot.config.settings import load_config
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, Stop, Token, pieces
@@ -193,6 +194,24 @@ def test_train_again_with_resume(run: lc.Run, settings: dict[str, Any]) -> None:
         lc.train(lc.configure("smoke"), output_dir=run.path, **settings)
     with pytest.raises(lc.UsageError, match="a base model is no run"):
         lc.resume(lc.load(settings["model"]))
+
+
+def test_a_stopped_run_goes_on_and_can_be_asked(
+    tmp_path: Path, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "run", lc.configure("smoke")
+    stopped = lc.train(config, output_dir=folder, callbacks=[lambda unit: unit.phase == "init"], **settings)
+    assert stopped.status == "stopped"
+    again = lc.train(config, output_dir=folder, resume=True, callbacks=[lambda unit: True], **settings)
+    assert again.status == "stopped"
+    init = again.events[again.events["kind"] == "init"]
+    assert init["unit"].tolist() == [1, 2], "it went on where it was"
+    capsys.readouterr()
+    few = ["--split", "3-operands", "--size", "2", "--max-tokens", "8", "--json"]
+    assert main(["eval", str(folder), *few]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["finished"] is False and "not finished" in err
+    assert set(json.loads(out)["results"]) == {"p", "q"}
 
 
 # -- what a run left ---------------------------------------------------------------------------------------

@@ -171,6 +171,10 @@ def run_of(finished: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPa
     return make
 
 
+CHEAP = ["--evaluation.size", "2", "--evaluation.max-tokens", "8", "--evaluation.diagnostics", "1"]
+"""Most of the time of a short run goes into its tests, which other runs here have in full."""
+
+
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_works(
     command: str, cli: Cli, folder: Path, tiny_model_dir: Path, run_of: Callable[[str], Path]
@@ -189,14 +193,15 @@ def test_a_documented_command_works(
     if arguments[0] == "compare":
         # Where it is meant to be quick with the methods it names, or with two of all; else what it would do is shown.
         few = [] if "--methods" in arguments else ["--methods", "few-shot,sft"]
-        quick = [*few, "--set", "precision=fp32"] if "smoke" in arguments else ["--dry-run"]
+        cheap = ["--set", "precision=fp32", "--set", "evaluation.size=2", "--set", "evaluation.max_tokens=8"]
+        quick = [*few, *cheap] if "smoke" in arguments else ["--dry-run"]
         arguments += ["--model", str(tiny_model_dir), *quick]
     for k, word in enumerate(arguments):
         if word.endswith(".steps"):  # as many as `smoke` has
             arguments[k + 1] = "2"
     if arguments[0] in ("em", "fit") and not {"--resume", "--print-config"} & set(arguments):
         shutil.rmtree("runs/mine")
-        arguments = [arguments[0], *SMOKE[1:], "--model", str(tiny_model_dir), *arguments[1:]]
+        arguments = [arguments[0], *SMOKE[1:], "--model", str(tiny_model_dir), *CHEAP, *arguments[1:]]
     called = cli(*arguments)
     assert called.status == 0, called.err
     if target:

@@ -77,6 +77,15 @@ def test_help_breaks_no_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: li
     assert all(len(line) <= width or len(line.split()) <= 2 for line in lines), max(lines, key=len)
 
 
+@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS if name != "fit")])  # whose METHODs may not fit
+def test_help_has_the_same_words_at_any_width(cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    found = []
+    for width in (60, 80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        found.append({word for word in cli(*argv, "--help").out.split() if set(word) - set("-─│╭╮╰╯")})
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize("command", ["eval", "tasks"])
 def test_help_on_a_terminal_is_that_of_a_pipe(command: str) -> None:
     """Colours are no characters of a line, and would be counted as such."""

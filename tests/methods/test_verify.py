@@ -181,13 +181,25 @@ def test_fault_is_noticed(name: str) -> None:
     assert result.worst("kl") > 5 * run.KL_LIMIT
 
 
-def test_untrained_sampler_fails() -> None:
+def test_untrained_sampler_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits are not so wide that anything passes."""
+    monkeypatch.setitem(WORLDS, "xy", replace(WORLDS["xy"], steps=2))
     case = run.Case("xy", "subtb")
     result = run.run_case(case, replace(Settings(), learning_rate=0.0, samples=2))
     assert not result.learned and not result.ok
     assert result.worst("kl") == pytest.approx(result.worst("kl_before"), abs=1e-6)
     assert replace(result, case=replace(case, fault="no-s0")).ok
+
+
+@pytest.mark.parametrize(("objective", "status"), [("subtb", 1), ("tb", 0)])  # tb need not learn it
+def test_its_status_is_its_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], objective: str, status: int
+) -> None:
+    monkeypatch.setitem(WORLDS, "xy", replace(WORLDS["xy"], steps=2))
+    assert main(["verify", "--world", "xy", "--objective", objective, "--json"]) == status
+    out, err = capsys.readouterr()
+    assert json.loads(out)["passed"] is (status == 0)
+    assert ("FAILED" in err) is (status == 1)
 
 
 def test_same_seed_same_sampler() -> None:

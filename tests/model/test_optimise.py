@@ -50,6 +50,20 @@ def test_a_step_follows_the_schedule_and_clears_the_gradient() -> None:
     assert bool((weight < 1).all())
 
 
+@pytest.mark.parametrize(
+    ("gradient", "kept"), [([30.0, 40.0], [0.6, 0.8]), ([0.3, 0.4], [0.3, 0.4])], ids=["large", "small"]
+)
+def test_a_large_gradient_is_clipped_and_a_small_one_is_not(gradient: list[float], kept: list[float]) -> None:
+    """Seen by Adam's mean of the gradients: the size of its first step does not depend on theirs."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    own = optimiser(weight)
+    weight.grad = torch.tensor(gradient)
+    own.step(0)
+    (group,) = own.adam.param_groups
+    mean = own.adam.state[weight]["exp_avg"] / (1 - group["betas"][0])
+    assert mean.tolist() == pytest.approx(kept, rel=1e-5)
+
+
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_gradient_that_is_not_finite_is_left_out(bad: float) -> None:
     weight = torch.nn.Parameter(torch.ones(2))

@@ -224,11 +224,6 @@ def test_compare_tracks_each_run_by_itself(recorder: type[Recorder], tmp_path: P
     assert len(recorder.runs) == 2, "what is finished is not tracked again"
 
 
-def test_nothing_is_tracked_unless_asked_for(tracked: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
-    assert em(tmp_path / "run", tiny_model_dir, "--rounds", "0") == 0
-    assert not (tmp_path / "run" / "tracking.json").exists()
-
-
 # -- what is refused -----------------------------------------------------------------------------------
 
 
