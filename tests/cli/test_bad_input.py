@@ -215,6 +215,18 @@ def test_a_damaged_run(
     assert part in called.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["compare", "--preset", "smoke", "--dry-run", "--json"], "--json: --dry-run prints commands"),
+        (["em", "--preset", "smoke", "--print-config", "--json"], "--json: --print-config prints YAML"),
+    ],
+)
+def test_json_of_what_is_none(cli: Cli, arguments: list[str], part: str) -> None:
+    called = cli(*arguments)
+    assert called.status == 2 and part in called.err and not called.out
+
+
 def test_a_finished_run_needs_no_checkpoints(cli: Cli, finished: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     for file in folder.glob("checkpoints/*/*.json"):

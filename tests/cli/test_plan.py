@@ -119,3 +119,12 @@ def test_code_of_somebody_else_is_not_run(cli: Cli, tmp_path: Path) -> None:
     assert called.status == 2
     assert "--trust-code" in called.err
     assert not ran.exists()
+
+
+def test_texts_are_as_long_as_they_are_said_to_be(cli: Cli) -> None:
+    lengths = {"prompt": 11, "chain": 12, "longest": 50, "answer": 13, "states": 3, "distinct": 0.5}
+    names = {"prompt": "prompt-tokens", "chain": "chain-tokens", "longest": "longest-chain", "answer": "answer-tokens"}
+    flags = [word for name, value in lengths.items() for word in (f"--{names.get(name, name)}", str(value))]
+    assert cli(*BIG, "--json", *flags).json["texts"] == lengths
+    usual = cli(*BIG, "--json").json["texts"]
+    assert usual["longest"] == usual["chain"] and usual["states"] == max(1, usual["chain"] / 16)

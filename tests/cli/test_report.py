@@ -65,6 +65,14 @@ def test_two_runs_and_a_split_of_ones_choice(cli: Cli, run: Path, tmp_path: Path
     assert {question["split"] for question in shown[0]["samples"]["questions"]} == {"5-operands", "6-operands"}
 
 
+def test_the_rationales_are_those_that_were_asked_for(cli: Cli, run: Path) -> None:
+    called = cli("report", run, *SMALL, "--split", "validation", "--reasoner", "q", "--seed", 3, "--temperature", 0.5)
+    assert called.status == 0, called.err
+    (samples,) = (one["samples"] for one in data_of(run / "report.html")["runs"])
+    assert (samples["reasoner"], samples["beside"]) == ("q", [])
+    assert (samples["seed"], samples["temperature"], samples["n"]) == (3, 0.5, 3)
+
+
 def test_one_runs_model_is_in_memory_at_a_time(
     cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -36,9 +36,10 @@ from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import reasoners
-from latent_cot.run.export.description import _name, _without_folders
+from latent_cot.run.export.description import _name, _portable, _tool, _without_folders
+from latent_cot.run.export.folder import refuse_unless_free
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import DataRequest, Example, Rationale, ToolError
+from latent_cot.types import DataRequest, Example, Rationale, Tool, ToolError, UsageError
 from tests.conftest import ROOT
 from tests.tiny import build_tiny_model
 
@@ -396,6 +397,29 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     assert main(["export", *map(str, argv)]) == 2
     return capsys.readouterr().err
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "exported").touch()
+    with pytest.raises(UsageError, match="is a file; give a folder"):
+        refuse_unless_free(tmp_path / "exported", tmp_path / "run", force=True)
+
+
+class Doubler:
+    """A tool without a form that exports can carry along."""
+
+    name, description, trigger = "to-double", "twice as much", "=>"
+
+
+def test_a_tool_without_a_portable_form_is_left_to_write() -> None:
+    told = _tool(cast("Tool", Doubler()))
+    assert told["is_left_to_write"] and told["function"] == "to_double"
+    written: dict[str, Any] = {}
+    exec(told["portable"], written)  # noqa: S102 -- ours, with the tool's name in it
+    with pytest.raises(NotImplementedError, match="what the tool to-double does"):
+        written["to_double"]("1 =>")
+    with pytest.raises(UsageError, match=r"must define to_double\(text\)"):
+        _portable(type("Odd", (), {"portable": "x = 1"})(), "tool to-double", "to_double", "text")
 
 
 @pytest.mark.usefixtures("offline_hub")
