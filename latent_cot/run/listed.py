@@ -59,7 +59,7 @@ def figures(log_reward: torch.Tensor, log_q: torch.Tensor, right: torch.Tensor) 
         q_right=float(q[right].sum()),
         mass=float(mass),
         kl=float((restricted.exp() * (restricted - log_reward + log_z)).sum()),
-        total_variation=float(((q - posterior).abs().sum() + (1 - mass).clamp(min=0)) / 2),
+        total_variation=min(1.0, float((q - posterior).abs().sum() + (1 - mass).clamp(min=0)) / 2),  # but for rounding
     )
 
 
