@@ -206,9 +206,9 @@ class Evaluator(Resumable):
         generator = torch.Generator().manual_seed(seed)
         for members in slices(len(examples), BATCHES_AT_ONCE * max(1, self.test_batch_size // votes)):
             batch = [examples[i] for i in members]
-            prompts = [self.test_prompt(sampler or reasoner, example) for example in batch]
             sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
             if sampler is not None:
+                prompts = [self.test_prompt(sampler, example) for example in batch]
                 sampled = self._rollout(sampler, prompts, generator, n=votes, temperature=temperature)
             for example, rationales, answers in zip(batch, sampled, self.decide(reasoner, batch, sampled), strict=True):
                 answer = majority(answers, partial(self._same_answer, example))
@@ -221,7 +221,10 @@ class Evaluator(Resumable):
         reader = self.sampler_of(reasoner) or reasoner
         if self.config.q_sees == "question-and-answer":
             reader = "p"  # q's prompt gives the answer away
-        prompts = [self.test_prompt(reader, example) for example in examples]
+        picked = [bool(self.task.candidates(example)) for example in examples]  # else nobody reads a prompt
+        prompts = [
+            self.test_prompt(reader, example) if by else [] for example, by in zip(examples, picked, strict=True)
+        ]
         judge = self.judge_of(reasoner)
         return read_answers(self.lm, judge, self.task, examples, prompts, rationales, self.test_rules)
 

@@ -28,9 +28,6 @@ from latent_cot.types import UsageError, did_you_mean
 
 _SHIPPED = resources.files("latent_cot.config") / "presets" / "variants"
 
-IGNORED = ("output_dir",)
-"""Settings that change nothing of what comes out."""
-
 _SET_BY_ITSELF = {"method": "--methods or --variants", "seed": "--seeds", "output_dir": "--output-dir"}
 """Settings that differ from run to run -> what gives them."""
 
@@ -204,7 +201,7 @@ def command_of(config: RunConfig, preset: str | None) -> str:
     for path, _, value in differences(base, config):
         if isinstance(value, bool):
             words.append(flag(path) if value else re.sub(r"^--(.*\.)?", r"--\1no-", flag(path)))
-        elif path not in IGNORED:
+        elif path != "output_dir":
             several = itertools.chain(*value.items()) if isinstance(value, Mapping) else value
             words += [flag(path), *map(str, several if isinstance(value, Mapping | tuple) else [value])]
     words += ["--trust-code"] if code_named(config) else []

@@ -155,8 +155,8 @@ def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reas
 
     adapters: tuple[Adapter, ...] = ("p", "q")
     by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in {*loop.reasoners, *reasoners}}
-    loop.lm.reset_adapter("p", seed=0)  # a fresh adapter changes nothing: p is the base model
-    loop.state.m_steps = 0
+    loop.lm.reset_adapter("p", seed=0)  # a fresh adapter changes nothing: p is the base model ...
+    loop.state.m_steps = 0  # ... and reads and writes as before any M-step
     found = {"base": greedy("p"), **by}
     return [
         {
