@@ -221,10 +221,7 @@ class Evaluator(Resumable):
         reader = self.sampler_of(reasoner) or reasoner
         if self.config.q_sees == "question-and-answer":
             reader = "p"  # q's prompt gives the answer away
-        picked = [bool(self.task.candidates(example)) for example in examples]  # else nobody reads a prompt
-        prompts = [
-            self.test_prompt(reader, example) if by else [] for example, by in zip(examples, picked, strict=True)
-        ]
+        prompts = [self.test_prompt(reader, example) for example in examples]
         judge = self.judge_of(reasoner)
         return read_answers(self.lm, judge, self.task, examples, prompts, rationales, self.test_rules)
 
