@@ -162,14 +162,14 @@ class Run:
         self,
         split: str | Sequence[str] = (),
         *,
-        files: str | Sequence[str] = (),
+        files: str | Path | Sequence[str | Path] = (),
         reasoner: Adapter | None = None,
         size: int | None = None,
         votes: int = 1,
         samples: int | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
-        exclude: str | Sequence[str] = (),
+        exclude: str | Path | Sequence[str | Path] = (),
         seed: int = 0,
         progress: bool = True,
     ) -> Evaluation:
@@ -203,7 +203,9 @@ class Run:
         self.task.require()
         if reasoner is not None:
             self.source.require(reasoner)
-        named, files, exclude = ([one] if isinstance(one, str) else one for one in (split, files, exclude))
+        named, files, exclude = (
+            [str(one)] if isinstance(one, str | Path) else [*map(str, one)] for one in (split, files, exclude)
+        )
         sweeps = [self.task.sweep(pattern) for pattern in named]
         data = reasoners.training_data(self.source, self.task)
         training = [*data.demonstrations, *data.unlabelled]

@@ -140,8 +140,13 @@ def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bo
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 
 
+def _plain(value: Any) -> Any:
+    """As JSON has it: a number of numpy's, a path as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    plain = json.loads(json.dumps(settings, default=str))  # as a file would give it: paths as text
+    plain = json.loads(json.dumps(settings, default=_plain))  # as a file would give it
     return from_dict(plain, "settings", config)
 
 

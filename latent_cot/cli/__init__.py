@@ -62,10 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = None  # so that the interpreter does not try to flush it
         return 128 + 13
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            sys.stdout = None  # the full disk may be its own
+            _print_error(f"the disk is full ({error}); make room, or write elsewhere")
+        elif error.errno in (errno.EACCES, errno.EPERM) and error.filename:
+            _print_error(f"{error.filename}: {error.strerror}; have its permissions changed, or give another path")
+        else:
             raise
-        sys.stdout = None  # the full disk may be its own
-        _print_error(f"the disk is full ({error}); make room, or write elsewhere")
         return EXIT_USAGE
 
 

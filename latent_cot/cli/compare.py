@@ -25,6 +25,7 @@ from latent_cot.report.comparison.plan import Run, Variant
 from latent_cot.report.terminal import say
 from latent_cot.run import tracking
 from latent_cot.run.paths import with_absolute_paths
+from latent_cot.run.preflight import load_examples
 from latent_cot.run.run_folder import write_text
 from latent_cot.types import UsageError
 
@@ -95,6 +96,7 @@ def run(argv: Sequence[str]) -> int:
             say(console, f"  {plan.command_of(one.config, options.preset)}", whole=True)
         return 0
     refuse_unwritable(path)
+    _check_examples([one for one in runs if one.name not in done])
     if status := _carry_out(options, runs, done, console):
         return status
     of_runs = [records.record_of(one, options.preset) for one in runs]
@@ -172,6 +174,18 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
     return runs, budget, path
 
 
+def _check_examples(runs: Sequence[Run]) -> None:
+    """Raises UsageError where a variant cannot learn from its examples, or has none: its turn may come hours later."""
+    for one in {one.variant: one for one in reversed(runs)}.values():
+        from latent_cot.methods.method import method_class  # here: torch takes seconds
+
+        try:
+            found = load_examples(one.config)
+            method_class(one.config.method).check(one.config, found.task, found.data)
+        except UsageError as error:
+            raise UsageError(f"{one.variant}: {error}") from error
+
+
 def _target(text: str, runs: Sequence[Run]) -> Target:
     """The row that --against names. Raises UsageError if there is none, or rows have no right answers."""
     task = tasks.load(runs[0].config.task, runs[0].config.data.options)
@@ -211,7 +225,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[st
         there = _begun(one)
         say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
         carried = carry_out(one.config, one.folder, console, resume=there, loaded=loaded, track=options.track)
-        if carried.results is None:
+        if carried.results is None or carried.signal is not None:  # it may come while the run is finished
             say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
             return 128 + (carried.signal or signal.SIGINT)
         loaded = carried.session

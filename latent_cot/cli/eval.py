@@ -4,13 +4,14 @@ rationales, for a task that has no right answers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
+from latent_cot import disk
 from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console
 from latent_cot.report import plots
@@ -75,6 +76,7 @@ class EvalOptions:
 def run(argv: Sequence[str]) -> int:
     """The command; returns 0."""
     options = parse(EvalOptions, argv, "eval")
+    options = replace(options, plot=options.plot and disk.expanded(options.plot))
     check_sampling("--", seed=options.seed, **{name: getattr(options, name) for name in SAMPLING})
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
     task, console = asked.task, progress_console(to_stderr=options.json)

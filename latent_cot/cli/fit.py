@@ -19,7 +19,7 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, code_named, from_dict, refuse_code, refuse_task_code, to_yaml
 from latent_cot.report.terminal import say
 from latent_cot.run import tracking
-from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
 from latent_cot.run.preflight import load_examples
 from latent_cot.run.run_folder import RunFolder, refuse_unless_free
 from latent_cot.types import UsageError
@@ -97,11 +97,12 @@ def _parsed(argv: Sequence[str], command: str) -> FitOptions:
 def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
     """The configuration of the run in `path`, if nothing that was asked contradicts it."""
     remedy = "leave it out, or start a new run in another --output-dir"
+    file = path / "config.yaml"
     for name in flags:
         if name not in _WITH_RESUME:
-            file = path / "config.yaml"
             raise UsageError(f"{name}: with --resume a run goes on with its own settings ({file}); {remedy}")
-    own, wanted = from_dict(RunFolder.open(path).config, str(path / "config.yaml")), with_absolute_paths(asked)
+    own, wanted = from_dict(RunFolder.open(path).config, str(file)), with_absolute_paths(asked)
+    refuse_moved(own, file)
     for name in ("method", "task", "model", "seed"):
         if f"--{name}" in flags and getattr(own, name) != getattr(wanted, name):
             there, here = getattr(own, name), getattr(wanted, name)

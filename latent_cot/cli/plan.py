@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 from latent_cot import __version__, disk, tasks
 from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import RunConfig
+from latent_cot.config.schema import TRANSFORMERS, RunConfig
 from latent_cot.config.settings import check, flag, refuse_task_code
 from latent_cot.planning.cost import Cost, Engine
 from latent_cot.planning.hardware import GPUS, Hardware
@@ -132,6 +132,11 @@ def _config(options: PlanOptions) -> RunConfig:
     config = options.settings
     if METHODS[config.method].target != METHODS["em"].target:
         raise UsageError(f"--method {config.method}: rounds of em and em-xy are planned; leave it out")
+    if config.rollout.engine != TRANSFORMERS:
+        it = f"--rollout.engine {config.rollout.engine}"
+        raise UsageError(f"{it}: rollouts by {TRANSFORMERS} are planned; leave it out")
+    if config.precision == "fp32" and options.gpu != "cpu":
+        raise UsageError("--precision fp32: GPUs are planned in bf16; leave it out")
     for name, value in vars(options).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
             raise UsageError(f"{flag(name)} {value}: give a number above 0")
@@ -182,7 +187,8 @@ def _measured(options: PlanOptions) -> Hardware:
     """This machine, as it was measured when it was like this."""
     import torch  # here, as all that takes seconds
 
-    like = f"{platform.node()}, {torch.get_num_threads()} threads, torch {torch.__version__}, latent-cot {__version__}"
+    precision, threads = options.settings.precision, torch.get_num_threads()
+    like = f"{platform.node()}, {threads} threads, {precision}, torch {torch.__version__}, latent-cot {__version__}"
     with suppress(OSError, UsageError):  # none yet, or another version's
         known = disk.decoded(Measured, disk.parse_json(disk.read(CACHE, 2**16), str(CACHE)), str(CACHE))
         if known.like == like and not options.measure:
@@ -190,7 +196,7 @@ def _measured(options: PlanOptions) -> Hardware:
     from latent_cot.planning.measure import this_machine
 
     with waiting(progress_console(to_stderr=True), "Measuring this machine"):
-        device = this_machine()
+        device = this_machine(precision=precision)
     with suppress(OSError):  # it is measured again next time
         CACHE.parent.mkdir(parents=True, exist_ok=True)
         disk.write(CACHE, json.dumps(asdict(Measured(like, device))).encode())

@@ -61,6 +61,8 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ReportOptions, argv, "report")
     if not options.runs:
         raise UsageError("no run is named; give the --output-dir of one: latent-cot report runs/mine")
+    if options.no_model and options.split:
+        raise UsageError("--split: with --no-model no question is sampled; leave one out")
     counts = {"questions": options.questions, "samples": options.samples}
     check_sampling("--", options.temperature, options.seed, **counts)
     # First all that is quick to find out: a mistyped folder need not wait for another run's model.

@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -229,7 +229,8 @@ class LanguageModel:
         self._make_room(adapter)
         folder.mkdir(parents=True, exist_ok=True)
         state = get_peft_model_state_dict(self.peft, adapter_name=adapter)
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+        tensors = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
+        disk.write(folder / "adapter_model.safetensors", save(tensors))  # its own writer shuts others out
         config = copy.deepcopy(self.peft.peft_config[adapter])
         config.inference_mode = True
         config.save_pretrained(str(folder))
@@ -244,7 +245,11 @@ class LanguageModel:
             saved = disk.parse_json(disk.read(settings, disk.MAX_BYTES), str(settings))
         except FileNotFoundError as error:
             raise UsageError(f"{file}: no such file; {folder} holds no adapter") from error
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise UsageError(
+                f"{error.filename or file}: cannot be read ({error.strerror}); make it readable"
+            ) from error
+        except SafetensorError as error:
             raise UsageError(f"{file}: cannot be read ({error}); the file is damaged or was cut short") from error
         own = get_peft_model_state_dict(self.peft, adapter_name=adapter)
         shapes, theirs = ({(name, tuple(w.shape)) for name, w in one.items()} for one in (own, state))

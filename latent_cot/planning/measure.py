@@ -45,11 +45,11 @@ KERNELS = 1024 * 2**19
 Clock = Callable[[], float]
 
 
-def this_machine(clock: Clock = time.perf_counter) -> Hardware:
-    """Measure the device that a run would use, with torch's threads. `clock`: `time.process_time` where others use the
-    same cores."""
+def this_machine(clock: Clock = time.perf_counter, precision: str = "auto") -> Hardware:
+    """Measure the device that a run would use, with torch's threads, in the `precision` of its setting. `clock`:
+    `time.process_time` where others use the same cores."""
     resident = float(peak_memory_bytes())
-    dtype, _ = choose_precision("auto")
+    dtype, _ = choose_precision(precision)
     AcceleratorState._reset_state()
     cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if dtype is torch.bfloat16 else "no")

@@ -140,7 +140,7 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
     return Round(
         initial={
             "fine-tuning": first * (c.init_step.steps if c.p_init == "demonstrations" else 0),
-            "evaluation": tested,
+            "evaluation": tested * c.evaluation.every_round,
         },
         later={
             **{f"E-step: {part}": cost * e.steps for part, cost in step.items()},

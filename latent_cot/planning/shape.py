@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from latent_cot import disk
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 
@@ -98,7 +99,9 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
 
     try:
         with quiet_transformers():
-            config: Any = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+            folder = disk.expanded(model)
+            source = str(folder) if folder.is_dir() else model
+            config: Any = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             text = config.get_text_config(decoder=True)
             if text.num_hidden_layers > MAX_LAYERS:
                 raise ValueError(f"it has {text.num_hidden_layers} layers, more than any")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,3 +74,15 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         data=replace(config.data, train_file=files, options=options),
         rollout=replace(config.rollout, tools=tools),
     )
+
+
+def refuse_moved(config: RunConfig, file: Path) -> None:
+    """Raises UsageError where a file or folder of this run, whose configuration is `file`, is not where it was: it
+    names them by absolute paths."""
+    named = [("model", config.model), ("task", config.task)]
+    named += [("rollout.tools", re.sub(r"(?<=\.py):\w+$", "", tool)) for tool in config.rollout.tools or ()]
+    for name in train_files(config):
+        named.append(("data.train_file", name if os.path.exists(name) else name.partition("?")[0]))
+    for key, name in named:
+        if Path(name).is_absolute() and not os.path.exists(name):
+            raise UsageError(f"{file}: its `{key}` is {name}, which is not there any more; write there where it is now")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code, refuse_task_code
 from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
-from latent_cot.run.paths import train_files
+from latent_cot.run.paths import refuse_moved
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Task, TaskData, UsageError, did_you_mean
 
@@ -76,7 +75,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
-        _refuse_moved(config, path / "config.yaml")
+        refuse_moved(config, path / "config.yaml")
         refuse_code(config, path / "config.yaml", trusted=trusted)
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
@@ -94,16 +93,6 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
     if not loaded.tools and loaded.step_delimiter is None:  # there are no steps
         config = replace(config, rollout=replace(config.rollout, granularity="token"))
     return Source(config, None)
-
-
-def _refuse_moved(config: RunConfig, file: Path) -> None:
-    """Raises UsageError where a file or folder of this run is not where it was: it names them by absolute paths."""
-    named = [("model", config.model), ("task", config.task)]
-    named += [("rollout.tools", re.sub(r"(?<=\.py):\w+$", "", tool)) for tool in config.rollout.tools or ()]
-    named += [("data.train_file", name) for name in train_files(config)]
-    for key, name in named:
-        if Path(name).is_absolute() and not Path(name).exists():
-            raise UsageError(f"{file}: its `{key}` is {name}, which is not there any more; write there where it is now")
 
 
 def _refuse_missing_folder(target: str, path: Path) -> None:

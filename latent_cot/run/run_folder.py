@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from latent_cot import __version__, disk
 from latent_cot.config.settings import parse_yaml, read_settings, write_yaml
@@ -67,6 +67,12 @@ class RunFolder:
         self.path = path
         self.config = config
         """The resolved configuration, as read from YAML: tuples are lists."""
+
+    @property
+    def name(self) -> str:
+        """What reports and trackers call it: as the folder is called, with its variant where it is a comparison's."""
+        path = self.path.absolute()
+        return f"{path.parent.name}/{path.name}" if re.fullmatch(r"seed\d+", path.name) else path.name
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
@@ -363,7 +369,7 @@ class Follower(RunFolder):
 
 def write_text(path: Path, text: str) -> None:
     """Write a file at once, and its folder if there is none. Raises UsageError if it cannot be written."""
-    with _writing(path):
+    with _writing(path, "repeat the command, or write elsewhere"):
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.write(path, text.encode("utf-8"))
 
@@ -406,15 +412,14 @@ def refuse_unless_free(path: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn failures to write into UsageErrors about `path`."""
+def _writing(path: Path, then: str = "go on with --resume, or give another --output-dir") -> Iterator[None]:
+    """Turn failures to write into UsageErrors about `path`, which say what to do `then`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(error)
-        reason, do = ("the disk is full", "free space") if full else (str(error), "make it writable")
-        remedy = f"{do} and go on with --resume, or give another --output-dir"
-        raise UsageError(f"{path}: cannot be written ({reason}); {remedy}") from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason, first = ("the disk is full", "free space") if full else (str(error), "make it writable")
+        raise UsageError(f"{path}: cannot be written ({reason}); {first} and {then}") from error
 
 
 def _files_in(folder: Path) -> dict[str, Path]:

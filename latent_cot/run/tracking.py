@@ -111,9 +111,9 @@ class Tracking:
                 project, arguments = name, {"logging_dir": path}  # a folder of this name in the run's own
             case "wandb":
                 project = os.environ.get("WANDB_PROJECT", PROJECT)
-                arguments = {"name": path.name, "dir": str(path), "id": runs.get(name), "resume": "allow"}
+                arguments = {"name": self.folder.name, "dir": str(path), "id": runs.get(name), "resume": "allow"}
             case "mlflow":  # its class reads its environment variables
-                arguments = {"run_name": path.name, "run_id": runs.get(name)}
+                arguments = {"run_name": self.folder.name, "run_id": runs.get(name)}
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 tracker = LOGGER_TYPE_TO_CLASS[name](project, **arguments)

@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import latent_cot as lc
@@ -76,6 +77,7 @@ def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
     assert (config.rounds, config.e_step.steps, config.e_step.samples) == (3, 7, 4)
     assert config.rollout.tools == ("calculator",)
     assert config.output_dir == str(tmp_path)
+    assert lc.configure(rounds=np.int64(3)).rounds == 3
     assert lc.configure(method="em-xy").q_sees == "question-and-answer"
     assert lc.configure(task="random_numbers") == load_config(task="random_numbers") != lc.configure()
 
@@ -412,7 +414,7 @@ def test_a_character_of_several_tokens() -> None:
 # -- evaluating --------------------------------------------------------------------------------------------
 
 
-def test_evaluation(run: lc.Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation(run: lc.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from latent_cot.cli import main
 
     found = run.evaluate("operands=4..5", size=3, max_tokens=8, progress=False)
@@ -440,6 +442,9 @@ def test_evaluation(run: lc.Run, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--split", "operands=4..5", "--size", "3", "--max-tokens", "8", "--json"]
     assert main(["eval", str(run.path), *options]) == 0
     assert json.loads(capsys.readouterr().out)["results"] == found.figures
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "1 + 2 - 3 + 9 - 4", "answer": 5}\n')
+    assert list(run.evaluate(files=file, size=1, progress=False).figures["p"]) == [str(file)]
     # And what was asked for once is not kept.
     assert run.evaluate("4-operands", size=1, reasoner="p", progress=False).answers()["chain"].str.len().item() > 8
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -313,3 +315,22 @@ def test_a_run_whose_files_were_moved_says_which(cli: Cli, finished: Path, tmp_p
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     parts = [f"{folder / 'config.yaml'}", f"`{key}` is /no/such/place", "not there any more"]
     assert_refused(cli("eval", folder), *parts)
+    assert_refused(cli("em", "--output-dir", folder, "--resume"), *parts)
+
+
+@pytest.mark.parametrize("argv", [["eval", "locked"], ["report", "locked"], ["em", "--output-dir", "locked"]])
+def test_a_folder_that_may_not_be_looked_into(cli: Cli, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
+    """As the kernel has it, but for root, whom it refuses nothing."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(os.path, "exists", lambda _: True)
+    assert_refused(cli(*argv), "locked", "Permission denied; have its permissions changed, or give another path")
+
+
+def test_others_may_read_a_run_as_the_umask_has_it(finished: Path) -> None:
+    """safetensors' own writer lets nobody else."""
+    files = [file for file in finished.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    assert {oct(file.stat().st_mode) for file in files} == {oct((finished / "config.yaml").stat().st_mode)}

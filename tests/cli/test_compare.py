@@ -8,12 +8,13 @@ import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from accelerate.state import AcceleratorState
 
-from latent_cot.cli import main
+from latent_cot.api.carry_out import Carried
+from latent_cot.cli import compare, main
 from latent_cot.config.methods import METHODS
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Phase
@@ -234,6 +235,21 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     assert called.status == 2 and f"cannot write to {tmp_path / 'file'}" in called.err
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--methods", "em,sft", "--set", "sft:data.train_file=typo.jsonl"], "sft: typo.jsonl: no such file"),
+        (["--methods", "em,sft", "--task", "continuation"], "sft: --method sft learns --data.demonstrations"),
+    ],
+)
+def test_what_a_variant_lacks_is_told_before_the_work(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], message: str
+) -> None:
+    monkeypatch.setattr(session, "open_session", refuse_to_load)
+    called = cli(*SMOKE, *argv, "--output-dir", tmp_path / "new")
+    assert called.status == 2 and message in called.err and not list(tmp_path.iterdir())
+
+
 def test_methods_are_listed(cli: Cli) -> None:
     assert [entry["name"] for entry in cli("methods", "--json").json] == list(METHODS)
     assert all(f"{name}: " in cli("methods").out for name in METHODS)
@@ -268,3 +284,18 @@ def test_fit_of_a_method_leaves_a_run_for_eval_and_sample(cli: Cli, compared: Pa
         assert f"a run of {method} answers with {reasoner}" in refused.err
         sampled = cli("sample", folder, "--question", "6 - 0 - 4", "-n", 2, "--json")
         assert sampled.json["reasoner"] == reasoner
+
+
+def test_a_signal_while_a_run_is_finished_stops_the_comparison(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried: list[Path] = []
+
+    def carry(_: Any, path: Path, *__: Any, **___: Any) -> Carried:
+        carried.append(path)
+        return Carried(cast("Any", None), {}, signal.SIGTERM)
+
+    monkeypatch.setattr(compare, "carry_out", carry)
+    called = cli(*SMOKE, "--methods", "few-shot,em", "--output-dir", tmp_path / "new")
+    assert called.status == 143 and "Stopped in few-shot" in called.out
+    assert carried == [tmp_path / "new" / "few-shot" / "seed0"]

@@ -67,6 +67,8 @@ def test_what_fits_nowhere_is_said(cli: Cli) -> None:
         (["--chain-tokens", "nan"], "--chain-tokens nan: give a number above 0"),
         (["--questions", "3"], "--questions 3: fewer than the 50 --data.demonstrations"),
         (["--method", "ppo"], "--method ppo: rounds of em and em-xy are planned"),
+        (["--precision", "fp32"], "--precision fp32: GPUs are planned in bf16"),
+        (["--rollout.engine", "vllm"], "--rollout.engine vllm: rollouts by transformers are planned"),
         (["--model", "7c"], "--model 7c: no configuration can be read"),
     ],
 )
@@ -84,13 +86,22 @@ def test_the_machine_is_measured_once(cli: Cli, tmp_path: Path, monkeypatch: pyt
     file.parent.mkdir()
     file.write_text(broken)
     monkeypatch.setattr(plan, "CACHE", file)
-    monkeypatch.setattr(measure, "this_machine", lambda: times.append(1) or GPUS["l4"])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(measure, "this_machine", lambda precision: times.append(precision) or GPUS["l4"])  # type: ignore[func-returns-value]
     for _ in range(2):
         called = cli("plan")
         assert called.status == 0, called.err
-    assert len(times) == 1
+    assert times == ["auto"]
     cli("plan", "--measure")
-    assert len(times) == 2
+    cli("plan", "--precision", "fp32")
+    assert times == ["auto", "auto", "fp32"]
+
+
+def test_round_0_is_tested_where_each_round_is(cli: Cli) -> None:
+    seconds = [
+        cli(*BIG, "--json", *flags).json["layouts"][0]["round_0"]["evaluation"]["seconds"]
+        for flags in ([], ["--evaluation.no-every-round"])
+    ]
+    assert seconds[0] > seconds[1] == 0
 
 
 def test_a_mixture_of_experts_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from latent_cot import disk
 from latent_cot.run import reasoners
 from tests.cli.conftest import Cli
 
@@ -53,6 +55,29 @@ def test_from_the_logs_alone(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatc
     (shown,) = data_of(run / "report.html")["runs"]
     assert shown["samples"] is None
     assert shown["logged"] and shown["steps"] and shown["accuracy"]
+
+
+def test_a_split_without_a_model_is_refused(cli: Cli, run: Path) -> None:
+    called = cli("report", run, "--no-model", "--split", "nope")
+    assert called.status == 2 and "--split: with --no-model no question is sampled" in called.err
+
+
+def test_a_full_disk_does_not_ask_for_flags_that_there_are_not(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "write", fill)
+    called = cli("report", run, "--no-model")
+    assert called.status == 2
+    assert "the disk is full); free space and repeat the command, or write elsewhere" in " ".join(called.err.split())
+
+
+def test_runs_of_a_comparison_have_different_names(cli: Cli, run: Path, tmp_path: Path) -> None:
+    folders = [shutil.copytree(run, tmp_path / name / "seed0") for name in ("em", "sft")]
+    assert cli("report", *folders, "--no-model", "-o", tmp_path / "r.html").status == 0
+    assert [one["name"] for one in data_of(tmp_path / "r.html")["runs"]] == ["em/seed0", "sft/seed0"]
 
 
 def test_two_runs_and_a_split_of_ones_choice(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_settings() -> None:
     names = ["em", "ppo"]
     assert parse_setting("ppo:policy-gradient.kl=0.1", names) == ("ppo", {"policy_gradient": {"kl": 0.1}})
     assert parse_setting("--e-step.huber-delta=None", names) == (None, {"e_step": {"huber_delta": None}})
+    for nothing in ("", "null", "~"):
+        assert parse_setting(f"data.train_file={nothing}", names) == (None, {"data": {"train_file": None}})
     assert parse_setting("evaluation.splits=[3-operands, a]", names)[1] == {
         "evaluation": {"splits": ["3-operands", "a"]}
     }
@@ -109,7 +111,7 @@ def test_budgets() -> None:
     assert parse_budget("none", OWN) is None
     assert parse_budget("trajectories=100", OWN) == PlannedBudget(100, OWN.gradient_steps)
     assert parse_budget("trajectories=100,gradient-steps=7", OWN) == PlannedBudget(100, 7)
-    for text in ("100", "trajectories=-1", "trajectories=x", "tokens=3", ""):
+    for text in ("100", "trajectories=-1", "trajectories=x", "tokens=3", "", f"trajectories={'9' * 5000}"):
         with pytest.raises(UsageError, match=r"--budget.*write it as"):
             parse_budget(text, OWN)
 

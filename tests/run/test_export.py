@@ -26,6 +26,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -34,7 +35,7 @@ from latent_cot.cli import main
 from latent_cot.config.schema import data_request
 from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
-from latent_cot.model.lm import Adapter
+from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.run import reasoners
 from latent_cot.run.export.description import _name, _portable, _tool, _without_folders
 from latent_cot.run.export.folder import refuse_unless_free
@@ -350,6 +351,22 @@ def test_others_can_load_what_it_names(run: Path, tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {(target / "README.md").stat().st_mode & 0o777}
     named = [path.name for path in target.iterdir() if str(tmp_path) in path.read_text(errors="replace")]
     assert not named, "a path of this machine"
+
+
+def test_what_cannot_be_written_is_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """safetensors has an error of its own for a full disk."""
+
+    def fill(*_: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(LanguageModel, "save_adapter", fill)
+    assert main(["export", str(run), str(tmp_path / "new")]) == 2
+    assert "No space left" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run), "."]) == 2
+    assert "is the working folder" in capsys.readouterr().err
 
 
 def test_no_folder_is_told() -> None:

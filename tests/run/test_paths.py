@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from latent_cot.config.schema import DataConfig, EvaluationConfig, RolloutConfig, RunConfig
-from latent_cot.run.paths import with_absolute_paths
+from latent_cot.run.paths import refuse_moved, with_absolute_paths
+from latent_cot.types import UsageError
 
 
 def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +45,13 @@ def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert with_absolute_paths(replace(config, task="task.yaml")).task == f"{here}/task.yaml"
     assert with_absolute_paths(found) == found
     assert with_absolute_paths(RunConfig()) == RunConfig()
+
+
+def test_a_part_of_a_folder_is_where_the_folder_is(tmp_path: Path) -> None:
+    rows, file = tmp_path / "rows", tmp_path / "config.yaml"
+    rows.mkdir()
+    config = replace(RunConfig(), data=DataConfig(train_file=f"{rows}?split=train"))
+    refuse_moved(config, file)
+    rows.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=rf"{file}: its `data.train_file` is {rows}, which is not there any more"):
+        refuse_moved(config, file)

@@ -499,22 +499,21 @@ def test_a_full_disk_leaves_the_older_checkpoints(
 
 
 FILL_CHECKPOINT = """
-import resource, sys, torch
+import resource, sys
 from pathlib import Path
-from safetensors.torch import save_file
-from latent_cot.types import UsageError, finite
+from latent_cot import disk
+from latent_cot.types import UsageError
 from latent_cot.run.run_folder import RunFolder
 folder = RunFolder.open(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    folder.save({}, lambda path: save_file({"w": torch.zeros(100_000)}, path / "w.safetensors"))
+    folder.save({}, lambda path: disk.write(path / "w.safetensors", bytes(400_000)))
 except UsageError as error:
     sys.exit(str(error))
 """
 
 
 def test_tensors_for_which_there_is_no_room(folder: RunFolder) -> None:
-    """safetensors reports a failed write by an exception of its own."""
     done = subprocess.run(
         [sys.executable, "-c", FILL_CHECKPOINT, str(folder.path)], capture_output=True, text=True, check=False
     )

@@ -116,7 +116,7 @@ def parse_setting(text: str, known: Sequence[str]) -> tuple[str | None, dict[str
         raise UsageError(f"--set {text}: write it as flag=value or METHOD:flag=value, e.g. ppo:policy_gradient.kl=0.1")
     if colon and variant not in known:
         raise UsageError(f"--set {text}: {variant!r} is not compared.{did_you_mean(variant, known)}")
-    record: Any = parse_yaml(value, f"--set {text}") if value not in ("", "None") else None
+    record: Any = parse_yaml(value, f"--set {text}") if value not in ("", "None", "null", "~") else None
     for key in reversed(rest.removeprefix("--").replace("-", "_").split(".")):
         record = {key: record}
     _refuse_set_by_itself(record, f"--set {text}")
@@ -143,7 +143,7 @@ def parse_budget(text: str, own: PlannedBudget) -> PlannedBudget | None:
     for part in text.split(","):
         key, _, value = part.partition("=")
         name = key.strip().replace("-", "_")
-        if name not in values or not value.strip().isdecimal() or int(value) < 1:
+        if name not in values or not re.fullmatch(r"\s*[0-9]{1,18}\s*", value) or int(value) < 1:
             raise UsageError(f"--budget {text}: write it as trajectories=5120,gradient-steps=160, or none")
         values[name] = int(value)
     return PlannedBudget(**values)

@@ -41,7 +41,7 @@ def collect(source: Source, folder: RunFolder, task: Task, data: TaskData) -> Js
     config = source.config
     events = list(folder.events())
     return {
-        "name": folder.path.absolute().name,
+        "name": folder.name,
         "task": config.task,
         "model": config.model,
         "method": config.method,

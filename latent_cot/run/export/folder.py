@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from latent_cot import __version__, disk
@@ -38,6 +39,10 @@ def refuse_unless_free(target: Path, run: Path, *, force: bool) -> None:
     """Raises UsageError if the export may not be put there."""
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: is a file; give a folder")
+    if target.resolve() == Path.cwd():
+        raise UsageError(
+            f"{target}: is the working folder, which would be replaced by another; give a new folder in it"
+        )
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not force:
@@ -81,7 +86,7 @@ def build(
             for path in new.iterdir():
                 path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
             disk.put_folder(new, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # transformers writes by safetensors, which has an error of its own
         raise UsageError(f"{target}: cannot be written ({error}); give another folder") from error
 
 
