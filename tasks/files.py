@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -113,21 +114,27 @@ def examples_of(
 
 
 def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
-    """The row's field `name`, an exact `kind` (so that `true` is no integer); None if optional and absent."""
+    """The row's field `name`, an exact `kind` (so that `true` is no integer); None if optional and absent, as a blank
+    cell of a table is."""
     where, fields = row
     if isinstance(fields, BadRow):
         raise UsageError(f"{where}: {fields.reason}")
-    if name not in fields or (fields[name] is None and not required):
-        if required:
-            raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
+    value = fields.get(name)
+    if not required and (value is None or (isinstance(value, str) and not value.strip())):
         return None
-    value = fields[name]
+    if name not in fields:
+        raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
     if kind is int and isinstance(fields, CsvRow) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
         value = int(value)  # all that CSV has is text
     if type(value) is not kind:
         wanted = {int: "an integer without quotes", str: "a string"}.get(kind, kind.__name__)
         raise UsageError(f"{where}: the field {name!r} must be {wanted}, not {kind_of(value)}")
     return value
+
+
+def sources(text: str) -> list[str]:
+    """The files and data sets that a text names, with commas between them; a file's own name may have one, too."""
+    return [text] if os.path.isfile(os.path.expanduser(text)) else [name.strip() for name in text.split(",")]
 
 
 def in_full(name: str, folder: Path | None = None) -> str:
@@ -221,14 +228,18 @@ class CsvRow(dict[str, Any]):
 
 def _csv_rows(path: str, text: str) -> Iterator[Row]:
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write each of them
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    lines, before = list(io.StringIO(text, newline="")), 0
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     names: list[str] = []
     while True:
-        where = f"{path}:{reader.line_num + 1}"  # where the row begins: a field may have several lines
+        begins = before + reader.line_num + 1  # a field may have several lines
+        where = f"{path}:{begins}"
         try:
             values = next(reader, None)
-        except csv.Error as error:
-            yield f"{path}:{reader.line_num}", BadRow(f"not valid CSV: {error}")
+        except csv.Error as error:  # a quote that is not closed takes all lines behind it: on with the next
+            rest = (lines[k] for k in range(begins, len(lines)))
+            before, reader = begins, csv.reader(rest, strict=True, delimiter=delimiter)
+            yield where, BadRow(f"not valid CSV: {error}; look at the quotes from here on")
             continue
         if values is None:
             return

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from latent_cot.tasks.common import check_options, distinct, share_of, words
-from latent_cot.tasks.files import HUB, Row, examples_of, field, read_rows
+from latent_cot.tasks.files import HUB, Row, examples_of, field, read_rows, sources
 from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError, did_you_mean
 
 
@@ -61,7 +61,7 @@ class SourceTask(Task):
         """
         check_options(self.name, request.options, ())
         source = request.train_file or self.own
-        read = self.read(source)
+        read = [example for name in sources(source) for example in self.read(name)]
         usable = self.usable(read)
         shares = {one: [e for e in usable if share_of(e.question) == one] for one in ("train", "validation", "test")}
         n = request.demonstrations if self.demonstrated else 0

@@ -34,8 +34,9 @@ class FunctionTool:
     """Whether its calls are made in a process of its own."""
 
     def request(self, text: str) -> str:
-        """What the chain has written between its last comma or line break and the trigger."""
-        return re.split(r"[,\n]", text.removesuffix(self.trigger))[-1].strip()
+        """What the chain has written between its last comma or line break and the trigger. A comma between a digit and
+        three others is none: `1,000` is one number, for the tool to take or to refuse."""
+        return re.split(r"(?<![0-9]),|,(?![0-9]{3}(?![0-9]))|\n", text.removesuffix(self.trigger))[-1].strip()
 
     def __call__(self, request: str) -> str:
         return self.function(request)
@@ -91,5 +92,7 @@ def load_unguarded(name: str) -> Tool:
         value = getattr(found, member)
         if not isinstance(value, str) or not value:
             raise UsageError(f"{where}: {member} must be a string that is not empty, not {value!r}")
+    if not found.name.replace("-", "_").isidentifier():  # an exported program has a function of this name
+        raise UsageError(f"{where}: the tool's name {found.name!r:.80} must be made of letters, digits, - and _")
     assert isinstance(found, Tool)
     return found

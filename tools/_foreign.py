@@ -1,9 +1,10 @@
 """Somebody's own code within limits: a tool, a reward, a grader. What it does wrong costs the chain it was asked about.
 
 Whatever it raises, a result that is not of the kind, and a call beyond `SECONDS` count as failures, by kind; a run ends
-where more than `MAX_FAILED` of at least `MIN_CALLS` calls fail. In another thread than the main one calls have no time
-limit, code that stays in C cannot be interrupted, and code that goes on after twice the limit ends the run: a tool for
-which that matters asks for a process of its own (`isolated = True`). What is built in is not wrapped, and pays nothing.
+where more than `MAX_FAILED` of at least `MIN_CALLS` calls of one function fail. In another thread than the main one
+calls have no time limit, code that stays in C cannot be interrupted, and code that goes on after twice the limit ends
+the run: a tool for which that matters asks for a process of its own (`isolated = True`). What is built in is not
+wrapped, and pays nothing.
 """
 
 from __future__ import annotations
@@ -54,15 +55,17 @@ class Guard:
     """
 
     def __init__(self, where: str) -> None:
-        self.where, self.calls, self.failures, self._first = where, 0, Counter[str](), ""
+        self.where, self.calls, self.failures, self._first = where, Counter[str](), Counter[tuple[str, str]](), ""
         self._busy = False
 
-    def call(self, function: Callable[..., Any], *args: Any, check: Callable[[Any], Any], **named: Any) -> Any:
+    def call(
+        self, member: str, function: Callable[..., Any], *args: Any, check: Callable[[Any], Any], **named: Any
+    ) -> Any:
         """What `check` makes of the function's result. Raises Failure, ToolError as the function does, and UsageError
-        where too many calls have failed."""
+        where too many calls of this `member` have failed: others of the same tool or task may well work."""
         if self._busy:  # one of its functions calls another
             return function(*args, **named)
-        self.calls += 1
+        self.calls[member] += 1
         self._busy = True
         try:
             with _time_limit(self.where):
@@ -75,8 +78,9 @@ class Guard:
             with suppress(Exception):  # what it says of itself is its own code too
                 says = kind if isinstance(error, Failure) else f"{kind}: {first_line(error)}"
             self._first = self._first or says
-            self.failures[kind] += 1
-            if self.calls >= MIN_CALLS and self.failures.total() > MAX_FAILED * self.calls:
+            self.failures[member, kind] += 1
+            failed = sum(count for (of, _), count in self.failures.items() if of == member)
+            if self.calls[member] >= MIN_CALLS and failed > MAX_FAILED * self.calls[member]:
                 raise UsageError(f"{self.note}; mend it") from error
             raise Failure(kind) from error
         finally:
@@ -87,8 +91,10 @@ class Guard:
         """A sentence on what has gone wrong, if anything has."""
         if not self.failures:
             return None
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.failures.most_common(5))
-        failed = f"{self.failures.total()} of {self.calls} calls failed"
+        kinds = ", ".join(f"{count} {kind}" for (_, kind), count in self.failures.most_common(5))
+        failed = (
+            f"{self.failures.total()} of {sum(self.calls[of] for of in {of for of, _ in self.failures})} calls failed"
+        )
         return f"{self.where}: {failed}: {kinds} (first: {self._first:.160})"
 
 
@@ -179,7 +185,7 @@ def guard_task(task: Task, where: str) -> Task:
 
         def method(*args: Any, **named: Any) -> Any:
             try:
-                return guard.call(function, *args, check=check, **named)
+                return guard.call(name, function, *args, check=check, **named)
             except (Failure, ToolError):
                 return instead
 
@@ -220,9 +226,9 @@ class ForeignTool:
         try:
             with self._one_at_a_time:
                 if self._process is None:
-                    return str(self.guard.call(getattr(self.tool, member), text, check=_text))
+                    return str(self.guard.call(member, getattr(self.tool, member), text, check=_text))
                 self._process.start()
-                return str(self.guard.call(self._process.ask, member, text, check=_text))
+                return str(self.guard.call(member, self._process.ask, member, text, check=_text))
         except Failure as failure:
             raise ToolError(f"the tool failed: {failure}") from failure
 

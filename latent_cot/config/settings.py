@@ -325,4 +325,5 @@ def refuse_task_code(config: RunConfig, *, trusted: bool) -> None:
     """A task's YAML file may come from somebody else, as a run may: see `refuse_code`. (A file of Python is code that
     the user has named.)"""
     if config.task.endswith(tasks.FILES):
-        refuse_code(config, config.task, trusted=trusted)
+        own = replace(config, rollout=replace(config.rollout, tools=None), trust_remote_code=False)  # the user's flags
+        refuse_code(own, config.task, trusted=trusted)

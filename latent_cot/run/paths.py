@@ -10,7 +10,7 @@ from pathlib import Path
 from latent_cot import disk
 from latent_cot.config.schema import RunConfig
 from latent_cot.tasks import FILES
-from latent_cot.tasks.files import in_full
+from latent_cot.tasks.files import in_full, sources
 from latent_cot.types import UsageError
 
 FILE_OPTIONS = ("data", "grade", "test", "tests", "tools")
@@ -42,11 +42,8 @@ def check_writable(path: Path, option: str) -> None:
 
 
 def train_files(config: RunConfig) -> list[str]:
-    """The names in `data.train_file`, one or several with commas between them; a file's name may have a comma, too."""
-    files = config.data.train_file
-    if not files:
-        return []
-    return [files] if os.path.isfile(os.path.expanduser(files)) else [name.strip() for name in files.split(",")]
+    """The names in `data.train_file`."""
+    return sources(config.data.train_file) if config.data.train_file else []
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

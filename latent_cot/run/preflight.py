@@ -72,6 +72,8 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
         for example in examples:
             if example.y is None and not task.has_own_reward:
                 raise UsageError(f"{name_of(example)}: no answer, and --data.{part} need one; add it, or leave it out")
+            if part == "demonstrations" and example.z is None:
+                raise UsageError(f"{name_of(example)}: a demonstration without a rationale; give it its `z`")
             candidates = task.candidates(example)
             if candidates is not None and example.answer is not None and example.answer not in candidates:
                 raise UsageError(f"{name_of(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
@@ -84,8 +86,9 @@ def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -
     triggers: dict[str, str] = {}
     for name, tool in zip(names, chain_tools, strict=True):
         it = f"--rollout.tools {name}: its trigger {tool.trigger!r}"
-        if other := triggers.get(tool.trigger):
-            raise UsageError(f"{it} is that of {other} too; leave one out")
+        for trigger, other in triggers.items():
+            if trigger in tool.trigger or tool.trigger in trigger:  # the shorter one would be called before the other
+                raise UsageError(f"{it} and that of {other}, {trigger!r}, cannot be told apart; leave one out")
         triggers[tool.trigger] = name
         strange = [c for c in tool.trigger if task.allowed_characters is not None and c not in task.allowed_characters]
         if strange:

@@ -12,7 +12,7 @@ from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, distinct, drop_seen, last_result
-from latent_cot.tasks.files import examples_of, read_rows, shorten
+from latent_cot.tasks.files import examples_of, read_rows, shorten, sources
 from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
 SPLIT_SIZE = 500
@@ -132,7 +132,7 @@ class Arithmetic(Task):
 
     def _load_files(self, request: DataRequest, settings: Settings) -> TaskData:
         assert request.train_file is not None
-        rows = [example for path in request.train_file.split(",") for example in self.read(path.strip())]
+        rows = [example for path in sources(request.train_file) for example in self.read(path)]
         # A question may be demonstrated in several ways; the same row twice adds nothing.
         each = distinct(rows, lambda example: (example.question, example.z))
         demonstrations = [example for example in each if example.z is not None]

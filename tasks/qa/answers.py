@@ -64,8 +64,13 @@ def find(pattern: str, text: str) -> str | None:
     return ((found[-1][found[-1].re.groups] or "").lstrip(_BEFORE).rstrip(_BEHIND) or None) if found else None
 
 
-def portable(pattern: str) -> str:
-    """The same as source code that needs the standard library only (`Task.portable`)."""
+def portable(pattern: str) -> str | None:
+    """The same as source code that needs the standard library only (`Task.portable`); None where its `re` has no such
+    pattern."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return None
     return PORTABLE.format(pattern=pattern, before=_BEFORE, behind=_BEHIND)
 
 

@@ -32,6 +32,8 @@ FOREIGN = {
     "until": "stop",
 }
 """What lm-eval and inspect_ai call it -> what it is called here."""
+FIELD = re.compile(r"\{\{?\s*(\w+)\s*\}?\}")
+"""A column in a text that is filled."""
 GRADES = ("exact", "text", "number")
 _EXTRACT = re.compile(r"last-number|last-result|choice|(?:after|regex):.+", re.DOTALL)
 
@@ -104,7 +106,28 @@ class Spec(BaseModel):
     alphabet: str | None = None
     """The characters of a rationale; none: all."""
 
-    @field_validator("stop", "step", "alphabet", "rationale", mode="before")
+    @field_validator("question", "answer", "test")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("a name that is not empty")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _tells_the_answer(cls, value: str) -> str:
+        if set(FIELD.findall(value)) != {"answer"}:
+            raise ValueError("a text with {answer} in it, and no other column: the reward is how likely it is")
+        return value
+
+    @field_validator("choices")
+    @classmethod
+    def _different(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(value, tuple) and (len(value) < 2 or len(set(value)) < len(value)):
+            raise ValueError("a column, or at least 2 choices that differ")
+        return value
+
+    @field_validator("stop", "step", "alphabet", "rationale", "answer_marker", "split_column", "choices", mode="before")
     @classmethod
     def _none_if_empty(cls, value: Any) -> Any:
         return None if value in ("", "none", "null") else value

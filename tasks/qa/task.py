@@ -16,7 +16,7 @@ from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result
 from latent_cot.tasks.files import Row, examples_of, field, kind_of, read_rows, shorten
 from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.qa import answers
-from latent_cot.tasks.qa.spec import Spec, read_spec
+from latent_cot.tasks.qa.spec import FIELD, Spec, read_spec
 from latent_cot.tasks.word_problems import working
 from latent_cot.tools.calculator import written
 from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, ToolError, UsageError
@@ -28,7 +28,6 @@ OWN_QUESTIONS = Spec(data=(str(Path(__file__).with_name("questions.csv")),), spl
 """A few, to try it with."""
 
 _REMEDY = "; correct them, or leave them out with --data.options skip_bad true"
-_FIELD = re.compile(r"\{\{?\s*(\w+)\s*\}?\}")
 _CHOICE = re.compile(r"^([A-Z])\. ", re.MULTILINE)
 
 
@@ -64,7 +63,7 @@ class QA(Task):
             raise UsageError(
                 f"test {s.test} and split_column {s.split_column}: both say which rows are tests; give one"
             )
-        if not _FIELD.search(self._prompt):
+        if not FIELD.search(self._prompt):
             raise UsageError(f"prompt {shorten(self._prompt)} has no column; write one in braces, such as {{question}}")
 
     def configured(self, options: Mapping[str, str]) -> QA:
@@ -141,10 +140,10 @@ class QA(Task):
         text = question.strip()
         if not text or len(text) > MAX_CHARACTERS:
             raise UsageError(f"question {shorten(question)}: write 1 to {MAX_CHARACTERS:,} characters")
-        if set(_FIELD.findall(self._prompt)) - {"question"}:
+        if set(FIELD.findall(self._prompt)) - {"question"}:
             letters = _CHOICE.findall(text) if self._lettered else self.spec.choices
             return self._build(text, "", answer, tuple(letters or ()))
-        before, after = _FIELD.split(self._prompt)[::2][:2] if len(_FIELD.findall(self._prompt)) == 1 else ("", "")
+        before, after = FIELD.split(self._prompt)[::2][:2] if len(FIELD.findall(self._prompt)) == 1 else ("", "")
         bare = text.removeprefix(before.lstrip()).removesuffix(after.rstrip()).strip()
         if not bare:
             raise UsageError(f"question {shorten(question)}: it is empty")
@@ -166,6 +165,8 @@ class QA(Task):
             return False
         if self._grader is not None:
             return bool(self._grader(answer, example.answer))
+        if self.extract == "choice":
+            return answer == example.answer
         if self.grading == "number":
             return answers.same_number(answer, example.answer, self.spec.tolerance)
         return answer == example.answer if self.grading == "exact" else answers.same_text(answer, example.answer)
@@ -183,10 +184,10 @@ class QA(Task):
         return [tools.load(name) for name in self.tools]
 
     def _filled(self, fields: Mapping[str, Any]) -> str:
-        return _FIELD.sub(lambda match: str(fields[match[1]]), self._prompt).strip()
+        return FIELD.sub(lambda match: str(fields[match[1]]), self._prompt).strip()
 
     def _target(self, answer: str) -> str:
-        stop, target = self.stop or "\n", _FIELD.sub(lambda _: answer, self.spec.target)
+        stop, target = self.stop or "\n", FIELD.sub(lambda _: answer, self.spec.target)
         return f"{stop}{'' if stop[-1].isspace() or target[:1].isspace() else ' '}{target}"
 
     def _build(self, x: str, question: str, answer: str | None, choices: Sequence[str]) -> Example:
@@ -216,7 +217,12 @@ class QA(Task):
             answer = _chosen(fields.get(s.answer), answer, choices, (labels, shown, choices))
         listed = "\n".join(f"{a}. {b}" for a, b in zip(choices, shown, strict=True))
         given = {"question": question, "choices": listed if self._lettered else ", ".join(choices)}
-        columns = dict.fromkeys(_FIELD.findall(self._prompt))
+        columns = dict.fromkeys(FIELD.findall(self._prompt))
+        for name in fields:
+            if not re.fullmatch(r"\w+", name) and re.search(rf"\{{\s*{re.escape(name)}\s*\}}", self._prompt):
+                raise UsageError(
+                    f"the column {shorten(name)} cannot stand in a prompt; name it by letters, digits and _"
+                )
         texts = {name: given[name] if name in given else _text(row, name) for name in columns}
         example = self._build(self._filled(texts), question if columns.keys() == {"question"} else "", answer, choices)
         meta = dict(example.meta)
@@ -298,8 +304,8 @@ def _text(row: Row, name: str, required: bool = True) -> Any:
     """A row's field as text that is not empty; None if it may be absent."""
     where, fields = row
     value = fields.get(name)
-    if value is None or (not required and value == ""):
-        return field(row, name, str, required)  # which says what is wrong, if it is required
+    if value is None or (not required and isinstance(value, str) and not value.strip()):
+        return field(row, name, str) if required else None  # which says what is wrong
     if not isinstance(value, str | int | float) or value != value or value in (float("inf"), -float("inf")):
         raise UsageError(f"{where}: the field {name!r} must be a text or a finite number, not {kind_of(value)}")
     text = f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value).strip()

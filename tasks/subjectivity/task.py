@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from latent_cot.tasks.common import check_options, distinct, drop_seen
-from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten
+from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten, sources
 from latent_cot.tasks.plain import draw, source_of_split
 from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError
 
@@ -42,7 +42,7 @@ class Subjectivity(Task):
             own = self.read(OWN_SENTENCES)
             source, rows, rest = "The task's own sentences", own[_OWN_TRAINING], own[_OWN_VALIDATION]
         else:
-            files = [name.strip() for name in request.train_file.split(",")]
+            files = sources(request.train_file)
             rows, *others = map(self.read, files)
             source, rest = files[0], [example for of_file in (rows, *others) for example in of_file]
         each = partial(distinct, key=lambda example: example.question)

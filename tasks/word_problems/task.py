@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, check_options, last_result
-from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten
+from latent_cot.tasks.files import Row, examples_of, field, read_rows, shorten, sources
 from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.word_problems import working
 from latent_cot.tasks.word_problems.mistakes import MISTAKES, classify
@@ -53,7 +53,7 @@ class WordProblems(Task):
         """
         task, tests = self.configured(request.options), request.options.get("tests", "").split(",")
         source, end = request.train_file or OWN_QUESTIONS, None if request.train_file else _N_OWN_TRAINING
-        rows = [example for name in source.split(",") for example in task.read(name.strip())][:end]
+        rows = [example for name in sources(source) for example in task.read(name)][:end]
         tested = {prompt_words(example) for name in tests if name.strip() for example in task.split(name.strip())}
         return drawn_data(source, rows, tested, request)
 

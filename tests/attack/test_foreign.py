@@ -6,6 +6,7 @@ import math
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,7 +100,7 @@ def test_a_tool(kind: str, isolated: bool, tmp_path: Path) -> None:
             tool("1 + 1")
     assert time.perf_counter() - start < 30  # and not for ever
     guard = guard_of(tool)
-    assert guard.failures.total() == guard.calls == 2
+    assert guard.failures.total() == guard.calls["__call__"] == 2
     assert "2 of 2 calls failed" in str(guard.note) and "\n" not in str(guard.note)
 
 
@@ -148,7 +149,7 @@ def test_a_run_ends_where_most_calls_fail(failing: float) -> None:
         for number in range(100):
             fails = number % 10 < 10 * failing
             try:
-                guard.call(lambda fails=fails: [] if fails else "1", check=_foreign._text)
+                guard.call("f", lambda fails=fails: [] if fails else "1", check=_foreign._text)
             except _foreign.Failure:
                 assert fails
 
@@ -159,7 +160,27 @@ def test_a_run_ends_where_most_calls_fail(failing: float) -> None:
             go()
     else:
         go()
-        assert guard.failures == {"a list instead of text": 30}
+        assert guard.failures == {("f", "a list instead of text"): 30}
+
+
+def test_a_tool_whose_requests_work_ends_the_run_too(tmp_path: Path) -> None:
+    """And a task with a grade that always fails, whose answers do not."""
+    tool = tools.load(written(tmp_path, TOOL, "return str(1 / 0)", isolated=False))
+    body = "1 / 0"
+    task = tasks.load(written(tmp_path, TASK, body, method="grade"))
+
+    def ask() -> None:
+        for _ in range(21):
+            with suppress(ToolError):
+                tool(tool.request("1 + 1="))
+
+    def grade() -> None:
+        for _ in range(21):
+            task.grade(EXAMPLE, task.answer(RATIONALE))
+
+    for name, asked in (("tool", ask), ("task", grade)):
+        with pytest.raises(UsageError, match=rf"{name} .*20 of 20 calls failed: 20 ZeroDivisionError"):
+            asked()
 
 
 def test_a_tool_that_ends_its_process(tmp_path: Path) -> None:

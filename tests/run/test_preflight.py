@@ -36,7 +36,7 @@ class Arrow(CountTool):
 def test_tools_that_could_never_be_called() -> None:
     task = ToyTask()
     check_tools(task, ["count"], [CountTool()])
-    with pytest.raises(UsageError, match=r"--rollout\.tools other: its trigger '=' is that of count too"):
+    with pytest.raises(UsageError, match=r"--rollout\.tools other: its trigger '=' and that of count, '=', cannot be"):
         check_tools(task, ["count", "other"], [CountTool(), CountTool()])
     with pytest.raises(UsageError, match=r"--rollout\.tools arrow: its trigger '->' has '-', which is not among"):
         check_tools(task, ["count", "arrow"], [CountTool(), Arrow()])

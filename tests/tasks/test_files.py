@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,25 @@ def test_a_bad_csv_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         examples_of(read_rows(write(tmp_path, text)), _example)
     assert message in str(refused.value)
+
+
+def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path) -> None:
+    skipped: list[str] = []
+    path = write(tmp_path, 'name,text\na,b\nc,"d\ne,f\ng,"h"\ni,j\n')
+    examples = examples_of(read_rows(path), _example, skipped)
+    assert [example.x for example in examples] == ["a", "e", "g", "i"]
+    assert len(skipped) == 1 and skipped[0].startswith(f"{path}:3: not valid CSV")
+    names = [f"n{k}" for k in range(20_000)]
+    start = time.process_time()
+    bad: list[str] = []
+    examples_of(read_rows(write(tmp_path, "name,text\n" + "".join(f'{name},"b" c\n' for name in names))), _example, bad)
+    assert len(bad) == 20_000 and time.process_time() - start < 30
+
+
+def test_a_blank_cell_is_no_field(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path, "name,rationale\na,\nb,  \nc,d\n"))
+    assert [field(row, "rationale", str, required=False) for row in rows] == [None, None, "d"]
+    assert field(rows[0], "rationale", str) == ""
 
 
 def test_an_integer_of_a_csv_file(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_missing_file(tmp_path: Path) -> None:
         pytest.param("TOOL = print\n", "the tool lacks name", id="TOOL is a function"),
         pytest.param(ECHO.replace('"!"', '""'), "trigger must be a string that is not empty", id="no trigger"),
         pytest.param(ECHO.replace('"echo"', "3"), "name must be a string", id="name is no string"),
+        pytest.param(ECHO.replace('"echo"', '"an echo"'), "'an echo' must be made of letters", id="name with a space"),
         pytest.param(
             ECHO + ECHO.replace("Echo", "Other"),
             "defines Echo, Other, and no TOOL",
@@ -233,7 +234,9 @@ def test_readme_example(write: Write) -> None:
     assert tool.name == "modulo"
     assert tool(tool.request(" 17 mod 5 ->")) == " 2"
     assert tool("-7 mod 3") == " 2"
-    for bad in ("", "17 mod 0", "17 mod", "٣ mod 2", "9" * 10_000 + " mod 2", "17 mod 5\n", "\ud800"):
+    assert tool.request(" 30 - 13 = 17,17 mod 5 ->") == "17 mod 5"
+    assert tool.request(" 17, 1,000 mod 7 ->") == "1,000 mod 7", "refused, not read as 000"
+    for bad in ("", "17 mod 0", "17 mod", "٣ mod 2", "9" * 10_000 + " mod 2", "17 mod 5\n", "\ud800", "1,000 mod 7"):
         with pytest.raises(ToolError):
             tool(bad)
 

@@ -44,6 +44,12 @@ def test_words_that_yaml_takes_for_truth_values_are_choices(tmp_path: Path) -> N
     assert Spec().with_options({"choices": "options"}).choices == "options"
 
 
+def test_what_is_left_empty_is_not_there(tmp_path: Path) -> None:
+    names = ("choices", "answer_marker", "split_column", "rationale", "stop")
+    spec = read_spec(task_file(tmp_path, "data: a.csv\n" + "".join(f"{name}:\n" for name in names)))
+    assert [getattr(spec, name) for name in names] == [None] * len(names)
+
+
 def test_files_are_looked_up_beside_the_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
     for name in ("a.csv", "b.csv", "tool.py", "grade.py", "calculator"):
@@ -84,6 +90,11 @@ def test_files_are_looked_up_beside_the_yaml_file(tmp_path: Path, monkeypatch: p
         ("data: a.csv\nextract: choice\n", "mine.yaml: extract choice: name the `choices`"),
         ("data: a.csv\nextract: last-result\n", "mine.yaml: extract last-result: name the `tools`"),
         ("data: a.csv\nprompt: What?\n", "mine.yaml: prompt 'What?' has no column"),
+        ("data: a.csv\ntarget: Done.\n", "mine.yaml:2: target should be a text with {answer} in it"),
+        ("data: a.csv\ntarget: '{answer} {colour}'\n", "mine.yaml:2: target should be a text with {answer} in it"),
+        ("data: a.csv\nchoices: [a]\n", "mine.yaml:2: choices should be a column, or at least 2"),
+        ("data: a.csv\nchoices: [a, b, a]\n", "mine.yaml:2: choices should be a column, or at least 2"),
+        *((f"data: a.csv\n{name}:\n", f"mine.yaml:2: {name} should be") for name in ("question", "test", "target")),
         ("question: q\n", "mine.yaml: names no `data`"),
         ("data: [a\n", "mine.yaml:2: not valid YAML"),
         ("- a\n", "mine.yaml: must be a mapping"),

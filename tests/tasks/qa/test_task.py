@@ -325,6 +325,34 @@ def test_a_rationale_that_cannot_be_is_dropped_and_counted(tmp_path: Path) -> No
     assert "7 rationales dropped: with another answer than the row has, or none." in data.notes
 
 
+def test_a_blank_rationale_is_none(tmp_path: Path) -> None:
+    """And of two rows with the same question the one that has one is kept."""
+    for blank in ("", "  ", None):
+        assert one(tmp_path, GOOD | {"rationale": blank}).z is None
+    file = tmp_path / "sheet.csv"
+    lines = [f"q{n},{n},{'' if n > 2 else f'So the answer is {n}'}" for n in (0, 1, 2, *range(40))]
+    file.write_text("\n".join(["question,answer,rationale", *lines[3:], *lines[:3]]) + "\n")
+    data = qa(data=str(file), test="0.2").load(DataRequest(20, 20, 4, options={"data": str(file), "test": "0.2"}))
+    shown = {example.question for example in data.demonstrations}
+    assert shown and shown <= {"q0", "q1", "q2"}
+    assert all(example.z == f" So the answer is {example.answer}." for example in data.demonstrations)
+
+
+def test_of_choices_only_the_right_one_is_right(tmp_path: Path) -> None:
+    """Though as texts they are the same but for an article."""
+    example = one(tmp_path, GOOD | {"answer": "a few"}, choices="few,a few", extract="choice")
+    assert [qa(data="x.csv", choices="few,a few").grade(example, answer) for answer in ("few", "a few")] == [
+        False,
+        True,
+    ]
+
+
+def test_a_column_that_cannot_stand_in_the_prompt(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the column 'Q id' cannot stand in a prompt"):
+        one(tmp_path, GOOD | {"Q id": "7"}, prompt="{question} {Q id} A")
+    assert one(tmp_path, GOOD, prompt='{question} {"x": 1}').x == 'What is up? {"x": 1}'
+
+
 def test_line_breaks(tmp_path: Path) -> None:
     record = {"question": "q", "answer": 5, "rationale": "It is\n 5."}
     assert one(tmp_path, record, extract="last-number").z == " It is 5."
