@@ -102,8 +102,7 @@ class EM(Method):
         """The questions of a step, rationales sampled for them by `draw`, and the seed of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
         generator, seed = torch.Generator().manual_seed(rng.getrandbits(60)), rng.getrandbits(60)
-        weights = [c.demonstration_weight] * len(self.data.demonstrations) + [1.0] * len(self.data.unlabelled)
-        questions = [self.questions[i] for i in draw_distinct(weights, c.questions, rng)]
+        questions = [self.questions[i] for i in draw_distinct(self.question_weights, c.questions, rng)]
         queries, behaviours = list(map(self.query, questions)), [draw_behaviour(c, rng) for _ in questions]
         how: dict[str, Any] = {"samples": c.samples, "generator": generator}
         return queries, sample(draw, queries, behaviours, self.rules, self.buffer, **how), seed

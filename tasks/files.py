@@ -119,7 +119,7 @@ def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
     where, fields = row
     if isinstance(fields, BadRow):
         raise UsageError(f"{where}: {fields.reason}")
-    value = fields.get(name)
+    value: Any = fields.get(name)
     if not required and (value is None or (isinstance(value, str) and not value.strip())):
         return None
     if name not in fields:

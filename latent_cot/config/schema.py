@@ -121,7 +121,7 @@ class EStepConfig(Section):
     samples: Few = 8
     """Rationales sampled for each question."""
     max_staleness: Count = 0
-    """How many updates old the adapter may be that a batch was sampled from. 0: sampling and training take turns.
+    """How many steps old the adapter may be that a batch was sampled from. 0: sampling and training take turns.
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 1
     """Optimiser steps for each batch of sampled rationales. All learn that batch; in `forward-kl` the first does, and
@@ -205,7 +205,8 @@ class MStepConfig(Section):
     """The temperature they are drawn at; 1 is q itself."""
     target: Literal["joint", "answer", "candidates"] = "joint"
     """What p learns: Z and Y, log p(Z Y | X); only Y after Z, log p(Y | X Z); or only to tell Y from the other
-    candidates after Z. In the last two, p decides answers after the rationales of q, and writes none itself."""
+    candidates after Z. In the last two, p decides answers after the rationales of q, and writes none itself; where
+    there is no q that sees X only, after its own, which it then has not learned to write."""
     keep: Literal["correct", "all"] = "correct"
     """Train on the drawn rationales that arrive at Y, or on all of them."""
     weighted: Switch = False
@@ -336,7 +337,8 @@ class RunConfig(Section):
     gradient_checkpointing: Switch = False
     """Run each layer again in the backward pass instead of keeping what is in it: less memory, more time."""
     max_batch_tokens: Positive = 3072
-    """Padded tokens of one forward or backward pass, a third of them in M-steps: bounds memory, nothing else."""
+    """Padded tokens of one forward or backward pass, a third of them in M-steps: bounds memory, nothing else. All
+    rationales of a question are always in one, however many."""
     trust_remote_code: Switch = False
     """Run Python code that comes with the model. Only for a model whose author you trust."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -110,6 +110,8 @@ def read_answers(
     prompts: Sequence[Sequence[int]],
     rationales: Sequence[Sequence[Rationale]],
     rules: ChainRules,
+    *,
+    max_tokens: int,
 ) -> list[list[str | None]]:
     """Read the answer of each question's rationales off them, or let the judge pick the likeliest of the task's
     candidates after each."""
@@ -125,7 +127,9 @@ def read_answers(
         groups.append(Group(prompts[g], rationales[g], first, others))
     names = [(g, list(candidates)) for g, candidates in picked.items()]
     with lm.without_adapters() if judge == "base" else nullcontext(lm.merged(judge)) as model:
-        for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=4096, answers_at="end"):
+        for members, scores in score_in_batches(
+            lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"
+        ):
             # Y was scored at the ends only: elsewhere there are zeros, and -inf for a candidate that is not there.
             log_y = torch.cat([scores.log_y[..., None], scores.log_others], -1).sum(1)  # (B, candidates)
             for k, m in enumerate(members):

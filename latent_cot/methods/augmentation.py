@@ -40,6 +40,7 @@ def vary(
     codec: TextCodec,
     rng: random.Random,
     *,
+    frame: tuple[int, int],
     history_dropout: float,
     distractor_steps: int,
     concat_questions: int,
@@ -49,6 +50,7 @@ def vary(
 
     Args:
         others: the lessons of other rationales.
+        frame: of all training prompts, from `frame_of`.
         history_dropout: probability that the steps before a random one are dropped.
         distractor_steps: how many steps of others may take their place, at most.
         concat_questions: how many of the others' questions are joined to the question, on either side, at most.
@@ -57,7 +59,9 @@ def vary(
     if rng.random() < history_dropout:
         dropped = drop_history(lesson, others, codec, rng, strange=distractor_steps, kept=KEPT_STEPS)
         if concat_questions:
-            dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, most=concat_questions)
+            dropped = join_questions(
+                dropped, len(lesson.prompt), others, codec, rng, frame=frame, most=concat_questions
+            )
         lesson = dropped
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, share=WORDS_WITH_GAPS, largest=LARGEST_GAP)
@@ -97,13 +101,19 @@ def drop_history(
 
 
 def join_questions(
-    lesson: Group, asked: int, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, most: int
+    lesson: Group,
+    asked: int,
+    others: Sequence[Group],
+    codec: TextCodec,
+    rng: random.Random,
+    *,
+    frame: tuple[int, int],
+    most: int,
 ) -> Group:
     """Join words of 0 to `most` others before what is asked, and of as many behind it.
 
     `9 - 4 + 1`, `1 + 2 - 3` and `6 - 3 + 7` make `9 - 4 + 1 + 2 - 3 + 7`: two questions are joined at a word that both
-    have, so that the joint looks like any other place. What is asked is what lies between the tokens with which all
-    prompts begin and those with which all end.
+    have, so that the joint looks like any other place. What is asked is what lies within the `frame`.
 
     Before it they stand only where the lesson has steps to go on from, which say what place is meant; behind it only
     where there is a step to learn, which is then all that is learned: how a chain goes on at the end of its own
@@ -115,10 +125,7 @@ def join_questions(
     question, context = lesson.prompt[:asked], lesson.prompt[asked:]
     (rationale,) = lesson.rationales
     prompts = [question, *(other.prompt for other in others)]
-    begin = _in_common(prompts)
-    while begin and codec.pieces[question[begin - 1]].isspace():
-        begin -= 1
-    end = _in_common([prompt[begin:][::-1] for prompt in prompts])
+    begin, end = frame
     own, *strange = (_words(prompt[begin : len(prompt) - end], codec) for prompt in prompts)
     if not own:
         return lesson
@@ -135,6 +142,15 @@ def join_questions(
     if goes_on:
         return replace(lesson, prompt=prompt, rationales=[replace(rationale, truncated=True)], answer=())
     return replace(lesson, prompt=prompt)
+
+
+def frame_of(prompts: Sequence[Sequence[int]], codec: TextCodec) -> tuple[int, int]:
+    """How many tokens all these prompts begin with, and how many they end with. They have to be all there are in
+    training: a few questions may well end with the same operand too, which is then no part of the frame."""
+    begin = _in_common(prompts)
+    while begin and codec.pieces[prompts[0][begin - 1]].isspace():
+        begin -= 1
+    return begin, _in_common([prompt[begin:][::-1] for prompt in prompts])
 
 
 def _words(tokens: Sequence[int], codec: TextCodec) -> list[tuple[int, ...]]:

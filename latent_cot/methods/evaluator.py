@@ -223,7 +223,8 @@ class Evaluator(Resumable):
             reader = "p"  # q's prompt gives the answer away
         prompts = [self.test_prompt(reader, example) for example in examples]
         judge = self.judge_of(reasoner)
-        return read_answers(self.lm, judge, self.task, examples, prompts, rationales, self.test_rules)
+        limit = self.config.max_batch_tokens
+        return read_answers(self.lm, judge, self.task, examples, prompts, rationales, self.test_rules, max_tokens=limit)
 
     def _same_answer(self, example: Example, answer: str, other: str) -> bool:
         """Whether an answer would be right if the other one were: `1,000` and `1000` where numbers count."""

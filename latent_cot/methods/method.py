@@ -22,7 +22,7 @@ from latent_cot.config.methods import METHODS, has_safeguard
 from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MStepConfig, RunConfig
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
-from latent_cot.methods.augmentation import vary
+from latent_cot.methods.augmentation import frame_of, vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
 from latent_cot.methods.sampling import Rollouts, ahead
@@ -45,6 +45,11 @@ MAX_GRAD_NORM = 1.0
 
 class Method(Evaluator):
     """One run of a method."""
+
+    @cached_property
+    def joint(self) -> Reward:
+        """log p(Z Y | X), whatever the reward of q's training adds to it: what the M-step's weights are made of."""
+        return Reward(self.lm, self.rules.codec, max_tokens=self.config.max_batch_tokens)
 
     @cached_property
     def reward(self) -> Reward:
@@ -207,7 +212,9 @@ class Method(Evaluator):
                 of_question: dict[int, list[Rationale]] = {}
                 for one in chosen:
                     of_question.setdefault(one.question, []).append(one.rationale)
-                kept, _ = self._weigh(list(of_question), self._experience(of_question, of_question.values()))
+                kept, _ = self._weigh(
+                    list(of_question), self._experience(of_question, of_question.values(), self.joint)
+                )
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             yield {"drawn": len(drawn), "kept": len(kept), **share}
@@ -319,25 +326,35 @@ class Method(Evaluator):
             torch.manual_seed(self._unit_seed(step))  # nothing of ours draws from it; a model's own code may
             yield step, *next(found)
 
+    @cached_property
+    def question_weights(self) -> list[float]:
+        """How often each training question is asked, relative to the others."""
+        n = len(self.data.demonstrations)
+        return [self.config.e_step.demonstration_weight] * n + [1.0] * len(self.data.unlabelled)
+
     def _rollouts(self, step: int, draw: Draw) -> tuple[list[int], Sequence[Sequence[Rationale]]]:
         """Training questions drawn for this step, and rationales from q for them, as many as an E-step samples."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
-        chosen = draw_distinct([1.0] * len(self.questions), c.questions, rng)
+        chosen = draw_distinct(self.question_weights, c.questions, rng)
         prompts = [self.query(self.questions[i]).policy_prompt for i in chosen]
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
         return chosen, draw(prompts, self.rules, n=c.samples, generator=generator)
 
-    def _experience(self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]]) -> Experience:
-        """What was sampled for these training questions, scored under p."""
-        return gather([self.query(self.questions[i]) for i in members], list(sampled), self.reward)
+    def _experience(
+        self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]], reward: Reward | None = None
+    ) -> Experience:
+        """What was sampled for these training questions, scored under p. `reward`: None is that of training."""
+        return gather([self.query(self.questions[i]) for i in members], list(sampled), reward or self.reward)
 
     def _weigh(self, members: Sequence[int], experience: Experience) -> tuple[list[WeightedRationale], ImportanceInfo]:
         """The distinct rationales sampled from q, with weights that add up to `m_step.samples` for each question;
         without those that weigh nothing."""
         weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
+        sampled = torch.zeros(len(members)).index_add(0, experience.group.cpu(), experience.count.float().cpu())
         rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
         n = self.config.m_step.samples
-        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in rows if w > NEGLIGIBLE], info
+        kept = [(g, rationale, w) for g, rationale, w in rows if w * sampled[g] > NEGLIGIBLE]
+        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in kept], info
 
     def _sampler_optimiser(self, **log_z: Any) -> AdapterOptimiser:
         """That of q's training. `log_z`: as `AdapterOptimiser` has them."""
@@ -371,7 +388,7 @@ class Method(Evaluator):
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
-            lesson = vary(lesson, others, self.rules.codec, rng, **variations)
+            lesson = vary(lesson, others, self.rules.codec, rng, frame=self._frame, **variations)
             if target == "candidates":
                 others_of = other_answers(self.task, self.questions[one.question], self.rules.codec)
                 lesson = replace(lesson, others=others_of)
@@ -389,6 +406,11 @@ class Method(Evaluator):
         )
         self.state.budget.gradient_steps += 1
         return vars(info)
+
+    @cached_property
+    def _frame(self) -> tuple[int, int]:
+        """What all training prompts begin and end with: see `frame_of`."""
+        return frame_of([self.rules.codec.encode_prompt(example.x) for example in self.questions], self.rules.codec)
 
     def _lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
         """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to

@@ -1,6 +1,6 @@
 """Rollouts ahead: those of the next steps, by an engine elsewhere (`model.engine`), while the trainer trains.
 
-A step has the questions and the seeds that it would have had in its turn; only the adapter is some updates older, and
+A step has the questions and the seeds that it would have had in its turn; only the adapter is some steps older, and
 so is the buffer, where rationales are replayed. None is used twice, and what a stopped run had sampled ahead is sampled
 again when it goes on.
 """
@@ -39,7 +39,7 @@ def ahead(
         sample: makes the rollouts of a step by what it is given.
         first: the step that is taken first; `last`: the one after the last. Each is taken when the ones before it have
             been learned.
-        staleness: how many updates old, at most, the adapter may be.
+        staleness: how many steps old, at most, the adapter may be.
     """
     assert lm.engine is not None
     engine, trained, stopped = lm.engine, first, threading.Event()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 NEGLIGIBLE = 1e-3
-"""A rationale of less weight than this is not worth fine-tuning on."""
+"""A rationale of less weight than this, relative to the mean of its question's samples, is not worth fine-tuning on."""
 
 
 class ImportanceInfo(NamedTuple):

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import groupby
 
 import torch
 from torch.nn.functional import log_softmax, pad
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from latent_cot.model.lm import LanguageModel
@@ -24,6 +26,8 @@ from latent_cot.types import Example, Rationale
 
 # Rows of full-vocabulary logits computed at once: they stay in the cache, and take 64 x V x 4 bytes without gradients.
 _VOCABULARY_ROWS = 64
+BLOCK = 2**23
+"""Logits of actions that are made at once: 32 MB, and about three times as much in a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,6 @@ def _score(
     lm: LanguageModel, model: PreTrainedModel, layouts: Sequence[_Layout], codec: TextCodec, *, tool_tokens: bool
 ) -> Scores:
     hidden = lm.hidden(model, [layout.tree for layout in layouts])
-    actions = codec.actions.to(hidden.device)
     index_of = codec.action_index
 
     entry_of: dict[tuple[int, bool], int] = {}  # (hidden row, may stop there) of each distinct prefix -> its place
@@ -178,15 +181,15 @@ def _score(
             last = len(rationale)
             for i, node in enumerate(prefixes):
                 stops = rationale.states[i] and not (i == last and rationale.truncated)
-                entry = entry_of.setdefault((offset + node, stops), len(entry_of))
+                chosen = i < last and rationale.policy_mask[i]
+                if stops or chosen:
+                    entry = entry_of.setdefault((offset + node, stops), len(entry_of))
                 if stops:
                     stop_cells.append((b, i, entry, codec.stop_index))
-                if i < last:
-                    token = rationale.tokens[i]
-                    if rationale.policy_mask[i]:
-                        chosen_cells.append((b, i, entry, int(index_of[token])))
-                    elif tool_tokens:
-                        tool_cells.append((b, i, offset + node, token))
+                if chosen:
+                    chosen_cells.append((b, i, entry, int(index_of[rationale.tokens[i]])))
+                elif i < last and tool_tokens:
+                    tool_cells.append((b, i, offset + node, rationale.tokens[i]))
             for i, branches in answers:
                 answer_cells.extend(
                     (b, i, k, offset + parent, token) for k, branch in enumerate(branches) for parent, token in branch
@@ -195,19 +198,14 @@ def _score(
         offset += len(layout.tree)
 
     size, longest, device = len(rationales), max((len(r) for r in rationales), default=0), hidden.device
-    # Of plain text, which nobody chose, no prefix is read.
-    entries = list(entry_of) if chosen_cells or stop_cells else []
-    entries += [(0, True)] * (-len(entries) % ROW_MULTIPLE)  # read by nothing
-    logits = lm.logits(hidden[torch.tensor([row for row, _ in entries], dtype=torch.long, device=device)], actions)
-    blocked = torch.tensor([not stops for _, stops in entries], dtype=torch.bool, device=device)
-    is_stop = torch.arange(logits.shape[-1], device=device) == codec.stop_index
-    log_probs = log_softmax(logits.masked_fill(blocked[:, None] & is_stop, -torch.inf), -1)
+    reads = {read: k for k, read in enumerate(sorted({(e, a) for *_, e, a in (*chosen_cells, *stop_cells)}))}
+    log_probs = _log_probs(lm, hidden, list(entry_of), list(reads), codec)
 
-    def filled(shape: tuple[int, ...], cells: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    def filled(shape: tuple[int, ...], cells: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
         if not cells:
-            return logits.new_zeros(shape)
-        b, i, entry, action = _columns(cells, device)
-        return logits.new_zeros(shape).index_put((b, i), log_probs[entry, action])
+            return log_probs.new_zeros(shape)
+        b, i, read = _columns([(b, i, reads[entry, action]) for b, i, entry, action in cells], device)
+        return log_probs.new_zeros(shape).index_put((b, i), log_probs[read])
 
     most = max((len(layout.group.others) for layout in layouts), default=0)
     log_answers = _sum_into((size, longest + 1, 1 + most), answer_cells, lm, hidden)
@@ -255,6 +253,40 @@ class _Layout:
         # The last token of an answer predicts nothing that is scored: it needs no node.
         path = self.tree.extend(node, answer[:-1], branch="answer")
         return list(zip([node, *path], answer, strict=True))
+
+
+def _log_probs(
+    lm: LanguageModel,
+    hidden: torch.Tensor,
+    prefixes: list[tuple[int, bool]],
+    reads: Sequence[tuple[int, int]],
+    codec: TextCodec,
+) -> torch.Tensor:
+    """The log-probability of each action of `reads`, which are sorted pairs of prefix and action.
+
+    A prefix is a row of `hidden`, and whether a chain may stop there. Of each one or two probabilities are read, of
+    perhaps all of a vocabulary: the table of all is made in blocks, and, where there are several, made again in the
+    backward pass instead of kept.
+    """
+    device = hidden.device
+    actions = codec.actions.to(device)
+    is_stop = torch.arange(len(actions), device=device) == codec.stop_index
+
+    def of_block(states: torch.Tensor, blocked: torch.Tensor, *read: torch.Tensor) -> torch.Tensor:
+        logits = lm.logits(states, actions)
+        return log_softmax(logits.masked_fill(blocked[:, None] & is_stop, -torch.inf), -1)[read]
+
+    size = max(1, BLOCK // len(actions) // ROW_MULTIPLE) * ROW_MULTIPLE
+    again = partial(checkpoint, of_block, use_reentrant=False, preserve_rng_state=False)
+    made = again if len(prefixes) > size else of_block
+    found = [hidden.new_zeros(0, dtype=torch.float32)]
+    for block, own in groupby(reads, lambda read: read[0] // size):
+        first = block * size
+        among = prefixes[first : first + size]
+        among += [(0, True)] * (-len(among) % ROW_MULTIPLE)  # read by nothing
+        rows, stops = _columns(among, device)
+        found.append(made(hidden[rows], stops == 0, *_columns([(e - first, a) for e, a in own], device)))
+    return torch.cat(found)
 
 
 def _columns(cells: Sequence[tuple[int, ...]], device: torch.device) -> Sequence[torch.Tensor]:

@@ -55,7 +55,7 @@ FIGURES = {
     "accuracy": "right {:.0%}",
     "distinct": "distinct {:.0%}",
     "mismatch": "gap {:.2g}",
-    "staleness": "{} updates old",
+    "staleness": "{} steps old",
     "trainer_waited": "waited {:.1f} s",
     "questions": "{} questions",
 }

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_
 """Sessions that agree in these can have the same model."""
 SAME = ("method", "q_sees", "seed", "safeguard")
 """A run that goes on must have these, and the adapters' settings, as when it began."""
+SLICING = (
+    *("rollout.batch_size", "m_step.samples", "evaluation.votes"),
+    *("evaluation.samples", "evaluation.size", "evaluation.diagnostics"),
+)
+"""They decide which questions are in a unit of work: within such a phase it must go on with the same."""
 
 
 @dataclass
@@ -168,8 +174,10 @@ class _Running:
 
     def save(self) -> None:
         """Save everything."""
-        phases = _phases_until(self.loop)
-        position = {**self.loop.state_dict(), "phases": phases, "resources": self._spent(), **self._made_of}
+        # Of training there may be more steps when it goes on; a phase without an optimiser goes through questions.
+        within = self.loop.state.unit > 0 and self.loop.optimiser is None
+        place = {"phases": _phases_until(self.loop), "slices": _slices(self.session.config) if within else None}
+        position = {**self.loop.state_dict(), **place, "resources": self._spent(), **self._made_of}
         self.folder.save(position, self._write)
 
     def _write(self, target: Path) -> None:
@@ -349,6 +357,9 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     if checkpoint.state.get("phases") not in (own, own[:-1]):  # the last of these: it was finished
         why = "by config.yaml as it is now, the run has other phases up to where it stopped"
         raise UsageError(f"{checkpoint.path}: {why}; put it right, or start again in another --output-dir")
+    if checkpoint.state.get("slices") not in (None, _slices(session.config)):
+        why = f"it was saved within a phase that goes through its questions by other settings ({', '.join(SLICING)})"
+        raise UsageError(f"{checkpoint.path}: {why}; put config.yaml right, until that phase is over")
     _read_adapters(session, checkpoint.path, checkpointed_adapters(session.config))
     return loop
 
@@ -356,6 +367,10 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
 def _phases_until(loop: Method) -> list[list[Any]]:
     """Round and name of each phase up to the present one, as JSON has them: `State.phase` only counts them."""
     return [[phase.round, phase.name] for phase in loop.phases[: loop.state.phase + 1]]
+
+
+def _slices(config: RunConfig) -> dict[str, Any]:
+    return {name: attrgetter(name)(config) for name in SLICING}
 
 
 def _read_adapters(session: Session, source: Path, adapters: Iterable[Weights]) -> None:

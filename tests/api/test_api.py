@@ -145,6 +145,26 @@ def test_a_run_does_not_go_on_with_other_phases_behind_it(tmp_path: Path, settin
     assert stopped.path == tmp_path / "run"
 
 
+@pytest.mark.parametrize("phase", ["draw", "evaluate"])
+def test_a_run_does_not_go_on_with_other_slices_of_questions(
+    tmp_path: Path, settings: dict[str, Any], phase: str
+) -> None:
+    """It counts them: questions would be left out, or be asked twice. Steps of training may become more."""
+
+    def stop(unit: lc.Unit) -> bool:
+        return unit.phase == phase
+
+    config = lc.configure("smoke", rollout={"batch_size": 4}, evaluation={"every_round": False})
+    lc.train(config, output_dir=tmp_path / "run", callbacks=[stop], **settings)
+    file = tmp_path / "run" / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("batch_size: 4\n", "batch_size: 2\n", 1))
+    with pytest.raises(lc.UsageError, match=r"goes through its questions by other settings \(rollout\.batch_size"):
+        lc.resume(lc.load(tmp_path / "run"), progress=False)
+    file.write_text(text)
+    assert lc.resume(lc.load(tmp_path / "run"), progress=False).status == "finished"
+
+
 def test_a_finished_run_that_goes_on_is_not_finished(run: lc.Run, tmp_path: Path) -> None:
     assert run.path is not None
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))

@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from latent_cot import em as em_module
+from latent_cot.config.schema import MethodName
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
 from latent_cot.methods import m_step as m_step_module
@@ -21,6 +22,7 @@ from latent_cot.methods import policy_gradient as policy_gradient_module
 from latent_cot.methods.method import Method
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.scoring import Group, score
+from latent_cot.types import Rationale
 from tests.loops import CONFIG, make
 from tests.methods.test_methods import config_of, policy, weights
 from tests.worlds import language_model
@@ -119,6 +121,27 @@ def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: p
         for (_, judge, _, examples, prompts, *_), _ in asked
     }
     assert bare == {("p", False), ("base", True)}
+
+
+@pytest.mark.parametrize("method", ["ppo", "forward-kl"])
+@pytest.mark.parametrize("weight", [0.0, 1e9])
+def test_demonstrations_are_asked_as_often_as_they_weigh(lm: LanguageModel, method: MethodName, weight: float) -> None:
+    """In methods other than EM too."""
+    config = config_of(method)
+    loop = make(lm, dataclasses.replace(config, e_step=dataclasses.replace(config.e_step, demonstration_weight=weight)))
+    chosen = set(loop.question_weights)
+    assert chosen == {weight, 1.0}
+    asked = {i for step in range(6) for i in loop._rollouts(step, lambda prompts, *_, **__: [[] for _ in prompts])[0]}
+    shown = set(range(len(loop.data.demonstrations)))
+    assert asked and (asked <= shown if weight else not asked & shown)
+
+
+def test_many_equal_samples_all_count(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    n, rationale = 2000, Rationale((), (), (True,), "")
+    monkeypatch.setattr(method_module, "weigh", lambda *_, **__: (torch.full((n,), 1 / n), None))
+    sampled = SimpleNamespace(group=torch.zeros(n).long(), count=torch.ones(n), rationales=[rationale] * n)
+    kept, _ = make(lm, CONFIG)._weigh([0], cast("Any", sampled))
+    assert len(kept) == n
 
 
 def test_weights_of_what_was_drawn_reach_the_update(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

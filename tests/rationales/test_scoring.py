@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.text import TextCodec
+from latent_cot.rationales import scoring
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group, Scores, score, score_in_batches
 from latent_cot.types import Rationale
@@ -254,3 +255,31 @@ def test_the_answer_may_begin_like_the_rationale(load: Loader) -> None:
     with torch.no_grad():
         scores = score(lm, lm.merged("p"), groups, codec, answers_at="states")
     assert_scores(scores, lm.merged("p"), groups, codec, "states", False)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2"])
+def test_log_probabilities_are_made_in_blocks(load: Loader, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, with the same gradient, and never more of them at once than a block has: here 32 rows."""
+    lm = load(variant)
+    codec = codec_of(lm)
+    groups, sizes, found = random_groups(codec, random.Random(0), size=12, longest=9), list[int](), []
+    make = LanguageModel.logits
+
+    def logits(self: LanguageModel, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
+        sizes.append(len(hidden))
+        return make(self, hidden, ids)
+
+    monkeypatch.setattr(LanguageModel, "logits", logits)
+    for block in (scoring.BLOCK, 1):
+        monkeypatch.setattr(scoring, "BLOCK", block)
+        sizes.clear()
+        with lm.trainable("q") as model:
+            scores = score(lm, model, groups, codec)
+            made = list(sizes)
+            (scores.log_pf.sum() + 2 * scores.log_pterm.clamp(min=-1e3).sum()).backward()
+            gradients = [weight.grad for _, weight in sorted(lm.parameters("q").items())]
+            for weight in lm.parameters("q").values():
+                weight.grad = None
+        found.append((scores.log_pf.detach(), scores.log_pterm.detach(), gradients))
+    torch.testing.assert_close(*found)
+    assert len(made) > 2 and set(sizes) == {32} and len(sizes) > len(made), "made again in the backward pass"
