@@ -177,7 +177,12 @@ class Evaluator(Resumable):
         `sampling`: temperature and top_p of `rollout`."""
         prompts = [self.test_prompt(reasoner, example) for example in examples]
         generator = torch.Generator().manual_seed(seed)
-        return list(map(Counter, self._rollout(reasoner, prompts, generator, n=n, **sampling)))
+        counts: list[Counter[Rationale]] = [Counter() for _ in prompts]
+        for some in slices(n, self.test_batch_size):  # of 100,000 at once the logits alone take 20 GB
+            drawn = self._rollout(reasoner, prompts, generator, n=len(some), **sampling)
+            for count, rationales in zip(counts, drawn, strict=True):
+                count.update(rationales)
+        return list(counts)
 
     def sample_tests(
         self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any

@@ -21,6 +21,7 @@ from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
 from latent_cot.methods.method import Method
 from latent_cot.model.lm import LanguageModel
+from latent_cot.rationales import rollout as rollout_module
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Rationale
 from tests.loops import CONFIG, make
@@ -134,6 +135,17 @@ def test_demonstrations_are_asked_as_often_as_they_weigh(lm: LanguageModel, meth
     asked = {i for step in range(6) for i in loop._rollouts(step, lambda prompts, *_, **__: [[] for _ in prompts])[0]}
     shown = set(range(len(loop.data.demonstrations)))
     assert asked and (asked <= shown if weight else not asked & shown)
+
+
+def test_many_samples_of_a_question_are_not_drawn_at_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 of a uniform number would have logits of 20 GB."""
+    loop = make(lm, dataclasses.replace(CONFIG, rollout=dataclasses.replace(CONFIG.rollout, batch_size=4)))
+    example = next(iter(loop.tests.values()))[0]
+    drawn = spy(monkeypatch, rollout_module, "_sample")
+    (counts,) = loop.draw_tests("q", [example], n=50, temperature=1.0, seed=0)
+    assert sum(counts.values()) == 50 and len(counts) > 1
+    assert max(len(arguments[0]) for arguments, _ in drawn) == loop.test_batch_size == 8
+    assert loop.draw_tests("q", [example], n=50, temperature=1.0, seed=0) == [counts]
 
 
 def test_many_equal_samples_all_count(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
