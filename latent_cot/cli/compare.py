@@ -176,9 +176,11 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
 
 def _check_examples(runs: Sequence[Run]) -> None:
     """Raises UsageError where a variant cannot learn from its examples, or has none: its turn may come hours later."""
-    for one in {one.variant: one for one in reversed(runs)}.values():
-        from latent_cot.methods.method import method_class  # here: torch takes seconds
+    if not runs:
+        return
+    from latent_cot.methods.method import method_class  # here: torch takes seconds
 
+    for one in {one.variant: one for one in reversed(runs)}.values():
         try:
             found = load_examples(one.config)
             method_class(one.config.method).check(one.config, found.task, found.data)

@@ -136,7 +136,7 @@ def _config(options: PlanOptions) -> RunConfig:
         it = f"--rollout.engine {config.rollout.engine}"
         raise UsageError(f"{it}: rollouts by {TRANSFORMERS} are planned; leave it out")
     if config.precision == "fp32" and options.gpu != "cpu":
-        raise UsageError("--precision fp32: GPUs are planned in bf16; leave it out")
+        raise UsageError("--precision fp32: GPUs are planned in bf16; give bf16")
     for name, value in vars(options).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < math.inf:
             raise UsageError(f"{flag(name)} {value}: give a number above 0")

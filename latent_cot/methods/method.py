@@ -384,11 +384,12 @@ class Method(Evaluator):
         variations = dict(vars(self.config.augmentation))
         if sees_answer:  # a question joined to others has another answer
             variations["concat_questions"] = 0
+        frame = self._frame if variations["concat_questions"] else (0, 0)
         mean_weight = sum(one.weight for one in records) / len(records)
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
-            lesson = vary(lesson, others, self.rules.codec, rng, frame=self._frame, **variations)
+            lesson = vary(lesson, others, self.rules.codec, rng, frame=frame, **variations)
             if target == "candidates":
                 others_of = other_answers(self.task, self.questions[one.question], self.rules.codec)
                 lesson = replace(lesson, others=others_of)

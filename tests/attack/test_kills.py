@@ -15,7 +15,6 @@ import pytest
 
 from latent_cot import disk
 from latent_cot.config.settings import to_dict
-from latent_cot.model import lm
 from latent_cot.run import session as of_session
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session, run_loop
@@ -76,7 +75,6 @@ def killing(point: int) -> Callable[[], int]:
 
     for module, name in CALLS:
         setattr(module, name, around(getattr(module, name)))
-    vars(lm)["save_file"] = around(vars(lm)["save_file"])
     fdopen = os.fdopen
     os.fdopen = lambda *arguments, **named: Half(fdopen(*arguments, **named))  # type: ignore[assignment]
     return lambda: calls

@@ -353,6 +353,7 @@ def test_others_can_load_what_it_names(run: Path, tmp_path: Path) -> None:
     assert not named, "a path of this machine"
 
 
+@pytest.mark.usefixtures("offline_hub")
 def test_what_cannot_be_written_is_said(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -26,6 +26,12 @@ def write(tmp_path: Path, content: str | bytes, name: str = "data.jsonl") -> str
     return str(path)
 
 
+def test_a_blank_rationale_is_none(tmp_path: Path) -> None:
+    """A table has no other way to leave it out."""
+    (example,) = TASK.read(write(tmp_path, "question,answer,rationale\n6 - 0 - 4,2,\n", "data.csv"))
+    assert (example.answer, example.z) == ("2", None)
+
+
 def test_jsonl(tmp_path: Path) -> None:
     path = write(tmp_path, f'\ufeff{GOOD}\r\n\n{{"question": "40 - 8 × 3 = ?", "answer": 16, "id": 7}}\n')
     first, second = TASK.read(path)
@@ -88,7 +94,7 @@ def row(**fields: object) -> str:
         (row(question=" + ".join("1" * 65), answer=65), "65 operands; at most 64"),
         (row(question="1 + " * 2000 + "1", answer=2001), "too long"),
         (row(question="6 - 0 - 4", answer=2, rationale="6 - 0 ="), "rationale '6 - 0 =': it stops early"),
-        (row(question="6 - 0 - 4", answer=2, rationale=""), "or leave it out"),
+        (row(question="6 - 0 - 4", answer=2, rationale="6 - 0 ="), "or leave it out"),
         (row(question="1 + 1", answer=2, rational="1 + 1 ="), "'rational'; did you mean 'rationale'?"),
     ],
 )
