@@ -359,7 +359,8 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
         raise UsageError(f"{checkpoint.path}: {why}; put it right, or start again in another --output-dir")
     if checkpoint.state.get("slices") not in (None, _slices(session.config)):
         why = f"it was saved within a phase that goes through its questions by other settings ({', '.join(SLICING)})"
-        raise UsageError(f"{checkpoint.path}: {why}; put config.yaml right, until that phase is over")
+        remedy = "put config.yaml right until that phase is over, or start again in another --output-dir"
+        raise UsageError(f"{checkpoint.path}: {why}; {remedy}")
     _read_adapters(session, checkpoint.path, checkpointed_adapters(session.config))
     return loop
 
