@@ -120,7 +120,7 @@ def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
     if isinstance(fields, BadRow):
         raise UsageError(f"{where}: {fields.reason}")
     value: Any = fields.get(name)
-    if not required and (value is None or (isinstance(value, str) and not value.strip())):
+    if not required and (value is None or (isinstance(fields, CsvRow) and not value.strip())):
         return None
     if name not in fields:
         raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")

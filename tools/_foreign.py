@@ -92,9 +92,8 @@ class Guard:
         if not self.failures:
             return None
         kinds = ", ".join(f"{count} {kind}" for (_, kind), count in self.failures.most_common(5))
-        failed = (
-            f"{self.failures.total()} of {sum(self.calls[of] for of in {of for of, _ in self.failures})} calls failed"
-        )
+        asked = sum(self.calls[member] for member in {member for member, _ in self.failures})
+        failed = f"{self.failures.total()} of {asked} calls failed"
         return f"{self.where}: {failed}: {kinds} (first: {self._first:.160})"
 
 

@@ -25,7 +25,7 @@ from latent_cot.report.comparison.plan import Run, Variant
 from latent_cot.report.terminal import say
 from latent_cot.run import tracking
 from latent_cot.run.paths import with_absolute_paths
-from latent_cot.run.preflight import load_examples
+from latent_cot.run.preflight import Examples, load_examples
 from latent_cot.run.run_folder import write_text
 from latent_cot.types import UsageError
 
@@ -96,7 +96,6 @@ def run(argv: Sequence[str]) -> int:
             say(console, f"  {plan.command_of(one.config, options.preset)}", whole=True)
         return 0
     refuse_unwritable(path)
-    _check_examples([one for one in runs if one.name not in done])
     if status := _carry_out(options, runs, done, console):
         return status
     of_runs = [records.record_of(one, options.preset) for one in runs]
@@ -174,18 +173,19 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
     return runs, budget, path
 
 
-def _check_examples(runs: Sequence[Run]) -> None:
-    """Raises UsageError where a variant cannot learn from its examples, or has none: its turn may come hours later."""
-    if not runs:
-        return
-    from latent_cot.methods.method import method_class  # here: torch takes seconds
-
+def _first_examples(runs: Sequence[Run]) -> dict[str, Examples]:
+    """Those of each variant's first run, by its name. Raises UsageError where it cannot learn from them, or has none:
+    its turn may come hours later."""
+    found = {}
     for one in {one.variant: one for one in reversed(runs)}.values():
+        from latent_cot.methods.method import method_class  # here: torch takes seconds, and there may be nothing to do
+
         try:
-            found = load_examples(one.config)
-            method_class(one.config.method).check(one.config, found.task, found.data)
+            found[one.name] = examples = load_examples(one.config)
+            method_class(one.config.method).check(one.config, examples.task, examples.data)
         except UsageError as error:
             raise UsageError(f"{one.variant}: {error}") from error
+    return found
 
 
 def _target(text: str, runs: Sequence[Run]) -> Target:
@@ -219,6 +219,7 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[st
     """Do what is left to do. Returns 0, or the status of a signal."""
     tracking.check(options.track)
     loaded: Session | None = None
+    examples = _first_examples([one for one in runs if one.name not in done])
     for number, one in enumerate(runs, 1):
         title = f"{one.name} ({number} of {len(runs)})"
         if one.name in done:
@@ -226,7 +227,10 @@ def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[st
             continue
         there = _begun(one)
         say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
-        carried = carry_out(one.config, one.folder, console, resume=there, loaded=loaded, track=options.track)
+        own = examples.pop(one.name, None)
+        carried = carry_out(
+            one.config, one.folder, console, resume=there, examples=own, loaded=loaded, track=options.track
+        )
         if carried.results is None or carried.signal is not None:  # it may come while the run is finished
             say(console, f"Stopped in {title}; everything is saved. The same command goes on.")
             return 128 + (carried.signal or signal.SIGINT)

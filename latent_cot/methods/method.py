@@ -47,7 +47,7 @@ class Method(Evaluator):
     """One run of a method."""
 
     @cached_property
-    def joint(self) -> Reward:
+    def joint_reward(self) -> Reward:
         """log p(Z Y | X), whatever the reward of q's training adds to it: what the M-step's weights are made of."""
         return Reward(self.lm, self.rules.codec, max_tokens=self.config.max_batch_tokens)
 
@@ -213,7 +213,7 @@ class Method(Evaluator):
                 for one in chosen:
                     of_question.setdefault(one.question, []).append(one.rationale)
                 kept, _ = self._weigh(
-                    list(of_question), self._experience(of_question, of_question.values(), self.joint)
+                    list(of_question), self._experience(of_question, of_question.values(), self.joint_reward)
                 )
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
