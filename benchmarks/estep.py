@@ -6,6 +6,8 @@ One run measures, on the machine at hand:
   (fine-tuned on the demonstrations first, which takes a minute or two and is not timed);
 * `untrained`: the same from the untouched base model, whose chains are long and all different: what an E-step costs
   when nothing is shared;
+* `words`: 8 questions x 16 rationales of 60 to 120 tokens in words, all different, of nearly any token, from the
+  untouched base model behind prompts of 60 to 100, with the calculator: `word_problems` with its own questions;
 * `paper`: the work of the paper's code: one question, 16 trajectories of 5 to 18 tokens, a state at every token from
   the fifth on, a reward prompt with three demonstrations; and beside it, on the same questions, `plain.py`, which
   goes about it as that code does;
@@ -45,7 +47,7 @@ from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.run.session import Session, lora_config, open_session, peak_memory_bytes
 
-WORKLOADS = ("default", "untrained", "paper")
+WORKLOADS = ("default", "untrained", "words", "paper")
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,23 @@ def resolve_model(name: str, scratch: Path) -> str:
 
 def configuration(workload: str, options: Options) -> RunConfig:
     """What is run: the defaults, or the paper's settings."""
-    config = replace(load_config(), task="arithmetic", model=options.model, seed=options.seed)
+    task = "word_problems" if workload == "words" else "arithmetic"
+    config = replace(load_config(task=task), model=options.model, seed=options.seed)
     if workload == "default":
         return config
     if workload == "untrained":
         return replace(config, p_init="base")
+    if workload == "words":
+        data = replace(config.data, demonstrations=2, unlabelled=20, validation=2, options={"form": "words"})
+        return replace(
+            config,
+            p_init="prompt",
+            shots=1,
+            data=data,
+            evaluation=replace(config.evaluation, splits=()),
+            rollout=replace(config.rollout, max_tokens=120),
+            e_step=replace(config.e_step, questions=8, samples=16),
+        )
     return replace(
         config,
         p_init="prompt",
@@ -146,6 +160,8 @@ def run(options: Options) -> dict[str, Any]:
 def run_workload(session: Session, machine: Machine, options: Options, workload: str) -> dict[str, Any]:
     """Ours, and in the paper's workload the plain way, and GRPO if asked for."""
     loop = session.loop()
+    if workload == "words":  # not in the configuration: the demonstrations are shorter
+        loop.rules = replace(loop.rules, min_tokens=60)
     for phase, _ in loop.run():
         if phase.name != "init" or loop.state.unit >= loop.units(phase):
             break
@@ -250,7 +266,7 @@ def compare_with_grpo(loop: Method, take_step: Callable[[int], float], options: 
     own: list[float] = []
     figures = grpo_step_seconds(
         weights.resolve(options.model),
-        [example.x for example in loop.questions],
+        [loop.model_prefix + example.x for example in loop.questions],
         lora_config(loop.config.lora),
         completion_tokens=options.grpo_tokens,
         dtype=cast("torch.dtype", loop.lm.peft.get_base_model().dtype),

@@ -42,12 +42,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PrinterCallback,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
+from benchmarks.stopwatch import StopWatch
 from latent_cot.model.weights import quiet_transformers
 
 _PASS_SIZE = 16
@@ -154,30 +154,23 @@ def grpo_step_seconds(
     }
 
 
-class _StopWatch(TrainerCallback):
-    """Times optimiser steps, from before the sampling until after the update of the weights."""
+class _StopWatch(StopWatch):
+    """Times the sampling of each step too."""
 
     def __init__(self, warmup: int, between: Callable[[int], None] | None) -> None:
-        self.warmup, self.between = warmup, between
-        self.seconds: list[float] = []
+        super().__init__(warmup, between)
         self.generation_seconds: list[float] = []
         self.completion_tokens: list[int] = []
         """Fewest and most new tokens of all generations."""
-        self._started = 0.0
         self._generating = 0.0
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step >= self.warmup and self.between is not None:
-            self.between(state.global_step - self.warmup)
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._generating = 0.0
-        self._started = time.perf_counter()
+        super().on_step_begin(*args, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        taken = time.perf_counter() - self._started
+        super().on_step_end(args, state, control, **kwargs)
         if state.global_step > self.warmup:
-            self.seconds.append(taken)
             self.generation_seconds.append(self._generating)
 
     def generating(self, generate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -17,7 +17,7 @@ from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.objectives import COMPLETE_ONLY, OBJECTIVES
 from latent_cot.rationales.batch import Trajectories, balance_of, sampler_gap, score_sampled
 from latent_cot.rationales.buffer import ReplayBuffer, Stored
-from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.chain import ChainRules, stopped_at
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import Draw, rollout
 from latent_cot.rationales.scoring import Query, score_in_batches
@@ -75,8 +75,9 @@ def assemble(
     ends_only: bool = False,
 ) -> list[Trajectories]:
     """What was sampled for each query, brought to `samples` from the buffer, with the log-reward of every prefix; with
-    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). `step`: of the
-    E-step, from which the age of what is replayed is counted."""
+    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). The buffer is offered
+    the whole rationale and, where it is worth more, the best of its prefixes. `step`: of the E-step, from which the age
+    of what is replayed is counted."""
     replayed: list[Sequence[Stored]] = []
     for query, rationales in zip(queries, sampled, strict=True):
         n = samples - len(rationales)
@@ -87,6 +88,10 @@ def assemble(
     for _, of_one in sorted(fresh.items()):
         for rationale, row in zip(of_one.rationales, of_one.log_reward.tolist(), strict=True):
             buffer.add(of_one.query.example.key, rationale, row, step)
+            # A text that q always writes on from would else never be there to learn the stop behind it from.
+            best = max(range(1, len(rationale)), key=row.__getitem__, default=len(rationale))
+            if row[best] > row[len(rationale)]:
+                buffer.add(of_one.query.example.key, stopped_at(rationale, best, reward.codec), row, step)
     return [_with_replayed(query, fresh.get(i), replayed[i], step) for i, query in enumerate(queries)]
 
 

@@ -147,6 +147,21 @@ class Chain:
         return None
 
 
+def stopped_at(rationale: Rationale, n: int, codec: TextCodec) -> Rationale:
+    """The rationale that stops at this one's state of `n` tokens. Raises ValueError where that prefix is no state."""
+    if not rationale.states[n]:
+        raise ValueError(f"the rationale {rationale.text!r:.80} cannot stop after {n} tokens: they are no state")
+    if n == len(rationale):
+        return rationale
+    return Rationale(
+        tokens=rationale.tokens[:n],
+        policy_mask=rationale.policy_mask[:n],
+        states=rationale.states[: n + 1],
+        text=codec.decode(rationale.tokens[:n]),
+        calls=tuple(call for call in rationale.calls if call.position <= n),
+    )
+
+
 def check_rationale(rationale: Rationale, codec: TextCodec) -> None:
     """Raises ValueError for one that no chain can have become."""
     n, calls = len(rationale), rationale.calls

@@ -27,7 +27,7 @@ from transformers.generation.logits_process import TopPLogitsWarper
 from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.tree import shared_prefix
-from latent_cot.rationales import stretches
+from latent_cot.rationales import categorical, stretches
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.types import Rationale, UsageError
 
@@ -118,14 +118,14 @@ def _rollout_here(
     log_probs: list[list[float]] = [[] for _ in heat]
     batch = _Batch(lm, lm.merged(reasoner), prompts, rules, n, max(n, batch_size or n * len(prompts)))
     while batch.admit():
-        places, samples = batch.draws()
-        logits = lm.logits(batch.hidden, actions).cpu()[places]
-        may_stop = torch.tensor([batch.rows[place].chain.may_stop for place in places], dtype=torch.bool)
+        draws = batch.draws()
+        logits = lm.logits(batch.hidden, actions).cpu()
+        may_stop = torch.tensor([row.chain.may_stop for row in batch.rows], dtype=torch.bool)
         logits[~may_stop, rules.codec.stop_index] = -torch.inf
-        chosen, log_prob = _sample(logits, samples, heat, top_p, generator)
-        for sample, value in zip(samples, log_prob, strict=True):
+        chosen, log_prob = _sample(logits, draws, heat, top_p, generator)
+        for (_, sample), value in zip(draws, log_prob, strict=True):
             log_probs[sample].append(value)
-        batch.advance(dict(zip(samples, chosen, strict=True)))
+        batch.advance({sample: action for (_, sample), action in zip(draws, chosen, strict=True)})
     known = [tuple(own) if whole and heat[k] == 1 else None for k, own in enumerate(log_probs)]
     return [
         [replace(batch.finished[k], log_probs=known[k]) for k in range(i * n, (i + 1) * n)] for i in range(len(prompts))
@@ -134,27 +134,36 @@ def _rollout_here(
 
 def _sample(
     logits: torch.Tensor,
-    samples: Sequence[int],
+    draws: Sequence[tuple[int, int]],
     heat: torch.Tensor,
     top_p: float,
     generator: torch.Generator | None,
 ) -> tuple[list[int], list[float]]:
-    """(the action, its log-probability) of each of these samples; a greedy one's is not known, and 0. `logits`
-    (samples, A); `heat` the temperature of every sample there is."""
-    if bool((logits.isnan() | logits.isposinf()).any()):
+    """(the action, its log-probability) of each of `draws`, which are (the row, the sample); of a greedy one that is 0.
+    `logits` (rows, A); `heat` the temperature of every sample there is.
+
+    Each sample draws by a number of its own; what it draws from is the same for all of its row and temperature.
+    """
+    highest, greedy = logits.max(-1)
+    if not bool((highest < torch.inf).all()):  # NaN is not below it either
         raise UsageError("the model's logits are no numbers: its training has come apart; lower the learning rate")
-    heat = heat[samples]
-    greedy = logits.argmax(-1)
-    if not samples or bool((heat == 0).all()):
-        return greedy.tolist(), [0.0] * len(samples)
-    scaled = logits / heat.clamp(min=1e-6)[:, None]
+    if not draws:
+        return [], []
+    kinds: dict[tuple[int, float], int] = {}
+    degrees = heat.tolist()
+    kind_of = torch.tensor([kinds.setdefault((row, degrees[sample]), len(kinds)) for row, sample in draws])
+    rows, heats = torch.tensor([row for row, _ in kinds]), torch.tensor([degree for _, degree in kinds])
+    if not bool(heats.any()):
+        return greedy[rows][kind_of].tolist(), [0.0] * len(draws)
+    scaled = logits[rows].sub_(highest[rows, None]).div_(heats.clamp(min=1e-6)[:, None])
     if top_p < 1:
         # The warper wants token ids, and does not look at them.
         scaled = TopPLogitsWarper(top_p)(torch.empty(0, dtype=torch.long), scaled)
-    probs = scaled.softmax(-1)
-    drawn = torch.multinomial(probs, 1, generator=generator)
-    log_prob = probs.gather(1, drawn)[:, 0].log()
-    return torch.where(heat == 0, greedy, drawn[:, 0]).tolist(), log_prob.tolist()
+    weights = scaled.exp_()
+    numbers = torch.rand(len(draws), dtype=torch.float64, generator=generator)
+    drawn = torch.where(heats[kind_of] == 0, greedy[rows][kind_of], categorical.draw(weights, kind_of, numbers))
+    log_prob = weights[kind_of, drawn].log() - weights.sum(-1).log()[kind_of]
+    return drawn.tolist(), log_prob.tolist()
 
 
 class _Batch:
@@ -204,10 +213,9 @@ class _Batch:
             self._prefill(chosen)
         return bool(self.rows)
 
-    def draws(self) -> tuple[list[int], list[int]]:
+    def draws(self) -> list[tuple[int, int]]:
         """(the row, the sample) of each sample that is to choose a token now; a sample is prompt x n + k."""
-        ready = [(place, k) for place, row in enumerate(self.rows) if not row.pending for k in row.samples]
-        return [place for place, _ in ready], [k for _, k in ready]
+        return [(place, k) for place, row in enumerate(self.rows) if not row.pending for k in row.samples]
 
     def advance(self, action_of: dict[int, int]) -> None:
         """Give each row its next token, let rows branch and leave, and run the model on the tokens."""

@@ -44,6 +44,13 @@ def test_it_measures_each_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["peak_memory_bytes"] > 0
 
 
+def test_words_are_long_and_all_different(capsys: pytest.CaptureFixture[str]) -> None:
+    assert estep.main(["--model", "tiny", "--steps", "1", "--workload", "words", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["words"]
+    assert figures["questions"] * figures["samples"] == figures["distinct_per_step"] == 128
+    assert 60 <= figures["tokens_per_trajectory"] <= 120
+
+
 def test_the_report_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert estep.main(["--model", "tiny", "--steps", "1", "--workload", "paper"]) == 0
     text = capsys.readouterr().out

@@ -19,9 +19,9 @@ from latent_cot.model.text import TextCodec
 from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE, OBJECTIVES
 from latent_cot.rationales.batch import Trajectories, describe
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.rationales.chain import ChainRules, Granularity
+from latent_cot.rationales.chain import ChainRules, Granularity, check_rationale
 from latent_cot.rationales.reward import Reward
-from latent_cot.rationales.scoring import Query
+from latent_cot.rationales.scoring import Group, Query
 from latent_cot.types import Example, Rationale
 from tests.oracles import scoring
 from tests.oracles import subtb as oracle
@@ -95,6 +95,13 @@ class Recorder:
         return float(self.gradient.norm())
 
 
+def store(buffer: ReplayBuffer, batches: Sequence[Trajectories]) -> None:
+    """What was sampled, and no prefix of it."""
+    for batch in batches:
+        for rationale, row in zip(batch.rationales, batch.log_reward.tolist(), strict=True):
+            buffer.add(batch.query.example.key, rationale, row)
+
+
 def measure(
     lm: LanguageModel, batches: Sequence[Trajectories], rules: ChainRules, **options: Any
 ) -> tuple[Any, torch.Tensor]:
@@ -116,7 +123,7 @@ def test_the_rewards_of_ends_are_enough_for_some(lm: LanguageModel, rules: Chain
     found = []
     for ends_only in (False, True):
         buffer = ReplayBuffer(tolerance=0)
-        gather(lm, rules, buffer, seed=1, ends_only=ends_only)
+        store(buffer, gather(lm, rules, ReplayBuffer(), seed=1, ends_only=ends_only))
         batches = gather(lm, rules, buffer, replay=0.5, ends_only=ends_only)
         log_z = [torch.tensor(0.5)] * len(batches) if objective in LOG_Z_RATE else None
         found.append(measure(lm, batches, rules, objective=objective, reward_floor=8.0, log_z=log_z))
@@ -235,8 +242,10 @@ def test_loss_and_gradient_are_the_oracles(
             z = None if log_z is None else log_z[g].double()
             total = total + oracle.question_loss(objective, a, states, weight, censored, huber_delta, z) / len(batches)
         expected = torch.autograd.grad(total, [w for _, w in sorted(lm.parameters("q").items())])
-    if objective not in COMPLETE_ONLY or granularity == "token":  # a chain that is cut within a step is worth nothing
-        assert (below > 0) == (floor is not None and objective not in COMPLETE_ONLY)
+    if objective not in COMPLETE_ONLY:
+        assert (below > 0) == (floor is not None)
+    elif granularity == "token" and floor is None:  # a chain that is cut within a step is worth nothing
+        assert not below
     assert info.loss == pytest.approx(float(total.detach()), rel=1e-3)
     flat = torch.cat([g.flatten() for g in expected])
     assert float(flat.norm()) > 0.5
@@ -250,7 +259,8 @@ def test_a_replayed_step_is_the_fresh_one(
 ) -> None:
     """The same loss and gradient: the tools' output, the masks and the rewards come back from the buffer."""
     buffer = ReplayBuffer(tolerance=0)
-    fresh = gather(lm, rules, buffer)
+    fresh = gather(lm, rules, ReplayBuffer())
+    store(buffer, fresh)
     state = buffer.state_dict()
     buffer.load_state_dict(state, rules.codec)
     once = [Trajectories(b.query, b.rationales, [1] * len(b.rationales), b.log_reward, b.sampled) for b in fresh]
@@ -267,16 +277,38 @@ def test_a_replayed_step_is_the_fresh_one(
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
 
 
+def test_the_buffer_is_offered_the_best_prefix_too(lm: LanguageModel, rules: ChainRules) -> None:
+    """Where it is worth more than the whole, with the reward that it has by itself; the empty one never."""
+    buffer, prefixes = ReplayBuffer(tolerance=0), 0
+    for batch in gather(lm, rules, buffer, samples=32):
+        expected: dict[tuple[int, ...], float] = {}
+        for rationale, row in zip(batch.rationales, batch.log_reward.tolist(), strict=True):
+            states = [i for i, is_state in enumerate(rationale.states) if is_state and i]
+            best = max(states, key=row.__getitem__, default=0)
+            prefixes += best < len(rationale)
+            expected |= {rationale.tokens[:i]: row[i] for i in (best, len(rationale))}
+        stored = {item.rationale: item.priority for item in buffer.stored(batch.query.example.key)}
+        assert {z.tokens: reward for z, reward in stored.items()} == expected
+        group = Group(batch.query.model_prompt, list(stored), batch.query.answer)
+        (table,) = Reward(lm, rules.codec, max_tokens=500).of_prefixes([batch.query.example], [group])
+        for rationale, row in zip(stored, table.tolist(), strict=True):
+            assert row[len(rationale)] == pytest.approx(stored[rationale], abs=1e-4)
+            check_rationale(rationale, rules.codec)
+    assert prefixes
+
+
 def test_replay_falls_back_on_the_policy_and_draws_by_reward(lm: LanguageModel, rules: ChainRules) -> None:
     buffer = ReplayBuffer(tolerance=0)
     assert all(sum(batch.sampled) == 6 for batch in gather(lm, rules, buffer, replay=1.0))
     replayed = gather(lm, rules, buffer, replay=1.0, samples=2)
-    assert all(sum(batch.counts) == 2 and not any(batch.sampled) for batch in replayed)
+    assert not any(any(batch.sampled) for batch in replayed)
+    held = [len(buffer.stored(batch.query.example.key)) for batch in replayed]
+    assert [sum(batch.counts) for batch in replayed] == [min(2, of_one) for of_one in held] and max(held) > 2
 
 
 def test_sampled_and_replayed_ones_of_a_question_are_one_batch(lm: LanguageModel, rules: ChainRules) -> None:
     buffer = ReplayBuffer(tolerance=0)
-    gather(lm, rules, buffer)
+    gather(lm, rules, buffer, seed=2)
     stored = {q.example.key: {s.rationale: s.log_reward for s in buffer.stored(q.example.key)} for q in queries(3)}
     both = 0
     for batch in gather(lm, rules, buffer, replay=1 / 3, samples=6, seed=1):
@@ -340,7 +372,7 @@ def test_the_trajectory_balance_of_the_right_question(lm: LanguageModel, rules: 
 def test_what_is_replayed_has_an_age(lm: LanguageModel, rules: ChainRules) -> None:
     """It survives a checkpoint, and is told where nothing was sampled too."""
     buffer = ReplayBuffer(tolerance=0)
-    assert {"replayed", "age"}.isdisjoint(describe(gather(lm, rules, buffer, step=2)))
+    assert {"replayed", "age"}.isdisjoint(describe(gather(lm, rules, buffer, seed=2, step=2)))
     buffer.load_state_dict(buffer.state_dict(), rules.codec)
     figures = describe(gather(lm, rules, buffer, replay=1 / 3, seed=1, step=7))
     assert figures["replayed"] == pytest.approx(1 / 3) and figures["age"] == 5

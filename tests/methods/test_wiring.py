@@ -144,7 +144,7 @@ def test_many_samples_of_a_question_are_not_drawn_at_once(lm: LanguageModel, mon
     drawn = spy(monkeypatch, rollout_module, "_sample")
     (counts,) = loop.draw_tests("q", [example], n=50, temperature=1.0, seed=0)
     assert sum(counts.values()) == 50 and len(counts) > 1
-    assert max(len(arguments[0]) for arguments, _ in drawn) == loop.test_batch_size == 8
+    assert max(len(arguments[1]) for arguments, _ in drawn) == loop.test_batch_size == 8
     assert loop.draw_tests("q", [example], n=50, temperature=1.0, seed=0) == [counts]
 
 

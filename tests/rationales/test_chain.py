@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from latent_cot.model.text import TextCodec
-from latent_cot.rationales.chain import MAX_RESULT_TOKENS, Chain, ChainRules, encode_rationale
+from latent_cot.rationales.chain import MAX_RESULT_TOKENS, Chain, ChainRules, encode_rationale, stopped_at
 from latent_cot.types import Rationale, ToolCall, ToolError, UsageError
 from tests.worlds import ALPHABET, CountTool, FakeTool, random_chain
 
@@ -167,6 +167,29 @@ def test_invariants_of_any_chain(codec: TextCodec, seed: int, granularity: Any, 
     for i in range(n):
         if rationale.states[i]:
             assert sum(rationale.policy_mask[:i]) >= min_tokens
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    granularity=st.sampled_from(["token", "step"]),
+    min_tokens=st.integers(0, 4),
+    length=st.integers(0, 12),
+)
+def test_a_rationale_stops_at_any_state_as_the_chain_does(
+    codec: TextCodec, seed: int, granularity: Any, min_tokens: int, length: int
+) -> None:
+    rules = ChainRules(codec, [FakeTool()], granularity=granularity, min_tokens=min_tokens, max_tokens=10)
+    whole = random_chain(rules, random.Random(seed), length)
+    for n, is_state in enumerate(whole.states):
+        if not is_state:
+            with pytest.raises(ValueError, match="no state"):
+                stopped_at(whole, n, codec)
+            continue
+        chain = Chain(rules)
+        for token, chosen in zip(whole.tokens[:n], whole.policy_mask[:n], strict=True):
+            if chosen:
+                chain.push(token)
+        assert stopped_at(whole, n, codec) == chain.finish()
 
 
 # -- demonstrations ------------------------------------------------------------------------------------

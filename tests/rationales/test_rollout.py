@@ -6,6 +6,7 @@ import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,14 @@ def test_batched_sampling_is_the_oracles(
     chosen_so_far: Counter[int] = Counter()
 
     def sample(
-        logits: torch.Tensor, samples: Sequence[int], temperature: torch.Tensor, *_: object
+        logits: torch.Tensor, draws: Sequence[tuple[int, int]], temperature: torch.Tensor, *_: object
     ) -> tuple[list[int], list[float]]:
-        if not samples:
+        if not draws:
             return [], []
+        rows, samples = zip(*draws, strict=True)
         own = torch.stack([noise[k, chosen_so_far[k]] for k in samples])
         chosen_so_far.update(samples)
-        chosen: list[int] = (logits / temperature[list(samples)][:, None] + own).argmax(-1).tolist()
+        chosen: list[int] = (logits[list(rows)] / temperature[list(samples)][:, None] + own).argmax(-1).tolist()
         return chosen, [0.0] * len(samples)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -255,6 +257,30 @@ def test_frequencies_are_the_probabilities(lm: LanguageModel, temperature: float
     cells.append((sum(counts[z] for z in rare), n * sum(probabilities[z] for z in rare) + 1e-9))
     chi_square = sum((seen - mean) ** 2 / mean for seen, mean in cells if mean > 1)
     assert chi_square < 24.3  # at most 7 degrees of freedom: exceeded once in a thousand
+
+
+def test_each_sample_draws_by_its_row_and_temperature() -> None:
+    """Beside others of the same row; never what is impossible, even where a draw falls between two tokens."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((3, 5), generator=generator)
+    logits[:, [0, 4]] = -torch.inf
+    kinds, n = [(0, 1.0), (0, 2.0), (2, 1.0), (1, 0.0)], 4000
+    draws = [(kinds[k % 4][0], k) for k in range(4 * n)]
+    heat = torch.tensor([kinds[k % 4][1] for k in range(4 * n)])
+    chosen, log_prob = fast._sample(logits, draws, heat, 1.0, generator)
+    for k, (row, temperature) in enumerate(kinds):
+        own = chosen[k::4]
+        if not temperature:
+            assert set(own) == {int(logits[row].argmax())}
+            continue
+        share = (logits[row] / temperature).softmax(-1)
+        assert set(own) == {1, 2, 3}
+        assert log_prob[k::4] == pytest.approx(share[own].log().tolist())
+        for action, count in Counter(own).items():
+            assert count / n == pytest.approx(float(share[action]), abs=4 * (0.25 / n) ** 0.5)
+        following = Counter(pairwise(own))
+        for (one, two), count in following.items():
+            assert count / (n - 1) == pytest.approx(float(share[one] * share[two]), abs=4 * (0.25 / n) ** 0.5)
 
 
 def test_a_mixture_of_greedy_and_sampled_prompts(lm: LanguageModel) -> None:

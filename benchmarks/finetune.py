@@ -1,0 +1,258 @@
+"""How fast the M-step is: `python -m benchmarks.finetune [--json]`.
+
+What is timed is fine-tuning on a task's demonstrations, which the M-step does in the same way with what q has written:
+
+* `arithmetic`: the main job's, 16 rationales a step, varied as it varies them;
+* `words`: `word_problems` in words, with the task's own questions: longer texts, not varied.
+
+Each step beside the time that its arithmetic takes at the rate of large products, and with `--sft` beside TRL's
+SFTTrainer on the same model, LoRA, precision, batches and token ids, steps taking turns. Wall-clock times of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+
+from benchmarks.estep import resolve_model
+from benchmarks.machine import measure
+from benchmarks.meter import Meter
+from benchmarks.stopwatch import StopWatch
+from latent_cot.config.schema import RunConfig
+from latent_cot.config.settings import load_config
+from latent_cot.methods import m_step
+from latent_cot.model import weights
+from latent_cot.model.weights import quiet_transformers
+from latent_cot.rationales.scoring import Group
+from latent_cot.run.session import Session, lora_config, open_session, peak_memory_bytes
+
+WORKLOADS = ("arithmetic", "words")
+BATCH_SIZE = 16
+"""Rationales a step: the M-step's default."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one run of the benchmark."""
+
+    model: str
+    workloads: Sequence[str]
+    steps: int
+    """Steps that are timed, after one that is not."""
+    sft: bool
+    """TRL's SFTTrainer too."""
+    seed: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--model", default="smollm2-135m", help="hub name, folder, or `tiny`")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="repeatable; default: all")
+    parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
+    parser.add_argument("--sft", action="store_true", help="measure TRL's SFTTrainer too (needs trl)")
+    parser.add_argument("--threads", type=int, help="torch's threads; default: as many as torch takes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    arguments = parser.parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = resolve_model(arguments.model, Path(scratch))
+        workloads = arguments.workload or WORKLOADS
+        report = run(Options(model, workloads, arguments.steps, arguments.sft, arguments.seed))
+    report["model"] = arguments.model
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report, Console())
+    return 0
+
+
+def configuration(workload: str, options: Options) -> RunConfig:
+    """The task's own settings, with as many steps on demonstrations as are timed, and one before."""
+    task = "word_problems" if workload == "words" else workload
+    config = load_config(task=task)
+    steps = replace(config.init_step, steps=options.steps + 1, batch_size=BATCH_SIZE)
+    config = replace(config, model=options.model, seed=options.seed, init_step=steps)
+    if workload == "words":
+        own = replace(config.data, demonstrations=20, unlabelled=2, validation=2, options={"form": "words"})
+        config = replace(config, data=own, rollout=replace(config.rollout, max_tokens=200))
+    return config
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure everything; returns the report."""
+    report: dict[str, Any] = {"command": " ".join(["python", "-m", "benchmarks.finetune", *sys.argv[1:]])}
+    for workload in options.workloads:
+        config = configuration(workload, options)
+        with mock.patch.object(m_step, "update", _Recorded()) as recorded:
+            for _ in _steps(open_session(config)):
+                pass
+        batches = recorded.batches
+        session = open_session(config)
+        dtype = cast("torch.dtype", session.lm.peft.get_base_model().dtype)
+        machine = measure(dtype, session.lm.device)
+        report.setdefault("machine", machine.to_json())
+        meter = Meter(session.lm, machine)
+        steps = _steps(session)
+        seconds: list[float] = []
+        next(steps)
+
+        def take_step(_: int, steps: Any = steps, meter: Meter = meter, seconds: list[float] = seconds) -> None:
+            started = time.perf_counter()
+            with meter.on():
+                next(steps)
+            seconds.append(time.perf_counter() - started)
+
+        if options.sft:
+            figures = sft_step_seconds(config, batches, dtype, between=take_step)
+        else:
+            figures = {}
+            for step in range(options.steps):
+                take_step(step)
+        timed = [group for batch in batches[1:] for group in batch]
+        report[workload] = {
+            "steps": options.steps,
+            "rationales": BATCH_SIZE,
+            "tokens_per_step": sum(map(len, map(_tokens, timed))) / options.steps,
+            "seconds_per_step": statistics.median(seconds),
+            "seconds": seconds,
+            "update": meter.parts["update"].to_json(),
+        }
+        if figures:
+            times = figures["seconds_per_step"] / statistics.median(seconds)
+            report[workload]["sft"] = {**figures, "times_sft": times}
+    report["peak_memory_bytes"] = peak_memory_bytes()
+    return report
+
+
+class _Recorded:
+    """In place of `m_step.update`: keeps what it is given, and learns nothing."""
+
+    def __init__(self) -> None:
+        self.batches: list[Sequence[Group]] = []
+
+    def __call__(self, lm: Any, adapter: Any, groups: Sequence[Group], *_: Any, **__: Any) -> m_step.LikelihoodInfo:
+        self.batches.append(groups)
+        return m_step.LikelihoodInfo(0.0, 0.0)
+
+
+def _steps(session: Session) -> Any:
+    """One optimiser step on demonstrations after the other."""
+    loop = session.loop()
+    for phase, _ in loop.run():
+        if phase.name != "init":
+            return
+        yield
+        if loop.state.unit >= loop.units(phase):
+            return
+
+
+def _tokens(group: Group) -> list[int]:
+    (rationale,) = group.rationales
+    return [*group.prompt, *rationale.tokens, *group.answer]
+
+
+def _learned(group: Group) -> list[int]:
+    """1 for each token that is learned, 0 for the others."""
+    (rationale,) = group.rationales
+    return [0] * len(group.prompt) + [int(own) for own in rationale.policy_mask] + [1] * len(group.answer)
+
+
+def sft_step_seconds(
+    config: RunConfig,
+    batches: Sequence[Sequence[Group]],
+    dtype: torch.dtype,
+    *,
+    between: Callable[[int], None],
+) -> dict[str, Any]:
+    """Seconds of each optimiser step of TRL's SFTTrainer on these batches, after a first that is not counted.
+
+    Equal to ours: model, precision, LoRA, token ids, which of them are learned, rationales a step. Settings as in
+    `benchmarks/grpo.py`; one forward and backward pass a step. `between` runs before each counted step.
+    """
+    trl: Any = importlib.import_module("trl")  # heavy, and not installed with the package
+    from datasets import Dataset
+
+    groups = [group for batch in batches for group in batch]
+    rows = {"input_ids": [_tokens(group) for group in groups], "completion_mask": [_learned(group) for group in groups]}
+    with tempfile.TemporaryDirectory() as scratch, quiet_transformers(), warnings.catch_warnings():
+        # TRL's own field has a name that transformers deprecates.
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing`", FutureWarning)
+        watch = StopWatch(1, between)
+        trainer = trl.SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(weights.resolve(config.model), dtype=dtype),
+            args=trl.SFTConfig(
+                output_dir=scratch,
+                use_cpu=not torch.cuda.is_available(),
+                bf16=dtype is torch.bfloat16,
+                per_device_train_batch_size=len(batches[0]),
+                max_steps=len(batches),
+                max_length=None,
+                completion_only_loss=True,
+                gradient_checkpointing=False,
+                learning_rate=1e-4,
+                lr_scheduler_type="constant",
+                train_sampling_strategy="sequential",
+                logging_strategy="no",
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                seed=config.seed,
+            ),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=AutoTokenizer.from_pretrained(weights.resolve(config.model)),
+            peft_config=lora_config(config.lora),
+            callbacks=[watch],
+        )
+        trainer.remove_callback(PrinterCallback)  # standard output is the caller's
+        trainer.train()
+    return {
+        "seconds_per_step": statistics.median(watch.seconds),
+        "seconds": watch.seconds,
+        "versions": {name: version(name) for name in ("trl", "transformers", "peft", "accelerate", "torch")},
+    }
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """The report as a table."""
+    machine = report["machine"]
+    words = ", ".join(f"{key} {value}" for key, value in machine["description"].items())
+    console.print(f"{words}: {machine['matmul_flops'] / 1e9:.0f} GFLOP/s")
+    table = Table()
+    for heading in ("workload", "tokens a step", "s a step", "update, s", "limit, s", "of the limit", "SFTTrainer, s"):
+        table.add_column(heading, justify="left" if heading == "workload" else "right")
+    for workload in WORKLOADS:
+        if workload not in report:
+            continue
+        figures = report[workload]
+        part, n = figures["update"], figures["steps"]
+        row = [workload, f"{figures['tokens_per_step']:.0f}", f"{figures['seconds_per_step']:.3f}"]
+        row += [f"{part['seconds'] / n:.3f}", f"{part['limit_seconds'] / n:.3f}", f"{part['share_of_limit']:.0%}"]
+        if "sft" in figures:
+            row.append(f"{figures['sft']['seconds_per_step']:.3f}: {figures['sft']['times_sft']:.1f} times")
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"peak memory {report['peak_memory_bytes'] / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
