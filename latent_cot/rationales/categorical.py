@@ -24,15 +24,17 @@ def draw(weights: torch.Tensor, rows: torch.Tensor, numbers: torch.Tensor) -> to
     Returns (n,) indices. One of weight 0 is never drawn; the probabilities are right to one in a million.
     """
     n_actions = weights.shape[1]
-    size = min(_BLOCK, n_actions)
-    even = n_actions - n_actions % size
-    blocks = weights[:, :even].unflatten(1, (-1, size)).sum(-1)
+    if n_actions <= _BLOCK:
+        own = weights[rows].double()
+        return _invert(own.cumsum(1), own, numbers)[0]
+    even = n_actions - n_actions % _BLOCK
+    blocks = weights[:, :even].unflatten(1, (-1, _BLOCK)).sum(-1)
     blocks = torch.cat([blocks, weights[:, even:].sum(-1, keepdim=True)], dim=1).double()
     block, rest = _invert(blocks.cumsum(1)[rows], blocks[rows], numbers)
-    index = block[:, None] * size + torch.arange(size)
+    index = block[:, None] * _BLOCK + torch.arange(_BLOCK)
     inner = weights[rows[:, None], index.clamp(max=n_actions - 1)].double().masked_fill_(index >= n_actions, 0)
     within, _ = _invert(inner.cumsum(1), inner, rest)
-    return block * size + within
+    return block * _BLOCK + within
 
 
 def _invert(sums: torch.Tensor, weights: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

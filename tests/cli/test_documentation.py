@@ -29,6 +29,8 @@ from accelerate.state import AcceleratorState
 from latent_cot import tasks
 from latent_cot.cli import main
 from latent_cot.config import settings
+from latent_cot.planning import measure
+from latent_cot.planning.hardware import GPUS
 from tests import samples
 from tests.cli.conftest import SMOKE, Cli
 from tests.conftest import ROOT
@@ -177,13 +179,20 @@ CHEAP = ["--evaluation.size", "2", "--evaluation.max-tokens", "8", "--evaluation
 
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_works(
-    command: str, cli: Cli, folder: Path, tiny_model_dir: Path, run_of: Callable[[str], Path]
+    command: str,
+    cli: Cli,
+    folder: Path,
+    tiny_model_dir: Path,
+    run_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command, _, target = command.partition(" > ")
     arguments = [str(tiny_model_dir) if word == "smollm2-135m" else word for word in shlex.split(command)[1:]]
     for word in arguments[1:]:
         if word.startswith("runs/") and not Path(word).exists() and "--output-dir" not in arguments:
             shutil.copytree(run_of(task_of(word)), word)
+    if arguments[0] == "plan":  # tests/planning/test_measure.py measures this machine
+        monkeypatch.setattr(measure, "this_machine", lambda precision: GPUS["l4"])
     if arguments[0] == "verify":
         pytest.skip("its quick form is run by tests/methods/test_verify.py; in full it takes minutes")
     if arguments[0] == "eval":
@@ -212,10 +221,11 @@ def test_a_documented_command_works(
 def test_a_documented_benchmark_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In small, on the tiny model; of `scaling` one section, since tests/benchmarks runs them all."""
     module, *arguments = shlex.split(command)[2:]
-    if "--grpo-tokens" in arguments:
+    if {"--grpo-tokens", "--sft"} & set(arguments):
         pytest.importorskip("trl", reason="the extra `bench` is not installed")
     small = {
         "benchmarks.estep": ["--steps", "1"],
+        "benchmarks.finetune": ["--steps", "1"],
         "benchmarks.scaling": ["--repeats", "1", "--section", "tools"],
     }
     tiny = [] if module == "benchmarks.samplers" else ["--model", "tiny", *small[module]]
