@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
             state = "finished" if one.name in done else "begun, goes on" if _begun(one) else "to do"
             cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
             say(console, f"{one.folder}: {state}; {cost}")
-            say(console, f"  {plan.command_of(one.config, options.preset)}", whole=True)
+            say(console, f"  {plan.command_of(one, options.preset)}", whole=True)
         return 0
     refuse_unwritable(path)
     if status := _carry_out(options, runs, done, console):

@@ -20,6 +20,7 @@ from latent_cot.config.settings import check, differences, from_dict, load_confi
 from latent_cot.evaluation import intervals
 from latent_cot.report.comparison import paired_difference, plan, records, table
 from latent_cot.report.comparison.plan import Run, Variant, command_of, configure, parse_budget, parse_setting
+from latent_cot.run.paths import default_folder
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Metric, UsageError
 
@@ -176,13 +177,21 @@ def test_the_command_of_a_run_gives_its_configuration(
     from latent_cot.cli.fit import run
 
     config = other_config(method)
-    words = shlex.split(command_of(config, preset))
+    words = shlex.split(command_of(Run(method, config), preset))
     assert words[:2] == ["latent-cot", "fit"]
     assert run([*words[2:], "--print-config", "--output-dir", "x"]) == 0
     printed = parse_yaml(capsys.readouterr().out, "x")
     whole = to_dict(dataclasses.replace(config, output_dir="x"))
     assert printed == {name: value for name, value in whole.items() if name in printed}
     assert whole.keys() - printed.keys() == set(SECTIONS.values()) - {SECTIONS.get(config.method)}
+
+
+def test_the_commands_of_two_variants_of_a_method_have_folders_of_their_own() -> None:
+    config = dataclasses.replace(load_config("smoke", method="ppo"), seed=3)
+    folder = f"{default_folder(config)}-ppo-twice"
+    assert command_of(Run("ppo", config), "smoke") + f" --output-dir {folder}" == command_of(
+        Run("ppo-twice", config), "smoke"
+    )
 
 
 def test_differences() -> None:

@@ -24,6 +24,7 @@ from latent_cot.config.settings import (
     parse_yaml,
     read_settings,
 )
+from latent_cot.run.paths import default_folder
 from latent_cot.types import UsageError, did_you_mean
 
 _SHIPPED = resources.files("latent_cot.config") / "presets" / "variants"
@@ -192,8 +193,10 @@ def task_of(records: Sequence[Mapping[str, Any]]) -> str | None:
     return next((record["task"] for record in reversed(records) if "task" in record), None)
 
 
-def command_of(config: RunConfig, preset: str | None) -> str:
-    """The command that does the run again, in its default folder: everything that the preset does not say."""
+def command_of(run: Run, preset: str | None) -> str:
+    """The command that does the run again: everything that the preset does not say. Its folder is the default one, with
+    the variant's name behind it where that is not the method's."""
+    config = run.config
     words = ["latent-cot", "fit", "--method", config.method]
     words += ["--preset", preset] if preset else []
     words += ["--task", config.task] if config.task != load_config(preset).task else []
@@ -205,6 +208,7 @@ def command_of(config: RunConfig, preset: str | None) -> str:
             several = itertools.chain(*value.items()) if isinstance(value, Mapping) else value
             words += [flag(path), *map(str, several if isinstance(value, Mapping | tuple) else [value])]
     words += ["--trust-code"] if code_named(config) else []
+    words += ["--output-dir", f"{default_folder(config)}-{run.variant}"] if run.variant != config.method else []
     return shlex.join(words)
 
 

@@ -52,7 +52,7 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": METHODS[run.config.method].planned(run.config)._asdict()},
         "resources": results["resources"],
-        "command": command_of(run.config, preset),
+        "command": command_of(run, preset),
         "folder": str(run.folder),
         "config": to_dict(run.config),
         **{name: getattr(about, name) for name in ("versions", "platform", "torch_threads")},
