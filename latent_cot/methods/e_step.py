@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
+from latent_cot.model.text import TextCodec
 from latent_cot.objectives import COMPLETE_ONLY, OBJECTIVES
 from latent_cot.rationales.batch import Trajectories, balance_of, sampler_gap, score_sampled
 from latent_cot.rationales.buffer import ReplayBuffer, Stored
@@ -75,9 +76,8 @@ def assemble(
     ends_only: bool = False,
 ) -> list[Trajectories]:
     """What was sampled for each query, brought to `samples` from the buffer, with the log-reward of every prefix; with
-    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). The buffer is offered
-    the whole rationale and, where it is worth more, the best of its prefixes. `step`: of the E-step, from which the age
-    of what is replayed is counted."""
+    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). `step`: of the
+    E-step, from which the age of what is replayed is counted."""
     replayed: list[Sequence[Stored]] = []
     for query, rationales in zip(queries, sampled, strict=True):
         n = samples - len(rationales)
@@ -86,13 +86,20 @@ def assemble(
     found = score_sampled([queries[i] for i in asked], [sampled[i] for i in asked], reward, ends_only=ends_only)
     fresh = dict(zip(asked, found, strict=True))
     for _, of_one in sorted(fresh.items()):
-        for rationale, row in zip(of_one.rationales, of_one.log_reward.tolist(), strict=True):
-            buffer.add(of_one.query.example.key, rationale, row, step)
-            # A text that q always writes on from would else never be there to learn the stop behind it from.
-            best = max(range(1, len(rationale)), key=row.__getitem__, default=len(rationale))
-            if row[best] > row[len(rationale)]:
-                buffer.add(of_one.query.example.key, stopped_at(rationale, best, reward.codec), row, step)
+        offer(buffer, of_one, reward.codec, step)
     return [_with_replayed(query, fresh.get(i), replayed[i], step) for i, query in enumerate(queries)]
+
+
+def offer(buffer: ReplayBuffer, trajectories: Trajectories, codec: TextCodec, step: int = 0) -> None:
+    """Offer the buffer each rationale and, where that is worth more, the best of its prefixes: a text that q always
+    writes on from would else never be there to learn the stop behind it from."""
+    question = trajectories.query.example.key
+    for rationale, row in zip(trajectories.rationales, trajectories.log_reward.tolist(), strict=True):
+        buffer.add(question, rationale, row, step)
+        # Of equal ones the longest: the shorter are prefixes of more.
+        best = max(range(len(rationale) - 1, 0, -1), key=row.__getitem__, default=len(rationale))
+        if row[best] > row[len(rationale)]:
+            buffer.add(question, stopped_at(rationale, best, codec), row, step)
 
 
 def collect(

@@ -7,7 +7,7 @@ import random
 import torch
 
 from latent_cot.config.schema import EStepConfig
-from latent_cot.methods.e_step import Behaviour
+from latent_cot.methods.e_step import Behaviour, offer
 from latent_cot.methods.method import Method
 from latent_cot.methods.seeding import seed_of
 from latent_cot.rationales.batch import score_sampled
@@ -52,5 +52,4 @@ def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:
     sampled = rollout(method.lm, "p", prompts, method.rules, n=n, batch_size=size, generator=generator)
     for trajectories in score_sampled(list(map(method.query, questions)), sampled, method.reward):
         method.state.budget.sampled(trajectories.rationales, trajectories.counts)
-        for rationale, reward in zip(trajectories.rationales, trajectories.log_reward.tolist(), strict=True):
-            buffer.add(trajectories.query.example.key, rationale, reward)
+        offer(buffer, trajectories, method.rules.codec)

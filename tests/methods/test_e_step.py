@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from latent_cot.methods.e_step import Behaviour, _temperatures, collect, update
+from latent_cot.methods.e_step import Behaviour, _temperatures, collect, offer, update
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
@@ -295,6 +295,17 @@ def test_the_buffer_is_offered_the_best_prefix_too(lm: LanguageModel, rules: Cha
             assert row[len(rationale)] == pytest.approx(stored[rationale], abs=1e-4)
             check_rationale(rationale, rules.codec)
     assert prefixes
+
+
+def test_of_equal_prefixes_the_longest_is_offered(rules: ChainRules) -> None:
+    """As where a right number is all that counts: 100 is found in `1001`, and not 1 and 10 alone."""
+    tokens = tuple(rules.codec.encode("11,1"))
+    rationale = Rationale(tokens, (True,) * 4, (True,) * 5, "11,1")
+    row = torch.tensor([[-math.inf, 0.0, 0.0, 0.0, -math.inf]])
+    buffer = ReplayBuffer(tolerance=0)
+    (query,) = queries(1)
+    offer(buffer, Trajectories(query, [rationale], [1], row, [1]), rules.codec)
+    assert [item.rationale.text for item in buffer.stored(query.example.key)] == ["11,", "11,1"]
 
 
 def test_replay_falls_back_on_the_policy_and_draws_by_reward(lm: LanguageModel, rules: ChainRules) -> None:
