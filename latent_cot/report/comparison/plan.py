@@ -207,8 +207,8 @@ def command_of(run: Run, preset: str | None) -> str:
         elif path != "output_dir":
             several = itertools.chain(*value.items()) if isinstance(value, Mapping) else value
             words += [flag(path), *map(str, several if isinstance(value, Mapping | tuple) else [value])]
-    words += ["--trust-code"] if code_named(config) else []
     words += ["--output-dir", f"{default_folder(config)}-{run.variant}"] if run.variant != config.method else []
+    words += ["--trust-code"] if code_named(config) else []
     return shlex.join(words)
 
 
