@@ -19,7 +19,6 @@ Times are wall-clock; ratios are of one run, the contestants taking turns.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -35,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import plain
+from benchmarks.flags import add_run_flags, parser_of
 from benchmarks.machine import Machine, measure
 from benchmarks.meter import Meter
 from latent_cot.config.schema import RunConfig
@@ -69,10 +69,7 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.estep", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default="smollm2-135m", help="hub name, folder, or `tiny`")
-    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="repeatable; default: all")
-    parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
+    parser = parser_of("estep", __doc__, WORKLOADS, steps=8)
     parser.add_argument("--plain-questions", type=int, default=1, help="questions for the plain re-implementation")
     parser.add_argument(
         "--grpo-tokens",
@@ -80,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0,
         help="measure TRL's GRPOTrainer too (needs trl), with completions this long",
     )
-    parser.add_argument("--threads", type=int, help="torch's threads; default: as many as torch takes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_run_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

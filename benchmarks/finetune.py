@@ -11,7 +11,6 @@ SFTTrainer on the same model, LoRA, precision, batches and token ids, steps taki
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import statistics
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +31,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from benchmarks.estep import resolve_model
-from benchmarks.machine import measure
+from benchmarks.flags import add_run_flags, parser_of
+from benchmarks.machine import Machine, measure
 from benchmarks.meter import Meter
 from benchmarks.stopwatch import StopWatch
 from latent_cot.config.schema import RunConfig
@@ -63,14 +63,9 @@ class Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default="smollm2-135m", help="hub name, folder, or `tiny`")
-    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="repeatable; default: all")
-    parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
+    parser = parser_of("finetune", __doc__, WORKLOADS, steps=8)
     parser.add_argument("--sft", action="store_true", help="measure TRL's SFTTrainer too (needs trl)")
-    parser.add_argument("--threads", type=int, help="torch's threads; default: as many as torch takes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_run_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -102,46 +97,44 @@ def run(options: Options) -> dict[str, Any]:
     """Measure everything; returns the report."""
     report: dict[str, Any] = {"command": " ".join(["python", "-m", "benchmarks.finetune", *sys.argv[1:]])}
     for workload in options.workloads:
-        config = configuration(workload, options)
-        with mock.patch.object(m_step, "update", _Recorded()) as recorded:
-            for _ in _steps(open_session(config)):
-                pass
-        batches = recorded.batches
-        session = open_session(config)
+        session = open_session(configuration(workload, options))
         dtype = cast("torch.dtype", session.lm.peft.get_base_model().dtype)
         machine = measure(dtype, session.lm.device)
         report.setdefault("machine", machine.to_json())
-        meter = Meter(session.lm, machine)
-        steps = _steps(session)
-        seconds: list[float] = []
-        next(steps)
-
-        def take_step(_: int, steps: Any = steps, meter: Meter = meter, seconds: list[float] = seconds) -> None:
-            started = time.perf_counter()
-            with meter.on():
-                next(steps)
-            seconds.append(time.perf_counter() - started)
-
-        if options.sft:
-            figures = sft_step_seconds(config, batches, dtype, between=take_step)
-        else:
-            figures = {}
-            for step in range(options.steps):
-                take_step(step)
-        timed = [group for batch in batches[1:] for group in batch]
-        report[workload] = {
-            "steps": options.steps,
-            "rationales": BATCH_SIZE,
-            "tokens_per_step": sum(map(len, map(_tokens, timed))) / options.steps,
-            "seconds_per_step": statistics.median(seconds),
-            "seconds": seconds,
-            "update": meter.parts["update"].to_json(),
-        }
-        if figures:
-            times = figures["seconds_per_step"] / statistics.median(seconds)
-            report[workload]["sft"] = {**figures, "times_sft": times}
+        report[workload] = run_workload(session, machine, options)
     report["peak_memory_bytes"] = peak_memory_bytes()
     return report
+
+
+def run_workload(session: Session, machine: Machine, options: Options) -> dict[str, Any]:
+    """Our steps, and SFTTrainer's if asked for."""
+    with mock.patch.object(m_step, "update", _Recorded()) as recorded:
+        for _ in _steps(session):
+            pass
+    meter, steps = Meter(session.lm, machine), _steps(session)
+    seconds: list[float] = []
+    next(steps)
+
+    def take_step(_: int) -> None:
+        started = time.perf_counter()
+        with meter.on():
+            next(steps)
+        seconds.append(time.perf_counter() - started)
+
+    timed = [group for batch in recorded.batches[1:] for group in batch]
+    report: dict[str, Any] = {
+        "steps": options.steps,
+        "rationales": BATCH_SIZE,
+        "tokens_per_step": sum(map(len, map(_tokens, timed))) / options.steps,
+    }
+    if options.sft:
+        report["sft"] = sft_step_seconds(session, recorded.batches, between=take_step)
+        report["sft"]["times_sft"] = report["sft"]["seconds_per_step"] / statistics.median(seconds)
+    else:
+        for step in range(options.steps):
+            take_step(step)
+    report |= {"seconds_per_step": statistics.median(seconds), "seconds": seconds}
+    return {**report, "update": meter.parts["update"].to_json()}
 
 
 class _Recorded:
@@ -155,7 +148,7 @@ class _Recorded:
         return m_step.LikelihoodInfo(0.0, 0.0)
 
 
-def _steps(session: Session) -> Any:
+def _steps(session: Session) -> Iterator[None]:
     """One optimiser step on demonstrations after the other."""
     loop = session.loop()
     for phase, _ in loop.run():
@@ -178,17 +171,14 @@ def _learned(group: Group) -> list[int]:
 
 
 def sft_step_seconds(
-    config: RunConfig,
-    batches: Sequence[Sequence[Group]],
-    dtype: torch.dtype,
-    *,
-    between: Callable[[int], None],
+    session: Session, batches: Sequence[Sequence[Group]], *, between: Callable[[int], None]
 ) -> dict[str, Any]:
     """Seconds of each optimiser step of TRL's SFTTrainer on these batches, after a first that is not counted.
 
     Equal to ours: model, precision, LoRA, token ids, which of them are learned, rationales a step. Settings as in
     `benchmarks/grpo.py`; one forward and backward pass a step. `between` runs before each counted step.
     """
+    config, dtype = session.config, cast("torch.dtype", session.lm.peft.get_base_model().dtype)
     trl: Any = importlib.import_module("trl")  # heavy, and not installed with the package
     from datasets import Dataset
 

@@ -17,7 +17,6 @@ that were timed. One thread; times are CPU time of the process, since others may
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -34,6 +33,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.estep import resolve_model
+from benchmarks.flags import parser_of
 from benchmarks.machine import Machine, describe
 from benchmarks.meter import Meter
 from benchmarks.workloads import SAMPLES, EStepWork
@@ -61,12 +61,7 @@ TOLERANCE = 0.25
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default="smollm2-135m", help="hub name, folder, or `tiny`")
-    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="repeatable; default: all")
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one that is not")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("plan", __doc__, WORKLOADS, steps=3).parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         model = resolve_model(arguments.model, Path(scratch))
         report: dict[str, Any] = {
