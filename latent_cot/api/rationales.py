@@ -144,7 +144,7 @@ class LoggedRationale:
     question: str
     rationale: Rationale
     log_reward: float | None
-    """log R of it at that time, nats; None: it was not finite."""
+    """log R of it at that time, nats; None: it was not finite or, for what was drawn for the M-step, not asked for."""
     count: int
     """How often it was among the samples of its question."""
 

@@ -32,6 +32,7 @@ from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import COMPLETE_ONLY
 from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
+from latent_cot.rationales.batch import shown
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
@@ -217,7 +218,8 @@ class Method(Evaluator):
                 )
             self.state.drawn.extend(kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
-            yield {"drawn": len(drawn), "kept": len(kept), **share}
+            samples = [shown(self.questions[i], rationale) for i, rationale in drawn[: 2 * c.samples : c.samples]]
+            yield {"drawn": len(drawn), "kept": len(kept), **share, "samples": samples}
 
     @phase(lambda self, number: self._m_step_units(number))
     def m_step(self, at: Phase) -> Iterator[Info]:

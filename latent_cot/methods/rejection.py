@@ -17,6 +17,7 @@ from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
+from latent_cot.rationales.batch import shown
 
 PER_QUESTION = 4
 """Distinct right chains kept for a question, at most: ReST-EM's guard against easy questions."""
@@ -52,7 +53,8 @@ class Rejection(Method):
                 if len(known) < PER_QUESTION and one.rationale.tokens not in known:
                     self.state.drawn.append(one)
             share = {"accuracy": len(right) / len(members)} if self.tells_right else {}
-            yield {"drawn": len(members), "kept": len(self.state.drawn), **share}
+            samples = [shown(self.questions[one.question], one.rationale) for one in drawn[:2]]
+            yield {"drawn": len(members), "kept": len(self.state.drawn), **share, "samples": samples}
 
     def start_model(self) -> None:
         """An M-step fine-tunes the starting point, not the last p."""

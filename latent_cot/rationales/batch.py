@@ -137,15 +137,18 @@ def describe(
 
 def shown_samples(trajectories: Sequence[Trajectories]) -> list[dict[str, Any]]:
     """The most frequent rationale of each of the first two questions, for people to read."""
-    shown = []
+    found = []
     for t in trajectories[:2]:
         best = max(range(len(t.rationales)), key=lambda k: t.counts[k])
-        shown.append(
-            {
-                "question": t.query.example.asked,
-                "rationale": rationale_to_json(t.rationales[best]),
-                "log_reward": float(t.log_reward_at_end[best]),
-                "count": t.counts[best],
-            }
-        )
-    return shown
+        found.append(shown(t.query.example, t.rationales[best], t.counts[best], float(t.log_reward_at_end[best])))
+    return found
+
+
+def shown(example: Example, rationale: Rationale, count: int = 1, log_reward: float | None = None) -> dict[str, Any]:
+    """A rationale as `rationales.jsonl` has it. `log_reward` None: it was not asked for."""
+    return {
+        "question": example.asked,
+        "rationale": rationale_to_json(rationale),
+        "log_reward": log_reward,
+        "count": count,
+    }

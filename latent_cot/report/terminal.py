@@ -97,14 +97,14 @@ def marked(rationale: Mapping[str, Any], decode: Callable[[Sequence[int]], str])
 
 
 def samples_table(samples: Sequence[Mapping[str, Any]], decode: Callable[[Sequence[int]], str]) -> Table:
-    """A few sampled rationales, as a step's `samples` has them: question, chain, log-reward."""
+    """A few sampled rationales, as a step's `samples` has them: question, chain, log-reward where it is known."""
     counts = [f"  ×{sample['count']}" if sample["count"] > 1 else "" for sample in samples]
     chains = [
         Cell(marked(sample["rationale"], decode).append(n, "dim")) for sample, n in zip(samples, counts, strict=True)
     ]
     return Table(
         {"question": [textwrap.shorten(one["question"], 160) for one in samples], RATIONALE_HEADING: chains},
-        {"log R": [f"{sample['log_reward']:.1f}" for sample in samples]},
+        {"log R": ["–" if one["log_reward"] is None else f"{one['log_reward']:.1f}" for one in samples]},
     )
 
 
@@ -323,7 +323,7 @@ class Display(Line):
         if self.console.is_jupyter:  # tables would fill the cell: the run that is returned shows them
             return
         if info.get("samples") and progress.unit % SAMPLES_EVERY == 1:
-            self.console.print(f"Sampled in round {phase.round}, step {progress.unit}:")
+            self.console.print(f"Sampled in round {phase.round}, {_name(phase)} {progress.unit}:")
             samples_table(info["samples"], loop.rules.codec.decode).show(self.console)
         if is_done:
             self._show_outcome(loop, phase)

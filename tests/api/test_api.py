@@ -275,7 +275,7 @@ def test_damaged_results_are_named() -> None:
 
 def test_logged_rationales(run: lc.Run, tmp_path: Path) -> None:
     logged = list(run.rationales())
-    assert {one.phase for one in logged} == {"e_step"}
+    assert {(one.phase, one.log_reward is None) for one in logged} == {("e_step", False), ("draw", True)}
     frame, dataset = run.rationales().to_pandas(), run.rationales().to_dataset()
     assert len(frame) == len(dataset) == len(logged)
     assert list(frame["text"]) == dataset["text"][:] == [one.rationale.text for one in logged]

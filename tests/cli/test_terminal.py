@@ -73,7 +73,8 @@ def test_markup_in_a_models_text_is_text() -> None:
     shown = rendered(samples_table([sample], decode))
     assert "[red]q" in shown
     assert "[link=x]a\\x1b[0m" in shown
-    assert "×2" in shown
+    assert "×2" in shown and "-1.0" in shown
+    assert "–" in rendered(samples_table([{**sample, "log_reward": None}], decode))
 
 
 def test_accuracies_stand_beside_those_of_the_round_before() -> None:

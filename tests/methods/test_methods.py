@@ -349,6 +349,9 @@ def test_rejection_keeps_right_distinct_chains_and_starts_afresh(lm: LanguageMod
             for d in loop.state.drawn:
                 assert task.grade(loop.questions[d.question], task.answer(d.rationale))
             assert "loss" in info
+        if phase.name == "sample":
+            shown = info["samples"]
+            assert 0 < len(shown) <= 2 and {one["question"] for one in shown} <= {x.question for x in loop.questions}
     assert weights(loop)["q"] == initial, "the starting point has moved"
 
 

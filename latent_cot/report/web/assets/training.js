@@ -6,7 +6,6 @@ const PHASES = {
   e_step: "E-step",
   m_step: "M-step",
   policy: "Policy gradient",
-  posterior: "Forward KL",
   fit: "Fine-tuning",
   draw: "Drawing rationales",
   sample: "Sampling",
