@@ -37,7 +37,7 @@ from benchmarks import plain
 from benchmarks.flags import add_run_flags, parser_of
 from benchmarks.machine import Machine, measure
 from benchmarks.meter import Meter
-from latent_cot.config.schema import RunConfig
+from latent_cot.config.schema import RunConfig, trained_tokens
 from latent_cot.config.settings import load_config
 from latent_cot.methods import e_step
 from latent_cot.methods.method import Method
@@ -245,7 +245,7 @@ def one_step(loop: Method, buffer: ReplayBuffer, optimiser: AdapterOptimiser, st
         reward_temperature=c.reward_temperatures[0],
         reward_floor=c.reward_floor,
         huber_delta=c.huber_delta,
-        max_tokens=loop.config.max_batch_tokens,
+        max_tokens=trained_tokens(loop.config),
     )
     return batches
 

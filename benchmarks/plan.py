@@ -37,6 +37,7 @@ from benchmarks.flags import parser_of
 from benchmarks.machine import Machine, describe
 from benchmarks.meter import Meter
 from benchmarks.workloads import SAMPLES, EStepWork
+from latent_cot.config.schema import RunConfig, trained_tokens
 from latent_cot.config.settings import load_config
 from latent_cot.methods import m_step
 from latent_cot.model import weights
@@ -93,14 +94,14 @@ def compare(model: str, workload: str, devices: Sequence[Hardware], found: Mappi
     planned: dict[str, Cost] = {}
     for device in devices:
         engine = Engine(shape, device, config.lora.rank)
-        for name, cost in seconds_of(engine, workload, texts, config.max_batch_tokens).items():
+        for name, cost in seconds_of(engine, workload, texts, config).items():
             planned[name] = planned.get(name, Cost()) + cost * (1 / len(devices))
     total = sum(planned.values(), Cost())
     return {
         "machine": {**found["machine"], "measured": [asdict(device) for device in devices]},
         "texts": found["texts"],
         "seconds": compared(total.seconds, sum(found["parts"].values())),
-        "memory": compared(bytes_of(engine, workload, texts, config.max_batch_tokens), found["peak"]),
+        "memory": compared(bytes_of(engine, workload, texts, config), found["peak"]),
         "parts": {
             name: {**compared(cost.seconds, found["parts"][name]), "binds": cost.binds}
             for name, cost in planned.items()
@@ -110,19 +111,19 @@ def compare(model: str, workload: str, devices: Sequence[Hardware], found: Mappi
     }
 
 
-def seconds_of(engine: Engine, workload: str, texts: Texts, limit: int) -> dict[str, Cost]:
+def seconds_of(engine: Engine, workload: str, texts: Texts, config: RunConfig) -> dict[str, Cost]:
     """Part -> its planned cost."""
     if workload == "lessons":
-        return {"update": rounds.m_step(engine, texts, LESSONS, limit // 3)}
-    return rounds.e_step(engine, texts, QUESTIONS, SAMPLES, limit)
+        return {"update": rounds.m_step(engine, texts, LESSONS, trained_tokens(config))}
+    return rounds.e_step(engine, texts, QUESTIONS, SAMPLES, config.max_batch_tokens, trained_tokens(config))
 
 
-def bytes_of(engine: Engine, workload: str, texts: Texts, limit: int) -> float:
+def bytes_of(engine: Engine, workload: str, texts: Texts, config: RunConfig) -> float:
     """The planned peak."""
     held = sum(engine.held(copies=2, adapters=2).values())
     if workload == "lessons":
-        return held + sum(rounds.m_step_memory(engine, texts, LESSONS, limit // 3).values())
-    return held + rounds.e_step_memory(engine, texts, QUESTIONS, SAMPLES, limit)
+        return held + sum(rounds.m_step_memory(engine, texts, LESSONS, trained_tokens(config)).values())
+    return held + rounds.e_step_memory(engine, texts, QUESTIONS, SAMPLES, trained_tokens(config))
 
 
 def compared(planned: float, measured: float) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def lessons(work: EStepWork) -> Callable[[], Texts]:
             for query in work.queries[:LESSONS]
         ]
         m_step.update(
-            work.lm, "p", groups, work.session.rules, optimiser, 0, max_tokens=work.session.config.max_batch_tokens // 3
+            work.lm, "p", groups, work.session.rules, optimiser, 0, max_tokens=trained_tokens(work.session.config)
         )
         prompt = statistics.mean(len(group.prompt) for group in groups)
         answer = statistics.mean(len(group.answer) for group in groups)

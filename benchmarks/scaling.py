@@ -46,7 +46,7 @@ MAX_EXPONENT = 1.1
 """Of the time, in trajectories and in prefixes."""
 MAX_TOOL_OVERHEAD = 0.1
 """Of the time of a token in chains with tool calls, as a share of that in chains without."""
-MEMORY_BATCH_TOKENS = 128
+MEMORY_BATCH_TOKENS = 384
 """Of a micro-batch while memory is measured: no more than one question's rationales."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from latent_cot import tools
+from latent_cot.config.schema import trained_tokens
 from latent_cot.config.settings import load_config
 from latent_cot.methods import e_step
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -33,7 +34,7 @@ class EStepWork:
     """The parts of an E-step on a model, at sizes of one's choice; each method runs one; most return its seconds.
 
     Args:
-        max_tokens: of a micro-batch; None: the default configuration's.
+        max_tokens: of a pass, as the setting `max_batch_tokens`; None: the default configuration's.
     """
 
     def __init__(self, model: str, seed: int, max_tokens: int | None = None) -> None:
@@ -50,7 +51,8 @@ class EStepWork:
         ]
         # A learning rate of 0: each run finds the same q.
         self.optimiser = AdapterOptimiser(self.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), 100.0)
-        self.max_tokens = max_tokens or config.max_batch_tokens
+        config = replace(config, max_batch_tokens=max_tokens or config.max_batch_tokens)
+        self.max_tokens, self.trained_tokens = config.max_batch_tokens, trained_tokens(config)
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -79,7 +81,7 @@ class EStepWork:
             reward_temperature=1.0,
             reward_floor=floor,
             huber_delta=c.huber_delta,
-            max_tokens=self.max_tokens,
+            max_tokens=self.trained_tokens,
         )
         return batches
 

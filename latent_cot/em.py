@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from latent_cot.config.schema import trained_tokens
 from latent_cot.methods.e_step import assemble, mean_log_z, sample, update
 from latent_cot.methods.exploration import draw_behaviour, fill_buffer, reward_temperature
 from latent_cot.methods.method import Method
@@ -77,7 +78,7 @@ class EM(Method):
             target: dict[str, Any] = {
                 "reward_temperature": reward_temperature(c, step),
                 "reward_floor": c.reward_floor,
-                "max_tokens": self.config.max_batch_tokens,
+                "max_tokens": trained_tokens(self.config),
             }
             if log_z and step == 0:
                 self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))

@@ -337,8 +337,8 @@ class RunConfig(Section):
     gradient_checkpointing: Switch = False
     """Run each layer again in the backward pass instead of keeping what is in it: less memory, more time."""
     max_batch_tokens: Positive = 3072
-    """Padded tokens of one forward or backward pass, a third of them in M-steps: bounds memory, nothing else. All
-    rationales of a question are always in one, however many."""
+    """Padded tokens of one pass, a third of them in one with a gradient: bounds memory, nothing else. All rationales
+    of a question are always in one, however many."""
     trust_remote_code: Switch = False
     """Run Python code that comes with the model. Only for a model whose author you trust."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -352,6 +352,11 @@ class RunConfig(Section):
     sft: SFTConfig = field(default_factory=SFTConfig)
     policy_gradient: PolicyGradientConfig = field(default_factory=PolicyGradientConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+def trained_tokens(config: RunConfig) -> int:
+    """Padded tokens of one pass with a gradient, for which what is in each layer has to be kept."""
+    return config.max_batch_tokens // 3
 
 
 def data_request(config: RunConfig) -> DataRequest:

@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
+from latent_cot.config.schema import trained_tokens
 from latent_cot.methods import m_step
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
@@ -42,7 +43,7 @@ class ForwardKL(Method):
     @phase(lambda self, _: self.config.e_step.steps)
     def e_step(self, at: Phase) -> Iterator[Info]:
         """Train q on the samples of its own: of each step, and again on those of the steps before."""
-        c, size = self.config.e_step, self.config.max_batch_tokens
+        c, size = self.config.e_step, trained_tokens(self.config)
         optimiser = self._sampler_optimiser()
         if self.state.unit == 0:
             self.state.drawn = []

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 
 from latent_cot.config.methods import METHODS, has_safeguard
-from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MStepConfig, RunConfig
+from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MStepConfig, RunConfig, trained_tokens
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import frame_of, vary
@@ -403,7 +403,7 @@ class Method(Evaluator):
             self.rules,
             self.optimiser,
             step,
-            max_tokens=self.config.max_batch_tokens // 3,  # augmented texts are long: less memory
+            max_tokens=trained_tokens(self.config),
             weights=[[one.weight / mean_weight] for one in chosen],
             target=target,
         )

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import torch
 
-from latent_cot.config.schema import RunConfig
+from latent_cot.config.schema import RunConfig, trained_tokens
 from latent_cot.methods.evaluator import tells_right
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
@@ -115,7 +115,7 @@ class PolicyGradient(Method):
                 step,
                 epochs=e.updates,
                 kl=c.kl if self.kl_in_loss else 0.0,
-                max_tokens=tokens,
+                max_tokens=trained_tokens(self.config),
                 sampler=log_probs_by_sampler(experience) if self.lm.engine is not None else None,
             )
             self.state.budget.gradient_steps += e.updates

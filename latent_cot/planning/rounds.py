@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from latent_cot.config.methods import METHODS, has_safeguard
-from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig
+from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig, trained_tokens
 from latent_cot.planning.cost import Cost, Engine, batches
 
 
@@ -51,13 +51,15 @@ def reward(engine: Engine, texts: Texts, questions: float, samples: float, max_t
     return engine.score(tokens, texts.context, batches(tokens, max_tokens), states * texts.answer)
 
 
-def e_step(engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int) -> dict[str, Cost]:
-    """A step: sample, score under p, update q, merge q."""
+def e_step(
+    engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int, trained: int
+) -> dict[str, Cost]:
+    """A step: sample, score under p, update q, merge q; at most so many tokens in a pass, and in one of the update."""
     tokens = tree_tokens(texts, questions, samples)
     return {
         "rollout": sample(engine, texts, questions, samples, questions * samples),
         "reward": reward(engine, texts, questions, samples, max_tokens),
-        "update": engine.update(tokens, texts.context, batches(tokens, max_tokens), 0),
+        "update": engine.update(tokens, texts.context, batches(tokens, trained), 0),
         "merge": engine.merge(),
     }
 
@@ -118,14 +120,15 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
 
     `splits`: of the test.
     """
-    c, e, m, limit = config, config.e_step, config.m_step, config.max_batch_tokens
+    c, e, m = config, config.e_step, config.m_step
+    limit, trained = config.max_batch_tokens, trained_tokens(config)
     lesson = lessons(c, texts)
     alone = replace(texts, distinct=1.0)  # one chain a question
 
     def share(items: int) -> int:
         return math.ceil(items / devices)
 
-    step = e_step(engine, texts, share(e.questions), e.samples, limit)
+    step = e_step(engine, texts, share(e.questions), e.samples, limit, trained)
     step["update"] *= e.updates
     questions = (c.data.demonstrations + c.data.unlabelled) * m.samples
     places = min(questions, c.rollout.batch_size)
@@ -136,7 +139,7 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
     scored = reward(engine, texts, checked, DIAGNOSTIC_SAMPLES, limit)
     prior = e.prior == "sampler"
     rows = max(share(e.questions) * e.samples * texts.distinct, min(tests, tested_at_once))
-    first = m_step(engine, lesson, share(c.init_step.batch_size), limit // 3)
+    first = m_step(engine, lesson, share(c.init_step.batch_size), trained)
     return Round(
         initial={
             "fine-tuning": first * (c.init_step.steps if c.p_init == "demonstrations" else 0),
@@ -145,15 +148,15 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
         later={
             **{f"E-step: {part}": cost * e.steps for part, cost in step.items()},
             "draw": sample(engine, alone, share(places), 1, places) * batches(questions, places),
-            "M-step": m_step(engine, lesson, share(m.batch_size), limit // 3) * m.steps,
+            "M-step": m_step(engine, lesson, share(m.batch_size), trained) * m.steps,
             "checks": compared * 3 + scored * 6 if checked else Cost(),  # of q twice, under q and p, and of p
             "evaluation": tested * len(METHODS[c.method].reasoners(c, False)),
         },
         held=engine.held(2 + prior, 2 + has_safeguard(c) + prior),
         working={
             "rollout: keys and values": engine.cache(rows, texts.prompt + texts.longest),
-            "E-step: activations": e_step_memory(engine, texts, share(e.questions), e.samples, limit),
-            **m_step_memory(engine, lesson, share(m.batch_size), limit // 3),
+            "E-step: activations": e_step_memory(engine, texts, share(e.questions), e.samples, trained),
+            **m_step_memory(engine, lesson, share(m.batch_size), trained),
         },
         samplers=(step["rollout"].seconds + step["reward"].seconds) / step["update"].seconds if e.steps else 0.0,
     )

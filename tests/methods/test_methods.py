@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import DataConfig, RunConfig, SFTConfig
@@ -16,6 +17,7 @@ from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.method import Method
 from latent_cot.methods.rejection import PER_QUESTION
 from latent_cot.model.lm import ADAPTERS, LanguageModel
+from latent_cot.model.tree import TokenTree
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.types import DataRequest, Example, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
@@ -86,6 +88,34 @@ def test_a_stopped_run_is_the_run_that_was_never_stopped(
     assert outcome(run_in_parts(lm, config, tmp_path, 1)) == expected, "stopped after each unit"
 
 
+class AllRight(ToyTask):
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("method", ["em", "forward-kl", "ppo", "grpo"])
+def test_a_pass_with_a_gradient_has_a_third_of_the_tokens(
+    lm: LanguageModel, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps what is in each layer. A question's own rationales are never divided."""
+    passes: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    hidden = LanguageModel.hidden
+
+    def recorded(self: LanguageModel, model: Any, trees: Sequence[TokenTree]) -> Any:
+        passes[torch.is_grad_enabled()].append((len(trees), len(trees) * max(map(len, trees))))
+        return hidden(self, model, trees)
+
+    monkeypatch.setattr(LanguageModel, "hidden", recorded)
+    e_step = dataclasses.replace(WORLD.e_step, questions=4, samples=4)
+    loop = make(lm, dataclasses.replace(config_of(method, e_step=e_step), max_batch_tokens=120), AllRight())
+    for _ in loop.run():
+        pass
+    for trains, limit in ((True, 40), (False, 120)):
+        several = [tokens for trees, tokens in passes[trains] if trees > 1]
+        assert several and max(several) <= limit
+    assert max(tokens for _, tokens in passes[False]) > 40
+
+
 NO_E_STEP = {"e_step": dataclasses.replace(WORLD.e_step, steps=0)}
 
 
@@ -94,10 +124,6 @@ NO_E_STEP = {"e_step": dataclasses.replace(WORLD.e_step, steps=0)}
     [*((name, {}) for name in METHODS), *FINE_TUNED.items(), ("em", NO_E_STEP), ("em", AGAIN), ("forward-kl", AGAIN)],
 )
 def test_it_spends_what_was_planned(lm: LanguageModel, method: str, changes: dict[str, Any]) -> None:
-    class AllRight(ToyTask):
-        def grade(self, example: Example, answer: str | None) -> bool:
-            return True
-
     config = config_of(method, **changes)
     loop = make(lm, config, AllRight())  # from a question without a right chain forward KL learns nothing
     shared = 0
