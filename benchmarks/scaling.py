@@ -47,7 +47,7 @@ MAX_EXPONENT = 1.1
 MAX_TOOL_OVERHEAD = 0.1
 """Of the time of a token in chains with tool calls, as a share of that in chains without."""
 MEMORY_BATCH_TOKENS = 384
-"""Of a micro-batch while memory is measured: no more than one question's rationales."""
+"""`max_batch_tokens` while memory is measured: an update then has no more than one question's rationales in a pass."""
 
 
 @dataclass(frozen=True)
