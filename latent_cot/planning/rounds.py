@@ -54,7 +54,7 @@ def reward(engine: Engine, texts: Texts, questions: float, samples: float, max_t
 def e_step(
     engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int, trained: int
 ) -> dict[str, Cost]:
-    """A step: sample, score under p, update q, merge q; at most so many tokens in a pass, and in one of the update."""
+    """A step: sample, score under p, update q, merge q. A pass of the update has `trained` tokens at most."""
     tokens = tree_tokens(texts, questions, samples)
     return {
         "rollout": sample(engine, texts, questions, samples, questions * samples),
