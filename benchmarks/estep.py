@@ -19,14 +19,13 @@ Times are wall-clock; ratios are of one run, the contestants taking turns.
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -34,8 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import plain
-from benchmarks.flags import add_run_flags, parser_of
-from benchmarks.machine import Machine, measure
+from benchmarks.command import Report, add_run_flags, carry_out, measured, parser_of
+from benchmarks.machine import Machine
 from benchmarks.meter import Meter
 from latent_cot.config.schema import RunConfig, trained_tokens
 from latent_cot.config.settings import load_config
@@ -45,7 +44,7 @@ from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.run.session import Session, lora_config, open_session, peak_memory_bytes
+from latent_cot.run.session import Session, lora_config
 
 WORKLOADS = ("default", "untrained", "words", "paper")
 
@@ -55,7 +54,6 @@ class Options:
     """Of one run of the benchmark."""
 
     model: str
-    workloads: Sequence[str]
     steps: int
     """Steps of ours that are timed, after one that is not."""
     plain_questions: int
@@ -78,36 +76,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="measure TRL's GRPOTrainer too (needs trl), with completions this long",
     )
     add_run_flags(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    workloads = arguments.workload or WORKLOADS
-    with tempfile.TemporaryDirectory() as scratch:
-        options = Options(
-            resolve_model(arguments.model, Path(scratch)),
-            workloads,
-            arguments.steps,
-            arguments.plain_questions,
-            40 if arguments.model == "tiny" else 18,
-            arguments.grpo_tokens,
-            arguments.seed,
-        )
-        report = run(options)
-    report["model"] = arguments.model
-    if arguments.json:
-        print(json.dumps(report, indent=1))
-    else:
-        show(report, Console())
-    return 0
+    return carry_out(parser, argv, run, show)
 
 
-def resolve_model(name: str, scratch: Path) -> str:
-    """A model's name, or the folder of the tests' tiny one, built in `scratch`."""
-    if name != "tiny":
-        return name
-    from tests.tiny import build_tiny_model
-
-    return str(build_tiny_model(scratch / "tiny"))
+def run(arguments: argparse.Namespace, model: str) -> Report:
+    """Measure everything."""
+    options = Options(
+        model,
+        arguments.steps,
+        arguments.plain_questions,
+        40 if arguments.model == "tiny" else 18,
+        arguments.grpo_tokens,
+        arguments.seed,
+    )
+    of = partial(configuration, options=options), partial(run_workload, options=options)
+    return measured(arguments.workload or WORKLOADS, *of)
 
 
 def configuration(workload: str, options: Options) -> RunConfig:
@@ -139,20 +122,7 @@ def configuration(workload: str, options: Options) -> RunConfig:
     )
 
 
-def run(options: Options) -> dict[str, Any]:
-    """Measure everything; returns the report."""
-    report: dict[str, Any] = {"command": " ".join(["python", "-m", "benchmarks.estep", *sys.argv[1:]])}
-    for workload in options.workloads:
-        session = open_session(configuration(workload, options))
-        dtype = cast("torch.dtype", session.lm.peft.get_base_model().dtype)
-        machine = measure(dtype, session.lm.device)
-        report.setdefault("machine", machine.to_json())
-        report[workload] = run_workload(session, machine, options, workload)
-    report["peak_memory_bytes"] = peak_memory_bytes()
-    return report
-
-
-def run_workload(session: Session, machine: Machine, options: Options, workload: str) -> dict[str, Any]:
+def run_workload(session: Session, machine: Machine, workload: str, options: Options) -> Report:
     """Ours, and in the paper's workload the plain way, and GRPO if asked for."""
     loop = session.loop()
     if workload == "words":  # not in the configuration: the demonstrations are shorter

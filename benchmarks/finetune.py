@@ -11,8 +11,8 @@ SFTTrainer on the same model, LoRA, precision, batches and token ids, steps taki
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import json
 import statistics
 import sys
 import tempfile
@@ -20,8 +20,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -30,9 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-from benchmarks.estep import resolve_model
-from benchmarks.flags import add_run_flags, parser_of
-from benchmarks.machine import Machine, measure
+from benchmarks.command import Report, add_run_flags, carry_out, measured, parser_of
+from benchmarks.machine import Machine
 from benchmarks.meter import Meter
 from benchmarks.stopwatch import StopWatch
 from latent_cot.config.schema import RunConfig
@@ -41,7 +40,7 @@ from latent_cot.methods import m_step
 from latent_cot.model import weights
 from latent_cot.model.weights import quiet_transformers
 from latent_cot.rationales.scoring import Group
-from latent_cot.run.session import Session, lora_config, open_session, peak_memory_bytes
+from latent_cot.run.session import Session, lora_config
 
 WORKLOADS = ("arithmetic", "words")
 BATCH_SIZE = 16
@@ -53,7 +52,6 @@ class Options:
     """Of one run of the benchmark."""
 
     model: str
-    workloads: Sequence[str]
     steps: int
     """Steps that are timed, after one that is not."""
     sft: bool
@@ -66,19 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of("finetune", __doc__, WORKLOADS, steps=8)
     parser.add_argument("--sft", action="store_true", help="measure TRL's SFTTrainer too (needs trl)")
     add_run_flags(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = resolve_model(arguments.model, Path(scratch))
-        workloads = arguments.workload or WORKLOADS
-        report = run(Options(model, workloads, arguments.steps, arguments.sft, arguments.seed))
-    report["model"] = arguments.model
-    if arguments.json:
-        print(json.dumps(report, indent=1))
-    else:
-        show(report, Console())
-    return 0
+    return carry_out(parser, argv, run, show)
+
+
+def run(arguments: argparse.Namespace, model: str) -> Report:
+    """Measure everything."""
+    options = Options(model, arguments.steps, arguments.sft, arguments.seed)
+    of = partial(configuration, options=options), partial(run_workload, options=options)
+    return measured(arguments.workload or WORKLOADS, *of)
 
 
 def configuration(workload: str, options: Options) -> RunConfig:
@@ -93,24 +86,10 @@ def configuration(workload: str, options: Options) -> RunConfig:
     return config
 
 
-def run(options: Options) -> dict[str, Any]:
-    """Measure everything; returns the report."""
-    report: dict[str, Any] = {"command": " ".join(["python", "-m", "benchmarks.finetune", *sys.argv[1:]])}
-    for workload in options.workloads:
-        session = open_session(configuration(workload, options))
-        dtype = cast("torch.dtype", session.lm.peft.get_base_model().dtype)
-        machine = measure(dtype, session.lm.device)
-        report.setdefault("machine", machine.to_json())
-        report[workload] = run_workload(session, machine, options)
-    report["peak_memory_bytes"] = peak_memory_bytes()
-    return report
-
-
-def run_workload(session: Session, machine: Machine, options: Options) -> dict[str, Any]:
+def run_workload(session: Session, machine: Machine, _: str, options: Options) -> Report:
     """Our steps, and SFTTrainer's if asked for."""
     with mock.patch.object(m_step, "update", _Recorded()) as recorded:
-        for _ in _steps(session):
-            pass
+        list(_steps(session))
     meter, steps = Meter(session.lm, machine), _steps(session)
     seconds: list[float] = []
     next(steps)
@@ -187,7 +166,7 @@ def sft_step_seconds(
     with tempfile.TemporaryDirectory() as scratch, quiet_transformers(), warnings.catch_warnings():
         # TRL's own field has a name that transformers deprecates.
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing`", FutureWarning)
-        watch = StopWatch(1, between)
+        watch = StopWatch(between)
         trainer = trl.SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(weights.resolve(config.model), dtype=dtype),
             args=trl.SFTConfig(

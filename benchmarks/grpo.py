@@ -47,7 +47,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.stopwatch import StopWatch
+from benchmarks.stopwatch import WARMUP, StopWatch
 from latent_cot.model.weights import quiet_transformers
 
 _PASS_SIZE = 16
@@ -61,17 +61,12 @@ def grpo_step_seconds(
     *,
     completion_tokens: int,
     dtype: torch.dtype,
-    samples: int = 8,
-    questions: int = 8,
-    steps: int = 4,
-    warmup: int = 1,
-    pass_size: int | None = None,
-    learning_rate: float = 1e-4,
-    seed: int = 0,
+    samples: int,
+    questions: int,
+    steps: int,
     between: Callable[[int], None] | None = None,
-    options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Seconds of each of `steps` optimiser steps, after `warmup` that are not counted; loading is not counted either.
+    """Seconds of each of `steps` optimiser steps, after one that is not counted; loading is not counted either.
 
     Args:
         model_folder: the base model, a local folder.
@@ -82,11 +77,8 @@ def grpo_step_seconds(
         dtype: of the base model's weights; bfloat16 also turns on bf16 autocast.
         samples: completions a prompt, GRPO's group size.
         questions: prompts a step.
-        pass_size: completions of one forward and backward pass; None: up to 16.
-        learning_rate: constant.
         between: called before each counted step, outside the time taken, with the number of the step: room for
             another contestant, so that both meet the same machine.
-        options: further arguments of `GRPOConfig`, instead of those chosen here.
 
     Returns what was measured and with what, fit for JSON: `seconds_per_step` is the median of `seconds`;
     `generation_seconds` is the part of each step that is sampling; `completion_tokens` has the fewest and the most new
@@ -95,9 +87,7 @@ def grpo_step_seconds(
     trl: Any = importlib.import_module("trl")  # heavy, and not installed with the package
 
     size = questions * samples
-    pass_size = math.gcd(size, _PASS_SIZE) if pass_size is None else pass_size
-    if size % pass_size:
-        raise ValueError(f"{size} completions a step cannot be split into passes of {pass_size}")
+    pass_size = math.gcd(size, _PASS_SIZE)
     with tempfile.TemporaryDirectory() as scratch, quiet_transformers(), warnings.catch_warnings():
         # TRL's own field has a name that transformers deprecates.
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing`", FutureWarning)
@@ -114,25 +104,24 @@ def grpo_step_seconds(
             "beta": 0.0,
             "num_iterations": 1,
             "gradient_checkpointing": False,
-            "max_steps": warmup + steps,
-            "learning_rate": learning_rate,
+            "max_steps": WARMUP + steps,
+            "learning_rate": 1e-4,
             "lr_scheduler_type": "constant",
             "shuffle_dataset": False,
             "logging_strategy": "no",
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": True,
-            "seed": seed,
-            **(options or {}),
+            "seed": 0,
         }
         model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
-        watch = _StopWatch(warmup, between)
+        watch = _StopWatch(between)
         trainer = trl.GRPOTrainer(
             model=model,
             args=trl.GRPOConfig(**settings),
             reward_funcs=_reward,
-            train_dataset=_dataset(prompts, questions * (warmup + steps)),
+            train_dataset=_dataset(prompts, questions * (WARMUP + steps)),
             processing_class=tokenizer,
             peft_config=lora,
             callbacks=[watch],
@@ -157,8 +146,8 @@ def grpo_step_seconds(
 class _StopWatch(StopWatch):
     """Times the sampling of each step too."""
 
-    def __init__(self, warmup: int, between: Callable[[int], None] | None) -> None:
-        super().__init__(warmup, between)
+    def __init__(self, between: Callable[[int], None] | None) -> None:
+        super().__init__(between)
         self.generation_seconds: list[float] = []
         self.completion_tokens: list[int] = []
         """Fewest and most new tokens of all generations."""
@@ -170,7 +159,7 @@ class _StopWatch(StopWatch):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
-        if state.global_step > self.warmup:
+        if state.global_step > WARMUP:
             self.generation_seconds.append(self._generating)
 
     def generating(self, generate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

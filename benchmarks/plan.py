@@ -17,23 +17,19 @@ that were timed. One thread; times are CPU time of the process, since others may
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
 
-from benchmarks.estep import resolve_model
-from benchmarks.flags import parser_of
+from benchmarks.command import carry_out, parser_of
 from benchmarks.machine import Machine, describe
 from benchmarks.meter import Meter
 from benchmarks.workloads import SAMPLES, EStepWork
@@ -62,19 +58,12 @@ TOLERANCE = 0.25
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0."""
-    arguments = parser_of("plan", __doc__, WORKLOADS, steps=3).parse_args(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = resolve_model(arguments.model, Path(scratch))
-        report: dict[str, Any] = {
-            "command": " ".join(["python", "-m", "benchmarks.plan", *(sys.argv[1:] if argv is None else argv)]),
-            "model": arguments.model,
-            "workloads": run(model, arguments.workload or WORKLOADS, arguments.steps),
-        }
-    if arguments.json:
-        print(json.dumps(report, indent=1))
-    else:
-        show(report, Console())
-    return 0
+    return carry_out(
+        parser_of("plan", __doc__, WORKLOADS, steps=3),
+        argv,
+        lambda of, model: {"workloads": run(model, of.workload or WORKLOADS, of.steps)},
+        show,
+    )
 
 
 def run(model: str, workloads: Sequence[str], steps: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.estep import resolve_model
+from benchmarks.command import resolve_model
 from benchmarks.growth import Growth, measure
 from benchmarks.machine import describe
 from benchmarks.workloads import SAMPLES, EStepWork

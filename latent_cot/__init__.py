@@ -17,12 +17,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from latent_cot import tasks, tools
-    from latent_cot.api.rationales import LoggedRationale, LoggedRationales, Rationales
+    from latent_cot.api.rationales import LoggedRationales, Rationales
     from latent_cot.api.results import Evaluation, Results
     from latent_cot.api.run import Run, load
     from latent_cot.api.training import Callback, Unit, configure, resume, train
     from latent_cot.config.schema import RunConfig
     from latent_cot.methods.scored import ScoredRationale
+    from latent_cot.run.schemas import LoggedRationale
     from latent_cot.tools import tool
     from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, Tool, ToolError, UsageError
 
@@ -60,10 +61,11 @@ __all__ = [
 _MODULES = {
     "latent_cot.api.run": ("load", "Run"),
     "latent_cot.api.training": ("train", "resume", "configure", "Unit", "Callback"),
-    "latent_cot.api.rationales": ("Rationales", "LoggedRationales", "LoggedRationale"),
+    "latent_cot.api.rationales": ("Rationales", "LoggedRationales"),
     "latent_cot.api.results": ("Results", "Evaluation"),
     "latent_cot.config.schema": ("RunConfig",),
     "latent_cot.methods.scored": ("ScoredRationale",),
+    "latent_cot.run.schemas": ("LoggedRationale",),
     "latent_cot.tools": ("tool",),
     "latent_cot.types": ("Task", "Tool", "Example", "Rationale", "DataRequest", "TaskData", "UsageError", "ToolError"),
 }

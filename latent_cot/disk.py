@@ -92,6 +92,16 @@ def read(path: str | Path, limit: int) -> bytes:
     return data
 
 
+def read_text(file: str | Path, limit: int) -> str:
+    """A user's text file of at most `limit` bytes. Raises UsageError if it cannot be read or is not UTF-8."""
+    try:
+        return read(expanded(file), limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 text; save the file as UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UsageError(f"{file}: cannot be read ({error}); check the path") from error
+
+
 def parse_json(text: str | bytes, where: str, line: int | None = None, *, any_text: bool = False) -> Any:
     """The value of a JSON text. Raises UsageError, naming `where` and the line, if it has none or is beyond the limits.
 

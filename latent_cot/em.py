@@ -4,8 +4,9 @@ models" (ICLR 2024).
 X is a question, Y its answer, Z the rationale between them, which is not seen. The language model p gives p(X Z Y).
 The sampler q(Z | X), or q(Z | X, Y), is the same model with an adapter of its own.
 
-The phases that other methods have too (fine-tuning, drawing, the M-step, tests) are in `methods/method.py`; what makes
-it resumable is in `methods/phases.py`. The algorithm on one page, without this package: `examples/em_from_scratch.py`.
+The phases that other methods have too are in `methods/method.py` (fine-tuning, drawing, the M-step) and in
+`methods/evaluator.py` (tests); what makes it resumable is in `methods/phases.py`. The algorithm on one page, without
+this package: `examples/em_from_scratch.py`.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ class EM(Method):
         c = self.config.e_step
         if c.prior == "sampler":
             self.reward = replace(self.reward, prior=lambda example: self.query(example).policy_prompt)
-        # Chains of a few tokens have no near ones: each is another label or number.
-        self.buffer = ReplayBuffer(tolerance=0.25 if self.config.rollout.max_tokens > 8 else 0.0)
+        # Where none is replayed, none is kept. Chains of a few tokens have no near ones: each is a label or a number.
+        tolerance = 0.25 if self.config.rollout.max_tokens > 8 else 0.0
+        self.buffer = ReplayBuffer(128, tolerance) if c.replay_share else ReplayBuffer(0)
         self.log_z = torch.nn.Parameter(torch.zeros(()))  # one for all: a step asks few of the questions
 
     def start_sampler(self, number: int) -> None:

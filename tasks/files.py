@@ -218,8 +218,7 @@ def _json_rows(path: str, text: str) -> Iterator[Row]:
     if bad := _NOT_UTF_8.search(text):
         raise UsageError(f"{path}:{text.count(chr(10), 0, bad.start()) + 1}: not UTF-8 text; save the file as UTF-8")
     for number, item in enumerate(_parse(text, path, 1), start=1):
-        where = f"{path}, item {number}"
-        yield where, item if isinstance(item, dict) else BadRow(_no_object(item))
+        yield f"{path}, item {number}", _object(item)
 
 
 class CsvRow(dict[str, Any]):
@@ -268,13 +267,7 @@ def _parse(text: str, path: str = "", line: int | None = None) -> Any:
 
 
 def _object(item: Any) -> dict[str, Any]:
-    if not isinstance(item, dict):
-        raise UsageError(_no_object(item))
-    return item
-
-
-def _no_object(item: Any) -> str:
-    return f"expected a JSON object {{...}}, found {kind_of(item)}"
+    return item if isinstance(item, dict) else BadRow(f"expected a JSON object {{...}}, found {kind_of(item)}")
 
 
 def kind_of(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Base classes of tasks whose examples are in files: for those who want one, nothing of the toolkit asks for them."""
+"""Base classes of tasks whose examples are in files. A task need have none of them."""
 
 from __future__ import annotations
 

@@ -459,6 +459,13 @@ def test_the_buffer_is_that_of_the_present_p(lm: LanguageModel) -> None:
     assert all(seen[0][text] != seen[1][text] for text in seen[0].keys() & seen[1].keys())
 
 
+def test_where_nothing_is_replayed_nothing_is_kept(lm: LanguageModel) -> None:
+    """A run saves its buffer at each checkpoint."""
+    em = make_em(lm, dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, replay_share=0.0)))
+    assert next(phase for phase, _ in em.run() if phase.name == "e_step")
+    assert em.state_dict()["buffer"] == {}
+
+
 def test_the_reward_temperature(lm: LanguageModel) -> None:
     c = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, 0.5), reward_temperature_steps=10)
     assert [reward_temperature(c, step) for step in (0, 5, 10, 50)] == pytest.approx([1.0, 0.75, 0.5, 0.5])

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from latent_cot import disk
 from latent_cot.api import show
 from latent_cot.methods.scored import ScoredRationale
 from latent_cot.model.lm import Adapter
@@ -14,7 +13,8 @@ from latent_cot.objectives.importance import bound_error
 from latent_cot.report.tables import Table, bar, data_frame, escaped, page
 from latent_cot.report.terminal import RATIONALE_HEADING
 from latent_cot.run.printable import printable
-from latent_cot.run.run_folder import RATIONALES, RunFolder
+from latent_cot.run.run_folder import RunFolder
+from latent_cot.run.schemas import LoggedRationale
 from latent_cot.types import Example, Rationale, UsageError
 
 if TYPE_CHECKING:
@@ -133,22 +133,6 @@ def _sizes(z: Rationale) -> dict[str, Any]:
 # -- logged ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LoggedRationale:
-    """A rationale that was sampled while a run trained."""
-
-    round: int
-    phase: str
-    unit: int
-    """The unit of work within that phase, such as the step of the E-step, from 1."""
-    question: str
-    rationale: Rationale
-    log_reward: float | None
-    """log R of it at that time, nats; None: it was not finite or, for what was drawn for the M-step, not asked for."""
-    count: int
-    """How often it was among the samples of its question."""
-
-
 class LoggedRationales:
     """What a run has kept of the rationales it sampled (`rationales.jsonl`), in order. Iterating reads the file."""
 
@@ -156,9 +140,8 @@ class LoggedRationales:
         self._folder = folder
 
     def __iter__(self) -> Iterator[LoggedRationale]:
-        """Raises UsageError, naming the line, for a record that is not one of a rationale."""
-        for number, record in enumerate(self._folder.rationales(), 1):
-            yield disk.decoded(LoggedRationale, record, f"{self._folder.path / RATIONALES}, line {number}")
+        """Raises UsageError, naming the line, for one that is not of a rationale."""
+        return self._folder.rationales()
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a rationale: its text and figures, not its token ids."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, product
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
 
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import Question
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import Figures, Table, data_frame, figure_table, page
-from latent_cot.report.terminal import Items
 from latent_cot.types import Measured, Metric, Task, UsageError
 
 if TYPE_CHECKING:
@@ -22,8 +19,6 @@ if TYPE_CHECKING:
 
     from latent_cot.evaluation.evaluate import Mistakes, Outcome
     from latent_cot.evaluation.splits import Split
-    from latent_cot.methods.method import Method
-    from latent_cot.model.lm import Adapter
 
 
 class Results(UserDict[str, Any]):
@@ -93,54 +88,15 @@ class Evaluation:
     questions in training? Only of splits that were asked for, and of a task that has such numbers."""
     decoding: Mapping[str, Any]
     """`max_tokens`, `temperature`, and `votes`, or `samples` for a task with metrics."""
-    figures: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    figures: Mapping[str, Mapping[str, Mapping[str, Any]]]
     """Reasoner -> split -> accuracy, correct, n and interval_95; for a task with metrics, metric -> value, n and
     interval_95."""
-    outcomes: dict[str, dict[str, Sequence[Outcome]]] = field(default_factory=dict)
+    outcomes: Mapping[str, Mapping[str, Sequence[Outcome]]]
     """Reasoner -> split -> what became of each question; empty for a task with metrics."""
-    measured: dict[str, dict[str, Sequence[Measured]]] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, Sequence[Measured]]]
     """Reasoner -> split -> the rationales that the metrics are made of."""
-    questions: dict[str, dict[Question, Mapping[str, float]]] = field(default_factory=dict)
+    questions: Mapping[str, Mapping[Question, Mapping[str, float]]]
     """Reasoner -> question -> figure -> value, of those that each question has."""
-
-    def ask(self, loop: Method, reasoners: Sequence[Adapter], *, seed: int, progress: bool) -> None:
-        """Ask each reasoner the questions, and note what comes of them: see `Run.evaluate`.
-
-        Args:
-            loop: its `test_rules` are as they were afterwards.
-        """
-        from latent_cot.evaluation.evaluate import Accuracy, figure_of, measure
-
-        rules, decoding = loop.test_rules, {**self.decoding, "seed": seed}
-        loop.test_rules = replace(rules, max_tokens=decoding.pop("max_tokens"))
-        if self.task.is_measured:
-            decoding["n"] = decoding.pop("samples")
-        total = len(reasoners) * sum(len(split.examples) for split in self.splits.values())
-        try:
-            with Items(Console(stderr=True, quiet=not progress), "questions", total) as items:
-                for name, (split, questions) in product(reasoners, self.splits.items()):
-                    n = len(questions.examples)
-                    if self.task.is_measured:
-                        measured = loop.sample_tests(name, questions.examples, **decoding)
-                        values = measure(self.task, measured)
-                        figures: dict[str, Any] = {m: figure_of(of, n).to_json() for m, of in values.items()}
-                        self.measured.setdefault(name, {})[split] = measured
-                        of_each = {m: list(of) for m, of in values.items() if isinstance(of, Sequence)}
-                        items.advance(n)
-                    else:
-                        answered = []
-                        for outcome in loop.answer_tests(name, questions.examples, **decoding):
-                            answered.append(outcome)
-                            items.advance()
-                        figures = Accuracy(sum(outcome.correct for outcome in answered), n).to_json()
-                        self.outcomes.setdefault(name, {})[split] = answered
-                        of_each = {outcomes.RIGHT: [float(outcome.correct) for outcome in answered]}
-                    self.questions.setdefault(name, {}).update(
-                        outcomes.of_questions(split, questions.examples, of_each)
-                    )
-                    self.figures.setdefault(name, {})[split] = figures
-        finally:
-            loop.test_rules = rules
 
     @property
     def metrics(self) -> Mapping[str, Metric]:

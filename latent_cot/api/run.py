@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from latent_cot import disk, tasks
 from latent_cot.api.results import Evaluation, Results
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, sampling_temperature
-from latent_cot.evaluation.splits import splits_of
+from latent_cot.evaluation import outcomes
+from latent_cot.evaluation.splits import Split, splits_of
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import data_frame, escaped, page
+from latent_cot.report.terminal import Items
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
@@ -219,10 +225,9 @@ class Run:
             for split, numbers in curve.points.items()
             if numbers
         }
-        found = Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding)
         names = [reasoner] if reasoner else self.reasoners
-        found.ask(self.in_memory(), names, seed=seed, progress=progress)
-        return found
+        found = _asked(self.in_memory(), self.task, splits, names, {**decoding, "seed": seed}, progress=progress)
+        return Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding, **found)
 
     # -- how it looks --------------------------------------------------------------------------------
 
@@ -299,6 +304,58 @@ class Run:
         if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self.source.folder
+
+
+def _asked(
+    loop: Method,
+    task: Task,
+    splits: Mapping[str, Split],
+    names: Sequence[Adapter],
+    decoding: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> dict[str, dict[str, dict[Any, Any]]]:
+    """Each reasoner is asked the questions: what `Evaluation` has of its answers.
+
+    Args:
+        loop: its `test_rules` are as they were afterwards.
+    """
+    from latent_cot.evaluation.evaluate import Accuracy, figure_of, measure
+
+    how, rules = dict(decoding), loop.test_rules
+    loop.test_rules = replace(rules, max_tokens=how.pop("max_tokens"))
+    if task.is_measured:
+        how["n"] = how.pop("samples")
+    found: dict[str, dict[str, dict[Any, Any]]] = {
+        field: {} for field in ("figures", "outcomes", "measured", "questions")
+    }
+    total = len(names) * sum(len(split.examples) for split in splits.values())
+    try:
+        with Items(Console(stderr=True, quiet=not progress), "questions", total) as items:
+            for name, (split, questions) in product(names, splits.items()):
+                n = len(questions.examples)
+                if task.is_measured:
+                    measured = loop.sample_tests(name, questions.examples, **how)
+                    values = measure(task, measured)
+                    figures: dict[str, Any] = {m: figure_of(of, n).to_json() for m, of in values.items()}
+                    found["measured"].setdefault(name, {})[split] = measured
+                    of_each = {m: list(of) for m, of in values.items() if isinstance(of, Sequence)}
+                    items.advance(n)
+                else:
+                    answered = []
+                    for outcome in loop.answer_tests(name, questions.examples, **how):
+                        answered.append(outcome)
+                        items.advance()
+                    figures = Accuracy(sum(outcome.correct for outcome in answered), n).to_json()
+                    found["outcomes"].setdefault(name, {})[split] = answered
+                    of_each = {outcomes.RIGHT: [float(outcome.correct) for outcome in answered]}
+                found["questions"].setdefault(name, {}).update(
+                    outcomes.of_questions(split, questions.examples, of_each)
+                )
+                found["figures"].setdefault(name, {})[split] = figures
+    finally:
+        loop.test_rules = rules
+    return found
 
 
 MOST = 1_000_000

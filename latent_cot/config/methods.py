@@ -1,4 +1,4 @@
-"""The methods that can be compared, by name: EM and the baselines. Each is a `Method` in a file of its own.
+"""The methods that can be compared, by name: EM and the baselines. Each is a `Method`, with its algorithm on a page.
 
 All start from the same initial p, see the same examples under the same rules, and are decoded and graded by
 the same code. This only names them: `methods.method.method_class` imports the class of one. `methods.yaml` has the

@@ -197,13 +197,7 @@ def write_yaml(record: Mapping[str, Any]) -> str:
 
 def read_settings(file: str | Path) -> Any:
     """What a file of settings holds, not yet checked. Raises UsageError if it cannot be read."""
-    try:
-        text = disk.read(disk.expanded(file), MAX_CONFIG_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: not UTF-8 text; save the file as UTF-8") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UsageError(f"{file}: cannot be read ({error}); check the path") from error
-    return parse_yaml(text, str(file))
+    return parse_yaml(disk.read_text(file, MAX_CONFIG_BYTES), str(file))
 
 
 # -- values ----------------------------------------------------------------------------------------------

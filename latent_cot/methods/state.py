@@ -78,7 +78,7 @@ class State:
     right: dict[Round, dict[str, dict[str, Marks]]] = field(default_factory=dict)
     """round -> reasoner -> split -> "1" or "0" for each question, in their order."""
     metrics: dict[Round, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
-    """round -> reasoner -> split -> metric -> `measure.Figure.to_json()`."""
+    """round -> reasoner -> split -> metric -> `evaluation.evaluate.Figure.to_json()`."""
     sampled: list[list[Sample]] = field(default_factory=list)
     """The samples of each question so far of the split that is being measured."""
     posterior: dict[Round, dict[When, list[dict[str, float]]]] = field(default_factory=dict)

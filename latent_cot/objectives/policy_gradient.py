@@ -4,10 +4,10 @@ pure functions of tensors.
 A batch holds B distinct trajectories, each with the number of times it was sampled (`weight`), of G questions
 (`group`). An action is a token that the policy chose, or the stop; `mask` (B, S) says where there is one.
 
-    leave_one_out   RLOO, Ahmadian et al., "Back to Basics" (2024); Kool et al., "Buy 4 REINFORCE samples" (2019)
-    normalised      GRPO, Shao et al., "DeepSeekMath" (2024), Eq. 3 and section 4.1.2
-    surrogate       PPO, Schulman et al., "Proximal policy optimization algorithms" (2017), Eq. 7
-    kl_penalty      Schulman, "Approximating KL divergence" (2020), k3: what GRPO adds to its loss
+    leave_one_out       RLOO, Ahmadian et al., "Back to Basics" (2024); Kool et al., "Buy 4 REINFORCE samples" (2019)
+    normalised          GRPO, Shao et al., "DeepSeekMath" (2024), Eq. 3 and section 4.1.2
+    clipped_surrogate   PPO, Schulman et al., "Proximal policy optimization algorithms" (2017), Eq. 7
+    kl_penalty          Schulman, "Approximating KL divergence" (2020), k3: what GRPO adds to its loss
     truncated_weights   Yao et al., "Your efficient RL framework secretly brings you off-policy RL training" (2025);
                         Espeholt et al., "IMPALA" (2018), section 4.1
 
@@ -35,7 +35,7 @@ def leave_one_out(reward: torch.Tensor, weight: torch.Tensor, group: torch.Tenso
     return torch.where(count[group] > 1, reward - others, 0.0)
 
 
-def normalised(reward: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, *, floor: float = 1e-4) -> torch.Tensor:
+def normalised(reward: torch.Tensor, weight: torch.Tensor, group: torch.Tensor, *, floor: float) -> torch.Tensor:
     """Each trajectory's reward less its question's mean, in standard deviations of that question.
 
     `floor`, in units of the reward, is added to the (unbiased) standard deviation. Other arguments and result as for

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,7 +27,7 @@ from latent_cot.model.tree import TokenTree
 from latent_cot.planning.cost import Engine
 from latent_cot.planning.hardware import CONTEXT_BYTES, Hardware, Pass
 from latent_cot.planning.shape import gated
-from latent_cot.run.session import choose_precision, lora_config, peak_memory_bytes
+from latent_cot.run.session import lora_config, new_accelerator, peak_memory_bytes
 
 SHAPE = gated(layers=8, width=640, inner=1728, heads=10, kv_heads=2, vocabulary=1024, tied=False)
 PROMPT, CHAIN = 16, 32
@@ -49,10 +48,7 @@ def this_machine(clock: Clock = time.perf_counter, precision: str = "auto") -> H
     """Measure the device that a run would use, with torch's threads, in the `precision` of its setting. `clock`:
     `time.process_time` where others use the same cores."""
     resident = float(peak_memory_bytes())
-    dtype, _ = choose_precision(precision)
-    AcceleratorState._reset_state()
-    cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if dtype is torch.bfloat16 else "no")
+    accelerator, dtype, _ = new_accelerator(precision)
     device = accelerator.device
 
     def seconds(run: Callable[[], object]) -> float:
@@ -61,7 +57,7 @@ def this_machine(clock: Clock = time.perf_counter, precision: str = "auto") -> H
         for _ in range(6):
             started = clock()
             run()
-            if not cpu:
+            if device.type != "cpu":
                 torch.accelerator.synchronize(device)
             times.append(clock() - started)
         return statistics.median(times[1:])
@@ -75,7 +71,7 @@ def this_machine(clock: Clock = time.perf_counter, precision: str = "auto") -> H
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         else:
             memory, resident = torch.cuda.mem_get_info(device)[1], CONTEXT_BYTES
-        kernels = KERNELS if cpu and dtype is torch.bfloat16 else 0
+        kernels = KERNELS if device.type == "cpu" and dtype is torch.bfloat16 else 0
         nothing = Pass(0.0, 0.0)
         bare = Hardware(flops, read, merge, memory, resident, kernels, nothing, nothing, nothing, number=dtype.itemsize)
         ideal = Engine(SHAPE, bare, LoraSettings().rank)

@@ -72,7 +72,7 @@ def balance_of(
     *,
     temperature: float,
     floor: float | None,
-    complete_only: bool = False,
+    complete_only: bool,
     huber_delta: float | None = None,
 ) -> Balance:
     """What the losses of q are functions of, given the scores under q of these questions' rationales."""

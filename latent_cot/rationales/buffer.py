@@ -47,7 +47,7 @@ class ReplayBuffer:
     each stored one: a buffer is meant to hold dozens of a question.
 
     Args:
-        capacity: rationales kept for each question.
+        capacity: rationales kept for each question; 0: it takes none.
         tolerance: 0 keeps everything that is not equal.
     """
 
@@ -67,7 +67,7 @@ class ReplayBuffer:
         """Offer a rationale; returns whether it was taken. One whose reward is not a number never is."""
         rationale = replace(rationale, log_probs=None)  # of the q that sampled it, which is another one by now
         item = Stored(rationale, tuple(log_reward[: len(rationale) + 1]), step)
-        if math.isnan(item.priority):
+        if math.isnan(item.priority) or not self.capacity:
             return False
         store = self._stores.setdefault(question, {})
         leaving = self._nearly_alike(store, rationale.tokens)

@@ -95,7 +95,7 @@ class Reward:
 
     @torch.no_grad()
     def with_reference(
-        self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool, reference: bool = True
+        self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool, reference: bool
     ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """`of_prefixes`, and with `reference` p's `Scores.log_actions` likewise, in one pass of p."""
         share = self.lm.processes.share(range(len(groups)))
@@ -146,7 +146,7 @@ class Reward:
 
 
 def log_joint(
-    scores: Scores, log_y: torch.Tensor, log_stop: torch.Tensor, *, ends_only: bool = False, with_prior: bool = True
+    scores: Scores, log_y: torch.Tensor, log_stop: torch.Tensor, *, ends_only: bool, with_prior: bool
 ) -> torch.Tensor:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} ⊤ Y) − log p(X), untempered, in nats, for every state.
 

@@ -185,13 +185,14 @@ class RunFolder:
 
         Raises UsageError for any other line that is no JSON object.
         """
-        return self._records(EVENTS, schemas.of_event)
+        return (record for record, _ in self._records(EVENTS, schemas.of_event))
 
-    def rationales(self) -> Iterator[dict[str, Any]]:
-        """All complete records of rationales.jsonl, likewise."""
-        return self._records(RATIONALES, lambda record: schemas.Sampled)
+    def rationales(self) -> Iterator[schemas.LoggedRationale]:
+        """All complete lines of rationales.jsonl, likewise."""
+        return (one for _, one in self._records(RATIONALES, lambda record: schemas.LoggedRationale))
 
-    def _records(self, name: str, kind: Callable[[dict[str, Any]], type]) -> Iterator[dict[str, Any]]:
+    def _records(self, name: str, kind: Callable[[dict[str, Any]], type]) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Each line as JSON, and as what its kind says that it holds."""
         file = self.path / name
         if not os.path.lexists(file):
             return
@@ -205,10 +206,10 @@ class RunFolder:
                         record = disk.parse_json(line, where, any_text=True)
                         if not isinstance(record, dict):
                             raise UsageError(f"{where}: no JSON object")
-                        disk.decoded(kind(record), record, where)
+                        found: Any = disk.decoded(kind(record), record, where)
                     except UsageError as error:
                         raise UsageError(f"{error}; take the line out") from error
-                    yield record
+                    yield record, found
         except OSError as error:
             raise UsageError(f"{file}: cannot be read ({error})") from error
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from latent_cot.types import ToolCall
+from latent_cot.types import Rationale
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Number = Annotated[float, Field(strict=True)]
@@ -138,26 +138,20 @@ class Evaluated(Diagnosed):
     metrics: dict[str, Figure] | None = None
 
 
-@dataclass
-class Written:
-    """What is shown of a rationale."""
-
-    text: str
-    calls: list[ToolCall]
-    truncated: bool
-
-
-@dataclass
-class Sampled:
-    """A line of `rationales.jsonl`."""
+@dataclass(frozen=True)
+class LoggedRationale:
+    """A rationale that was sampled while a run trained: a line of `rationales.jsonl`."""
 
     round: Count
-    unit: Count
     phase: str
+    unit: Count
+    """The unit of work within that phase, such as the step of the E-step, from 1."""
     question: str
-    rationale: Written
+    rationale: Rationale
     log_reward: Number | None
+    """log R of it at that time, nats; None: it was not finite or, for what was drawn for the M-step, not asked for."""
     count: Count
+    """How often it was among the samples of its question."""
 
 
 EVENTS: dict[str, type[Event]] = {

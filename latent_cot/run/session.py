@@ -283,7 +283,7 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
 
 
-def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
+def _choose_precision(wanted: str) -> tuple[torch.dtype, str]:
     """The type of the base model's weights, and why."""
     if wanted != "auto":
         return (torch.bfloat16 if wanted == "bf16" else torch.float32), f"--precision {wanted}"
@@ -292,6 +292,15 @@ def choose_precision(wanted: str) -> tuple[torch.dtype, str]:
     else:
         able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return (torch.bfloat16, "the hardware has bf16") if able else (torch.float32, "the hardware has no bf16")
+
+
+def new_accelerator(precision: str) -> tuple[Accelerator, torch.dtype, str]:
+    """The device of a run with that setting of `precision`, the base model's type, and why it is that."""
+    dtype, reason = _choose_precision(precision)
+    AcceleratorState._reset_state()  # a second session of this process may want another precision
+    # Unless it is told so, accelerate does not see that processes without a GPU belong together.
+    cpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if dtype is torch.bfloat16 else "no"), dtype, reason
 
 
 def peak_memory_bytes() -> int:
@@ -303,11 +312,7 @@ def peak_memory_bytes() -> int:
 def _load_model(config: RunConfig, on_load: Callable[[], None]) -> tuple[LanguageModel, Mapping[str, str], str]:
     folder = weights.resolve(config.model)
     on_load()
-    precision, reason = choose_precision(config.precision)
-    AcceleratorState._reset_state()  # a second session of this process may want another precision
-    # Unless it is told so, accelerate does not see that processes without a GPU belong together.
-    cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if precision is torch.bfloat16 else "no")
+    accelerator, precision, reason = new_accelerator(config.precision)
     how = "its weights divided among" if is_sharded(accelerator) else "in"
     several = f", {how} {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}{several}: {reason}."

@@ -183,13 +183,7 @@ class Spec(BaseModel):
 
 def read_spec(file: str) -> Spec:
     """The settings in a YAML file; its files are looked up from where it lies. Raises UsageError naming the line."""
-    path = disk.expanded(file)
-    try:
-        text = disk.read(path, MAX_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{file}: not UTF-8 text; save the file as UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file}: cannot be read ({error}); check the path") from None
+    text = disk.read_text(file, MAX_BYTES)
     try:
         top = yaml.compose(text, yaml.BaseLoader)
         record = yaml.load(text, yaml.BaseLoader)  # all is text, as in flags: `no` is a choice, not false
@@ -204,7 +198,7 @@ def read_spec(file: str) -> Spec:
             raise UsageError(f"{file}:{key.start_mark.line + 1}: {key.value!r} is there twice")
         lines[str(key.value)] = key.start_mark.line + 1
     found = checked({str(key): value for key, value in record.items()}, lambda name: f"{file}:{lines[name]}: {name}")
-    folder = path.absolute().parent
+    folder = disk.expanded(file).absolute().parent
     return found.model_copy(
         update={
             "data": tuple(in_full(one, folder) for one in found.data),

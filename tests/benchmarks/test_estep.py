@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from benchmarks import estep
 from benchmarks.machine import Machine
@@ -17,13 +16,7 @@ from benchmarks.meter import Meter, linear_weights
 from latent_cot.model.kv_cache import KVCache
 from tests.worlds import language_model
 
-
-@pytest.fixture(autouse=True)
-def own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of the last session for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def test_it_measures_each_part(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from benchmarks import finetune
 from latent_cot.methods import m_step
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Rationale
 
-
-@pytest.fixture(autouse=True)
-def own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of the last session for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture

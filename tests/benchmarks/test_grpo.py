@@ -52,7 +52,7 @@ def test_steps_are_timed_alone(tiny_model_dir: Path, trainers: list[Any], capfd:
         turns.append(step)
         time.sleep(1.0)
 
-    figures = measure(tiny_model_dir, warmup=1, between=between)
+    figures = measure(tiny_model_dir, between=between)
     assert turns == [0, 1]
     assert len(figures["seconds"]) == len(figures["generation_seconds"]) == 2
     for whole, sampling in zip(figures["seconds"], figures["generation_seconds"], strict=True):
@@ -63,7 +63,7 @@ def test_steps_are_timed_alone(tiny_model_dir: Path, trainers: list[Any], capfd:
 
 
 def test_the_work_is_that_of_an_e_step(tiny_model_dir: Path, trainers: list[Any]) -> None:
-    figures = measure(tiny_model_dir, pass_size=2)
+    figures = measure(tiny_model_dir)
     (trainer,) = trainers
     assert figures["completion_tokens"] == [5, 5]
     assert trainer.state.global_step == 3
@@ -72,8 +72,3 @@ def test_the_work_is_that_of_an_e_step(tiny_model_dir: Path, trainers: list[Any]
     weights = {name: weight.detach() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
     assert all("lora_" in name for name in weights)
     assert all(float(weight.abs().max()) > 0 for name, weight in weights.items() if "lora_B" in name)
-
-
-def test_a_step_that_does_not_split_is_refused(tiny_model_dir: Path) -> None:
-    with pytest.raises(ValueError, match="passes of 3"):
-        measure(tiny_model_dir, pass_size=3)

@@ -52,6 +52,12 @@ def test_best_first_and_bounded() -> None:
     assert len(buffer) == 2
 
 
+def test_without_capacity_it_takes_nothing() -> None:
+    buffer = ReplayBuffer(capacity=0)
+    assert not offer(buffer, (1,), -1)
+    assert "x" not in buffer and len(buffer) == 0
+
+
 def test_questions_have_stores_of_their_own() -> None:
     buffer = ReplayBuffer(capacity=1)
     offer(buffer, (1,), -3, "x")

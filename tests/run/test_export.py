@@ -23,7 +23,6 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -103,11 +102,7 @@ def snapshot(hub: Path, hub_id: str, model: Path) -> None:
     (repository / "snapshots" / REVISION).symlink_to(model)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Train q in each world with each objective, and measure how far it is from the exact posterior.
 
-The E-step is `collect` and `update`, as `latent-cot em` calls them, with other numbers.
+The E-step is `collect` and `update` of `methods/e_step.py`, which `latent-cot em` is made of too, with other numbers.
 """
 
 from __future__ import annotations

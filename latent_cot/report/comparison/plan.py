@@ -79,14 +79,13 @@ def read_variants(source: str) -> list[Variant]:
     Raises UsageError naming the file and the variant.
     """
     where = f"--variants {source}"
-    try:
-        if source in shipped():
-            text = (_SHIPPED / f"{source}.yaml").read_text("utf-8")
-        else:
-            text = disk.read(disk.expanded(source), MAX_CONFIG_BYTES).decode()
-    except (OSError, ValueError) as error:
-        why = f"cannot be read ({error}), and none of that name is shipped.{did_you_mean(source, shipped())}"
-        raise UsageError(f"{where}: {why}") from error
+    if source in shipped():
+        text = (_SHIPPED / f"{source}.yaml").read_text("utf-8")
+    else:
+        try:
+            text = disk.read_text(source, MAX_CONFIG_BYTES)
+        except UsageError as error:
+            raise UsageError(f"--variants {error}, or name a shipped one.{did_you_mean(source, shipped())}") from error
     record = parse_yaml(text, where)
     if not isinstance(record, Mapping) or not record:
         raise UsageError(f"{where}: must be a mapping of names to {{method: NAME, overrides: {{...}}}}")
@@ -166,8 +165,9 @@ def configure(
     Raises UsageError for a bad setting, for one that contradicts the budget, and for a budget too small for a step.
     """
     records = [*common, variant.overrides, *own]
+    task = next((record["task"] for record in reversed(records) if "task" in record), None)
     places = ["--set"] * len(common) + [f"variant {variant.name}"] + [f"--set {variant.name}"] * len(own)
-    config = load_config(preset, file, variant.method, task_of(records))
+    config = load_config(preset, file, variant.method, task)
     of_file = {} if file is None else read_settings(file)
     _refuse_set_by_itself(of_file, str(file))
     for record, where in zip(records, places, strict=True):
@@ -186,11 +186,6 @@ def configure(
                 "with --budget none"
             )
     return scaled
-
-
-def task_of(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """The last task that is named by some settings; None if none is."""
-    return next((record["task"] for record in reversed(records) if "task" in record), None)
 
 
 def command_of(run: Run, preset: str | None) -> str:

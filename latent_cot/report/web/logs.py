@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any
 
 from latent_cot.config.methods import METHODS
@@ -19,7 +19,8 @@ from latent_cot.report.plots import Curve
 from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Metric, Sweep, Task, TaskData
+from latent_cot.run.schemas import LoggedRationale
+from latent_cot.types import Example, Metric, Rationale, Sweep, Task, TaskData
 
 Json = dict[str, Any]
 
@@ -175,41 +176,41 @@ def rounded(value: Any) -> Any:
 # -- its rationales ----------------------------------------------------------------------------------------
 
 
-def logged(records: Iterable[Json]) -> list[Json]:
+def logged(rationales: Iterable[LoggedRationale]) -> list[Json]:
     """Rationales that were sampled while training, at the first, the middle and the last steps of each phase."""
-    chosen: list[Json] = []
-    for _, group in groupby(records, itemgetter("round", "phase")):
+    chosen: list[LoggedRationale] = []
+    for _, group in groupby(rationales, attrgetter("round", "phase")):
         found = list(group)
-        units = list(dict.fromkeys(record["unit"] for record in found))
+        units = list(dict.fromkeys(one.unit for one in found))
         wanted = {units[round(k * (len(units) - 1) / (LOGGED_STEPS - 1))] for k in range(LOGGED_STEPS)}
-        chosen += [record for record in found if record["unit"] in wanted]
+        chosen += [one for one in found if one.unit in wanted]
     return [
         {
-            **{name: record[name] for name in ("round", "phase", "unit", "question", "count")},
-            "text": segments(record["rationale"]),
-            "cut": record["rationale"]["truncated"],
-            "log_reward": rounded(record["log_reward"]),
+            **{name: getattr(one, name) for name in ("round", "phase", "unit", "question", "count")},
+            "text": segments(one.rationale),
+            "cut": one.rationale.truncated,
+            "log_reward": rounded(one.log_reward),
         }
-        for record in chosen
+        for one in chosen
     ]
 
 
-def segments(rationale: Mapping[str, Any]) -> list[list[str]]:
+def segments(rationale: Rationale) -> list[list[str]]:
     """A rationale's text in [kind, text] parts: "own" what the model wrote, "tool" a tool's result, "failed" why a call
     failed (which is no part of the text).
 
     The log has the text and the tokens, but only the tokenizer knows which tokens are which characters: a call's
     request is looked for in the text, and its result behind that. A result that is not found stays in an "own" part.
     """
-    text, parts, shown, cursor = rationale["text"], [], 0, 0
-    for call in rationale["calls"]:
-        asked = text.find(call["request"], cursor)
-        cursor = cursor if asked < 0 else asked + len(call["request"])
-        result = call["result"]
-        begin = -1 if result is None or asked < 0 else text.find(result, cursor)
-        if begin >= 0:
-            parts += [["own", text[shown:begin]], ["tool", result]]
-            shown = cursor = begin + len(result)
+    text, shown, cursor = rationale.text, 0, 0
+    parts: list[list[str]] = []
+    for call in rationale.calls:
+        asked = text.find(call.request, cursor)
+        cursor = cursor if asked < 0 else asked + len(call.request)
+        begin = -1 if call.result is None or asked < 0 else text.find(call.result, cursor)
+        if call.result is not None and begin >= 0:
+            parts += [["own", text[shown:begin]], ["tool", call.result]]
+            shown = cursor = begin + len(call.result)
     parts.append(["own", text[shown:]])
-    parts += [["failed", f"{call['request']}: {call['error']}"] for call in rationale["calls"] if call["error"]]
+    parts += [["failed", f"{call.request}: {call.error}"] for call in rationale.calls if call.error]
     return [part for part in parts if part[1]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from latent_cot.methods.method import Method
@@ -151,7 +150,7 @@ def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reas
     def greedy(name: Adapter) -> list[Json]:
         drawn = _draw(loop, name, [example for _, example in chosen], n=1, temperature=0.0, seed=0)
         firsts = [weighed.rationales[0] for _, weighed in drawn]
-        return [{**_outcome(one), "text": segments(asdict(one.rationale))} for one in firsts]
+        return [{**_outcome(one), "text": segments(one.rationale)} for one in firsts]
 
     adapters: tuple[Adapter, ...] = ("p", "q")
     by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in {*loop.reasoners, *reasoners}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from latent_cot.report.web import logs
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RATIONALES, RunFolder
 from latent_cot.tools import load as load_tool
-from latent_cot.types import Example, TaskData, UsageError
+from latent_cot.types import Example, Rationale, TaskData, UsageError, rationale_to_json
 from tests.tiny import build_tokenizer
 from tests.worlds import CountTool, FakeTool, random_chain
 
@@ -119,7 +118,7 @@ def test_facts(folder: RunFolder) -> None:
 
 
 def record(unit: int, number: int = 1) -> dict[str, Any]:
-    rationale = {"text": f" {unit}", "calls": [], "truncated": False}
+    rationale = rationale_to_json(Rationale((unit,), (True,), (True, True), f" {unit}"))
     head = {"round": number, "phase": "e_step", "unit": unit, "question": "1 + 1"}
     return {**head, "rationale": rationale, "log_reward": -1.0, "count": 2}
 
@@ -147,10 +146,10 @@ def test_an_unfinished_last_line_is_left_out_and_a_broken_one_named(folder: RunF
         collected(folder)
 
 
-def by_tokens(rules: ChainRules, rationale: dict[str, Any]) -> list[list[str]]:
+def by_tokens(rules: ChainRules, rationale: Rationale) -> list[list[str]]:
     """The oracle: the tokenizer knows."""
     parts: list[list[str]] = []
-    for token, chosen in zip(rationale["tokens"], rationale["policy_mask"], strict=True):
+    for token, chosen in zip(rationale.tokens, rationale.policy_mask, strict=True):
         kind = "own" if chosen else "tool"
         if not parts or parts[-1][0] != kind:
             parts.append([kind, ""])
@@ -168,7 +167,7 @@ def test_warnings_are_kept_and_are_no_figures(folder: RunFolder) -> None:
 def test_segments_are_what_the_tokens_say() -> None:
     rules = ChainRules(TextCodec(build_tokenizer(), allowed_characters=" ,.0123456789=+-"), [load_tool("calculator")])
     for text in (" 6 - 0 =, 6 - 4 =, 2 - 8 =", " 1 + 0 =, 1 + 1 =", " 11 - 11 =, 0 + 11 ="):
-        rationale = asdict(encode_rationale(text, rules))
+        rationale = encode_rationale(text, rules)
         assert logs.segments(rationale) == by_tokens(rules, rationale)
 
 
@@ -177,8 +176,8 @@ def test_segments_never_lose_text(tool: Any) -> None:
     rules = ChainRules(TextCodec(build_tokenizer()), [tool])
     rng = random.Random(0)
     for _ in range(50):
-        rationale = asdict(random_chain(rules, rng, 20))
+        rationale = random_chain(rules, rng, 20)
         parts = logs.segments(rationale)
-        assert "".join(text for kind, text in parts if kind != "failed") == rationale["text"]
-        failures = [call for call in rationale["calls"] if call["error"]]
+        assert "".join(text for kind, text in parts if kind != "failed") == rationale.text
+        failures = [call for call in rationale.calls if call.error]
         assert len([part for part in parts if part[0] == "failed"]) == len(failures)
