@@ -92,7 +92,7 @@ def read(path: str | Path, limit: int) -> bytes:
     return data
 
 
-def read_text(file: str | Path, limit: int) -> str:
+def user_text(file: str | Path, limit: int) -> str:
     """A user's text file of at most `limit` bytes. Raises UsageError if it cannot be read or is not UTF-8."""
     try:
         return read(expanded(file), limit).decode("utf-8-sig")

@@ -131,7 +131,8 @@ class EStepConfig(Section):
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"
     """The loss: `subtb` (the paper's Eq. 3), `pooled-subtb` (over all trajectories of a question), `vargrad` or
     `tb` (trajectory balance), or `prefix-tb` (the same of every prefix; for rewards that are nothing almost
-    everywhere). The last two learn one log Z, which all questions share."""
+    everywhere). The last two learn one log Z, which all questions share: where theirs differ, q is pulled off the
+    posterior."""
     huber_delta: PositiveAmount | None = 10.0
     """Deviations beyond this many nats count linearly. None: squared error."""
     reward_floor: PositiveAmount | None = 10.0

@@ -197,7 +197,7 @@ def write_yaml(record: Mapping[str, Any]) -> str:
 
 def read_settings(file: str | Path) -> Any:
     """What a file of settings holds, not yet checked. Raises UsageError if it cannot be read."""
-    return parse_yaml(disk.read_text(file, MAX_CONFIG_BYTES), str(file))
+    return parse_yaml(disk.user_text(file, MAX_CONFIG_BYTES), str(file))
 
 
 # -- values ----------------------------------------------------------------------------------------------
@@ -285,8 +285,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if e.max_staleness and not rollout.engine.startswith("http"):
         remedy = "give the addresses of vLLM servers, or --e-step.max-staleness 0"
         yield f"--e-step.max-staleness: --rollout.engine {rollout.engine} samples where q is trained; {remedy}"
-    if varied.history_dropout and rollout.granularity == "token":
-        yield "--augmentation.history-dropout drops steps: with --rollout.granularity token there are none; give 0"
+    if rollout.granularity == "token":
+        for name in ("history_dropout", "gap_share"):
+            if getattr(varied, name):
+                what = f"{flag(f'augmentation.{name}')} keeps the tokens of a step together"
+                yield f"{what}: with --rollout.granularity token there are no steps; give 0"
     if varied.concat_questions and target != "joint":
         yield f"--augmentation.concat-questions leaves no answer to be learned by --m-step.target {target}; give 0"
     if q_sees not in (None, config.q_sees):

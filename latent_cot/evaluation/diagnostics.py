@@ -132,10 +132,10 @@ def diagnose(
         )
         assert b.censored is not None
         _, balance = pooled_subtb(b)
-        log_reward = torch.cat([t.log_reward_at_end for t in of_members]).to(b.a.device)
-        _, importance = importance_weights(
-            log_reward.double(), scores.log_complete.double(), b.weight.double(), b.group
-        )
+        log_reward = torch.cat([t.log_reward_at_end for t in of_members])
+        # On the CPU: not every device has float64.
+        log_complete, weight = scores.log_complete.cpu().double(), b.weight.cpu().double()
+        _, importance = importance_weights(log_reward.double(), log_complete, weight, b.group.cpu())
         for k, (g, t) in enumerate(zip(members, of_members, strict=True)):
             own = b.group == k
             counts, bounded, states = b.weight[own, None], b.censored[own], b.states[own]
@@ -149,7 +149,7 @@ def diagnose(
                 ess=float(importance.ess[k]),
                 log_z=float(balance.log_z[k]) if worth else math.nan,
                 distinct=float(len(t.rationales)),
-                mass=float(scores.log_complete[own].double().exp().sum()),
+                mass=float(log_complete[own.cpu()].exp().sum()),
                 cut=seen["cut"],
                 failed_calls=seen["failed_calls"],
                 accuracy=seen.get("accuracy", math.nan),

@@ -221,9 +221,9 @@ def judge(
         for members, scores in score_in_batches(
             lm, base, parts, codec, max_tokens=max_tokens, answers_at="end", tool_tokens=True
         ):
-            log_z, log_y = scores.log_tool.double().sum(1), scores.at_end(scores.log_y)
+            log_z, log_y = scores.log_tool.cpu().double().sum(1), scores.at_end(scores.log_y).cpu()
             for k, member in enumerate(members):
-                own = scores.group == k
+                own = scores.group.cpu() == k
                 found[member] = list(zip(log_z[own].tolist(), log_y[own].tolist(), strict=True))
     scored = chain.from_iterable(found[member] for member in range(len(parts)))
     return [

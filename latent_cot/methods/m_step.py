@@ -94,7 +94,7 @@ def evidence_weights(
         read = [Group(prompt, list(of)) for prompt, of in zip(prompts, counts, strict=True)]
         size = settings["max_tokens"]
         for members, scores in score_in_batches(lm, lm.merged("q"), read, rules.codec, max_tokens=size):
-            log_q = scores.log_complete.double().cpu().split([len(counts[g]) for g in members])
+            log_q = scores.log_complete.cpu().double().split([len(counts[g]) for g in members])
             for g, of_question in zip(members, log_q, strict=True):
                 found[g] -= of_question
     return found
@@ -117,7 +117,7 @@ def log_evidence(
     """
     found = [0.0] * len(groups)
     for members, log_likelihood in _log_likelihoods(lm, lm.merged("p"), groups, rules, max_tokens, target):
-        rows = log_likelihood.double().cpu().split([len(groups[g].rationales) for g in members])
+        rows = log_likelihood.cpu().double().split([len(groups[g].rationales) for g in members])
         for g, row in zip(members, rows, strict=True):
             found[g] = float((row + log_weights[g]).logsumexp(0))
     return found

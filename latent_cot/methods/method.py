@@ -35,7 +35,7 @@ from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
 from latent_cot.rationales.batch import shown
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
-from latent_cot.rationales.reward import Comparison, Reward, other_answers
+from latent_cot.rationales.reward import Comparison, Reward, other_answers, refuse_no_part_of_the_reward
 from latent_cot.rationales.rollout import Counts, Draw, rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
@@ -84,8 +84,8 @@ class Method(Evaluator):
         if config.augmentation.concat_questions and not task.can_be_joined(questions):
             why = f"in questions of {name} that are joined the steps would be others"
             raise UsageError(f"--augmentation.concat-questions: {why}; give 0")
-        if METHODS[config.method].has_e_step and task.has_own_reward and config.e_step.prior == "sampler":
-            raise UsageError(f"--e-step.prior sampler: {name} has a reward of its own, without a prior; give model")
+        if METHODS[config.method].has_e_step:
+            refuse_no_part_of_the_reward(config.e_step, task, questions)
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
                 raise UsageError(f"--m-step.weighted: {name} has a reward of its own, not a probability; leave it out")

@@ -8,9 +8,10 @@ against the one that always works.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, cast
 
 import torch
@@ -23,10 +24,21 @@ from latent_cot.model.tree import TokenTree, flatten, linear_paths
 Trees = Literal["flat", "masked", "paths"]
 
 
-def run_trees(model: PreTrainedModel, trees: Sequence[TokenTree], kind: Trees = "flat", *, linear_head: bool) -> Tensor:
-    """(nodes, H) hidden states, or logits, at the nodes of `trees`, run in one of the ways of `Capabilities.trees`."""
+def run_trees(
+    model: PreTrainedModel,
+    trees: Sequence[TokenTree],
+    kind: Trees = "flat",
+    *,
+    linear_head: bool,
+    between: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """(nodes, H) hidden states, or logits, at the nodes of `trees`, run in one of the ways of `Capabilities.trees`.
+
+    Args:
+        between: called before each forward pass but the first.
+    """
     if kind == "paths":
-        return _run_paths(model, trees, linear_head)
+        return _run_paths(model, trees, linear_head, between)
     device = model.device
     batch = flatten(trees)
     if kind == "flat":
@@ -38,24 +50,40 @@ def run_trees(model: PreTrainedModel, trees: Sequence[TokenTree], kind: Trees = 
     return features[0].index_select(0, batch.rows.to(device))
 
 
-def _run_paths(model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: bool) -> Tensor:
+def _run_paths(
+    model: PreTrainedModel, trees: Sequence[TokenTree], linear_head: bool, between: Callable[[], object]
+) -> Tensor:
     """(nodes, H) hidden states, or logits, at the nodes of `trees`, each leaf's path run by itself."""
     paths = linear_paths(trees)
-    offsets = [sum(map(len, trees[:t])) for t in range(len(trees) + 1)]
+    offsets = list(accumulate(map(len, trees), initial=0))
+    # Without gradients nothing is kept of a pass: none needs more tokens than the trees have, or the longest path.
     longest = max(len(path) for _, path in paths)
-    ids, places = (torch.zeros(len(paths), longest, dtype=torch.long) for _ in range(2))
-    mask = torch.zeros_like(ids)
-    where = torch.empty(offsets[-1], dtype=torch.long)
-    for row, (t, path) in enumerate(paths):
-        size = len(path)
-        ids[row, :size], places[row, :size] = torch.tensor([trees[t].tokens, trees[t].positions])[:, path]
-        mask[row, :size] = 1
-        where[offsets[t] + torch.tensor(path)] = row * longest + torch.arange(size)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if not all(tree.gapless for tree in trees):
-        inputs["position_ids"] = places  # only then: not every architecture takes them
-    features = features_of(model, linear_head, **{name: value.to(model.device) for name, value in inputs.items()})
-    return features.flatten(0, 1)[where.to(features.device)]
+    at_once = len(paths) if torch.is_grad_enabled() else max(1, offsets[-1] // longest)
+    found: list[Tensor] = []
+    place: dict[int, int] = {}
+    """Node -> its row of what was found."""
+    for first in range(0, len(paths), at_once):
+        if first:
+            between()
+        part = paths[first : first + at_once]
+        width = max(len(path) for _, path in part)
+        ids, places, mask = (torch.zeros(len(part), width, dtype=torch.long) for _ in range(3))
+        cells: list[int] = []
+        for row, (t, path) in enumerate(part):
+            size = len(path)
+            ids[row, :size], places[row, :size] = torch.tensor([trees[t].tokens, trees[t].positions])[:, path]
+            mask[row, :size] = 1
+            for column, node in enumerate(path):
+                if offsets[t] + node not in place:
+                    place[offsets[t] + node] = len(place)
+                    cells.append(row * width + column)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if not all(tree.gapless for tree in trees):
+            inputs["position_ids"] = places  # only then: not every architecture takes them
+        features = features_of(model, linear_head, **{name: value.to(model.device) for name, value in inputs.items()})
+        found.append(features.flatten(0, 1)[torch.tensor(cells, device=features.device)])
+    order = torch.tensor([place[node] for node in range(offsets[-1])])
+    return torch.cat(found)[order.to(found[0].device)]
 
 
 def features_of(model: PreTrainedModel, linear_head: bool, *, use_cache: bool = False, **inputs: Any) -> Tensor:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -420,13 +421,13 @@ class LanguageModel:
         """
         longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
         self._refuse_too_long(longest)
-        model = self._to_run(model)
+        to_run = partial(self._to_run, model)
         kind, window = self.capabilities.trees, self.capabilities.window
         # Some models count the columns of a row from each other, whatever its mask says of them.
         if window is not None and (sum(map(len, trees)) if kind == "masked" else longest) > window:
             kind = "paths"
         with self.accelerator.autocast():
-            return run_trees(model, trees, kind, linear_head=self.capabilities.linear_head)
+            return run_trees(to_run(), trees, kind, linear_head=self.capabilities.linear_head, between=to_run)
 
     def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """(n, V), or (n, len(ids)), float32 logits at n hidden states: of all tokens, or of `ids` only."""

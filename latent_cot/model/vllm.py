@@ -16,9 +16,10 @@ import itertools
 import operator
 import shutil
 import tempfile
+import threading
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,7 +38,11 @@ AT_ONCE = 256
 MAX_LISTED = 1024
 """Tokens that vLLM lets a request allow, or forbid."""
 _FORBIDDEN = -100.0
-"""Added to a logit: the token is as good as impossible."""
+"""Added to a logit: the token is as good as impossible ..."""
+_HOTTEST = 3.0
+"""... at temperatures up to this one: vLLM divides what was added too."""
+_PLAIN = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Of what is left out a server takes the value that the model's `generation_config.json` recommends."""
 
 
 def alphabet(allowed: Sequence[int], vocabulary: int) -> dict[str, Any]:
@@ -56,6 +61,10 @@ def sampling(requests: Sequence[Request], vocabulary: int) -> list[dict[str, Any
     """vLLM's parameters of each request, as its servers and its `SamplingParams` both take them."""
     shared = {id(request.allowed): request.allowed for request in requests}  # one or two, of many tokens
     alphabets = {key: alphabet(allowed, vocabulary) for key, allowed in shared.items()}
+    hottest = max((one.temperature for one in requests if "logit_bias" in alphabets[id(one.allowed)]), default=0.0)
+    if hottest > _HOTTEST:
+        why = f"at temperature {hottest:g} vLLM cannot keep tokens out of this task's rationales"
+        raise UsageError(f"--rollout.engine: {why}; give at most {_HOTTEST:g}, or use transformers")
     return [
         {
             "max_tokens": request.max_tokens,
@@ -65,6 +74,7 @@ def sampling(requests: Sequence[Request], vocabulary: int) -> list[dict[str, Any
             "stop_token_ids": list(request.ends),
             "ignore_eos": True,  # it is among `ends` where it is the stop
             "logprobs": 0,  # of the chosen token
+            **_PLAIN,
             **alphabets[id(request.allowed)],
         }
         for request in requests
@@ -140,15 +150,16 @@ def _reason(content: str) -> str:
 
 
 class _Versions:
-    """The folders that adapters are read from, one for each version: what an engine has cached goes by its name."""
+    """The folders that adapters are read from, one for each version: what an engine has cached goes by its name. A
+    version is there for as long as somebody asks for it."""
 
     def __init__(self) -> None:
         self.client = f"latent-cot-{uuid.uuid4().hex[:8]}"
-        self.present: dict[str, str] = {}
-        """Adapter -> the name of its present version."""
-        self.loaded: dict[str, deque[str]] = {}
-        """Adapter -> the names of its versions that the engine has, oldest first."""
+        self.loaded: dict[str, list[str]] = {}
+        """Adapter -> the names of its versions that the engine has, the present one last."""
         self.number = 0
+        self._asked, self._lock = Counter[str](), threading.Lock()
+        """For which versions there are requests, and how many calls have made them."""
         self._open = ExitStack()
         self._folder = self._open.enter_context(disk.new_folder(Path(tempfile.gettempdir()) / "latent-cot"))
 
@@ -163,17 +174,27 @@ class _Versions:
         save(self.folder(name))
         return name
 
-    def replace(self, adapter: str, name: str) -> str | None:
-        """Make this the present version. Returns the one that nobody asks for any more, whose folder goes: not the last
-        one, which another thread may be asking for just now."""
-        of_adapter = self.loaded.setdefault(adapter, deque())
-        of_adapter.append(name)
-        self.present[adapter] = name
-        if len(of_adapter) < 3:
-            return None
-        old = of_adapter.popleft()
-        shutil.rmtree(self.folder(old))
+    def replace(self, adapter: str, name: str) -> list[str]:
+        """Make this the present version. Returns those that nobody asks for any more, whose folders go."""
+        with self._lock:
+            of_adapter = [*self.loaded.get(adapter, ()), name]
+            old = [one for one in of_adapter[:-1] if not self._asked[one]]
+            self.loaded[adapter] = [one for one in of_adapter if one not in old]
+        for one in old:
+            shutil.rmtree(self.folder(one))
         return old
+
+    @contextlib.contextmanager
+    def asked(self, adapter: str) -> Iterator[str]:
+        """The name of the present version, which stays there meanwhile."""
+        with self._lock:
+            name = self.loaded[adapter][-1]
+            self._asked[name] += 1
+        try:
+            yield name
+        finally:
+            with self._lock:
+                self._asked[name] -= 1
 
     def close(self) -> None:
         """Remove them all."""
@@ -202,22 +223,23 @@ class VllmServers:
                 server.call("load_lora_adapter", load)
             except _Lost as error:
                 self._lose(server, error)
-        if (old := self._versions.replace(adapter, name)) is not None:
+        for old in self._versions.replace(adapter, name):
             self._unload(old)
 
     def complete(self, adapter: str, requests: Sequence[Request]) -> list[Completion]:
-        name, found = self._versions.present[adapter], dict[int, Completion]()
+        found = dict[int, Completion]()
         parameters = sampling(requests, self._vocabulary)
-        while missing := [k for k in range(len(requests)) if k not in found]:
-            asked = [
-                (k, server, self._workers.submit(server.complete, name, requests[k].prompt, parameters[k]))
-                for k, server in zip(missing, itertools.cycle(self._alive()), strict=False)
-            ]
-            for k, server, answer in asked:
-                try:
-                    found[k] = answer.result()
-                except _Lost as error:
-                    self._lose(server, error)
+        with self._versions.asked(adapter) as name:
+            while missing := [k for k in range(len(requests)) if k not in found]:
+                asked = [
+                    (k, server, self._workers.submit(server.complete, name, requests[k].prompt, parameters[k]))
+                    for k, server in zip(missing, itertools.cycle(self._alive()), strict=False)
+                ]
+                for k, server, answer in asked:
+                    try:
+                        found[k] = answer.result()
+                    except _Lost as error:
+                        self._lose(server, error)
         return [found[k] for k in range(len(requests))]
 
     def close(self) -> None:
@@ -273,21 +295,20 @@ class VllmHere:
 
     def put(self, adapter: str, save: Callable[[Path], None]) -> None:
         name = self._versions.new(adapter, save)
-        old = self._versions.replace(adapter, name)
-        if old is not None:
+        for old in self._versions.replace(adapter, name):
             self._llm.llm_engine.remove_lora(_number(old))
 
     def complete(self, adapter: str, requests: Sequence[Request]) -> list[Completion]:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
-        name = self._versions.present[adapter]
-        answers = self._llm.generate(
-            [{"prompt_token_ids": list(request.prompt)} for request in requests],
-            [SamplingParams(detokenize=False, **one) for one in sampling(requests, self._vocabulary)],
-            lora_request=LoRARequest(name, _number(name), str(self._versions.folder(name))),
-            use_tqdm=False,
-        )
+        with self._versions.asked(adapter) as name:
+            answers = self._llm.generate(
+                [{"prompt_token_ids": list(request.prompt)} for request in requests],
+                [SamplingParams(detokenize=False, **one) for one in sampling(requests, self._vocabulary)],
+                lora_request=LoRARequest(name, _number(name), str(self._versions.folder(name))),
+                use_tqdm=False,
+            )
         return [_completion(answer.outputs[0]) for answer in answers]
 
     def close(self) -> None:

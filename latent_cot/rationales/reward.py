@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from latent_cot.config.schema import EStepConfig
+from latent_cot.config.settings import flag
 from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives.balance import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_in_batches
-from latent_cot.types import Example, Rationale, Task
+from latent_cot.types import Example, Rationale, Task, UsageError
 
 FREE_WORDS = 3
 """So many words in a row may be those of Y: names and phrases come again."""
@@ -143,6 +145,28 @@ class Reward:
     def _scores(self, adapter: Weights, groups: Sequence[Group], **settings: Any) -> Iterator[tuple[list[int], Scores]]:
         model = self.lm.merged(adapter)
         return score_in_batches(self.lm, model, groups, self.codec, max_tokens=self.max_tokens, **settings)
+
+
+def refuse_no_part_of_the_reward(c: EStepConfig, task: Task, questions: Sequence[Example]) -> None:
+    """Raises UsageError for a setting of the reward that would change none of these questions' rationales."""
+    changed = {
+        "prior": c.prior != "model",
+        "score_tool_tokens": c.score_tool_tokens,
+        "answer_weight": c.answer_weight != 1,
+        "answer_reward": c.answer_reward != "joint",
+        "wrong_candidate_penalty": c.wrong_candidate_penalty > 0,
+    }
+    why = dict[str, str]()
+    if c.prior == "sampler":
+        why["score_tool_tokens"] = "what q wrote before its training has no tokens of a tool's"
+    if not any(map(task.candidates, questions)):
+        no_candidates = f"no question of {task.name} has candidates that Y could be compared with"
+        why |= dict.fromkeys(("answer_reward", "wrong_candidate_penalty"), no_candidates)
+    if task.has_own_reward:
+        why |= dict.fromkeys(changed, f"{task.name} has a reward of its own, of which this is no part")
+    for name, reason in why.items():
+        if changed[name]:
+            raise UsageError(f"{flag(f'e_step.{name}')}: {reason}; leave it out")
 
 
 def log_joint(

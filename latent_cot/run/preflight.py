@@ -115,7 +115,9 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
         n = sum(n > rules.max_tokens for n in tokens)
         long = f"{n} of {len(tokens)} demonstrations have more than {rules.max_tokens} tokens"
         which = name_of(examples[tokens.index(longest)])
-        raise UsageError(f"{long}: raise --rollout.max-tokens, to {longest} for all; the longest is that of {which}")
+        # One more: what is as long as may be is stopped by force, and teaches no stop.
+        remedy = f"raise --rollout.max-tokens, to {longest + 1} for all"
+        raise UsageError(f"{long}: {remedy}; the longest is that of {which}")
     if task.is_measured or task.has_own_reward or any(map(task.candidates, examples)):
         return []  # there is no answer to be read off a rationale
     answers = [task.answer(rationale) for rationale in rationales]

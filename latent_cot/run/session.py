@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin, set_seed
 from peft import LoraConfig
 
 from latent_cot import disk
@@ -300,7 +300,13 @@ def new_accelerator(precision: str) -> tuple[Accelerator, torch.dtype, str]:
     AcceleratorState._reset_state()  # a second session of this process may want another precision
     # Unless it is told so, accelerate does not see that processes without a GPU belong together.
     cpu = not torch.accelerator.is_available()
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if dtype is torch.bfloat16 else "no"), dtype, reason
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="bf16" if dtype is torch.bfloat16 else "no",
+        # Each backward pass is a step's own; a launcher's number would divide its gradients.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    return accelerator, dtype, reason
 
 
 def peak_memory_bytes() -> int:

@@ -183,7 +183,7 @@ class Spec(BaseModel):
 
 def read_spec(file: str) -> Spec:
     """The settings in a YAML file; its files are looked up from where it lies. Raises UsageError naming the line."""
-    text = disk.read_text(file, MAX_BYTES)
+    text = disk.user_text(file, MAX_BYTES)
     try:
         top = yaml.compose(text, yaml.BaseLoader)
         record = yaml.load(text, yaml.BaseLoader)  # all is text, as in flags: `no` is a choice, not false

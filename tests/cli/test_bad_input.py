@@ -295,6 +295,21 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
         ),
         (["--task", "random_numbers", "--m-step.weighted"], ["--m-step.weighted", "a reward of its own"]),
         (["--rollout.tools", "calculator", "calculator"], ["--rollout.tools calculator: its trigger '='"]),
+        # What would change no reward.
+        (
+            ["--task", "random_numbers", "--e-step.answer-weight", "2"],
+            ["--e-step.answer-weight", "a reward of its own"],
+        ),
+        (["--task", "random_numbers", "--e-step.prior", "sampler"], ["--e-step.prior", "a reward of its own"]),
+        (
+            ["--e-step.answer-reward", "normalised"],
+            ["--e-step.answer-reward", "no question of arithmetic has candidates"],
+        ),
+        (["--e-step.wrong-candidate-penalty", "5"], ["--e-step.wrong-candidate-penalty", "candidates"]),
+        (
+            ["--e-step.prior", "sampler", "--e-step.score-tool-tokens"],
+            ["--e-step.score-tool-tokens", "before its training"],
+        ),
     ],
 )
 def test_what_a_method_cannot_do_is_told_before_a_model_is_loaded(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +24,7 @@ from latent_cot.model.vllm import VllmServers, alphabet
 from latent_cot.types import UsageError
 from tests.conftest import ROOT
 from tests.engines import FakeVllm, ReferenceEngine, serving
+from tests.worlds import language_model
 
 SMOKE = ["em", "--task", "arithmetic", "--preset", "smoke", "--precision", "fp32"]
 SHORT = [
@@ -168,8 +173,6 @@ def test_an_alphabet_is_allowed_or_the_rest_forbidden_or_too_much() -> None:
 
 
 def test_requests_are_spread_and_come_back_in_order(servers: tuple[FakeVllm, FakeVllm], tiny_model_dir: Path) -> None:
-    from tests.worlds import language_model
-
     lm = language_model(tiny_model_dir)
     alone = ReferenceEngine(tiny_model_dir)
     together = VllmServers([server.address for server in servers], alone.vocabulary)
@@ -202,7 +205,7 @@ def test_nobody_waits_for_what_is_asked_for_when_it_ends(
 ) -> None:
     monkeypatch.setattr(vllm, "AT_ONCE", 1)
     together = VllmServers([servers[0].address], 99)
-    together._versions.present["q"] = "q"
+    together._versions.loaded["q"] = ["q"]
     calls: list[object] = []
 
     def complete(*arguments: object) -> Completion:
@@ -215,6 +218,52 @@ def test_nobody_waits_for_what_is_asked_for_when_it_ends(
         together.complete("q", [REQUEST] * 50)
     together.close()
     assert len(calls) < 5
+
+
+def test_a_version_stays_while_somebody_asks_for_it(
+    servers: tuple[FakeVllm, FakeVllm], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that wait for their turn are of the adapter that was the present one when they were made."""
+    monkeypatch.setattr(vllm, "AT_ONCE", 1)
+    server, lm = servers[0], language_model(tiny_model_dir)
+    engine = VllmServers([server.address], server.engine.vocabulary)
+    free, complete = threading.Event(), vllm._Server.complete
+
+    def slow(*arguments: Any) -> Completion:
+        assert free.wait(60)
+        return complete(*arguments)
+
+    monkeypatch.setattr(vllm._Server, "complete", slow)
+    with lm.sampling_by(engine), ThreadPoolExecutor() as thread:
+        lm.publish("q")
+        first = thread.submit(engine.complete, "q", [REQUEST] * 3)
+        while not +engine._versions._asked:
+            time.sleep(0.01)
+        for _ in range(3):
+            lm.copy_adapter("p", "q")  # another version
+            lm.publish("q")
+        held = set(server.engine.adapters)
+        free.set()
+        assert len(first.result()) == 3
+        lm.copy_adapter("p", "q")
+        lm.publish("q")
+        assert len(server.engine.adapters) == 1 < len(held) == 2, "the first and the present one; then this one"
+
+
+def test_a_server_is_left_no_choice() -> None:
+    """What a request leaves out, a server takes from what the model's maker recommends."""
+    (asked,) = vllm.sampling([REQUEST], 5000)
+    neutral = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert neutral.items() <= asked.items()
+
+
+def test_at_a_high_temperature_no_token_can_be_forbidden() -> None:
+    few = replace(REQUEST, temperature=1000.0)
+    vllm.sampling([few], 5000)
+    many = replace(few, allowed=range(4999))
+    with pytest.raises(UsageError, match=r"at temperature 1000 .* at most 3"):
+        vllm.sampling([few, many], 5000)
+    vllm.sampling([few, replace(many, temperature=2.0)], 5000)
 
 
 def test_the_script_for_two_machines_is_one() -> None:

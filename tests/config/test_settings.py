@@ -304,9 +304,11 @@ def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None
         lessons = replace(RunConfig().augmentation, **flags)
         with pytest.raises(UsageError, match="--augmentation"):
             check(replace(RunConfig(), augmentation=lessons))
-    by_token = replace(load_config(), rollout=replace(RunConfig().rollout, granularity="token"))
-    with pytest.raises(UsageError, match="granularity"):
-        check(by_token)
+    by_token = replace(RunConfig(), rollout=replace(RunConfig().rollout, granularity="token"))
+    for name in ("history_dropout", "gap_share"):
+        varied = replace(by_token, augmentation=replace(RunConfig().augmentation, **{name: 0.5}))
+        with pytest.raises(UsageError, match=rf"--augmentation\.{name.replace('_', '-')}.*granularity token"):
+            check(varied)
     answers_only = replace(load_config(), m_step=replace(RunConfig().m_step, target="candidates"))
     with pytest.raises(UsageError, match=r"concat-questions.*m-step\.target candidates"):
         check(answers_only)

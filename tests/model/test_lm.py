@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from latent_cot.model import architecture
 from latent_cot.model import tree as tree_module
 from latent_cot.model.architecture import Capabilities, Trees, run_trees
 from latent_cot.model.lm import LanguageModel
@@ -323,3 +324,26 @@ def test_hidden_states_come_tree_after_tree(lm: LanguageModel) -> None:
     torch.testing.assert_close(by_tree, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(by_path, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(some, expected[:, [3, 50]], atol=1e-4, rtol=1e-4)
+
+
+def test_paths_need_no_larger_passes_than_their_trees(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward is asked for behind each prefix: as paths these are many times the tokens that they are as a tree."""
+    tree = TokenTree()
+    trunk = tree.extend(-1, list(range(30, 38)))
+    for node in trunk:
+        tree.extend(node, [20, 21])
+    model, sizes, features_of = lm.merged("q"), list[int](), architecture.features_of
+
+    def spied(*arguments: Any, **inputs: Any) -> torch.Tensor:
+        sizes.append(inputs["input_ids"].numel())
+        return features_of(*arguments, **inputs)
+
+    monkeypatch.setattr(architecture, "features_of", spied)
+    passes: list[None] = []
+    expected = run_trees(model, [tree, tree], "paths", linear_head=True)
+    assert len(sizes) == 1 and sizes[0] > 2 * len(tree), "with gradients everything is kept anyway"
+    with torch.no_grad():
+        found = run_trees(model, [tree, tree], "paths", linear_head=True, between=lambda: passes.append(None))
+    assert len(passes) + 1 == len(sizes[1:]) > 1
+    assert max(sizes[1:]) <= 2 * len(tree)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

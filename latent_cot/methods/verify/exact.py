@@ -54,7 +54,7 @@ def log_probs(
         rows = list(group)
         zs = [rationales[k] for k in rows]
         sequences = torch.tensor([[*prompt, *z.tokens, *answer] for z in zs])
-        logits = model(input_ids=sequences, use_cache=False).logits.double()
+        logits = model(input_ids=sequences.to(model.device), use_cache=False).logits.cpu().double()
         logits = logits[:, len(prompt) - 1 :]  # (B, n + |Y| + 1, V); entry i predicts the token after the prefix s_i
 
         blocked = torch.ones(len(zs), n + 1, codec.vocab_size, dtype=torch.bool)

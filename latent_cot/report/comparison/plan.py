@@ -83,7 +83,7 @@ def read_variants(source: str) -> list[Variant]:
         text = (_SHIPPED / f"{source}.yaml").read_text("utf-8")
     else:
         try:
-            text = disk.read_text(source, MAX_CONFIG_BYTES)
+            text = disk.user_text(source, MAX_CONFIG_BYTES)
         except UsageError as error:
             raise UsageError(f"--variants {error}, or name a shipped one.{did_you_mean(source, shipped())}") from error
     record = parse_yaml(text, where)
