@@ -306,7 +306,8 @@ def test_lessons_have_shares_and_drop_steps_only_where_there_are_steps() -> None
             check(replace(RunConfig(), augmentation=lessons))
     by_token = replace(RunConfig(), rollout=replace(RunConfig().rollout, granularity="token"))
     for name in ("history_dropout", "gap_share"):
-        varied = replace(by_token, augmentation=replace(RunConfig().augmentation, **{name: 0.5}))
+        own: dict[str, Any] = {name: 0.5}
+        varied = replace(by_token, augmentation=replace(RunConfig().augmentation, **own))
         with pytest.raises(UsageError, match=rf"--augmentation\.{name.replace('_', '-')}.*granularity token"):
             check(varied)
     answers_only = replace(load_config(), m_step=replace(RunConfig().m_step, target="candidates"))
