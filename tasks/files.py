@@ -124,8 +124,10 @@ def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
         return None
     if name not in fields:
         raise UsageError(f"{where}: the field {name!r} is missing; found: {', '.join(sorted(fields)) or 'none'}")
-    if kind is int and isinstance(fields, CsvRow) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
-        value = int(value)  # all that CSV has is text
+    if kind is int and isinstance(fields, CsvRow):  # all that CSV has is text
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
+            raise UsageError(f"{where}: the field {name!r} must be a whole number like 1000, not {shorten(value)}")
+        value = int(value)
     if type(value) is not kind:
         wanted = {int: "an integer without quotes", str: "a string"}.get(kind, kind.__name__)
         raise UsageError(f"{where}: the field {name!r} must be {wanted}, not {kind_of(value)}")
@@ -138,11 +140,18 @@ def sources(text: str) -> list[str]:
 
 
 def in_full(name: str, folder: Path | None = None) -> str:
-    """`FILE`, `FILE.py:NAME` or `FOLDER?split=...` with its whole path, if there is such a file in `folder` (None: the
-    present one); another name as it is."""
+    """`FILE`, `FILE.py:NAME` or `FOLDER?split=...` with its whole path, if there is such a file; another name as it is.
+    With a `folder` all names but those on the hub are of files there, whether they exist or not."""
     found = re.fullmatch(r"(.*?\.py(?=:|$)|[^?]*)(.*)", name, re.DOTALL)
-    path = (folder or Path()).absolute() / disk.expanded(found[1] if found else "")
-    return f"{path}{found[2]}" if found and found[1] and path.exists() else name
+    if not found or not found[1] or name.startswith(HUB):
+        return name
+    path = (folder or Path()).absolute() / disk.expanded(found[1])
+    return f"{path}{found[2]}" if folder or path.exists() else name
+
+
+def _no_such_file(name: str) -> UsageError:
+    begins = "" if disk.expanded(name).is_absolute() else f", which begins in {Path().absolute()}"
+    return UsageError(f"{name}: no such file; check the path{begins}")
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -161,7 +170,7 @@ def _dataset_rows(source: str) -> Iterator[Row]:
     config, split, column = given.get("config"), given.get("split", "train"), given.get("column")
     path = disk.expanded(name)
     if not on_hub and not path.exists():
-        raise UsageError(f"{name}: no such file; check the path")
+        raise _no_such_file(name)
     try:
         if on_hub or path.is_dir():
             rows: Any = datasets.load_dataset(name if on_hub else str(path), config, split=split, streaming=True)
@@ -185,7 +194,7 @@ def _read_text(path: str) -> str:
     try:
         data = disk.read(disk.expanded(path), MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; check the path") from None
+        raise _no_such_file(path) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UsageError(f"{path}: cannot be read: {error}") from None
     return data.decode("utf-8-sig", errors="surrogateescape")

@@ -10,6 +10,7 @@ from __future__ import annotations
 if not __name__.startswith("latent_cot."):
     raise ImportError(f"import this package as `latent_cot.tools`, not as `{__name__}`")
 
+import inspect
 import pkgutil
 import re
 from collections.abc import Callable
@@ -54,6 +55,10 @@ def tool(
     """
 
     def decorate(function: Callable[[str], str]) -> FunctionTool:
+        try:
+            inspect.signature(function).bind("")
+        except TypeError as error:
+            raise UsageError(f"{function.__name__}: a tool is called with one text, the request: {error}") from error
         called = name or function.__name__
         says = description or (function.__doc__ or called).strip().splitlines()[0]
         made = FunctionTool(called, trigger, says, function, isolated)

@@ -65,6 +65,8 @@ def pick(module: ModuleType, where: str, kind: Kind, fits: Callable[[Any], bool]
     if not hasattr(module, name):
         raise UsageError(f"{where}: defines no {name!r}.{did_you_mean(name, known)}")
     value = getattr(module, name)
+    if lacking := sorted(getattr(value, "__abstractmethods__", ())) if isinstance(value, type) else []:
+        raise UsageError(f"{where}: {name} lacks {', '.join(lacking)} (see {kind}s/README.md)")
     try:
         return value() if isinstance(value, type) else value
     except Exception as error:  # the user's constructor may raise anything

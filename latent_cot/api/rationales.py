@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from latent_cot.api import show
 from latent_cot.methods.scored import ScoredRationale
-from latent_cot.model.lm import Adapter
+from latent_cot.model.lm import ADAPTERS, Adapter
 from latent_cot.objectives.importance import bound_error
 from latent_cot.report.tables import Table, bar, data_frame, escaped, page
 from latent_cot.report.terminal import RATIONALE_HEADING
@@ -58,6 +58,8 @@ class Rationales(Sequence[ScoredRationale]):
 
     def coloured_by(self, adapter: Adapter) -> Rationales:
         """The same rationales, coloured by log q ("q") or log p ("p"). Raises UsageError where there is no q."""
+        if adapter not in ADAPTERS:
+            raise UsageError(f"colour by {adapter!r}: give 'q' or 'p'")
         if adapter == "q" and any(item.log_q is None for item in self.items):
             raise UsageError("there is no q here: colour by p")
         return replace(self, colour_by=adapter)

@@ -107,8 +107,12 @@ class Evaluation:
         """What a reasoner's wrong answers did wrong, on a split or over all of them."""
         from latent_cot.evaluation.evaluate import Mistakes
 
+        if reasoner not in self.figures:
+            raise UsageError(f"reasoner {reasoner!r}: those that were asked are {', '.join(self.figures)}")
         found = Mistakes(self.task)
-        for outcome in chain.from_iterable(of for name, of in self.outcomes[reasoner].items() if split in (None, name)):
+        for outcome in chain.from_iterable(
+            of for name, of in self.outcomes.get(reasoner, {}).items() if split in (None, name)
+        ):
             if not outcome.correct:
                 found.add(outcome)
         return found

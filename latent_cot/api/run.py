@@ -268,6 +268,8 @@ class Run:
         return self._loop
 
     def _example(self, question: str | Example, answer: str | None) -> Example:
+        if not isinstance(question, str | Example):
+            raise TypeError(f"a question is a text, or an Example: {question!r:.80}")
         example = question if isinstance(question, Example) else self.task.example(question, answer)
         for text in (example.x, example.y, example.z, example.answer, example.question):
             disk.refuse_surrogates(text or "", "question")

@@ -116,8 +116,10 @@ def train(
     return _run(config, path, callbacks, progress, resume=False)
 
 
-def resume(run: Run, *, callbacks: Iterable[Callback] = (), progress: bool = True) -> Run:
-    """Go on with a run that was stopped, or killed, with its own settings; returns it. See `train`."""
+def resume(run: Run | str | Path, *, callbacks: Iterable[Callback] = (), progress: bool = True) -> Run:
+    """Go on with a run, or the one in a folder, that was stopped, or killed, with its own settings; returns it. See
+    `train` and `load`."""
+    run = run if isinstance(run, Run) else load(run)
     if run.path is None:
         raise UsageError(f"{run.config.model}: a base model is no run; start one by train()")
     return _run(run.config, run.path, callbacks, progress, resume=True)
@@ -125,6 +127,8 @@ def resume(run: Run, *, callbacks: Iterable[Callback] = (), progress: bool = Tru
 
 def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
     console = Console(stderr=True, quiet=not shown or os.environ.get("RANK", "0") != "0")
+    if callable(callbacks):
+        raise TypeError(f"callbacks is a list of them: [{getattr(callbacks, '__name__', '...')}]")
     callbacks, stop = list(callbacks), False
 
     def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:

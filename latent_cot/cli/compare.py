@@ -122,6 +122,9 @@ def run(argv: Sequence[str]) -> int:
         table.save_plot(rows, path / "comparison.svg", title, numbers)
     except ImportError:
         say(console, "No comparison.svg without matplotlib: pip install 'latent-cot[plot]'", style="dim")
+    known = {file.parts[-3] for file in path.glob("*/seed*/config.yaml")}
+    if others := sorted(known.difference(one.variant for one in runs)):
+        say(console, f"The table is without {', '.join(others)}, of which there are runs in {path}: name them too.")
     if options.json:
         print_json(found)
     for shown in [] if options.json else tables:

@@ -51,7 +51,8 @@ class ReportOptions:
     seed: int = 0
     """Seeds the sampling."""
     no_model: Switch = False
-    """Leave the rationales out: what the run has logged is all that is shown, and no model is loaded."""
+    """Leave the rationales out: what the run has logged is all that is shown, and no model is loaded. A task of your
+    own is, to read the figures by."""
     trust_code: Switch = False
     """Run the Python files that a run's configuration names (a task, a tool, a model's)."""
 

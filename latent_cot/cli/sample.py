@@ -69,7 +69,8 @@ def run(argv: Sequence[str]) -> int:
             {**row(z), "log_prob": z.log_prob(writer), "calls": [asdict(call) for call in z.rationale.calls]}
             for z in best
         ]
-        print_json({**head, "gold": found.example.answer, **settings, "samples": samples})
+        weights = {"ess": found.ess, "bound": found.bound, "bound_error": found.bound_error}
+        print_json({**head, "gold": found.example.answer, **settings, **weights, "samples": samples})
         return 0
     say(console, found.title)
     replace(found, items=tuple(best)).table().show(console)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.text import Text
 
+from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.report.tables import Cell, Table
 from latent_cot.report.terminal import Items, say
-from latent_cot.types import UsageError, did_you_mean
+from latent_cot.types import Task, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from latent_cot.methods.verify.run import Case, Result, Settings
@@ -82,6 +83,9 @@ def _verify_task(options: VerifyOptions) -> int:
     config = load_config(options.preset, options.config, "em", options.task)
     check(config)
     refuse_task_code(config, trusted=options.trust_code)
+    task = tasks.load(config.task, config.data.options)
+    if type(task).texts is Task.texts:  # before a model is loaded
+        raise UsageError(f"--task {options.task}: {task.name} lists no rationales (`Task.texts`)")
     session = open_session(config)
     console, started = progress_console(to_stderr=options.json), time.perf_counter()
     for note in session.notes:

@@ -6,6 +6,7 @@ the tokens of a demonstration; so a replayed, demonstrated or sampled rationale 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,6 +177,9 @@ def check_rationale(rationale: Rationale, codec: TextCodec) -> None:
         raise ValueError(f"the rationale {rationale.text!r:.80} has a call where it has no token")
 
 
+_NUMBER = re.compile(r"\s*[-\u2212]?[0-9]+")
+
+
 def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> Rationale:
     """A demonstrated rationale (without the tools' results) as the trajectory that would sample it.
 
@@ -185,7 +189,7 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
     Raises UsageError if the policy could not have written it: a token outside the allowed alphabet, a
     tool call that fails, too many tokens, or an end that is no state.
     """
-    chain, codec, it = Chain(rules), rules.codec, f"demonstration {text!r}"
+    chain, codec, it = Chain(rules), rules.codec, f"{'rationale' if written else 'demonstration'} {text!r}"
     rest = text.removeprefix(" ") if codec.begins_a_line else text
     while rest:
         # A tool's result goes in right after its trigger, so what follows is encoded by itself, as the
@@ -199,8 +203,10 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
             if chain.full:
                 raise UsageError(f"{it} has more than {rules.max_tokens} tokens: raise --rollout.max-tokens")
             chain.push(token)
-        if written and len(chain.calls) > called:
-            rest = rest.removeprefix(chain.calls[-1].result or "")
+        if written and len(chain.calls) > called and (result := chain.calls[-1].result) is not None:
+            if not rest.startswith(result) and (other := _NUMBER.match(rest)) and _NUMBER.match(result):
+                raise UsageError(f"{it}: {chain.calls[-1].tool} writes {result!r} there, not {other[0]!r}")
+            rest = rest.removeprefix(result)
     for call in chain.calls:
         if call.error:
             raise UsageError(f"{it}: the call {call.request!r} fails: {call.error}")

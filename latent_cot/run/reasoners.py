@@ -56,7 +56,7 @@ class Source:
         """Raises UsageError if it cannot answer."""
         if reasoner in self.reasoners:
             return
-        other = self.reasoners[0]
+        other = " or ".join(self.reasoners)
         why = f"a run of {self.config.method} answers with {other}"
         if self.folder is None:
             why = "an untrained model has the reasoner p only"
@@ -71,6 +71,8 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
     path = disk.expanded(target)
     if not os.path.exists(path):  # it takes names of any length
         _refuse_missing_folder(target, path)
+    if path.is_file():
+        raise UsageError(f"{target}: a file; give the folder of a run or of a model, such as {path.parent}")
     if (path / "config.yaml").exists():
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))

@@ -112,7 +112,7 @@ def _counts(name: str, text: str, low: int, high: int) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not low <= first <= last <= high:
             raise UsageError(
-                f"option {name}={text}: {part.strip()!r} is no number from {low} to {high} and no range; "
+                f"{name}={text}: {part.strip()!r} is no number from {low} to {high} and no range, the lower one first; "
                 f"write e.g. {name}={low + 1} or {name}={low}..{low + 2} or {name}={low},{low + 2}"
             )
         values.update(range(first, last + 1))

@@ -79,7 +79,10 @@ class Arithmetic(Task):
 
     def sweep(self, pattern: str) -> Sweep:
         """The splits of `"operands=3..10"`, of `"operands=3,5,8,digits=2"`, of a single split's name."""
-        points = self._points(pattern)
+        try:
+            points = self._points(pattern)
+        except UsageError as error:
+            raise UsageError(f"split {pattern!r}: {error}") from None
         share = _VALIDATION if pattern.startswith(_VALIDATION) else ""
         values = {share + _name(point): {"operands": point.operands[0], "digits": point.digits[0]} for point in points}
         varying = (axis for axis in ("operands", "digits") if len({value[axis] for value in values.values()}) > 1)

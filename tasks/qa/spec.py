@@ -10,7 +10,7 @@ import regex
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from latent_cot import disk
+from latent_cot import disk, tools
 from latent_cot.tasks.files import in_full
 from latent_cot.types import UsageError, did_you_mean
 
@@ -198,13 +198,17 @@ def read_spec(file: str) -> Spec:
             raise UsageError(f"{file}:{key.start_mark.line + 1}: {key.value!r} is there twice")
         lines[str(key.value)] = key.start_mark.line + 1
     found = checked({str(key): value for key, value in record.items()}, lambda name: f"{file}:{lines[name]}: {name}")
+    for name in found.tools:
+        if ".py" not in name and name not in tools.names():
+            unknown = f"unknown tool {name!r}.{did_you_mean(name, tools.names())}"
+            raise UsageError(f"{file}:{lines['tools']}: tools: {unknown}")
     folder = disk.expanded(file).absolute().parent
     return found.model_copy(
         update={
             "data": tuple(in_full(one, folder) for one in found.data),
-            "test": ",".join(in_full(one, folder) for one in _listed(found.test)),
+            "test": found.test if found.share else ",".join(in_full(one, folder) for one in _listed(found.test)),
             "tools": tuple(in_full(one, folder) if ".py" in one else one for one in found.tools),
-            "grade": found.grade and in_full(found.grade, folder),
+            "grade": found.grade if found.grade in (None, *GRADES) else in_full(found.grade, folder),
         }
     )
 

@@ -63,6 +63,12 @@ class QA(Task):
             raise UsageError(
                 f"test {s.test} and split_column {s.split_column}: both say which rows are tests; give one"
             )
+        if s.tolerance and self.grading != "number":
+            raise UsageError(f"tolerance {s.tolerance:g}: answers are graded as {self.grading}; add grade number")
+        marker = self.extract.removeprefix("after:") if self.extract.startswith("after:") else ""
+        if s.alphabet is not None and (lacking := sorted(set(marker) - set(s.alphabet))):
+            why = f"no rationale could write {marker!r}, which its answer follows"
+            raise UsageError(f"alphabet: {why}; add {lacking[0]!r}, or give another extract")
         if not FIELD.search(self._prompt):
             raise UsageError(f"prompt {shorten(self._prompt)} has no column; write one in braces, such as {{question}}")
 
@@ -104,7 +110,19 @@ class QA(Task):
         """The examples of the rows, and why others were left out."""
         skipped: list[str] = []
         rows = [row for source in sources for row in read_rows(source.strip())]
+        self._refuse_unknown_columns(", ".join(sources), rows)
         return examples_of(rows, self._of_row, skipped if self.spec.skip_bad else None, remedy=_REMEDY), skipped
+
+    def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row]) -> None:
+        """One error for all rows, where a setting names a column that none has."""
+        s, columns = self.spec, {name for _, fields in rows for name in fields}
+        named = {"question": s.question, "answer": s.answer, "split_column": s.split_column}
+        named |= {"choices": s.choices if isinstance(s.choices, str) else None}
+        of_prompt = (name for name in FIELD.findall(self._prompt) if name not in ("question", "choices"))
+        for setting, name in (*named.items(), *(("prompt", name) for name in of_prompt)):
+            if columns and name is not None and name not in columns:
+                there = ", ".join(sorted(columns))
+                raise UsageError(f"{sources}: the setting `{setting}` names the column {name!r}; there are {there}")
 
     @cached_property
     def _training(self) -> tuple[list[Example], list[Example], list[str]]:
@@ -120,7 +138,11 @@ class QA(Task):
             return self._read(self.spec.test.split(","))
         found = [example for example in self._data[0] if self._part(example) == "test"]
         if not found:
-            raise UsageError(f"{', '.join(self.spec.data)}: no test question; look at `test` and `split_column`")
+            read, skipped = self._data
+            why = "look at `test` and `split_column`"
+            if skipped and not read:
+                why = f"all {len(skipped)} rows are left out, the first: {skipped[0]}"
+            raise UsageError(f"{', '.join(self.spec.data)}: no test question; {why}")
         return found, []
 
     @cached_property

@@ -215,7 +215,12 @@ def test_train_again_with_resume(run: lc.Run, settings: dict[str, Any]) -> None:
     with pytest.raises(lc.UsageError, match="holds a run"):
         lc.train(lc.configure("smoke"), output_dir=run.path, **settings)
     with pytest.raises(lc.UsageError, match="a base model is no run"):
-        lc.resume(lc.load(settings["model"]))
+        lc.resume(settings["model"])
+    assert run.path is not None
+    with pytest.raises(lc.UsageError, match=r"config\.yaml: a file; give the folder of a run or of a model, such as "):
+        lc.resume(run.path / "config.yaml")
+    with pytest.raises(TypeError, match=r"callbacks is a list of them: \[print\]"):
+        lc.resume(run, callbacks=print)  # type: ignore[arg-type]
 
 
 def test_a_stopped_run_goes_on_and_can_be_asked(
@@ -397,6 +402,12 @@ def test_bad_questions_and_chains(run: lc.Run) -> None:
         run.score(QUESTION)
     with pytest.raises(TypeError, match="rationales are texts"):
         run.score(QUESTION, lc.Example("x").z)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a question is a text, or an Example: 5"):
+        run.sample(5)  # type: ignore[arg-type]
+    with pytest.raises(lc.UsageError, match="colour by 'z': give 'q' or 'p'"):
+        run.score(QUESTION, CHAIN).coloured_by("z")  # type: ignore[arg-type]
+    with pytest.raises(lc.UsageError, match="reasoner z: a run of em answers with q or p"):
+        run.sample(QUESTION, reasoner="z")  # type: ignore[arg-type]
 
 
 def test_a_base_model(tiny_model_dir: Path) -> None:
@@ -449,6 +460,8 @@ def test_evaluation(run: lc.Run, tmp_path: Path, capsys: pytest.CaptureFixture[s
     wrong = answers.query("reasoner == 'q' and not correct")
     assert wrong["mistake"].notna().all()
     assert found.mistakes_of("q")["count"].sum() == len(wrong)
+    with pytest.raises(lc.UsageError, match="reasoner 'z': those that were asked are q, p"):
+        found.mistakes_of("z")
     # Beside another evaluation of some of the questions.
     frame = found.difference(run.evaluate("4-operands", size=3, max_tokens=8, progress=False))
     assert list(frame["reasoner"]) == list(frame["against"]) == ["q", "p"]

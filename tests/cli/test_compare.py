@@ -91,6 +91,10 @@ def test_what_is_done_is_not_done_again(
     assert "| sft, p | em, p |" in (folder / "comparison.md").read_text()
     assert called.err.count("finished already") == len(METHODS)
 
+    fewer = cli(*again, "--methods", "sft,em")
+    assert fewer.status == 0
+    assert "The table is without decode, em-xy, " in fewer.out and "name them too" in " ".join(fewer.out.split())
+
     changed = cli(*again, "--set", "sft:m_step.learning_rate=0.5")
     assert changed.status == 2
     assert "sft/seed0: holds a run with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.err

@@ -178,6 +178,7 @@ def test_sample_of_a_run(cli: Cli, finished: Path) -> None:
     found = called.json
     assert found["reasoner"] == "q"
     assert found["gold"] == "-6"
+    assert 0 < found["ess"] <= 1 and found["bound"] < 0 < found["bound_error"]
     samples = found["samples"]
     assert sum(sample["count"] for sample in samples) == 5
     rewards = [sample["log_reward"] for sample in samples]

@@ -228,6 +228,15 @@ def test_a_demonstration_the_policy_could_not_write_is_refused(
         encode_rationale(text, ChainRules(single, [CountTool()], **settings))
 
 
+def test_a_written_result_that_the_tool_does_not_give_is_refused(single: TextCodec) -> None:
+    """What is written behind a call is else taken for what the model wrote behind the result."""
+    rules = ChainRules(single, [CountTool()])
+    assert encode_rationale("a= 1b", rules, written=True) == encode_rationale("a=b", rules)
+    assert encode_rationale("a= 14", rules, written=True).text == "a= 14"  # what it wrote went on so
+    with pytest.raises(UsageError, match="rationale 'a= 9b': count writes ' 1' there, not ' 9'"):
+        encode_rationale("a= 9b", rules, written=True)
+
+
 def test_a_demonstration_whose_call_fails_is_refused(single: TextCodec) -> None:
     class Broken(CountTool):
         def __call__(self, request: str) -> str:

@@ -68,13 +68,24 @@ def test_a_blank_cell_is_no_field(tmp_path: Path) -> None:
     assert field(rows[0], "rationale", str) == ""
 
 
+def test_a_file_that_is_not_there_is_told_with_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows.csv", "rows.parquet"):
+        with pytest.raises(UsageError, match=f"{name}: no such file; check the path, which begins in {tmp_path}$"):
+            read_rows(name)
+
+
 def test_an_integer_of_a_csv_file(tmp_path: Path) -> None:
     """All that CSV has is text; JSON has integers, and a string is none."""
     file = tmp_path / "rows.csv"
     file.write_text("question,answer\n7 + 5, 12\n1 - 2,-1\n1 + 1,two\n")
     rows = read_rows(str(file))
     assert [field(row, "answer", int) for row in rows[:2]] == [12, -1]
-    with pytest.raises(UsageError, match=r"rows\.csv:4: the field 'answer' must be an integer"):
+    with pytest.raises(
+        UsageError, match=r"rows\.csv:4: the field 'answer' must be a whole number like 1000, not 'two'"
+    ):
         field(rows[2], "answer", int)
     with pytest.raises(UsageError, match="must be an integer without quotes, not a string"):
         field(("x:1", {"answer": "12"}), "answer", int)

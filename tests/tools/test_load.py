@@ -164,6 +164,11 @@ def test_missing_file(tmp_path: Path) -> None:
             r"Echo\(\) failed: TypeError.*TOOL = Echo",
             id="class takes arguments",
         ),
+        pytest.param(
+            "from latent_cot.tools import tool\n\n@tool(trigger='#')\ndef f() -> str:\n    return ''\n",
+            r"mine\.py:3: .*f: a tool is called with one text, the request: too many positional arguments",
+            id="function without an argument",
+        ),
         pytest.param("x = 1\ny = (\n", r"mine\.py:2: .*SyntaxError", id="syntax error"),
         pytest.param("x = 1\n\nimport absent_module_q\n", r"mine\.py:3: .*ModuleNotFoundError", id="import error"),
         pytest.param("def f():\n    1 / 0\nf()\n", r"mine\.py:2: .*ZeroDivisionError", id="raises"),

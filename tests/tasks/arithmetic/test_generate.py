@@ -25,7 +25,7 @@ def test_options() -> None:
     ("options", "message"),
     [
         ({"operand": "3"}, "no option 'operand'. Did you mean 'operands'"),
-        ({"operands": "1"}, "option operands=1: '1' is no number from 2 to 64"),
+        ({"operands": "1"}, "operands=1: '1' is no number from 2 to 64"),
         ({"operands": "65"}, "'65' is no number from 2 to 64"),
         ({"operands": "4..3"}, "'4..3' is no number"),
         ({"operands": "3,"}, "'' is no number"),

@@ -64,6 +64,16 @@ def test_files_are_looked_up_beside_the_yaml_file(tmp_path: Path, monkeypatch: p
     assert spec.grade == f"{here}/grade.py:same"
 
 
+def test_a_file_that_is_elsewhere_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "a.csv").touch()
+    task_file(tmp_path / "there", "data: a.csv\ntest: 0.5\ngrade: number\n")
+    monkeypatch.chdir(tmp_path)
+    spec = read_spec("there/mine.yaml")
+    assert spec.data == (f"{tmp_path}/there/a.csv",)
+    assert (spec.test, spec.grade) == ("0.5", "number")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -95,6 +105,12 @@ def test_files_are_looked_up_beside_the_yaml_file(tmp_path: Path, monkeypatch: p
         ("data: a.csv\nchoices: [a]\n", "mine.yaml:2: choices should be a column, or at least 2"),
         ("data: a.csv\nchoices: [a, b, a]\n", "mine.yaml:2: choices should be a column, or at least 2"),
         *((f"data: a.csv\n{name}:\n", f"mine.yaml:2: {name} should be") for name in ("question", "test", "target")),
+        (
+            "data: a.csv\ntools: calcluator\n",
+            "mine.yaml:2: tools: unknown tool 'calcluator'. Did you mean 'calculator'?",
+        ),
+        ("data: a.csv\ntolerance: 0.1\n", "mine.yaml: tolerance 0.1: answers are graded as text; add grade number"),
+        ("data: a.csv\nalphabet: abc\n", "mine.yaml: alphabet: no rationale could write 'So the answer is'"),
         ("question: q\n", "mine.yaml: names no `data`"),
         ("data: [a\n", "mine.yaml:2: not valid YAML"),
         ("- a\n", "mine.yaml: must be a mapping"),

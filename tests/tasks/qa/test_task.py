@@ -347,6 +347,26 @@ def test_of_choices_only_the_right_one_is_right(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"question": "qestion"}, "`question` names the column 'qestion'; there are answer, question"),
+        ({"prompt": "{title} {question}"}, "`prompt` names the column 'title'"),
+        ({"choices": "choice"}, "`choices` names the column 'choice'"),
+    ],
+)
+def test_a_column_that_no_row_has_is_told_once(tmp_path: Path, options: dict[str, str], message: str) -> None:
+    for more in ({}, {"skip_bad": "true"}):
+        with pytest.raises(UsageError, match=message):
+            qa(data=rows(tmp_path, *[GOOD] * 60), **options, **more).split("test")
+
+
+def test_where_all_rows_are_left_out_it_is_told_why(tmp_path: Path) -> None:
+    data = rows(tmp_path, *[GOOD | {"answer": ""}] * 3)
+    with pytest.raises(UsageError, match=r"all 3 rows are left out, the first: .*'answer' has 0 characters"):
+        qa(data=data, skip_bad="true").split("test")
+
+
 def test_a_column_that_cannot_stand_in_the_prompt(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the column 'Q id' cannot stand in a prompt"):
         one(tmp_path, GOOD | {"Q id": "7"}, prompt="{question} {Q id} A")
@@ -375,7 +395,7 @@ def test_shares_are_apart_and_stay(tmp_path: Path) -> None:
     trained = {prompt_words(example) for example in (*found.unlabelled, *found.validation)}
     assert not trained & tests and len(trained) + len(tests) == 200
     samples.write_rows(tmp_path / "d.jsonl", samples.boolq(100))
-    assert {prompt_words(example) for example in qa(**options | {"tolerance": "0.1"}).split("test")} < tests
+    assert {prompt_words(example) for example in qa(**options | {"skip_bad": "true"}).split("test")} < tests
 
 
 def test_what_is_in_a_test_file_is_kept_out_of_training(tmp_path: Path) -> None:
@@ -398,7 +418,7 @@ def test_a_column_may_say_the_split(tmp_path: Path) -> None:
     many = [{"question": f"r{k}", "answer": "a", "part": "train"} for k in range(20)]
     options["data"] += f",{samples.write_rows(tmp_path / 'many.jsonl', many)}"
     assert len(qa().load(DataRequest(0, 99, 9, options=options)).unlabelled) == 23  # none is set aside besides
-    with pytest.raises(UsageError, match="no test question; look at `test` and `split_column`"):
+    with pytest.raises(UsageError, match="`split_column` names the column 'other'; there are answer, part, question"):
         qa(**options | {"split_column": "other"}).split("test")
     with pytest.raises(UsageError, match="both say which rows are tests; give one"):
         qa(**options | {"test": "tests.jsonl"})
