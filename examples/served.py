@@ -59,7 +59,7 @@ def result_of(text: str, called: Mapping[str, Tool]) -> str | None:
 
 def alphabet(folder: Path) -> dict[int, int]:
     """The tokens that a chain may have, as `logit_bias`: more of these, or less of all others, whichever are fewer."""
-    forbidden = set(read(folder / "generation_config.json")["suppress_tokens"])
+    forbidden = set(read(folder / "generation_config.json").get("suppress_tokens") or ())
     allowed = set(range(read(folder / "config.json")["vocab_size"])) - forbidden
     return dict.fromkeys(allowed, 100) if len(allowed) < len(forbidden) else dict.fromkeys(forbidden, -100)
 
@@ -102,6 +102,8 @@ def main() -> None:
     found = map(tools.load, given.tools or [tool["name"] for tool in settings["tools"]])
     called = {tool.trigger: tool for tool in found}
     request = {"model": given.model or str(given.folder), "temperature": 0, "logit_bias": alphabet(given.folder)}
+    if settings.get("begins"):
+        raise SystemExit("prompts of this model begin with special tokens that a server cannot be told to put there")
     if not settings["special_tokens"]:  # the prompt has them already
         request["add_special_tokens"] = False
     for question in given.questions:

@@ -55,6 +55,10 @@ class Example:
         return f"{self.x}\0{self.y or ''}"
 
 
+JOINT = "log p(Z Y | X)"
+"""What log R is, where nothing else was asked for: what it adds up to over all rationales is log p(Y | X)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """One request of a chain and what came of it."""

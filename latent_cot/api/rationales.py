@@ -15,7 +15,7 @@ from latent_cot.report.terminal import RATIONALE_HEADING
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.schemas import LoggedRationale
-from latent_cot.types import Example, Rationale, UsageError
+from latent_cot.types import JOINT, Example, Rationale, UsageError
 
 if TYPE_CHECKING:
     import datasets
@@ -41,6 +41,8 @@ class Rationales(Sequence[ScoredRationale]):
     """Importance-weighted lower bound on log p(Y | X), nats; None likewise."""
     colour_by: Adapter
     """Whose log-probabilities colour the tokens."""
+    log_reward: str = JOINT
+    """What log R is."""
 
     @property
     def question(self) -> str:
@@ -113,7 +115,7 @@ class Rationales(Sequence[ScoredRationale]):
         if self.reasoner is not None:
             title += f": {self.n} from {self.reasoner}, {len(self)} distinct"
         if self.ess is not None:
-            total = "log Z" if self.example.y is None else "log p(Y | X)"  # without Y, of the task's own reward
+            total = "log p(Y | X)" if self.log_reward == JOINT else "log Z"
             title += f", ESS {show.figure(self.ess, '{:.0%}')}, {total} ≈ {show.figure(self.bound)}"
             title += f" ± {show.figure(self.bound_error)}"
         return title

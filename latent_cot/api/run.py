@@ -137,10 +137,9 @@ class Run:
             self.source.require(asked)
         example = self._example(question, answer)
         loop = self.in_memory()
-        writer = loop.sampler_of(asked) or asked
-        (counts,) = loop.draw_tests(writer, [example], n=n, temperature=temperature, seed=seed)
-        weighed = temperature == 1 and loop.draws_as_it_is
-        return self._scored(example, counts, writer, weighed=weighed, reasoner=asked)
+        writer, (counts,) = loop.rationales_of(asked, [example], n=n, temperature=temperature, seed=seed)
+        weighed = writer is not None and temperature == 1 and loop.draws_as_it_is
+        return self._scored(example, counts, writer or asked, weighed=weighed, reasoner=asked)
 
     def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:
         """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token.
@@ -299,7 +298,8 @@ class Run:
         if sampler is not None:
             items.sort(key=lambda item: (item.weight or 0.0, item.log_reward or 0.0, item.log_p), reverse=True)
         colour = sampler or self.adapters[0]
-        return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour)
+        reward = self.in_memory().reward.name
+        return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour, reward)
 
     def folder(self, what: str) -> RunFolder:
         """Where it lies on disk. Raises UsageError for a base model, which has no `what`."""

@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     say(console, found.title)
     replace(found, items=tuple(best)).table().show(console)
-    reward = "log p(Z Y | X)" if asked.in_memory().reward.task is None else "the task's own log-reward"
+    reward = asked.in_memory().reward.name
     weight = f"its count × R / {writer}, as a share of all"
     say(console, f"log q, log p: of Z given X; log R: {reward}; in nats; weight: {weight}", style="dim")
     return 0

@@ -184,6 +184,16 @@ class Evaluator(Resumable):
                 count.update(rationales)
         return list(counts)
 
+    def rationales_of(
+        self, reasoner: Adapter, examples: Sequence[Example], *, n: int, **how: Any
+    ) -> tuple[Adapter | None, list[Counts]]:
+        """Who writes a reasoner's rationales in tests, and what `draw_tests` draws of it; n times the empty one, where
+        nobody does."""
+        writer = self.sampler_of(reasoner)
+        if writer is None:
+            return None, [Counter({NO_RATIONALE: n}) for _ in examples]
+        return writer, self.draw_tests(writer, examples, n=n, **how)
+
     def sample_tests(
         self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any
     ) -> list[Measured]:

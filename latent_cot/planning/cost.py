@@ -61,13 +61,13 @@ class Engine:
     checkpointing: bool = False
     """Each layer is run again in the backward pass."""
     shards: int = 1
-    """Devices that hold the base model together, each a part of every layer (ZeRO-3, FSDP)."""
+    """Devices that hold the base model together, each a part of every layer (`model/sharding.py`)."""
 
     # -- time --------------------------------------------------------------------------------------------
 
     def merge(self) -> Cost:
-        """W + B A of every layer, of one adapter."""
-        seconds = self.device.number * self.shape.linear / self.shards / self.device.merge
+        """W + B A of every layer, of one adapter; a sharded model has no merged copies."""
+        seconds = self.device.number * self.shape.linear / self.device.merge if self.shards == 1 else 0.0
         return Cost(seconds, bandwidth=seconds)
 
     def rollout(self, prompts: float, prompt: float, rows: float, steps: float) -> Cost:
@@ -89,16 +89,26 @@ class Engine:
         """The same with the gradient of an adapter."""
         again = 2 if self.checkpointing else 0
         flops = (4 + again) * self.shape.linear + 6 * self.shape.lora_weights(self.rank)
-        body = self._pass(self.device.update, tokens, context, flops, passes, 3.0)
+        body = self._pass(self.device.update, tokens, context, flops, passes, 3.0, gathers=2)
         return body + self._logits(self.device.update, answer_rows, 2)
 
     def _pass(
-        self, kind: Pass, tokens: float, context: float, flops: float, passes: float, attends: float, read: float = 0.0
+        self,
+        kind: Pass,
+        tokens: float,
+        context: float,
+        flops: float,
+        passes: float,
+        attends: float,
+        read: float = 0.0,
+        gathers: int = 1,
     ) -> Cost:
-        """`flops` of a token's products; `attends`: those of attention, in forward passes; `read`: seconds."""
+        """`flops` of a token's products; `attends`: those of attention, in forward passes; `read`: seconds; `gathers`:
+        how often a pass puts each layer together, where it is sharded."""
         shape, q = self.shape, self.shape.heads * self.shape.head
         arithmetic = tokens * (flops + attends * 4 * shape.layers * context * q) / self.device.flops
-        gathered = passes * self.device.number * shape.linear * (1 - 1 / self.shards) / self.device.link
+        elsewhere = self.device.number * shape.linear * (1 - 1 / self.shards)
+        gathered = gathers * passes * elsewhere / self.device.link
         streamed = tokens * shape.activation_bytes(context, self.rank, self.device.number) * kind.byte_seconds
         small = shape.layers * (passes * kind.layer_seconds + streamed)
         return Cost(max(arithmetic, read, gathered) + small, arithmetic, read, gathered, small)
@@ -112,11 +122,12 @@ class Engine:
 
     def held(self, copies: int, adapters: int) -> dict[str, float]:
         """Bytes that lie in memory all the time."""
-        lora, shards = self.shape.lora_weights(self.rank), self.shards
+        lora, shape = self.shape.lora_weights(self.rank), self.shape
+        base = shape.linear / self.shards + shape.weights - shape.linear  # embeddings and output layer are whole
         return {
             "libraries and context": self.device.resident + self.device.kernels,
-            "base weights": self.device.number * self.shape.weights / shards,
-            "merged copies": copies * self.device.number * self.shape.linear / shards,
+            "base weights": self.device.number * base,
+            "merged copies": copies * self.device.number * shape.linear if self.shards == 1 else 0.0,
             "adapters": adapters * SINGLE * lora,
             "gradient and optimiser": 3 * SINGLE * lora,
         }

@@ -17,7 +17,7 @@ from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives.balance import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_in_batches
-from latent_cot.types import Example, Rationale, Task, UsageError
+from latent_cot.types import JOINT, Example, Rationale, Task, UsageError
 
 FREE_WORDS = 3
 """So many words in a row may be those of Y: names and phrases come again."""
@@ -83,6 +83,14 @@ class Reward:
     penalised (Korbak et al., "RL with KL penalties is better viewed as Bayesian inference", EMNLP 2022 Findings)."""
     copy_penalty: float = 0.0
     """Nats that a rationale loses for each word, of those that it has copied from Y, after the `FREE_WORDS` first."""
+
+    @property
+    def name(self) -> str:
+        """What log R is, for whoever reads its figures. Only the first adds up to p(Y | X) over all rationales."""
+        if self.task is not None:
+            return "the task's own log-reward"
+        plain = not (self.tool_tokens or self.comparison or self.prior or self.copy_penalty)
+        return JOINT if plain else f"{JOINT}, changed as --e-step says"
 
     def of_prefixes(
         self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool = False

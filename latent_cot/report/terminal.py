@@ -28,6 +28,7 @@ from rich.text import Text
 from latent_cot.methods.trouble import has_one_chain
 from latent_cot.report.tables import Cell, Table, escaped, figure_table, page
 from latent_cot.run.printable import printable
+from latent_cot.types import JOINT
 
 if TYPE_CHECKING:
     from latent_cot.methods.method import Method
@@ -307,7 +308,7 @@ class Display(Line):
 
         progress = Progress.of(loop)
         is_done = progress.unit == progress.units
-        done, figures = _place(loop, phase, progress.unit, progress.units), _figures(info)
+        done, figures = _place(loop, phase, progress.unit, progress.units), _figures(info, loop.reward.name)
         running = _place(loop, *progress.running) if progress.running else "the end"
         self.show(
             progress.share,
@@ -340,7 +341,7 @@ class Display(Line):
             for when, figures in found.items():
                 names = ("variance", "ess", "elbo", "bound", "bound_error", "accuracy")
                 one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}
-                shown = _figures({name: figures.get(name) for name in names} | one_chain)
+                shown = _figures({name: figures.get(name) for name in names} | one_chain, loop.reward.name)
                 whole = re.sub("(?<! ) (?! )", "\N{NO-BREAK SPACE}", shown)  # a figure and its name on one line
                 self._say(f"  q {when} its training, on {figures['n']} validation questions: {whole}")
         elif phase.name == "validate":
@@ -401,13 +402,16 @@ def _is_known(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
-def _figures(info: Mapping[str, Any]) -> str:
+def _figures(info: Mapping[str, Any], log_reward: str) -> str:
+    """`log_reward`: `Reward.name`."""
     collapsed = ("variance", "ess") if info.get("one_chain") else ()  # they look perfect then, and mean nothing
     hidden = (*collapsed, *(("distinct",) if "mass" in info else ()))  # of validation questions it is no share
     figures = "  ".join(
         form.format(info[name]) for name, form in FIGURES.items() if _is_known(info.get(name)) and name not in hidden
     )
     figures = figures.replace("  ± ", " ± ")
+    if log_reward != JOINT:  # the weights of another reward add up to something else
+        figures = figures.replace("log p(Y|X) ≈", "log Z(X) ≈")
     if collapsed:
         figures = f"one chain a question  {figures}"
     return f"{info['reasoner']} on {printable(info['split'])}  {figures}" if "split" in info else figures

@@ -87,6 +87,8 @@ class Tracked:
 
     step: Count
     runs: dict[str, str | None]
+    place: tuple[Count, Count] | None = None
+    """The last phase and unit that was tracked; None: before that was kept."""
 
 
 @dataclass

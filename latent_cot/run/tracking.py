@@ -93,11 +93,14 @@ class Tracking:
 
     def on_unit(self, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         """Track a unit of work, just finished, where that was not done before the run was stopped or killed."""
-        # Its place in the whole run, from 1 on: the same when a run is resumed.
+        # Its place in the whole run, from 1 on: the same when a run is resumed, unless with other numbers of steps.
         step = sum(loop.units(one) for one in loop.phases[: loop.state.phase]) + loop.state.unit
-        if not self._trackers or step <= self._saved["step"]:
+        place, last = [loop.state.phase, loop.state.unit], self._saved.get("place")
+        known = step <= self._saved["step"] if last is None else place <= list(last)
+        if not self._trackers or known:
             return
-        self._saved["step"] = step
+        step = max(step, self._saved["step"] + 1)
+        self._saved |= {"step": step, "place": place}
         self.folder.write_json(FILE, self._saved)
         if figures := figures_of(loop, phase, info):
             self._each(lambda tracker: tracker.log(figures, step=step))

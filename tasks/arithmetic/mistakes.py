@@ -65,9 +65,9 @@ def classify(question: Expression, rationale: Rationale) -> str:
     goes_on = len(rationale.tokens) > end
     if len(rationale.calls) == len(steps):
         return "went on too long" if goes_on else "other"
-    if goes_on:
-        return "token limit" if rationale.truncated else "no answer"
-    return "stopped early"
+    if rationale.truncated:  # be it right behind a step
+        return "token limit"
+    return "no answer" if goes_on else "stopped early"
 
 
 def _fault(

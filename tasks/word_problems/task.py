@@ -104,9 +104,10 @@ class WordProblems(Task):
         return last_result(rationale)
 
     def grade(self, example: Example, answer: str | None) -> bool:
-        """Equal as numbers, but for rounding (`working.near`): `"0.50"` is `"1/2"`. What is no number is wrong."""
-        value = working.number(answer or "")
-        return value is not None and working.near(value, working.number(example.answer or ""))
+        """Equal as numbers, but for rounding (`working.near`): `"0.50"` is `"1/2"`. What is no number is wrong. Where a
+        row's equation is more exact than its answer, either is right."""
+        value, right = working.number(answer or ""), (example.answer, example.meta.get("stated"))
+        return value is not None and any(working.near(value, working.number(one or "")) for one in right)
 
     def mistake(self, example: Example, rationale: Rationale) -> str | None:
         """What a wrong chain did wrong first: see `mistakes.classify`."""
@@ -131,4 +132,5 @@ class WordProblems(Task):
                 raise UsageError(f"rationale {shorten(rationale)}: {why}; correct it, or leave it out") from None
             return replace(example, meta={"unusable": str(why)})
         # The value may be exact, such as 5/6, where the row's answer is cut.
-        return replace(self.example(example.question, value), z=z)
+        exact = self.example(example.question, value)
+        return replace(exact, z=z, meta={} if exact.answer == example.answer else {"stated": example.answer})

@@ -105,12 +105,13 @@ def _steps(numbers: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def near(value: Fraction, stated: Fraction | None) -> bool:
-    """Equal, but for `TOLERANCE`, or what was stated has three decimals or more and is `value` rounded to them."""
+    """Equal, but for `TOLERANCE`, or what was stated has three decimals or more and is `value` rounded to them. Numbers
+    of as many decimals are equal only if they are the same."""
     if stated is None or value == stated:
         return stated is not None
-    if value.denominator == stated.denominator == 1:
-        return False
     _, _, decimals = written(stated).partition(".")
+    if (value * 10 ** len(decimals)).denominator == (stated * 10 ** len(decimals)).denominator == 1:
+        return False
     last = Fraction(1, 10 ** len(decimals))  # halves are rounded up or to even
     rounded = len(decimals) >= ROUNDED_FROM and abs(value - stated) <= last / 2
     return rounded or abs(value - stated) <= TOLERANCE * abs(stated)

@@ -103,10 +103,19 @@ def test_small_operations_are_those_of_each_pass_and_layer() -> None:
 def test_shards_divide_what_is_held_and_gather_it_in_each_pass() -> None:
     whole = Engine(TOY, replace(FLAT, link=1.0), 3)
     part = replace(whole, shards=4)
-    assert part.held(2, 2)["base weights"] == whole.held(2, 2)["base weights"] / 4
+    tables = TOY.weights - TOY.linear
+    assert part.held(2, 2)["base weights"] == FLAT.number * (TOY.linear / 4 + tables)
+    assert part.held(2, 2)["merged copies"] == part.merge().seconds == 0
     assert part.held(2, 2)["adapters"] == whole.held(2, 2)["adapters"]
     assert whole.score(10, 7, 5, 0).link == 0
     assert part.score(10, 7, 5, 0).seconds == pytest.approx(5 * 2 * N * 3 / 4)
+    assert part.update(10, 7, 5, 0).link == 2 * part.score(10, 7, 5, 0).link, "forward and backward"
+
+
+def test_a_process_holds_as_much_as_was_measured() -> None:
+    """docs/performance.md: 81.4 million weights at rest in each of two processes."""
+    held = Engine(SHAPES["smollm2-135m"], GPUS["h100"], 16, shards=2).held(2, 2)["base weights"]
+    assert held / GPUS["h100"].number == pytest.approx(81.4e6, rel=0.01)
 
 
 def test_checkpointing_keeps_little() -> None:

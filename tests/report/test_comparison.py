@@ -391,6 +391,20 @@ def test_what_was_asked_other_questions_has_no_difference() -> None:
     assert "| sft, p | em, p | - |" in paired_difference.table_of([sft, *known]).markdown()
 
 
+def test_seeds_may_be_asked_other_questions_each() -> None:
+    """As where each drops its own training questions from a file: rows are paired within a seed, not over all."""
+    records = [
+        *(marked("em", 0, p="1111"), marked("sft", 0, p="1000")),
+        *(marked("em", 1, asked="b", p="01"), marked("sft", 1, asked="b", p="00")),
+    ]
+    (sft,) = paired_difference.differences(records, ("em", "p"))
+    assert not sft.splits
+    assert sft.means == {"near": pytest.approx(-0.625)}
+    low, high = -0.625 - 12.706 * 0.125, -0.625 + 12.706 * 0.125
+    assert sft.over_seeds["near"] == pytest.approx((low, high), abs=1e-3)
+    assert paired_difference.difference_text(sft, "near") == f"-62.5 (seeds {100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def test_what_rows_are_compared_with() -> None:
     assert paired_difference.parse_target("em:p", REASONERS) == ("em", "p")
     with pytest.raises(UsageError, match="'emm' is not compared"):

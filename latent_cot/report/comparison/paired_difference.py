@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from latent_cot.evaluation import intervals, outcomes
@@ -32,9 +33,12 @@ class Beside:
     seeds: tuple[int, ...]
     """Those that both have; a question counts by its mean over them."""
     splits: Mapping[str, Difference]
-    """Those in which both were asked the same questions."""
+    """Those in which both were asked the same questions, which are the same for all seeds."""
     over_seeds: Mapping[str, tuple[float, float] | None]
-    """For each of them the 95 % t-interval of the mean of the seeds' differences; None for one seed."""
+    """The 95 % t-interval of the mean of the seeds' differences, of the splits in which each seed asked both the same
+    questions; None for one seed."""
+    means: Mapping[str, float]
+    """That mean."""
 
     @property
     def name(self) -> str:
@@ -74,8 +78,12 @@ def differences(records: Sequence[Record], target: Target) -> list[Beside]:
         if (variant, reasoner) != against and common:
             pairs = [(seeds[seed], rows[against][seed]) for seed in common]
             together, each = _of_right(pairs), [_of_right([pair]) for pair in pairs]
-            between = {split: intervals.over_seeds([one[split].value for one in each]) for split in together}
-            found.append(Beside(variant, reasoner, against, tuple(common), together, between))
+            values = {
+                split: [one[split].value for one in each] for split in each[0] if all(split in one for one in each)
+            }
+            between = {split: intervals.over_seeds(of_seeds) for split, of_seeds in values.items()}
+            means = {split: fmean(of_seeds) for split, of_seeds in values.items()}
+            found.append(Beside(variant, reasoner, against, tuple(common), together, between, means))
     return found
 
 
@@ -95,13 +103,13 @@ def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]
 
 
 def difference_text(one: Beside, split: str) -> str:
-    """`+2.5 (-0.1 to +5.1; seeds -3.0 to +8.0)`, in points of 100."""
-    difference = one.splits.get(split)
-    if difference is None or difference.interval_95 is None:
+    """`+2.5 (-0.1 to +5.1; seeds -3.0 to +8.0)`, in points; only the latter where seeds asked other questions."""
+    if split not in one.means:
         return "-"
-    between = one.over_seeds[split]
-    seeds = "" if between is None else f"; seeds {_points(between)}"
-    return f"{100 * difference.value:+.1f} ({_points(difference.interval_95)}{seeds})"
+    difference, between = one.splits.get(split), one.over_seeds[split]
+    parts = [] if difference is None or difference.interval_95 is None else [_points(difference.interval_95)]
+    parts += [] if between is None else [f"seeds {_points(between)}"]
+    return f"{100 * one.means[split]:+.1f} ({'; '.join(parts)})"
 
 
 def _points(interval: tuple[float, float]) -> str:
@@ -111,7 +119,7 @@ def _points(interval: tuple[float, float]) -> str:
 
 def table_of(found: Sequence[Beside]) -> Table:
     """A row for each."""
-    splits = dict.fromkeys(split for one in found for split in one.splits)
+    splits = dict.fromkeys(split for one in found for split in one.means)
     return Table(
         {"method, reasoner": [one.name for one in found], "less that of": [", ".join(one.against) for one in found]},
         {split: [difference_text(one, split) for one in found] for split in splits},

@@ -115,8 +115,13 @@ def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]
             if isinstance(value, int | float) and not isinstance(value, bool)
         )
         names = [name for name in dict.fromkeys(["round", "unit", *numbers]) if name != "time"]
-        found[phase] = {name: [rounded(event.get(name)) for event in of_phase] for name in names}
+        found[phase] = {name: [_figure(event, name) for event in of_phase] for name in names}
     return found
+
+
+def _figure(event: Mapping[str, Any], name: str) -> Any:
+    """None for those that look perfect, and mean nothing, where q writes one and the same chain."""
+    return None if event.get("one_chain") and name in ("variance", "ess") else rounded(event.get(name))
 
 
 def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:
@@ -124,7 +129,7 @@ def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:
     # A unit's figures are means over all questions so far: the last one's count.
     rows = {(event["round"], POSTERIOR[event["kind"]]): event for event in events if event["kind"] in POSTERIOR}
     return [
-        {"round": number, "when": when, **{n: rounded(value) for n, value in event.items() if n not in _NOT_FIGURES}}
+        {"round": number, "when": when, **{name: _figure(event, name) for name in event if name not in _NOT_FIGURES}}
         for (number, when), event in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1] == "after"))
     ]
 

@@ -79,7 +79,7 @@ def _sampled_from(
     return {
         "reasoner": reasoner,
         "sees_answer": reasoner == "q" and loop.config.q_sees == "question-and-answer",
-        "own_reward": loop.reward.task is not None,
+        "log_reward": loop.reward.name,
         "n": samples,
         "temperature": temperature,
         "seed": seed,
@@ -92,9 +92,8 @@ def _draw(
     loop: Method, reasoner: Adapter, examples: Sequence[Example], n: int, temperature: float, seed: int
 ) -> Iterator[tuple[Example, Weighed]]:
     """Each question with the distinct rationales that were sampled for it, as in tests: see `Run.sample`."""
-    writer = loop.sampler_of(reasoner) or reasoner
+    writer, drawn = loop.rationales_of(reasoner, examples, n=n, temperature=temperature, seed=seed)
     proposal = writer if temperature == 1 and loop.draws_as_it_is else None
-    drawn = loop.draw_tests(writer, examples, n=n, temperature=temperature, seed=seed)
     for example, counts in zip(examples, drawn, strict=True):
         yield (
             example,

@@ -14,11 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from latent_cot import __version__
 from latent_cot.run.export.description import Base
 from latent_cot.run.printable import printable
+from latent_cot.types import JOINT
 
 _FIGURES = {
     "variance": "variance of log R − log q over prefixes, nats²: 0 where q is the posterior",
-    "bound": "importance-weighted lower bound on log p(Y \\| X), nats",
-    "ess": "effective sample size of the weights p(Z Y \\| X) / q(Z), as a share: 1 where q is the posterior",
+    "bound": "importance-weighted lower bound on {total}, nats",
+    "ess": "effective sample size of the weights R(Z) / q(Z), as a share: 1 where q is the posterior",
 }
 """Those of the posterior's figures that a stranger can make something of, and their meaning for a table."""
 
@@ -34,12 +35,15 @@ def render(d: Mapping[str, Any], base: Base, merged: bool) -> tuple[str, str]:
         "plain": _plain,
         "percent": lambda share: f"{100 * share:.1f}",
     }
-    known = {"d": d, "base": base, "merged": merged, "o": d["outcome"]}
+    joint = d["log_reward"] == JOINT
+    known = {"d": d, "base": base, "merged": merged, "o": d["outcome"], "joint": joint}
+    total = "log p(Y \\| X)" if joint else "log Σ R(Z)"
+    figures = {name: meaning.format(total=total) for name, meaning in _FIGURES.items()}
     program = environment.get_template("program.txt").render(**known).strip()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", program)), default=0))
     title = _plain(f"{Path(base.name).name}-{d['task']}-{d['reasoner']}")
     body = environment.get_template("card.md").render(
-        **known, title=title, program=program, fence=fence, figures=_FIGURES, version=__version__
+        **known, title=title, program=program, fence=fence, figures=figures, version=__version__
     )
     return f"---\n{_front_matter(d, base, merged)}\n---\n\n{body}\n", f"{program}\n"
 

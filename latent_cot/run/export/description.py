@@ -12,6 +12,7 @@ from typing import Any
 
 from latent_cot import disk
 from latent_cot.methods.method import Method
+from latent_cot.methods.trouble import has_one_chain
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import schemas
@@ -78,7 +79,9 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
     prompt, fields, example = _prompt(loop, reasoner, examples[:_EXAMPLES])
     text = codec.prompt_text(loop.test_text(reasoner, examples[0]))
     files = train_files(c)
-    candidates = [loop.task.candidates(one) for one in examples[:_EXAMPLES]]
+    candidates = [loop.task.candidates(one) for one in examples]
+    ids, plain = (list(loop.lm.tokenizer(text, add_special_tokens=one)["input_ids"]) for one in (True, False))
+    wanted = loop.test_prompt(reasoner, examples[0])
     # Without a finished run, the weights are those of the newest checkpoint, and may be later than the figures.
     finished = (folder.path / "results.json").exists()
     checkpoint = None if finished else folder.latest()
@@ -93,14 +96,15 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "task_description": loop.task.description,
         "reasoner": reasoner,
         **{name: getattr(c, name) for name in ("method", "q_sees", "seed", "rounds", "trust_remote_code")},
-        "own_reward": loop.task.has_own_reward,  # instead of p(X Z Y)
+        "log_reward": loop.reward.name,
         # Of the weights with which it was trained and tested.
         "dtype": str(next(loop.lm.peft.get_base_model().parameters()).dtype).removeprefix("torch."),
         "prompt": prompt,
         "fields": fields,
         "example": example,
-        # Whether a prompt begins with the tokenizer's special tokens, where it has some.
-        "special_tokens": list(loop.lm.tokenizer(text)["input_ids"]) == loop.test_prompt(reasoner, examples[0]),
+        # Whether a prompt has the tokenizer's own special tokens; and, if not, those that it begins with.
+        "special_tokens": ids == wanted,
+        "begins": wanted[: -len(plain)] if ids != wanted and wanted[-len(plain) :] == plain else [],
         "stop": codec.pieces[codec.stop_id],
         "stop_id": codec.stop_id,
         "allowed_characters": loop.task.allowed_characters,
@@ -110,16 +114,22 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "answer": _portable(loop.task, f"task {loop.task.name}", "answer", "text, result"),
         # Answer -> its text behind a chain; none where they differ from question to question.
         "candidates": candidates[0] if all(one == candidates[0] for one in candidates) else None,
+        "candidates_differ": any(candidates) and any(one != candidates[0] for one in candidates),
         "judge": loop.judge_of(reasoner),
         "writes_rationales": sampler is not None,  # else the answer follows the question at once
         "demonstrations": len(loop.data.demonstrations),
         "unlabelled": len(loop.data.unlabelled),
         "data_notes": [_without_folders(note, files) for note in loop.data.notes],
         "data_files": [_name(file) for file in files],
-        "outcome": {"finished": finished, **_outcome(results, reasoner)},
+        "outcome": {"finished": finished, **_outcome(results, loop, reasoner)},
         "budget": results["budget"],
         "versions": folder.about.versions,
     }
+
+
+def _collapsed(figures: Mapping[str, Any], *, own_reward: bool) -> dict[str, None]:
+    """The figures that look perfect, and mean nothing, where q writes one and the same chain."""
+    return {"variance": None, "ess": None} if has_one_chain(figures, own_reward=own_reward) else {}
 
 
 def _name(file: str) -> str:
@@ -183,18 +193,25 @@ def _portable(owner: object, name: str, function: str, arguments: str) -> str | 
     raise UsageError(f"{name}: its `portable` must define {function}({arguments}), see that of types.Task and .Tool")
 
 
-def _outcome(results: Mapping[str, Any], reasoner: Adapter) -> dict[str, Any]:
+def _outcome(results: Mapping[str, Any], loop: Method, reasoner: Adapter) -> dict[str, Any]:
     """What the run found out about this reasoner in its last tested round; None: nothing was evaluated yet."""
     accuracy, metrics = results.get("accuracy", {}), results.get("metrics", {})
     tested = [int(n) for found in (accuracy, metrics) for n, of_round in found.items() if reasoner in of_round]
     number = max(tested, default=None)
     posterior = results.get("posterior", {}).get(str(number), {})
+    evaluation, own = loop.config.evaluation, loop.task.has_own_reward
+    usual = {name: getattr(evaluation, name) for name in ("max_tokens", "votes", "temperature")}
     return {
         "round": number,
         **{
             kind: {_name(split): of for split, of in found.get(str(number), {}).get(reasoner, {}).items()}
             for kind, found in (("accuracy", accuracy), ("metrics", metrics))
         },
-        "posterior": {when: posterior[when] for when in ("before", "after") if when in posterior},
-        "decoding": results.get("decoding", {}),
+        "posterior": {
+            when: {**posterior[when], **_collapsed(posterior[when], own_reward=own)}
+            for when in ("before", "after")
+            if when in posterior
+        },
+        "taken_back": [phase for of_round, phase in results.get("taken_back", ()) if of_round == number],
+        "decoding": results.get("decoding") or usual,
     }

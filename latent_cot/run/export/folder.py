@@ -29,7 +29,7 @@ from latent_cot.model import lora, weights
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.run.export.card import render
 from latent_cot.run.export.description import Base
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, finite
 
 SETTINGS = "latent_cot.json"
 """Its presence makes a folder an exported reasoner."""
@@ -108,7 +108,8 @@ def _write_settings(loop: Method, description: Mapping[str, Any], folder: Path, 
     settings = {key: value for key, value in description.items() if key not in ("answer", "forbidden")}
     settings["tools"] = [{key: tool[key] for key in ("name", "description", "trigger")} for tool in settings["tools"]]
     settings |= {"format": 1, "latent_cot": __version__, "merged": merge}
-    disk.write(folder / SETTINGS, (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(finite(settings), indent=2, ensure_ascii=False, allow_nan=False)
+    disk.write(folder / SETTINGS, f"{text}\n".encode())
 
 
 def _save_adapter(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path) -> None:

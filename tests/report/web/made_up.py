@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 from latent_cot.report.web import FORMAT
+from latent_cot.types import JOINT
 
 Json = dict[str, Any]
 
@@ -78,7 +79,7 @@ def chain_of(rng: random.Random, steps: int) -> list[tuple[str, str]]:
 
 
 def samples_of(questions: list[Json], vocabulary: list[str], n: int) -> Json:
-    settings = {"reasoner": "q", "sees_answer": False, "own_reward": False, "n": n, "temperature": 1.0, "seed": 0}
+    settings = {"reasoner": "q", "sees_answer": False, "log_reward": JOINT, "n": n, "temperature": 1.0, "seed": 0}
     outcome = {"cut": False, "answer": "2", "right": True, "text": [["own", " 1 + 1 ="], ["tool", " 2"]]}
     before_after = [
         {"split": one["split"], "question": one["question"], "answer": "2", "by": {"base": outcome, "q": outcome}}

@@ -95,6 +95,11 @@ def test_kinds_of_rows(tmp_path: Path) -> None:
     assert [e.z for e in read] == [" 7 * 2 =", both, both, None, " 80 / 6 =", None, None]
     assert [e.answer for e in read] == ["14", "72", "72", "1000.5", "40/3", "5", "1000"]
     assert TASK.grade(read[4], "13.333333333333334") and TASK.grade(read[4], "40/3")
+    (rounded,) = TASK.read(
+        write(tmp_path / "b.jsonl", [{"question": "2 of 3?", "answer": "0.6667", "equation": "2/3"}])
+    )
+    assert rounded.answer == "2/3" and not TASK.grade(rounded, "0.666")
+    assert TASK.grade(rounded, "0.6667") and TASK.grade(rounded, "2/3"), "what the row says is right too"
     table = tmp_path / "a.csv"
     table.write_text('question,answer,equation\n"7 and 2, is?",14,x=7*2\n')
     assert TASK.read(str(table))[0].z == " 7 * 2 ="

@@ -246,6 +246,10 @@ def test_a_fraction_is_one_operand_of_the_next_step() -> None:
         (Fraction(3, 16), "0.189", False),
         (Fraction(72), "72", True),
         (Fraction(72), "73", False),
+        (Fraction("12500.25"), "12500.26", False),
+        (Fraction("2000000.5"), "2000001.5", False),
+        (Fraction(1234568), "1234567.5", False),
+        (Fraction(339500, 23), "14760.87", True),
     ],
 )
 def test_a_stated_number_may_be_rounded(value: Fraction, stated: str, same: bool) -> None:

@@ -61,7 +61,7 @@ function accuracyTitle(label, row) {
 function curvesOf(runs, series, start) {
   const points = [];
   for (const one of series) {
-    const last = lastRound(one.run);
+    const last = lastRound(one.run, one.reasoner);
     points.push(
       ...one.run.accuracy
         .filter((row) => row.round === last && row.reasoner === one.reasoner && row.numbers)

@@ -23,7 +23,7 @@ function panesOf(run, named) {
   const all = [run.samples, ...(run.samples.beside ?? [])];
   if (all.length === 1) return [run];
   const name = ({ reasoner }) => (named ? `${run.name}, ${reasoner}` : REASONERS[reasoner]);
-  return all.map((samples) => ({ ...run, samples, name: name(samples) }));
+  return all.map((samples) => ({ ...run, samples, name: name(samples), of: run.name }));
 }
 
 const REASONERS = { p: "p, the model", q: "q, the sampler" };
@@ -38,7 +38,9 @@ const ORDERS = {
 class Explorer {
   constructor(runs, section, tooltip) {
     this.runs = runs;
-    this.shown = runs.slice(0, 2);
+    const nameOf = (run) => run.of ?? run.name;
+    const other = runs.find((run) => nameOf(run) !== nameOf(runs[0])) ?? runs[1]; // else the run's other reasoner
+    this.shown = other ? [runs[0], other] : [runs[0]];
     this.tooltip = tooltip;
     this.state = { search: "", split: "", order: "given", outcome: "all", colour: "q", view: "chains" };
     this.entries = entriesOf(runs);
@@ -181,7 +183,7 @@ class Explorer {
     const names = [...new Set(this.runs.map((run) => run.samples.reasoner))].join(" and from ");
     return (
       `${samples.n} rationales a question, sampled from ${names}${samples.sees_answer ? " (which sees the answer)" : ""} at temperature ${samples.temperature}, on questions kept out of training. ` +
-      `Sorted by posterior weight: R ÷ the sum of R over the distinct chains, with log R = ${samples.own_reward ? "the task's own log-reward" : "log p(Z Y | X)"} in nats. Hover, tap or tab to a token for its figures.`
+      `Sorted by posterior weight: R ÷ the sum of R over the distinct chains, with log R = ${samples.log_reward} in nats. Hover, tap or tab to a token for its figures.`
     );
   }
 
@@ -367,7 +369,7 @@ class Explorer {
       ["distinct", figures.distinct],
       [`mass under ${samples.reasoner}`, percent(figures.mass)],
       [
-        samples.own_reward ? "log Z(X), estimated" : "log p(Y | X), estimated",
+        samples.log_reward === "log p(Z Y | X)" ? "log p(Y | X), estimated" : "log Z(X), estimated",
         figures.bound === null ? null : estimate(figures),
       ],
       ["ESS", figures.ess === null ? null : percent(figures.ess)],

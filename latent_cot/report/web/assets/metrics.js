@@ -6,11 +6,12 @@ function metricTables(runs) {
   const rows = runs.flatMap((run) =>
     run.metrics.map((row) => ({
       ...row,
-      run,
-      column: `${runs.length > 1 ? `${printable(run.name)}, ` : ""}round ${row.round}, ${row.reasoner}`,
+      column: `${runs.indexOf(run)}/${row.round}/${row.reasoner}`, // two runs may have one name
+      heading: `${runs.length > 1 ? `${printable(run.name)}, ` : ""}round ${row.round}, ${row.reasoner}`,
     })),
   );
   const columns = unique(rows.map((row) => row.column));
+  const headings = columns.map((column) => rows.find((row) => row.column === column).heading);
   return el(
     "div",
     {},
@@ -25,7 +26,7 @@ function metricTables(runs) {
         return [
           el("h3", {}, printable(split)),
           table(
-            ["figure", ...columns],
+            ["figure", ...headings],
             unique(own.map((row) => row.metric)).map((metric) => {
               const [first] = own.filter((row) => row.metric === metric);
               const note = first.better === "neither" ? "" : `; ${first.better} is better`;

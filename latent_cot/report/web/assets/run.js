@@ -1,7 +1,15 @@
 // What was run.
 
-function lastRound(run) {
-  return [...run.accuracy, ...run.metrics].reduce((latest, row) => Math.max(latest, row.round), -1);
+/** The newest round in which all splits were asked for, of a reasoner or of all: a later one may be under way. */
+function lastRound(run, reasoner = null) {
+  const rows = [...run.accuracy, ...run.metrics].filter((row) => reasoner === null || row.reasoner === reasoner);
+  const asked = d3.rollups(
+    rows,
+    (of) => new Set(of.map((row) => `${row.reasoner}/${row.split}`)).size,
+    (row) => row.round,
+  );
+  const most = d3.max(asked, ([, n]) => n);
+  return d3.max(asked.filter(([, n]) => n === most), ([round]) => round) ?? -1;
 }
 
 function reasonersIn(run) {
@@ -32,9 +40,11 @@ function sentence(run) {
   if (last < 0) return `The run is ${run.status}; nothing has been evaluated yet.`;
   if (!run.accuracy.length) return `Its figures after round ${last} are below.`;
   const told = reasonersIn(run)
-    .map((reasoner) => [reasoner, run.accuracy.filter((row) => row.round === last && row.reasoner === reasoner)])
-    .filter(([, rows]) => rows.length)
-    .map(([reasoner, rows]) => `${WHO[reasoner] ?? reasoner} is ${rightOf(rows)}`);
+    .map((reasoner) => [reasoner, lastRound(run, reasoner)])
+    .map(([reasoner, round]) => {
+      const rows = run.accuracy.filter((row) => row.round === round && row.reasoner === reasoner);
+      return `${WHO[reasoner] ?? reasoner} is ${rightOf(rows)}${round === last ? "" : ` (after round ${round})`}`;
+    });
   return `After round ${last}, ${told.join("; ")}.`;
 }
 

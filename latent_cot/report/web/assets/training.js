@@ -82,12 +82,12 @@ function showTraining(report, section) {
 function stepChart(phase, name, series) {
   const [label, unit] = FIGURES[name];
   const rows = [];
-  const borders = new Map();
-  for (const one of series) {
+  const bordersOf = series.map(() => new Map());
+  for (const [s, one] of series.entries()) {
     const columns = one.run.steps[phase];
     (columns?.[name] ?? []).forEach((value, k) => {
       const round = columns.round[k];
-      if (!borders.has(round) || borders.get(round) > k) borders.set(round, k);
+      if (!bordersOf[s].has(round)) bordersOf[s].set(round, k);
       if (value !== null)
         rows.push({
           x: k + 1,
@@ -98,6 +98,9 @@ function stepChart(phase, name, series) {
         });
     });
   }
+  // Rounds of several lengths have no borders in common.
+  const logged = bordersOf.filter((borders) => borders.size);
+  const borders = new Set(logged.map((one) => JSON.stringify([...one]))).size === 1 ? logged[0] : new Map();
   const rounds = [...borders.entries()].filter(([, k]) => k > 0);
   return chart(label, SKEWED.has(name) ? `${unit}; square root scale` : unit, () => ({
     marginTop: 22,
@@ -162,7 +165,11 @@ function posteriorChart(name, series) {
         series: one,
       })),
   );
-  const places = [...new Set(rows.map((row) => row.at))];
+  const places = d3.sort(
+    new Set(rows.map((row) => row.at)),
+    (at) => parseInt(at, 10),
+    (at) => (at.endsWith("after") ? 1 : 0),
+  );
   return chart(label, unit, () => ({
     height: 170,
     x: {
