@@ -30,6 +30,7 @@ from latent_cot.report.terminal import (
     warn,
 )
 from latent_cot.run.printable import printable
+from latent_cot.types import JOINT
 
 
 def decode(ids: Sequence[int]) -> str:
@@ -195,6 +196,7 @@ class Loop:
     """As far as a display looks at a method: two phases, of 2 and of 3 units."""
 
     phases = (Phase(1, "e_step"), Phase(1, "m_step"))
+    reward = SimpleNamespace(name=JOINT)
 
     def __init__(self) -> None:
         self.state = SimpleNamespace(phase=0, unit=0)
@@ -235,8 +237,14 @@ def test_loading_is_said_at_once_where_there_is_no_terminal() -> None:
 
 
 def test_a_number_of_chains_is_not_shown_as_a_share() -> None:
-    assert _figures({"ess": 0.5, "distinct": 0.25}) == "ESS 50%  distinct 25%"
-    assert _figures({"ess": 0.5, "distinct": 16.0, "mass": 0.9}) == "ESS 50%"
+    assert _figures({"ess": 0.5, "distinct": 0.25}, JOINT) == "ESS 50%  distinct 25%"
+    assert _figures({"ess": 0.5, "distinct": 16.0, "mass": 0.9}, JOINT) == "ESS 50%"
+
+
+def test_only_the_weights_of_the_plain_reward_add_up_to_a_probability() -> None:
+    info = {"bound": -2.0, "bound_error": 0.5, "log_y_before": -3.0}
+    assert _figures(info, JOINT) == "log p(Y|X) before -3.00  log p(Y|X) ≈ -2.00 ± 0.50"
+    assert _figures(info, "another") == "log p(Y|X) before -3.00  log Z(X) ≈ -2.00 ± 0.50"
 
 
 def test_a_collapse_is_no_variance_of_0() -> None:

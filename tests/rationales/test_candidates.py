@@ -253,6 +253,18 @@ def test_what_is_shown_of_chains_is_decided_as_in_tests(fresh: LanguageModel, pr
         assert other.weight == (None if proposal is None else pytest.approx(one.weight, abs=1e-4))
 
 
+@pytest.mark.parametrize("method", ["sft", "few-shot"])
+def test_who_answers_at_once_is_shown_without_a_rationale(fresh: LanguageModel, method: Any) -> None:
+    config = dataclasses.replace(DIRECT, method=method)
+    loop = make(fresh, config, TASK)
+    assert loop.sampler_of("p") is None
+    writer, (counts,) = loop.rationales_of("p", EXAMPLES[:1], n=5, temperature=1.0, seed=0)
+    assert writer is None and counts == {NO_RATIONALE: 5}
+    (shown,) = score_rationales(loop, EXAMPLES[0], counts, with_q=False, proposal=writer, reasoner="p").rationales
+    (tested,) = loop.answer_tests("p", EXAMPLES[:1], seed=0, votes=1, temperature=0.0)
+    assert (shown.answer, shown.correct, shown.weight) == (tested.answer, tested.correct, None)
+
+
 def test_the_buffer_begins_with_what_p_writes_after_the_tasks_prompts(
     fresh: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

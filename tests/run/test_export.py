@@ -27,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from latent_cot import tasks, tools
@@ -276,6 +277,28 @@ CHAT_TEMPLATE = (
 )
 
 
+def test_a_prompt_has_the_special_tokens_before_it_only(tmp_path: Path, hub: Path) -> None:
+    model = build_tiny_model(tmp_path / "model", variant="distinct_pad")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    bos = tokenizer.convert_tokens_to_ids("<|pad|>")
+    special = [("<|pad|>", bos), ("<|endoftext|>", tokenizer.eos_token_id)]
+    form = TemplateProcessing(single="<|pad|> $A <|endoftext|>", special_tokens=special)
+    tokenizer.backend_tokenizer.post_processor = form
+    tokenizer.save_pretrained(model)
+    (tmp_path / "parity.py").write_text(CANDIDATES_TASK)
+    settings = "p_init: base\nrollout: {granularity: token, tools: []}\nevaluation: {splits: [test]}\n"
+    (tmp_path / "settings.yaml").write_text(settings)
+    folder, target = tmp_path / "run", tmp_path / "exported"
+    arguments = ["--task", str(tmp_path / "parity.py"), "--model", str(model), "--output-dir", str(folder)]
+    base = ["em", "--preset", "smoke", "--precision", "fp32", "--config", str(tmp_path / "settings.yaml")]
+    assert main([*base, *arguments]) == 0
+    assert main(["export", str(folder), str(target), "--reasoner", "p", "--trust-code"]) == 0
+    assert json.loads((target / "latent_cot.json").read_text())["begins"] == [bos]
+    outcomes = solve_here(folder, "p", "test", 12, trusted=True)
+    found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
+    assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
+
+
 def test_a_chat_template(tmp_path: Path, hub: Path) -> None:
     """p, q and the exported program read the same turns."""
     model = build_tiny_model(tmp_path / "model", variant="distinct_pad")
@@ -402,6 +425,9 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     (stopped / "results.json").unlink()
     assert main(["export", str(stopped), str(tmp_path / "exported"), "--reasoner", "p"]) == 0
     assert "was not finished" in card(tmp_path / "exported")[1]
+    assert "This is p" not in card(tmp_path / "exported")[1], "the figures may be of an earlier moment"
+    settings = json.loads((tmp_path / "exported" / "latent_cot.json").read_text(), parse_constant=pytest.fail)
+    assert settings["outcome"]["decoding"]["votes"] == 1
 
 
 # -- what is refused, and that a failure leaves nothing behind --------------------------------------------

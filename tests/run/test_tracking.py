@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections import Counter
@@ -196,6 +197,29 @@ def test_a_killed_run_gives_no_step_twice(recorder: type[Recorder], tmp_path: Pa
     tags = Counter((step, tag) for run in (first, second) for step, found in run.logged for tag in found)
     assert set(tags.values()) == {1}
     assert min(step for step, _ in second.logged) > max(step for step, _ in first.logged)
+
+
+def test_a_run_with_fewer_steps_than_it_had_loses_no_unit(
+    recorder: type[Recorder], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """What is left of a run may be changed in its configuration: what is tracked still goes on where it was."""
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, "validate", 1)
+        assert em(folder, tiny_model_dir, "--track", "recorder", "--rounds", "2", "--m-step.steps", "6") == 130
+    before, settings = units(folder), folder / "config.yaml"
+    text = settings.read_text()
+    changed = re.sub(r"(?ms)^(m_step:.*?^  steps: )6$", r"\g<1>1", text)
+    assert changed != text
+    settings.write_text(changed)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(["em", "--output-dir", str(folder), "--resume", "--track", "recorder"]) == 0
+    first, second = recorder.runs
+    steps = [step for run in (first, second) for step, _ in run.logged]
+    assert steps == sorted(set(steps))
+    tracked = {tag for _, found in second.logged for tag in found}
+    assert units(folder) - before > len(second.logged) > 0
+    assert any(tag.startswith("round2/diagnose_before") for tag in tracked), tracked
 
 
 def test_a_tracker_that_fails_is_left_out(

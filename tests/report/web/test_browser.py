@@ -107,6 +107,28 @@ def test_figures_of_a_task_without_right_answers(open_page: Open, small: Json) -
     assert opened.texts("p.lead")[0] == "Its figures after round 1 are below."
 
 
+def test_runs_of_one_name_have_columns_of_their_own(open_page: Open, small: Json) -> None:
+    place = {"round": 1, "reasoner": "q", "split": "test", "metric": "diversity", "description": "", "better": "higher"}
+    opened = open_page(*({**small, "accuracy": [], "metrics": [{**place, "text": text}]} for text in ("0.5", "0.9")))
+    assert opened.texts("#accuracy td") == ["0.5", "0.9"]
+
+
+def test_before_comes_before_after_whichever_run_is_first(open_page: Open, small: Json) -> None:
+    only_before = [row for row in small["posterior"] if row["when"] == "before"]
+    opened = open_page({**small, "posterior": only_before}, small)
+    opened.see_all()
+    ticks = opened.page.locator("#training figure").first.locator("g[aria-label='x-axis tick label'] text")
+    assert ["".join(text.split()) for text in ticks.all_text_contents()] == ["1before", "1after", "2before", "2after"]
+
+
+def test_a_round_that_is_being_tested_takes_no_curve_away(open_page: Open, small: Json) -> None:
+    begun = {**small["accuracy"][0], "round": 3, "reasoner": "q", "n": 16}
+    opened = open_page({**small, "accuracy": [*small["accuracy"], begun]})
+    opened.see_all()
+    assert "Right answers by operands" in opened.texts("figure figcaption strong")
+    assert opened.texts("p.lead")[0].startswith("After round 2, p, the model, is ")
+
+
 def test_rounds_are_in_the_order_of_their_numbers(open_page: Open, small: Json) -> None:
     rows = [{**small["accuracy"][0], "round": number} for number in (10, 0, 2)]
     headings = open_page({**small, "accuracy": rows}).page.locator("#accuracy thead th")

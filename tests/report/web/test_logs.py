@@ -70,6 +70,15 @@ def test_means_over_all_questions_are_the_last_units(folder: RunFolder) -> None:
     ]
 
 
+def test_what_looks_perfect_where_q_has_collapsed_is_left_out(folder: RunFolder) -> None:
+    folder.log("diagnose", round=1, unit=1, variance=0.0, ess=1.0, bound=-9.0, one_chain=True)
+    folder.log("e_step", round=3, unit=1, variance=0.0, loss=0.5, one_chain=True)
+    found = collected(folder)
+    (after,) = (row for row in found["posterior"] if (row["round"], row["when"]) == (1, "after"))
+    assert (after["variance"], after["ess"], after["bound"]) == (None, None, -9.0)
+    assert (found["steps"]["e_step"]["variance"][-1], found["steps"]["e_step"]["loss"][-1]) == (None, 0.5)
+
+
 def test_accuracies_have_the_numbers_of_their_split(folder: RunFolder) -> None:
     rows = collected(folder, Example("", meta={"operands": 3, "digits": 1}))["accuracy"]
     assert len(rows) == 4
