@@ -288,8 +288,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if rollout.granularity == "token":
         for name in ("history_dropout", "gap_share"):
             if getattr(varied, name):
-                what = f"{flag(f'augmentation.{name}')} keeps the tokens of a step together"
-                yield f"{what}: with --rollout.granularity token there are no steps; give 0"
+                what = f"{flag(f'augmentation.{name}')} is about whole steps"
+                yield f"{what}: with --rollout.granularity token there are none; give 0"
     if varied.concat_questions and target != "joint":
         yield f"--augmentation.concat-questions leaves no answer to be learned by --m-step.target {target}; give 0"
     if q_sees not in (None, config.q_sees):

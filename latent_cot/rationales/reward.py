@@ -90,7 +90,7 @@ class Reward:
         if self.task is not None:
             return "the task's own log-reward"
         plain = not (self.tool_tokens or self.comparison or self.prior or self.copy_penalty)
-        return JOINT if plain else f"{JOINT}, changed as --e-step says"
+        return JOINT if plain else f"{JOINT}, changed by settings of the E-step"
 
     def of_prefixes(
         self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool = False
