@@ -67,7 +67,7 @@ def test_a_task_file_and_its_options(cli: Cli, files: Path) -> None:
 def test_bad_rows_are_told_before_torch_is_imported(files: Path, task: str) -> None:
     """All of them, whatever the task."""
     bad = files / "bad.jsonl"
-    bad.write_text('{"question": 1}\n{}\n[]\n{"question": null}\n')
+    bad.write_text('{"question": 1}\n{"answer": 2}\n[]\n{"question": null}\n')
     named = ["--data.options", "data", str(bad)] if task == "qa" else ["--data.train-file", str(bad)]
     code = (
         "import sys; from latent_cot.cli import main; "
