@@ -17,6 +17,8 @@ LOG_Z_MARGIN = 2.0
 """Nats above 0 that a step's rough estimate of log Z may be: a reward floor and chance lift it by up to 1."""
 RIGHT = 0.1
 """Share of right chains below which nothing is right."""
+LOOK_PERFECT = ("variance", "ess")
+"""Figures that a q with one chain a question has at their best: they mean nothing there, and are not shown."""
 _DIAGNOSED = ("diagnose_before", "diagnose", "validate")
 
 

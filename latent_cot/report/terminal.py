@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from latent_cot.methods.trouble import has_one_chain
+from latent_cot.methods.trouble import LOOK_PERFECT, has_one_chain
 from latent_cot.report.tables import Cell, Table, escaped, figure_table, page
 from latent_cot.run.printable import printable
 from latent_cot.types import JOINT
@@ -404,7 +404,7 @@ def _is_known(value: Any) -> bool:
 
 def _figures(info: Mapping[str, Any], log_reward: str) -> str:
     """`log_reward`: `Reward.name`."""
-    collapsed = ("variance", "ess") if info.get("one_chain") else ()  # they look perfect then, and mean nothing
+    collapsed = LOOK_PERFECT if info.get("one_chain") else ()
     hidden = (*collapsed, *(("distinct",) if "mass" in info else ()))  # of validation questions it is no share
     figures = "  ".join(
         form.format(info[name]) for name, form in FIGURES.items() if _is_known(info.get(name)) and name not in hidden

@@ -15,6 +15,7 @@ from typing import Any
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import tool_names
 from latent_cot.evaluation.splits import numbers_of
+from latent_cot.methods.trouble import LOOK_PERFECT
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
@@ -120,8 +121,8 @@ def steps(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[Any]]
 
 
 def _figure(event: Mapping[str, Any], name: str) -> Any:
-    """None for those that look perfect, and mean nothing, where q writes one and the same chain."""
-    return None if event.get("one_chain") and name in ("variance", "ess") else rounded(event.get(name))
+    """None for those that only look perfect."""
+    return None if event.get("one_chain") and name in LOOK_PERFECT else rounded(event.get(name))
 
 
 def posterior(events: Iterable[Mapping[str, Any]]) -> list[Json]:

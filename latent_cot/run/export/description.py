@@ -12,7 +12,7 @@ from typing import Any
 
 from latent_cot import disk
 from latent_cot.methods.method import Method
-from latent_cot.methods.trouble import has_one_chain
+from latent_cot.methods.trouble import LOOK_PERFECT, has_one_chain
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter
 from latent_cot.run import schemas
@@ -128,8 +128,8 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
 
 
 def _collapsed(figures: Mapping[str, Any], *, own_reward: bool) -> dict[str, None]:
-    """The figures that look perfect, and mean nothing, where q writes one and the same chain."""
-    return {"variance": None, "ess": None} if has_one_chain(figures, own_reward=own_reward) else {}
+    """Nothing in place of figures that only look perfect."""
+    return dict.fromkeys(LOOK_PERFECT) if has_one_chain(figures, own_reward=own_reward) else {}
 
 
 def _name(file: str) -> str:
