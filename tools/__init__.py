@@ -14,6 +14,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from latent_cot.tools import _user_file
@@ -55,14 +56,17 @@ def tool(
     """
 
     def decorate(function: Callable[[str], str]) -> FunctionTool:
+        called = name or getattr(function, "__name__", "")
+        if not called:
+            raise UsageError(f"{function!r}: give the tool a name: @tool(trigger=..., name=...)")
         try:
-            inspect.signature(function).bind("")
+            with suppress(ValueError):  # some of C's functions tell no signature
+                inspect.signature(function).bind("")
         except TypeError as error:
-            raise UsageError(f"{function.__name__}: a tool is called with one text, the request: {error}") from error
-        called = name or function.__name__
+            raise UsageError(f"{called}: a tool is called with one text, the request: {error}") from error
         says = description or (function.__doc__ or called).strip().splitlines()[0]
         made = FunctionTool(called, trigger, says, function, isolated)
-        made.__module__ = function.__module__  # where `load` looks for it
+        made.__module__ = getattr(function, "__module__", __name__)  # where `load` looks for it
         return made
 
     return decorate

@@ -19,7 +19,7 @@ from latent_cot.report.terminal import Items, say
 from latent_cot.report.web import FORMAT, logs, page
 from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
-from latent_cot.run.run_folder import write_text
+from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import Example, TaskData, UsageError
 
 VALIDATION = "validation"
@@ -71,7 +71,9 @@ def run(argv: Sequence[str]) -> int:
     path = disk.expanded(options.output) if options.output else runs[0].folder("report").path / "report.html"
     check_writable(path, "--output")
     console = progress_console(to_stderr=False)
-    shown = [_shown(runs.pop(0), options, console) for _ in options.runs]  # of each no longer than it takes
+    names = _told_apart([one.folder("report") for one in runs])
+    # Of each run no longer than it takes.
+    shown = [{**_shown(runs.pop(0), options, console), "name": name} for name in names]
     title = ", ".join(record["name"] for record in shown)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     found = {"format": FORMAT, "title": title, "made": made, "version": __version__, "runs": shown}
@@ -86,6 +88,18 @@ def _open(target: str, options: ReportOptions) -> Run:
     if options.reasoner == "q" and "q" not in asked.adapters:
         asked.source.require("q")
     return asked
+
+
+def _told_apart(folders: Sequence[RunFolder]) -> list[str]:
+    """The name of each run, with as many of the folders above it as tell it apart from the others."""
+    parts = [folder.path.absolute().parts for folder in folders]
+
+    def name(folder: RunFolder, own: tuple[str, ...]) -> str:
+        least, others = folder.name.count("/") + 1, [other for other in parts if other != own]
+        found = (n for n in range(least, len(own)) if all(other[-n:] != own[-n:] for other in others))
+        return "/".join(own[-next(found, least) :])
+
+    return [name(folder, own) for folder, own in zip(folders, parts, strict=True)]
 
 
 def _shown(one: Run, options: ReportOptions, console: Console) -> dict[str, Any]:

@@ -78,6 +78,12 @@ def test_runs_of_a_comparison_have_different_names(cli: Cli, run: Path, tmp_path
     folders = [shutil.copytree(run, tmp_path / name / "seed0") for name in ("em", "sft")]
     assert cli("report", *folders, "--no-model", "-o", tmp_path / "r.html").status == 0
     assert [one["name"] for one in data_of(tmp_path / "r.html")["runs"]] == ["em/seed0", "sft/seed0"]
+    folders += [shutil.copytree(run, tmp_path / name / "mine") for name in ("first", "second")]
+    folders += [shutil.copytree(run, tmp_path / "again" / "em" / "seed0")]
+    assert cli("report", *folders, "--no-model", "-o", tmp_path / "r.html").status == 0
+    above = tmp_path.name
+    names = [f"{above}/em/seed0", "sft/seed0", "first/mine", "second/mine", "again/em/seed0"]
+    assert [one["name"] for one in data_of(tmp_path / "r.html")["runs"]] == names
 
 
 def test_two_runs_and_a_split_of_ones_choice(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from latent_cot.config.schema import data_request
 from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
 from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.rationales import chain
 from latent_cot.run import reasoners
 from latent_cot.run.export.description import _name, _portable, _tool, _without_folders
 from latent_cot.run.export.folder import refuse_unless_free
@@ -185,6 +186,20 @@ def test_the_cards_program_gives_the_runs_greedy_chains(
     assert len({o.rationales[0].text for o in outcomes}) > N / 3, "the chains are too much alike to tell anything"
     assert sum(call.result is not None for o in outcomes for call in o.rationales[0].calls) > N / 4
     assert sum(o.answer is not None for o in outcomes) > N / 20
+    found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
+    assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
+
+
+@pytest.mark.usefixtures("offline_hub")
+def test_results_that_are_too_long_are_refused_by_both(
+    run: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "MAX_RESULT_TOKENS", 4)
+    target = tmp_path / "exported"
+    assert main(["export", str(run), str(target), "--reasoner", "q"]) == 0
+    outcomes = solve_here(run, "q", "4-digits", N)
+    calls = [call for outcome in outcomes for call in outcome.rationales[0].calls]
+    assert any("more than 4" in (call.error or "") for call in calls) and any(call.result for call in calls)
     found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
     assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
 

@@ -197,6 +197,16 @@ def test_named_member(write: Write) -> None:
         tools.load(f"{path}:Othr")
 
 
+def test_any_callable_is_a_tool(write: Write) -> None:
+    maker = "import functools\nfrom latent_cot.tools import tool\nTOOL = tool(trigger='#', name='f')({})\n"
+    assert tools.load(write(maker.format("functools.partial(str.upper)")))("a") == "A"
+    assert tools.load(write(maker.format("str.upper"), "method.py"))("a") == "A"
+    assert tools.load(write(maker.format("str"), "no_signature.py"))("a") == "a"
+    nameless = maker.format("functools.partial(str.upper)").replace(", name='f'", "")
+    with pytest.raises(UsageError, match="give the tool a name"):
+        tools.load(write(nameless, "nameless.py"))
+
+
 def test_a_function_is_a_tool(write: Write) -> None:
     text = """
 from latent_cot.tools import tool

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from latent_cot import __version__
+from latent_cot.rationales import chain
 from latent_cot.run.export.description import Base
 from latent_cot.run.printable import printable
 from latent_cot.types import JOINT
@@ -39,7 +40,7 @@ def render(d: Mapping[str, Any], base: Base, merged: bool) -> tuple[str, str]:
     known = {"d": d, "base": base, "merged": merged, "o": d["outcome"], "joint": joint}
     total = "log p(Y \\| X)" if joint else "log Σ R(Z)"
     figures = {name: meaning.format(total=total) for name, meaning in _FIGURES.items()}
-    program = environment.get_template("program.txt").render(**known).strip()
+    program = environment.get_template("program.txt").render(**known, longest_result=chain.MAX_RESULT_TOKENS).strip()
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", program)), default=0))
     title = _plain(f"{Path(base.name).name}-{d['task']}-{d['reasoner']}")
     body = environment.get_template("card.md").render(

@@ -213,6 +213,14 @@ def test_a_question_is_picked(open_page: Open, small: Json) -> None:
     assert opened.texts(".pane .prompt code") == ["Question: 100 + 0 = ? Answer:"]
 
 
+def test_a_question_that_is_there_twice_is_shown_twice(open_page: Open, small: Json) -> None:
+    twice = copy.deepcopy(small)
+    twice["samples"]["questions"].append({**copy.deepcopy(sampled(small)), "answer": "7"})
+    opened = open_page(twice, {**twice, "name": "other"})
+    assert opened.page.locator(".question-item code").all_text_contents().count("100 + 0") == 2
+    assert opened.texts(".count") == ["7 questions, 70 chains"]
+
+
 def test_right_and_wrong_are_filtered(open_page: Open, small: Json) -> None:
     opened = open_page(small)
     chains = [chain for question in small["samples"]["questions"] for chain in question["chains"]]

@@ -467,8 +467,11 @@ class Explorer {
 function entriesOf(runs) {
   const entries = new Map();
   for (const run of runs) {
+    const seen = new Map(); // a split may have a question twice, with other answers
     for (const question of run.samples.questions) {
-      const key = `${question.split}\n${question.question}`;
+      const text = `${question.split}\n${question.question}`;
+      seen.set(text, (seen.get(text) ?? 0) + 1);
+      const key = `${seen.get(text)}\n${text}`;
       if (!entries.has(key))
         entries.set(key, { id: entries.size, question: question.question, split: question.split, by: new Map() });
       entries.get(key).by.set(run, question);
