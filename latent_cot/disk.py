@@ -2,7 +2,8 @@
 
 * Read: regular files only (a named pipe would wait for ever), of a bounded size. JSON has bounds too.
 * Written: under a random name in the same folder, through no link, synced and then renamed: at any moment there is the
-  old file or folder, or the new one. What a killed process has left of a new one goes when the next is written.
+  old file, or the new one, and never half a folder. What a killed process has left of a new one goes when the next is
+  written.
 """
 
 from __future__ import annotations
@@ -70,6 +71,15 @@ def refuse_surrogates(text: str, where: str) -> str:
     return text
 
 
+def open_closed_streams() -> None:
+    """Where the shell has closed a standard stream, no file of ours may get its number: it would be written into."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 # -- reading ---------------------------------------------------------------------------------------------
 
 
@@ -84,8 +94,8 @@ def opened(path: str | Path) -> BufferedReader:
 
 def read(path: str | Path, limit: int) -> bytes:
     """The content of a regular file. Raises OSError and ValueError as `opened`; UsageError beyond `limit` bytes."""
-    with opened(path) as file:
-        data = file.read(limit + 1)
+    with opened(path) as file:  # which takes as much memory as it is asked for, whatever there is to read
+        data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(data) > limit:
         size = f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit // 2**10} KiB"
         raise UsageError(f"{path}: larger than {size}; is it the right file? Else split it")
@@ -207,21 +217,24 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def put_folder(new: Path, path: Path) -> None:
-    """Put a folder in the place of another, or of nothing. Raises OSError."""
+    """Put a folder in the place of another, or of nothing. Raises OSError; the old one is then where it was."""
     sync(*new.rglob("*"), new)
-    remove_folder(path)
-    os.replace(new, path)
+    away = _put_away(path)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        if away is not None:
+            os.replace(away, path)
+        raise
     sync(path.parent)
+    if away is not None:
+        _remove(away)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder, or a link to one, if it is there: at once, so that nobody meets the half of it."""
-    away = _fresh(path)
-    try:
-        os.replace(path, away)
-    except FileNotFoundError:
-        return
-    _remove(away)
+    if (away := _put_away(path)) is not None:
+        _remove(away)
 
 
 def append(path: Path, data: bytes) -> None:
@@ -262,8 +275,23 @@ def clear(folder: Path, name: str = "") -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             start = f".{name}." if name else "."
-            if _NEW.fullmatch(entry.name) and entry.name.startswith(start):
+            if is_unfinished(entry.name) and entry.name.startswith(start):
                 _remove_unless_held(Path(entry.path))
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file or folder of this name is what a killed process has left of a new one."""
+    return _NEW.fullmatch(name) is not None
+
+
+def _put_away(path: Path) -> Path | None:
+    """A folder, or a link to one, under another name; None: there is none."""
+    away = _fresh(path)
+    try:
+        os.replace(path, away)
+    except FileNotFoundError:
+        return None
+    return away
 
 
 def _fresh(path: Path) -> Path:

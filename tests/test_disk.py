@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,36 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
         disk.read(tmp_path / "pipe", 10)  # and is not waited for
     with pytest.raises(OSError, match="no regular file"):
         disk.read(Path("/dev/zero"), 10)
+
+
+def test_a_small_file_takes_no_more_memory_than_it_has(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"{}")
+    tracemalloc.start()
+    try:
+        assert disk.read(tmp_path / "small", 2**28) == b"{}"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "old").touch()
+    replace = os.replace
+
+    def fails(source: Path, target: Path) -> None:
+        if Path(target).name == "export" and Path(source).name != "export" and (Path(source) / "new").exists():
+            raise OSError(errno.EIO, "the disk is broken")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with disk.new_folder(tmp_path / "export") as new:
+        (new / "new").touch()
+        with pytest.raises(OSError, match="broken"):
+            disk.put_folder(new, tmp_path / "export")
+    assert [path.name for path in tmp_path.rglob("*")] == ["export", "old"]
 
 
 HOLD = """

@@ -116,7 +116,9 @@ def _time_limit(where: str) -> Iterator[None]:
         nonlocal times
         times += 1
         if times > _AGAIN:  # it has swallowed them all
-            os.write(2, f"error: {where}: goes on after {2 * SECONDS:g} s; mend it, and go on with --resume\n".encode())
+            says = f"error: {where}: goes on after {2 * SECONDS:g} s; mend it, and go on with --resume\n"
+            with suppress(OSError):  # nobody reads it
+                os.write(2, says.encode())
             os._exit(2)
         if running:
             raise _TimeUp
@@ -269,6 +271,7 @@ class _Process:
             [sys.executable, "-c", code, self._name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is for the run, which does its unit of work to the end
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )
         weakref.finalize(self, _end, process)
@@ -285,6 +288,8 @@ def serve(name: str) -> None:
     """Be the process of a `_Process`: load the tool, and answer until the other side ends."""
     from latent_cot.tools import load_unguarded
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a job's whole group: it ends as the run does
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # what the tool prints is no answer
     tool = load_unguarded(name)

@@ -37,7 +37,8 @@ def overview() -> str:
             "| --- | --- |",
             *(f"| [`latent-cot {name}`]({name}.md) | {prose(text)} |" for name, text in COMMANDS.items()),
             "",
-            "The exit status is 0; 2 for what the user can put right; 130 after Ctrl-C, 143 after SIGTERM.",
+            "The exit status is 0; 2 for what the user can put right; 130 after Ctrl-C, 143 after SIGTERM, 129 "
+            "where its terminal was closed.",
             "",
         ]
     )

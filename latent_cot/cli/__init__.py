@@ -13,12 +13,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from latent_cot import __version__
-from latent_cot.disk import refuse_surrogates
+from latent_cot.disk import open_closed_streams, refuse_surrogates
 from latent_cot.run.interrupts import aborting, was_aborted
-from latent_cot.types import UsageError, did_you_mean
+from latent_cot.types import UsageError, did_you_mean, first_line
 
 COMMANDS = {
     "em": "train: alternate E-step and M-step, evaluate after each round",
@@ -49,6 +49,7 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for what the user can put right, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its escape
             stream.reconfigure(errors="backslashreplace")
@@ -92,12 +93,24 @@ def _run(argv: Sequence[str]) -> int:
         if was_aborted() or isinstance(error, KeyboardInterrupt):
             _print_error("interrupted")
             return EXIT_INTERRUPTED
-        if not isinstance(error, UsageError):
+        if not isinstance(error, UsageError) and not _is_out_of_memory(error):
             raise
-        _print_error(str(error))
+        _print_error(str(error) if isinstance(error, UsageError) else f"out of memory ({first_line(error)}); {_MEMORY}")
         return EXIT_USAGE
     except SystemExit as stop:  # raised by tyro after --help and on unreadable flags
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE if stop.code else 0
+
+
+_MEMORY = (
+    "lower max_batch_tokens, which bounds a pass, or rollout.batch_size, the chains that are sampled at once. With "
+    "--resume that is done in the run's config.yaml"
+)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, of a device, or of torch on a CPU, which has no error of its own for it."""
+    named = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or named
 
 
 def call(command: str, *argv: str) -> int:
@@ -153,4 +166,5 @@ def _print_error(message: str) -> None:
     lines = f"error: {printable(message, keep_newlines=True)}".split("\n")
     text = Text("\n".join(filled(line, console) for line in lines))
     text.stylize("bold red", 0, len("error:"))
-    console.print(text, soft_wrap=True)
+    with suppress(OSError, SystemExit):  # nobody reads it: the status says so too
+        console.print(text, soft_wrap=True)

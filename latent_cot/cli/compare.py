@@ -79,7 +79,7 @@ class CompareOptions:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
+    """The command. Returns 0, or 128 and the number of the signal that stopped it (SIGINT, SIGTERM, SIGHUP)."""
     options = parse(CompareOptions, argv, "compare")
     if options.json and options.dry_run:
         raise UsageError("--json: --dry-run prints commands, no figures; leave one out")

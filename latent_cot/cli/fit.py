@@ -64,7 +64,7 @@ class FitOptions:
 
 
 def run(argv: Sequence[str], command: str = "fit") -> int:
-    """The command. Returns 0, or 130 or 143 if it was stopped by SIGINT or SIGTERM."""
+    """The command. Returns 0, or 128 and the number of the signal that stopped it (SIGINT, SIGTERM, SIGHUP)."""
     options = _parsed(argv, command)
     config = options.settings
     path = disk.expanded(config.output_dir or default_folder(config))

@@ -37,8 +37,8 @@ OWN = (
     *("preset", "config", "gpu", "gpus", "price", "questions", "prompt_tokens", "chain_tokens", "longest_chain"),
     *("answer_tokens", "states", "distinct", "tflops", "bandwidth", "memory", "overhead", "measure", "json"),
 )
-CACHE = user_cache_path("latent-cot") / "machine.json"
-"""What was measured of this machine."""
+_CACHE = "machine.json"
+"""What was measured of this machine, in the user's cache."""
 
 
 @dataclass(frozen=True)
@@ -189,17 +189,18 @@ def _measured(options: PlanOptions) -> Hardware:
 
     precision, threads = options.settings.precision, torch.get_num_threads()
     like = f"{platform.node()}, {threads} threads, {precision}, torch {torch.__version__}, latent-cot {__version__}"
-    with suppress(OSError, UsageError):  # none yet, or another version's
-        known = disk.decoded(Measured, disk.parse_json(disk.read(CACHE, 2**16), str(CACHE)), str(CACHE))
+    with suppress(OSError, UsageError, RuntimeError):  # none yet, or another version's; a user without a home
+        cache = user_cache_path("latent-cot") / _CACHE
+        known = disk.decoded(Measured, disk.parse_json(disk.read(cache, 2**16), str(cache)), str(cache))
         if known.like == like and not options.measure:
             return known.device
     from latent_cot.planning.measure import this_machine
 
     with waiting(progress_console(to_stderr=True), "Measuring this machine"):
         device = this_machine(precision=precision)
-    with suppress(OSError):  # it is measured again next time
-        CACHE.parent.mkdir(parents=True, exist_ok=True)
-        disk.write(CACHE, json.dumps(asdict(Measured(like, device))).encode())
+    with suppress(OSError, RuntimeError):  # it is measured again next time
+        cache = user_cache_path("latent-cot", ensure_exists=True) / _CACHE
+        disk.write(cache, json.dumps(asdict(Measured(like, device))).encode())
     return device
 
 

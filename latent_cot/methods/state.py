@@ -97,6 +97,12 @@ class State:
         """Whether an M-step has changed p."""
         return self.m_steps > 0
 
+    @property
+    def tested(self) -> list[str]:
+        """The splits that any reasoner was tested on."""
+        rounds = [*self.right.values(), *self.metrics.values()]
+        return sorted({split for reasoners in rounds for splits in reasoners.values() for split in splits})
+
     @classmethod
     def from_json(cls, record: Any) -> State:
         """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type."""

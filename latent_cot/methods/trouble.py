@@ -72,7 +72,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
         yield (
             "elbo_fell",
             f"the E-step has taken q farther from the posterior: the ELBO fell for {fall} validation questions and "
-            f"rose for {info['elbo_rose']}. {back.format('q')}Begin again with {rate}, more --e-step.samples or "
+            f"rose for {info.get('elbo_rose')}. {back.format('q')}Begin again with {rate}, more --e-step.samples or "
             "--data.demonstrations, or leave the E-step out: --e-step.steps 0",
         )
     if fall := info.get("log_y_fell"):
@@ -80,8 +80,8 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
         yield (
             "log_y_fell",
             f"the M-step has lowered log p(Y | X) of {fall} validation questions and raised that of "
-            f"{info['log_y_rose']}. {back.format('p')}Begin again with fewer --m-step.steps (they are {m.steps}), a "
-            f"lower --m-step.learning-rate (it is {m.learning_rate:g}) or more questions; "
+            f"{info.get('log_y_rose')}. {back.format('p')}Begin again with fewer --m-step.steps (they are "
+            f"{m.steps}), a lower --m-step.learning-rate (it is {m.learning_rate:g}) or more questions; "
             "--no-safeguard would take it all the same",
         )
 

@@ -1,4 +1,4 @@
-"""Stopping a run by Ctrl-C (or a notebook's stop button) or SIGTERM, between two units of its work."""
+"""Stopping a run by Ctrl-C (or a notebook's stop button), SIGTERM or SIGHUP, between two units of its work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -50,10 +50,10 @@ def was_aborted() -> bool:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], int | None]]:
-    """The first SIGINT or SIGTERM is remembered, a second one aborts at once (KeyboardInterrupt).
+    """The first SIGINT, SIGTERM or SIGHUP is remembered, a second one aborts at once (KeyboardInterrupt).
 
     Yields a function that gives the signal's number, or None if none has come. Only the main thread is told of signals:
-    in another one nothing is remembered.
+    in another one nothing is remembered. One that is ignored (`nohup`, `&` in a script) stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -64,15 +64,19 @@ def stop_signals() -> Iterator[Callable[[], int | None]]:
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal last
         echo, last = launched and time.monotonic() - last < ECHO_SECONDS, time.monotonic()
-        if echo:
+        # A terminal that is closed sends one, and the shell in it another.
+        if echo or (received and number == signal.SIGHUP):
             return
         received.append(number)
         if len(received) > 1:
             abort()
         # Not by print or rich: the signal may have come while they were writing.
-        os.write(2, b"\nStopping when this unit of work is done. Ctrl-C again: at once, without saving.\n")
+        with suppress(OSError):  # nobody reads it any more
+            os.write(2, b"\nStopping when this unit of work is done. Ctrl-C again: at once, without saving.\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    every = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in every if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield lambda: received[0] if received else None
     finally:

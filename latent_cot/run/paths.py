@@ -73,10 +73,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def refuse_moved(config: RunConfig, file: Path) -> None:
+def refuse_moved(config: RunConfig, file: Path, *, model: bool = True) -> None:
     """Raises UsageError where a file or folder of this run, whose configuration is `file`, is not where it was: it
-    names them by absolute paths."""
-    named = [("model", config.model), ("task", config.task)]
+    names them by absolute paths. `model`: look for the model too."""
+    named = [("model", config.model)] if model else []
+    named.append(("task", config.task))
     named += [("rollout.tools", re.sub(r"(?<=\.py):\w+$", "", tool)) for tool in config.rollout.tools or ()]
     for name in train_files(config):
         named.append(("data.train_file", name if os.path.exists(name) else name.partition("?")[0]))

@@ -77,7 +77,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
-        refuse_moved(config, path / "config.yaml")
+        refuse_moved(config, path / "config.yaml", model=False)  # a run can be looked at without it
         refuse_code(config, path / "config.yaml", trusted=trusted)
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
@@ -120,6 +120,8 @@ def load(source: Source, data: TaskData) -> Method:
     """
     from latent_cot.run.session import load_reasoners, open_session
 
+    if source.folder is not None:
+        refuse_moved(source.config, source.folder.path / "config.yaml")
     try:
         session = open_session(source.config, load_data=False)
     except UsageError as error:

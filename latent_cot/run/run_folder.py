@@ -88,9 +88,9 @@ class RunFolder:
             with folder.lock():
                 refuse_unless_free(path)  # another process may have been quicker
                 disk.write(path / "config.yaml", text.encode())
+                folder.mark("running")
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise UsageError(f"--output-dir {path}: cannot be written ({error}); give another one") from error
-        folder.mark("running")
         return folder
 
     @classmethod
@@ -165,8 +165,8 @@ class RunFolder:
         try:
             yield
         except Exception as error:
-            # Of no avail where the disk is full, which may be the error; that one is what the user must see.
-            with suppress(UsageError):
+            # Of no avail where the disk or the memory is full, which may be the error, the one to be seen.
+            with suppress(UsageError, OSError, MemoryError):
                 if self.about.status == "running":
                     self.mark("failed")
                     self.log("note", text=f"Failed: {type(error).__name__}: {error}")
@@ -408,7 +408,7 @@ def refuse_unless_free(path: Path) -> None:
         raise UsageError(f"--output-dir {path}: is a file; give a folder")
     if (path / "config.yaml").exists():
         raise UsageError(f"--output-dir {path}: holds a run; go on with it by --resume, or give another one")
-    if path.exists() and any(not e.name.startswith((".lock", ".config.yaml.")) for e in path.iterdir()):
+    if path.exists() and any(not (e.name.startswith(".lock") or disk.is_unfinished(e.name)) for e in path.iterdir()):
         raise UsageError(f"--output-dir {path}: is not empty and holds no run; give a new or empty folder")
 
 

@@ -57,7 +57,7 @@ class Budget:
 class Resources:
     """What a run has cost up to now."""
 
-    seconds: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(strict=True, ge=0, le=1e12, allow_inf_nan=False)]
     phases: dict[str, Number] = field(default_factory=dict)
     peak_memory_bytes: Count = 0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -142,9 +142,10 @@ class _Running:
 
     def __init__(self, session: Session, folder: RunFolder, *, resume: bool) -> None:
         checkpoint = folder.latest() if resume else None
-        if resume and checkpoint is None and (folder.path / "results.json").exists():
-            remedy = "restore them, or start again in another --output-dir"  # it would begin anew, over its results
-            raise UsageError(f"{folder.path}: is finished, and its checkpoints are gone; {remedy}")
+        notes = list(session.notes)
+        if resume and checkpoint is None:
+            _refuse_without_checkpoint(folder)
+            notes.append("Nothing was saved yet: it begins from the start.")
         self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
         parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
@@ -154,16 +155,19 @@ class _Running:
         self._made_of = {"training": training, "settings": settings, "model": session.lm.base_digest()}
         if checkpoint is not None:
             _refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
-        if resume:
-            folder.rewind(checkpoint)
+            notes += [*checkpoint.skipped, *_changed_settings(checkpoint, folder), *_short_logs(checkpoint, folder)]
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
+        if resume:  # when nothing more can refuse it
+            folder.rewind(checkpoint)
         if resume and self.loop.state.phase < len(self.loop.phases):
             folder.unfinish()
         self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         self._lap = time.monotonic()
         folder.mark("running")
-        for note in [*session.notes, *(checkpoint.skipped if checkpoint else ())]:
-            folder.log("note", text=note)
+        told = {event.get("text") for event in folder.events()} if session.lm.processes.main else set[Any]()
+        for note in notes:
+            if note not in told:
+                folder.log("note", text=note)
 
     def log(self, phase: Phase, info: Mapping[str, Any], seconds: float) -> None:
         """Log a unit of work that took so long."""
@@ -178,6 +182,7 @@ class _Running:
         within = self.loop.state.unit > 0 and self.loop.optimiser is None
         place = {"phases": _phases_until(self.loop), "slices": _slices(self.session.config) if within else None}
         position = {**self.loop.state_dict(), **place, "resources": self._spent(), **self._made_of}
+        position |= {"config": self.folder.config, "questions": _tested(self.session)}
         self.folder.save(position, self._write)
 
     def _write(self, target: Path) -> None:
@@ -250,7 +255,8 @@ def run_loop(
         if session.lm.processes.main:  # what has lasted when it was stopped goes on
             for event in folder.events():
                 if "unit" in event:
-                    watch.see(Phase(event["round"], event["kind"]), event)
+                    figures = {name: value for name, value in event.items() if isinstance(value, int | float)}
+                    watch.see(Phase(event["round"], event["kind"]), figures)
         on_start(running.loop)
         saved = started = time.monotonic()
         units = stack.enter_context(closing(running.loop.run()))
@@ -354,6 +360,51 @@ def _refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) ->
             raise UsageError(f"{checkpoint.path}: {why}, or start again in another --output-dir")
 
 
+def _refuse_without_checkpoint(folder: RunFolder) -> None:
+    """Raises UsageError for a run that has saved its state: it would begin anew, over what it has found."""
+    status = "finished" if (folder.path / "results.json").exists() else None
+    with suppress(UsageError):  # no run.json: it was killed when it had hardly begun
+        status = status or folder.about.status
+    if status in ("finished", "stopped"):
+        remedy = "restore them, or start again in another --output-dir"
+        raise UsageError(f"{folder.path}: is {status}, and its checkpoints are gone; {remedy}")
+
+
+def _changed_settings(checkpoint: Checkpoint, folder: RunFolder) -> Iterator[str]:
+    """A sentence on each setting in config.yaml that has another value than when the state was saved. Raises UsageError
+    where one is missing that was there: a default would take its place."""
+    saved, file = checkpoint.state.get("config"), folder.path / "config.yaml"
+    if not isinstance(saved, dict):
+        raise UsageError(f"{checkpoint.path}: does not say by which settings; start again in another --output-dir")
+    there, here = dict(_leaves(saved)), dict(_leaves(folder.config))
+    if lacking := [name for name in there if name not in here]:
+        raise UsageError(f"{file}: lacks {', '.join(lacking[:5])}, which it had; restore it")
+    for name, value in here.items():
+        if name in there and value != there[name] and name != "output_dir":
+            yield f"config.yaml has {name} {value!r:.80} now; it was {there[name]!r:.80}."
+
+
+def _leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, dict) and name != "options":
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def _short_logs(checkpoint: Checkpoint, folder: RunFolder) -> Iterator[str]:
+    """A sentence on each log that ends before the state was saved."""
+    for name, size in checkpoint.log_sizes.items():
+        there = (folder.path / name).stat().st_size if (folder.path / name).exists() else 0
+        if there < size:
+            yield f"{name} has lost its end: {size - there} bytes of what was logged before."
+
+
+def _tested(session: Session) -> dict[str, str]:
+    """Which questions each test has."""
+    return {split: fingerprint(examples) for split, examples in session.tests.items()}
+
+
 def _cost_in(checkpoint: Checkpoint) -> Resources:
     return disk.decoded(Resources, checkpoint.state.get("resources"), f"{checkpoint.path / 'state.json'}: resources")
 
@@ -372,6 +423,12 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
         why = f"it was saved within a phase that goes through its questions by other settings ({', '.join(SLICING)})"
         remedy = "put config.yaml right until that phase is over, or start again in another --output-dir"
         raise UsageError(f"{checkpoint.path}: {why}; {remedy}")
+    was, now = checkpoint.state.get("questions"), _tested(session)
+    if not isinstance(was, dict):
+        raise UsageError(f"{checkpoint.path}: does not say of which tests; start again in another --output-dir")
+    if changed := [split for split in loop.state.tested if split in now and was.get(split) != now[split]]:
+        remedy = "restore them, or start again in another --output-dir"
+        raise UsageError(f"the test {changed[0]} has other questions than when this run was tested on it; {remedy}")
     _read_adapters(session, checkpoint.path, checkpointed_adapters(session.config))
     return loop
 
@@ -393,7 +450,7 @@ def _read_adapters(session: Session, source: Path, adapters: Iterable[Weights]) 
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
     has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
-    return (*ADAPTERS, "prior") if has_prior else ADAPTERS
+    return ("prior", *ADAPTERS) if has_prior else ADAPTERS  # p and q say that all is there: they are the last
 
 
 def checkpointed_adapters(config: RunConfig) -> tuple[Weights, ...]:
@@ -408,5 +465,5 @@ def _describe(session: Session) -> dict[str, Any]:
         **{name: getattr(c, name) for name in ("method", "task", "model", "seed", "q_sees")},
         "model_source": dict(session.model_source),
         "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},
-        "questions": {split: fingerprint(examples) for split, examples in session.tests.items()},
+        "questions": _tested(session),
     }

@@ -136,7 +136,7 @@ class Tracking:
             try:
                 with contextlib.redirect_stdout(sys.stderr):  # standard output is the command's own (`--json`)
                     act(tracker)
-            except Exception as error:  # each client has its own
+            except (Exception, SystemExit) as error:  # each client has its own
                 del self._trackers[name]
                 self.warn(f"--track {name}: failed, and is left out from now on ({first_line(error)})")
 

@@ -25,6 +25,7 @@ from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, Stop, Token, pieces
 from latent_cot.model.text import TextCodec
 from latent_cot.run.interrupts import stop_signals
+from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Rationale, ToolCall
 from tests.conftest import ROOT
 from tests.tiny import build_tokenizer
@@ -165,6 +166,50 @@ def test_a_run_does_not_go_on_with_other_slices_of_questions(
     assert lc.resume(lc.load(tmp_path / "run"), progress=False).status == "finished"
 
 
+def test_a_run_goes_on_only_with_all_that_it_had(tmp_path: Path, settings: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    lc.train(lc.configure("smoke"), output_dir=folder, callbacks=[lambda unit: unit.phase == "e_step"], **settings)
+    before = {path: path.read_bytes() for path in folder.glob("*.jsonl")}
+
+    def refused(because: str) -> None:
+        with pytest.raises(lc.UsageError, match=because):
+            lc.resume(lc.load(folder), progress=False)
+        assert {path: path.read_bytes() for path in folder.glob("*.jsonl")} == before
+
+    config = folder / "config.yaml"
+    text = config.read_text()
+    config.write_text(text[: text.index("m_step:")])
+    refused(r"config\.yaml: lacks m_step\.steps, m_step\.batch_size,.* which it had; restore it")
+    config.write_text(text.replace("  size: 8\n", "  size: 9\n"))
+    refused("the test 3-operands has other questions than when this run was tested on it")
+    config.write_text(text)
+    (folder / "checkpoints").rename(folder / "elsewhere")
+    refused("is stopped, and its checkpoints are gone")
+    (folder / "elsewhere").rename(folder / "checkpoints")
+
+    events = folder / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-9])
+    config.write_text(text.replace("interpolation: 1.0", "interpolation: 0.5"))
+    for _ in range(2):
+        lc.resume(lc.load(folder), callbacks=[lambda _: True], progress=False)
+    notes = [event["text"] for event in RunFolder.open(folder).events() if event["kind"] == "note"]
+    assert len(notes) == len(set(notes))
+    assert "config.yaml has m_step.interpolation 0.5 now; it was 1.0." in notes
+    assert any(note.startswith("events.jsonl has lost its end: ") for note in notes)
+
+
+def test_a_run_can_be_looked_at_without_its_model(run: lc.Run, tmp_path: Path) -> None:
+    assert run.path is not None
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace(run.config.model, "/nowhere/model"))
+    seen = lc.load(folder)
+    assert seen.status == "finished" and seen.results == run.results
+    assert main(["report", str(folder), "--no-model"]) == 0
+    with pytest.raises(lc.UsageError, match=r"config\.yaml: its `model` is /nowhere/model, which is not there"):
+        seen.sample("1 + 2", n=1)
+
+
 def test_a_finished_run_that_goes_on_is_not_finished(run: lc.Run, tmp_path: Path) -> None:
     assert run.path is not None
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))
@@ -188,6 +233,31 @@ def test_ctrl_c_saves_and_returns(tmp_path: Path, settings: dict[str, Any]) -> N
     stopped = lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[interrupt], **settings)
     assert stopped.status == "stopped"
     assert len(stopped.events.query("kind == 'init'")) == 1
+
+
+def test_what_cannot_be_said_of_a_signal_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `... | tee log` Ctrl-C ends tee first. A closed terminal sends a signal, and its shell another."""
+
+    def fails(*_: Any) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", fails)
+    with stop_signals() as stopped_by:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stopped_by() == signal.SIGHUP
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        with stop_signals() as stopped_by:
+            signal.raise_signal(signal.SIGHUP)
+            assert stopped_by() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_signals_are_left_alone_in_other_threads() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from latent_cot.config.settings import from_dict
@@ -158,6 +159,52 @@ def test_a_run_outlives_its_output(tmp_path: Path, tiny_model_dir: Path, output:
     assert "Traceback" not in process.stderr
     if output == "closed pipe":
         assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_a_run_without_enough_memory_says_what_to_do(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(Display, "on_unit", fail)
+    called = cli(*SMOKE, "--rounds", "0", "--model", tiny_model_dir, "--output-dir", folder)
+    assert called.status == 2 and "out of memory" in called.err
+    assert "lower max_batch_tokens" in " ".join(called.err.split())
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+
+
+CLOSED = """
+import json, os, signal, sys
+for number in (0, 1, 2):
+    os.close(number)
+sys.stdin = sys.stdout = sys.stderr = None
+from latent_cot.cli import main
+from latent_cot.report.terminal import Display
+Display.on_unit = lambda *_: os.kill(os.getpid(), signal.SIGHUP)
+sys.exit(main(json.loads(sys.argv[1])))
+"""
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(tmp_path: Path, tiny_model_dir: Path) -> None:
+    folder = tmp_path / "run"
+    command = [*SMOKE, "--rounds", "0", "--model", str(tiny_model_dir), "--output-dir", str(folder)]
+    process = subprocess.run(
+        [sys.executable, "-c", CLOSED, json.dumps(command)], env=environment(), timeout=100, check=False
+    )
+    assert process.returncode == 128 + signal.SIGHUP
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    assert len(units(folder)) == 1 and list((folder / "checkpoints").iterdir())
+    assert (folder / ".lock").read_bytes() == b""  # what was to be said on standard error is in no file
 
 
 def test_a_run_that_fails_says_so(

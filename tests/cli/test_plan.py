@@ -85,7 +85,7 @@ def test_the_machine_is_measured_once(cli: Cli, tmp_path: Path, monkeypatch: pyt
     file, times = tmp_path / "cache" / "machine.json", []
     file.parent.mkdir()
     file.write_text(broken)
-    monkeypatch.setattr(plan, "CACHE", file)
+    monkeypatch.setattr(plan, "user_cache_path", lambda *_, **__: file.parent)
     monkeypatch.setattr(measure, "this_machine", lambda precision: times.append(precision) or GPUS["l4"])  # type: ignore[func-returns-value]
     for _ in range(2):
         called = cli("plan")

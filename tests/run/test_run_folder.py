@@ -129,7 +129,8 @@ def test_create_takes_an_empty_folder_and_what_an_interrupted_create_left(
         patch.setattr(os, "replace", disk_full)
         with pytest.raises(UsageError, match=r"the disk is full.*--output-dir"):
             RunFolder.create(tmp_path, CONFIG)
-    (tmp_path / ".config.yaml.0123456789abcdef.new").touch()
+    for left in (".config.yaml", "..lock.pid", ".run.json"):
+        (tmp_path / f"{left}.0123456789abcdef.new").touch()
     (tmp_path / ".lock.pid").write_text("123")
     assert RunFolder.create(tmp_path, CONFIG).config == CONFIG
 

@@ -43,11 +43,15 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
     results, about = folder.results, folder.about
     rounds = ((kind, results.get(kind)) for kind in _FIGURES)
     last = {kind: found[max(found, key=int)] if found else {} for kind, found in rounds}
+    shown = _in_order(run, last)
+    if "questions" not in results or not (shown.get("accuracy") or shown.get("metrics")):
+        why = "does not say of which questions its figures are, or has none"
+        raise UsageError(f"{folder.path / 'results.json'}: {why}; take the folder away, and it is run again")
     return {
         "variant": run.variant,
         "method": run.config.method,
         "seed": run.config.seed,
-        **_in_order(run, last),
+        **shown,
         "questions": results["questions"],
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": METHODS[run.config.method].planned(run.config)._asdict()},
@@ -67,6 +71,11 @@ def _in_order(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
     task = tasks.load(run.config.task, run.config.data.options)
     splits = run.config.evaluation.splits or task.default_splits
     reasoners = METHODS[run.config.method].reasoners(run.config, task.answer_given)
+    for kind, by in found.items():
+        for name in by.keys() & set(reasoners):
+            if lacking := [split for split in splits if split not in by[name]]:
+                file, remedy = run.folder / "results.json", "take the folder away, and it is run again"
+                raise UsageError(f"{file}: has no {kind} of {name} on {lacking[0]}; {remedy}")
     return {
         kind: {name: {split: found[kind][name][split] for split in splits} for name in reasoners if name in found[kind]}
         for kind in _FIGURES
