@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import signal
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -195,6 +197,16 @@ def test_a_tool_that_ends_its_process(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="its process ended"):
         tool("die")
     assert tool("1 + 1") == " 2"  # by another
+
+
+def test_a_signal_to_the_group_of_the_run_is_not_the_tools(tmp_path: Path) -> None:
+    """Ctrl-C ends the run after its unit of work, which the tool has a part in."""
+    tool = tools.load(written(tmp_path, TOOL, "import os; return f' {os.getpid()}'", isolated=True))
+    process = int(tool("1"))
+    assert os.getpgid(process) != os.getpgid(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process, number)
+        assert int(tool("1")) == process
 
 
 @pytest.mark.parametrize("isolated", [False, True])

@@ -100,6 +100,28 @@ def test_what_is_done_is_not_done_again(
     assert "sft/seed0: holds a run with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.err
 
 
+@pytest.mark.parametrize(
+    ("lost", "because"),
+    [("questions", "does not say of which questions"), ("accuracy", "or has none"), ("split", "has no accuracy of")],
+)
+def test_figures_that_are_not_there_are_told(
+    cli: Cli, compared: Path, tiny_model_dir: Path, tmp_path: Path, lost: str, because: str
+) -> None:
+    folder = shutil.copytree(compared, tmp_path / "all")
+    file = next(folder.glob("sft/seed*/results.json"))
+    results = json.loads(file.read_text())
+    if lost == "split":
+        for reasoners in results["accuracy"].values():
+            for splits in reasoners.values():
+                splits.popitem()
+    else:
+        del results[lost]
+    file.write_text(json.dumps(results))
+    called = cli(*SMOKE, "--model", tiny_model_dir, "--output-dir", folder)
+    said = " ".join(called.err.split())
+    assert called.status == 2 and because in said and "take the folder away, and it is run again" in said
+
+
 @pytest.mark.parametrize("method", ["rejection", "em"])
 def test_a_run_again_by_its_recorded_command(
     cli: Cli, compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

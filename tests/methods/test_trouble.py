@@ -99,6 +99,11 @@ def test_a_round_is_told_once() -> None:
     assert ["warning" in watch.see(phase, cut) for phase in phases] == [True, *[False] * 6, True]
 
 
+def test_figures_of_an_edited_log_are_no_error() -> None:
+    (text,) = warnings(AFTER, HEALTHY | {"elbo_fell": 3})
+    assert "fell for 3 validation questions" in text
+
+
 def test_what_is_no_sign() -> None:
     assert not has_one_chain({}, 8, own_reward=False), "nothing was sampled"
     assert not has_one_chain({"distinct": 1.0, "accuracy": 0.0}, 1, own_reward=False), "there is one sample only"
