@@ -85,6 +85,7 @@ def carry_out(
                 session,
                 folder,
                 resume=resume,
+                on_note=partial(say, console, style="dim"),
                 on_start=display.on_start,
                 on_unit=on_unit,
                 should_stop=lambda: should_stop() or stopped_by() is not None,

@@ -100,7 +100,7 @@ class State:
     @property
     def tested(self) -> list[str]:
         """The splits that any reasoner was tested on."""
-        rounds = [*self.right.values(), *self.metrics.values()]
+        rounds: list[Mapping[str, Mapping[str, object]]] = [*self.right.values(), *self.metrics.values()]
         return sorted({split for reasoners in rounds for splits in reasoners.values() for split in splits})
 
     @classmethod

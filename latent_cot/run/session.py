@@ -142,10 +142,10 @@ class _Running:
 
     def __init__(self, session: Session, folder: RunFolder, *, resume: bool) -> None:
         checkpoint = folder.latest() if resume else None
-        notes = list(session.notes)
+        self.notes = list[str]()  # on how it goes on
         if resume and checkpoint is None:
             _refuse_without_checkpoint(folder)
-            notes.append("Nothing was saved yet: it begins from the start.")
+            self.notes = ["Nothing was saved yet: it begins from the start."]
         self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
         parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
@@ -155,17 +155,21 @@ class _Running:
         self._made_of = {"training": training, "settings": settings, "model": session.lm.base_digest()}
         if checkpoint is not None:
             _refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
-            notes += [*checkpoint.skipped, *_changed_settings(checkpoint, folder), *_short_logs(checkpoint, folder)]
+            self.notes = [
+                *checkpoint.skipped,
+                *_changed_settings(checkpoint, folder),
+                *_short_logs(checkpoint, folder),
+            ]
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
+        self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         if resume:  # when nothing more can refuse it
             folder.rewind(checkpoint)
         if resume and self.loop.state.phase < len(self.loop.phases):
             folder.unfinish()
-        self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         self._lap = time.monotonic()
         folder.mark("running")
         told = {event.get("text") for event in folder.events()} if session.lm.processes.main else set[Any]()
-        for note in notes:
+        for note in [*session.notes, *self.notes]:
             if note not in told:
                 folder.log("note", text=note)
 
@@ -229,6 +233,7 @@ def run_loop(
     folder: RunFolder,
     *,
     resume: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
     on_start: Callable[[Method], None] = lambda loop: None,
     on_unit: Callable[[Method, Phase, Mapping[str, Any]], None] = lambda loop, phase, info: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -239,6 +244,7 @@ def run_loop(
 
     Args:
         resume: go on from the newest intact checkpoint; from the start if there is none.
+        on_note: called with each sentence on how a run goes on, such as on settings that have changed.
         on_start: called before the first unit of work, e.g. by a display ...
         on_unit: ... and after each.
         should_stop: asked after each unit; if True in any of the processes, all is saved and `Stopped` is raised.
@@ -249,6 +255,8 @@ def run_loop(
     with folder.marking_failure(), ExitStack() as stack:
         stack.enter_context(lm.sampling_by(engine := open_engine(session.config, lm)))
         running = _Running(session, folder, resume=resume)
+        for note in running.notes:
+            on_note(note)
         for example in (*data.unlabelled, *data.demonstrations)[:1]:
             check_engine(lm, example, session.rules)
         watch = Watch(session.config, own_reward=session.task.has_own_reward)
@@ -373,9 +381,8 @@ def _refuse_without_checkpoint(folder: RunFolder) -> None:
 def _changed_settings(checkpoint: Checkpoint, folder: RunFolder) -> Iterator[str]:
     """A sentence on each setting in config.yaml that has another value than when the state was saved. Raises UsageError
     where one is missing that was there: a default would take its place."""
-    saved, file = checkpoint.state.get("config"), folder.path / "config.yaml"
-    if not isinstance(saved, dict):
-        raise UsageError(f"{checkpoint.path}: does not say by which settings; start again in another --output-dir")
+    file = folder.path / "config.yaml"
+    saved = disk.decoded(dict[str, Any], checkpoint.state.get("config", {}), f"{checkpoint.path}: config")
     there, here = dict(_leaves(saved)), dict(_leaves(folder.config))
     if lacking := [name for name in there if name not in here]:
         raise UsageError(f"{file}: lacks {', '.join(lacking[:5])}, which it had; restore it")
@@ -423,9 +430,8 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
         why = f"it was saved within a phase that goes through its questions by other settings ({', '.join(SLICING)})"
         remedy = "put config.yaml right until that phase is over, or start again in another --output-dir"
         raise UsageError(f"{checkpoint.path}: {why}; {remedy}")
-    was, now = checkpoint.state.get("questions"), _tested(session)
-    if not isinstance(was, dict):
-        raise UsageError(f"{checkpoint.path}: does not say of which tests; start again in another --output-dir")
+    now = _tested(session)
+    was = disk.decoded(dict[str, str], checkpoint.state.get("questions", now), f"{checkpoint.path}: questions")
     if changed := [split for split in loop.state.tested if split in now and was.get(split) != now[split]]:
         remedy = "restore them, or start again in another --output-dir"
         raise UsageError(f"the test {changed[0]} has other questions than when this run was tested on it; {remedy}")
