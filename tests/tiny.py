@@ -52,7 +52,7 @@ def build_tiny_model(folder: Path, *, seed: int = 0, variant: str = "llama") -> 
     # torch.manual_seed inside a fork: building a model does not disturb the test's own random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _gpt2(tokenizer) if variant == "gpt2" else _llama(tokenizer)
+        model = _gpt2(tokenizer) if variant == "gpt2" else tiny_llama(tokenizer)
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -85,7 +85,7 @@ def _merges() -> list[tuple[str, str]]:
     return [*numbers, (" ", "="), (" ", "+"), (" ", "-")]
 
 
-def _llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

@@ -30,6 +30,8 @@ class TextCodec:
             both stand for the special token that ends the assistant's turn, if there is one.
         allowed_characters: a rationale's tokens consist of these characters only; None for no limit.
         allows: a further condition on a token's text; None for none.
+        triggers: the texts that call tools. No action has one before its end (" = 1"): the tool would not be called,
+            and what follows be taken for its result.
         chat: a prompt is the user's turn of the tokenizer's chat template, if it has one ...
         opening: ... and this is how the assistant's turn begins, such as `<think>`.
     """
@@ -46,6 +48,7 @@ class TextCodec:
         stop: str | None = None,
         allowed_characters: str | None = None,
         allows: Callable[[str], bool] | None = None,
+        triggers: Sequence[str] = (),
         chat: bool = False,
         opening: str = "",
     ) -> None:
@@ -58,6 +61,7 @@ class TextCodec:
         self._anchor_text = self._raw_decode(self._anchor)
         self._allowed_characters = allowed_characters
         self._allows = allows
+        self._triggers = tuple(triggers)
         self.chat = chat and tokenizer.chat_template is not None
         """Whether prompts go through the chat template."""
         self._opening = opening
@@ -121,7 +125,7 @@ class TextCodec:
     def actions(self) -> torch.Tensor:
         """(A,) ascending ids of what the policy may choose: the allowed tokens and the stop."""
         usable = self._known - self._special
-        if self._allowed_characters is None and self._allows is None:
+        if self._allowed_characters is None and self._allows is None and not self._triggers:
             return torch.tensor(sorted(usable | {self.stop_id}))
         ids = {i for i, piece in enumerate(self.pieces) if i in usable and self._is_allowed(piece)}
         if not ids - {self.stop_id}:
@@ -152,6 +156,8 @@ class TextCodec:
 
     def _is_allowed(self, piece: str) -> bool:
         if self._allowed_characters is not None and not (piece and set(piece) <= set(self._allowed_characters)):
+            return False
+        if any(_has_before_its_end(trigger, piece) for trigger in self._triggers):
             return False
         return self._allows is None or self._allows(piece)
 
@@ -210,3 +216,11 @@ class TextCodec:
             return None
         _, said, after = rendered.rpartition(_NO_TEXT)
         return next((i for i in self._with_special(after) if i in self._special), None) if said else None
+
+
+def _has_before_its_end(trigger: str, piece: str) -> bool:
+    """Whether there is something behind a trigger in a piece. Behind "=" in "==" is nothing but the trigger itself."""
+    end = piece
+    while end.endswith(trigger):
+        end = end.removesuffix(trigger)
+    return trigger in end

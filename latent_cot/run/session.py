@@ -121,6 +121,7 @@ def open_session(
         stop=task.stop,
         allowed_characters=task.allowed_characters,
         allows=task.allows,
+        triggers=[tool.trigger for tool in found.tools],
         chat=task.chat,
         opening=task.opening,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from latent_cot.config.settings import load_config
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import MAX_RESULT_TOKENS, Chain, ChainRules, encode_rationale, stopped_at
+from latent_cot.run.session import open_session
 from latent_cot.types import Rationale, ToolCall, ToolError, UsageError
+from tests.tiny import build_tokenizer, tiny_llama
 from tests.worlds import ALPHABET, CountTool, FakeTool, random_chain
 
 
@@ -244,3 +248,30 @@ def test_a_demonstration_whose_call_fails_is_refused(single: TextCodec) -> None:
 
     with pytest.raises(UsageError, match="the sky is falling"):
         encode_rationale("a=", ChainRules(single, [Broken()]))
+
+
+def test_no_token_passes_a_tool_by() -> None:
+    """A tokenizer that merges over words may have " = 1" as one token: a result that no tool wrote."""
+    merges = [("=", "1"), ("=", "="), (" ", "="), (" =", " "), (" = ", "1")]
+    merges += [("=1", "="), ("=", " "), (" ", "1")]
+    tokenizer = build_tokenizer(merges=merges)
+    codec = TextCodec(tokenizer, allowed_characters=ALPHABET, triggers=["="])
+    pieces = {codec.pieces[token] for token in codec.actions.tolist()}
+    assert {"=", " =", "==", " 1"} <= pieces, "these end with the trigger, or have none"
+    assert pieces.isdisjoint({"=1", " = ", " = 1", "=1=", "= "})
+    free = TextCodec(tokenizer, triggers=["="])
+    gone = set(TextCodec(tokenizer).actions.tolist()) - set(free.actions.tolist())
+    assert {codec.pieces[token] for token in gone} == {"=1", " = ", " = 1", "=1=", "= "}
+    rationale = encode_rationale("1 + 1 =, 1 =", ChainRules(codec, [CountTool()]))
+    assert rationale.text == "1 + 1 = 6, 1 = 6", "a demonstration is cut behind the trigger"
+
+
+def test_a_run_has_no_token_that_passes_its_tools_by(tmp_path: Path) -> None:
+    """SmolLM2 has "=-", which the arithmetic's alphabet allows."""
+    tokenizer = build_tokenizer(merges=[("=", "-")])
+    tiny_llama(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = replace(load_config("smoke"), model=str(tmp_path), precision="fp32")
+    session = open_session(config, load_data=False)
+    pieces = session.rules.codec.pieces
+    assert "=-" in pieces and "=-" not in {pieces[token] for token in session.rules.codec.actions.tolist()}

@@ -100,7 +100,8 @@ class World:
 def build(spec: WorldSpec) -> World:
     """A new model with its adapters p and q, q equal to p as at the start of an E-step."""
     tokenizer = _tokenizer()
-    codec = TextCodec(tokenizer, stop=spec.stop, allowed_characters=spec.allowed_characters)
+    triggers = [tool.trigger for tool in spec.tools]
+    codec = TextCodec(tokenizer, stop=spec.stop, allowed_characters=spec.allowed_characters, triggers=triggers)
     rules = ChainRules(
         codec, spec.tools, "step" if spec.by_step else "token", max_tokens=spec.max_tokens, step_delimiter=","
     )
