@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latent_cot.model import attention
+from latent_cot.model.limits import limits_of
 from latent_cot.model.tree import TokenTree, flatten, linear_paths
 
 Trees = Literal["flat", "masked", "paths"]
@@ -109,13 +110,15 @@ class Capabilities:
     window: int | None
     """Some layers look back no further than so many tokens; None: all see everything. The mask of a token tree would
     take the place of that of a window, so longer trees are run path by path."""
+    columns: int | None = None
+    """A row may have no more of them: behind, attention is another (limits.py). Longer trees are run path by path."""
     cascade: bool = False
     """What all rows of a cache begin with can be kept apart, once for all of them (kv_cache.py)."""
 
     @property
     def gaps(self) -> bool:
         """Padding may stand between two tokens of a row: distances are those of positions, not of columns."""
-        return self.trees != "paths" and self.window is None
+        return self.trees != "paths" and self.window is None and self.columns is None
 
     @classmethod
     @torch.no_grad()
@@ -149,19 +152,9 @@ class Capabilities:
             else:
                 model.set_attn_implementation("sdpa")
         parameters = inspect.signature(model.base_model.forward).parameters
-        return cls(linear_head, trees, "cache" if "cache" in parameters else "past_key_values", _window(model))
-
-
-def table_of_positions(model: PreTrainedModel) -> int | None:
-    """The length of a table of positions, if there is one: an embedding of as many rows as there are positions, or of a
-    few more, that is not the tokens', or a buffer `embed_positions`."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
-    if not isinstance(limit, int):
-        return None
-    learned = any(limit <= table.num_embeddings <= limit + 4 for table in tables)
-    fixed = any(name.endswith("embed_positions") and len(one) == limit for name, one in model.named_buffers())
-    return limit if learned or fixed else None
+        cache = "cache" if "cache" in parameters else "past_key_values"
+        columns = min((limit.tokens for limit in limits_of(model) if limit.of_rows), default=None)
+        return cls(linear_head, trees, cache, _window(model), columns)
 
 
 def _window(model: PreTrainedModel) -> int | None:

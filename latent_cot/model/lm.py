@@ -34,6 +34,7 @@ from latent_cot.model import lora as lora_layer
 from latent_cot.model.architecture import Capabilities, close, features_of, run_trees, some_tokens
 from latent_cot.model.engine import Completion, Engine, Request
 from latent_cot.model.kv_cache import KVCache
+from latent_cot.model.limits import limits_of
 from latent_cot.model.packed import PackedLinear, pack_linear
 from latent_cot.model.processes import Processes
 from latent_cot.model.sharding import Reasoner, is_sharded, shard, whole
@@ -88,9 +89,8 @@ class LanguageModel:
         else:
             base.to(self.device)
         self.capabilities = Capabilities.of(base)
-        self.max_positions = architecture.table_of_positions(base)
-        """How many tokens a text may have, where the model looks positions up in a table; None where it computes them,
-        as rotary ones, and a longer text is only one of a length that it was not trained with."""
+        self.limit = min(limits_of(base), key=lambda limit: limit.tokens, default=None)
+        """How many tokens a text may have, and why; None: as many as it likes."""
         self._refuse_without_cache(base)
         self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
         self._base_head = base.get_output_embeddings()
@@ -422,9 +422,12 @@ class LanguageModel:
         longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
         self._refuse_too_long(longest)
         to_run = partial(self._to_run, model)
-        kind, window = self.capabilities.trees, self.capabilities.window
+        kind, window, columns = self.capabilities.trees, self.capabilities.window, self.capabilities.columns
+        row = sum(map(len, trees))
         # Some models count the columns of a row from each other, whatever its mask says of them.
-        if window is not None and (sum(map(len, trees)) if kind == "masked" else longest) > window:
+        if window is not None and (row if kind == "masked" else longest) > window:
+            kind = "paths"
+        if columns is not None and row > columns:
             kind = "paths"
         with self.accelerator.autocast():
             return run_trees(to_run(), trees, kind, linear_head=self.capabilities.linear_head, between=to_run)
@@ -447,8 +450,9 @@ class LanguageModel:
 
         `attention_mask` (B, past + n) is 0 where padded, `position_ids` (B, n).
         """
-        if self.max_positions is not None:  # elsewhere nobody waits for the device
-            self._refuse_too_long(int(position_ids.max()) + 1)
+        if self.limit is not None:  # elsewhere nobody waits for the device
+            by_column = self.capabilities.columns is not None
+            self._refuse_too_long(attention_mask.shape[1] if by_column else int(position_ids.max()) + 1)
         model = self._to_run(model)
         given: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": True}
         given[self.capabilities.cache_argument] = cache
@@ -476,11 +480,12 @@ class LanguageModel:
             self.accelerator.backward(0 * features.float().sum())
 
     def _refuse_too_long(self, tokens: int) -> None:
-        """In a table of positions there would be nothing to look up."""
-        if self.max_positions is not None and tokens > self.max_positions:
+        """In a table of positions there would be nothing to look up, and other models would say another thing."""
+        if self.limit is not None and tokens > self.limit.tokens:
             length = f"{tokens} tokens (with what tools put in and --augmentation.gap-share leaves out)"
+            most = f"{self.limit.tokens} ({self.limit.reason})"
             remedy = "give shorter texts, fewer --rollout.max-tokens or --evaluation.max-tokens, or another model"
-            raise UsageError(f"--model: a text of {length} is longer than the model's {self.max_positions}; {remedy}")
+            raise UsageError(f"--model: a text of {length} is longer than the model's {most}; {remedy}")
 
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""

@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig
 from transformers import PreTrainedModel
 
-from latent_cot.model.architecture import Capabilities, table_of_positions
+from latent_cot.model.architecture import Capabilities
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def build(family: str, settings: dict[str, Any]) -> PreTrainedModel:
     """A tiny model with random weights."""
     name = f"{family}TextConfig" if hasattr(transformers, f"{family}TextConfig") else f"{family}Config"
-    if family in ("Mpt", "OPT", "TrOCR", "GPTJ", "CodeGen"):
+    if family in ("Mpt", "OPT", "TrOCR", "GPTJ", "CodeGen", "CTRL"):
         sizes: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
     elif family == "GPTNeo":
         sizes = {k: v for k, v in _SIZES.items() if not k.startswith("num_")}
@@ -62,7 +62,10 @@ def build(family: str, settings: dict[str, Any]) -> PreTrainedModel:
         sizes = _SIZES
     config = getattr(transformers, name)(vocab_size=len(build_tokenizer()), **{**sizes, **settings})
     torch.manual_seed(0)
-    model: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config)
+    named = f"{family}ForCausalLM"
+    model: PreTrainedModel = getattr(transformers, named if hasattr(transformers, named) else f"{family}LMHeadModel")(
+        config
+    )
     return model
 
 
@@ -123,15 +126,6 @@ def test_experts_are_refused_where_they_cannot_be_adapted() -> None:
 def test_an_adapter_that_would_be_trained_or_merged_wrongly_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LanguageModel(build("Mistral", {}), build_tokenizer(), LoraConfig(r=4, **settings))
-
-
-@pytest.mark.parametrize(("family", "settings"), [("GPTJ", {"rotary_dim": 8}), ("CodeGen", {"rotary_dim": 8})])
-def test_a_table_of_positions_that_is_no_embedding(family: str, settings: dict[str, Any]) -> None:
-    assert (
-        table_of_positions(build(family, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, **settings}))
-        == 64
-    )
-    assert table_of_positions(build("Mistral", {})) is None
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ def test_texts_that_are_too_long_are_refused(tiny_model: Callable[[str], Path]) 
     """By the sampler and the scorer."""
     lm = language_model(tiny_model("gpt2"))
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
-    assert lm.max_positions == 512
-    assert language_model(tiny_model("llama")).max_positions is None  # its positions are rotary
+    assert lm.limit is not None and lm.limit.tokens == 512
+    assert language_model(tiny_model("llama")).limit is None  # its positions are rotary
     long = dataclasses.replace(EXAMPLE, x="x" * 500)
     rollout(lm, "q", [codec.encode(long.x)], ChainRules(codec, max_tokens=12))
     with pytest.raises(UsageError, match=r"a text of 513 tokens .* longer than the model's 512"):
