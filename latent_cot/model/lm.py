@@ -499,8 +499,16 @@ def _checkpoint_layers(base: PreTrainedModel) -> list[nn.Module]:
     """
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers: list[nn.Module] = [one for one in base.modules() if isinstance(one, GradientCheckpointingLayer)]
-    for layer in layers:
-        for name, value in list(vars(layer).items()):
-            if "dropout" in name and isinstance(value, float):  # of its own, which training mode would switch on
-                setattr(layer, name, 0.0)
+    for layer in layers:  # dropout of its own, which training mode would switch on
+        _switch_off_dropout(layer)
+        if isinstance(config := vars(layer).get("config"), PretrainedConfig):  # Falcon's asks it in each pass
+            own = copy.copy(config)
+            _switch_off_dropout(own)
+            layer.config = own  # type: ignore[assignment]
     return layers
+
+
+def _switch_off_dropout(of: object) -> None:
+    for name, value in list(vars(of).items()):
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+            setattr(of, name, 0.0)

@@ -160,18 +160,19 @@ def test_where_columns_are_counted_no_padding_stands_behind_a_common_beginning(
     assert together == [chains for prompt in prompts for chains in rollout(lm, "q", [prompt], rules, temperature=0.0)]
 
 
-def test_checkpointing_switches_on_no_dropout_of_the_models_own() -> None:
-    model = build(
-        "OPT",
-        {
-            "hidden_size": 32,
-            "ffn_dim": 64,
-            "num_attention_heads": 4,
-            "num_hidden_layers": 2,
-            "dropout": 0.1,
-            "word_embed_proj_dim": 32,
-        },
-    )
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("OPT", {"ffn_dim": 64, "dropout": 0.1, "word_embed_proj_dim": 32}),
+        (
+            "Falcon",
+            {"hidden_dropout": 0.1, "attention_dropout": 0.1, "bias": False},
+        ),  # its layers ask the configuration
+    ],
+)
+def test_checkpointing_switches_on_no_dropout_of_the_models_own(family: str, settings: dict[str, Any]) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    model = build(family, {**sizes, **settings})
     lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
     lm = LanguageModel(model, build_tokenizer(), lora, gradient_checkpointing=True)
     ids = torch.arange(3, 12)[None]

@@ -21,10 +21,15 @@ from tests.tiny import build_tokenizer
 from tests.worlds import ALPHABET, random_chain
 
 LIMIT = 32
-_LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0}
+_LONG: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0}
 _LONG |= {"rope_theta": 10000.0, "partial_rotary_factor": 1.0, "original_max_position_embeddings": LIMIT}
 _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-_LLAMA4 = {"intermediate_size_mlp": 64, "num_local_experts": 2, "attn_scale": 0.5, "attn_temperature_tuning": True}
+_LLAMA4: dict[str, Any] = {
+    "intermediate_size_mlp": 64,
+    "num_local_experts": 2,
+    "attn_scale": 0.5,
+    "attn_temperature_tuning": True,
+}
 _LLAMA4 |= {"head_dim": 8, "no_rope_layers": [1, 0], "floor_scale": LIMIT + 1, "attention_chunk_size": 200}
 MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "longrope": (
