@@ -29,7 +29,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from latent_cot import disk
-from latent_cot.model import architecture
+from latent_cot.model import architecture, trial
 from latent_cot.model import lora as lora_layer
 from latent_cot.model.architecture import Capabilities, close, features_of, run_trees, some_tokens
 from latent_cot.model.engine import Completion, Engine, Request
@@ -133,6 +133,8 @@ class LanguageModel:
             self._share_frozen(model)
         if self.sharded:
             self.processes.empty_pass = self._empty_pass
+        else:
+            self._refuse_misfits()
 
     @property
     def base_config(self) -> PretrainedConfig:
@@ -385,6 +387,21 @@ class LanguageModel:
             same, reason = False, str(error)
         if not same:
             raise UsageError(f"--model: a {type(base).__name__} cannot go on from a key-value cache ({reason})")
+
+    def _refuse_misfits(self) -> None:
+        """Raises ValueError where a layer's adapter is trained as another thing than what is merged into a copy."""
+        ids = torch.tensor([some_tokens(self._base, 8)], device=self.device)
+
+        def run(model: PreTrainedModel) -> Tensor:
+            with self.accelerator.autocast():
+                return features_of(model, self.capabilities.linear_head, input_ids=ids)
+
+        def run_merged() -> Tensor:
+            self._changed("p")
+            return run(self.merged("p"))
+
+        trial.refuse_misfits(self._adapted, "p", lambda: run(self._base), run_merged)
+        self._changed("p")
 
     @torch.no_grad()
     def _cascades(self, base: PreTrainedModel) -> bool:

@@ -115,6 +115,61 @@ def test_experts_are_refused_where_they_cannot_be_adapted() -> None:
     LanguageModel(build(*mixtral), build_tokenizer(), lora)
 
 
+_JAMBA: dict[str, Any] = {"attn_layer_offset": 1, "attn_layer_period": 2, "use_mamba_kernels": False}
+_JAMBA |= {"num_experts": 4, "mamba_dt_rank": 4, "mamba_d_state": 8}
+_LLAMA4: dict[str, Any] = {"intermediate_size_mlp": 64, "num_local_experts": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        (
+            "Llama4",
+            _LLAMA4,
+            r"layers\.0\.feed_forward\.router and 1 more \(Llama4Router\) cannot be trained: .* it fails",
+        ),
+        ("Jamba", _JAMBA, r"layers\.0\.mamba\.dt_proj \(Linear\) cannot be trained: the model reads its weight past"),
+    ],
+)
+def test_layers_whose_adapter_is_not_what_is_merged_are_refused(
+    family: str, settings: dict[str, Any], message: str
+) -> None:
+    """A layer with a forward pass of its own, and one whose weight the model reads without calling it."""
+    with pytest.raises(ValueError, match=message):
+        language_model(family, settings)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    LanguageModel(build(family, settings), build_tokenizer(), lora)
+
+
+def test_a_layer_that_would_do_another_thing_with_an_adapter_is_refused() -> None:
+    class Twice(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = build("Mistral", {})
+    for layer in model.model.layers:
+        layer.mlp.up_proj.__class__ = Twice
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp\.up_proj and 1 more \(Twice\) cannot be trained: .* merged weights"
+    ):
+        LanguageModel(model, build_tokenizer(), lora)
+
+
+def test_finding_that_out_leaves_everything_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = build("Falcon", {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2})  # has its own layers
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    lm = LanguageModel(model, build_tokenizer(), lora)
+    state = torch.get_rng_state()
+    lm._refuse_misfits()
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(weight.any() for name, weight in lm.parameters("p").items() if "lora_B" in name)
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad(), lm.without_adapters() as base:
+        assert torch.equal(lm.merged("p")(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
