@@ -95,6 +95,26 @@ def test_what_is_sampled_is_what_is_scored(name: str) -> None:
             assert best == (chain.tokens[i] if i < len(chain) else codec.stop_id)
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "linear"),
+    [
+        ("Gemma2", {"head_dim": 8}, False),
+        ("Gemma2", {"head_dim": 8, "final_logit_softcapping": None}, True),
+        ("Granite", {"logits_scaling": 1.002}, False),
+        ("Granite", {}, True),
+        ("Cohere", {"logit_scale": 0.998}, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nor_is_one_whose_logits_are_small_so_far(
+    family: str, settings: dict[str, Any], linear: bool, dtype: torch.dtype
+) -> None:
+    model = build(family, {"tie_word_embeddings": False, **settings}).to(dtype=dtype).eval()  # type: ignore[call-arg]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0.05)
+    assert Capabilities.of(model).linear_head == linear
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_soft_capped_head_is_not_taken_for_a_linear_one(dtype: torch.dtype) -> None:
     model = build("Gemma2", {"head_dim": 8, "tie_word_embeddings": False})
