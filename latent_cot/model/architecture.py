@@ -112,6 +112,8 @@ class Capabilities:
     take the place of that of a window, so longer trees are run path by path."""
     columns: int | None = None
     """A row may have no more of them: behind, attention is another (limits.py). Longer trees are run path by path."""
+    positions: bool = True
+    """What it says depends on the positions it is given. ALiBi's and a recurrence's depends on what stands before."""
     cascade: bool = False
     """What all rows of a cache begin with can be kept apart, once for all of them (kv_cache.py)."""
 
@@ -156,7 +158,7 @@ class Capabilities:
         parameters = inspect.signature(model.base_model.forward).parameters
         cache = "cache" if "cache" in parameters else "past_key_values"
         columns = min((limit.tokens for limit in limits_of(model) if limit.of_rows), default=None)
-        return cls(linear_head, trees, cache, _window(model), columns)
+        return cls(linear_head, trees, cache, _window(model), columns, _reads_positions(model, tokens[:4]))
 
 
 def _window(model: PreTrainedModel) -> int | None:
@@ -167,6 +169,18 @@ def _window(model: PreTrainedModel) -> int | None:
         names.append("sliding_window")
     widths = [getattr(config, name, None) for name in names]
     return min((width for width in widths if isinstance(width, int) and width > 0), default=None)
+
+
+def _reads_positions(model: PreTrainedModel, tokens: list[int]) -> bool:
+    """Whether it makes a difference that a position between two tokens is left out."""
+    ids = torch.tensor([tokens], device=model.device)
+    at = torch.arange(len(tokens), device=model.device)[None]
+    # Without a mask, transformers takes a gap for the beginning of another text.
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with suppress(TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        plain, gap = (features_of(model, False, **given, position_ids=places) for places in (at, at + (at > 1)))
+        return not torch.equal(plain, gap)
+    return False
 
 
 def _changes_logits(model: PreTrainedModel) -> bool:

@@ -127,6 +127,8 @@ def open_session(
     )
     if codec.chat:
         notes.append("Questions go through the model's chat template: a rationale is the assistant's turn.")
+    if config.augmentation.gap_share > 0 and not lm.capabilities.positions:
+        notes.append("This model has no positions that could be left out: --augmentation.gap-share does nothing.")
     r = config.rollout
     rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     notes += check_demonstrations(task, data.demonstrations, rules)

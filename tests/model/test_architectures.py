@@ -127,6 +127,24 @@ def test_a_soft_capped_head_is_not_taken_for_a_linear_one(dtype: torch.dtype) ->
     assert Capabilities.of(linear).linear_head
 
 
+_SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "positions"),
+    [
+        ("Bloom", {"hidden_size": 32, "n_head": 4, "n_layer": 2}, False),
+        ("Falcon", {**_SMALL, "alibi": True}, False),
+        ("Falcon", _SMALL, True),
+        ("Mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, False),
+        ("OPT", {**_SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}, True),
+        ("Mistral", {}, True),
+    ],
+)
+def test_whether_a_model_reads_positions_is_found(family: str, settings: dict[str, Any], positions: bool) -> None:
+    assert Capabilities.of(build(family, settings).eval()).positions == positions
+
+
 def test_experts_are_refused_where_they_cannot_be_adapted() -> None:
     mixtral = ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2})
     with pytest.raises(ValueError, match=r"mlp\.experts is a MixtralExperts, which is no linear layer"):

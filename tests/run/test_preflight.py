@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM
 
 from latent_cot.config.schema import DataConfig
 from latent_cot.config.settings import from_dict, load_config
@@ -17,9 +18,11 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools, load_examples
+from latent_cot.run.session import open_session
 from latent_cot.tasks.common import check_answers
 from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
 from tests.loops import CONFIG, make
+from tests.tiny import build_tokenizer
 from tests.worlds import ALPHABET, CountTool, FakeTool, PlainTask, ToyTask, language_model
 
 
@@ -139,3 +142,17 @@ def test_validation_questions_are_kept_out_of_tests_as_training_questions_are(tm
     own = (*found.data.demonstrations, *found.data.unlabelled, *found.data.validation)
     assert len(asked) == 15 and not asked & {example.question for example in own}
     assert f"Split {file}: 25 questions of training or validation were dropped." in found.notes
+
+
+def test_gaps_that_a_model_would_not_see_are_told(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """ALiBi's distances are those of columns."""
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": len(tokenizer)}
+    BloomForCausalLM(BloomConfig(**sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = dataclasses.replace(load_config("smoke"), precision="fp32")
+    for folder, share, told in ((tmp_path, 0.8, True), (tmp_path, 0.0, False), (tiny_model_dir, 0.8, False)):
+        augmentation = dataclasses.replace(config.augmentation, gap_share=share)
+        asked = dataclasses.replace(config, model=str(folder), augmentation=augmentation)
+        notes = open_session(asked, load_data=False).notes
+        assert any("--augmentation.gap-share does nothing" in note for note in notes) == told
