@@ -147,12 +147,14 @@ class TextCodec:
 
     def ending_with(self, suffix: str) -> frozenset[int]:
         """Tokens after which a text may end with `suffix`."""
-        split = not suffix.isascii()  # its last character may be several tokens, bytes that are no text by themselves
-        return frozenset(
-            i
-            for i, piece in enumerate(self.pieces)
-            if piece and (piece.endswith(suffix) or suffix.endswith(piece) or (split and _NO_TEXT in piece))
-        )
+        ends = {
+            i for i, piece in enumerate(self.pieces) if piece and (piece.endswith(suffix) or suffix.endswith(piece))
+        }
+        if not suffix.isascii():  # its last character may be several tokens, bytes that are no text by themselves
+            usable = self._known - self._special
+            ends |= {i for i, piece in enumerate(self.pieces) if _NO_TEXT in piece or (not piece and i in usable)}
+            ends |= {*self.encode(suffix)[-1:]}
+        return frozenset(ends)
 
     def _is_allowed(self, piece: str) -> bool:
         if self._allowed_characters is not None and not (piece and set(piece) <= set(self._allowed_characters)):

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from latent_cot.model.text import TextCodec
 from latent_cot.types import UsageError
@@ -161,6 +161,16 @@ def test_a_trigger_of_bytes_that_are_no_text_by_themselves() -> None:
     assert len(codec.encode("⇒")) == 3
     assert ids[-1] in codec.ending_with("⇒")
     assert not any(codec.pieces[token].isascii() for token in codec.ending_with("⇒"))
+
+
+def test_a_trigger_of_bytes_that_are_left_out_by_themselves() -> None:
+    """ByT5's tokenizer decodes a part of a character as nothing."""
+    codec = TextCodec(ByT5Tokenizer())
+    ids = codec.encode("7 km ⇒")
+    assert [codec.pieces[token] for token in ids[-3:]] == ["", "", ""]
+    assert ids[-1] in codec.ending_with("⇒")
+    assert codec.ending_with("⇒").isdisjoint(codec.tokenizer.all_special_ids)
+    assert codec.ending_with("=") == {codec.encode("=")[0]}
 
 
 @pytest.mark.parametrize("text", ["\\boxed{5}", "=> 5", "= 5", " 12", "-5", "", "5 = =>"])
