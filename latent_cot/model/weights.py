@@ -63,7 +63,10 @@ _HUB_FILES: Mapping[str, Any] = {
     "ignore_patterns": ["*/*", "consolidated*"],
 }
 """Folders hold other formats (ONNX, checkpoints); some models come a second time in one file."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", *_SENTENCEPIECE)
+_WRITTEN = "6 - 0 = 6"
+"""What any tokenizer can write."""
 
 
 class _NotAvailable(Exception):
@@ -320,7 +323,7 @@ def load_model_and_tokenizer(
             raise UsageError(f"{path}: no model.safetensors, or not all of its shards; copy the model again.")
         with _refusing(f"{path}: the weights cannot be loaded"):
             _refuse_other_size(path, config, trust_remote_code)
-        if not _has_tokenizer(path):
+        if not _has_tokenizer(path) and not _needs_no_file(path, trust_remote_code):
             raise UsageError(f"{path}: no tokenizer; copy {_TOKENIZER_FILES[0]} into the folder as well.")
         with _refusing(f"{path}: the weights cannot be loaded"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -340,9 +343,24 @@ def load_model_and_tokenizer(
         with _refusing(f"{path}: the tokenizer cannot be loaded"):
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     rows = cast("torch.nn.Embedding", model.get_input_embeddings()).num_embeddings
-    if len(tokenizer) > rows:
-        raise UsageError(f"{path}: the tokenizer has {len(tokenizer)} tokens and the model {rows}: a mix-up.")
+    piece, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])  # there may be holes between them
+    if largest >= rows:
+        what = f"the tokenizer's {piece!r:.80} is number {largest}, and the model has embeddings for {rows} tokens"
+        remedy = f"or model.resize_token_embeddings({largest + 1}), which gives it an untrained one"
+        raise UsageError(f"{path}: {what}: a mix-up, or a token that was added; take it out, {remedy}.")
     return model.eval(), tokenizer
+
+
+def _needs_no_file(path: Path, trust_remote_code: bool) -> bool:
+    """Whether a tokenizer is made of its settings, as ByT5's is. Others are made too, and know no words."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        ids = tokenizer(_WRITTEN, add_special_tokens=False)["input_ids"]
+        return str(tokenizer.decode(ids)).strip() == _WRITTEN
+    except Exception:  # each has its own
+        return False
 
 
 @contextlib.contextmanager

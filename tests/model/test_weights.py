@@ -15,12 +15,21 @@ import zipfile
 from collections.abc import Callable, Iterator
 from logging import ERROR
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    ByT5Tokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.utils import logging
 
 from latent_cot.model import weights
@@ -431,10 +440,40 @@ def test_a_broken_model_is_refused(
     assert str(folder) in str(caught.value)
 
 
+def test_a_number_beyond_the_embeddings_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """There may be holes between the numbers, so that there are no more tokens than embeddings."""
+    folder = Path(shutil.copytree(tiny_model("llama"), tmp_path / "copy"))
+    written = json.loads((folder / "tokenizer.json").read_text())
+    written["model"]["vocab"]["Z"] = 400
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    with pytest.raises(UsageError, match=r"the tokenizer's 'Z' is number 400, and .* for 98 tokens: .*take it out"):
+        load_model_and_tokenizer(folder, dtype=torch.float32)
+
+
+def test_a_tokenizer_may_need_no_file(tmp_path: Path) -> None:
+    """ByT5's tokens are bytes."""
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=8, n_layer=1, n_head=1, n_positions=64)).save_pretrained(tmp_path)
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    _, tokenizer = load_model_and_tokenizer(tmp_path, dtype=torch.float32)
+    assert tokenizer.decode(tokenizer.encode("6 ⇒", add_special_tokens=False)) == "6 ⇒"
+
+
+@pytest.mark.parametrize("settings", [{"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "T5Tokenizer"}, {}])
+def test_a_tokenizer_without_its_file_knows_no_words(tiny_model_dir: Path, tmp_path: Path, settings: Any) -> None:
+    """transformers makes one all the same."""
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match="no tokenizer; copy"):
+        load_model_and_tokenizer(folder, dtype=torch.float32)
+
+
 def test_a_tokenizer_of_another_model_is_refused(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model("llama"), tmp_path / "mixed"))
     shutil.copy(tiny_model("multi_digit") / "tokenizer.json", folder)
-    with pytest.raises(UsageError, match="the tokenizer has 201 tokens and the model 98"):
+    with pytest.raises(
+        UsageError, match=r"is number 200, and the model has embeddings for 98 tokens: .*embeddings\(201\)"
+    ):
         load_model_and_tokenizer(folder, dtype=torch.float32)
 
 
