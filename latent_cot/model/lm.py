@@ -39,7 +39,7 @@ from latent_cot.model.packed import PackedLinear, pack_linear
 from latent_cot.model.processes import Processes
 from latent_cot.model.sharding import Reasoner, is_sharded, shard, whole
 from latent_cot.model.tree import TokenTree
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, first_line
 
 Adapter = Literal["p", "q"]
 ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
@@ -88,7 +88,10 @@ class LanguageModel:
             shard(base, self.accelerator)
         else:
             base.to(self.device)
-        self.capabilities = Capabilities.of(base)
+        try:
+            self.capabilities = Capabilities.of(base)
+        except Exception as error:  # each architecture has its own
+            raise _no_cache(base, first_line(error)) from error
         self.limit = min(limits_of(base), key=lambda limit: limit.tokens, default=None)
         """How many tokens a text may have, and why; None: as many as it likes."""
         self._refuse_without_cache(base)
@@ -384,9 +387,9 @@ class LanguageModel:
             # Behind three tokens a whole network may amplify what bf16 rounds, to some 6 %.
             same = close(last, torch.cat(alone), tolerance=0.25 if architecture.is_half(last) else None)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            same, reason = False, str(error)
+            same, reason = False, first_line(error)
         if not same:
-            raise UsageError(f"--model: a {type(base).__name__} cannot go on from a key-value cache ({reason})")
+            raise _no_cache(base, reason)
 
     def _refuse_misfits(self) -> None:
         """Raises ValueError where a layer's adapter is trained as another thing than what is merged into a copy."""
@@ -507,6 +510,11 @@ class LanguageModel:
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""
         return KVCache(model.config, beginning, apart=self.capabilities.cascade)
+
+
+def _no_cache(base: PreTrainedModel, reason: str) -> UsageError:
+    what = f"a {type(base).__name__} cannot go on from a key-value cache ({reason})"
+    return UsageError(f"--model: {what}; take another --model")
 
 
 def _checkpoint_layers(base: PreTrainedModel) -> list[nn.Module]:
