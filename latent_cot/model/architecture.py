@@ -176,7 +176,7 @@ def _reads_positions(model: PreTrainedModel, tokens: list[int]) -> bool:
     ids = torch.tensor([tokens], device=model.device)
     at = torch.arange(len(tokens), device=model.device)[None]
     # Without a mask, transformers takes a gap for the beginning of another text.
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with suppress(TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         plain, gap = (features_of(model, False, **given, position_ids=places) for places in (at, at + (at > 1)))
         return not torch.equal(plain, gap)

@@ -93,7 +93,7 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
     if model in SHAPES:
         return SHAPES[model]
     import torch  # here: a short name need not wait for it
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     from latent_cot.model.weights import quiet_transformers
 
@@ -105,8 +105,12 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
             text = config.get_text_config(decoder=True)
             if text.num_hidden_layers > MAX_LAYERS:
                 raise ValueError(f"it has {text.num_hidden_layers} layers, more than any")
+            width, heads, layers = text.hidden_size, getattr(text, "num_attention_heads", 0), text.num_hidden_layers
+            if not heads:
+                raise ValueError("its layers have no heads of attention, and only such are planned")
+            of_text = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config  # without what sees pictures
             with torch.device("meta"):  # shapes only
-                made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+                made = AutoModelForCausalLM.from_config(of_text, trust_remote_code=trust_remote_code)
     except Exception as error:  # each architecture and the hub's client have their own
         names = f"a folder, OWNER/NAME on the hub, or one of {', '.join(SHAPES)}"
         raise UsageError(
@@ -115,16 +119,21 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
         ) from error
     if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise UsageError(f"--model {model}: is a mixture of experts, which is not planned; give a dense model")
+    shared = getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False)
     tables = sum(p.numel() for p in {made.get_input_embeddings().weight, made.get_output_embeddings().weight})
-    width, heads, layers = text.hidden_size, text.num_attention_heads, text.num_hidden_layers
     return Shape(
         layers=layers,
         width=width,
-        inner=getattr(text, "intermediate_size", None) or 4 * width,
+        inner=_first(text, "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner") or 4 * width,
         heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        kv_heads=1 if shared else _first(text, "num_key_value_heads", "num_kv_heads") or heads,
         head=getattr(text, "head_dim", None) or width // heads,
         vocabulary=text.vocab_size,
         layer_weights=(sum(p.numel() for p in made.parameters()) - tables) // layers,
         tied=tables == text.vocab_size * width,
     )
+
+
+def _first(config: Any, *names: str) -> int:
+    """The first of these settings that there is; 0: none."""
+    return next((value for name in names if (value := getattr(config, name, None))), 0)

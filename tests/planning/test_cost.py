@@ -9,6 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    MambaConfig,
+    OPTConfig,
+    PretrainedConfig,
+)
 
 from latent_cot.config.settings import load_config
 from latent_cot.planning import rounds
@@ -17,6 +27,7 @@ from latent_cot.planning.hardware import GPUS, Hardware, Pass
 from latent_cot.planning.rounds import Texts
 from latent_cot.planning.shape import SHAPES, gated, shape_of
 from latent_cot.run.session import Session, open_session
+from latent_cot.types import UsageError
 
 NOTHING = Pass(0.0, 0.0)
 TOY = gated(layers=2, width=8, inner=16, heads=2, kv_heads=1, vocabulary=100, tied=True)
@@ -49,6 +60,57 @@ def test_a_configuration_gives_the_shape_of_the_model(session: Session, tiny_mod
     assert shape.lora_weights(rank) == sum(weight.numel() for weight in lm.parameters("q").values())
     base = sum(w.numel() for name, w in lm.peft.get_base_model().named_parameters() if "lora_" not in name)
     assert shape.weights == pytest.approx(base, abs=shape.layers)
+
+
+@pytest.mark.parametrize(
+    ("config", "inner", "kv_heads"),
+    [
+        (OPTConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, ffn_dim=48, vocab_size=98), 48, 4),
+        (GPT2Config(n_embd=32, n_head=4, n_layer=2, n_inner=48, vocab_size=98), 48, 4),
+        (FalconConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, vocab_size=98), 128, 1),
+        (
+            FalconConfig(
+                hidden_size=32,
+                num_attention_heads=4,
+                num_hidden_layers=2,
+                vocab_size=98,
+                num_kv_heads=2,
+                new_decoder_architecture=True,
+                ffn_hidden_size=48,
+            ),
+            48,
+            2,
+        ),
+    ],
+)
+def test_other_families_have_other_names(tmp_path: Path, config: PretrainedConfig, inner: int, kv_heads: int) -> None:
+    config.save_pretrained(tmp_path)
+    shape = shape_of(str(tmp_path))
+    assert (shape.inner, shape.kv_heads) == (inner, kv_heads)
+    made = AutoModelForCausalLM.from_config(config)
+    assert shape.weights == pytest.approx(sum(one.numel() for one in made.parameters()), abs=shape.layers)
+
+
+def test_what_sees_pictures_is_not_counted(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    text = Gemma3TextConfig(**sizes, num_key_value_heads=2, head_dim=8, vocab_size=98)
+    Gemma3Config(text_config=text, vision_config={**sizes, "image_size": 28, "patch_size": 14}).save_pretrained(
+        tmp_path
+    )
+    alone = AutoModelForCausalLM.from_config(text)
+    expected = sum(one.numel() for one in alone.parameters())
+    assert shape_of(str(tmp_path)).weights == pytest.approx(expected, abs=2)
+
+
+def test_a_model_without_attention_is_refused(tmp_path: Path) -> None:
+    MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=98).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"no heads of attention, and only such are planned.*Give a folder"):
+        shape_of(str(tmp_path))
 
 
 def test_the_cache_is_the_keys_and_values_of_each_layer(session: Session, tiny_model_dir: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_validation_questions_are_kept_out_of_tests_as_training_questions_are(tm
 def test_gaps_that_a_model_would_not_see_are_told(tmp_path: Path, tiny_model_dir: Path) -> None:
     """ALiBi's distances are those of columns."""
     tokenizer = build_tokenizer()
-    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": len(tokenizer)}
+    sizes: dict[str, Any] = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": len(tokenizer)}
     BloomForCausalLM(BloomConfig(**sizes)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     config = dataclasses.replace(load_config("smoke"), precision="fp32")
