@@ -70,7 +70,8 @@ class Parity(Task):
         return TaskData((), tuple(made[:30]), tuple(made[30:]))
 
     def split(self, name, size=None):
-        return [self.example(str(n), "odd" if n % 2 else "even") for n in range(100, 140)][:size]
+        made = [self.example(str(n), "odd" if n % 2 else "even") for n in range(100, 140)]
+        return [self.example("7<|endoftext|>8", "even"), *made][:size]  # its name, not the token
 
     def read(self, path):
         return []

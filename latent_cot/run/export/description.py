@@ -80,7 +80,8 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
     text = codec.prompt_text(loop.test_text(reasoner, examples[0]))
     files = train_files(c)
     candidates = [loop.task.candidates(one) for one in examples]
-    ids, plain = (list(loop.lm.tokenizer(text, add_special_tokens=one)["input_ids"]) for one in (True, False))
+    split = {} if codec.chat else {"split_special_tokens": True}  # a chat template's own are in the text
+    ids, plain = (list(loop.lm.tokenizer(text, add_special_tokens=one, **split)["input_ids"]) for one in (True, False))
     wanted = loop.test_prompt(reasoner, examples[0])
     # Without a finished run, the weights are those of the newest checkpoint, and may be later than the figures.
     finished = (folder.path / "results.json").exists()
@@ -105,6 +106,8 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         # Whether a prompt has the tokenizer's own special tokens; and, if not, those that it begins with.
         "special_tokens": ids == wanted,
         "begins": wanted[: -len(plain)] if ids != wanted and wanted[-len(plain) :] == plain else [],
+        # Special tokens that the text of a prompt names are those tokens, of a chat template; else they are characters.
+        "chat": codec.chat,
         "stop": codec.pieces[codec.stop_id],
         "stop_id": codec.stop_id,
         "allowed_characters": loop.task.allowed_characters,
