@@ -183,17 +183,19 @@ def test_joined_questions_have_the_steps_of_their_sum_but_not_of_a_product(rules
 
 def test_gaps_are_before_words_and_steps_only(lesson: Group, rules: ChainRules) -> None:
     codec, (rationale,) = rules.codec, lesson.rationales
-    seen = [0] * (len(lesson.prompt) + len(rationale))
+    seen, least = [0] * (len(lesson.prompt) + len(rationale)), 7
     for seed in range(200):
         gaps = leave_gaps(lesson, codec, random.Random(seed), share=0.3, largest=7).gaps
         assert len(gaps) == len(seen) and all(0 <= gap <= 7 for gap in gaps)
         seen = [max(a, b) for a, b in zip(seen, gaps, strict=True)]
+        least = min(least, gaps[len(lesson.prompt)])
     n = len(lesson.prompt)
     for i, token in enumerate(lesson.prompt):
         piece = codec.pieces[token]
         assert seen[i] == (7 if piece.startswith(" ") else 0), piece
     starts = {0, *step_ends(rationale)} - {len(rationale)}
     assert {i for i, gap in enumerate(seen[n:]) if gap} == starts and max(seen[n:]) == 7
+    assert least == 0, "some steps have none before them"
 
 
 def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(lesson: Group, rules: ChainRules) -> None:
