@@ -499,6 +499,9 @@ def test_questions_are_drawn_without_repetition_and_by_weight() -> None:
     for i, weight in enumerate(weights):
         assert first[i] / 4000 == pytest.approx(weight / 5, abs=0.03)
     assert sorted(draw_distinct(weights, 10, rng)) == [0, 1, 3]
+    for weight in (1e-12, 1e17):
+        first = Counter(draw_distinct([weight] * 4, 1, rng)[0] for _ in range(2000))
+        assert all(400 < first[i] < 600 for i in range(4)), "how large equal weights are makes no difference"
 
 
 def testslices_cover_everything_once() -> None:

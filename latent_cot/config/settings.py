@@ -276,8 +276,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "--data.demonstrations and --data.unlabelled are both 0; there is nothing to learn from"
     if (method == "few-shot" or config.p_init == "prompt") and config.shots > getattr(data, of):
         yield f"--shots is {config.shots}, more than the {getattr(data, of)} --data.{of}; give fewer"
-    if rollout.min_tokens > min(rollout.max_tokens, tests.max_tokens):
-        yield f"--rollout.min-tokens is {rollout.min_tokens}, above a section's --max-tokens: no chain could stop"
+    most, of_most = min((rollout.max_tokens, "rollout"), (tests.max_tokens, "evaluation"))
+    if rollout.min_tokens > most:
+        remedy = "no chain could stop; lower the one or raise the other"
+        yield f"--rollout.min-tokens is {rollout.min_tokens}, above --{of_most}.max-tokens ({most}): {remedy}"
     if e.demonstration_weight * data.demonstrations + data.unlabelled == 0:
         yield "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one"
     if e.temperatures[0] > e.temperatures[1]:

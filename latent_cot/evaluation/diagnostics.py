@@ -91,8 +91,8 @@ def clear_fall(before: Sequence[float], after: Sequence[float]) -> Fall | None:
     test); else None.
 
     By the number of questions, not by the mean: that is nearly all of those that nothing can answer, whose −20 may
-    become −30 while others come within reach."""
-    pairs = list(zip(before, after, strict=True))
+    become −30 while others come within reach. A figure that is no number any more has fallen."""
+    pairs = [(b, -math.inf if math.isnan(a) else a) for b, a in zip(before, after, strict=True)]
     fall = Fall(sum(b - a > NOTICEABLE for b, a in pairs), sum(a - b > NOTICEABLE for b, a in pairs))
     beyond_chance = fall.fell and binomtest(fall.fell, sum(fall), alternative="greater").pvalue < 0.025
     return fall if beyond_chance else None

@@ -41,6 +41,9 @@ class Rejection(Method):
             if at.round == 1:
                 self.lm.copy_adapter("p", "q")
             self.state.drawn = self._demonstrated
+        known: dict[int, set[tuple[int, ...]]] = {}
+        for one in self.state.drawn:
+            known.setdefault(one.question, set()).add(tuple(one.rationale.tokens))
         for unit in range(self.state.unit, len(self._batches)):
             order_seed = f"{self.config.seed}/{self.state.phase}"
             batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
@@ -49,8 +52,9 @@ class Rejection(Method):
             drawn = [WeightedRationale(i, rationale) for i, (rationale,) in zip(members, sampled, strict=True)]
             right = [one for one in drawn if self.is_correct(self.questions[one.question], one.rationale)]
             for one in right:
-                known = [other.rationale.tokens for other in self.state.drawn if other.question == one.question]
-                if len(known) < PER_QUESTION and one.rationale.tokens not in known:
+                own, tokens = known.setdefault(one.question, set()), tuple(one.rationale.tokens)
+                if len(own) < PER_QUESTION and tokens not in own:
+                    own.add(tokens)
                     self.state.drawn.append(one)
             share = {"accuracy": len(right) / len(members)} if self.tells_right else {}
             samples = [shown(self.questions[one.question], one.rationale) for one in drawn[:2]]

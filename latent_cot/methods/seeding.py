@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 
@@ -20,5 +21,6 @@ def slices(n: int, size: int) -> list[range]:
 
 def draw_distinct(weights: Sequence[float], k: int, rng: random.Random) -> list[int]:
     """k different indices, drawn one after the other with probability ∝ weight (Efraimidis & Spirakis, 2006)."""
-    keys = [(rng.random() ** (1 / weight), i) for i, weight in enumerate(weights) if weight > 0]
+    # The logarithm of their keys, which neither tiny nor huge weights make all alike.
+    keys = [(math.log(rng.random() or 5e-324) / weight, i) for i, weight in enumerate(weights) if weight > 0]
     return [i for _, i in sorted(keys, reverse=True)[:k]]

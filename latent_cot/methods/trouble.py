@@ -53,6 +53,13 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             f"nothing then. Begin again with {rate}, with more --data.demonstrations or --init-step.steps, or with "
             "higher --e-step.temperatures",
         )
+    if phase.name == "e_step" and not info.get("gradient_norm") and (info.get("accuracy") or 0.0) < RIGHT:
+        yield (
+            "nothing",
+            "q learns nothing: no rationale that was sampled is worth anything, or none more than another (a variance "
+            "of 0 is no success then). Begin again with more --data.demonstrations or --init-step.steps, or with "
+            "higher --e-step.temperatures",
+        )
     if (info.get("cut") or 0.0) > 0.99:
         tokens = config.rollout.max_tokens
         yield (

@@ -56,9 +56,13 @@ class ChainRules:
     def ends(self) -> Sequence[int]:
         """The tokens behind which there may be more to do than to sample on: the stop, and what can complete a tool's
         trigger or, where steps are states, the step delimiter."""
+        return sorted({self.codec.stop_id}.union(*self.asking.values(), self.delimiting))
+
+    @cached_property
+    def delimiting(self) -> frozenset[int]:
+        """The tokens that can complete the step delimiter, where steps are states."""
         by_step = self.granularity == "step" and self.step_delimiter is not None
-        delimiting = self.codec.ending_with(self.step_delimiter or "") if by_step else frozenset[int]()
-        return sorted({self.codec.stop_id}.union(*self.asking.values(), delimiting))
+        return self.codec.ending_with(self.step_delimiter or "") if by_step else frozenset()
 
 
 class Chain:
@@ -121,7 +125,9 @@ class Chain:
         if self.rules.granularity == "token":
             return True
         delimiter = self.rules.step_delimiter
-        return after_result or (delimiter is not None and self.rules.codec.decode(self.tokens).endswith(delimiter))
+        if after_result or delimiter is None or self.tokens[-1] not in self.rules.delimiting:
+            return after_result
+        return self.rules.codec.decode(self.tokens).endswith(delimiter)
 
     def _call_tools(self, token: int) -> list[int] | None:
         """The tokens of the result; None if no tool was called, or the call failed."""
@@ -201,7 +207,8 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
             if codec.action_index[token] < 0 or token == codec.stop_id:
                 raise UsageError(f"{it}: the token {codec.pieces[token]!r} is not one a rationale may contain")
             if chain.full:
-                raise UsageError(f"{it} has more than {rules.max_tokens} tokens: raise --rollout.max-tokens")
+                remedy = "raise --rollout.max-tokens or, in tests, --evaluation.max-tokens"
+                raise UsageError(f"{it} has more than {rules.max_tokens} tokens: {remedy}")
             chain.push(token)
         if written and len(chain.calls) > called and (result := chain.calls[-1].result) is not None:
             if not rest.startswith(result) and (other := _NUMBER.match(rest)) and _NUMBER.match(result):

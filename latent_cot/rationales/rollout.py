@@ -146,7 +146,8 @@ def _sample(
     """
     highest, greedy = logits.max(-1)
     if not bool((highest < torch.inf).all()):  # NaN is not below it either
-        raise UsageError("the model's logits are no numbers: its training has come apart; lower the learning rate")
+        flags = "--init-step, --e-step or --m-step.learning-rate, whichever was last"
+        raise UsageError(f"the model's logits are no numbers: its training has come apart; lower {flags}")
     if not draws:
         return [], []
     kinds: dict[tuple[int, float], int] = {}

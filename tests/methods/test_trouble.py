@@ -99,6 +99,18 @@ def test_a_round_is_told_once() -> None:
     assert ["warning" in watch.see(phase, cut) for phase in phases] == [True, *[False] * 6, True]
 
 
+def test_an_e_step_that_learns_nothing_is_told() -> None:
+    """Where no sample is worth anything, variance 0 is no success."""
+    idle = HEALTHY | {"variance": 0.0, "gradient_norm": 0.0, "accuracy": 0.0}
+    (text,) = warnings(STEP, *[idle] * (PATIENCE + 1), own_reward=True)
+    assert "learns nothing" in text and "--init-step.steps" in text
+    assert not warnings(STEP, *[idle | {"accuracy": 1.0}] * 9), "all are right, and none more than another"
+
+
+def test_a_figure_that_is_no_number_has_fallen() -> None:
+    assert clear_fall([-1.0] * 20, [math.nan] * 20) == (20, 0)
+
+
 def test_figures_of_an_edited_log_are_no_error() -> None:
     (text,) = warnings(AFTER, HEALTHY | {"elbo_fell": 3})
     assert "fell for 3 validation questions" in text
