@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from latent_cot.tasks.common import name_of
 from latent_cot.types import Example, Sweep, Task, TaskData, Tool, UsageError
 
 if TYPE_CHECKING:
+    from latent_cot.model.limits import Limit
+    from latent_cot.model.text import TextCodec
     from latent_cot.rationales.chain import ChainRules
 
 
@@ -94,6 +96,19 @@ def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -
         if strange:
             which = f"{strange[0]!r}, which is not among the characters of a rationale of {task.name}"
             raise UsageError(f"{it} has {which}; give the tool another trigger, or leave it out")
+
+
+def check_lengths(examples: Iterable[Example], codec: TextCodec, limit: Limit | None) -> None:
+    """Raises UsageError where a question and its answer alone are longer than a text may be: it could come up hours
+    after a run has begun."""
+    if limit is None:
+        return
+    for example in examples:
+        tokens = len(codec.encode_prompt(example.x)) + len(codec.encode(example.y or ""))
+        if tokens >= limit.tokens:
+            most = f"the model's texts have {limit.tokens} at most ({limit.reason})"
+            remedy = "take the question out, or give another model"
+            raise UsageError(f"{name_of(example)} has {tokens} tokens, without a rationale, and {most}; {remedy}")
 
 
 def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRules) -> list[str]:

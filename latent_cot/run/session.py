@@ -33,7 +33,7 @@ from latent_cot.model.sharding import is_sharded
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.engines import check_engine, open_engine
-from latent_cot.run.preflight import Examples, check_demonstrations, load_examples
+from latent_cot.run.preflight import Examples, check_demonstrations, check_lengths, load_examples
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import Resources
 from latent_cot.tasks.common import digest, fingerprint
@@ -131,6 +131,8 @@ def open_session(
         notes.append("This model has no positions that could be left out: --augmentation.gap-share does nothing.")
     r = config.rollout
     rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
+    parts = (data.demonstrations, data.unlabelled, data.validation, *found.tests.values())
+    check_lengths((example for part in parts for example in part), codec, lm.limit)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     return Session(config, lm, source, note, task, data, found.tests, rules, test_rules, notes)

@@ -121,6 +121,18 @@ def test_texts_that_are_too_long_are_refused(tiny_model: Callable[[str], Path]) 
         score(lm, lm.merged("q"), [Group(codec.encode(long.x), [chain], [4] * 5)], codec, answers_at="end")
 
 
+def test_a_question_that_is_too_long_is_named_before_a_run(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": f"What is {n}{'7' * 600 * (n % 2)}?", "answer": str(n)} for n in range(20)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    config = dataclasses.replace(load_config("smoke", task="qa"), model=str(tiny_model("gpt2")), p_init="base")
+    data = dataclasses.replace(config.data, options={"data": str(file)}, demonstrations=0, unlabelled=12, validation=2)
+    with pytest.raises(UsageError, match=r"rows\.jsonl.* has 6\d\d tokens, .*texts have 512 at most"):
+        open_session(dataclasses.replace(config, data=data, precision="fp32"))
+    plain = dataclasses.replace(config, data=data, precision="fp32", model=str(tiny_model("llama")))
+    open_session(plain)  # its positions are rotary
+
+
 def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) -> None:
     """It is not known before how much that is. In a table of positions there would be nothing to look up."""
     lm = language_model(tiny_model("gpt2"))
