@@ -131,7 +131,7 @@ def test_a_documented_file_can_be_read(block: Block) -> None:
 def folder(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where everything is run: the documented files, the tasks' own data files, and a finished run, twice."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("latent_cot.cli.plan.CACHE", tmp_path / "machine.json")
+    monkeypatch.setattr("latent_cot.cli.plan.user_cache_path", lambda *_, **__: tmp_path)
     for data in (path for suffix in ("csv", "jsonl", "json", "txt") for path in ROOT.glob(f"tasks/*/*.{suffix}")):
         shutil.copy(data, data.name)
     for block in blocks():
