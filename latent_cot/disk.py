@@ -77,7 +77,7 @@ def open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # a tool's process has the same need
 
 
 # -- reading ---------------------------------------------------------------------------------------------
