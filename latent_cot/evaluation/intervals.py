@@ -9,6 +9,8 @@ import numpy as np
 from scipy.stats import bootstrap, norm, t
 
 _RESAMPLES = 9999
+_AT_ONCE = 4_000_000
+"""Values of resamples that are held at once, three times 32 MB."""
 
 
 def of_mean(values: np.ndarray) -> tuple[float, float] | None:
@@ -16,8 +18,9 @@ def of_mean(values: np.ndarray) -> tuple[float, float] | None:
     for fewer than two, and where one is not finite."""
     if len(values) < 2 or not np.isfinite(values).all():
         return None
+    batch = max(1, min(1000, _AT_ONCE // len(values)))
     found = bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, batch=1000, method="percentile", rng=np.random.default_rng(0)
+        (values,), np.mean, n_resamples=_RESAMPLES, batch=batch, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
     return float(found.low), float(found.high)
 
