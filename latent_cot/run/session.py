@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -34,6 +34,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.engines import check_engine, open_engine
 from latent_cot.run.preflight import Examples, check_demonstrations, check_lengths, load_examples
+from latent_cot.run.resuming import SAME, changed_settings, refuse_others, refuse_without_checkpoint, short_logs
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import Resources
 from latent_cot.tasks.common import digest, fingerprint
@@ -43,8 +44,6 @@ SAVE_EVERY = 60.0
 """Seconds between two saves of a run's state."""
 MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
 """Sessions that agree in these can have the same model."""
-SAME = ("method", "q_sees", "seed", "safeguard")
-"""A run that goes on must have these, and the adapters' settings, as when it began."""
 SLICING = (
     *("rollout.batch_size", "m_step.samples", "evaluation.votes"),
     *("evaluation.samples", "evaluation.size", "evaluation.diagnostics"),
@@ -149,7 +148,7 @@ class _Running:
         checkpoint = folder.latest() if resume else None
         self.notes = list[str]()  # on how it goes on
         if resume and checkpoint is None:
-            _refuse_without_checkpoint(folder)
+            refuse_without_checkpoint(folder)
             self.notes = ["Nothing was saved yet: it begins from the start."]
         self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
@@ -159,11 +158,11 @@ class _Running:
         settings = {"lora": to_dict(c)["lora"], **{name: getattr(c, name) for name in SAME}}
         self._made_of = {"training": training, "settings": settings, "model": session.lm.base_digest()}
         if checkpoint is not None:
-            _refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
+            refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
             self.notes = [
                 *checkpoint.skipped,
-                *_changed_settings(checkpoint, folder),
-                *_short_logs(checkpoint, folder),
+                *changed_settings(checkpoint, folder, to_dict(c)),
+                *short_logs(checkpoint, folder),
             ]
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)
         self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
@@ -359,57 +358,6 @@ def state_in(checkpoint: Checkpoint) -> State:
     except (ValueError, UsageError) as error:  # something is missing, or there is more
         remedy = "use that version for this run, or start again in another --output-dir"
         raise UsageError(f"{checkpoint.path}: saved by another version of latent-cot ({error}); {remedy}") from error
-
-
-def _refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) -> None:
-    """Raises UsageError for a checkpoint of other training data, another model or precision, or other settings."""
-    what = {
-        "training": f"the training data are not those that this run began with; restore them ({data})",
-        "settings": f"it was saved with other settings (lora, {', '.join(SAME)}); put config.yaml right",
-        "model": "it was saved with another model, or in another precision; restore it, or give the `precision`",
-    }
-    for name, why in what.items():
-        if checkpoint.state.get(name) != own[name]:
-            raise UsageError(f"{checkpoint.path}: {why}, or start again in another --output-dir")
-
-
-def _refuse_without_checkpoint(folder: RunFolder) -> None:
-    """Raises UsageError for a run that has saved its state: it would begin anew, over what it has found."""
-    status = "finished" if (folder.path / "results.json").exists() else None
-    with suppress(UsageError):  # no run.json: it was killed when it had hardly begun
-        status = status or folder.about.status
-    if status in ("finished", "stopped"):
-        remedy = "restore them, or start again in another --output-dir"
-        raise UsageError(f"{folder.path}: is {status}, and its checkpoints are gone; {remedy}")
-
-
-def _changed_settings(checkpoint: Checkpoint, folder: RunFolder) -> Iterator[str]:
-    """A sentence on each setting in config.yaml that has another value than when the state was saved. Raises UsageError
-    where one is missing that was there: a default would take its place."""
-    file = folder.path / "config.yaml"
-    saved = disk.decoded(dict[str, Any], checkpoint.state.get("config", {}), f"{checkpoint.path}: config")
-    there, here = dict(_leaves(saved)), dict(_leaves(folder.config))
-    if lacking := [name for name in there if name not in here]:
-        raise UsageError(f"{file}: lacks {', '.join(lacking[:5])}, which it had; restore it")
-    for name, value in here.items():
-        if name in there and value != there[name] and name != "output_dir":
-            yield f"config.yaml has {name} {value!r:.80} now; it was {there[name]!r:.80}."
-
-
-def _leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in record.items():
-        if isinstance(value, dict) and name != "options":
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
-
-
-def _short_logs(checkpoint: Checkpoint, folder: RunFolder) -> Iterator[str]:
-    """A sentence on each log that ends before the state was saved."""
-    for name, size in checkpoint.log_sizes.items():
-        there = (folder.path / name).stat().st_size if (folder.path / name).exists() else 0
-        if there < size:
-            yield f"{name} has lost its end: {size - there} bytes of what was logged before."
 
 
 def _tested(session: Session) -> dict[str, str]:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from latent_cot.model import lm
 from latent_cot.model.weights import SOURCE_FILE
+from latent_cot.run.resuming import refuse_others
 from latent_cot.run.run_folder import Checkpoint
-from latent_cot.run.session import _refuse_others
 from latent_cot.types import UsageError
 from tests.cli.conftest import Cli, environment
 from tests.cli.test_bad_input import assert_refused
@@ -61,11 +61,11 @@ def test_a_checkpoint_made_of_something_else(
 @pytest.mark.parametrize("name", ["training", "settings", "model"])
 def test_a_checkpoint_that_does_not_say_what_it_is_of(tmp_path: Path, name: str) -> None:
     own = {"training": "a", "settings": {"seed": 0}, "model": "b"}
-    _refuse_others(Checkpoint(tmp_path, own, {}), own, "mine.jsonl")
+    refuse_others(Checkpoint(tmp_path, own, {}), own, "mine.jsonl")
     with pytest.raises(UsageError, match="start again"):
-        _refuse_others(Checkpoint(tmp_path, {**own, name: None}, {}), own, "mine.jsonl")
+        refuse_others(Checkpoint(tmp_path, {**own, name: None}, {}), own, "mine.jsonl")
     with pytest.raises(UsageError, match="start again"):
-        _refuse_others(Checkpoint(tmp_path, {key: own[key] for key in own if key != name}, {}), own, "mine.jsonl")
+        refuse_others(Checkpoint(tmp_path, {key: own[key] for key in own if key != name}, {}), own, "mine.jsonl")
 
 
 def test_a_checkpoint_of_another_model_of_the_same_shape(cli: Cli, run: Path, tmp_path: Path) -> None:
