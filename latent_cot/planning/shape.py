@@ -111,6 +111,7 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
             of_text = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config  # without what sees pictures
             with torch.device("meta"):  # shapes only
                 made = AutoModelForCausalLM.from_config(of_text, trust_remote_code=trust_remote_code)
+                made.tie_weights()  # older versions of transformers leave that to whoever loads weights
     except Exception as error:  # each architecture and the hub's client have their own
         names = f"a folder, OWNER/NAME on the hub, or one of {', '.join(SHAPES)}"
         raise UsageError(

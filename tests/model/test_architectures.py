@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -47,6 +49,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
     ),
 }
+
+
+@contextmanager
+def skip_where_older_versions_have_no_cache() -> Iterator[None]:
+    """transformers 5.0 has Doge and Jamba without a cache that ours can take the place of: they are refused there."""
+    try:
+        yield
+    except UsageError as error:
+        version = tuple(map(int, transformers.__version__.split(".")[:2]))
+        if "key-value cache" in str(error) and version < (5, 24):
+            pytest.skip(str(error))
+        raise
 
 
 def build(family: str, settings: dict[str, Any]) -> PreTrainedModel:
@@ -170,7 +184,7 @@ def test_layers_whose_adapter_is_not_what_is_merged_are_refused(
     family: str, settings: dict[str, Any], message: str
 ) -> None:
     """A layer with a forward pass of its own, and one whose weight the model reads without calling it."""
-    with pytest.raises(ValueError, match=message):
+    with skip_where_older_versions_have_no_cache(), pytest.raises(ValueError, match=message):
         language_model(family, settings)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     LanguageModel(build(family, settings), build_tokenizer(), lora)
