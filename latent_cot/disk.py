@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -72,12 +73,15 @@ def refuse_surrogates(text: str, where: str) -> str:
 
 
 def open_closed_streams() -> None:
-    """Where the shell has closed a standard stream, no file of ours may get its number: it would be written into."""
-    for number in range(3):
+    """Where the shell has closed a standard stream, no file of ours may get its number: it would be written into. And
+    not all libraries look whether there is one."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # a tool's process has the same need
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
 
 
 # -- reading ---------------------------------------------------------------------------------------------
