@@ -90,6 +90,8 @@ class LanguageModel:
             base.to(self.device)
         try:
             self.capabilities = Capabilities.of(base)
+        except (MemoryError, torch.OutOfMemoryError):  # the architecture is not to blame
+            raise
         except Exception as error:  # each architecture has its own
             raise _no_cache(base, first_line(error)) from error
         self.limit = min(limits_of(base), key=lambda limit: limit.tokens, default=None)

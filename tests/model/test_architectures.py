@@ -287,3 +287,12 @@ def test_checkpointing_switches_on_no_dropout_of_the_models_own(family: str, set
         found = trained(input_ids=ids, use_cache=False).logits
     assert found.requires_grad
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_memory_is_not_blamed_on_the_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Capabilities:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Capabilities, "of", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        LanguageModel(build("Mistral", {}), build_tokenizer(), LoraConfig(r=4, target_modules=["q_proj"]))

@@ -97,6 +97,10 @@ def test_of_indexers() -> None:
     model.config.index_topk = LIMIT
     (limit,) = limits_of(model)
     assert (limit.tokens, limit.of_rows) == (LIMIT, True) and limit.reason.startswith("index_topk ")
+    model = build("Llama", {})
+    model.config.index_topk_blocks, model.config.index_block_size = 4, 8
+    (limit,) = limits_of(model)
+    assert (limit.tokens, limit.of_rows) == (32, True) and "index_topk_blocks times" in limit.reason
 
 
 @pytest.mark.parametrize("family", ["GPTJ", "CodeGen", "CTRL"])
