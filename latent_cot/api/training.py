@@ -15,10 +15,11 @@ from latent_cot import disk
 from latent_cot.api.carry_out import carry_out
 from latent_cot.api.run import Run, load
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, from_dict, load_config, other_settings, refuse_task_code
+from latent_cot.config.settings import check, from_dict, load_config, other_settings, refuse_task_code, to_dict
 from latent_cot.report.terminal import Progress
 from latent_cot.run import reasoners
 from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.run.resuming import changed_settings
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError
 
@@ -89,7 +90,8 @@ def train(
         config: from `configure`; None: what `configure` makes of the `settings`, `method` and `task` among them.
         callbacks: each is called after each unit of work, and stops the run by returning True.
         resume: go on with the run in `output_dir`, if there is one and its settings are these; a run that is finished
-            is returned at once. Without, a folder that holds a run is refused.
+            is returned at once, unless its config.yaml has been changed since, say to more rounds. Without, a folder
+            that holds a run is refused.
         progress: show how far it has got.
         trust_code: run the Python files that a task's YAML file names. (A task that is a Python file you have named
             yourself.)
@@ -112,7 +114,8 @@ def train(
     if resume and (path / "config.yaml").exists():
         _refuse_difference(config, path)
         run = load(path, trust_code=True)  # code that the caller has just named
-        return run if run.status == "finished" else _run(run.config, path, callbacks, progress, resume=True)
+        done = run.status == "finished" and not _changed_since(run)
+        return run if done else _run(run.config, path, callbacks, progress, resume=True)
     return _run(config, path, callbacks, progress, resume=False)
 
 
@@ -152,6 +155,13 @@ def _plain(value: Any) -> Any:
 def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     plain = json.loads(json.dumps(settings, default=_plain))  # as a file would give it
     return from_dict(plain, "settings", config)
+
+
+def _changed_since(run: Run) -> bool:
+    """Whether config.yaml has been changed since the run was saved."""
+    folder = run.folder("settings")
+    checkpoint = folder.latest()
+    return checkpoint is not None and any(changed_settings(checkpoint, folder, to_dict(run.config)))
 
 
 def _refuse_difference(config: RunConfig, path: Path) -> None:

@@ -175,6 +175,10 @@ METHODS: Mapping[str, MethodSpec] = {
 """A method's name -> what it is."""
 
 
+FEWEST_TO_JUDGE = 6
+"""Validation questions that can show a clear fall (`evaluation.diagnostics.clear_fall`); fewer cannot."""
+
+
 def has_safeguard(config: RunConfig) -> bool:
     """Whether training that makes the validation questions less likely is taken back."""
     return config.safeguard and METHODS[config.method].safeguarded and config.evaluation.diagnostics > 0

@@ -73,7 +73,10 @@ class SFT(Method):
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
                 self.lm.copy_adapter("p", "q")
             self.state.checks.append(found)
-            yield {**figures, **self._shown_check(found, max(self.state.checks))}
+            checks = self.state.checks
+            if self._held_out and len(checks) == self._fit_units and checks[0] == max(checks):
+                figures["note"] = "no check was better than the first: p stays as it is"
+            yield {**figures, **self._shown_check(found, max(checks))}
         if self._held_out:  # the best p may be the one that the first check has seen
             self.state.m_steps = int(self.state.checks.index(max(self.state.checks)) > 0)
         self.lm.copy_adapter("q", "p")

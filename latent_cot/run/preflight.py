@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from latent_cot import tasks, tools
-from latent_cot.config.methods import METHODS
+from latent_cot.config.methods import FEWEST_TO_JUDGE, METHODS, has_safeguard
 from latent_cot.config.schema import DataConfig, RunConfig, data_request, tool_names
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.tasks.common import name_of
@@ -59,6 +59,10 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
         for name, s in splits.items()
         if s.dropped
     ]
+    judges = min(len(data.validation), config.evaluation.diagnostics)
+    if has_safeguard(config) and config.rounds and judges < FEWEST_TO_JUDGE:
+        why = f"with {judges or 'no'} validation questions no fall is beyond chance; it takes {FEWEST_TO_JUDGE}"
+        notes.append(f"No training that does harm can be taken back: {why} (--data.validation).")
     return Examples(task, chain_tools, data, {name: split.examples for name, split in splits.items()}, notes)
 
 

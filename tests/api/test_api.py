@@ -293,6 +293,20 @@ def test_train_again_with_resume(run: lc.Run, settings: dict[str, Any]) -> None:
         lc.resume(run, callbacks=print)  # type: ignore[arg-type]
 
 
+def test_a_finished_run_whose_file_asks_for_more_goes_on(tmp_path: Path, run: lc.Run, settings: dict[str, Any]) -> None:
+    assert run.path is not None
+    folder = shutil.copytree(run.path, tmp_path / "longer")
+    file = folder / "config.yaml"
+    text = file.read_text()
+    assert text.count("rounds: 1\n") == 1
+    file.write_text(text.replace("rounds: 1\n", "rounds: 2\n"))
+    lc.train(lc.configure("smoke"), output_dir=folder, rounds=2, resume=True, **settings)
+    assert set(json.loads((folder / "results.json").read_text())["accuracy"]) == {"0", "1", "2"}
+    before = (folder / "results.json").stat().st_mtime_ns
+    lc.train(lc.configure("smoke"), output_dir=folder, rounds=2, resume=True, **settings)
+    assert (folder / "results.json").stat().st_mtime_ns == before, "it was finished"
+
+
 def test_a_stopped_run_goes_on_and_can_be_asked(
     tmp_path: Path, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -295,6 +295,7 @@ def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
     seen = []
     for phase, info in loop.run():
         if phase.name == "fit":
+            assert "note" not in info
             seen.append((info["validation"], weights(loop)["p"]))
         elif phase.round == 1:
             break
@@ -309,10 +310,13 @@ def test_sft_that_is_best_untrained_reads_what_it_read_then(lm: LanguageModel) -
     m_step = dataclasses.replace(SFT, steps=10, interpolation=1.0)
     loop = make(lm, config_of("sft", p_init="prompt", shots=2, m_step=m_step), Scripted([2, 1, 1, 1]))
     asked = loop.test_text("p", loop.data.validation[0])
-    for phase, _ in loop.run():
+    notes = []
+    for phase, info in loop.run():
         if phase.round == 1 and phase.name != "fit":
             break
+        notes.append(info.get("note"))
     assert loop.state.checks == [2, 1, 1, 1]
+    assert notes[-1] == "no check was better than the first: p stays as it is" and not any(notes[:-1])
     assert loop.test_text("p", loop.data.validation[0]) == asked != loop.data.validation[0].x
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from latent_cot.config.methods import FEWEST_TO_JUDGE
 from latent_cot.config.schema import RunConfig
 from latent_cot.evaluation.diagnostics import clear_fall
 from latent_cot.methods.state import Phase
@@ -73,6 +74,11 @@ def test_a_fall_beyond_chance(rises: list[float], fall: tuple[int, int] | None) 
     before = [-math.inf if not rise < math.inf else -3.0 for rise in rises]
     after = [-3.0 if rise == math.inf else -math.inf if math.isnan(rise) else -3.0 + rise for rise in rises]
     assert clear_fall(before, after) == fall
+
+
+@pytest.mark.parametrize("n", range(12))
+def test_how_many_questions_can_show_a_fall(n: int) -> None:
+    assert (clear_fall([0.0] * n, [-1.0] * n) is not None) == (n >= FEWEST_TO_JUDGE)
 
 
 def test_what_was_taken_back_is_told() -> None:

@@ -157,6 +157,28 @@ def test_validation_questions_are_kept_out_of_tests_as_training_questions_are(tm
     assert f"Split {file}: 25 questions of training or validation were dropped." in found.notes
 
 
+@pytest.mark.parametrize(
+    ("validation", "diagnostics", "method", "told"),
+    [
+        (0, 32, "em", "no validation questions"),
+        (5, 32, "em", "5 validation questions"),
+        (40, 4, "forward-kl", "4 validation questions"),
+        (6, 32, "em", None),
+        (0, 0, "em", None),  # so asked for
+        (0, 32, "rejection", None),  # which never takes anything back
+    ],
+)
+def test_too_few_validation_questions_are_told(
+    validation: int, diagnostics: int, method: str, told: str | None
+) -> None:
+    changes = {"data": {"validation": validation}, "evaluation": {"diagnostics": diagnostics}}
+    notes = load_examples(from_dict(changes, "x", load_config(method=method))).notes
+    found = [note for note in notes if note.startswith("No training that does harm can be taken back")]
+    assert found == [] if told is None else told in found[0]
+    off = from_dict({"safeguard": False}, "x", from_dict(changes, "x", load_config(method=method)))
+    assert not [note for note in load_examples(off).notes if "taken back" in note]
+
+
 def test_gaps_that_a_model_would_not_see_are_told(tmp_path: Path, tiny_model_dir: Path) -> None:
     """ALiBi's distances are those of columns."""
     tokenizer = build_tokenizer()
