@@ -42,14 +42,14 @@ class EM(Method):
         yield from self.evaluate(0)
         yield from self.warm_start_q(1)  # only where q sees Y: q ← p, fine-tuned to write Z behind X and Y
         for number in range(1, self.rounds + 1):
-            # In the first round, where q sees X only: q ← p. How far is q from the posterior?
+            # Where q sees X only: q ← p, in the first round; without E-steps in each. How far is q from the posterior?
             yield from self.diagnose_before(number)
             if self.config.e_step.steps:
                 yield from self.e_step(number)  # train q towards the posterior of p
-                yield from self.diagnose(number)  # how far is it now? Farther: it is what it was
+                yield from self.diagnose(number)  # how far is it now? If clearly farther, it is put back
             yield from self.draw(number)  # rationales Z ~ q for the training questions
             yield from self.m_step(number)  # fine-tune p on (X, Z, Y)
-            yield from self.validate(number)  # is p better at questions it has not seen? Else it is what it was
+            yield from self.validate(number)  # is p clearly worse at questions it has not seen? Then it is put back
             yield from self.evaluate(number)
 
     @phase(lambda self, _: self.config.e_step.steps)

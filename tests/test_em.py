@@ -199,18 +199,78 @@ def test_without_a_safeguard_all_is_taken(lm: LanguageModel, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("method", "temperature", "back"),
-    [("em", 1.0, True), ("gflownet", 1.0, True), ("em", 0.5, False), ("forward-kl", 1.0, False)],
+    ("method", "temperature", "expected"),
+    [
+        ("em", 1.0, [True]),
+        ("gflownet", 1.0, [True]),
+        ("em", 0.5, []),
+        ("forward-kl", 1.0, [False]),  # which raises it on the way
+        ("forward-kl", 0.5, [False]),  # and has no reward temperature
+        ("ppo", 1.0, []),
+        ("grpo", 1.0, []),
+    ],
 )
 def test_an_e_step_with_another_aim_than_the_elbo_is_not_taken_back(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: MethodName, temperature: float, back: bool
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: MethodName, temperature: float, expected: list[bool]
 ) -> None:
+    """Nor is a fall told where nothing should have raised it."""
     monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
     e_step = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, temperature))
     loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, e_step=e_step))
     told = [info["taken_back"] for _, info in loop.run() if "elbo_fell" in info]
-    assert told == [back]
-    assert ((1, "e_step") in loop.state.taken_back) == back
+    assert told == expected
+    assert ((1, "e_step") in loop.state.taken_back) == (expected == [True])
+
+
+def test_a_log_z_of_a_tempered_reward_says_so(lm: LanguageModel) -> None:
+    """Also where the schedule of the temperature is longer than the E-step."""
+    e_step = dataclasses.replace(CONFIG.e_step, reward_temperatures=(2.0, 1.0), reward_temperature_steps=10)
+    for schedule, expected in ((e_step, 1.6), (CONFIG.e_step, None)):
+        loop = make_em(lm, dataclasses.replace(CONFIG, rounds=1, e_step=dataclasses.replace(schedule, steps=4)))
+        found = [info for phase, info in loop.run() if phase.name.startswith("diagnose")]
+        assert found and all(info.get("reward_temperature") == expected for info in found)
+
+
+@pytest.mark.parametrize(
+    ("q_sees", "target", "writer"),
+    [("question", "answer", "q"), ("question-and-answer", "joint", "q"), ("question-and-answer", "answer", "p")],
+)
+def test_who_has_read_the_answer_does_not_judge_a_p_that_only_decides(
+    lm: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    q_sees: Literal["question", "question-and-answer"],
+    target: Literal["joint", "answer"],
+    writer: str,
+) -> None:
+    config = dataclasses.replace(
+        CONFIG, rounds=1, q_sees=q_sees, m_step=dataclasses.replace(CONFIG.m_step, target=target)
+    )
+    asked: list[tuple[str, Any]] = []
+
+    def watched(lm: LanguageModel, adapter: Any, prompts: Any, *rest: Any, **options: Any) -> Any:
+        asked.append((adapter, prompts))
+        return rollout(lm, adapter, prompts, *rest, **options)
+
+    em = make_em(lm, config)
+    monkeypatch.setattr("latent_cot.methods.method.rollout", watched)
+    for phase, _ in em.run():
+        if phase.name == "validate":
+            break
+        asked.clear()
+    (found,) = asked
+    queries = [em.query(em.data.validation[i]) for i in em._diagnostic_units[0]]
+    assert found == (writer, [query.policy_prompt if writer == "q" else query.model_prompt for query in queries])
+
+
+def test_a_q_that_sees_the_answer_learns_the_stop_among_its_actions(lm: LanguageModel) -> None:
+    """As its log-probability has it."""
+    em = make_em(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer"))
+    example, rationale = em.data.demonstrations[0], em.demonstrations[0]
+    lesson = em._lesson(example, rationale, sees_answer=True)
+    assert lesson.prompt == em.query(example).policy_prompt
+    loss = m_step.held_out_loss(lm, "q", [lesson], em.rules, max_tokens=3072)
+    log_q = float(score(lm, lm.merged("q"), [lesson], em.rules.codec).log_complete)
+    assert loss == pytest.approx(-log_q / (sum(rationale.policy_mask) + 1))
 
 
 @pytest.mark.parametrize("weight", [0.0, 1e9])

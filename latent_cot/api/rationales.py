@@ -38,7 +38,7 @@ class Rationales(Sequence[ScoredRationale]):
     """Effective sample size of the weights as a share of the samples: 1 if all weigh the same, near 1 / n if one
     carries all of it. None where there are no weights."""
     bound: float | None
-    """Importance-weighted lower bound on log p(Y | X), nats; None likewise."""
+    """Importance-weighted lower bound on log Z(X), nats, which is log p(Y | X) where R is p(Z Y | X); None likewise."""
     colour_by: Adapter
     """Whose log-probabilities colour the tokens."""
     log_reward: str = JOINT
@@ -50,7 +50,7 @@ class Rationales(Sequence[ScoredRationale]):
 
     @property
     def bound_error(self) -> float | None:
-        """The standard error of `bound`, nats: where `bound` is above 0, it is off by chance. None likewise."""
+        """The standard error of `bound`, nats. Where R is p(Z Y | X), a `bound` above 0 is chance. None likewise."""
         return bound_error(self.ess, self.n) if self.ess else None
 
     @property

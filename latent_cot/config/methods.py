@@ -40,8 +40,8 @@ class MethodSpec:
     nothing that can be tested."""
     q_sees: Literal["question", "question-and-answer"] | None = None
     """What q must see; None: what the user likes."""
-    has_e_step: bool = False
-    """Whether it has an E-step's sampler, which `e_step.prior` can go back to."""
+    has_balance: bool = False
+    """Whether q is trained by an objective of `objectives.balance`; only such a q has a `e_step.prior`."""
     samples: bool = False
     """Whether it samples `e_step.questions` x `e_step.samples` rationales in each of `e_step.steps`."""
     trains_q: bool = False
@@ -103,7 +103,7 @@ _EM = MethodSpec(
     "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --q-sees question-and-answer, and an M-step on p",
     "latent_cot.em:EM",
     reasoners=_em_reasoners,
-    has_e_step=True,
+    has_balance=True,
     samples=True,
     trains_q=True,
     fine_tunes=lambda config: True,
@@ -141,7 +141,7 @@ METHODS: Mapping[str, MethodSpec] = {
     "ppo": _PPO,
     "grpo": replace(
         _PPO,
-        description="group-relative policy optimisation (GRPO, or RLOO) of q(Z | X) with the same reward",
+        description="group-relative policy optimisation (GRPO) of q(Z | X) with the same reward",
         target="latent_cot.methods.policy_gradient:GRPO",
     ),
     "rejection": MethodSpec(
@@ -156,13 +156,13 @@ METHODS: Mapping[str, MethodSpec] = {
         _EM,
         description="EM with an E-step by forward KL: q(Z | X, Y) learns its own samples, by their posterior weight",
         target="latent_cot.methods.forward_kl:ForwardKL",
-        has_e_step=False,
+        has_balance=False,
     ),
     "gflownet": MethodSpec(
         "the E-step alone: a GFlowNet sampler q(Z | X), or q(Z | X, Y) where tests give Y",
         "latent_cot.em:GFlowNet",
         reasoners=lambda config, answer_given: ("q",) if config.q_sees == "question" or answer_given else (),
-        has_e_step=True,
+        has_balance=True,
         samples=True,
         trains_q=True,
         safeguarded=True,

@@ -112,7 +112,8 @@ class RolloutConfig(Section):
 
 @dataclass(frozen=True)
 class EStepConfig(Section):
-    """Training the sampler q: against the posterior or, in other methods, as they train it."""
+    """Training the sampler q: against the posterior or, in other methods, as they train it. Forward KL, PPO and GRPO
+    sample from q at temperature 1, replay nothing, and have no objective and no reward temperature."""
 
     steps: Count = 40
     """Batches of rationales that q learns in a round. 0: no E-step; a q that sees X only is then the present p."""
@@ -137,7 +138,8 @@ class EStepConfig(Section):
     """Deviations beyond this many nats count linearly. None: squared error."""
     reward_floor: PositiveAmount | None = 10.0
     """Of a prefix whose log-reward is this many nats below the best of its question, the loss uses only that it is no
-    higher; where a chain has stopped, its reward counts as it is (`objectives.balance.below_floor`). None: no floor."""
+    higher; where a chain has stopped, its reward counts as it is (`objectives.balance.below_floor`). `ppo` and `grpo`,
+    which see stopped chains only, raise a reward that is lower to it. None: no floor."""
     reward_temperatures: tuple[Temperature, Temperature] = (1.0, 1.0)
     """log R is divided by the first at the first step, and by the second from the step `reward_temperature_steps` on,
     linearly in between."""
@@ -147,7 +149,7 @@ class EStepConfig(Section):
     """What a rationale is worth before Y is looked at: log p(Z | X), so that q becomes the posterior of p; or
     log q₀(Z | X[, Y]) of the sampler before its first E-step, so that q becomes q₀(Z) p(Y | X Z) up to a factor. The
     latter where q₀ has been fine-tuned on demonstrations and knows better than p what a rationale looks like. Methods
-    without an E-step have p's."""
+    other than EM and the GFlowNet have p's."""
     answer_reward: Literal["joint", "normalised"] = "joint"
     """What Y adds to log R: log p(Y | X Z); or, where Y is one of a few candidates, its share of the sum over all of
     them: how likely p finds it that any of them comes is then left out, but for the stop."""
@@ -182,7 +184,8 @@ class EStepConfig(Section):
 
 @dataclass(frozen=True)
 class InitStepConfig(Section):
-    """Round 0 with `p_init: demonstrations`: fine-tuning p on the given rationales."""
+    """Fine-tuning on the given rationales: p's in round 0 with `p_init: demonstrations`, and that of a q that sees Y
+    before the first round."""
 
     steps: Count = 60
     """Optimiser steps."""
@@ -216,7 +219,7 @@ class MStepConfig(Section):
     learning_rate: PositiveAmount = 1e-4
     """AdamW's peak learning rate."""
     warmup: Count = 4
-    """Steps of linear warm-up. The rate falls by a cosine after them."""
+    """Steps of linear warm-up. The rate falls by a cosine after them; in `sft` it stays."""
     interpolation: Share = 1.0
     """At the end, how far p goes from the base model to what was learned: below 1 what the base model could do,
     and no rationale asks for, is forgotten less."""
@@ -224,8 +227,8 @@ class MStepConfig(Section):
 
 @dataclass(frozen=True)
 class AugmentationConfig(Section):
-    """How rationales are varied when a model is fine-tuned on them, in any method: what helps on longer chains than
-    those of training (see `docs/log.md`). Rollouts and tests are as they are."""
+    """How rationales are varied when a model is fine-tuned on them, in any method (E-steps are no fine-tuning): what
+    helps on longer chains than those of training (see `docs/log.md`). Rollouts and tests are as they are."""
 
     history_dropout: Share = 0.0
     """Share of rationales whose steps before a random one are dropped: what follows is learned behind the question and
@@ -277,7 +280,8 @@ class PolicyGradientConfig(Section):
     """`ppo` and `grpo`: training q(Z | X) to a high reward, on the batches that `e_step` says."""
 
     reward: Literal["log-reward", "correct"] = "log-reward"
-    """log p(Z Y | X) of the complete rationale, as in the E-step, in nats; or 1 for one that arrives at Y, else 0."""
+    """log p(Z Y | X) of the complete rationale, as in the E-step, in nats, no lower than `e_step.reward_floor` has it;
+    or 1 for one that arrives at Y, else 0."""
     kl: Amount = 0.05
     """Weight of KL(q || p), p being the initial model; in nats of reward a nat."""
     fine_tune: Switch = False
@@ -331,8 +335,8 @@ class RunConfig(Section):
     shots: Count = 5
     """Demonstrations in the prompt, with the tools' results written out: of `p_init: prompt`, and of `few-shot`."""
     safeguard: Switch = True
-    """Take back an E-step that has lowered the ELBO, and an M-step that has lowered log p(Y | X), of more validation
-    questions than chance would have it (`evaluation.diagnostics` of them). EM, GFlowNet and forward KL only."""
+    """Take back an E-step (of EM, GFlowNet) that has lowered the ELBO, and an M-step (of EM, forward KL) that has
+    lowered log p(Y | X), of more validation questions than chance would have it (`evaluation.diagnostics` of them)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: Switch = False

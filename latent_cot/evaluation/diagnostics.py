@@ -66,7 +66,7 @@ class PosteriorFigures:
 
 def mean_figures(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each figure over the questions where it is known; NaN if it is nowhere. `bound_error` is the standard
-    error of the mean bound, nats: where that is above 0, as no bound can be, it is chance."""
+    error of the mean bound, nats. Where R is p(Z Y | X), a mean bound above 0 is chance: none can be."""
     means = {}
     for name in figures[0]:
         known = [f[name] for f in figures if name in f and not math.isnan(f[name])]

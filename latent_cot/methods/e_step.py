@@ -75,9 +75,9 @@ def assemble(
     step: int = 0,
     ends_only: bool = False,
 ) -> list[Trajectories]:
-    """What was sampled for each query, brought to `samples` from the buffer, with the log-reward of every prefix; with
-    `ends_only` that of the others than the whole rationale may be missing (`Reward.of_prefixes`). `step`: of the
-    E-step, from which the age of what is replayed is counted."""
+    """What was sampled for each query and, from the buffer, as many as it holds up to `samples` in all, with the
+    log-reward of every prefix; with `ends_only` that of the others than the whole rationale may be missing
+    (`Reward.of_prefixes`). `step`: of the E-step, from which the age of what is replayed is counted."""
     replayed: list[Sequence[Stored]] = []
     for query, rationales in zip(queries, sampled, strict=True):
         n = samples - len(rationales)
@@ -91,8 +91,8 @@ def assemble(
 
 
 def offer(buffer: ReplayBuffer, trajectories: Trajectories, codec: TextCodec, step: int = 0) -> None:
-    """Offer the buffer each rationale and, where that is worth more, the best of its prefixes: a text that q always
-    writes on from would else never be there to learn the stop behind it from."""
+    """Offer the buffer each rationale and, where that is worth more, the best of its prefixes, but for the empty one: a
+    text that q always writes on from would else never be there to learn the stop behind it from."""
     question = trajectories.query.example.key
     for rationale, row in zip(trajectories.rationales, trajectories.log_reward.tolist(), strict=True):
         buffer.add(question, rationale, row, step)

@@ -24,7 +24,7 @@ from latent_cot.rationales.scoring import Group
 
 
 class ForwardKL(Method):
-    """Alternate the two, as EM does."""
+    """EM's loop, with another E-step."""
 
     def algorithm(self) -> Steps:
         yield from self.init(0)

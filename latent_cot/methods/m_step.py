@@ -83,11 +83,11 @@ def held_out_loss(
 def evidence_weights(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], counts: Sequence[Counts], rules: ChainRules, **settings: Any
 ) -> list[torch.Tensor]:
-    """For each question the (B,) log w of its distinct rationales, sampled from q behind these prompts, which
-    `log_evidence` takes.
+    """For each question the (B,) log w of its distinct rationales, sampled behind these prompts, which `log_evidence`
+    takes.
 
-    Where p writes Z itself ("joint"), w is 1 / (n q(Z)) for each of n samples, else 1 / n. `settings`: max_tokens and
-    target, as in `log_evidence`.
+    Where p writes Z itself ("joint"), w is 1 / (n q(Z)) for each of n samples of q, else 1 / n. `settings`: max_tokens
+    and target, as in `log_evidence`.
     """
     found = [torch.tensor([*of.values()], dtype=torch.double).log() - math.log(sum(of.values())) for of in counts]
     if settings["target"] == "joint":
@@ -110,10 +110,11 @@ def log_evidence(
     max_tokens: int,
     target: Target,
 ) -> list[float]:
-    """log p(Y | X) of each group's question, in nats, estimated from rationales of q: log Σ w p.
+    """log p(Y | X) of each group's question, in nats, estimated from sampled rationales: log Σ w p.
 
     Where p writes Z itself, the log of the mean of p(Z Y | X) / q(Z): a lower bound in expectation (Burda et al.,
-    "Importance weighted autoencoders", ICLR 2016). Where p decides after q's, the log of the mean of p(Y | X Z).
+    "Importance weighted autoencoders", ICLR 2016). Where p only decides, the log of the mean of p(Y | X Z) over
+    rationales of who has not read Y.
     """
     found = [0.0] * len(groups)
     for members, log_likelihood in _log_likelihoods(lm, lm.merged("p"), groups, rules, max_tokens, target):

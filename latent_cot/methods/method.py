@@ -84,8 +84,10 @@ class Method(Evaluator):
         if config.augmentation.concat_questions and not task.can_be_joined(questions):
             why = f"in questions of {name} that are joined the steps would be others"
             raise UsageError(f"--augmentation.concat-questions: {why}; give 0")
-        if METHODS[config.method].has_e_step:
-            refuse_no_part_of_the_reward(config.e_step, task, questions)
+        if METHODS[config.method].trains_q:
+            has_prior = METHODS[config.method].has_balance
+            rewarded = config.e_step if has_prior else replace(config.e_step, prior="model")
+            refuse_no_part_of_the_reward(rewarded, task, questions)
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
                 raise UsageError(f"--m-step.weighted: {name} has a reward of its own, not a probability; leave it out")
@@ -176,6 +178,8 @@ class Method(Evaluator):
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
             found.extend(vars(f) for f in figures)
             means: Info = mean_figures(found)
+            if self.final_reward_temperature != 1:
+                means["reward_temperature"] = self.final_reward_temperature
             if unit == len(units) - 1 and when == "after":
                 means |= self._fallen(at, found)
             elif unit == len(units) - 1 and self.safeguard:
@@ -183,14 +187,13 @@ class Method(Evaluator):
             yield means
 
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO is lower for most questions. Then q is what it was, unless its training has another aim:
-        that of forward KL, or of another reward temperature than 1."""
-        before = self.state.posterior[str(at.round)]["before"]
+        """Whether the ELBO is lower for most questions, if that is what q's training should raise: not in PPO and GRPO,
+        nor at another reward temperature than 1. Then q is what it was, unless it was trained by forward KL."""
+        before, spec = self.state.posterior[str(at.round)]["before"], METHODS[self.config.method]
         fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
-        if fall is None:
+        if fall is None or not spec.safeguarded or self.final_reward_temperature != 1:
             return {}
-        aims = METHODS[self.config.method].has_e_step and self.final_reward_temperature == 1
-        back = self.safeguard and aims
+        back = self.safeguard and spec.has_balance
         if back:
             self.lm.copy_adapter("kept", "q")
             self.state.taken_back.append((at.round, "e_step"))
@@ -240,12 +243,16 @@ class Method(Evaluator):
         if not self.state.drawn or not self.config.m_step.steps:
             return
         units, found = self._diagnostic_units, self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
+        # A p that only decides would read Y off the rationales of a q that has read it: in tests it has its own.
+        leaks = self.config.q_sees == "question-and-answer" and self.config.m_step.target != "joint"
+        writer: Adapter = "p" if leaks else "q"
         for unit in range(self.state.unit, len(units)):
             generator = torch.Generator().manual_seed(self._unit_seed(unit))
             examples = [self.data.validation[i] for i in units[unit]]
-            prompts = [self.query(example).policy_prompt for example in examples]
+            queries = list(map(self.query, examples))
+            prompts = [query.model_prompt if leaks else query.policy_prompt for query in queries]
             n = DIAGNOSTIC_SAMPLES
-            counts = list(map(Counter, rollout(self.lm, "q", prompts, self.rules, n=n, generator=generator)))
+            counts = list(map(Counter, rollout(self.lm, writer, prompts, self.rules, n=n, generator=generator)))
             weights = m_step.evidence_weights(self.lm, prompts, counts, self.rules, **self._evidence)
             found["after"] += self._log_evidence(examples, counts, weights)
             self._exchange_p(-1)
@@ -420,7 +427,7 @@ class Method(Evaluator):
         write it and stop."""
         codec = self.rules.codec
         if sees_answer:
-            return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale], [codec.stop_id])
+            return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale])
         return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
 
     def _new_optimiser(

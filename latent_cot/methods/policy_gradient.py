@@ -5,13 +5,14 @@ fine-tuned in the end on what q writes (`fine_tune`), as in EM.
 Where the E-step makes q(Z) proportional to the reward, this makes q prefer the highest one.
 
 PPO (Schulman et al., 2017) is as it is used on language models (Ziegler et al., 2019; Ouyang et al., 2022). The reward
-is that of the E-step, at the end of the rationale; each action pays kl · (log q − log p) for leaving the initial p. An
-action's advantage is what it could still earn, less the mean of what its question's other rationales earned, divided by
-its root mean square over the batch (plus `DEVIATION_FLOOR`, lest a batch in which nothing is left to learn be blown up
-to the usual size). Left out: a value head. It would have to be learned from a hundred batches, beside an adapter that
-moves, to predict a reward that comes only at the end; the mean of the question's other samples is an unbiased baseline
-that costs nothing (Ahmadian et al., "Back to Basics", 2024; Kazemnejad et al., "VinePPO", 2024). With it goes
-generalised advantage estimation. Also left out: mini-batches within a batch, and an adaptive weight of the KL.
+is that of the E-step, at the end of the rationale, raised to the floor where it is lower; each action pays kl · (log q
+− log p) for leaving the initial p. An action's advantage is what it could still earn, less the mean of what its
+question's other rationales earned, divided by its root mean square over the batch (plus `DEVIATION_FLOOR`, lest a batch
+in which nothing is left to learn be blown up to the usual size). Left out: a value head. It would have to be learned
+from a hundred batches, beside an adapter that moves, to predict a reward that comes only at the end; the mean of the
+question's other samples is an unbiased baseline that costs nothing (Ahmadian et al., "Back to Basics", 2024; Kazemnejad
+et al., "VinePPO", 2024). With it goes generalised advantage estimation. Also left out: mini-batches within a batch, and
+an adaptive weight of the KL.
 
 GRPO (Shao et al., "DeepSeekMath", 2024) gives all actions of a rationale the same advantage: its reward compared with
 those of its question's other rationales. The KL to the initial p is a term of the loss. With

@@ -40,8 +40,8 @@ class Stop:
     log_p: float
     """log p(⊤ | prefix), likewise."""
     log_reward: float | None
-    """log R of the prefix as a complete rationale, nats: log p(z_{1:i} Y | X), unless the task has a reward of its own;
-    None: Y is not known."""
+    """log R of the prefix as a complete rationale, nats: log p(z_{1:i} Y | X), unless the task or the E-step's settings
+    change it (`Reward.name`); None: Y is not known."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ScoredRationale:
     """log p(Z | X), likewise; behind the prompt that tests give p, which has the answer too in a task whose tests
     give it (infilling), where log R does not."""
     log_reward: float | None
-    """log R, which is log p(Z Y | X) unless the task has a reward of its own, nats; None: Y is not known."""
+    """log R, likewise, nats; None: Y is not known."""
     weight: float | None
     """Its share of the posterior, as the sample tells: R / the probability it was sampled with, times `count`, over the
     sum of these. None where that cannot be told: Y is not known, or the sample is none of temperature 1."""
@@ -92,7 +92,8 @@ class Weighed:
     ess: float | None
     """Effective sample size of the weights as a share of the samples: 1 if all weigh the same."""
     bound: float | None
-    """log of the mean weight, nats: in expectation a lower bound on log p(Y | X)."""
+    """log of the mean weight, nats: in expectation a lower bound on log Z(X), which is log p(Y | X) where R is
+    p(Z Y | X)."""
 
 
 @torch.no_grad()

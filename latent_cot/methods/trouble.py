@@ -67,7 +67,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             f"every chain is cut at {tokens} tokens before q stops by itself, so that none is a whole one. Raise "
             "--rollout.max-tokens or, if chains run on and on, teach it to stop: more --init-step.steps",
         )
-    plain = not own_reward and info.get("reward_temperature", e.reward_temperatures[1]) == 1
+    plain = not own_reward and info.get("reward_temperature", 1.0) == 1
     if plain and (log_z := info.get("log_z") or 0.0) > LOG_Z_MARGIN:
         yield (
             "log_z",
@@ -75,7 +75,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             f"Begin again with {rate}",
         )
     back = "It is taken back: {} is what it was before. " if info.get("taken_back") else ""
-    if e.reward_temperatures[1] == 1 and (fall := info.get("elbo_fell")):  # else q is trained towards another target
+    if fall := info.get("elbo_fell"):
         yield (
             "elbo_fell",
             f"the E-step has taken q farther from the posterior: the ELBO fell for {fall} validation questions and "

@@ -92,10 +92,12 @@ def below_floor(
     them is that q's share be small too. So of such a state we use only that log R is *at most* the floor: it
     is penalised if q gives it more than that, and not at all if q gives it less. Raising the reward without
     this (a plain clamp) asks q for e^-floor on each of countless worthless chains, and q learns to babble.
-    The posterior stays the optimum.
+    The posterior stays an optimum; for `subtb`, which ties no trajectory to another, not the only one.
 
     The last state of a trajectory is where q did stop. Its reward counts as it is, however low, unless the rationale
-    is impossible (−inf): were q's own worthless chains only bounded, all its probability could be on them.
+    is impossible (−inf): were q's own worthless chains only bounded, all its probability could be on them. On
+    impossible ones it still can, at no loss, if there are more than e^floor: a task whose reward is −inf almost
+    everywhere needs a high floor.
     """
     return states & (log_reward < _least(log_reward, states, group, floor))
 

@@ -86,7 +86,7 @@ class Reward:
 
     @property
     def name(self) -> str:
-        """What log R is, for whoever reads its figures. Only the first adds up to p(Y | X) over all rationales."""
+        """What log R is, for whoever reads its figures. Only `JOINT` adds up to p(Y | X) over all rationales."""
         if self.task is not None:
             return "the task's own log-reward"
         plain = not (self.tool_tokens or self.comparison or self.prior or self.copy_penalty)
@@ -163,6 +163,7 @@ def refuse_no_part_of_the_reward(c: EStepConfig, task: Task, questions: Sequence
         "answer_weight": c.answer_weight != 1,
         "answer_reward": c.answer_reward != "joint",
         "wrong_candidate_penalty": c.wrong_candidate_penalty > 0,
+        "copy_penalty": c.copy_penalty > 0,
     }
     why = dict[str, str]()
     if c.prior == "sampler":
@@ -170,8 +171,11 @@ def refuse_no_part_of_the_reward(c: EStepConfig, task: Task, questions: Sequence
     if not any(map(task.candidates, questions)):
         no_candidates = f"no question of {task.name} has candidates that Y could be compared with"
         why |= dict.fromkeys(("answer_reward", "wrong_candidate_penalty"), no_candidates)
+    if not any(example.y for example in questions):
+        why["copy_penalty"] = f"no question of {task.name} has a Y that could be copied"
     if task.has_own_reward:
-        why |= dict.fromkeys(changed, f"{task.name} has a reward of its own, of which this is no part")
+        own = f"{task.name} has a reward of its own, of which this is no part"
+        why |= {name: own for name in changed if name != "copy_penalty"}  # which is taken off that too
     for name, reason in why.items():
         if changed[name]:
             raise UsageError(f"{flag(f'e_step.{name}')}: {reason}; leave it out")
@@ -188,7 +192,7 @@ def log_joint(
       where it is allowed), as p itself would have sampled it;
     * a tool's tokens: not at all, since the tool writes them whatever p thinks; or, where they were scored
       (`tool_tokens`), log p over the whole vocabulary, as the paper's code does;
-    * each token of Y, over the whole vocabulary. Y's first token is where p ends the rationale;
+    * each token of Y, over the whole vocabulary;
     * the stop: where Y begins with it (". The answer is"), as Y's first token. Where Y does not, or only says which of
       several candidates it is, log p of stopping here, over the allowed alphabet: that is how p ends a rationale when
       it writes one, and what the M-step learns. A forced stop has probability one.

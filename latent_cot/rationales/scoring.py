@@ -3,7 +3,7 @@
 Both reasoners define the probability of a rationale in the same way, by the process that samples it: at
 each prefix a softmax over the actions (the allowed tokens, and the stop where it is allowed); a tool's
 tokens have probability one. Sampling, the policy's log q, the reward's log p and the M-step's likelihood
-all use it.
+all use it; but where Y begins with the stop, p's stop is a token of Y, which is taken among all tokens.
 """
 
 from __future__ import annotations

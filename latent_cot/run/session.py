@@ -408,7 +408,7 @@ def _read_adapters(session: Session, source: Path, adapters: Iterable[Weights]) 
 
 def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
-    has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_e_step
+    has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_balance
     return ("prior", *ADAPTERS) if has_prior else ADAPTERS  # p and q say that all is there: they are the last
 
 

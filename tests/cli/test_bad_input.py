@@ -301,6 +301,15 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
             ["--e-step.answer-weight", "a reward of its own"],
         ),
         (["--task", "random_numbers", "--e-step.prior", "sampler"], ["--e-step.prior", "a reward of its own"]),
+        (["--task", "random_numbers", "--e-step.copy-penalty", "5"], ["--e-step.copy-penalty", "has a Y"]),
+        (
+            ["--task", "random_numbers", "--method", "ppo", "--e-step.answer-weight", "2"],
+            ["--e-step.answer-weight", "a reward of its own"],
+        ),
+        (
+            ["--method", "forward-kl", "--e-step.wrong-candidate-penalty", "5"],
+            ["wrong-candidate-penalty", "candidates"],
+        ),
         (
             ["--e-step.answer-reward", "normalised"],
             ["--e-step.answer-reward", "no question of arithmetic has candidates"],

@@ -68,9 +68,8 @@ def test_what_reads_the_answer_learns_to_stop_behind_the_rationale(
     loop = make(lm, config_of(method), task())
     codec = loop.rules.codec
     plain = [(codec.encode_prompt(e.x), codec.encode(e.y or "")) for e in loop.data.demonstrations]
-    posterior = [
-        (codec.encode_prompt(loop.task.posterior_prompt(e)), [codec.stop_id]) for e in loop.data.demonstrations
-    ]
+    # The stop is an action of q's, and no token of an answer.
+    posterior = [(codec.encode_prompt(loop.task.posterior_prompt(e)), list[int]()) for e in loop.data.demonstrations]
     for phase, _ in loop.run():
         if phase.name in ("init", "warm_start_q", "fit") and lessons:
             expected = plain if phase.name == "init" else posterior

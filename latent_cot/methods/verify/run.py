@@ -1,6 +1,7 @@
 """Train q in each world with each objective, and measure how far it is from the exact posterior.
 
-The E-step is `collect` and `update` of `methods/e_step.py`, which `latent-cot em` is made of too, with other numbers.
+The E-step is `collect` (`sample`, then `assemble`) and `update` of `methods/e_step.py`, of which `latent-cot em` is
+made too, with other numbers.
 """
 
 from __future__ import annotations
