@@ -45,11 +45,16 @@ def shuffled(n: int, rng: random.Random) -> Iterator[int]:
             yield there
 
 
+_THOUSANDS = re.compile(r"(?<![\w.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+
+
 def words(text: str) -> tuple[str, ...]:
     """What tells two questions apart, whatever their spaces, capitals and ordinary punctuation: words, numbers, and all
-    other signs, such as operators and brackets, or the `!` of a factorial."""
-    text = unicodedata.normalize("NFC", text)
-    found = re.findall(r"""(?<![\w.])\.[0-9]+|\w+|[^\w\s.,;:?!'"’‘“”]|(?<=[0-9)])!""", text.casefold())
+    other signs, such as operators and brackets, or the `!` of a factorial. `3,884` is 3884, and `did n't` didn't."""
+    text = unicodedata.normalize("NFC", text).casefold()
+    plain = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    plain = re.sub(r"\s+(?=n['’]t\b)", "", plain)
+    found = re.findall(r"""(?<![\w.])\.[0-9]+|\w+|[^\w\s.,;:?!'"’‘“”]|(?<=[0-9)])!""", plain)
     return tuple(found or text.split())
 
 
@@ -65,8 +70,8 @@ def drop_seen(test: list[Example], training: Iterable[Example]) -> tuple[list[Ex
 
 
 def repeats(examples: Iterable[Example]) -> int:
-    """Number of rows whose question occurred in an earlier row."""
-    keys = [example.asked for example in examples]
+    """Number of rows whose question occurred in an earlier row, by its `words`."""
+    keys = [words(example.meta.get("asked", example.asked)) for example in examples]
     return len(keys) - len(set(keys))
 
 

@@ -38,7 +38,8 @@ _TOKEN = re.compile(
     r"|(?P<symbol>[-+*/()]))"
 )
 _LONGEST = 4 * MAX_REQUEST_CHARACTERS
-"""So much of a chain is looked at, from its end: a request beyond that is refused in any case."""
+"""So much of a chain is looked at, from its end: a request beyond that is refused in any case. An expression of data
+may be so long: each of its steps is a request."""
 _COMPUTE: dict[str, Callable[[Any, Any], Any]] = {"+": add, "-": sub, "*": mul, "/": truediv}
 _TYPOGRAPHIC = str.maketrans({"\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "*", "\N{DIVISION SIGN}": "/"})
 
@@ -108,7 +109,7 @@ class Calculator:
 def work_out(expression: str) -> list[Step]:
     """The operations that an expression of any number of operands asks for, in the order of its grammar: each operand
     is a number of the expression or an earlier result. A lone number asks for none. Raises ToolError."""
-    parser = _Parser(_tokenize(expression))
+    parser = _Parser(_tokenize(expression, _LONGEST))
     parser.value()
     return [
         Step(Fraction(left), operator, Fraction(right), Fraction(result))
@@ -120,10 +121,10 @@ def _operands(tokens: list[str]) -> int:
     return sum(token[0] in ".0123456789" for token in tokens)
 
 
-def _tokenize(request: str) -> list[str]:
+def _tokenize(request: str, longest: int = MAX_REQUEST_CHARACTERS) -> list[str]:
     """Numbers, and the symbols `+ - * / ( )`, as ASCII strings; none is empty."""
-    if len(request) > MAX_REQUEST_CHARACTERS:
-        raise ToolError(f"the request has {len(request)} characters, at most {MAX_REQUEST_CHARACTERS}")
+    if len(request) > longest:
+        raise ToolError(f"the request has {len(request)} characters, at most {longest}")
     request = request.translate(_TYPOGRAPHIC).rstrip(" ")
     tokens: list[str] = []
     position = 0

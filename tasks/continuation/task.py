@@ -53,13 +53,13 @@ class Continuation(SourceTask):
         return not (len(word) == 1 and word.isupper() and word not in "AI") and word not in ABBREVIATIONS
 
     def read(self, path: str) -> list[Example]:
-        """Each distinct prompt of a file once, whichever share it is in; of the hub's documents, those that begin with
-        plain sentences, cut to these."""
+        """The prompts of a file, whichever share they are in; of the hub's documents, those that begin with plain
+        sentences, cut to these."""
         rows = read_rows(path)
         if path.startswith(HUB):
             found = [(where, _BEGINNING.match(field((where, fields), "text", str).strip())) for where, fields in rows]
             rows = [(where, {"text": beginning.group().strip()}) for where, beginning in found if beginning]
-        return self.usable(examples_of(rows, lambda row: self.example(field(row, "text", str))))
+        return examples_of(rows, lambda row: self.example(field(row, "text", str)))
 
     def example(self, question: str, answer: str | None = None) -> Example:
         """The question is the prompt; there is no answer to give."""

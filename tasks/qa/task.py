@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ OWN_QUESTIONS = Spec(data=(str(Path(__file__).with_name("questions.csv")),), spl
 """A few, to try it with."""
 
 _REMEDY = "; correct them, or leave them out with --data.options skip_bad true"
+_DIGITS = re.compile("[0-9]{1,3}")
 _CHOICE = re.compile(r"^([A-Z])\. ", re.MULTILINE)
 
 
@@ -104,14 +106,31 @@ class QA(Task):
         return self.read(source_of_split(self, name, ""))[:size]
 
     def read(self, path: str) -> list[Example]:
-        return examples_of(read_rows(path), self._of_row)
+        rows = read_rows(path)
+        return examples_of(rows, self._builder(rows))
 
     def _read(self, sources: Sequence[str]) -> tuple[list[Example], list[str]]:
         """The examples of the rows, and why others were left out."""
         skipped: list[str] = []
         rows = [row for source in sources for row in read_rows(source.strip())]
         self._refuse_unknown_columns(", ".join(sources), rows)
-        return examples_of(rows, self._of_row, skipped if self.spec.skip_bad else None, remedy=_REMEDY), skipped
+        bad = skipped if self.spec.skip_bad else None
+        return examples_of(rows, self._builder(rows), bad, remedy=_REMEDY), skipped
+
+    def _builder(self, rows: Sequence[Row]) -> Callable[[Row], Example]:
+        """What makes an example of each. Where a column has the choices, an answer in digits may be a choice's text or
+        its number, from 0: the first that all rows' answers can be, JSON numbers a number first."""
+        as_texts, as_numbers, json_numbers = True, True, False
+        for row in rows if isinstance(self.spec.choices, str) else ():
+            value = row[1].get(self.spec.answer)
+            with suppress(UsageError):
+                choices, shown, labels = self._choices(row)
+                if not labels and not isinstance(value, bool) and (digits := _DIGITS.fullmatch(str(value).strip())):
+                    json_numbers |= isinstance(value, int)
+                    as_texts &= digits[0] in shown
+                    as_numbers &= int(digits[0]) < len(choices)
+        numbered = as_numbers and (json_numbers or not as_texts)
+        return partial(self._of_row, numbered=numbered)
 
     def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row]) -> None:
         """One error for all rows, where a setting names a column that none has."""
@@ -225,7 +244,7 @@ class QA(Task):
 
     # -- rows --
 
-    def _of_row(self, row: Row) -> Example:
+    def _of_row(self, row: Row, numbered: bool) -> Example:
         s, fields = self.spec, row[1]
         question, answer = _text(row, s.question), _text(row, s.answer)
         rationale = _text(row, s.rationale, required=False) if s.rationale else None
@@ -236,7 +255,8 @@ class QA(Task):
             rationale, answer = rationale or before.strip() or None, answer.strip()
         choices, shown, labels = self._choices(row)
         if choices:
-            answer = _chosen(fields.get(s.answer), answer, choices, (labels, shown, choices))
+            names = (labels, shown, choices)
+            answer = _chosen(fields.get(s.answer), answer, names, numbered=numbered and not labels)
         listed = "\n".join(f"{a}. {b}" for a, b in zip(choices, shown, strict=True))
         given = {"question": question, "choices": listed if self._lettered else ", ".join(choices)}
         columns = dict.fromkeys(FIELD.findall(self._prompt))
@@ -339,23 +359,24 @@ def _text(row: Row, name: str, required: bool = True) -> Any:
     return text
 
 
-def _chosen(value: Any, answer: str, choices: Sequence[str], names: Sequence[Sequence[str]]) -> str:
-    """The choice that a row's answer names: by its label, text or letter or, from 0, by its number; a number of a list
-    of texts by the number first; a truth value by `true` and `false` or `yes` and `no`, where these are the choices.
-    Raises UsageError."""
-    labels, shown, _ = names
+def _chosen(value: Any, answer: str, names: Sequence[Sequence[str]], *, numbered: bool) -> str:
+    """The choice that a row's answer names: by its label, text or letter or, from 0, by its number, which `numbered`
+    takes first; a truth value by `true` and `false` or `yes` and `no`, where these are the choices. Raises
+    UsageError."""
+    _, shown, choices = names
     if isinstance(value, bool):
         said = ("true", "yes") if value else ("false", "no")
         if meant := [choice for choice, text in zip(choices, shown, strict=True) if text.casefold() in said]:
             return meant[0]
         answer = str(int(value))
-    elif isinstance(value, int) and not labels and list(shown) != list(choices) and 0 <= value < len(choices):
-        return choices[value]
+    number = int(answer) if _DIGITS.fullmatch(answer) else len(choices)
+    if numbered and number < len(choices):
+        return choices[number]
     for known in names:
         if answer.casefold() in (folded := [str(name).casefold() for name in known]):
             return choices[folded.index(answer.casefold())]
-    if re.fullmatch("[0-9]{1,3}", answer) and int(answer) < len(choices):
-        return choices[int(answer)]
+    if number < len(choices) and (isinstance(value, bool) or list(shown) == list(choices)):
+        return choices[number]
     raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(shown)}")
 
 

@@ -126,7 +126,10 @@ class WordProblems(Task):
                 pieces = working.of_written(rationale)
             else:
                 pieces = working.of_equation(equation) if equation else working.of_annotated(solution)
-            z, value = working.linearise(pieces, working.number(answer), self.form == "words")
+            right = working.number(answer)
+            z, value = working.linearise(pieces, right, self.form == "words")
+            if right is not None and working.number(value) != right and any(map(working.is_rounded, pieces)):
+                raise working.Unusable("its numbers are rounded")
         except working.Unusable as why:
             if rationale:
                 raise UsageError(f"rationale {shorten(rationale)}: {why}; correct it, or leave it out") from None

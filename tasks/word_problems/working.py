@@ -27,6 +27,8 @@ _EQUATION = re.compile(r"\s*(?:[A-Za-z]+\s*=)?([^=A-Za-z]+)")
 _ANNOTATION = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
 _FORMULA = " \n\t0123456789-.,$%()+*/×÷=:"
 """What a text has written of an annotated call, before its annotation."""
+_LAST_NUMBER = re.compile(rf"( *-?\$? ?(?:{_AMOUNT})(?:/[0-9]+)?%?)[,:.]\s")
+"""A number at the end of the words before a formula, which is no part of it."""
 _NAMES = """zero|one once|two half halves twice double pair couple both|three third thirds thrice triple|
     four quarter quarters fourth fourths|five fifth fifths|six sixth sixths|seven seventh|eight eighth|nine ninth|
     ten tenth tenths|eleven|twelve dozen|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty"""
@@ -104,6 +106,11 @@ def _steps(numbers: Sequence[str]) -> Iterator[tuple[str, str]]:
             continue
 
 
+def is_rounded(piece: Piece) -> bool:
+    """Whether it has a number of so many decimals that it may stand for another, such as 0.6667 for 2/3."""
+    return re.search(rf"\.[0-9]{{{ROUNDED_FROM + 1}}}", piece.expression) is not None
+
+
 def near(value: Fraction, stated: Fraction | None) -> bool:
     """Equal, but for `TOLERANCE`, or what was stated has three decimals or more and is `value` rounded to them. Numbers
     of as many decimals are equal only if they are the same."""
@@ -129,9 +136,13 @@ def of_annotated(text: str) -> list[Piece]:
     """`Natalia sold 48/2 = <<48/2=24>>24 clips in May.` and so on, a sentence a line."""
     pieces, position = [], 0
     for match in _ANNOTATION.finditer(text):
-        words = text[position : match.start()].rstrip(_FORMULA).removesuffix(" x").rstrip(_FORMULA)
+        before = text[position : match.start()]
+        words = before.rstrip(_FORMULA).removesuffix(" x").rstrip(_FORMULA)
+        if last := _LAST_NUMBER.match(before, len(words)):  # `times last year's price by 3: $100 * 3 =`
+            words += last[1]
         # A quotient without spaces would be a fraction, one operand: here it is a step.
-        pieces.append(Piece(_LINE_END.sub(". ", words), match[1].replace("/", " / "), match[2]))
+        expression = match[1].replace("/", " / ").lstrip(" +")
+        pieces.append(Piece(_LINE_END.sub(". ", words), expression, match[2]))
         result = _RESULT.match(text, match.end())
         position = result.end() if result else match.end()
     return pieces
@@ -162,7 +173,7 @@ def linearise(pieces: Iterable[Piece], answer: Fraction | None, words: bool) -> 
     Args:
         words: whether it has the words of the solution too, each call behind a colon.
     """
-    z, value = "", None
+    z, value, said = "", None, ""
     for words_before, expression, stated in pieces:
         try:
             steps = work_out(expression)
@@ -170,14 +181,16 @@ def linearise(pieces: Iterable[Piece], answer: Fraction | None, words: bool) -> 
             results = list(map(CALCULATOR, requests))
         except ToolError:
             raise Unusable("a step that the calculator refuses") from None
-        if not steps:
-            continue  # `5=5`
+        if not steps:  # `a total of <<55=55>>55 shells`
+            said += f"{words_before} {expression}"
+            continue
         value = results[-1].strip()
         if stated and not near(Fraction(value), number(stated)):
             raise Unusable("a stated result that the calculator does not give")
-        text = " ".join(words_before.split()).rstrip(" :,") if words else ""
+        text, said = " ".join(f"{said}{words_before}".split()).rstrip(" :,") if words else "", ""
         if "=" in text:
             raise Unusable("a = without a call")
+        text = text if z else text.lstrip(" .,;:!?)")
         if text.strip(",.; "):
             z += f"{'' if text[0] in '.,;!?%)' else ' '}{text}:"
         elif z:

@@ -74,6 +74,27 @@ def test_a_question_written_otherwise_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("5 of them didn't go", "5 of them did n't go"),
+        ("5 of them didn't go", "5 of them did n’t go"),
+        ("It made 3,884 cars, 2,871,000 last year.", "It made 3884 cars, 2871000 last year."),
+        ("Of 4,000, how many?", "Of 4000, how many?"),
+    ],
+)
+def test_how_a_question_is_set_does_not_tell_it_apart(one: str, other: str) -> None:
+    assert words(one) == words(other)
+    assert repeats([example(one), example(other)]) == 1
+
+
+@pytest.mark.parametrize(
+    "numbers", [("1,23", "123"), ("0,500", "500"), ("1,2345", "12345"), ("7,1,234", "71234"), ("f1,000", "f1000")]
+)
+def test_not_all_commas_are_those_of_thousands(numbers: tuple[str, str]) -> None:
+    assert len(set(map(words, numbers))) == 2
+
+
+@pytest.mark.parametrize(
     "questions", [("(2 + 3) * 4", "2 + (3 * 4)"), ("5!", "5"), ("(()", "())"), ("1 - 2", "1 + 2"), ("?", "?!")]
 )
 def test_signs_tell_questions_apart(questions: tuple[str, str]) -> None:

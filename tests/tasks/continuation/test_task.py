@@ -48,7 +48,8 @@ def test_a_file_of_prompts(tmp_path: Path) -> None:
     tests = TASK.split(str(file))
     assert {share_of(e.question) for e in tests} == {"test"}
     assert TASK.split(str(file), 3) == tests[:3]
-    assert len(TASK.read(str(file))) == 100
+    assert len(TASK.read(str(file))) == 101
+    assert "; 1 left out" in loaded.notes[0]
     smaller = TASK.load(DataRequest(0, 10, 5, train_file=str(file)))
     assert smaller.unlabelled == loaded.unlabelled[:10]
     with pytest.raises(UsageError, match=r"--data.unlabelled: .*mine.txt has \d+ different examples for this, not 90"):

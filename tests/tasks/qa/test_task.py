@@ -163,6 +163,32 @@ def test_the_ways_to_name_a_choice(tmp_path: Path, options: Any, given: Any, rea
 
 
 @pytest.mark.parametrize(
+    ("rows", "read"),
+    [
+        ([("1|2|14", "1"), ("8|4|2", "2")], "AC"),  # all are texts
+        ([("1|2|14", "1"), ("8|4|6", "2")], "BC"),  # the second is none
+        ([("1|2|14", 1), ("8|4|2", 2)], "BC"),  # all are numbers
+        ([("1|2|14", 1), ("8|4|2", 4)], "AB"),  # the second is none
+        ([("1|2|14", "1"), ("8|4|6", "b")], "AB"),
+        ([("1|2|14", "1"), ("wet|dry", True)], "AB"),
+    ],
+)
+def test_answers_in_digits_are_all_texts_or_all_numbers(tmp_path: Path, rows: list[tuple[str, Any]], read: str) -> None:
+    """Not some rows' by the one reading and some by the other, which labels them wrong without a word."""
+    file = tmp_path / "rows.jsonl"
+    records = [{"question": f"q{n}", "options": options, "answer": given} for n, (options, given) in enumerate(rows)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = qa(data=str(file), choices="options", prompt="{question} {choices}")
+    assert "".join(example.answer or "" for example in task.read(str(file))) == read
+    assert "".join(example.answer or "" for example in task._data[0]) == read
+
+
+def test_an_answer_in_digits_that_can_be_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the answer '7' is none of the choices 1, 2"):
+        one(tmp_path, {"question": "q", "options": "1|2", "answer": 7}, choices="options")
+
+
+@pytest.mark.parametrize(
     ("choices", "given", "read"), [("yes,no", False, "no"), ("no,yes", False, "no"), ("1,2,3", 2, "2")]
 )
 def test_the_ways_to_name_one_of_the_same_choices(tmp_path: Path, choices: str, given: Any, read: str) -> None:

@@ -155,6 +155,25 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     assert TASK.split(test) == TASK.read(test)
 
 
+def test_a_rounded_equation_gives_no_rationale_and_no_answer(tmp_path: Path) -> None:
+    """(1.6667 − 0.75) / 0.6667 is 9167/6667; the answer to the question is 1.375."""
+    row = {
+        "question": "Of 1.6667 tons, less 0.75, each 0.6667?",
+        "answer": "1.375",
+        "equation": "x=(1.6667-0.75)/0.6667",
+    }
+    exact = {"question": "Of 4 tons, each 6?", "answer": "0.66666667", "equation": "x=4/6"}
+    long = {
+        "question": "Of 1 pen and 2?",
+        "answer": "78",
+        "equation": "x=" + "+".join(f"({n}.0)" for n in range(1, 13)),
+    }
+    rounded, cut, summed = TASK.read(write(tmp_path / "a.jsonl", [row, exact, long]))
+    assert (rounded.answer, rounded.z, rounded.meta["unusable"]) == ("1.375", None, "its numbers are rounded")
+    assert (cut.answer, cut.z) == ("2/3", " 4 / 6 =")
+    assert len(long["equation"]) > 64 and summed.answer == "78" and (summed.z or "").count("=") == 11
+
+
 def test_the_repeat_with_a_rationale_is_kept(tmp_path: Path) -> None:
     bare = {name: ROWS[0][name] for name in ("question", "answer")}
     data = TASK.load(DataRequest(1, 0, 0, train_file=write(tmp_path / "a.jsonl", [bare, ROWS[0]])))
@@ -243,5 +262,10 @@ def test_published_sets(shared_data: Path) -> None:
     training = [*data.demonstrations, *data.unlabelled, *data.validation]
     assert not tested & {" ".join(e.question.lower().split()) for e in training}
     assert any("in a test file" in note for note in data.notes)
+    letters = [
+        {"".join(c for c in e.question.lower() if c.isalnum()) for e in part}
+        for part in (training, (e for name in tests for e in TASK.split(name)))
+    ]
+    assert not letters[0] & letters[1], "the same letters and digits"
     for example in data.demonstrations:
         assert TASK.grade(example, TASK.answer(chain(example.z or "")))

@@ -139,8 +139,32 @@ def test_an_annotated_solution() -> None:
 
 
 @pytest.mark.parametrize(
+    ("solution", "z"),
+    [
+        (
+            "He sold 4 of 14 = <<14-4=10>>10 shells, half of them, a total of 1/2*10 = <<5=5>>5 red ones. Left: 10-5 = "
+            "<<10-5=5>>5",
+            " He sold 4 of: 14 - 4 = shells, half of them, a total of 5 red ones. Left: 10 - 5 =",
+        ),
+        ("<<5=5>>5 are red. He has <<5+5=10>>10, <<10/2=5>>5", " 5 are red. He has: 5 + 5 =, 10 / 2 ="),
+        (
+            "... The price times 3: $2 * 3 = <<2*3=6>>6, or 1/2: 6-1 = <<6-1=5>>5",
+            " The price times 3: 2 * 3 =, or 1/2: 6 - 1 =",
+        ),
+        ("A rise by 50%: 10 x 0.5 = <<10*.5=5>>5", " A rise by 50%: 10 * 0.5 ="),
+        ("In week 2. 2 + 3 = <<+2+3=5>>5", " In week 2: 2 + 3 ="),
+        ("She has 2 + 3 = 5, 5 * 1 = <<5*1=5>>5", " She has: 5 * 1 ="),
+    ],
+)
+def test_what_needs_no_call_stays_in_the_words(solution: str, z: str) -> None:
+    assert linearise(of_annotated(solution), Fraction(5), words=True)[0] == z
+    follow(z)
+
+
+@pytest.mark.parametrize(
     ("solution", "why"),
     [
+        ("Let y = 3 and <<3=3>>3. Then <<3*2=6>>6.\n", "without a call"),
         ("All are <<100/3=33>>33.\n", "does not give"),
         ("Let y = 3. Then <<3*2=6>>6.\n", "without a call"),
         ("Sixty, as one sees.\n", "nothing to compute"),
