@@ -23,7 +23,7 @@ from typing import Any
 
 from latent_cot import tools
 from latent_cot.run.printable import printable
-from latent_cot.types import Tool, ToolError
+from latent_cot.types import Tool, ToolError, UsageError
 
 SECONDS = 300
 """For which the server may say nothing: it may have to load the model first."""
@@ -98,8 +98,16 @@ def main() -> None:
     parser.add_argument("--model", help="what the server calls the model (default: the folder, as it was given)")
     parser.add_argument("--tools", nargs="*", help="tools of your own, as files (default: those that the export names)")
     given = parser.parse_args()
-    settings = read(given.folder / "latent_cot.json")
-    found = map(tools.load, given.tools or [tool["name"] for tool in settings["tools"]])
+    try:
+        settings = read(given.folder / "latent_cot.json")
+    except OSError as error:
+        raise SystemExit(f"{given.folder}: no exported model ({error})") from error
+    if not (given.folder / "config.json").exists():
+        raise SystemExit(f"{given.folder}: an adapter alone; a server needs a model: latent-cot export --merge")
+    try:
+        found = [tools.load(name) for name in given.tools or [tool["name"] for tool in settings["tools"]]]
+    except UsageError as error:
+        raise SystemExit(f"{error}; name tools of your own, all that it has, by --tools FILE.py") from error
     called = {tool.trigger: tool for tool in found}
     request = {"model": given.model or str(given.folder), "temperature": 0, "logit_bias": alphabet(given.folder)}
     if settings.get("begins"):

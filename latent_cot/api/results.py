@@ -147,7 +147,8 @@ class Evaluation:
     def difference(self, other: Evaluation) -> pd.DataFrame:
         """This less another evaluation of the same questions: a row for each reasoner, split and figure, with what
         `evaluation.outcomes.Difference` says of them, its 95 % interval over the questions among that. Reasoners
-        of the same name are compared; or, where both have one only, these."""
+        of the same name are compared; or, where both have one only, these. Raises UsageError where there is nothing to
+        compare."""
         pairs = [(name, name) for name in self.questions if name in other.questions]
         if len(self.questions) == len(other.questions) == 1:
             pairs = list(zip(self.questions, other.questions, strict=True))
@@ -157,6 +158,8 @@ class Evaluation:
             for split, figures in outcomes.differences([self.questions[first]], [other.questions[second]]).items()
             for name, one in figures.items()
         ]
+        if not rows:
+            raise UsageError("these evaluations have no reasoner and no question in common")
         return data_frame(rows)
 
     def mistakes_of(self, reasoner: str) -> pd.DataFrame:

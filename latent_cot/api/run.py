@@ -301,6 +301,10 @@ class Run:
         reward = self.in_memory().reward.name
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour, reward)
 
+    def forget(self) -> None:
+        """Let go of the model in memory: it is loaded again when it is needed, as it is on disk then."""
+        self._loop = None
+
     def folder(self, what: str) -> RunFolder:
         """Where it lies on disk. Raises UsageError for a base model, which has no `what`."""
         if self.source.folder is None:

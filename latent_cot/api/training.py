@@ -119,12 +119,15 @@ def train(
     return _run(config, path, callbacks, progress, resume=False)
 
 
-def resume(run: Run | str | Path, *, callbacks: Iterable[Callback] = (), progress: bool = True) -> Run:
+def resume(
+    run: Run | str | Path, *, callbacks: Iterable[Callback] = (), progress: bool = True, trust_code: bool = False
+) -> Run:
     """Go on with a run, or the one in a folder, that was stopped, or killed, with its own settings; returns it. See
-    `train` and `load`."""
-    run = run if isinstance(run, Run) else load(run)
+    `train` and, for `trust_code`, `load`."""
+    run = run if isinstance(run, Run) else load(run, trust_code=trust_code)
     if run.path is None:
         raise UsageError(f"{run.config.model}: a base model is no run; start one by train()")
+    run.forget()  # what it has in memory will be what it was
     return _run(run.config, run.path, callbacks, progress, resume=True)
 
 

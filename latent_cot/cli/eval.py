@@ -144,7 +144,7 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
     """A table a reasoner, over all splits: categories by frequency, each with its first example."""
     decode = asked.in_memory().test_rules.codec.decode
     n = sum(len(split.examples) for split in found.splits.values())
-    for reasoner in found.outcomes:
+    for reasoner in sorted(found.outcomes):  # p first
         pooled = found.all_mistakes_of(reasoner)
         say(console, f"{reasoner}: {pooled.counts.total()} of {n} answers are wrong")
         rows = pooled.to_json()

@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         from latent_cot.api.rationales import row
 
-        head = {**asked.source.describe(), "reasoner": reasoner, "question": found.question}
+        head = {**asked.source.describe(), "reasoner": reasoner, "writer": writer, "question": found.question}
         settings = {"n": options.n, "temperature": options.temperature, "seed": options.seed}
         samples = [
             {**row(z), "log_prob": z.log_prob(writer), "calls": [asdict(call) for call in z.rationale.calls]}

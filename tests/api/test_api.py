@@ -313,8 +313,12 @@ def test_a_stopped_run_goes_on_and_can_be_asked(
     folder, config = tmp_path / "run", lc.configure("smoke")
     stopped = lc.train(config, output_dir=folder, callbacks=[lambda unit: unit.phase == "init"], **settings)
     assert stopped.status == "stopped"
+    before = stopped.score(QUESTION, CHAIN).items[0].log_p
     again = lc.train(config, output_dir=folder, resume=True, callbacks=[lambda unit: True], **settings)
     assert again.status == "stopped"
+    further = lc.resume(stopped, callbacks=[lambda unit: unit.phase == "m_step"], progress=False)
+    after = further.score(QUESTION, CHAIN).items[0].log_p
+    assert stopped.score(QUESTION, CHAIN).items[0].log_p == after != before, "what was in memory is not its any more"
     init = again.events[again.events["kind"] == "init"]
     assert init["unit"].tolist() == [1, 2], "it went on where it was"
     capsys.readouterr()
@@ -554,6 +558,8 @@ def test_evaluation(run: lc.Run, tmp_path: Path, capsys: pytest.CaptureFixture[s
     (beside,) = q.difference(p).to_dict("records")
     assert (beside["reasoner"], beside["against"], beside["figure"]) == ("q", "p", "right")
     assert beside["first"] == q.figures["q"]["5-operands"]["accuracy"]
+    with pytest.raises(lc.UsageError, match="no question in common"):
+        q.difference(run.evaluate("3-operands", size=1, reasoner="q", max_tokens=8, progress=False))
     # As the command line has it.
     capsys.readouterr()
     options = ["--split", "operands=4..5", "--size", "3", "--max-tokens", "8", "--json"]

@@ -176,7 +176,7 @@ def test_sample_of_a_run(cli: Cli, finished: Path) -> None:
     called = cli(*options, "--json")
     assert called.status == 0, called.err
     found = called.json
-    assert found["reasoner"] == "q"
+    assert found["reasoner"] == found["writer"] == "q"
     assert found["gold"] == "-6"
     assert 0 < found["ess"] <= 1 and found["bound"] < 0 < found["bound_error"]
     samples = found["samples"]

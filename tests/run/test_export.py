@@ -287,6 +287,24 @@ def test_chains_that_a_server_writes(run: Path, tmp_path: Path, capsys: pytest.C
     assert any("=" in line for line in found if line in expected)
 
 
+@pytest.mark.parametrize(
+    ("names", "files", "said"),
+    [
+        ([], [], "no exported model"),
+        ([], ["latent_cot.json"], "an adapter alone; a server needs a model: latent-cot export --merge"),
+        (["modulo"], ["latent_cot.json", "config.json"], "unknown tool 'modulo'.*by --tools FILE"),
+    ],
+)
+def test_what_cannot_be_served_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], files: list[str], said: str
+) -> None:
+    for file in files:
+        (tmp_path / file).write_text(json.dumps({"tools": [{"name": name} for name in names]}))
+    monkeypatch.setattr(sys, "argv", ["served.py", str(tmp_path), "1 + 2"])
+    with pytest.raises(SystemExit, match=said):
+        runpy.run_path(str(ROOT / "examples" / "served.py"), run_name="__main__")
+
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|pad|>{{ m.role }}\n{{ m.content | trim }}<|endoftext|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|pad|>assistant\n{% endif %}"
