@@ -14,6 +14,7 @@ from latent_cot.api.run import load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.report.terminal import say, waiting
 from latent_cot.run import reasoners
+from latent_cot.run.paths import refuse_moved
 from latent_cot.run.printable import printable
 from latent_cot.types import UsageError
 
@@ -56,6 +57,7 @@ def run(argv: Sequence[str]) -> int:
     from latent_cot.run.export.description import Base, describe
 
     folder.refuse_unless_free(target, of_run.path, force=options.force)
+    refuse_moved(source.config, of_run.path / "config.yaml")
     base = Base.of(source.config.model)
     task = asked.task
     with waiting(console, f"Loading {printable(source.config.model)}"):

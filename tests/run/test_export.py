@@ -527,6 +527,16 @@ def test_all_or_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+def test_a_model_that_has_moved_is_named_as_the_runs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    file = folder / "config.yaml"
+    file.write_text(re.sub("(?m)^model: .*", "model: /no/such/model", file.read_text()))
+    found = refused(capsys, folder, tmp_path / "target")
+    assert "config.yaml: its `model` is /no/such/model, which is not there any more" in found and "--model" not in found
+
+
 def test_a_base_model_is_no_run(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no adapter to export" in refused(capsys, tiny_model_dir, tmp_path / "target")
 
