@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from latent_cot.types import Example, Rationale, Task, UsageError, did_you_mean
+from latent_cot.types import Example, Rationale, Task, TaskData, UsageError, did_you_mean
 
 Share = Literal["train", "validation", "test"]
 _SHARES: tuple[Share, ...] = ("test", "test", "validation", "train", "train", "train", "train", "train")
@@ -117,6 +117,12 @@ def last_result(rationale: Rationale) -> str | None:
 def fingerprint(examples: Iterable[Example]) -> str:
     """A digest of questions and answers in their order: where it is the same, so are the questions."""
     return digest([example.asked, example.answer] for example in examples)
+
+
+def training_digest(data: TaskData) -> str:
+    """A digest of training and validation examples, in their order: where it is the same, so are they."""
+    parts = (data.demonstrations, data.unlabelled, data.validation)
+    return digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
 
 
 def digest(rows: Iterable[object]) -> str:

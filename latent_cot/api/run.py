@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,11 @@ from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.splits import Split, splits_of
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import data_frame, escaped, page
-from latent_cot.report.terminal import Items
+from latent_cot.report.terminal import Items, say
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Task, UsageError
+from latent_cot.types import Example, Task, TaskData, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,10 @@ class Run:
         self._loop = loop
         self.while_loading: Callable[[], AbstractContextManager[object]] = nullcontext
         """What is entered while the model is loaded: it may tell the user."""
+        self.notes: list[str] = []
+        """Sentences on what has changed since it was trained: its training data, its base model."""
+        self.on_note: Callable[[str], None] = partial(say, Console(stderr=True))
+        """What tells the user of each of these, once."""
         self.task: Task = tasks.load(source.config.task, source.config.data.options)
         """The task: `run.task.split("5-operands", 10)` gives test questions."""
 
@@ -212,7 +217,7 @@ class Run:
             [str(one)] if isinstance(one, str | Path) else [*map(str, one)] for one in (split, files, exclude)
         )
         sweeps = [self.task.sweep(pattern) for pattern in named]
-        data = reasoners.training_data(self.source, self.task)
+        data = self.training_data()
         training = [*data.demonstrations, *data.unlabelled]
         splits = splits_of(
             self.task, sweeps, files=files, exclude=exclude, size=size, seen=[*training, *data.validation]
@@ -263,8 +268,23 @@ class Run:
         """The model with its adapters, loaded once."""
         if self._loop is None:
             with self.while_loading():
-                self._loop = reasoners.load(self.source, reasoners.shown_data(self.source, self.task))
+                data = reasoners.shown_data(self.source, self.task)
+                self._loop = reasoners.load(self.source, data)
+            self._tell(reasoners.other_data(self.source, data))
+            self._tell(reasoners.other_model(self.source, self._loop.lm))
         return self._loop
+
+    def training_data(self) -> TaskData:
+        """The examples that it learned from, as its task and its files have them now; none for a base model. Where they
+        have changed since, the user is told."""
+        data = reasoners.training_data(self.source, self.task)
+        self._tell(reasoners.other_data(self.source, data))
+        return data
+
+    def _tell(self, note: str | None) -> None:
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
+            self.on_note(note)
 
     def _example(self, question: str | Example, answer: str | None) -> Example:
         if not isinstance(question, str | Example):

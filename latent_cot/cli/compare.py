@@ -19,7 +19,7 @@ from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.settings import check, refuse_task_code
 from latent_cot.evaluation.splits import numbers_of
-from latent_cot.report.comparison import paired_difference, plan, records, table
+from latent_cot.report.comparison import differing, paired_difference, plan, records, table
 from latent_cot.report.comparison.paired_difference import Target
 from latent_cot.report.comparison.plan import Run, Variant
 from latent_cot.report.terminal import say
@@ -101,6 +101,7 @@ def run(argv: Sequence[str]) -> int:
     of_runs = [records.record_of(one, options.preset) for one in runs]
     compared = [] if target is None else paired_difference.differences(of_runs, target)
     rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task, runs[0].config.data.options)
+    notes = differing.notes(of_runs)
     metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])
     found: dict[str, Any] = {
@@ -112,11 +113,12 @@ def run(argv: Sequence[str]) -> int:
         "rows": [asdict(row) for row in rows],
         "runs": of_runs,
         "differences": [one.to_json() for one in compared],
+        "notes": notes,
     }
     write_text(path / "comparison.json", records.to_text(found))
     title = f"{Path(found['task']).stem}, {Path(found['model']).name}"
     commands = {f"{one['variant']} seed {one['seed']}": one["command"] for one in of_runs}
-    write_text(path / "comparison.md", table.to_markdown(title, tables, metrics, commands))
+    write_text(path / "comparison.md", table.to_markdown(title, tables, metrics, commands, notes))
     numbers = {split: of for split in table.splits_of(rows) if (of := numbers_of(task, split)) is not None}
     try:
         table.save_plot(rows, path / "comparison.svg", title, numbers)
@@ -129,6 +131,8 @@ def run(argv: Sequence[str]) -> int:
         print_json(found)
     for shown in [] if options.json else tables:
         shown.show(console)
+    for note in notes:
+        say(console, note, style="bold")
     if target is not None and not compared:
         say(console, f"--against {options.against}: there is nothing to compare with it; add a method")
     say(console, f"Saved in {path}: {', '.join(sorted(file.name for file in path.glob('comparison.*')))}")

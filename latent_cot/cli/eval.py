@@ -105,6 +105,7 @@ def run(argv: Sequence[str]) -> int:
             "finished": asked.source.finished,
             "seed": options.seed,
             "decoding": found.decoding,
+            "notes": asked.notes,
             "dropped": {name: split.dropped for name, split in found.splits.items()},
             "results": found.figures,
             "curves": [curve.to_json() for curve in found.curves],

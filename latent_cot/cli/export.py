@@ -61,14 +61,29 @@ def run(argv: Sequence[str]) -> int:
     base = Base.of(source.config.model)
     task = asked.task
     with waiting(console, f"Loading {printable(source.config.model)}"):
-        loop = reasoners.load(source, reasoners.training_data(source, task))
+        data = reasoners.training_data(source, task)
+        other_data = reasoners.other_data(source, data)
+        if other_data is not None and reasoners.shows_data(source):
+            raise UsageError(f"{options.run}: the prompt shows examples. {other_data}")
+        loop = reasoners.load(source, data)
+    other_model = reasoners.other_model(source, loop.lm)
     splits = source.config.evaluation.splits or task.default_splits
     if not splits:
         raise UsageError(f"{options.run}: {task.name} has no test split whose questions the card could show")
     examples = task.split(splits[0])
-    description = describe(loop, reasoner, of_run, examples)
+    other = {"other_data": other_data is not None, "other_model": other_model is not None}
+    description = describe(loop, reasoner, of_run, examples, **other)
     folder.build(loop, reasoner, base, description, target, merge=options.merge)
-    written = {"folder": str(target), "reasoner": reasoner, "merged": options.merge, "base_model": base.name}
+    notes = [note for note in (other_data, other_model) if note is not None]
+    written: dict[str, object] = {
+        "folder": str(target),
+        "reasoner": reasoner,
+        "merged": options.merge,
+        "base_model": base.name,
+    }
+    written["notes"] = notes
+    for note in notes:
+        say(console, note)
     say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")
     if missing := [tool["name"] for tool in description["tools"] if tool["is_left_to_write"]]:
         why = "the tool has no `portable` form (docs/exporting.md)"

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from latent_cot.cli import COMMANDS, fill, line_width
 from latent_cot.config.settings import load_config
-from latent_cot.report.terminal import waiting
+from latent_cot.report.terminal import say, waiting
 from latent_cot.run.printable import printable
 from latent_cot.types import finite
 
@@ -152,7 +152,8 @@ def value_of(option: str, argv: Sequence[str]) -> str | None:
 
 
 def announce_loading(console: Console, run: Run) -> None:
-    """Have it said when the run's model is being loaded, which takes seconds."""
+    """Have it said when the run's model is being loaded, which takes seconds, and what has changed since training."""
+    run.on_note = partial(say, console)
     run.while_loading = partial(waiting, console, f"Loading {printable(run.config.model)}")
 
 

@@ -17,7 +17,6 @@ from latent_cot.cli.options import Switch, announce_loading, parse, progress_con
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items, say
 from latent_cot.report.web import FORMAT, logs, page
-from latent_cot.run import reasoners
 from latent_cot.run.paths import check_writable
 from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import Example, TaskData, UsageError
@@ -104,10 +103,12 @@ def _told_apart(folders: Sequence[RunFolder]) -> list[str]:
 
 def _shown(one: Run, options: ReportOptions, console: Console) -> dict[str, Any]:
     """What the report has of a run."""
-    data = reasoners.training_data(one.source, one.task)
+    announce_loading(console, one)
+    data = one.training_data()
     found = logs.collect(one.source, one.folder("report"), one.task, data)
     questions = {} if options.no_model else _questions(one, options, data)
-    return {**found, "samples": _samples(one, options, questions, console) if questions else None}
+    samples = _samples(one, options, questions, console) if questions else None
+    return {**found, "notes": [*found["notes"], *one.notes], "samples": samples}
 
 
 def _questions(one: Run, options: ReportOptions, data: TaskData) -> dict[str, Sequence[Example]]:
@@ -129,7 +130,6 @@ def _samples(
 ) -> dict[str, Any]:
     from latent_cot.report.web.samples import sample
 
-    announce_loading(console, one)
     settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
     loop = one.in_memory()
     asked = (options.reasoner,) if options.reasoner else tuple(sorted(one.reasoners))  # p leads

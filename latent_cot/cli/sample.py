@@ -63,7 +63,8 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         from latent_cot.api.rationales import row
 
-        head = {**asked.source.describe(), "reasoner": reasoner, "writer": writer, "question": found.question}
+        who = {"reasoner": reasoner, "writer": writer}
+        head = {**asked.source.describe(), "notes": asked.notes, **who, "question": found.question}
         settings = {"n": options.n, "temperature": options.temperature, "seed": options.seed}
         samples = [
             {**row(z), "log_prob": z.log_prob(writer), "calls": [asdict(call) for call in z.rationale.calls]}

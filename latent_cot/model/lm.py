@@ -175,13 +175,19 @@ class LanguageModel:
         return dict(self._weights[adapter])
 
     @torch.no_grad()
-    def base_digest(self) -> str:
-        """A short hash of the base model: of all its shapes and types, and of a few values of each weight."""
+    def base_digest(self, *, rounded: bool = False) -> str:
+        """A short hash of the base model: of all its shapes and types, and of a few values of each weight.
+
+        Args:
+            rounded: of the values as bfloat16 has them, so that it is the same in every precision.
+        """
         found = hashlib.sha256()
         for name, weight in self._base.named_parameters():
             if "lora_" not in name:
-                some = whole(weight).flatten()[:: max(1, weight.numel() // 64)].float().cpu()
-                found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {some.tolist()}".encode())
+                some = whole(weight).flatten()[:: max(1, weight.numel() // 64)]
+                some = some.to(torch.bfloat16) if rounded else some
+                values = some.float().cpu().tolist()
+                found.update(f"{name} {tuple(weight.shape)} {some.dtype} {values}".encode())
         return found.hexdigest()[:16]
 
     def is_finite(self, adapter: Weights) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latent_cot import disk, tasks
 from latent_cot.config.methods import METHODS
@@ -15,11 +17,12 @@ from latent_cot.config.settings import check, from_dict, load_config, refuse_cod
 from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
 from latent_cot.run.paths import refuse_moved
 from latent_cot.run.run_folder import RunFolder
+from latent_cot.tasks.common import training_digest
 from latent_cot.types import Task, TaskData, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from latent_cot.methods.method import Method
-    from latent_cot.model.lm import Adapter
+    from latent_cot.model.lm import Adapter, LanguageModel
     from latent_cot.run.session import Session
 
 
@@ -47,6 +50,15 @@ class Source:
     def finished(self) -> bool:
         """Whether the run has come to its end; a base model needs none."""
         return self.folder is None or (self.folder.path / "results.json").exists()
+
+    @cached_property
+    def began_with(self) -> Mapping[str, Any]:
+        """What its newest checkpoint says that a run has learned from and with: `training` and `weights`, among others,
+        are digests of the data and the base model. Nothing for a base model, and where no checkpoint is left."""
+        with suppress(UsageError):  # they are damaged
+            checkpoint = self.folder.latest() if self.folder is not None else None
+            return {} if checkpoint is None else checkpoint.state
+        return {}
 
     def describe(self) -> dict[str, str | None]:
         run = str(self.folder.path) if self.folder else None
@@ -156,8 +168,37 @@ def training_data(source: Source, task: Task) -> TaskData:
     return TaskData((), (), ()) if source.folder is None else task.load(data_request(source.config))
 
 
+def other_data(source: Source, data: TaskData) -> str | None:
+    """A sentence where `data`, which were loaded for a run, are not those that it has learned from."""
+    loaded = bool(data.demonstrations or data.unlabelled)
+    if not loaded or source.began_with.get("training") in (None, training_digest(data)):
+        return None
+    what = source.config.data.train_file or source.config.task
+    effect = "what is left out of tests, or shown in prompts, is of others"
+    return f"The training data are not those that this run was trained on: {effect}; restore them ({what})."
+
+
+def other_model(source: Source, lm: LanguageModel) -> str | None:
+    """A sentence where the base model, as it was loaded, is not the one that the run was trained with. Another
+    precision does not count."""
+    saved, precision = source.began_with, source.config.precision
+    same = saved.get("weights") in (None, lm.base_digest(rounded=True))
+    # The other digest tells the precisions apart, too, and `auto` leaves open which one it was.
+    settings = saved.get("config")
+    if precision != "auto" and isinstance(settings, dict) and settings.get("precision") == precision:
+        same = same and saved.get("model") in (None, lm.base_digest())
+    if same:
+        return None
+    what = f"the weights of {source.config.model} have changed since"
+    return f"The base model is not the one that this run was trained with: {what}; restore them."
+
+
 def shown_data(source: Source, task: Task) -> TaskData:
     """Those that p's prompt may show: none, unless with `p_init: prompt` or few-shot prompting. Loading them is a
     waste otherwise."""
-    shows = source.config.p_init == "prompt" or source.config.method == "few-shot"
-    return training_data(source, task) if shows else TaskData((), (), ())
+    return training_data(source, task) if shows_data(source) else TaskData((), (), ())
+
+
+def shows_data(source: Source) -> bool:
+    """Whether p's prompt may show training examples."""
+    return source.config.p_init == "prompt" or source.config.method == "few-shot"

@@ -79,6 +79,8 @@ class Results:
     right: dict[Round, dict[str, dict[str, str]]] = field(default_factory=dict)
     questions: dict[str, str] = field(default_factory=dict)
     decoding: dict[str, Number] = field(default_factory=dict)
+    training: str = ""
+    """A digest of the training data; empty: of an earlier version."""
 
 
 @dataclass

@@ -37,7 +37,7 @@ from latent_cot.run.preflight import Examples, check_demonstrations, check_lengt
 from latent_cot.run.resuming import SAME, changed_settings, refuse_others, refuse_without_checkpoint, short_logs
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import Resources
-from latent_cot.tasks.common import digest, fingerprint
+from latent_cot.tasks.common import fingerprint, training_digest
 from latent_cot.types import Example, Task, TaskData, UsageError, first_line
 
 SAVE_EVERY = 60.0
@@ -152,11 +152,10 @@ class _Running:
             self.notes = ["Nothing was saved yet: it begins from the start."]
         self.session, self.folder = session, folder
         # What is saved refers to training examples by their place: they must be the same, in the same order.
-        parts = (session.data.demonstrations, session.data.unlabelled, session.data.validation)
-        training = digest([n, e.x, e.y, e.z, e.answer] for n, part in enumerate(parts) for e in part)
-        c = session.config
+        c, lm = session.config, session.lm
         settings = {"lora": to_dict(c)["lora"], **{name: getattr(c, name) for name in SAME}}
-        self._made_of = {"training": training, "settings": settings, "model": session.lm.base_digest()}
+        self._made_of = {"training": training_digest(session.data), "settings": settings, "model": lm.base_digest()}
+        self._made_of["weights"] = lm.base_digest(rounded=True)
         if checkpoint is not None:
             refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
             self.notes = [
@@ -425,4 +424,5 @@ def _describe(session: Session) -> dict[str, Any]:
         "model_source": dict(session.model_source),
         "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},
         "questions": _tested(session),
+        "training": training_digest(session.data),
     }

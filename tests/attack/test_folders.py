@@ -19,7 +19,7 @@ from latent_cot.config.settings import check, from_dict, load_config, parse_yaml
 from latent_cot.report.web import logs
 from latent_cot.run import schemas
 from latent_cot.run import session as of_session
-from latent_cot.run.reasoners import find
+from latent_cot.run.reasoners import Source, find, other_model
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import Session
 from latent_cot.types import TaskData, UsageError
@@ -87,6 +87,7 @@ def test_states(data: st.DataObject, copy: Path, session: Session) -> None:
     seal(checkpoint)
     before = {name: (copy / name).read_bytes() for name in ("events.jsonl", "rationales.jsonl")}
     try:
+        other_model(Source(session.config, RunFolder.open(copy)), session.lm)
         refused(lambda: resumed(session, RunFolder.open(copy)))
     finally:
         (checkpoint / "state.json").write_bytes(kept)

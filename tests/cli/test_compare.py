@@ -100,6 +100,27 @@ def test_what_is_done_is_not_done_again(
     assert "sft/seed0: holds a run with other settings (--m-step.learning-rate 0.0003 there, 0.5 here)" in changed.err
 
 
+def test_other_questions_and_other_training_data_are_told(
+    cli: Cli, compared: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A file was changed after `sft` had been finished."""
+    folder = shutil.copytree(compared, tmp_path / "all")
+    command = [*SMOKE, "--model", tiny_model_dir, "--output-dir", folder]
+    assert cli(*command, "--json").json["notes"] == []
+    file = folder / "sft/seed0/results.json"
+    results = json.loads(file.read_text())
+    results["questions"]["3-operands"] = results["training"] = "of another file"
+    file.write_text(json.dumps(results))
+    notes = [
+        "3-operands: sft (seed 0) had other test questions than the rest of that seed; do not compare them.",
+        "sft (seed 0) had other training data than the rest of that seed, with the same settings.",
+    ]
+    called = cli(*command)
+    assert all(note in " ".join(called.out.split()) for note in notes)
+    assert all(note in (folder / "comparison.md").read_text().splitlines() for note in notes)
+    assert cli(*command, "--json").json["notes"] == notes
+
+
 @pytest.mark.parametrize(
     ("lost", "because"),
     [("questions", "does not say of which questions"), ("accuracy", "or has none"), ("split", "has no accuracy of")],

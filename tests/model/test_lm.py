@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -139,6 +139,18 @@ def test_the_frozen_weights_are_held_once(lm: LanguageModel) -> None:
 
 
 # -- saving --------------------------------------------------------------------------------------------
+
+
+def test_a_rounded_digest_of_the_base_model_is_the_same_in_every_precision(folder: Path) -> None:
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    loaded = (load_model_and_tokenizer(folder, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, narrow = (LanguageModel(base, tokenizer, lora) for base, tokenizer in loaded)
+    assert exact.base_digest() != narrow.base_digest()
+    before = exact.base_digest(rounded=True)
+    assert before == narrow.base_digest(rounded=True)
+    with torch.no_grad():
+        next(w for name, w in exact.peft.named_parameters() if "lora_" not in name).mul_(2)
+    assert exact.base_digest(rounded=True) != before
 
 
 def test_a_saved_adapter_is_the_same_in_another_model(lm: LanguageModel, folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import SECTIONS, RunConfig
 from latent_cot.config.settings import check, differences, from_dict, load_config, parse_yaml, to_dict, with_method
 from latent_cot.evaluation import intervals
-from latent_cot.report.comparison import paired_difference, plan, records, table
+from latent_cot.report.comparison import differing, paired_difference, plan, records, table
 from latent_cot.report.comparison.plan import Run, Variant, command_of, configure, parse_budget, parse_setting
 from latent_cot.run.paths import default_folder
 from latent_cot.run.run_folder import RunFolder
@@ -403,6 +403,33 @@ def test_seeds_may_be_asked_other_questions_each() -> None:
     low, high = -0.625 - 12.706 * 0.125, -0.625 + 12.706 * 0.125
     assert sft.over_seeds["near"] == pytest.approx((low, high), abs=1e-3)
     assert paired_difference.difference_text(sft, "near") == f"-62.5 (seeds {100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def test_rows_that_were_asked_other_questions_are_named() -> None:
+    assert differing.notes(MARKED) == []
+    of_seeds = [marked(name, seed, asked=str(seed), p="1") for seed in (0, 1) for name in ("em", "sft", "ppo")]
+    assert differing.notes(of_seeds) == [], "each seed has its own"
+    others = [{**one, "questions": {"near": "x", "far": "x", "third": "x"}} for one in of_seeds]
+    for k in (1, 4):
+        others[k] = {**others[k], "questions": {"near": "y", "far": "y", "third": "x"}}
+    others[5] = {**others[5], "questions": {"near": "x", "far": "x", "third": "z"}}
+    assert differing.notes(others) == [
+        "near, far: sft (seeds 0, 1) had other test questions than the rest of that seed; do not compare them.",
+        "third: ppo (seed 1) had other test questions than the rest of that seed; do not compare them.",
+    ]
+    (two,) = differing.notes([marked("em", 0, asked="new", p="1"), marked("sft", 0, asked="old", p="1")])
+    assert two.startswith("near: sft (seed 0) had")
+
+
+def test_rows_that_have_learned_from_other_data_are_named() -> None:
+    def taught(variant: str, training: str, seed: int = 0, **data: int) -> dict[str, Any]:
+        return {**marked(variant, seed, p="1"), "training": training, "config": {"data": data}}
+
+    fewer = [taught("em", "a", unlabelled=9), taught("few", "b", unlabelled=3), taught("em", "c", 1, unlabelled=9)]
+    assert differing.notes([*fewer, taught("old", "", unlabelled=9)]) == []
+    assert differing.notes([*fewer, taught("sft", "d", unlabelled=9), taught("sft", "c", 1, unlabelled=9)]) == [
+        "sft (seed 0) had other training data than the rest of that seed, with the same settings."
+    ]
 
 
 def test_what_rows_are_compared_with() -> None:

@@ -53,6 +53,7 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
         "seed": run.config.seed,
         **shown,
         "questions": results["questions"],
+        "training": results.get("training", ""),
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": METHODS[run.config.method].planned(run.config)._asdict()},
         "resources": results["resources"],

@@ -147,9 +147,16 @@ def _caption(rows: Sequence[Row]) -> str:
     return f"% right: {over} (95 % interval for the questions of one seed), n = {n} answers"
 
 
-def to_markdown(title: str, tables: Sequence[Table], metrics: Mapping[str, Metric], commands: Mapping[str, str]) -> str:
-    """A page: the tables, what the metrics are, and a command for each run, by `VARIANT seed N`."""
-    parts = [f"# {title}"]
+def to_markdown(
+    title: str,
+    tables: Sequence[Table],
+    metrics: Mapping[str, Metric],
+    commands: Mapping[str, str],
+    notes: Sequence[str] = (),
+) -> str:
+    """A page: sentences on what cannot be compared, the tables, what the metrics are, and a command for each run, by
+    `VARIANT seed N`."""
+    parts = [f"# {title}", *notes]
     for table in tables:
         parts += [f"{table.caption}.", table.markdown()]
     parts += [f"{name}: {metric.description}." for name, metric in metrics.items()]

@@ -62,12 +62,22 @@ class Base:
         return cls(folder, hub_id, True, revision, f"the hub, revision {revision}", licence, False)
 
 
-def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Sequence[Example]) -> dict[str, Any]:
+def describe(
+    loop: Method,
+    reasoner: Adapter,
+    folder: RunFolder,
+    examples: Sequence[Example],
+    *,
+    other_data: bool = False,
+    other_model: bool = False,
+) -> dict[str, Any]:
     """Everything but the weights: what the model card is made of and, but for the programs, `latent_cot.json`.
 
     Args:
         loop: with the run's adapters and its training data, see `reasoners.load`.
         examples: test questions, at least one.
+        other_data: the loop's training data are not those that the run has learned from: nothing is said of them.
+        other_model: its base model is not the one that the run was trained with.
 
     Raises UsageError if it cannot be used by itself, or a portable form or the run's files are broken.
     """
@@ -120,10 +130,13 @@ def describe(loop: Method, reasoner: Adapter, folder: RunFolder, examples: Seque
         "candidates_differ": any(candidates) and any(one != candidates[0] for one in candidates),
         "judge": loop.judge_of(reasoner),
         "writes_rationales": sampler is not None,  # else the answer follows the question at once
-        "demonstrations": len(loop.data.demonstrations),
-        "unlabelled": len(loop.data.unlabelled),
-        "data_notes": [_without_folders(note, files) for note in loop.data.notes],
-        "data_files": [_name(file) for file in files],
+        "other_data": other_data,
+        "other_model": other_model,
+        # None: the data are others than those that it was trained on.
+        "demonstrations": None if other_data else len(loop.data.demonstrations),
+        "unlabelled": None if other_data else len(loop.data.unlabelled),
+        "data_notes": [] if other_data else [_without_folders(note, files) for note in loop.data.notes],
+        "data_files": [] if other_data else [_name(file) for file in files],
         "outcome": {"finished": finished, **_outcome(results, loop, reasoner)},
         "budget": results["budget"],
         "versions": folder.about.versions,
