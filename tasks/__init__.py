@@ -16,7 +16,7 @@ from latent_cot.tools import _user_file
 from latent_cot.tools._foreign import guard_task
 from latent_cot.types import Task, UsageError
 
-__all__ = ["FILES", "code_of", "load", "names"]
+__all__ = ["FILES", "code_of", "files_of", "load", "names"]
 
 FILES = (".yaml", ".yml")
 """How the name of a file ends that describes a task of questions and answers."""
@@ -74,3 +74,13 @@ def code_of(name: str, options: Mapping[str, str]) -> list[str]:
     if name.endswith(FILES) or name in names():
         return list(load(name, options).code)
     return [name]
+
+
+def files_of(file: str) -> dict[str, str]:
+    """The settings of a YAML file that may name files, with commas between these and whole paths. Raises UsageError for
+    one that cannot be read."""
+    from latent_cot.tasks.qa.spec import read_spec
+
+    spec = read_spec(file)
+    data, tools = ",".join(spec.data), ",".join(spec.tools)
+    return {"data": data, "test": spec.test, "tools": tools, "grade": spec.grade or ""}

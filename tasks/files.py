@@ -32,6 +32,9 @@ HUB = "hub:"
 MAX_HUB_ROWS = 100_000
 """Rows looked at in a data set of the hub."""
 
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
+"""How the names of files end; others are read as JSON."""
+
 MAX_LISTED = 50
 """Bad rows in one error."""
 
@@ -137,6 +140,14 @@ def field(row: Row, name: str, kind: type, required: bool = True) -> Any:
 def sources(text: str) -> list[str]:
     """The files and data sets that a text names, with commas between them; a file's own name may have one, too."""
     return [text] if os.path.isfile(os.path.expanduser(text)) else [name.strip() for name in text.split(",")]
+
+
+def is_source(split: str) -> bool:
+    """Whether a split's name is that of a file, a folder or a data set: `a.jsonl`, `rows/`, `hub:OWNER/NAME`, but
+    neither `test` nor `operands=3..10`."""
+    name = split.partition("?")[0]
+    ending = Path(name).suffix.lower()
+    return split.startswith(HUB) or "/" in name or (ending in ENDINGS if "=" in name else ending != "")
 
 
 def in_full(name: str, folder: Path | None = None) -> str:

@@ -6,10 +6,9 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
-from pathlib import Path
 
 from latent_cot.tasks.common import check_options, distinct, share_of, words
-from latent_cot.tasks.files import HUB, Row, examples_of, field, read_rows, sources
+from latent_cot.tasks.files import Row, examples_of, field, is_source, read_rows, sources
 from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError, did_you_mean
 
 
@@ -87,10 +86,12 @@ def source_of_split(task: Task, name: str, own: str) -> str:
     """The source that a split's name stands for: `own`, or the file or data set that is named. Raises UsageError."""
     if name in task.default_splits:
         return own
-    if Path(name).suffix or name.startswith(HUB):
+    if is_source(name):
         return name
+    hint = did_you_mean(name, task.default_splits)
+    what = f"splits along a number, such as {name!r}." if "=" in name else f"test split {name!r}.{hint}"
     raise UsageError(
-        f"{task.name} has no test split {name!r}.{did_you_mean(name, task.default_splits)} It is "
+        f"{task.name} has no {what} It is "
         f"`{task.default_splits[0]}`, or a file such as mine.jsonl, or a data set such as hub:OWNER/NAME?split=test"
     )
 

@@ -18,7 +18,7 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, from_dict, load_config, other_settings, refuse_task_code, to_dict
 from latent_cot.report.terminal import Progress
 from latent_cot.run import reasoners
-from latent_cot.run.paths import default_folder, with_absolute_paths
+from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
 from latent_cot.run.resuming import changed_settings
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError
@@ -135,6 +135,8 @@ def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bo
     console = Console(stderr=True, quiet=not shown or os.environ.get("RANK", "0") != "0")
     if callable(callbacks):
         raise TypeError(f"callbacks is a list of them: [{getattr(callbacks, '__name__', '...')}]")
+    if resume:
+        refuse_moved(config, path / "config.yaml")
     callbacks, stop = list(callbacks), False
 
     def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:

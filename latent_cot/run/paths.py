@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from latent_cot import disk
 from latent_cot.config.schema import RunConfig
-from latent_cot.tasks import FILES
-from latent_cot.tasks.files import in_full, sources
+from latent_cot.tasks import FILES, files_of
+from latent_cot.tasks.files import in_full, is_source, sources
 from latent_cot.types import UsageError
 
-FILE_OPTIONS = ("data", "grade", "test", "tests", "tools")
-"""Options of tasks that name files, with commas between them."""
+DATA_OPTIONS = ("data", "test", "tests")
+"""Options of tasks that name rows, with commas between them ..."""
+CODE_OPTIONS = ("grade", "tools")
+"""... and code."""
 
 
 def default_folder(config: RunConfig) -> str:
@@ -59,10 +62,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         tools = tuple(in_full(tool) if ".py" in tool else tool for tool in tools)
     task = in_full(config.task) if config.task.endswith((".py", *FILES)) else config.task
     model = in_full(config.model) if (disk.expanded(config.model) / "config.json").is_file() else config.model
-    options = {name: listed(text) if name in FILE_OPTIONS else text for name, text in config.data.options.items()}
+    of_files = (*DATA_OPTIONS, *CODE_OPTIONS)
+    options = {name: listed(text) if name in of_files else text for name, text in config.data.options.items()}
     splits = config.evaluation.splits
     if splits is not None:  # a split is a file where it has a file's name: there may be a file, or a folder, `test`
-        splits = tuple(in_full(name) if Path(name).suffix else name for name in splits)
+        splits = tuple(in_full(name) if is_source(name) else name for name in splits)
     return replace(
         config,
         task=task,
@@ -73,14 +77,28 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def refuse_moved(config: RunConfig, file: Path, *, model: bool = True) -> None:
+def refuse_moved(config: RunConfig, file: Path, *, model: bool = True, data: bool = True) -> None:
     """Raises UsageError where a file or folder of this run, whose configuration is `file`, is not where it was: it
-    names them by absolute paths. `model`: look for the model too."""
-    named = [("model", config.model)] if model else []
-    named.append(("task", config.task))
-    named += [("rollout.tools", re.sub(r"(?<=\.py):\w+$", "", tool)) for tool in config.rollout.tools or ()]
-    for name in train_files(config):
-        named.append(("data.train_file", name if os.path.exists(name) else name.partition("?")[0]))
-    for key, name in named:
-        if Path(name).is_absolute() and not os.path.exists(name):
-            raise UsageError(f"{file}: its `{key}` is {name}, which is not there any more; write there where it is now")
+    names them by absolute paths. `model` and `data`: look for the model and for files of rows too. A task's YAML file
+    is read for what it names."""
+    named = [(file, "model", config.model)] if model else []
+    named.append((file, "task", config.task))
+    named += [(file, "rollout.tools", tool) for tool in config.rollout.tools or ()]
+    if data:
+        named += [(file, "data.train_file", name) for name in train_files(config)]
+    _refuse_absent(named)
+    options, asked = config.data.options, (*CODE_OPTIONS, *(DATA_OPTIONS if data else ()))
+    settings = [(file, f"data.options.{key}", options[key]) for key in asked if key in options]
+    if config.task.endswith(FILES):
+        own = files_of(config.task)
+        settings += [(Path(config.task), key, own[key]) for key in asked if key in own.keys() - options.keys()]
+    _refuse_absent((where, key, name) for where, key, text in settings for name in sources(text))
+
+
+def _refuse_absent(named: Iterable[tuple[Path, str, str]]) -> None:
+    """Args: named: the file that names it, by which key, and the name."""
+    for where, key, name in named:
+        path = name if os.path.exists(name) else re.sub(r"(?<=\.py):\w+$", "", name.partition("?")[0])
+        if Path(path).is_absolute() and not os.path.exists(path):
+            why = f"its `{key}` is {path}, which is not there any more"
+            raise UsageError(f"{where}: {why}; write there where it is now")

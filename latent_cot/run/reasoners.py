@@ -89,7 +89,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         folder = RunFolder.open(path)
         config = from_dict(folder.config, str(path / "config.yaml"))
         check(config)
-        refuse_moved(config, path / "config.yaml", model=False)  # a run can be looked at without it
+        refuse_moved(config, path / "config.yaml", model=False, data=False)  # a run can be looked at without these
         refuse_code(config, path / "config.yaml", trusted=trusted)
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
@@ -98,6 +98,11 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         runs = sorted(str(file.parent) for file in path.glob("*/seed*/config.yaml"))
         raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")
     if path.is_dir() and not (path / "config.json").exists():
+        if runs := sorted(str(file.parent) for file in path.glob("*/config.yaml")):
+            raise UsageError(f"{target}: a folder of runs; give one of them, such as {runs[0]}")
+        if (path / "adapter_config.json").exists():
+            remedy = "give the run that it came from, or export that with --merge"
+            raise UsageError(f"{target}: an exported adapter, which is no whole model; {remedy}")
         neither = "neither a run (no config.yaml) nor a model (no config.json)"
         raise UsageError(f"{target}: {neither}; give the --output-dir of a run, or a model")
     config = load_config(task=task)
@@ -133,7 +138,7 @@ def load(source: Source, data: TaskData) -> Method:
     from latent_cot.run.session import load_reasoners, open_session
 
     if source.folder is not None:
-        refuse_moved(source.config, source.folder.path / "config.yaml")
+        refuse_moved(source.config, source.folder.path / "config.yaml", data=False)
     try:
         session = open_session(source.config, load_data=False)
     except UsageError as error:
@@ -164,8 +169,11 @@ def loop_of(session: Session, source: Source, data: TaskData) -> Method:
 
 
 def training_data(source: Source, task: Task) -> TaskData:
-    """The examples that a run learned from; none for a base model."""
-    return TaskData((), (), ()) if source.folder is None else task.load(data_request(source.config))
+    """The examples that a run learned from; none for a base model. Raises UsageError where they cannot be read."""
+    if source.folder is None:
+        return TaskData((), (), ())
+    refuse_moved(source.config, source.folder.path / "config.yaml", model=False)
+    return task.load(data_request(source.config))
 
 
 def other_data(source: Source, data: TaskData) -> str | None:

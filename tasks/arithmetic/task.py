@@ -12,7 +12,7 @@ from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, distinct, drop_seen, last_result
-from latent_cot.tasks.files import examples_of, read_rows, shorten, sources
+from latent_cot.tasks.files import examples_of, is_source, read_rows, shorten, sources
 from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
 SPLIT_SIZE = 500
@@ -61,10 +61,12 @@ class Arithmetic(Task):
     def split(self, name: str, size: int | None = None) -> list[Example]:
         """`"5-operands"` (one digit each), `"3-digits"` (three operands), `"5-operands-2-digits"`, or by options,
         `"operands=5,digits=2"`. `"validation-5-operands"` and the like: questions to choose settings by, which are
-        in no test split and in no generated training set.
+        in no test split and in no generated training set. Or all of a file or a data set, by its name, in its order.
 
         500 questions by default, all there are if there are fewer. A longer split begins with the shorter.
         """
+        if is_source(name):
+            return self.read(name)[:size]
         points = list(self._points(name))
         if len(points) > 1:
             raise UsageError(
@@ -78,7 +80,9 @@ class Arithmetic(Task):
         return [build(question) for question in take(stream, size, f"split {name!r}")]
 
     def sweep(self, pattern: str) -> Sweep:
-        """The splits of `"operands=3..10"`, of `"operands=3,5,8,digits=2"`, of a single split's name."""
+        """The splits of `"operands=3..10"`, of `"operands=3,5,8,digits=2"`, of a single split's name, of a file."""
+        if is_source(pattern):
+            return super().sweep(pattern)
         try:
             points = self._points(pattern)
         except UsageError as error:
@@ -172,7 +176,8 @@ def _split_settings(name: str) -> Settings:
     if "=" not in name:
         raise UsageError(
             f"arithmetic has no test split {name!r}.{did_you_mean(name, Arithmetic.default_splits)} "
-            "Any other is named like 10-operands, 5-operands-2-digits or operands=5,digits=2"
+            "Any other is named like 10-operands, 5-operands-2-digits or operands=5,digits=2, or is a file such as "
+            "mine.jsonl"
         )
     parts = re.split(r",(?=[^,]*=)", name)  # a comma before a further value, as in operands=3,4, does not part
     options = {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in parts)}

@@ -14,23 +14,22 @@ from typing import Any
 
 from latent_cot import tools
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result
-from latent_cot.tasks.files import Row, examples_of, field, kind_of, read_rows, shorten
+from latent_cot.tasks.files import HUB, Row, examples_of, field, kind_of, read_rows, shorten
 from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.qa import answers
 from latent_cot.tasks.qa.spec import FIELD, Spec, read_spec
+from latent_cot.tasks.qa.typed import LETTERS, Form
 from latent_cot.tasks.word_problems import working
 from latent_cot.tools.calculator import written
 from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, ToolError, UsageError
 
 MAX_CHARACTERS = 10_000
 """Of a question, an answer or a rationale."""
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OWN_QUESTIONS = Spec(data=(str(Path(__file__).with_name("questions.csv")),), split_column="split")
 """A few, to try it with."""
 
 _REMEDY = "; correct them, or leave them out with --data.options skip_bad true"
 _DIGITS = re.compile("[0-9]{1,3}")
-_CHOICE = re.compile(r"^([A-Z])\. ", re.MULTILINE)
 
 
 class QA(Task):
@@ -53,6 +52,7 @@ class QA(Task):
         self._lettered = isinstance(s.choices, str)
         form = "Question: {question}\n{choices}\nAnswer:" if self._lettered else "Question: {question} Answer:"
         self._prompt = s.prompt or form
+        self._form = Form(self._prompt, None if isinstance(s.choices, str) else s.choices or ())
         if self.extract == "last-result":
             self.portable = PORTABLE_LAST_RESULT
         elif self.extract != "choice":
@@ -89,7 +89,6 @@ class QA(Task):
         task = self.configured(request.options)
         if request.train_file is not None:
             raise UsageError("--data.train-file: the rows of qa are named by the option `data`; leave it out")
-        _ = task._grader  # before a model is loaded
         tests, train, validation, skipped = task._tests, *task._training
         tested = {prompt_words(example) for example in (*tests[0], *validation)}
         asked = replace(request, validation=0) if validation else request
@@ -106,12 +105,14 @@ class QA(Task):
         return self.read(source_of_split(self, name, ""))[:size]
 
     def read(self, path: str) -> list[Example]:
+        self._load_code()
         rows = read_rows(path)
         return examples_of(rows, self._builder(rows))
 
     def _read(self, sources: Sequence[str]) -> tuple[list[Example], list[str]]:
         """The examples of the rows, and why others were left out."""
         skipped: list[str] = []
+        self._load_code()
         rows = [row for source in sources for row in read_rows(source.strip())]
         self._refuse_unknown_columns(", ".join(sources), rows)
         bad = skipped if self.spec.skip_bad else None
@@ -177,13 +178,15 @@ class QA(Task):
     # -- examples --
 
     def example(self, question: str, answer: str | None = None) -> Example:
-        """The question, or the whole prompt that holds it; the latter if the prompt has other columns too."""
+        r"""The question, or the whole prompt that holds it; the latter if the prompt has other columns too. There `\n`
+        may stand for a line break. Raises UsageError for a text that is no such prompt."""
         text = question.strip()
         if not text or len(text) > MAX_CHARACTERS:
             raise UsageError(f"question {shorten(question)}: write 1 to {MAX_CHARACTERS:,} characters")
         if set(FIELD.findall(self._prompt)) - {"question"}:
-            letters = _CHOICE.findall(text) if self._lettered else self.spec.choices
-            return self._build(text, "", answer, tuple(letters or ()))
+            x = self._whole(text)
+            choices = self._form.letters(x) if self._form.choices is None else self._form.choices
+            return self._build(x, "", answer, tuple(choices))
         before, after = FIELD.split(self._prompt)[::2][:2] if len(FIELD.findall(self._prompt)) == 1 else ("", "")
         bare = text.removeprefix(before.lstrip()).removesuffix(after.rstrip()).strip()
         if not bare:
@@ -224,6 +227,10 @@ class QA(Task):
     def _loaded_tools(self) -> list[Any]:
         return [tools.load(name) for name in self.tools]
 
+    def _load_code(self) -> None:
+        """Before a row is read: what is wrong with the code is no fault of a row's. Raises UsageError."""
+        _ = self._loaded_tools, self._grader
+
     def _filled(self, fields: Mapping[str, Any]) -> str:
         return FIELD.sub(lambda match: str(fields[match[1]]), self._prompt).strip()
 
@@ -241,6 +248,25 @@ class QA(Task):
             raise UsageError(f"the answer {shorten(answer)} is none of {', '.join(choices) or 'the choices'}")
         y = None if answer is None else self._target(answer)
         return Example(x, y, None, answer, question, {"choices": tuple(choices)} if self.spec.choices else {})
+
+    def _whole(self, text: str) -> str:
+        """The filled prompt that somebody has typed. Raises UsageError, showing one, for another text."""
+        x = self._form.read(text)
+        if x is None:
+            some = self._some_prompt()
+            shown = some if len(some) <= 160 else f"{some[:90]}...{some[-60:]}"
+            form = f"{self.name} is asked whole prompts, of the form {shown!r}"
+            raise UsageError(rf"question {shorten(text)}: {form}; write all of it, \n for a line break")
+        return x
+
+    def _some_prompt(self) -> str:
+        """That of the first row that can be used; one with dots where the rows are on the hub or cannot be read."""
+        for source in self.spec.data[:1]:
+            with suppress(UsageError):
+                for row in [] if source.startswith(HUB) else read_rows(source):
+                    with suppress(UsageError):
+                        return self._of_row(row, numbered=False).x
+        return self._form.dotted
 
     # -- rows --
 

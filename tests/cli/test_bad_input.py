@@ -281,6 +281,11 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "all" / "em" / "seed0" / "config.yaml").touch()
     (tmp_path / "all" / "comparison.json").touch()
     assert_refused(cli("eval", tmp_path / "all"), "all: a comparison", "such as", "em/seed0")
+    assert_refused(cli("eval", tmp_path / "all" / "em"), "em: a folder of runs", "such as", "em/seed0")
+    assert_refused(cli("eval", tmp_path / "runs"), "runs: a folder of runs; give one of them, such as", "runs/one")
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "adapter_config.json").touch()
+    assert_refused(cli("sample", tmp_path / "exported", "--question", "1 + 1"), "an exported adapter", "with --merge")
     assert_refused(cli("compare", "--output-dir", tmp_path / "runs" / "one"), "holds a run; give another folder")
 
 
@@ -340,6 +345,8 @@ def test_a_run_whose_files_were_moved_says_which(cli: Cli, finished: Path, tmp_p
     parts = [f"{folder / 'config.yaml'}", f"`{key}` is /no/such/place", "not there any more"]
     assert_refused(cli("eval", folder), *parts)
     assert_refused(cli("em", "--output-dir", folder, "--resume"), *parts)
+    if key != "model":  # whoever answers needs no data
+        assert cli("sample", folder, "--question", "1 + 2", "-n", 1).status == 0
 
 
 @pytest.mark.parametrize("argv", [["eval", "locked"], ["report", "locked"], ["em", "--output-dir", "locked"]])

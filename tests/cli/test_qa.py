@@ -49,6 +49,19 @@ def test_gsm8k_without_code(
     called = cli("eval", files / "run", "--max-tokens", 8, "--json")
     assert called.status == 0, called.err
     assert called.json["results"]["p"]["test"]["n"] == 6
+    called = cli("eval", files / "run", "--split", "operands=2..4")
+    assert called.status == 2 and "has no splits along a number, such as 'operands=2..4'" in called.err
+    (files / "gsm8k-train.jsonl").rename("train.jsonl")
+    for argv in (["eval", files / "run"], ["em", "--resume", "--output-dir", files / "run"]):
+        called = cli(*argv)
+        assert called.status == 2
+        assert (
+            f"{files}/run/config.yaml: its `data.options.data` is {files}/gsm8k-train.jsonl, which is not" in called.err
+        )
+    run = lc.load(files / "run")
+    assert run.status == "finished"
+    with pytest.raises(UsageError, match=r"config\.yaml: its `data\.options\.data` is"):
+        lc.resume(run, progress=False)
 
 
 def test_a_task_file_and_its_options(cli: Cli, files: Path) -> None:

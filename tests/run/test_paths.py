@@ -55,3 +55,43 @@ def test_a_part_of_a_folder_is_where_the_folder_is(tmp_path: Path) -> None:
     rows.rename(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match=rf"{file}: its `data.train_file` is {rows}, which is not there any more"):
         refuse_moved(config, file)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "missing"),
+    [
+        ("data", "{0}/there.jsonl, {0}/gone.jsonl", "gone.jsonl"),
+        ("data", "hub:owner/name,{0}/gone?split=train", "gone"),
+        ("test", "{0}/gone.csv", "gone.csv"),
+        ("tests", "{0}/gone.csv,{0}/there.jsonl", "gone.csv"),
+        ("tools", "calculator,{0}/gone.py:Tool", "gone.py"),
+        ("grade", "{0}/gone.py:same", "gone.py"),
+    ],
+)
+def test_files_of_options_are_named_where_they_were_moved(tmp_path: Path, key: str, text: str, missing: str) -> None:
+    file = tmp_path / "config.yaml"
+    (tmp_path / "there.jsonl").touch()
+    fine = {"data": f"{tmp_path}/there.jsonl", "test": "0.2", "prompt": "/no/{question}", "grade": "exact"}
+    refuse_moved(replace(RunConfig(), data=DataConfig(options=fine)), file)
+    config = replace(RunConfig(), data=DataConfig(options=fine | {key: text.format(tmp_path)}))
+    with pytest.raises(UsageError) as refused:
+        refuse_moved(config, file)
+    why = f"its `data.options.{key}` is {tmp_path / missing}, which is not there any more; write there where it is now"
+    assert str(refused.value) == f"{file}: {why}"
+    if key not in ("tools", "grade"):
+        refuse_moved(config, file, data=False)
+
+
+def test_files_of_a_task_file_are_named_where_they_were_moved(tmp_path: Path) -> None:
+    file, task = tmp_path / "config.yaml", tmp_path / "mine.yaml"
+    task.write_text("data: rows.csv\ntest: tests.csv\ntools: [calculator, mine.py:Tool]\n")
+    config = replace(RunConfig(), task=str(task))
+    for key, name in (("tools", "mine.py"), ("data", "rows.csv"), ("test", "tests.csv")):
+        with pytest.raises(UsageError) as refused:
+            refuse_moved(config, file)
+        assert str(refused.value).startswith(f"{task}: its `{key}` is {tmp_path / name}, which is not there any more")
+        (tmp_path / name).touch()
+    refuse_moved(config, file)
+    (tmp_path / "rows.csv").unlink()
+    refuse_moved(config, file, data=False)
+    refuse_moved(replace(config, data=DataConfig(options={"data": f"{tmp_path}/tests.csv"})), file)  # instead of it

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latent_cot.tasks.files import Row, examples_of, field, read_rows
+from latent_cot.tasks.files import Row, examples_of, field, is_source, read_rows
 from latent_cot.types import Example, UsageError
 
 
@@ -153,3 +153,15 @@ def test_only_a_regular_file_is_opened(tmp_path: Path, name: str) -> None:
         os.mkfifo(tmp_path / name)
     with pytest.raises(UsageError, match="no regular file"):
         read_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        *((name, True) for name in ("a.jsonl", "a.b", "rows/", "rows/?split=test", "a.parquet?split=test", "../a")),
+        *((name, True) for name in ("hub:owner/name", "hub:owner/name?split=test", "k=3.jsonl", "k=3/rows")),
+        *((name, False) for name in ("test", "3-operands", "operands=3..5", "operands=3..x", "k=1.5", "rows")),
+    ],
+)
+def test_which_names_are_of_sources(name: str, is_one: bool) -> None:
+    assert is_source(name) is is_one

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from latent_cot.config.settings import load_config
+from latent_cot.evaluation.splits import numbers_of
+from latent_cot.run.preflight import load_examples
 from latent_cot.tasks.arithmetic import TASK
 from latent_cot.tasks.common import share_of
-from latent_cot.types import DataRequest, Example, Rationale, ToolCall, UsageError
+from latent_cot.types import DataRequest, Example, Rationale, Sweep, ToolCall, UsageError
 
 
 def test_the_papers_example() -> None:
@@ -223,6 +227,9 @@ def test_split_sizes() -> None:
     ("name", "message"),
     [
         ("5-operandz", "no test split '5-operandz'. Did you mean '5-operands'"),
+        ("five", "or is a file such as mine.jsonl"),
+        ("operands=3..x", "'3..x' is no number"),
+        ("mine.jsonl", "mine.jsonl: no such file"),
         ("34", "operands=5,digits=2"),
         ("1-operands", "no number from 2 to 64"),
         ("99-digits", "no number from 1 to 12"),
@@ -241,6 +248,19 @@ def test_split_sizes() -> None:
 def test_bad_splits(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         TASK.split(name)
+
+
+def test_a_file_is_a_split(tmp_path: Path) -> None:
+    """As in other tasks: `--evaluation.splits` and `eval --split` take one."""
+    file = tmp_path / "operands=4.jsonl"
+    file.write_text("".join(f'{{"question": "{n} + 2", "answer": {n + 2}}}\n' for n in range(5)))
+    assert [example.question for example in TASK.split(str(file))] == [f"{n} + 2" for n in range(5)]
+    assert TASK.split(str(file), 3) == TASK.read(str(file))[:3]
+    assert TASK.sweep(str(file)) == Sweep(str(file), (), {str(file): {}})
+    assert numbers_of(TASK, str(file)) is None
+    config = load_config("smoke")
+    found = load_examples(replace(config, evaluation=replace(config.evaluation, splits=(str(file), "3-operands"))))
+    assert [example.answer for example in found.tests[str(file)]] == ["2", "3", "4", "5", "6"]
 
 
 def test_validation_splits() -> None:

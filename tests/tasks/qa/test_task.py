@@ -13,6 +13,7 @@ import pytest
 from latent_cot import tasks
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.run.printable import printable
 from latent_cot.tasks.plain import prompt_words
 from latent_cot.tasks.qa import answers
 from latent_cot.tasks.qa.task import QA
@@ -134,6 +135,81 @@ def test_boolq(tmp_path: Path) -> None:
     assert [example.answer for example in found[:3]] == ["yes", "no", "yes"]
     assert task.candidates(found[0]) == {"no": "\nThe answer is no.", "yes": "\nThe answer is yes."}
     assert found[0].question == "" and task.example(found[0].x, "yes").x == found[0].x
+
+
+ARC = "Question: Which of these can swim, by question 1?\nA. fish\nB. cloud\nC. chair\nD. rock\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is 3 odd?",
+        "Question: Is 3 odd?\nAnswer:",
+        "Question: Is 3 odd? A. yes B. no Answer:",
+        "Question: Is 3 odd?\nA. yes\nAnswer:",
+        "Question: Is 3 odd?\nB. yes\nC. no\nAnswer:",
+        "Question: Is 3 odd?\nA. yes\nB. no",
+        "Is 3 odd?\nA. yes\nB. no\nAnswer:",
+    ],
+)
+def test_what_is_no_prompt_with_choices_is_refused(tmp_path: Path, text: str) -> None:
+    """It was asked as it stood, which nobody had trained on."""
+    samples.write_all(tmp_path)
+    task = qa(data=f"{tmp_path}/arc.jsonl", choices="choices", answer="answerKey")
+    with pytest.raises(UsageError) as refused:
+        task.example(text, "yes")
+    shown = samples.arc(1)[0]["question"] + r"\nA. rock\nB. fish\nC. cloud\nD. chair\nAnswer:'"
+    assert str(refused.value).startswith(f"question {text!r}: ") and shown in str(refused.value)
+    assert r"write all of it, \n for a line break" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_prompt_may_be_typed_as_it_is_shown(tmp_path: Path) -> None:
+    samples.write_all(tmp_path)
+    task = qa(data=f"{tmp_path}/arc.jsonl", choices="choices", answer="answerKey")
+    typed = task.example(printable(ARC), "A")
+    assert (typed.x, typed.meta["choices"]) == (ARC, tuple("ABCD"))
+    latex = ARC.replace("swim", r"\nearrow")  # no line break where the rest has them
+    assert task.example(latex).x == latex
+    with pytest.raises(UsageError, match="the answer 'E' is none of A, B, C, D"):
+        task.example(ARC, "E")
+
+
+def test_the_last_list_of_letters_is_that_of_the_choices(tmp_path: Path) -> None:
+    text = "Question: Who?\nA. Smith said:\nB. Jones knows.\nA. ann\nand bob\nB. bob\nC. cat\nAnswer:"
+    assert qa(data="x.csv", choices="options").example(text).meta["choices"] == tuple("ABC")
+    file = rows(tmp_path, {"question": "Who is it?", "options": "ann|bob", "answer": "A"})
+    task = qa(data=file, choices="options", prompt="{question} {{ choices }} So?")  # A begins no line
+    (example,) = task.read(file)
+    assert task.example(example.x, "A").meta["choices"] == tuple("AB")
+    with pytest.raises(UsageError, match=r"of the form 'Who is it\? A\. ann\\nB\. bob So\?'"):
+        task.example("Who is it? So?")
+
+
+def test_what_lacks_a_column_is_refused(tmp_path: Path) -> None:
+    samples.write_all(tmp_path)
+    settings = {"choices": "no,yes", "prompt": "{passage}\\nQuestion: {question}?\\nOf {choices}:"}
+    task = qa(data=f"{tmp_path}/boolq.jsonl", **settings)
+    whole = "0 divided by 2 is 0.0.\nQuestion: is 0 even?\nOf no, yes:"
+    assert task.example(printable(whole), "yes").x == task.example(whole, "yes").x == whole
+    for text in (
+        "is 0 even",
+        whole.removesuffix(":"),
+        whole.replace("no, yes", "yes, no"),
+        whole.partition("\n")[2],
+        "0.\nQuestion: ?\nOf no, yes:",
+    ):
+        with pytest.raises(UsageError) as refused:
+            task.example(text)
+        assert repr(whole) in str(refused.value)
+    for data in ("x.csv", "hub:owner/name"):  # which nobody reads for it
+        with pytest.raises(UsageError) as refused:
+            qa(data=data, **settings).example("is 0 even")
+        assert r"of the form '...\nQuestion: ...?\nOf no, yes:'" in str(refused.value)
+    long = rows(tmp_path, {"passage": "so " * 3000, "question": "is it", "answer": True})
+    with pytest.raises(UsageError) as refused:
+        qa(data=long, **settings).example("is it")
+    assert len(str(refused.value)) < 300 and "...o so" in str(refused.value)
+    assert r"\nQuestion: is it?\nOf no, yes:'" in str(refused.value)
 
 
 def test_a_spreadsheet(tmp_path: Path) -> None:
@@ -325,6 +401,29 @@ def test_a_function_of_ones_own_grades(tmp_path: Path) -> None:
             qa(data="x.csv", grade=f"{tmp_path}/{name}").grade(example, "two")
 
 
+@pytest.mark.parametrize("skip_bad", ["false", "true"])
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ({"tools": "none.py"}, "none.py: no such tool file"),
+        ({"grade": "none.py:same"}, "grade none.py:same: there is no"),
+    ],
+)
+def test_code_that_is_not_there_is_no_fault_of_the_rows(
+    tmp_path: Path, code: dict[str, str], message: str, skip_bad: str
+) -> None:
+    """Each row with a rationale was refused for it, or left out in silence."""
+    records = [{"question": f"q{k}", "answer": 5, "rationale": "It is 5."} for k in range(60)]
+    options = {"data": rows(tmp_path, *records), "extract": "last-number", "skip_bad": skip_bad, **code}
+    for ask in (lambda task: task.split("test"), lambda task: task.read(options["data"])):
+        with pytest.raises(UsageError) as refused:
+            ask(qa(**options))
+        assert str(refused.value).startswith(message)
+    with pytest.raises(UsageError) as refused:
+        qa().load(DataRequest(5, 5, 0, options=options))
+    assert str(refused.value).startswith(message)
+
+
 def test_a_tool_of_ones_own_is_code() -> None:
     assert qa(data="x.csv", tools="calculator,./mine.py:Tool").code == ("./mine.py:Tool",)
     assert qa(data="x.csv", tools="calculator", grade="exact").code == ()
@@ -455,6 +554,13 @@ def test_as_many_as_there_are(tmp_path: Path) -> None:
     test = samples.write_rows(tmp_path / "t.jsonl", [GOOD])
     found = qa().load(DataRequest(1000, 1000, 1000, options={"data": data, "test": test}))
     assert [len(part) for part in (found.demonstrations, found.unlabelled, found.validation)] == [48, 0, 12]
+
+
+@pytest.mark.parametrize("name", ["operands=2..4", "operands=3,5,digits=2", "operands=4,operators=+-*"])
+def test_there_are_no_splits_along_a_number(name: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        qa().split(name)
+    assert str(refused.value).startswith(f"qa has no splits along a number, such as {name!r}. It is `test`, or a file")
 
 
 def test_the_data_are_named_in_one_way() -> None:
