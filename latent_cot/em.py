@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from latent_cot.config.schema import trained_tokens
+from latent_cot.methods.again import LearnsAgain
 from latent_cot.methods.e_step import assemble, mean_log_z, sample, update
 from latent_cot.methods.exploration import draw_behaviour, fill_buffer, reward_temperature
-from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
@@ -29,11 +29,10 @@ from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.rollout import Draw
-from latent_cot.rationales.scoring import Query
 from latent_cot.types import Rationale
 
 
-class EM(Method):
+class EM(LearnsAgain):
     """Alternate a GFlowNet E-step and an M-step."""
 
     def algorithm(self) -> Steps:
@@ -57,13 +56,14 @@ class EM(Method):
         """Train q towards q(Z | X[, Y]) ∝ p(X Z Y), from where it is."""
         c = self.config.e_step
         if self.state.unit == 0:
+            self.state.drawn = []
             fill_buffer(self.buffer, self)
         log_z = [self.log_z] if c.objective in LOG_Z_RATE else []
         optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=LOG_Z_RATE.get(c.objective, 0.0))
-        for step, (queries, sampled, seed), ahead in self.rollouts_of_steps(self._sample_step):
+        for step, (chosen, sampled, seed), ahead in self.rollouts_of_steps(self._sample_step):
             # Score every prefix of what was sampled under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
             batches = assemble(
-                queries,
+                [self.query(self.questions[i]) for i in chosen],
                 sampled,
                 self.buffer,
                 self.reward,
@@ -83,31 +83,38 @@ class EM(Method):
             }
             if log_z and step == 0:
                 self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
-            for _ in range(c.updates):
-                info = update(
-                    self.lm,
-                    batches,
-                    self.rules,
-                    optimiser,
-                    step,
-                    objective=c.objective,
-                    huber_delta=c.huber_delta,
-                    log_z=log_z * len(batches) or None,
-                    **target,
-                )
-            self.state.budget.gradient_steps += c.updates
+            if c.updates > 1:
+                self.remember(chosen, batches)  # by the weights of the q that has sampled them
+            info = update(
+                self.lm,
+                batches,
+                self.rules,
+                optimiser,
+                step,
+                objective=c.objective,
+                huber_delta=c.huber_delta,
+                log_z=log_z * len(batches) or None,
+                **target,
+            )
+            self.state.budget.gradient_steps += 1
+
+            # And again, by forward KL, on what was sampled for some of the questions so far (methods/again.py).
+            rng = random.Random(f"{self._unit_seed(step)}/again")
+            for _ in range(c.updates - 1):
+                if recalled := self.recall(rng):
+                    self.learn(recalled, optimiser, step)
             figures = describe(batches, self.is_correct if self.tells_right else None)
             figures["reward_temperature"] = target["reward_temperature"]
             yield {**vars(info), **figures, **ahead, "samples": shown_samples(batches)}
 
-    def _sample_step(self, step: int, draw: Draw) -> tuple[list[Query], list[Sequence[Rationale]], int]:
+    def _sample_step(self, step: int, draw: Draw) -> tuple[list[int], list[Sequence[Rationale]], int]:
         """The questions of a step, rationales sampled for them by `draw`, and the seed of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
         generator, seed = torch.Generator().manual_seed(rng.getrandbits(60)), rng.getrandbits(60)
-        questions = [self.questions[i] for i in draw_distinct(self.question_weights, c.questions, rng)]
-        queries, behaviours = list(map(self.query, questions)), [draw_behaviour(c, rng) for _ in questions]
+        chosen = draw_distinct(self.question_weights, c.questions, rng)
+        queries, behaviours = [self.query(self.questions[i]) for i in chosen], [draw_behaviour(c, rng) for _ in chosen]
         how: dict[str, Any] = {"samples": c.samples, "generator": generator}
-        return queries, sample(draw, queries, behaviours, self.rules, self.buffer, **how), seed
+        return chosen, sample(draw, queries, behaviours, self.rules, self.buffer, **how), seed
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)

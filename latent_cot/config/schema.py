@@ -125,8 +125,9 @@ class EStepConfig(Section):
     """How many steps old the adapter may be that a batch was sampled from. 0: sampling and training take turns.
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 1
-    """Optimiser steps for each batch of sampled rationales. All learn that batch; in `forward-kl` the first does, and
-    each of the others learns `m_step.batch_size` of the questions that were sampled so far."""
+    """Optimiser steps for each batch of sampled rationales. In `ppo` and `grpo` all learn that batch; else the first
+    does, and each of the others learns, by forward KL, `m_step.batch_size` of the questions that were sampled so far:
+    in EM give --e-step.max-grad-norm 1 then, since the objective's gradients are some 50 times as large."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"

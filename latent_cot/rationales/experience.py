@@ -40,10 +40,14 @@ class Experience:
 
 def gather(queries: Sequence[Query], sampled: Sequence[Sequence[Rationale]], reward: Reward) -> Experience:
     """Score the distinct rationales among those sampled for each query under the frozen p, and reward them."""
-    trajectories = score_sampled(queries, sampled, reward, ends_only=True, reference=True)
+    return experience_of(score_sampled(queries, sampled, reward, ends_only=True, reference=True))
+
+
+def experience_of(trajectories: Sequence[Trajectories]) -> Experience:
+    """The same for rationales that have been rewarded already. Their `reference` is 0 where p's was not asked for."""
     rationales = [rationale for t in trajectories for rationale in t.rationales]
     width = max(map(len, rationales)) + 1
-    references = [t.reference for t in trajectories if t.reference is not None]
+    references = [torch.zeros(len(t.rationales), 1) if t.reference is None else t.reference for t in trajectories]
     return Experience(
         trajectories,
         rationales,

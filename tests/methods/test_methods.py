@@ -61,8 +61,8 @@ def weights(loop: Method) -> dict[str, list[list[float]]]:
 FINE_TUNED = {name: policy(name, fine_tune=True) for name in ("ppo", "grpo")}
 """What makes a policy gradient go on as EM does."""
 
-AGAIN = {"e_step": dataclasses.replace(WORLD.e_step, samples=12, updates=3)}
-"""What makes forward KL learn again what it has seen, here where few chains are right."""
+AGAIN = {"e_step": dataclasses.replace(WORLD.e_step, samples=12, updates=3, tempered_share=0.0, replay_share=0.0)}
+"""What makes forward KL, and EM, learn again what they have seen, here where few chains are right."""
 
 
 @pytest.mark.parametrize(

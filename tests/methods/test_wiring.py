@@ -34,14 +34,18 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
     return language_model(tiny_model("llama"), perturb=False)
 
 
-def spy(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[tuple[Any, dict[str, Any]]]:
-    """The arguments of all calls to come; log Z, which is learned, as it was."""
+def spy(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, order: list[str] | None = None, called: str = ""
+) -> list[tuple[Any, dict[str, Any]]]:
+    """The arguments of all calls to come; log Z, which is learned, as it was. `order`: what was called, one by one."""
     calls: list[tuple[Any, dict[str, Any]]] = []
     original = getattr(module, name)
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         log_z = [z.item() for z in options.get("log_z") or ()]
         calls.append((arguments, {**options, "log_z": log_z}))
+        if order is not None:
+            order.append(called)
         return original(*arguments, **options)
 
     monkeypatch.setattr(module, name, recorded)
@@ -203,6 +207,49 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
     assert [arguments[1] for arguments, _ in floors] == [7.0, 7.0]
     given = [{name: options[name] for name in ("epochs", "kl")} for _, options in updates]
     assert given == [{"epochs": 2, "kl": 0.4 if method == "grpo" else 0.0}] * 2
+
+
+def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step its own batch by the objective, with the weights of the q before that; then what was sampled so far."""
+    order: list[str] = []
+    again = spy(monkeypatch, m_step_module, "update", order, "again")
+    balance = spy(monkeypatch, em_module, "update", order, "balance")
+    spy(monkeypatch, method_module, "weigh", order, "weigh")
+    e_step = dataclasses.replace(
+        CONFIG.e_step, steps=6, samples=12, updates=3, tempered_share=0.0, replay_share=0.0, objective="vargrad"
+    )
+    m_step = dataclasses.replace(CONFIG.m_step, batch_size=2)
+    loop = make(lm, config_of("em", rounds=1, e_step=e_step, m_step=m_step))
+    prompts = [loop.query(question).policy_prompt for question in loop.questions]
+    done, learned = 0, 0
+    for phase, _ in loop.run():
+        if phase.name == "e_step":
+            own = loop.state.drawn
+            now = {i: sum(one.question == i for one in own) for i in {one.question for one in own}}
+            assert order == ["weigh", "balance", *["again"] * (2 if now else 0)]
+            for arguments, options in again[done:]:
+                of = [prompts.index(group.prompt) for group in arguments[2]]
+                assert arguments[1] == "q" and len(of) == min(2, len(now)) and set(of) <= set(now)
+                assert [len(group.rationales) for group in arguments[2]] == [now[i] for i in of]
+                assert [sum(weights) for weights in options["weights"]] == pytest.approx([1.0] * len(of))
+                learned += 1
+        elif phase.name == "diagnose":
+            break
+        done = len(again)
+        order.clear()
+    assert learned and len(balance) == 6 and all(options["objective"] == "vargrad" for _, options in balance)
+    assert loop.state.budget.gradient_steps == CONFIG.init_step.steps + 6 + learned
+
+
+def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    weigh = spy(monkeypatch, method_module, "weigh")
+    loop = make(lm, config_of("em", rounds=1))
+    for phase, _ in loop.run():
+        if phase.name == "e_step":
+            assert not loop.state.drawn
+        elif phase.name == "diagnose":
+            break
+    assert not weigh
 
 
 def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
