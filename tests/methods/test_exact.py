@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latent_cot.config.schema import EStepConfig, MStepConfig, RolloutConfig, RunConfig
 from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -16,9 +17,10 @@ from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.scoring import Query
-from latent_cot.types import Example, Rationale
+from latent_cot.types import DataRequest, Example, Rationale, TaskData
+from tests.loops import make
 from tests.oracles import scoring
-from tests.worlds import CountTool, language_model
+from tests.worlds import CountTool, ToyTask, language_model
 
 
 def every_rationale(rules: ChainRules, chosen: tuple[int, ...] = ()) -> Iterator[Rationale]:
@@ -118,3 +120,61 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
     assert min(before) > 0.4
     assert max(after) < 0.1
     assert sum(after) < sum(before) / 20
+
+
+class Small(ToyTask):
+    """All of its rationales can be listed, and none is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(allowed_characters="ab=")
+
+    def load(self, request: DataRequest) -> TaskData:
+        return TaskData((), tuple(self.example(word) for word in ("a", "ab", "bab")), ())
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("floor", [None, 10.0])
+def test_an_e_step_that_learns_again_becomes_the_posterior(
+    tiny_model: Callable[[str], Path], floor: float | None
+) -> None:
+    """Balance on each batch, and forward KL on the samples of earlier q's: with the same optimum."""
+    lm = language_model(tiny_model("llama"), rank=16)
+    e_step = EStepConfig(
+        steps=120,
+        questions=3,
+        samples=16,
+        updates=3,
+        tempered_share=0.0,
+        reward_floor=floor,
+        learning_rate=5e-3,
+        warmup=5,
+        max_grad_norm=1.0,
+    )
+    config = RunConfig(
+        p_init="base",
+        rounds=1,
+        rollout=RolloutConfig(granularity="token", max_tokens=3),
+        e_step=e_step,
+        m_step=MStepConfig(batch_size=3),
+    )
+    loop = make(lm, config, Small())
+    queries = list(map(loop.query, loop.questions))
+    rationales = list(every_rationale(loop.rules))
+    targets = [log_posterior(lm, query, loop.rules, rationales, 1.0) for query in queries]
+
+    def divergence() -> float:
+        logs = [log_policy(lm, query, loop.rules, rationales) for query in queries]
+        return sum(float((q.exp() * (q - p)).sum()) for q, p in zip(logs, targets, strict=True)) / len(queries)
+
+    found = dict[str, float]()
+    for phase, _ in loop.run():
+        if phase.name == "draw":
+            break
+        if phase.name != "e_step" or loop.state.unit == e_step.steps:
+            found[phase.name] = divergence()
+    assert len(rationales) == 40
+    assert found["evaluate"] > 1.0
+    assert found["e_step"] < 0.2
