@@ -104,7 +104,13 @@ def _told_apart(folders: Sequence[RunFolder]) -> list[str]:
 def _shown(one: Run, options: ReportOptions, console: Console) -> dict[str, Any]:
     """What the report has of a run."""
     announce_loading(console, one)
-    data = one.training_data()
+    try:
+        data = one.training_data()
+    except UsageError as error:
+        if not options.no_model:
+            raise
+        say(console, f"Its data cannot be read, and are not described: {error}")
+        data = TaskData((), (), ())
     found = logs.collect(one.source, one.folder("report"), one.task, data)
     questions = {} if options.no_model else _questions(one, options, data)
     samples = _samples(one, options, questions, console) if questions else None

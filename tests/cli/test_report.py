@@ -57,6 +57,18 @@ def test_from_the_logs_alone(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatc
     assert shown["logged"] and shown["steps"] and shown["accuracy"]
 
 
+def test_logs_can_be_looked_at_without_the_data(cli: Cli, run: Path) -> None:
+    file = run / "config.yaml"
+    missing = re.sub("(?m)^  train_file: .*", "  train_file: /no/such/rows.jsonl", file.read_text())
+    assert "/no/such/rows.jsonl" in missing
+    file.write_text(missing)
+    assert "/no/such/rows.jsonl" in cli("report", run).err
+    called = cli("report", run, "--no-model")
+    assert called.status == 0 and "Its data cannot be read, and are not described" in " ".join(called.out.split())
+    (shown,) = data_of(run / "report.html")["runs"]
+    assert shown["steps"] and "data" not in dict(shown["facts"])
+
+
 def test_a_split_without_a_model_is_refused(cli: Cli, run: Path) -> None:
     called = cli("report", run, "--no-model", "--split", "nope")
     assert called.status == 2 and "--split: with --no-model no question is sampled" in called.err

@@ -36,7 +36,8 @@ def collect(source: Source, folder: RunFolder, task: Task, data: TaskData) -> Js
     """All that the report shows of a run but `samples`.
 
     Args:
-        data: the run's own questions, to tell how many there are, and which of a sweep's numbers were trained on.
+        data: the run's own questions, to tell how many there are, and which of a sweep's numbers were trained on; none
+            where they are not known.
 
     Raises UsageError if a log is broken.
     """
@@ -82,7 +83,9 @@ def facts(source: Source, task: Task, folder: RunFolder, data: TaskData) -> list
         "model": f"{config.model}, LoRA of rank {config.lora.rank}",
         "tools": ", ".join(tool_names(config, task)) or "none",
         "data": f"{len(data.demonstrations)} demonstrations, {len(data.unlabelled)} question-answer pairs, "
-        f"{len(data.validation)} for validation",
+        f"{len(data.validation)} for validation"
+        if data.demonstrations or data.unlabelled
+        else "",
         "seed": str(config.seed),
         "status": about.status,
         "started": about.started_at[:16].replace("T", " "),
