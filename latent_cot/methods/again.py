@@ -1,8 +1,8 @@
 """To learn again what q has sampled, by forward KL: the wake phase of reweighted wake-sleep (Bornschein & Bengio,
 2015), on samples that are kept.
 
-Of each question the samples are weighted by w ∝ p(Z Y | X) / q(Z), of the q that sampled them, so that they stand for
-the posterior whichever q learns them, and however late. What is good is pulled up, and nothing is pushed down. Where
+Of each question the samples are weighted by w ∝ R(Z) / q(Z), of the q that sampled them, so that they stand for the
+posterior whichever q learns them, and however late. What is good is pulled up, and nothing is pushed down. Where
 the task tells right from wrong, samples without a right one are left out, which favours right ones: the optimum is the
 posterior only as far as that is right.
 """
