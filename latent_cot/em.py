@@ -98,7 +98,7 @@ class EM(LearnsAgain):
             )
             self.state.budget.gradient_steps += 1
 
-            # And again, by forward KL, on what was sampled for some of the questions so far (methods/again.py).
+            # And, by forward KL, on what was sampled so far for some of the questions (methods/again.py).
             rng = random.Random(f"{self._unit_seed(step)}/again")
             for _ in range(c.updates - 1):
                 if recalled := self.recall(rng):

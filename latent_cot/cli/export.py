@@ -75,13 +75,6 @@ def run(argv: Sequence[str]) -> int:
     description = describe(loop, reasoner, of_run, examples, **other)
     folder.build(loop, reasoner, base, description, target, merge=options.merge)
     notes = [note for note in (other_data, other_model) if note is not None]
-    written: dict[str, object] = {
-        "folder": str(target),
-        "reasoner": reasoner,
-        "merged": options.merge,
-        "base_model": base.name,
-    }
-    written["notes"] = notes
     for note in notes:
         say(console, note)
     say(console, f"{reasoner} is in {target}, as {'a model' if options.merge else 'an adapter of ' + base.name}.")
@@ -90,5 +83,13 @@ def run(argv: Sequence[str]) -> int:
         say(console, f"The card's program lacks {', '.join(missing)}: {why}")
     say(console, f"How to use it, and what it can do: {target / 'README.md'}")
     if options.json:
-        print_json(written)
+        print_json(
+            {
+                "folder": str(target),
+                "reasoner": reasoner,
+                "merged": options.merge,
+                "base_model": base.name,
+                "notes": notes,
+            }
+        )
     return 0

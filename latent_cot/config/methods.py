@@ -41,7 +41,7 @@ class MethodSpec:
     q_sees: Literal["question", "question-and-answer"] | None = None
     """What q must see; None: what the user likes."""
     has_balance: bool = False
-    """Whether q is trained by an objective of `objectives.balance`; only such a q has a `e_step.prior`."""
+    """Whether q is trained by an objective of `objectives.balance`; only such a q has an `e_step.prior`."""
     samples: bool = False
     """Whether it samples `e_step.questions` x `e_step.samples` rationales in each of `e_step.steps`."""
     trains_q: bool = False
@@ -67,8 +67,8 @@ class MethodSpec:
         return questions * config.m_step.samples if self.draws and self.fine_tunes(config) else 0
 
     def planned(self, config: RunConfig) -> PlannedBudget:
-        """What a configuration costs. Replayed rationales, early stopping and, in forward KL, batches without a right
-        rationale make it less."""
+        """What a configuration costs. Replayed rationales, early stopping and, where samples are learned again, too
+        few with a right rationale make it less."""
         e = config.e_step
         sampled = e.steps * e.questions * e.samples if self.samples else 0
         steps = e.steps * e.updates if self.trains_q else 0
