@@ -56,7 +56,7 @@ class EM(LearnsAgain):
         """Train q towards q(Z | X[, Y]) ∝ p(X Z Y), from where it is."""
         c = self.config.e_step
         if self.state.unit == 0:
-            self.state.drawn = []
+            self.state.seen = []
             fill_buffer(self.buffer, self)
         log_z = [self.log_z] if c.objective in LOG_Z_RATE else []
         optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=LOG_Z_RATE.get(c.objective, 0.0))
@@ -99,13 +99,11 @@ class EM(LearnsAgain):
             self.state.budget.gradient_steps += 1
 
             # And, by forward KL, on what was sampled so far for some of the questions (methods/again.py).
-            rng = random.Random(f"{self._unit_seed(step)}/again")
-            for _ in range(c.updates - 1):
-                if recalled := self.recall(rng):
-                    self.learn(recalled, optimiser, step)
+            again = self.learn_again(optimiser, step)
             figures = describe(batches, self.is_correct if self.tells_right else None)
             figures["reward_temperature"] = target["reward_temperature"]
-            yield {**vars(info), **figures, **ahead, "samples": shown_samples(batches)}
+            yield {**vars(info), **again, **figures, **ahead, "samples": shown_samples(batches)}
+        self.state.seen = []
 
     def _sample_step(self, step: int, draw: Draw) -> tuple[list[int], list[Sequence[Rationale]], int]:
         """The questions of a step, rationales sampled for them by `draw`, and the seed of all else."""

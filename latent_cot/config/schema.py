@@ -126,7 +126,7 @@ class EStepConfig(Section):
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 1
     """Optimiser steps for each batch of sampled rationales. In `ppo` and `grpo` all learn that batch; else the first
-    does, and each of the others learns, by forward KL, `m_step.batch_size` of the questions that were sampled so far:
+    does, and each of the others learns, by forward KL, twice `questions` of the questions that were sampled so far:
     in EM give --e-step.max-grad-norm 1 then, since the objective's gradients are some 50 times as large."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""

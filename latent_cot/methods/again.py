@@ -1,10 +1,10 @@
 """To learn again what q has sampled, by forward KL: the wake phase of reweighted wake-sleep (Bornschein & Bengio,
 2015), on samples that are kept.
 
-Of each question the samples are weighted by w ∝ R(Z) / q(Z), of the q that sampled them, so that they stand for the
-posterior whichever q learns them, and however late. What is good is pulled up, and nothing is pushed down. Where
-the task tells right from wrong, samples without a right one are left out, which favours right ones: the optimum is the
-posterior only as far as that is right.
+All samples of a question in an E-step are weighted together, by w ∝ R(Z) / q(Z), of the q that sampled each: they stand
+for the posterior of p, which does not change meanwhile, the better the more there are. What is good is pulled up, and
+nothing is pushed down. Where the task tells right from wrong, samples without a right one are left out, which favours
+right ones: the optimum is the posterior only as far as that is right.
 """
 
 from __future__ import annotations
@@ -12,52 +12,61 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from statistics import fmean
+
+import torch
 
 from latent_cot.config.schema import trained_tokens
 from latent_cot.methods import m_step
 from latent_cot.methods.method import Method
-from latent_cot.methods.state import WeightedRationale
+from latent_cot.methods.state import Info, Seen
 from latent_cot.model.optimise import AdapterOptimiser
-from latent_cot.objectives.importance import ImportanceInfo
+from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo, importance_weights
 from latent_cot.rationales.batch import Trajectories
-from latent_cot.rationales.experience import experience_of
+from latent_cot.rationales.experience import experience_of, log_probs_when_sampled
 from latent_cot.rationales.scoring import Group
+from latent_cot.types import Rationale
 
 
 class LearnsAgain(Method):
-    """What methods share whose E-step keeps what it samples, in `state.drawn`."""
+    """What methods share whose E-step keeps what it samples, in `state.seen`."""
 
     def remember(
         self, chosen: Sequence[int], trajectories: Sequence[Trajectories]
-    ) -> tuple[list[WeightedRationale], ImportanceInfo]:
+    ) -> tuple[list[Seen], ImportanceInfo]:
         """Keep what q, as it is, has sampled for these training questions: that of questions for which a right
         rationale is among it, where the task tells. The weights of wrong ones only say which of them is least wrong.
 
         Returns what is kept, and what the weights of all are like."""
-        weighted, info = self._weigh(chosen, experience_of(trajectories))
-        right = {i for i, rationale, _ in weighted if self.is_correct(self.questions[i], rationale)}
-        kept = [one for one in weighted if one.question in right or not self.tells_right]
-        self.state.drawn.extend(kept)
+        e = experience_of(trajectories)
+        log_q = log_probs_when_sampled(self.lm, e, self.rules.codec, max_tokens=self.config.max_batch_tokens)
+        _, info = importance_weights(e.log_reward, log_q, e.count, e.group)
+        log_weight = (e.log_reward - log_q + e.count.log()).tolist()
+        rows = [Seen(chosen[g], *one) for g, *one in zip(e.group.tolist(), e.rationales, log_weight, strict=True)]
+        right = {one.question for one in rows if self.is_correct(self.questions[one.question], one.rationale)}
+        kept = [one for one in rows if one.question in right and math.isfinite(one.log_weight)]
+        self.state.seen.extend(kept)
         return kept, info
 
-    def recall(self, rng: random.Random) -> list[WeightedRationale]:
-        """What is kept of `m_step.batch_size` questions, drawn at random; of all, if they are fewer."""
-        seen = sorted({one.question for one in self.state.drawn})
-        some = set(rng.sample(seen, min(self.config.m_step.batch_size, len(seen))))
-        return [one for one in self.state.drawn if one.question in some]
+    def learn_again(self, optimiser: AdapterOptimiser, step: int) -> Info:
+        """The `updates` that follow the first, each on what is kept of some questions, drawn at random: of twice as
+        many as a step asks, or of all, if they are fewer. Returns their mean figures."""
+        rng = random.Random(f"{self._unit_seed(step)}/again")
+        infos = []
+        for _ in range(self.config.e_step.updates - 1):
+            known = sorted({one.question for one in self.state.seen})
+            some = set(rng.sample(known, min(2 * self.config.e_step.questions, len(known))))
+            if some:
+                infos.append(self.learn([one for one in self.state.seen if one.question in some], optimiser, step))
+        if not infos:
+            return {}
+        figures = {"again_loss": [i.loss for i in infos], "again_gradient_norm": [i.gradient_norm for i in infos]}
+        return {name: fmean(values) for name, values in figures.items()}
 
-    def learn(
-        self, records: Sequence[WeightedRationale], optimiser: AdapterOptimiser, step: int
-    ) -> m_step.LikelihoodInfo:
-        """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats, where the weights w̃ of a
-        question's rationales add up to 1."""
-        of: dict[int, list[WeightedRationale]] = {}
-        for one in records:
-            of.setdefault(one.question, []).append(one)
-        groups = [
-            Group(self.query(self.questions[i]).policy_prompt, [one.rationale for one in own]) for i, own in of.items()
-        ]
-        weights = [[one.weight / math.fsum(each.weight for each in own) for one in own] for own in of.values()]
+    def learn(self, records: Sequence[Seen], optimiser: AdapterOptimiser, step: int) -> m_step.LikelihoodInfo:
+        """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats."""
+        of_question = pooled(records)
+        groups = [Group(self.query(self.questions[i]).policy_prompt, list(own)) for i, own in of_question.items()]
         self.state.budget.gradient_steps += 1
         return m_step.update(
             self.lm,
@@ -67,7 +76,21 @@ class LearnsAgain(Method):
             optimiser,
             step,
             max_tokens=trained_tokens(self.config),
-            weights=weights,
+            weights=[list(own.values()) for own in of_question.values()],
             divisor=len(groups),
             dropout=False,
         )
+
+
+def pooled(records: Sequence[Seen]) -> dict[int, dict[Rationale, float]]:
+    """Question -> its distinct rationales -> their weights w̃, which add up to 1; without those that weigh nothing."""
+    rows: dict[int, dict[Rationale, list[float]]] = {}
+    for one in records:
+        rows.setdefault(one.question, {}).setdefault(one.rationale, []).append(one.log_weight)
+    found = {}
+    for question, own in rows.items():
+        log_weight = torch.tensor([torch.tensor(of_one).logsumexp(0) for of_one in own.values()]).softmax(0).tolist()
+        weighty = {z: w for z, w in zip(own, log_weight, strict=True) if w * len(own) > NEGLIGIBLE}
+        total = math.fsum(weighty.values())
+        found[question] = {z: w / total for z, w in weighty.items()}
+    return found

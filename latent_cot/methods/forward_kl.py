@@ -10,7 +10,6 @@ weights too, as in the paper.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 
 from latent_cot.methods.again import LearnsAgain
@@ -41,20 +40,20 @@ class ForwardKL(LearnsAgain):
         """Train q on the samples of its own: of each step, and again on those of the steps before."""
         optimiser = self._sampler_optimiser()
         if self.state.unit == 0:
-            self.state.drawn = []
+            self.state.seen = []
         for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)
             experience = self._experience(chosen, rollouts)
-            fresh, seen = self.remember(chosen, experience.trajectories)
-            rng = random.Random(f"{self._unit_seed(step)}/again")
-            batches = [fresh, *(self.recall(rng) for _ in range(self.config.e_step.updates - 1))]
-            infos = [self.learn(batch, optimiser, step) for batch in batches if batch]
-            bound = seen.bound[seen.bound.isfinite()]
+            fresh, weights = self.remember(chosen, experience.trajectories)
+            info = vars(self.learn(fresh, optimiser, step)) if fresh else {}
+            bound = weights.bound[weights.bound.isfinite()]
             yield {
-                **(vars(infos[0]) if infos else {}),
-                "ess": float(seen.ess.mean()),
+                **info,
+                **self.learn_again(optimiser, step),
+                "ess": float(weights.ess.mean()),
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
                 **ahead,
                 "samples": shown_samples(experience.trajectories),
             }
+        self.state.seen = []

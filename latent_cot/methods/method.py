@@ -112,7 +112,8 @@ class Method(Evaluator):
         state, phases, tests = self.state, self.phases, {name: len(questions) for name, questions in self.tests.items()}
         if state.phase > len(phases) or state.unit > (self.units(phases[state.phase]) if phases[state.phase :] else 0):
             raise ValueError(f"it is at unit {state.unit} of phase {state.phase}, which there is not")
-        if any(one.question >= len(self.questions) for one in state.drawn):
+        kept = (*state.drawn, *state.seen)
+        if any(one.question >= len(self.questions) for one in kept):
             raise ValueError("a rationale is of no training question")
         marks = (
             (split, of)
@@ -123,7 +124,7 @@ class Method(Evaluator):
         if any(len(of) > tests.get(split, 0) for split, of in marks):
             raise ValueError("more questions were answered than a test split has")
         samples = (one.rationale for of_question in state.sampled for one in of_question)
-        for rationale in (*(one.rationale for one in state.drawn), *samples):
+        for rationale in (*(one.rationale for one in kept), *samples):
             check_rationale(rationale, self.rules.codec)
 
     # -- phases that methods share -------------------------------------------------------------------

@@ -41,6 +41,16 @@ class WeightedRationale(NamedTuple):
     """Of its log-likelihood."""
 
 
+class Seen(NamedTuple):
+    """A rationale that q has sampled in an E-step."""
+
+    question: Count
+    """Index of its training question."""
+    rationale: Rationale
+    log_weight: Annotated[float, Field(allow_inf_nan=False)]
+    """log of how often it was sampled × R(Z) / q(Z), of the q that sampled it; nats."""
+
+
 @dataclass
 class Budget:
     """What training has cost. Evaluation and diagnostics are not counted."""
@@ -71,6 +81,8 @@ class State:
     """How many M-steps have changed p for good."""
     drawn: list[WeightedRationale] = field(default_factory=list)
     """Rationales for the M-step."""
+    seen: list[Seen] = field(default_factory=list)
+    """What the E-step has sampled, where it learns from it again."""
     budget: Budget = field(default_factory=Budget)
     checks: list[float] = field(default_factory=list)
     """How good p was at each check of a method that stops early: right answers to the validation questions or, where

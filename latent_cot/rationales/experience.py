@@ -89,20 +89,27 @@ def log_probs_by_sampler(experience: Experience) -> torch.Tensor:
 
 
 @torch.no_grad()
-def weigh(
+def log_probs_when_sampled(
     lm: LanguageModel, experience: Experience, codec: TextCodec, *, max_tokens: int
-) -> tuple[torch.Tensor, ImportanceInfo]:
-    """(B,) normalised importance weights of rationales sampled from q, and what they are like by question.
+) -> torch.Tensor:
+    """(B,) log q(Z) of rationales sampled from q, nats, by the q that sampled them: q as it is now.
 
     An engine elsewhere may have sampled them from an older q: then by its log q, which it has told. (Of equal
     rationales, by that of the first; they differ only where the adapter was replaced between two of them.)
     """
     if lm.engine is not None:
-        log_q = log_probs_by_sampler(experience).sum(1)
-    else:
-        log_q = torch.zeros_like(experience.log_reward)
-        for rows, log_prob in policy_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens):
-            log_q[rows] = log_prob.sum(1).cpu()
+        return log_probs_by_sampler(experience).sum(1)
+    log_q = torch.zeros_like(experience.log_reward)
+    for rows, log_prob in policy_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens):
+        log_q[rows] = log_prob.sum(1).cpu()
+    return log_q
+
+
+def weigh(
+    lm: LanguageModel, experience: Experience, codec: TextCodec, *, max_tokens: int
+) -> tuple[torch.Tensor, ImportanceInfo]:
+    """(B,) normalised importance weights of rationales sampled from q, and what they are like by question."""
+    log_q = log_probs_when_sampled(lm, experience, codec, max_tokens=max_tokens)
     return importance_weights(experience.log_reward, log_q, experience.count, experience.group)
 
 

@@ -14,12 +14,15 @@ import torch
 
 from latent_cot import em as em_module
 from latent_cot.config.schema import MethodName
+from latent_cot.methods import again as again_module
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
+from latent_cot.methods.again import pooled
 from latent_cot.methods.method import Method
+from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales import rollout as rollout_module
 from latent_cot.rationales.scoring import Group, score
@@ -214,24 +217,29 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
     order: list[str] = []
     again = spy(monkeypatch, m_step_module, "update", order, "again")
     balance = spy(monkeypatch, em_module, "update", order, "balance")
-    spy(monkeypatch, method_module, "weigh", order, "weigh")
+    spy(monkeypatch, again_module, "log_probs_when_sampled", order, "weigh")
     e_step = dataclasses.replace(
-        CONFIG.e_step, steps=6, samples=12, updates=3, tempered_share=0.0, replay_share=0.0, objective="vargrad"
+        CONFIG.e_step,
+        steps=6,
+        questions=1,
+        samples=12,
+        updates=3,
+        tempered_share=0.0,
+        replay_share=0.0,
+        objective="vargrad",
     )
-    m_step = dataclasses.replace(CONFIG.m_step, batch_size=2)
-    loop = make(lm, config_of("em", rounds=1, e_step=e_step, m_step=m_step))
+    loop = make(lm, config_of("em", rounds=1, e_step=e_step))
     prompts = [loop.query(question).policy_prompt for question in loop.questions]
     done, learned = 0, 0
     for phase, _ in loop.run():
         if phase.name == "e_step":
-            own = loop.state.drawn
-            now = {i: sum(one.question == i for one in own) for i in {one.question for one in own}}
+            now = pooled(loop.state.seen)
             assert order == ["weigh", "balance", *["again"] * (2 if now else 0)]
             for arguments, options in again[done:]:
                 of = [prompts.index(group.prompt) for group in arguments[2]]
                 assert arguments[1] == "q" and len(of) == min(2, len(now)) and set(of) <= set(now)
-                assert [len(group.rationales) for group in arguments[2]] == [now[i] for i in of]
-                assert [sum(weights) for weights in options["weights"]] == pytest.approx([1.0] * len(of))
+                assert [group.rationales for group in arguments[2]] == [list(now[i]) for i in of]
+                assert options["weights"] == [list(now[i].values()) for i in of]
                 learned += 1
         elif phase.name == "diagnose":
             break
@@ -242,11 +250,11 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
 
 
 def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    weigh = spy(monkeypatch, method_module, "weigh")
+    weigh = spy(monkeypatch, again_module, "log_probs_when_sampled")
     loop = make(lm, config_of("em", rounds=1))
-    for phase, _ in loop.run():
+    for phase, info in loop.run():
         if phase.name == "e_step":
-            assert not loop.state.drawn
+            assert not loop.state.seen and "again_loss" not in info
         elif phase.name == "diagnose":
             break
     assert not weigh
@@ -255,18 +263,18 @@ def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest
 def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step first what it has sampled, for questions with a right rationale; then of all that so far."""
     updates = spy(monkeypatch, m_step_module, "update")
-    e_step = dataclasses.replace(CONFIG.e_step, steps=6, samples=12, updates=3, replay_share=0.0)
-    loop = make(lm, config_of("forward-kl", e_step=e_step, m_step=dataclasses.replace(CONFIG.m_step, batch_size=2)))
+    e_step = dataclasses.replace(CONFIG.e_step, steps=6, questions=1, samples=12, updates=3, replay_share=0.0)
+    loop = make(lm, config_of("forward-kl", e_step=e_step))
     prompts = [loop.query(question).policy_prompt for question in loop.questions]
-    known: dict[int, int] = {}  # question -> how many rationales of it
+    known: list[Seen] = []
     done = again = 0
     for phase, info in loop.run():
         if phase.name == "e_step":
-            own = loop.state.drawn
-            now = {i: sum(one.question == i for one in own) for i in {one.question for one in own}}
+            own = loop.state.seen
+            now = pooled(own)
             right = {one.question for one in own if loop.is_correct(loop.questions[one.question], one.rationale)}
             assert right == set(now)
-            fresh = {i for i in now if now[i] != known.get(i, 0)}
+            fresh = {one.question for one in own[len(known) :]}
             calls = updates[done:]
             asked = [[prompts.index(group.prompt) for group in arguments[2]] for arguments, _ in calls]
             assert len(calls) == (0 if not now else 3 if fresh else 2)
@@ -274,10 +282,10 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
                 assert set(asked[0]) == fresh
             for (arguments, _), of in list(zip(calls, asked, strict=True))[bool(fresh) :]:
                 assert len(of) == min(2, len(now)) and set(of) <= set(now)
-                assert [len(group.rationales) for group in arguments[2]] == [now[i] for i in of]
+                assert [group.rationales for group in arguments[2]] == [list(now[i]) for i in of]
                 again += bool(set(of) - fresh)
             assert {arguments[5] for arguments, _ in calls} <= {loop.state.unit - 1}
-            assert ("loss" in info) == bool(calls)
-            known = now
+            assert ("loss" in info, "again_loss" in info) == (bool(fresh), bool(now))
+            known = list(own)
         done = len(updates)
     assert again, "nothing was learned again"
