@@ -21,7 +21,7 @@ from latent_cot.evaluation.diagnostics import Fall
 from latent_cot.methods import m_step
 from latent_cot.methods.exploration import reward_temperature
 from latent_cot.methods.seeding import draw_distinct, seed_of, slices
-from latent_cot.methods.state import Budget, Phase, State, WeightedRationale
+from latent_cot.methods.state import Budget, Phase, Seen, State, WeightedRationale
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.objectives.importance import NEGLIGIBLE
 from latent_cot.rationales.reward import Reward
@@ -544,12 +544,19 @@ def test_a_state_survives_json() -> None:
         phase=3,
         unit=2,
         drawn=[WeightedRationale(4, rationale, 0.5)],
+        seen=[Seen(3, rationale, -2.5)],
         budget=Budget(3, 20, 2),
         checks=[1, 2],
         right={"0": {"p": {"test": "10"}}},
         posterior={"1": {"before": [{"ess": 0.5}]}},
     )
-    assert State.from_json(json.loads(json.dumps(state.to_json()))) == state
+    record = json.loads(json.dumps(state.to_json()))
+    assert State.from_json(record) == state
+    del record["seen"]  # as earlier versions have saved it
+    assert State.from_json(record) == dataclasses.replace(state, seen=[])
+    del record["drawn"]
+    with pytest.raises(ValueError, match="other parts"):
+        State.from_json(record)
 
 
 def test_questions_are_drawn_without_repetition_and_by_weight() -> None:

@@ -27,7 +27,7 @@ from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
 from latent_cot.methods.sampling import Rollouts, ahead
 from latent_cot.methods.seeding import draw_distinct, slices
-from latent_cot.methods.state import Info, Phase, WeightedRationale
+from latent_cot.methods.state import Info, Phase, Seen, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import COMPLETE_ONLY
@@ -112,7 +112,7 @@ class Method(Evaluator):
         state, phases, tests = self.state, self.phases, {name: len(questions) for name, questions in self.tests.items()}
         if state.phase > len(phases) or state.unit > (self.units(phases[state.phase]) if phases[state.phase :] else 0):
             raise ValueError(f"it is at unit {state.unit} of phase {state.phase}, which there is not")
-        kept = (*state.drawn, *state.seen)
+        kept: list[WeightedRationale | Seen] = [*state.drawn, *state.seen]
         if any(one.question >= len(self.questions) for one in kept):
             raise ValueError("a rationale is of no training question")
         marks = (

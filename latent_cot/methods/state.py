@@ -117,8 +117,9 @@ class State:
 
     @classmethod
     def from_json(cls, record: Any) -> State:
-        """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type."""
-        if not isinstance(record, Mapping) or record.keys() != {one.name for one in fields(cls)}:
+        """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type.
+        `seen`, which earlier versions have not saved, may be missing."""
+        if not isinstance(record, Mapping) or {"seen", *record} != {one.name for one in fields(cls)}:
             raise ValueError("it has other parts")
         return disk.decoded(State, record, "its state")
 
