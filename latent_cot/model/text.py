@@ -140,7 +140,7 @@ class TextCodec:
         index[self.actions] = torch.arange(len(self.actions))
         return index
 
-    @property
+    @cached_property
     def stop_index(self) -> int:
         """Index of the stop among `actions`."""
         return int(self.action_index[self.stop_id])

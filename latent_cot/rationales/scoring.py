@@ -15,7 +15,6 @@ from itertools import groupby
 
 import torch
 from torch.nn.functional import log_softmax, pad
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -166,7 +165,7 @@ def _score(
     lm: LanguageModel, model: PreTrainedModel, layouts: Sequence[_Layout], codec: TextCodec, *, tool_tokens: bool
 ) -> Scores:
     hidden = lm.hidden(model, [layout.tree for layout in layouts])
-    index_of = codec.action_index
+    index_of = codec.action_index.tolist()
 
     entry_of: dict[tuple[int, bool], int] = {}  # (hidden row, may stop there) of each distinct prefix -> its place
     chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
@@ -187,7 +186,7 @@ def _score(
                 if stops:
                     stop_cells.append((b, i, entry, codec.stop_index))
                 if chosen:
-                    chosen_cells.append((b, i, entry, int(index_of[rationale.tokens[i]])))
+                    chosen_cells.append((b, i, entry, index_of[rationale.tokens[i]]))
                 elif i < last and tool_tokens:
                     tool_cells.append((b, i, offset + node, rationale.tokens[i]))
             for i, branches in answers:
@@ -217,7 +216,9 @@ def _score(
         log_y=log_answers[..., 0],
         log_others=log_answers[..., 1:].masked_fill(fewer[:, None], -torch.inf),
         log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
-        states=pad_sequence([torch.tensor(z.states) for z in rationales], batch_first=True).to(device),
+        states=torch.tensor(
+            [[*z.states, *[False] * (longest - len(z))] for z in rationales], dtype=torch.bool, device=device
+        ),
         group=torch.tensor(group_of, device=device),
         ends=torch.tensor([len(rationale) for rationale in rationales], device=device),
         stop_in_answer=torch.tensor(
