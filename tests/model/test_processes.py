@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from latent_cot.cli import main
 from latent_cot.model.processes import Processes
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.run_folder import RunFolder
-from tests.run.test_kill import outcome
+from tests import shared_work
+from tests.run.test_kill import outcome, own_thread_pool
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
@@ -34,6 +40,33 @@ def launch(*arguments: str, processes: int = 2, **environment: str) -> subproces
     done = subprocess.run(command, **options, check=False, timeout=900)  # processes may wait for each other forever
     assert done.returncode == 0, done.stderr
     return done
+
+
+def forked(work: Callable[[], object], *, processes: int = 2, **environment: str) -> None:
+    """Do it in so many copies of this process, which has imported everything; raises if one fails."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        several = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    ranks = [{**several, "RANK": str(k), "LOCAL_RANK": str(k)} for k in range(processes)] if processes > 1 else [{}]
+    children = [_begun(work, environment | rank) for rank in ranks]
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert not any(statuses), statuses
+
+
+def _begun(work: Callable[[], object], environment: dict[str, str]) -> int:
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        signal.alarm(900)  # processes may wait for each other forever
+        own_thread_pool()
+        os.environ.update(environment)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        status = int(bool(work()))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def test_a_single_process_has_everything() -> None:
@@ -57,7 +90,7 @@ def found(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     results = {}
     for count in (1, 2):
         folder = tmp_path_factory.mktemp("found")
-        launch("-m", "tests.shared_work", str(tiny_model_dir), str(folder), processes=count)
+        forked(partial(shared_work.main, str(tiny_model_dir), str(folder)), processes=count)
         results[count] = [json.loads((folder / f"{index}.json").read_text()) for index in range(count)]
         assert [one["count"] for one in results[count]] == [count] * count
     return results
