@@ -46,15 +46,15 @@ def rollout(
         if picked == max_tokens:
             cut = True
             break
-        logits = last_logits(model, [*prompt, *tokens])
+        logits = last_logits(model, [*prompt, *tokens]).tolist()
+        noises = [] if noise is None else noise(picked).tolist()
         values = []
         for k, action in enumerate(actions):
-            value = float(logits[action])
+            value = logits[action]
             if action == stop and not states[-1]:
                 value = -float("inf")
             elif temperature > 0:
-                assert noise is not None
-                value = value / temperature + float(noise(picked)[k])
+                value = value / temperature + noises[k]
             values.append(value)
         action = actions[max(range(len(actions)), key=lambda k: values[k])]
         if action == stop:

@@ -21,8 +21,7 @@ def action_log_probs(
 ) -> dict[int, torch.Tensor]:
     """log softmax over the allowed tokens, and the stop where it is allowed."""
     allowed = [a for a in actions if a != stop or may_stop]
-    normaliser = torch.logsumexp(torch.stack([logits[a] for a in allowed]), 0)
-    return {a: logits[a] - normaliser for a in allowed}
+    return dict(zip(allowed, logits[allowed].log_softmax(0), strict=True))
 
 
 def log_policy(
