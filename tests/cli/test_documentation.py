@@ -219,12 +219,12 @@ def test_a_documented_command_works(
 
 @pytest.mark.parametrize("command", documented_benchmarks())
 def test_a_documented_benchmark_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """In small, on the tiny model; of `scaling` one section, since tests/benchmarks runs them all."""
+    """In small, on the tiny model; of `estep` and `scaling` a part, since tests/benchmarks runs the others."""
     module, *arguments = shlex.split(command)[2:]
     if {"--grpo-tokens", "--sft"} & set(arguments):
         pytest.importorskip("trl", reason="the extra `bench` is not installed")
     small = {
-        "benchmarks.estep": ["--steps", "1"],
+        "benchmarks.estep": ["--steps", "1", "--workload", "untrained"],
         "benchmarks.finetune": ["--steps", "1"],
         "benchmarks.scaling": ["--repeats", "1", "--section", "tools"],
     }

@@ -97,7 +97,8 @@ def test_bad_rows_are_told_before_torch_is_imported(files: Path, task: str) -> N
 def test_a_question_with_choices_is_shown(cli: Cli, files: Path, tiny_model_dir: Path) -> None:
     """No bare question is known of it: people read the prompt, in one line."""
     Path("arc.yaml").write_text("data: arc.jsonl\nchoices: choices\nanswer: answerKey\n")
-    called = cli("em", "--task", "arc.yaml", *SMOKE, "--model", tiny_model_dir, "--output-dir", "run")
+    short = ["--rollout.max-tokens", 8, "--evaluation.max-tokens", 8]
+    called = cli("em", "--task", "arc.yaml", *SMOKE, *short, "--model", tiny_model_dir, "--output-dir", "run")
     assert called.status == 0, called.err
     shown = [json.loads(line)["question"] for line in Path("run/rationales.jsonl").read_text().splitlines()]
     assert shown and all("Which of these can swim" in question for question in shown)
