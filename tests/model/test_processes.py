@@ -22,6 +22,7 @@ from torch import nn
 
 from latent_cot.cli import main
 from latent_cot.model.processes import Processes
+from latent_cot.run import session
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.run_folder import RunFolder
 from tests import shared_work
@@ -112,8 +113,11 @@ def test_all_processes_stay_alike(found: dict[int, list[dict[str, Any]]]) -> Non
     assert first == second
 
 
-def test_a_run_in_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """One of them writes, once; it is repeatable, and one process goes on with it and reads it."""
+def test_a_run_in_two_processes(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By torchrun and in copies of this process. One of them writes, once; it is repeatable, and one process goes on
+    with it and reads it."""
     settings = ["--model", str(tiny_model_dir), "--preset", "smoke"]
     program = tmp_path / "saves_after_each_unit.py"
     program.write_text(
@@ -123,9 +127,15 @@ def test_a_run_in_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
     outcomes = []
     for name in ("a", "b"):
         folder = tmp_path / name
-        done = launch(str(program), "em", *settings, "--output-dir", str(folder), "--json")
-        results = json.loads(done.stdout)
-        assert results["run"] == str(folder)
+        command = ["em", *settings, "--output-dir", str(folder), "--json"]
+        if name == "a":
+            out = launch(str(program), *command).stdout
+        else:
+            with monkeypatch.context() as patch:
+                patch.setattr(session, "SAVE_EVERY", 0.0)
+                forked(partial(main, command), CUDA_VISIBLE_DEVICES="")
+            out = capfd.readouterr().out
+        assert json.loads(out)["run"] == str(folder)
         outcomes.append(outcome(folder))
         events = [event for event in RunFolder.open(folder).events() if event["kind"] != "note"]
         units = [(event["round"], event["kind"], event["unit"]) for event in events]
@@ -140,7 +150,7 @@ def test_a_run_in_two_processes(tiny_model_dir: Path, tmp_path: Path) -> None:
         newest.rename(tmp_path / f"{name}-was-{newest.name}")
     assert main(["em", "--output-dir", str(tmp_path / "a"), "--resume"]) == 0
     assert outcome(tmp_path / "a")["p"] == outcomes[1]["p"]
-    launch("-m", "latent_cot.cli", "em", "--output-dir", str(tmp_path / "b"), "--resume")
+    forked(partial(main, ["em", "--output-dir", str(tmp_path / "b"), "--resume"]), CUDA_VISIBLE_DEVICES="")
     assert outcome(tmp_path / "b") == outcomes[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +18,8 @@ from latent_cot.model.processes import Processes
 from latent_cot.model.sharding import is_sharded, shard
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError
-from tests.model.test_processes import ROOT, launch
+from tests import sharded_work
+from tests.model.test_processes import ROOT, forked, launch
 from tests.sharded_work import half, held, models, rules_for
 from tests.shared_work import gradients
 from tests.worlds import language_model
@@ -47,7 +49,7 @@ def folders(alone: dict[str, Any], tiny_model_dir: Path, tmp_path_factory: pytes
     for count in COUNTS:
         found[count] = tmp_path_factory.mktemp("found")
         given = (str(tiny_model_dir), str(found[count]), str(alone["saved"]), str(int(count == 2)))
-        launch("-m", "tests.sharded_work", *given, processes=count, **FSDP)
+        forked(partial(sharded_work.main, *given), processes=count, **FSDP)
     return found
 
 
