@@ -266,8 +266,13 @@ class Task(ABC):
     # -- prompts and rationales --
 
     def posterior_prompt(self, example: Example) -> str:
-        """What q(Z | X, Y) reads before the rationale: both X and Y. No trailing space."""
-        return example.x if example.answer is None else f"The answer is {example.answer}. {example.x}"
+        """What q(Z | X, Y) reads before the rationale: both X and Y; X alone where a task with a reward of its own has
+        no Y. No trailing space. Raises UsageError for a question whose answer it needs, and nobody knows."""
+        if example.answer is not None:
+            return f"The answer is {example.answer}. {example.x}"
+        if self.has_own_reward:
+            return example.x
+        raise UsageError(f"question {example.asked!r:.80}: its answer is needed to sample from q(Z | X, Y)")
 
     def seed_prompt(self, example: Example) -> str | None:
         """A prompt that knows the answer, such as a wishful `"... objective because it is"`. What p writes behind it

@@ -129,8 +129,8 @@ class Run:
             question: what a user types, or an example of the task.
             reasoner: who samples; None: q if it has one that sees the question only, else p. As in tests, q writes for
                 a p that has learned to decide only (`m_step.target`).
-            answer: the question's answer, where the task cannot work it out: for the log-reward, the weights, and for
-                right or wrong.
+            answer: the question's answer, where the task cannot work it out: for the log-reward, the weights, for right
+                or wrong, and for a q that sees it.
             temperature: of the sampling; 0 is greedy. All log-probabilities are those of temperature 1.
             seed: the same seed gives the same rationales.
 
@@ -306,20 +306,21 @@ class Run:
         from latent_cot.api.rationales import Rationales
         from latent_cot.methods.scored import score_rationales
 
+        loop = self.in_memory()
+        with_q = "q" in self.adapters and loop.q_reads(example)
         found = score_rationales(
-            self.in_memory(),
+            loop,
             example,
             counts,
-            with_q="q" in self.adapters,
+            with_q=with_q,
             proposal=sampler if weighed else None,
             reasoner=reasoner,
         )
         items = list(found.rationales)
         if sampler is not None:
             items.sort(key=lambda item: (item.weight or 0.0, item.log_reward or 0.0, item.log_p), reverse=True)
-        colour = sampler or self.adapters[0]
-        reward = self.in_memory().reward.name
-        return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour, reward)
+        colour = sampler or ("q" if with_q else "p")
+        return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour, loop.reward.name)
 
     def forget(self) -> None:
         """Let go of the model in memory: it is loaded again when it is needed, as it is on disk then."""

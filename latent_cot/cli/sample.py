@@ -25,7 +25,8 @@ class SampleOptions:
     question: str
     """The question, e.g. `"6 - 0 - 4 - 8"`."""
     answer: str | None = None
-    """Its answer, where the task cannot work it out: for the log-reward, and for right or wrong."""
+    """Its answer, where the task cannot work it out: for the log-reward, for right or wrong, and for a q that sees
+    it."""
     task: str | None = None
     """A task's name or file. Default: the run's; `arithmetic` for a base model."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8

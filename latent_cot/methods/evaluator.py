@@ -118,12 +118,17 @@ class Evaluator(Resumable):
         stop, gap = self.task.stop or "", " " if self.rules.codec.begins_a_line else ""
         return "".join(f"{read(e)}{gap}{z.text}{stop if answer(e) is None else answer(e)}\n" for e, z in shown)
 
-    def query(self, example: Example) -> Query:
-        """A training question as q and p read it."""
+    def q_reads(self, example: Example) -> bool:
+        """Whether q can be given it: a q that sees Y has learned no prompt without, unless the task has no Y."""
+        known = example.y is not None or example.answer is not None
+        return self.config.q_sees == "question" or known or self.task.has_own_reward
+
+    def query(self, example: Example, *, for_q: bool = True) -> Query:
+        """A training question as q and p read it. `for_q` False: q is not asked, and its prompt is left empty."""
         codec = self.rules.codec
         return Query(
             example,
-            policy_prompt=codec.encode_prompt(self._seen_by_sampler(example)),
+            policy_prompt=codec.encode_prompt(self._seen_by_sampler(example)) if for_q else (),
             model_prompt=codec.encode_prompt(self.model_prefix + example.x),
             answer=codec.encode(example.y or ""),
         )

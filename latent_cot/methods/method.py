@@ -88,6 +88,9 @@ class Method(Evaluator):
             has_prior = METHODS[config.method].has_balance
             rewarded = config.e_step if has_prior else replace(config.e_step, prior="model")
             refuse_no_part_of_the_reward(rewarded, task, questions)
+            if config.q_sees == "question-and-answer":
+                for example in (*questions, *data.validation):
+                    task.posterior_prompt(example)  # which raises UsageError where q lacks an answer
         if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
             if task.has_own_reward:
                 raise UsageError(f"--m-step.weighted: {name} has a reward of its own, not a probability; leave it out")

@@ -53,7 +53,7 @@ class ScoredRationale:
     """How often it was sampled."""
     log_q: float | None
     """log q(Z | X), or log q(Z | X, Y) in a run whose q sees the answer: the stop included, at temperature 1, nats.
-    None where there is no q."""
+    None where there is no q, or none that can read the question: Y is not known."""
     log_p: float
     """log p(Z | X), likewise; behind the prompt that tests give p, which has the answer too in a task whose tests
     give it (infilling), where log R does not."""
@@ -110,12 +110,12 @@ def score_rationales(
 
     Args:
         counts: distinct rationale -> how often it was sampled.
-        with_q: whether there is a q to score them with; p there is always.
+        with_q: whether there is a q to score them with, which can read the question; p there is always.
         proposal: the reasoner that they were sampled from, at temperature 1; None: from none, so that they have no
             weights.
         reasoner: whose answers after them are told.
     """
-    query, rationales = loop.query(example), list(counts)
+    query, rationales = loop.query(example, for_q=with_q), list(counts)
     adapters: tuple[Adapter, ...] = ("q", "p") if with_q else ("p",)
     prompts = {"q": query.policy_prompt, "p": loop.test_prompt("p", example)}
     tables = {name: _log_probs(loop, name, Group(prompts[name], rationales)) for name in adapters}

@@ -64,6 +64,22 @@ def test_gsm8k_without_code(
         lc.resume(run, progress=False)
 
 
+def test_a_question_without_an_answer_is_one_for_p_where_q_sees_it(cli: Cli, files: Path, tiny_model_dir: Path) -> None:
+    """A q that sees Y has learned no prompt without it: log q of one would mean nothing."""
+    called = cli("fit", "--method", "em-xy", *GSM8K, *SMOKE, "--model", tiny_model_dir, "--output-dir", "run")
+    assert called.status == 0, called.err
+    asked = ["sample", "run", "--question", "Ann has 2 figs and 9 nuts. How many are that?", "-n", 2]
+    (first, *_) = cli(*asked, "--json").json["samples"]
+    assert first["log_q"] is None and first["log_reward"] is None and first["log_p"] < 0
+    assert cli(*asked).status == 0
+    (first, *_) = cli(*asked, "--answer", "11", "--json").json["samples"]
+    assert first["log_q"] < 0 and first["log_reward"] < 0
+    refused = cli(*asked, "--reasoner", "q")
+    assert refused.status == 2 and "its answer is needed to sample from q(Z | X, Y)" in refused.err
+    written = lc.load("run").score(asked[3], " 2 + 9 = 11")
+    assert written[0].log_q is None and written.colour_by == "p" and written._repr_html_()
+
+
 def test_a_task_file_and_its_options(cli: Cli, files: Path) -> None:
     Path("mine.yaml").write_text("data: sheet.csv\nquestion: item\nanswer: colour\nrationale: why\n")
     called = cli("em", "--task", "mine.yaml", "--print-config")

@@ -13,10 +13,11 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, SFTConfig
 from latent_cot.config.settings import check, with_method
 from latent_cot.methods import m_step
+from latent_cot.methods.method import method_class
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.scoring import Group
 from latent_cot.run.session import open_session
-from latent_cot.types import UsageError
+from latent_cot.types import DataRequest, Example, Task, TaskData, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.measured import LengthTask
 from tests.worlds import language_model
@@ -102,6 +103,23 @@ def test_the_sampler_starts_from_the_demonstrations_and_is_resumed(lm: LanguageM
     ]
     list(loop.run())
     assert outcome(run_in_parts(lm, config, tmp_path, 2, task())) == outcome(loop)
+
+
+class PlainPrompt(LengthTask):
+    def posterior_prompt(self, example: Example) -> str:
+        return Task.posterior_prompt(self, example)
+
+
+def test_an_answer_that_q_would_read_is_missed_before_training() -> None:
+    asked = PlainPrompt(stop=".", allowed_characters=" abc.", answer_given=True)
+    data, method = asked.load(DataRequest()), method_class("em-xy")
+    known = [dataclasses.replace(example, answer=example.question) for example in data.unlabelled]
+    data = TaskData((), tuple(known), ())
+    method.check(config_of("em-xy"), asked, data)
+    data = dataclasses.replace(data, validation=(dataclasses.replace(known[0], answer=None),))
+    with pytest.raises(UsageError, match=r"question '\w+': its answer is needed"):
+        method.check(config_of("em-xy"), asked, data)
+    method.check(dataclasses.replace(config_of("em"), q_sees="question"), asked, data)
 
 
 def test_a_sampler_that_needs_an_answer_nobody_gives(tiny_model_dir: Path) -> None:

@@ -85,6 +85,17 @@ def test_texts_join_without_stray_spaces(task: Task, data: TaskData) -> None:
         assert prompt == prompt.rstrip()
 
 
+def test_what_reads_the_answer_needs_one(task: Task, data: TaskData) -> None:
+    """But for a task whose questions have none: what a q learns that sees Y is then q(Z | X)."""
+    for example in everything(data)[:3]:
+        if task.has_own_reward:
+            assert task.posterior_prompt(example) == example.x
+        else:
+            assert example.answer is not None and example.answer in task.posterior_prompt(example)
+            with pytest.raises(UsageError, match=r"question .* is needed"):
+                task.posterior_prompt(replace(example, y=None, answer=None))
+
+
 def test_demonstrations_are_made_of_the_allowed_characters(task: Task, data: TaskData) -> None:
     if task.allowed_characters is not None:
         assert set("".join(example.z or "" for example in data.demonstrations)) <= set(task.allowed_characters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,8 @@ def test_what_is_left_to_write(tmp_path: Path) -> None:
     first, second = task.read(str(tmp_path / "rows.jsonl"))
     assert (first.answer, second.answer) == ("x", "z")
     assert task.posterior_prompt(second) == "The answer is z. Say y:"
+    with pytest.raises(UsageError, match="question 'y': its answer is needed"):
+        task.posterior_prompt(replace(second, answer=None))
     assert task.candidates(first) is None
     assert task.grade(first, "x")
     assert not task.grade(first, "X") and not task.grade(first, None)
