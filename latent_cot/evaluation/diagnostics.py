@@ -54,6 +54,8 @@ class PosteriorFigures:
     """Mean of a over those states: the estimate of log Z(X) that the loss works with, nats, tempered; NaN likewise."""
     distinct: float
     """Number of different rationales among the n."""
+    single: float
+    """1 if they are all the same, else 0."""
     mass: float
     """Their total probability under q: near 1, the samples are all there is."""
     cut: float
@@ -149,6 +151,7 @@ def diagnose(
                 ess=float(importance.ess[k]),
                 log_z=float(balance.log_z[k]) if worth else math.nan,
                 distinct=float(len(t.rationales)),
+                single=float(len(t.rationales) == 1),
                 mass=float(log_complete[own.cpu()].exp().sum()),
                 cut=seen["cut"],
                 failed_calls=seen["failed_calls"],

@@ -22,18 +22,14 @@ LOOK_PERFECT = ("variance", "ess")
 _DIAGNOSED = ("diagnose_before", "diagnose", "validate")
 
 
-def has_one_chain(info: Mapping[str, Any], samples: int | None = None, *, own_reward: bool) -> bool:
+def has_one_chain(info: Mapping[str, Any], *, own_reward: bool) -> bool:
     """Whether all samples of a question are the same chain, for each question, and not known to be right.
 
     Args:
         info: the figures of a unit of work, or of validation questions.
-        samples: chains sampled for a question, of which `distinct` is a share; None: `distinct` is a number.
         own_reward: the task has a reward of its own: what it is worth anything by is not all that counts.
     """
-    distinct = info.get("distinct")
-    if distinct is None or (samples or 2) < 2:
-        return False
-    return distinct * (samples or 1) < 1.001 and (own_reward or (info.get("accuracy") or 0.0) < RIGHT)
+    return info.get("single") == 1 and (own_reward or (info.get("accuracy") or 0.0) < RIGHT)
 
 
 def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_reward: bool) -> Iterator[tuple[str, str]]:
@@ -44,7 +40,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
     """
     e = config.e_step
     rate = f"a lower --e-step.learning-rate (it is {e.learning_rate:g})"
-    if has_one_chain(info, None if phase.name in _DIAGNOSED else e.samples, own_reward=own_reward):
+    if has_one_chain(info, own_reward=own_reward):
         knows = info.get("accuracy") is not None and not own_reward
         what = "and it is wrong" if knows else "which is right only if no other is any good"
         yield (

@@ -107,9 +107,9 @@ def action_mask(rationales: Sequence[Rationale], width: int) -> torch.Tensor:
 def describe(
     trajectories: Sequence[Trajectories], is_correct: Callable[[Example, Rationale], bool] | None = None
 ) -> dict[str, float]:
-    """Figures of the freshly sampled rationales, and how many were replayed of which mean age, in steps. The mean
-    log-reward is that of those that are worth anything, if any are. `is_correct` None: there is no right and wrong, and
-    no accuracy."""
+    """Figures of the freshly sampled rationales, and how many were replayed of which mean age, in steps. `single` is
+    the share of questions whose samples are all the same, of those that have several. The mean log-reward is that of
+    those that are worth anything, if any are. `is_correct` None: there is no right and wrong, and no accuracy."""
     ages = [age for t in trajectories for age in t.ages]
     replay = {"replayed": len(ages) / sum(sum(t.counts) for t in trajectories), "age": fmean(ages)} if ages else {}
     fresh = [
@@ -121,9 +121,12 @@ def describe(
     total = sum(count for *_, count, _ in fresh)
     if not total:
         return replay
+    several = [t for t in trajectories if sum(t.sampled) > 1]
+    single = {"single": fmean(sum(map(bool, t.sampled)) == 1 for t in several)} if several else {}
     figures = {
         **replay,
         "distinct": len(fresh) / total,
+        **single,
         "cut": sum(count * rationale.truncated for _, rationale, count, _ in fresh) / total,
         "failed_calls": sum(count * rationale.failed for _, rationale, count, _ in fresh) / total,
     }

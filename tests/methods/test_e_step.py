@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from latent_cot.config.schema import RunConfig
 from latent_cot.methods.e_step import Behaviour, _temperatures, collect, offer, update
+from latent_cot.methods.state import Phase
+from latent_cot.methods.trouble import PATIENCE, Watch
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
@@ -407,6 +410,37 @@ def test_figures_of_a_step(lm: LanguageModel, rules: ChainRules) -> None:
     assert 0 < sum(failed) < 18
     assert figures["failed_calls"] == pytest.approx(sum(failed) / 18)
     assert describe([], right) == {}
+
+
+def of_question(sampled: Sequence[int], replayed: int = 0) -> Trajectories:
+    """Rationales of which each was sampled so often, and one more that was replayed."""
+    rationales = [Rationale((i,), (True,), (True, True), str(i)) for i in range(len(sampled) + 1)]
+    counts = [*sampled, replayed]
+    query = Query(Example("x"), [1], [1], [])
+    return Trajectories(query, rationales, counts, torch.zeros(len(counts), 2), [*sampled, 0], ages=(1,) * replayed)
+
+
+@pytest.mark.parametrize(
+    ("questions", "share"),
+    [
+        ([of_question([8]), of_question([8])], 1.0),
+        ([of_question([4], 4), of_question([4], 4)], 1.0),  # --e-step.mix-replay
+        ([of_question([4], 4), of_question([3, 1], 4)], 0.5),
+        ([of_question([1], 7), of_question([4], 4)], 1.0),  # of the first nothing can be told
+        ([of_question([0], 8), of_question([3, 1], 4)], 0.0),
+    ],
+)
+def test_questions_with_one_chain(questions: list[Trajectories], share: float) -> None:
+    """What was replayed is no chain that q writes now."""
+    assert describe(questions)["single"] == share
+    watch = Watch(RunConfig(), own_reward=False)
+    for _ in range(PATIENCE):
+        seen = watch.see(Phase(1, "e_step"), {**describe(questions, lambda example, z: False), "gradient_norm": 1.0})
+    assert ("collapsed" in seen.get("warning", "")) == (share == 1)
+
+
+def test_of_one_sample_nothing_can_be_told() -> None:
+    assert "single" not in describe([of_question([1]), of_question([1])])
 
 
 def test_on_policy_and_tempered_rationales_are_mixed_within_a_question() -> None:

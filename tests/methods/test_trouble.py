@@ -14,7 +14,15 @@ from latent_cot.methods.state import Phase
 from latent_cot.methods.trouble import PATIENCE, Watch, has_one_chain
 
 STEP, BEFORE, AFTER = Phase(1, "e_step"), Phase(1, "diagnose_before"), Phase(1, "diagnose")
-HEALTHY = {"variance": 1.4, "log_z": 0.4, "distinct": 0.14, "accuracy": 0.98, "cut": 0.0, "reward_temperature": 1.0}
+HEALTHY = {
+    "variance": 1.4,
+    "log_z": 0.4,
+    "distinct": 0.14,
+    "single": 0.6,
+    "accuracy": 0.98,
+    "cut": 0.0,
+    "reward_temperature": 1.0,
+}
 
 
 def warnings(phase: Phase, *infos: dict[str, Any], own_reward: bool = False) -> list[str]:
@@ -25,8 +33,8 @@ def warnings(phase: Phase, *infos: dict[str, Any], own_reward: bool = False) -> 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"distinct": 1 / 8, "accuracy": 0.0, "variance": 0.0}, ["collapsed", "it is wrong", "--e-step.learning-rate"]),
-        ({"distinct": 1 / 8, "accuracy": None, "variance": 0.0}, ["collapsed", "only if no other is any good"]),
+        ({"single": 1.0, "accuracy": 0.0, "variance": 0.0}, ["collapsed", "it is wrong", "--e-step.learning-rate"]),
+        ({"single": 1.0, "accuracy": None, "variance": 0.0}, ["collapsed", "only if no other is any good"]),
         ({"cut": 1.0}, ["cut at", "--rollout.max-tokens"]),
         ({"log_z": 3.0}, ["coming apart", "3.0 nats", "cannot be above 0", "--e-step.learning-rate"]),
     ],
@@ -40,7 +48,7 @@ def test_trouble_that_lasts_is_said_once_with_a_remedy(change: dict[str, Any], p
 
 
 def test_a_collapse_is_told_of_validation_questions_at_once() -> None:
-    one_chain = {"distinct": 1.0, "accuracy": 0.0, "variance": 0.0, "ess": 1.0, "log_z": -9.0, "cut": 0.0}
+    one_chain = {"single": 1.0, "accuracy": 0.0, "variance": 0.0, "ess": 1.0, "log_z": -9.0, "cut": 0.0}
     for phase in (BEFORE, AFTER):
         assert len(warnings(phase, one_chain, one_chain)) == 1
     assert Watch(RunConfig(), own_reward=False).see(AFTER, one_chain)["one_chain"] is True
@@ -94,7 +102,7 @@ def test_what_was_taken_back_is_told() -> None:
 
 
 def test_what_nobody_knows_is_no_wrong_chain_known() -> None:
-    unknown = {"distinct": 1.0, "accuracy": float("nan"), "variance": 0.0, "cut": 0.0}
+    unknown = {"single": 1.0, "accuracy": float("nan"), "variance": 0.0, "cut": 0.0}
     (text,) = warnings(AFTER, unknown)
     assert "only if no other is any good" in text and "it is wrong" not in text
 
@@ -123,8 +131,8 @@ def test_figures_of_an_edited_log_are_no_error() -> None:
 
 
 def test_what_is_no_sign() -> None:
-    assert not has_one_chain({}, 8, own_reward=False), "nothing was sampled"
-    assert not has_one_chain({"distinct": 1.0, "accuracy": 0.0}, 1, own_reward=False), "there is one sample only"
+    assert not has_one_chain({"distinct": 1.0, "accuracy": 0.0}, own_reward=False), "there is one sample only"
+    assert not has_one_chain({"single": 0.9, "accuracy": 0.0}, own_reward=False), "of one question there are more"
     tempered = HEALTHY | {"log_z": 9.0, "reward_temperature": 2.0}
     assert not warnings(STEP, *[tempered] * 9), "log Z of a tempered reward may be above 0"
     assert not warnings(STEP, *[HEALTHY | {"log_z": 9.0}] * 9, own_reward=True), "and that of another reward"

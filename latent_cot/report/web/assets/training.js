@@ -16,6 +16,7 @@ const FIGURES = {
   variance: ["Var(log R − log q)", "nats²; 0 once q is the posterior"],
   accuracy: ["right", "share of the sampled chains"],
   distinct: ["distinct", "different chains ÷ sampled chains"],
+  single: ["one chain", "share of questions whose samples are all one chain"],
   kl: ["KL", "from the start, nats"],
   ess: ["effective sample size", "÷ n"],
   elbo: ["ELBO", "log p(Y | X) − KL(q ‖ posterior), nats"],
@@ -30,7 +31,7 @@ const FIGURES = {
   age: ["age of these", "steps since they were sampled, mean"],
 };
 const SKEWED = new Set(["loss", "variance"]); // from 0 to a few large values: drawn on a square root scale
-const SHARES = new Set(["accuracy", "distinct", "ess", "validation", "mass", "replayed"]);
+const SHARES = new Set(["accuracy", "distinct", "single", "ess", "validation", "mass", "replayed"]);
 
 function showTraining(report, section) {
   const runs = report.runs;
