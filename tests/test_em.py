@@ -17,7 +17,7 @@ import torch
 from latent_cot import tasks
 from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MethodName, RolloutConfig, RunConfig
 from latent_cot.em import EM
-from latent_cot.evaluation.diagnostics import Fall
+from latent_cot.evaluation.diagnostics import Fall, clear_fall
 from latent_cot.methods import m_step
 from latent_cot.methods.exploration import reward_temperature
 from latent_cot.methods.seeding import draw_distinct, seed_of, slices
@@ -225,6 +225,33 @@ def test_an_e_step_with_another_aim_than_the_elbo_is_not_taken_back(
     told = [info["taken_back"] for _, info in loop.run() if "elbo_fell" in info]
     assert told == expected
     assert ((1, "e_step") in loop.state.taken_back) == (expected == [True])
+
+
+@pytest.mark.parametrize(("before", "after", "both"), [(2, 1, 1), (1, 2, 1), (0, 2, 0)])
+def test_as_many_questions_are_compared_as_were_asked_both_times(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, before: int, after: int, both: int
+) -> None:
+    """`evaluation.diagnostics` may be changed while an E-step is stopped."""
+    compared: list[tuple[Any, Any]] = []
+
+    def watched(*figures: Any) -> Fall | None:
+        compared.append(figures)
+        return clear_fall(*figures)
+
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", watched)
+    counts = {n: dataclasses.replace(CONFIG.evaluation, diagnostics=n) for n in (before, after)}
+    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, evaluation=counts[before]))
+    for phase, _ in em.run():
+        if phase.name == "e_step":
+            em.config = dataclasses.replace(em.config, evaluation=counts[after])
+        if phase.name == "draw":
+            break
+    of_round = em.state.posterior["1"]
+    elbo = {when: [of["elbo"] for of in figures] for when, figures in of_round.items()}
+    assert {when: len(figures) for when, figures in elbo.items() if figures} == (
+        {"before": before, "after": after} if before else {"after": after}
+    )
+    assert compared == [(elbo.get("before", [])[:both], elbo["after"][:both])]
 
 
 def test_a_log_z_of_a_tempered_reward_says_so(lm: LanguageModel) -> None:

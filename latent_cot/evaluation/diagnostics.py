@@ -90,7 +90,7 @@ class Fall(NamedTuple):
 
 def clear_fall(before: Sequence[float], after: Sequence[float]) -> Fall | None:
     """Whether a figure of the same questions, in nats, has fallen for more of them than chance would have it (a sign
-    test); else None.
+    test among those for which it has changed noticeably); else None.
 
     By the number of questions, not by the mean: that is nearly all of those that nothing can answer, whose −20 may
     become −30 while others come within reach. A figure that is no number any more has fallen."""

@@ -191,10 +191,12 @@ class Method(Evaluator):
             yield means
 
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO is lower for most questions, if that is what q's training should raise: not in PPO and GRPO,
-        nor at another reward temperature than 1. Then q is what it was, unless it was trained by forward KL."""
-        before, spec = self.state.posterior[str(at.round)]["before"], METHODS[self.config.method]
-        fall = clear_fall([of["elbo"] for of in before], [of["elbo"] for of in found])
+        """Whether the ELBO has fallen for more questions than chance would have it, of those for which it has changed,
+        if it is what q's training should raise: not in PPO and GRPO, nor at another reward temperature than 1. Then q
+        is what it was, unless it was trained by forward KL."""
+        before, spec = self.state.posterior[str(at.round)].get("before", []), METHODS[self.config.method]
+        both = list(zip(before, found, strict=False))  # a run may have gone on with more of them, or with fewer
+        fall = clear_fall([of["elbo"] for of, _ in both], [of["elbo"] for _, of in both])
         if fall is None or not spec.safeguarded or self.final_reward_temperature != 1:
             return {}
         back = self.safeguard and spec.has_balance
@@ -243,7 +245,8 @@ class Method(Evaluator):
 
     @phase(lambda self, _: len(self._diagnostic_units), when=lambda self, _: self._can_validate)
     def validate(self, at: Phase) -> Iterator[Info]:
-        """Is log p(Y | X) lower for most validation questions after p's training? Then p is what it was before."""
+        """Has p's training lowered log p(Y | X) of more validation questions than chance would have it, of those for
+        which it has changed it? Then p is what it was before."""
         if not self.state.drawn or not self.config.m_step.steps:
             return
         units, found = self._diagnostic_units, self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
