@@ -14,7 +14,6 @@ from rich.console import Console
 
 from latent_cot import disk, tasks
 from latent_cot.api.results import Evaluation, Results
-from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, sampling_temperature
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.splits import Split, splits_of
@@ -260,9 +259,7 @@ class Run:
     @property
     def adapters(self) -> tuple[Adapter, ...]:
         """Those that were trained: a q that sees the answer can be sampled from and scored with, though not tested."""
-        sees_answer = METHODS[self.config.method].trains_q and self.config.q_sees == "question-and-answer"
-        has_q = self.source.folder is not None and ("q" in self.reasoners or sees_answer)
-        return ("q", "p") if has_q else ("p",)
+        return ("q", "p") if self.source.has_q else ("p",)
 
     def in_memory(self) -> Method:
         """The model with its adapters, loaded once."""
@@ -323,8 +320,9 @@ class Run:
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour, loop.reward.name)
 
     def forget(self) -> None:
-        """Let go of the model in memory: it is loaded again when it is needed, as it is on disk then."""
-        self._loop = None
+        """Let go of the model in memory, and of what was read of its checkpoints: they are loaded again when they are
+        needed, as they are on disk then."""
+        self._loop, self.source = None, replace(self.source)
 
     def folder(self, what: str) -> RunFolder:
         """Where it lies on disk. Raises UsageError for a base model, which has no `what`."""

@@ -142,4 +142,4 @@ def _samples(
     writers = tuple(dict.fromkeys(loop.sampler_of(reasoner) or reasoner for reasoner in asked))
     total = len(writers) * sum(map(len, questions.values()))
     with Items(console, f"{one.folder('report').path.name}: questions", total) as progress:
-        return sample(loop, questions, writers, **settings, on_done=progress.advance)
+        return sample(loop, questions, writers, **settings, has_q=one.source.has_q, on_done=progress.advance)

@@ -93,7 +93,10 @@ class MethodSpec:
 
 
 def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
-    """A q that sees Y can be tested only where tests give it; p has learned to write Y, not to read it."""
+    """A q that sees Y can be tested only where tests give it; p has learned to write Y, not to read it. Without a round
+    there is no q."""
+    if not config.rounds:
+        return ("p",)
     if config.q_sees == "question":
         return ("q", "p")
     return ("q",) if answer_given else ("p",)

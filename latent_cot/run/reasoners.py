@@ -41,10 +41,20 @@ class Source:
     @cached_property
     def reasoners(self) -> tuple[Adapter, ...]:
         """Those that answer a question whose answer is not known."""
-        if self.folder is None:
+        if self.folder is None or (METHODS[self.config.method].trains_q and not self.has_q):
             return ("p",)
         task = tasks.load(self.config.task, self.config.data.options)
         return METHODS[self.config.method].reasoners(self.config, task.answer_given)
+
+    @cached_property
+    def has_q(self) -> bool:
+        """Whether the run has made a q. It does so at the beginning of its first round: before, the adapter's weights
+        are the base model's."""
+        spec = METHODS[self.config.method]
+        if self.folder is None or not spec.trains_q or (spec.has_rounds and not self.config.rounds):
+            return False
+        phases = disk.decoded(list[tuple[int, str]], self.began_with.get("phases", []), f"{self.folder.path}: phases")
+        return self.finished or not phases or phases[-1][0] > 0
 
     @property
     def finished(self) -> bool:
@@ -72,6 +82,8 @@ class Source:
         why = f"a run of {self.config.method} answers with {other}"
         if self.folder is None:
             why = "an untrained model has the reasoner p only"
+        elif reasoner == "q" and METHODS[self.config.method].trains_q and not self.has_q:
+            why = "this run has not come to its first round" if self.config.rounds else "without a round there is no q"
         elif reasoner == "q" and self.config.q_sees == "question-and-answer":
             why = "in this run q sees the answer (--q-sees question-and-answer), so that it cannot be tested"
         raise UsageError(f"--reasoner {reasoner}: {why}; use {other}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -307,18 +308,43 @@ def test_a_finished_run_whose_file_asks_for_more_goes_on(tmp_path: Path, run: lc
     assert (folder / "results.json").stat().st_mtime_ns == before, "it was finished"
 
 
+def test_without_a_round_there_is_no_q(tmp_path: Path, settings: dict[str, Any]) -> None:
+    for q_sees in ("question", "question-and-answer"):
+        folder = tmp_path / q_sees
+        run = lc.train(lc.configure("smoke", rounds=0, q_sees=q_sees), output_dir=folder, **settings)
+        assert run.status == "finished" and run.reasoners == run.adapters == ("p",)
+        assert run.sample(QUESTION, n=2).reasoner == "p" and run.score(QUESTION, CHAIN)[0].log_q is None
+        assert set(run.evaluate("3-operands", size=2, progress=False).figures) == {"p"}
+        with pytest.raises(lc.UsageError, match="--reasoner q: without a round there is no q; use p"):
+            run.evaluate(reasoner="q")
+        assert main(["export", str(folder), str(tmp_path / f"exported-{q_sees}")]) == 0
+
+
 def test_a_stopped_run_goes_on_and_can_be_asked(
     tmp_path: Path, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, config = tmp_path / "run", lc.configure("smoke")
     stopped = lc.train(config, output_dir=folder, callbacks=[lambda unit: unit.phase == "init"], **settings)
     assert stopped.status == "stopped"
-    before = stopped.score(QUESTION, CHAIN).items[0].log_p
+    (written,) = stopped.score(QUESTION, CHAIN)
+    before = written.log_p
+    assert stopped.reasoners == ("p",) and written.log_q is None, "q is made at the beginning of the first round"
+    assert stopped.sample(QUESTION, n=2).reasoner == "p"
+    with pytest.raises(lc.UsageError, match="--reasoner q: this run has not come to its first round; use p"):
+        stopped.evaluate(reasoner="q")
+    html = tmp_path / "report.html"
+    few = ["--split", "3-operands", "--questions", "1", "--samples", "2"]
+    assert main(["report", str(folder), "--output", str(html), *few]) == 0
+    data = re.search(r'id="report-data">(.*?)</script>', html.read_text(encoding="utf-8"))
+    assert data is not None
+    (of_run,) = json.loads(data[1])["runs"]
+    assert [list(one["by"]) for one in of_run["samples"]["before_after"]] == [["base", "p"]]
     again = lc.train(config, output_dir=folder, resume=True, callbacks=[lambda unit: True], **settings)
     assert again.status == "stopped"
     further = lc.resume(stopped, callbacks=[lambda unit: unit.phase == "m_step"], progress=False)
     after = further.score(QUESTION, CHAIN).items[0].log_p
     assert stopped.score(QUESTION, CHAIN).items[0].log_p == after != before, "what was in memory is not its any more"
+    assert stopped.reasoners == further.reasoners == ("q", "p")
     init = again.events[again.events["kind"] == "init"]
     assert init["unit"].tolist() == [1, 2], "it went on where it was"
     capsys.readouterr()

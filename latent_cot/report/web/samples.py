@@ -30,6 +30,7 @@ def sample(
     samples: int,
     temperature: float,
     seed: int,
+    has_q: bool = True,
     on_done: Callable[[int], None] = lambda n: None,
 ) -> Json:
     """Sample rationales for each question of each split and score them under who wrote them and under p.
@@ -41,11 +42,13 @@ def sample(
         reasoners: who writes the rationales: the sampler q, p, or both. Those of the first lead; those of the others
             are `beside` them.
         samples: rationales a question.
+        has_q: whether the run has come to make its q.
         on_done: called with the number of questions that have just been done.
     """
     settings: dict[str, Any] = {"samples": samples, "temperature": temperature, "seed": seed}
     lead, *others = (_sampled_from(loop, questions, one, on_done=on_done, **settings) for one in reasoners)
-    return {**lead, "beside": others, "before_after": _before_after(loop, questions, reasoners)}
+    answering = tuple(one for one in loop.reasoners if one == "p" or has_q)
+    return {**lead, "beside": others, "before_after": _before_after(loop, questions, (*answering, *reasoners))}
 
 
 def _sampled_from(
@@ -152,7 +155,7 @@ def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reas
         return [{**_outcome(one), "text": segments(one.rationale)} for one in firsts]
 
     adapters: tuple[Adapter, ...] = ("p", "q")
-    by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in {*loop.reasoners, *reasoners}}
+    by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in reasoners}
     loop.lm.reset_adapter("p", seed=0)  # a fresh adapter changes nothing: p is the base model ...
     loop.state.m_steps = 0  # ... and reads and writes as before any M-step
     found = {"base": greedy("p"), **by}
