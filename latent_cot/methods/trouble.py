@@ -19,6 +19,8 @@ RIGHT = 0.1
 """Share of right chains below which nothing is right."""
 LOOK_PERFECT = ("variance", "ess")
 """Figures that a q with one chain a question has at their best: they mean nothing there, and are not shown."""
+_TRAINED_BY = {"init": "init_step", "warm_start_q": "init_step", "m_step": "m_step", "fit": "m_step"}
+"""Phase -> the section with its learning rate; that of others is the E-step's."""
 _DIAGNOSED = ("diagnose_before", "diagnose", "validate")
 
 
@@ -36,10 +38,13 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
     """Each sign of trouble in the figures of a unit of work: what it is, and a sentence on it with a remedy.
 
     Args:
+        info: a figure that is NaN is not known; but a gradient that is no finite number is a sign by itself.
         own_reward: the task has a reward of its own, which is no probability.
     """
     e = config.e_step
     rate = f"a lower --e-step.learning-rate (it is {e.learning_rate:g})"
+    gradient_norm = info.get("gradient_norm")
+    info = {name: value for name, value in info.items() if not (isinstance(value, float) and math.isnan(value))}
     if has_one_chain(info, own_reward=own_reward):
         knows = info.get("accuracy") is not None and not own_reward
         what = "and it is wrong" if knows else "which is right only if no other is any good"
@@ -49,7 +54,17 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             f"nothing then. Begin again with {rate}, with more --data.demonstrations or --init-step.steps, or with "
             "higher --e-step.temperatures",
         )
-    if phase.name == "e_step" and not info.get("gradient_norm") and (info.get("accuracy") or 0.0) < RIGHT:
+    if gradient_norm is not None and not math.isfinite(gradient_norm):
+        section = _TRAINED_BY.get(phase.name, "e_step")
+        lower = (
+            f"a lower --{section.replace('_', '-')}.learning-rate (it is {getattr(config, section).learning_rate:g})"
+        )
+        yield (
+            "diverged",
+            "training is coming apart: the gradient is infinite, or no number. Such steps are left out, and too many "
+            f"in a row end the run. Begin again with {lower}",
+        )
+    elif phase.name == "e_step" and not gradient_norm and (info.get("accuracy") or 0.0) < RIGHT:
         yield (
             "nothing",
             "q learns nothing: no rationale that was sampled is worth anything, or none more than another (a variance "
@@ -101,10 +116,9 @@ class Watch:
     def see(self, phase: Phase, info: dict[str, Any]) -> dict[str, Any]:
         """`info` with `one_chain`, if that is so, and `warning`, a sentence, the first time in a round that a sign
         has lasted."""
-        known = {name: value for name, value in info.items() if not (isinstance(value, float) and math.isnan(value))}
         if phase != self._phase:
             self._phase, self._in_a_row = phase, {}
-        found = dict(signs(phase, known, self.config, own_reward=self.own_reward))
+        found = dict(signs(phase, info, self.config, own_reward=self.own_reward))
         self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name in found}
         needed = 1 if phase.name in _DIAGNOSED else PATIENCE
         new = [name for name, times in self._in_a_row.items() if times >= needed]

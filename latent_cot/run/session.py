@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -266,7 +267,8 @@ def run_loop(
         if session.lm.processes.main:  # what has lasted when it was stopped goes on
             for event in folder.events():
                 if "unit" in event:
-                    figures = {name: value for name, value in event.items() if isinstance(value, int | float)}
+                    numbers = {name: math.nan if value is None else value for name, value in event.items()}
+                    figures = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
                     watch.see(Phase(event["round"], event["kind"]), figures)
         on_start(running.loop)
         saved = started = time.monotonic()

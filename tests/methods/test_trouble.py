@@ -121,6 +121,17 @@ def test_an_e_step_that_learns_nothing_is_told() -> None:
     assert not warnings(STEP, *[idle | {"accuracy": 1.0}] * 9), "all are right, and none more than another"
 
 
+@pytest.mark.parametrize("gradient_norm", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("name", "rate"), [("e_step", "--e-step"), ("policy", "--e-step"), ("m_step", "--m-step"), ("init", "--init-step")]
+)
+def test_a_gradient_that_is_no_number_is_not_learning_nothing(name: str, rate: str, gradient_norm: float) -> None:
+    bad = HEALTHY | {"loss": math.nan, "accuracy": 0.05, "gradient_norm": gradient_norm}
+    (text,) = warnings(Phase(1, name), *[bad] * (PATIENCE + 1))
+    assert "coming apart: the gradient is infinite, or no number" in text and f"a lower {rate}.learning-rate" in text
+    assert "demonstrations" not in text
+
+
 def test_a_figure_that_is_no_number_has_fallen() -> None:
     assert clear_fall([-1.0] * 20, [math.nan] * 20) == (20, 0)
 
