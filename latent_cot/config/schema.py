@@ -104,7 +104,8 @@ class RolloutConfig(Section):
     tools: tuple[str, ...] | None = None
     """Tools a chain may call: names or files. None: the task's own."""
     batch_size: Positive = 64
-    """Chains that are sampled at once for the M-step. Tests decode twice as many at once."""
+    """Chains that are sampled at once: for the M-step, in rejection sampling, for validation questions, and where the
+    replay buffer is first filled. Tests decode twice as many. The rollouts of a step of training are one batch."""
     engine: EngineName = TRANSFORMERS
     """What samples while a run trains: `transformers`, `vllm` in this process, or vLLM servers, by their addresses
     (`http://localhost:8000`; several: comma-separated). See docs/engines.md."""
