@@ -163,7 +163,7 @@ class Method(Evaluator):
 
     def _diagnose(self, at: Phase, when: str) -> Iterator[Info]:
         """Compare q with the posterior on validation questions."""
-        e = self.config.e_step
+        e, spec = self.config.e_step, METHODS[self.config.method]
         units = self._diagnostic_units
         for unit in range(self.state.unit, len(units)):
             figures = diagnose(
@@ -174,7 +174,7 @@ class Method(Evaluator):
                 n=DIAGNOSTIC_SAMPLES,
                 reward_temperature=self.final_reward_temperature,
                 reward_floor=e.reward_floor,
-                complete_only=e.objective in COMPLETE_ONLY,
+                complete_only=spec.has_balance and e.objective in COMPLETE_ONLY,
                 max_tokens=self.config.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
                 is_correct=self.is_correct if self.tells_right else None,

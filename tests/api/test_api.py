@@ -328,7 +328,7 @@ def test_a_stopped_run_goes_on_and_can_be_asked(
     assert stopped.status == "stopped"
     (written,) = stopped.score(QUESTION, CHAIN)
     before = written.log_p
-    assert stopped.reasoners == ("p",) and written.log_q is None, "q is made at the beginning of the first round"
+    assert list(stopped.reasoners) == ["p"] and written.log_q is None, "q is made at the beginning of the first round"
     assert stopped.sample(QUESTION, n=2).reasoner == "p"
     with pytest.raises(lc.UsageError, match="--reasoner q: this run has not come to its first round; use p"):
         stopped.evaluate(reasoner="q")
@@ -344,7 +344,7 @@ def test_a_stopped_run_goes_on_and_can_be_asked(
     further = lc.resume(stopped, callbacks=[lambda unit: unit.phase == "m_step"], progress=False)
     after = further.score(QUESTION, CHAIN).items[0].log_p
     assert stopped.score(QUESTION, CHAIN).items[0].log_p == after != before, "what was in memory is not its any more"
-    assert stopped.reasoners == further.reasoners == ("q", "p")
+    assert list(stopped.reasoners) == list(further.reasoners) == ["q", "p"]
     init = again.events[again.events["kind"] == "init"]
     assert init["unit"].tolist() == [1, 2], "it went on where it was"
     capsys.readouterr()

@@ -68,7 +68,8 @@ def test_a_question_without_an_answer_is_one_for_p_where_q_sees_it(cli: Cli, fil
     """A q that sees Y has learned no prompt without it: log q of one would mean nothing."""
     called = cli("fit", "--method", "em-xy", *GSM8K, *SMOKE, "--model", tiny_model_dir, "--output-dir", "run")
     assert called.status == 0, called.err
-    asked = ["sample", "run", "--question", "Ann has 2 figs and 9 nuts. How many are that?", "-n", 2]
+    question = "Ann has 2 figs and 9 nuts. How many are that?"
+    asked = ["sample", "run", "--question", question, "-n", 2]
     (first, *_) = cli(*asked, "--json").json["samples"]
     assert first["log_q"] is None and first["log_reward"] is None and first["log_p"] < 0
     assert cli(*asked).status == 0
@@ -76,7 +77,7 @@ def test_a_question_without_an_answer_is_one_for_p_where_q_sees_it(cli: Cli, fil
     assert first["log_q"] < 0 and first["log_reward"] < 0
     refused = cli(*asked, "--reasoner", "q")
     assert refused.status == 2 and "its answer is needed to sample from q(Z | X, Y)" in refused.err
-    written = lc.load("run").score(asked[3], " 2 + 9 = 11")
+    written = lc.load("run").score(question, " 2 + 9 = 11")
     assert written[0].log_q is None and written.colour_by == "p" and written._repr_html_()
 
 

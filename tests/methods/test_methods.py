@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from latent_cot.config.methods import METHODS, PlannedBudget
-from latent_cot.config.schema import DataConfig, RunConfig, SFTConfig
-from latent_cot.config.settings import check, with_method
+from latent_cot.config.schema import DataConfig, EStepConfig, RunConfig, SFTConfig
+from latent_cot.config.settings import check, other_settings, with_method
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.method import Method
 from latent_cot.methods.rejection import PER_QUESTION
@@ -172,20 +172,67 @@ OTHER_M_STEP = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.ignores(WORLD)])
-def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str) -> None:
-    unread = METHODS[method].ignores(WORLD)
-    names = {name.removeprefix("m_step.") for name in unread if name != "m_step"}
-    changed = {name: getattr(OTHER_M_STEP, name) for name in names}
-    assert all(getattr(CONFIG.m_step, name) != value for name, value in changed.items())
-    own = config_of(method).m_step
-    other = OTHER_M_STEP if "m_step" in unread else dataclasses.replace(own, **changed)
+OTHER_E_STEP = EStepConfig(
+    steps=5,
+    questions=3,
+    samples=4,
+    max_staleness=1,
+    updates=2,
+    demonstration_weight=9.0,
+    objective="tb",
+    huber_delta=None,
+    reward_floor=3.0,
+    reward_temperatures=(0.5, 2.0),
+    reward_temperature_steps=1,
+    prior="sampler",
+    answer_reward="normalised",
+    answer_weight=2.0,
+    wrong_candidate_penalty=1.0,
+    copy_penalty=1.0,
+    score_tool_tokens=True,
+    tempered_share=1.0,
+    temperatures=(1.1, 1.2),
+    replay_share=0.6,
+    mix_replay=True,
+    learning_rate=1e-3,
+    warmup=0,
+    decay="constant",
+    max_grad_norm=1e-3,
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [*((name, {}) for name, method in METHODS.items() if method.ignores(WORLD)), ("gflownet", AGAIN)],
+)
+def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method: str, changes: dict[str, Any]) -> None:
+    own = config_of(method, **changes)
+    unread, other = METHODS[method].ignores(own), {}
+    for section, others in (("m_step", OTHER_M_STEP), ("e_step", OTHER_E_STEP)):
+        names = [one.name for one in dataclasses.fields(others) if {section, f"{section}.{one.name}"} & {*unread}]
+        of_section = getattr(own, section)
+        if section == "e_step" or section not in unread:
+            assert all(getattr(of_section, name) != getattr(others, name) for name in names if name != "interpolation")
+        other[section] = dataclasses.replace(of_section, **{name: getattr(others, name) for name in names})
+    changed = dataclasses.replace(own, **other)
+    assert not other_settings(own, changed)
     outcomes = []
-    for config in (config_of(method), config_of(method, m_step=other)):
+    for config in (own, changed):
         loop = make(lm, config)
         list(loop.run())
         outcomes.append(outcome(loop))
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "name"),
+    [("gflownet", AGAIN, "m_step.batch_size"), ("rejection", {}, "e_step.questions"), ("ppo", {}, "e_step.warmup")],
+)
+def test_settings_that_it_reads_make_another_run(method: str, changes: dict[str, Any], name: str) -> None:
+    own, (section, field) = config_of(method, **changes), name.split(".")
+    of_section = getattr(own, section)
+    other = dataclasses.replace(of_section, **{field: getattr(of_section, field) + 1})
+    assert [path for path, *_ in other_settings(own, dataclasses.replace(own, **{section: other}))] == [name]
 
 
 @pytest.mark.parametrize("method", METHODS)
