@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
-from latent_cot.config.schema import EStepConfig, MStepConfig, RunConfig
+from latent_cot.config.schema import EStepConfig, RunConfig
 from latent_cot.types import UsageError
 
 
@@ -29,11 +29,6 @@ _OF_BALANCE = (
     *("e_step.prior", "e_step.tempered_share", "e_step.temperatures", "e_step.replay_share", "e_step.mix_replay"),
 )
 """Settings of an E-step that is a GFlowNet's: other methods sample from q itself, at temperature 1, and replay none."""
-
-
-def _but(section: type, path: str, *names: str) -> tuple[str, ...]:
-    """All settings of a section but these."""
-    return tuple(f"{path}.{one.name}" for one in fields(section) if one.name not in names)
 
 
 Reasoners = tuple[Literal["p", "q"], ...]
@@ -71,7 +66,7 @@ class MethodSpec:
 
     def ignores(self, config: RunConfig) -> Collection[str]:
         """Settings, and sections of them, that it does not read, beside those of other methods."""
-        return (*self._unread_e_step, *(self.unread if self.fine_tunes(config) else self._unread_m_step(config)))
+        return (*self._unread_e_step, *(self.unread if self.fine_tunes(config) else ("m_step",)))
 
     @property
     def _unread_e_step(self) -> Collection[str]:
@@ -79,13 +74,8 @@ class MethodSpec:
             return ()
         if self.trains_q:
             return _OF_BALANCE
-        return _but(EStepConfig, "e_step", "steps", "questions", "samples") if self.samples else ("e_step",)
-
-    def _unread_m_step(self, config: RunConfig) -> Collection[str]:
-        """Where p is not fine-tuned. An E-step that learns again takes `m_step.batch_size` questions, and gives what it
-        keeps of each `m_step.samples` in weight."""
-        again = self.has_balance and config.e_step.updates > 1
-        return _but(MStepConfig, "m_step", "batch_size", "samples") if again else ("m_step",)
+        read = ("steps", "questions", "samples") if self.samples else ()
+        return [f"e_step.{one.name}" for one in fields(EStepConfig) if one.name not in read]
 
     def drawn(self, config: RunConfig) -> int:
         """Rationales that are drawn for the M-step of a round."""

@@ -226,7 +226,7 @@ def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method
 
 @pytest.mark.parametrize(
     ("method", "changes", "name"),
-    [("gflownet", AGAIN, "m_step.batch_size"), ("rejection", {}, "e_step.questions"), ("ppo", {}, "e_step.warmup")],
+    [("gflownet", AGAIN, "e_step.updates"), ("rejection", {}, "e_step.questions"), ("ppo", {}, "e_step.warmup")],
 )
 def test_settings_that_it_reads_make_another_run(method: str, changes: dict[str, Any], name: str) -> None:
     own, (section, field) = config_of(method, **changes), name.split(".")
