@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat, takewhile
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -36,10 +36,10 @@ class TokenTree:
 
         Paths of the same `branch` share nodes; others are kept apart even where their tokens agree. `gaps` says how
         many positions to leave out before each token (of walks that share a node, the first one's count); empty: none.
-        Returns the node of each token.
+        Returns the node of each token. Raises ValueError for gaps of another number than the tokens.
         """
         path = []
-        for token, gap in zip(tokens, gaps or repeat(0), strict=False):
+        for token, gap in zip(tokens, gaps or [0] * len(tokens), strict=True):
             key = (node, token, branch)
             child = self._children.get(key)
             if child is None:

@@ -43,6 +43,13 @@ def test_branches_keep_equal_tokens_apart(sequences: list[list[int]]) -> None:
     assert tree.extend(0, sequences[0], branch="answer") == branch
 
 
+@pytest.mark.parametrize("gaps", [[1], [1, 0, 2, 1]])
+def test_gaps_of_another_number_than_the_tokens_are_refused(gaps: list[int]) -> None:
+    """Else the path would end where they do."""
+    with pytest.raises(ValueError, match="zip"):
+        TokenTree().extend(-1, [5, 6, 7], gaps=gaps)
+
+
 @given(paths)
 def test_a_node_sees_its_ancestors_and_itself(sequences: list[list[int]]) -> None:
     tree, _ = grow(sequences)
