@@ -85,7 +85,9 @@ def assemble(
     asked = [i for i, rationales in enumerate(sampled) if rationales]
     found = score_sampled([queries[i] for i in asked], [sampled[i] for i in asked], reward, ends_only=ends_only)
     fresh = dict(zip(asked, found, strict=True))
-    for _, of_one in sorted(fresh.items()):
+    for of_one in (
+        found if buffer.capacity else ()
+    ):  # where nothing is replayed, each prefix would be looked at for nothing
         offer(buffer, of_one, reward.codec, step)
     return [_with_replayed(query, fresh.get(i), replayed[i], step) for i, query in enumerate(queries)]
 

@@ -57,28 +57,23 @@ class ReplayBuffer:
         self._stores: dict[str, dict[tuple[int, ...], Stored]] = {}
         """Question -> tokens -> rationale, the oldest first."""
 
-    def __len__(self) -> int:
-        return sum(map(len, self._stores.values()))
-
     def __contains__(self, question: str) -> bool:
         return question in self._stores
 
-    def add(self, question: str, rationale: Rationale, log_reward: Sequence[float], step: int = 0) -> bool:
-        """Offer a rationale; returns whether it was taken. One whose reward is not a number never is."""
+    def add(self, question: str, rationale: Rationale, log_reward: Sequence[float], step: int = 0) -> None:
+        """Offer a rationale. One whose reward is not a number is never taken."""
         rationale = replace(rationale, log_probs=None)  # of the q that sampled it, which is another one by now
         item = Stored(rationale, tuple(log_reward[: len(rationale) + 1]), step)
         if math.isnan(item.priority) or not self.capacity:
-            return False
+            return
         store = self._stores.setdefault(question, {})
         leaving = self._nearly_alike(store, rationale.tokens)
         if not leaving and len(store) >= self.capacity:
             leaving = [min(reversed(store.values()), key=lambda other: other.priority)]
-        if any(other.priority >= item.priority for other in leaving):
-            return False
-        for other in leaving:
-            del store[other.rationale.tokens]
-        store[rationale.tokens] = item
-        return True
+        if all(other.priority < item.priority for other in leaving):
+            for other in leaving:
+                del store[other.rationale.tokens]
+            store[rationale.tokens] = item
 
     def stored(self, question: str) -> list[Stored]:
         """All rationales of a question, best first; of equal rewards, the older first."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from latent_cot.config.schema import RunConfig
+from latent_cot.methods import e_step
 from latent_cot.methods.e_step import Behaviour, _temperatures, collect, offer, update
 from latent_cot.methods.state import Phase
 from latent_cot.methods.trouble import PATIENCE, Watch
@@ -309,6 +310,18 @@ def test_of_equal_prefixes_the_longest_is_offered(rules: ChainRules) -> None:
     (query,) = queries(1)
     offer(buffer, Trajectories(query, [rationale], [1], row, [1]), rules.codec)
     assert [item.rationale.text for item in buffer.stored(query.example.key)] == ["11,", "11,1"]
+
+
+def test_what_keeps_nothing_is_offered_nothing(
+    lm: LanguageModel, rules: ChainRules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look for the best prefix of each rationale takes time: a run that replays nothing does not."""
+    offered = []
+    monkeypatch.setattr(e_step, "offer", lambda buffer, *_: offered.append(buffer))
+    gather(lm, rules, ReplayBuffer(0))
+    assert not offered
+    gather(lm, rules, ReplayBuffer())
+    assert len(offered) == 3
 
 
 def test_replay_falls_back_on_the_policy_and_draws_by_reward(lm: LanguageModel, rules: ChainRules) -> None:
