@@ -25,7 +25,7 @@ from latent_cot.methods.exploration import draw_behaviour, fill_buffer, reward_t
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
-from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE
+from latent_cot.objectives import OBJECTIVES
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.rollout import Draw
@@ -58,8 +58,9 @@ class EM(LearnsAgain):
         if self.state.unit == 0:
             self.state.seen = []
             fill_buffer(self.buffer, self)
-        log_z = [self.log_z] if c.objective in LOG_Z_RATE else []
-        optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=LOG_Z_RATE.get(c.objective, 0.0))
+        objective = OBJECTIVES[c.objective]
+        log_z = [self.log_z] if objective.log_z_rate else []
+        optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=objective.log_z_rate)
         for step, (chosen, sampled, seed), ahead in self.rollouts_of_steps(self._sample_step):
             # Score every prefix of what was sampled under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
             batches = assemble(
@@ -70,7 +71,7 @@ class EM(LearnsAgain):
                 samples=c.samples,
                 generator=torch.Generator().manual_seed(seed),
                 step=step,
-                ends_only=c.objective in COMPLETE_ONLY,
+                ends_only=objective.complete_only,
             )
             for batch in batches:
                 self.state.budget.sampled(batch.rationales, batch.sampled)

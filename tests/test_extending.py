@@ -51,7 +51,7 @@ def test_the_new_objective_and_the_new_sampler_train(changed: Path, tiny_model_d
         f"status = main('em --task arithmetic --preset smoke --precision fp32 --model {tiny_model_dir.as_posix()} "
         "--output-dir run --e-step.objective detailed-balance --e-step.samples 3'.split())\n"
         "assert status == 0 and 6 in drawn, (status, drawn)\n"
-        "assert o.OBJECTIVES['detailed-balance'].__module__ == 'latent_cot.objectives.detailed'\n"
+        "assert o.OBJECTIVES['detailed-balance'].loss.__module__ == 'latent_cot.objectives.detailed'\n"
     )
     environment = os.environ | {"PYTHONPATH": str(changed)}
     done = subprocess.run(

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives import COMPLETE_ONLY, OBJECTIVES
+from latent_cot.objectives import OBJECTIVES
+from latent_cot.objectives.balance import pooled_subtb
 from latent_cot.rationales.batch import Trajectories, balance_of, sampler_gap, score_sampled
 from latent_cot.rationales.buffer import ReplayBuffer, Stored
 from latent_cot.rationales.chain import ChainRules, stopped_at
@@ -177,7 +178,7 @@ def update(
     n = len(batches)
     own = lm.processes.share(range(n))
     batches = [batches[g] for g in own]
-    loss_of = OBJECTIVES[objective]
+    loss_of, complete_only, _ = OBJECTIVES[objective]
     loss_sum, variance_sum, log_z_sum, gaps = 0.0, 0.0, 0.0, [torch.empty(0)]
     groups = [batch.policy_group for batch in batches]
     with lm.trainable("q") as model:
@@ -187,7 +188,7 @@ def update(
                 [batches[g] for g in members],
                 temperature=reward_temperature,
                 floor=reward_floor,
-                complete_only=objective in COMPLETE_ONLY,
+                complete_only=complete_only,
                 huber_delta=huber_delta,
             )
             if log_z is not None:
@@ -223,7 +224,7 @@ def mean_log_z(
     for members, scores in score_in_batches(lm, lm.merged("q"), groups, rules.codec, max_tokens=max_tokens):
         of_members = [batches[g] for g in members]
         balance = balance_of(scores, of_members, temperature=reward_temperature, floor=reward_floor, complete_only=True)
-        _, info = OBJECTIVES["vargrad"](balance)
+        _, info = pooled_subtb(balance)
         assert balance.censored is not None
         known = balance.group[(balance.states & ~balance.censored).any(1)].unique()
         found += info.log_z[known].tolist()

@@ -30,7 +30,7 @@ from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, Seen, WeightedRationale
 from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives import COMPLETE_ONLY
+from latent_cot.objectives import OBJECTIVES
 from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
 from latent_cot.rationales.batch import shown
 from latent_cot.rationales.chain import check_rationale
@@ -174,7 +174,7 @@ class Method(Evaluator):
                 n=DIAGNOSTIC_SAMPLES,
                 reward_temperature=self.final_reward_temperature,
                 reward_floor=e.reward_floor,
-                complete_only=spec.has_balance and e.objective in COMPLETE_ONLY,
+                complete_only=spec.has_balance and OBJECTIVES[e.objective].complete_only,
                 max_tokens=self.config.max_batch_tokens,
                 generator=torch.Generator().manual_seed(self._unit_seed(unit)),
                 is_correct=self.is_correct if self.tells_right else None,

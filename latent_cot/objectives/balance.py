@@ -10,13 +10,14 @@ the residual of the sub-trajectory from s_i to s_j is a_i − a_j, and with λ =
 
     Σ_{i<j} (a_i − a_j)² = n Σ a² − (Σ a)²   over the n states of a trajectory: O(n), no double loop.
 
-At the optimum every a_i of a question equals its log Z(X). The objectives differ in which a_i they tie to what:
+At the optimum every a_i of a question equals its log Z(X). The losses differ in what they tie the a_i to:
 
-    subtb          those of one trajectory to each other
-    pooled_subtb   those of all trajectories of a question to their mean
-    vargrad        the last ones of all trajectories of a question to their mean
-    trajectory_balance   the last one of each trajectory to a learned log Z(X)
-    prefix_balance       those of all trajectories to a learned log Z(X)
+    subtb                those of one trajectory to each other
+    pooled_subtb         those of all trajectories of a question to their mean
+    trajectory_balance   those of all trajectories of a question to a learned log Z(X)
+
+The objectives (`OBJECTIVES`) differ besides in whether all a_i count or, as in VarGrad and plain trajectory balance,
+each trajectory's last one only: who makes the `Balance` leaves out the other states.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Balance(NamedTuple):
     weight: torch.Tensor
     """(B,) how often each distinct trajectory was sampled."""
     log_z: torch.Tensor | None = None
-    """(G,) log Z(X) of each question as it is learned, for an objective in `LOG_Z_RATE`."""
+    """(G,) log Z(X) of each question as it is learned, for an objective that does (`log_z_rate`)."""
     censored: torch.Tensor | None = None
     """(B, S) bool, states of whose reward only an upper bound is known: see `below_floor`."""
     huber_delta: float | None = None
@@ -145,6 +146,10 @@ def pooled_subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     gradient through it: under a floor that is what draws the known rationales *up* where q gives too much to those
     below. (Without a floor, and squared, it is zero.)
 
+    Over the last states only it is VarGrad: trajectory balance with log Z(X) estimated by the mean over the question's
+    trajectories. Richter et al., "VarGrad" (2020); for GFlowNets, Zhang et al., "Robust scheduling with GFlowNets"
+    (2023).
+
     Returns each question's loss, (G,), and its diagnostics.
     """
     w, known = _weights(b)
@@ -180,29 +185,13 @@ def subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     return loss, _info(b)
 
 
-def vargrad(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
-    """Trajectory balance with log Z(X) estimated by the mean over the question's trajectories.
-
-    Richter et al., "VarGrad" (2020); for GFlowNets, Zhang et al., "Robust scheduling with GFlowNets" (2023).
-    Only complete trajectories count: the a of each one's last state. Result as for `pooled_subtb`.
-    """
-    return pooled_subtb(b._replace(states=last_state(b.states)))
-
-
 def trajectory_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
-    """(log Z(X) + log q(Z) − log R(Z))², Malkin et al., "Trajectory balance" (2022), with a learned log Z(X).
+    """(log Z(X) + log q(Z) − log R(Z))², Malkin et al., "Trajectory balance" (2022), with a learned log Z(X); over all
+    states, since each may stop, and so is a complete trajectory.
 
-    Result as for `pooled_subtb`.
-    """
-    return prefix_balance(b._replace(states=last_state(b.states)))
-
-
-def prefix_balance(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
-    """Trajectory balance of every prefix: each may stop, so each is a complete trajectory. With a learned log Z(X).
-
-    For rewards that are nothing almost everywhere, such as 0 or 1. Of what is worth nothing only an upper bound is
-    known (`below_floor`). A batch may hold hardly any other state, whose mean `pooled_subtb` would have to trust; a
-    learned log Z(X) remembers what earlier batches have shown.
+    Over all of them for rewards that are nothing almost everywhere, such as 0 or 1. Of what is worth nothing only an
+    upper bound is known (`below_floor`). A batch may hold hardly any other state, whose mean `pooled_subtb` would have
+    to trust; a learned log Z(X) remembers what earlier batches have shown.
 
     Result as for `pooled_subtb`.
     """

@@ -19,7 +19,7 @@ from latent_cot.methods.policy_gradient import PPO
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives.balance import Balance, below_floor, prefix_balance, temper, trajectory_balance
+from latent_cot.objectives.balance import Balance, below_floor, temper, trajectory_balance
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import action_mask
 from latent_cot.rationales.chain import ChainRules
@@ -205,25 +205,23 @@ def test_weights_of_the_m_step_scale_each_likelihood(
 # -- balance and its figures -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [trajectory_balance, prefix_balance])
-def test_a_learned_log_z_with_a_floor_and_a_cap(objective: Callable[[Balance], Any]) -> None:
+def test_a_learned_log_z_with_a_floor_and_a_cap() -> None:
     """What is below the floor counts where it is too likely only, and large residuals linearly."""
     states, group = torch.ones(3, 1, dtype=torch.bool), torch.zeros(3, dtype=torch.long)
     censored = torch.tensor([[False], [True], [True]])
     a, log_z = torch.tensor([[20.0], [5.0], [-4.0]]), torch.tensor([0.0])
     balance = Balance(a, states, group, torch.ones(3), log_z=log_z, censored=censored, huber_delta=10.0)
-    loss, _ = objective(balance)
+    loss, _ = trajectory_balance(balance)
     assert float(loss) == pytest.approx((2 * 10 * 20 - 10**2 + 0 + 4**2) / 3)
 
 
-@pytest.mark.parametrize("objective", [trajectory_balance, prefix_balance])
-def test_samples_that_are_worth_nothing_do_not_move_log_z(objective: Callable[[Balance], Any]) -> None:
+def test_samples_that_are_worth_nothing_do_not_move_log_z() -> None:
     states, group = torch.ones(2, 1, dtype=torch.bool), torch.tensor([0, 0])
     rewards = torch.full((2, 1), -math.inf)
     a = (temper(rewards, states, group) + torch.tensor([[3.0], [2.0]])).requires_grad_()
     log_z = torch.tensor([4.6], requires_grad=True)
     censored = below_floor(rewards, states, group, None)
-    loss, _ = objective(Balance(a, states, group, torch.ones(2), log_z=log_z, censored=censored))
+    loss, _ = trajectory_balance(Balance(a, states, group, torch.ones(2), log_z=log_z, censored=censored))
     loss.sum().backward()
     assert log_z.grad is not None and float(log_z.grad) == 0
     assert float(loss.detach()) == 0

@@ -20,7 +20,7 @@ from latent_cot.methods.trouble import PATIENCE, Watch
 from latent_cot.model.architecture import Trees
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE, OBJECTIVES
+from latent_cot.objectives import OBJECTIVES
 from latent_cot.rationales.batch import Trajectories, describe
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules, Granularity, check_rationale
@@ -121,7 +121,7 @@ def measure(
     return info, recorder.gradient
 
 
-@pytest.mark.parametrize("objective", sorted(COMPLETE_ONLY))
+@pytest.mark.parametrize("objective", sorted(name for name, one in OBJECTIVES.items() if one.complete_only))
 def test_the_rewards_of_ends_are_enough_for_some(lm: LanguageModel, rules: ChainRules, objective: str) -> None:
     """The loss and the gradient are the same, also of what is replayed; the others need those of the prefixes."""
     found = []
@@ -129,7 +129,7 @@ def test_the_rewards_of_ends_are_enough_for_some(lm: LanguageModel, rules: Chain
         buffer = ReplayBuffer(tolerance=0)
         store(buffer, gather(lm, rules, ReplayBuffer(), seed=1, ends_only=ends_only))
         batches = gather(lm, rules, buffer, replay=0.5, ends_only=ends_only)
-        log_z = [torch.tensor(0.5)] * len(batches) if objective in LOG_Z_RATE else None
+        log_z = [torch.tensor(0.5)] * len(batches) if OBJECTIVES[objective].log_z_rate else None
         found.append(measure(lm, batches, rules, objective=objective, reward_floor=8.0, log_z=log_z))
         without = measure(lm, batches, rules)[0].loss
         assert (without > 1e4) == ends_only
@@ -229,7 +229,7 @@ def test_loss_and_gradient_are_the_oracles(
     for batch, weights in zip(batches, ([3, 1, 2, 1, 1, 2], [1, 4, 1, 1, 2, 1]), strict=True):
         batch.counts[:] = weights[: len(batch.rationales)]  # type: ignore[index]
     assert any(not all(r.policy_mask) for batch in batches for r in batch.rationales)
-    log_z = [torch.tensor(-9.0), torch.tensor(-4.0)] if objective in LOG_Z_RATE else None
+    log_z = [torch.tensor(-9.0), torch.tensor(-4.0)] if OBJECTIVES[objective].log_z_rate else None
     options: dict[str, Any] = {
         "objective": objective,
         "reward_floor": floor,
@@ -240,13 +240,13 @@ def test_loss_and_gradient_are_the_oracles(
     total, below = torch.zeros((), dtype=torch.float64), 0
     with lm.trainable("q") as model:
         for g, batch in enumerate(batches):
-            a, states, censored = flow_table(batch, model, rules, floor, ends_only=objective in COMPLETE_ONLY)
+            a, states, censored = flow_table(batch, model, rules, floor, ends_only=OBJECTIVES[objective].complete_only)
             below += int(censored.sum())
             weight = torch.tensor(batch.counts, dtype=torch.float64)
             z = None if log_z is None else log_z[g].double()
             total = total + oracle.question_loss(objective, a, states, weight, censored, huber_delta, z) / len(batches)
         expected = torch.autograd.grad(total, [w for _, w in sorted(lm.parameters("q").items())])
-    if objective not in COMPLETE_ONLY:
+    if not OBJECTIVES[objective].complete_only:
         assert (below > 0) == (floor is not None)
     elif granularity == "token" and floor is None:  # a chain that is cut within a step is worth nothing
         assert not below
@@ -256,7 +256,7 @@ def test_loss_and_gradient_are_the_oracles(
     torch.testing.assert_close(gradient, flat, rtol=1e-2, atol=1e-3 * float(flat.abs().max()))
 
 
-@pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - set(LOG_Z_RATE)))
+@pytest.mark.parametrize("objective", sorted(name for name, one in OBJECTIVES.items() if not one.log_z_rate))
 @pytest.mark.parametrize("huber_delta", [None, 3.0])
 def test_a_replayed_step_is_the_fresh_one(
     lm: LanguageModel, rules: ChainRules, objective: str, huber_delta: float | None

@@ -11,21 +11,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latent_cot.objectives import LOG_Z_RATE, OBJECTIVES
+from latent_cot.objectives import OBJECTIVES
 from latent_cot.objectives.balance import (
     Balance,
+    BalanceInfo,
     below_floor,
+    last_state,
     log_flow,
     pooled_subtb,
-    prefix_balance,
     subtb,
     temper,
-    trajectory_balance,
-    vargrad,
 )
 from tests.oracles import subtb as oracle
 
-NAMES = sorted(set(OBJECTIVES) - set(LOG_Z_RATE))
+NAMES = sorted(name for name, objective in OBJECTIVES.items() if not objective.log_z_rate)
+
+
+def loss_of(name: str, b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
+    """An objective of these trajectories: of the states that it is one of."""
+    objective = OBJECTIVES[name]
+    return objective.loss(b._replace(states=last_state(b.states)) if objective.complete_only else b)
 
 
 @dataclass
@@ -57,7 +62,7 @@ class Case:
         return Balance(self.flow(), self.states, self.group, self.weight, **options)
 
     def loss(self, name: str, **options: Any) -> torch.Tensor:
-        return OBJECTIVES[name](self.balance(**options))[0]
+        return loss_of(name, self.balance(**options))[0]
 
 
 def make_case(seed: int, groups: int = 2, rows: int = 3, longest: int = 6, pad: int = 0) -> Case:
@@ -180,7 +185,7 @@ def random_balance(
     g = torch.Generator().manual_seed(seed + 1)
     censored = (torch.rand(case.states.shape, generator=g) < 0.5) & case.states if floor else None
     weight = case.weight if weighted else torch.ones_like(case.weight)
-    log_z = torch.tensor([-9.0, -4.0], dtype=torch.float64) if name in LOG_Z_RATE else None
+    log_z = torch.tensor([-9.0, -4.0], dtype=torch.float64) if OBJECTIVES[name].log_z_rate else None
     return Balance(case.flow(), case.states, case.group, weight, log_z, censored, huber_delta)
 
 
@@ -215,7 +220,7 @@ def test_loss_is_its_definition(name: str, huber_delta: float | None, floor: boo
     for seed in range(8):
         b = random_balance(seed, name, huber_delta=huber_delta, floor=floor, weighted=weighted, rows=rows)
         b.a.requires_grad_()
-        losses, info = OBJECTIVES[name](b)
+        losses, info = loss_of(name, b)
         for question in range(2):
             torch.testing.assert_close(losses[question], of_definition(name, b, question))
         assert not info.variance.requires_grad and not info.log_z.requires_grad
@@ -232,7 +237,7 @@ def test_gradient_is_that_of_finite_differences(
         inputs = [x.clone().requires_grad_() for x in (b.a, b.log_z) if x is not None]
 
         def loss(a: torch.Tensor, log_z: torch.Tensor | None = None, b: Balance = b) -> torch.Tensor:
-            return OBJECTIVES[name](b._replace(a=torch.where(b.states, a, 0.0), log_z=log_z))[0]
+            return loss_of(name, b._replace(a=torch.where(b.states, a, 0.0), log_z=log_z))[0]
 
         assert torch.autograd.gradcheck(loss, inputs)
 
@@ -246,7 +251,7 @@ def test_gradient_is_that_of_the_definition(
     for seed in range(2):
         b = random_balance(seed, name, huber_delta=huber_delta, floor=floor, weighted=weighted, rows=rows)
         a = b.a.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(OBJECTIVES[name](b._replace(a=a))[0].sum(), a)
+        (gradient,) = torch.autograd.grad(loss_of(name, b._replace(a=a))[0].sum(), a)
         for row, place in b.states.nonzero().tolist():
             up, down = b.a.clone(), b.a.clone()
             up[row, place] += step
@@ -262,7 +267,7 @@ def test_what_is_below_the_floor_draws_the_known_up(name: str) -> None:
     a = torch.tensor([[-5.0], [-5.0], [0.0]], requires_grad=True)
     censored = torch.tensor([[True], [True], [False]])
     states, group = torch.ones(3, 1, dtype=torch.bool), torch.tensor([0, 0, 0])
-    loss, info = OBJECTIVES[name](Balance(a, states, group, torch.ones(3), censored=censored))
+    loss, info = loss_of(name, Balance(a, states, group, torch.ones(3), censored=censored))
     assert float(loss.detach()) == pytest.approx(50 / 3)
     assert float(info.variance) == pytest.approx(50 / 3) and float(info.log_z) == 0
     loss.sum().backward()
@@ -278,7 +283,7 @@ def test_the_gradient_of_a_question_adds_up_to_zero(name: str, huber_delta: floa
     for seed in range(20):
         b = random_balance(seed, name, huber_delta=huber_delta, floor=floor, weighted=True, rows=3)
         a = b.a.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(OBJECTIVES[name](b._replace(a=a))[0].sum(), a)
+        (gradient,) = torch.autograd.grad(loss_of(name, b._replace(a=a))[0].sum(), a)
         for question in range(2):
             assert float(gradient[b.group == question].sum()) == pytest.approx(0, abs=1e-10)
 
@@ -337,7 +342,7 @@ def test_the_order_of_trajectories_changes_nothing(
 ) -> None:
     case = make_case(seed)
     permuted = rows_of(case.balance(huber_delta=huber_delta), torch.tensor(order))
-    after = OBJECTIVES[name](permuted)[0]
+    after = loss_of(name, permuted)[0]
     torch.testing.assert_close(after, case.loss(name, huber_delta=huber_delta))
 
 
@@ -349,8 +354,8 @@ def test_a_weight_is_the_number_of_times_listed(name: str, huber_delta: float | 
     case = make_case(seed)
     counts = case.weight.long()
     once = case.balance(huber_delta=huber_delta)._replace(weight=torch.ones_like(case.weight))
-    loss, info = OBJECTIVES[name](rows_of(once, torch.arange(6).repeat_interleave(counts)))
-    weighted, weighted_info = OBJECTIVES[name](case.balance(huber_delta=huber_delta))
+    loss, info = loss_of(name, rows_of(once, torch.arange(6).repeat_interleave(counts)))
+    weighted, weighted_info = loss_of(name, case.balance(huber_delta=huber_delta))
     torch.testing.assert_close(weighted, loss)
     torch.testing.assert_close(weighted_info, info)
 
@@ -361,7 +366,7 @@ def test_large_equal_flows_do_not_cancel_in_float32() -> None:
     states = torch.ones(1, 4, dtype=torch.bool)
     exact = oracle.pooled([a[0]])
     for name, factor in {"pooled-subtb": 1.0, "subtb": 16 / 6}.items():  # n² pairs, or those with i < j
-        loss = OBJECTIVES[name](Balance(a, states, torch.tensor([0]), torch.ones(1)))[0]
+        loss = loss_of(name, Balance(a, states, torch.tensor([0]), torch.ones(1)))[0]
         assert float(loss) == pytest.approx(factor * float(exact), rel=0.05)
 
 
@@ -371,7 +376,7 @@ def test_large_equal_flows_do_not_cancel_in_float32() -> None:
 @given(seeds)
 def test_vargrad_is_the_variance_of_the_complete_trajectories(seed: int) -> None:
     case = make_case(seed)
-    loss, _ = vargrad(case.balance())
+    loss, _ = loss_of("vargrad", case.balance())
     for question in range(2):
         flows = [
             oracle.flow(*case.row(b))[-1:]
@@ -386,7 +391,7 @@ def test_trajectory_balance_is_its_formula(seed: int) -> None:
     """(log Z + log q(Z ⊤) − log R(Z))², weighted, and its gradient with respect to log Z."""
     case = make_case(seed)
     log_z = torch.tensor([-3.0, 2.0], dtype=torch.float64, requires_grad=True)
-    loss, info = trajectory_balance(case.balance(log_z=log_z))
+    loss, info = loss_of("tb", case.balance(log_z=log_z))
     loss.sum().backward()
     assert log_z.grad is not None
     torch.testing.assert_close(info.log_z, log_z.detach())
@@ -405,12 +410,12 @@ def test_trajectory_balance_is_its_formula(seed: int) -> None:
 
 
 @given(seeds, st.booleans())
-def test_prefix_balance_is_its_formula(seed: int, censor: bool) -> None:
+def test_trajectory_balance_of_every_prefix_is_its_formula(seed: int, censor: bool) -> None:
     """Every prefix is a complete trajectory; one whose reward is an upper bound counts if q gives it more."""
     case = make_case(seed, longest=4)
     log_z = torch.tensor([-3.0, 2.0], dtype=torch.float64, requires_grad=True)
     censored = case.states & (torch.arange(case.states.shape[1]) % 2 == 0) if censor else None
-    loss, info = prefix_balance(case.balance(log_z=log_z, censored=censored))
+    loss, info = loss_of("prefix-tb", case.balance(log_z=log_z, censored=censored))
     loss.sum().backward()
     assert log_z.grad is not None
     torch.testing.assert_close(info.log_z, log_z.detach())
@@ -471,7 +476,7 @@ def test_impossible_rationales_leave_loss_and_gradient_finite(
     log_pf = case.log_pf.float().requires_grad_()
     log_pterm = case.log_pterm.float()
     a = log_flow(log_pf, log_pterm, tempered, case.states)
-    loss, info = OBJECTIVES[name](Balance(a, case.states, case.group, case.weight.float(), huber_delta=huber_delta))
+    loss, info = loss_of(name, Balance(a, case.states, case.group, case.weight.float(), huber_delta=huber_delta))
     loss.sum().backward()
     assert bool(loss.isfinite().all())
     assert bool(info.variance.isfinite().all())
@@ -550,7 +555,7 @@ def test_vargrad_where_no_complete_trajectory_is_above_the_floor() -> None:
     a = torch.tensor([[-22.0, -25.0], [-22.0, -30.0]], requires_grad=True)
     states = torch.ones(2, 2, dtype=torch.bool)
     censored = torch.tensor([[False, True], [False, True]])
-    loss, _ = vargrad(Balance(a, states, torch.tensor([0, 0]), torch.ones(2), censored=censored))
+    loss, _ = loss_of("vargrad", Balance(a, states, torch.tensor([0, 0]), torch.ones(2), censored=censored))
     assert float(loss.detach()) == 0
 
 

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 
 from latent_cot.methods import e_step
-from latent_cot.objectives import Objective
+from latent_cot.objectives import Loss, Objective
 from latent_cot.objectives.balance import Balance, BalanceInfo
 from latent_cot.rationales import batch
 from latent_cot.rationales.scoring import Scores
@@ -44,7 +44,7 @@ def injected(fault: Fault) -> AbstractContextManager[Any]:
 def _without_s0(objectives: Mapping[str, Objective]) -> Mapping[str, Objective]:
     """The losses over all states but the empty rationale."""
 
-    def without_s0(loss: Objective) -> Objective:
+    def without_s0(loss: Loss) -> Loss:
         def masked(balance: Balance) -> tuple[torch.Tensor, BalanceInfo]:
             states = balance.states.clone()
             states[:, 0] = False
@@ -52,7 +52,7 @@ def _without_s0(objectives: Mapping[str, Objective]) -> Mapping[str, Objective]:
 
         return masked
 
-    return {name: without_s0(loss) for name, loss in objectives.items()}
+    return {name: one._replace(loss=without_s0(one.loss)) for name, one in objectives.items()}
 
 
 def _tool_tokens_in_q(score_in_batches: Callable[..., Any]) -> Callable[..., Any]:

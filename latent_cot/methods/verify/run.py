@@ -23,7 +23,7 @@ from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.staleness import LaggingSampler
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives import COMPLETE_ONLY, LOG_Z_RATE
+from latent_cot.objectives import OBJECTIVES
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
 
@@ -95,7 +95,7 @@ class Case:
         one of them are below the floor, nothing ties that one to those of other trajectories.
         """
         within_trajectories = self.objective == "subtb" and WORLDS[self.world].floor is not None
-        return self.objective not in LOG_Z_RATE and not within_trajectories
+        return not OBJECTIVES[self.objective].log_z_rate and not within_trajectories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ def train(
     generator = torch.Generator().manual_seed(c.seed)
     buffer = ReplayBuffer(capacity=1000, tolerance=0.0)
     reward = Reward(world.lm, world.rules.codec, max_tokens=c.max_batch_tokens)
-    learned = world.queries if objective in LOG_Z_RATE else []
+    learned = world.queries if OBJECTIVES[objective].log_z_rate else []
     log_z = [torch.nn.Parameter(torch.zeros(())) for _ in learned]
     optimiser = AdapterOptimiser(
         world.lm.parameters("q"),
@@ -237,7 +237,7 @@ def train(
                 reward,
                 samples=c.samples,
                 generator=generator,
-                ends_only=objective in COMPLETE_ONLY,
+                ends_only=OBJECTIVES[objective].complete_only,
             )
         update(
             world.lm,
@@ -274,7 +274,7 @@ def _estimated_log_z(world: World, objective: str, settings: Settings) -> list[f
         n=_DIAGNOSTIC_SAMPLES,
         reward_temperature=1.0,
         reward_floor=world.floor,
-        complete_only=objective in COMPLETE_ONLY,
+        complete_only=OBJECTIVES[objective].complete_only,
         max_tokens=settings.max_batch_tokens,
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )
