@@ -132,7 +132,6 @@ def diagnose(
         b = balance_of(
             scores, of_members, temperature=reward_temperature, floor=reward_floor, complete_only=complete_only
         )
-        assert b.censored is not None
         _, balance = pooled_subtb(b)
         log_reward = torch.cat([t.log_reward_at_end for t in of_members])
         # On the CPU: not every device has float64.

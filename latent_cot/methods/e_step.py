@@ -225,7 +225,6 @@ def mean_log_z(
         of_members = [batches[g] for g in members]
         balance = balance_of(scores, of_members, temperature=reward_temperature, floor=reward_floor, complete_only=True)
         _, info = pooled_subtb(balance)
-        assert balance.censored is not None
         known = balance.group[(balance.states & ~balance.censored).any(1)].unique()
         found += info.log_z[known].tolist()
     return sum(found) / len(found) if found else 0.0

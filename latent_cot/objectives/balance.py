@@ -41,10 +41,10 @@ class Balance(NamedTuple):
     """(B,) long, the question of each trajectory, 0 to G − 1."""
     weight: torch.Tensor
     """(B,) how often each distinct trajectory was sampled."""
+    censored: torch.Tensor
+    """(B, S) bool, states of whose reward only an upper bound is known: see `below_floor`."""
     log_z: torch.Tensor | None = None
     """(G,) log Z(X) of each question as it is learned, for an objective that does (`log_z_rate`)."""
-    censored: torch.Tensor | None = None
-    """(B, S) bool, states of whose reward only an upper bound is known: see `below_floor`."""
     huber_delta: float | None = None
     """Beyond this many nats a deviation counts linearly (2δ|d| − δ²). None: squared."""
 
@@ -163,22 +163,20 @@ def pooled_subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
 def subtb(b: Balance) -> tuple[torch.Tensor, BalanceInfo]:
     """Eq. 3, normalised: per trajectory the mean over its sub-trajectories (pairs i < j) of (a_i − a_j)².
 
-    With `huber_delta` or `censored` the pairs are formed one by one, O(S²). A trajectory with a single state has none
-    and adds nothing. Returns for each question the weighted mean over its trajectories, (G,), and its diagnostics.
+    With `huber_delta` or censored states the pairs are formed one by one, O(S²). A trajectory with a single state has
+    none and adds nothing. Returns for each question the weighted mean over its trajectories, (G,), and its diagnostics.
     """
     a, states = b.a, b.states
     n = states.sum(1)
     pairs = (n * (n - 1) / 2).to(a.dtype)
-    if b.huber_delta is None and (b.censored is None or not bool(b.censored.any())):
+    if b.huber_delta is None and not bool(b.censored.any()):
         # Centred first: nΣa² − (Σa)² of large, nearly equal values would cancel in float32.
         centre = a.sum(1) / n.clamp(min=1)
         centred = torch.where(states, a - centre[:, None], 0.0)
         total = n * (centred**2).sum(1) - centred.sum(1) ** 2
     else:
         both = (states[:, :, None] & states[:, None, :]).triu(1)
-        residual = a[:, :, None] - a[:, None, :]
-        if b.censored is not None:
-            residual = _two_sided(residual, b.censored[:, :, None], b.censored[:, None, :])
+        residual = _two_sided(a[:, :, None] - a[:, None, :], b.censored[:, :, None], b.censored[:, None, :])
         total = (_penalty(residual, b.huber_delta) * both).sum((1, 2))
     w = (b.weight * (pairs > 0))[:, None]
     loss = _group_mean((total / pairs.clamp(min=1))[:, None], w, b.group)
@@ -211,7 +209,7 @@ def _weights(b: Balance) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, S) of all states, and of the known ones. Where all that is known of a question are upper bounds, its states
     weigh nothing: there is nothing to compare them with, and a learned log Z(X) would only drift."""
     w = b.weight[:, None] * b.states
-    known = w if b.censored is None else w * ~b.censored
+    known = w * ~b.censored
     return w * (_group_mean(torch.ones_like(b.a), known, b.group) > 0)[b.group, None], known
 
 
@@ -221,9 +219,9 @@ def last_state(states: torch.Tensor) -> torch.Tensor:
     return states & (later == 1)
 
 
-def _one_sided(deviation: torch.Tensor, censored: torch.Tensor | None) -> torch.Tensor:
+def _one_sided(deviation: torch.Tensor, censored: torch.Tensor) -> torch.Tensor:
     """Where a is an upper bound, being above its target is no error."""
-    return deviation if censored is None else torch.where(censored, deviation.clamp(max=0.0), deviation)
+    return torch.where(censored, deviation.clamp(max=0.0), deviation)
 
 
 def _two_sided(difference: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -84,7 +84,7 @@ def balance_of(
     tempered = temper(log_reward, states, scores.group, temperature=temperature, floor=floor)
     a = log_flow(scores.log_pf, scores.log_pterm, tempered, states)
     weight = torch.tensor([float(count) for t in trajectories for count in t.counts], device=a.device)
-    return Balance(a, states, scores.group, weight, censored=censored, huber_delta=huber_delta)
+    return Balance(a, states, scores.group, weight, censored, huber_delta=huber_delta)
 
 
 def sampler_gap(scores: Scores, rationales: Sequence[Rationale]) -> torch.Tensor:

@@ -84,7 +84,7 @@ def question_loss(
     a: torch.Tensor,
     states: torch.Tensor,
     weight: torch.Tensor,
-    censored: torch.Tensor | None,
+    censored: torch.Tensor,
     huber_delta: float | None,
     log_z: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -101,7 +101,7 @@ def question_loss(
     for b in range(a.shape[0]):
         places = [i for i in range(a.shape[1]) if states[b, i]]
         terms += [(b, i) for i in (places[-1:] if name in ("vargrad", "tb") else places)]
-    unknown = {(b, i): censored is not None and bool(censored[b, i]) for b, i in terms}
+    unknown = {(b, i): bool(censored[b, i]) for b, i in terms}
     if name == "subtb":
         return _sub_trajectories_of_a_question(a, weight, terms, unknown, huber_delta)
     target, mass, known_mass = torch.zeros((), dtype=a.dtype), 0.0, 0.0
