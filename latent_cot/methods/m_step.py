@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
+from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import Counts
 from latent_cot.rationales.scoring import Group, score_in_batches
@@ -56,7 +57,7 @@ def update(
     """
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]
-    divisor = divisor or sum(n for group in groups for n in _tokens(group, rules.codec.stop_id, target))
+    divisor = divisor or sum(n for group in groups for n in _tokens(group, rules.codec, target))
     groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     total = 0.0
     with lm.trainable(adapter, dropout=dropout) as model:
@@ -76,7 +77,7 @@ def held_out_loss(
     """What `update` would call the loss of these rationales, in nats, without learning them."""
     scored = _log_likelihoods(lm, lm.merged(adapter), groups, rules, max_tokens)
     total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
-    return -total / sum(n for group in groups for n in _tokens(group, rules.codec.stop_id))
+    return -total / sum(n for group in groups for n in _tokens(group, rules.codec))
 
 
 @torch.no_grad()
@@ -140,12 +141,12 @@ def _log_likelihoods(
             yield members, scores.at_end(scores.log_y if target == "answer" else scores.log_choice)
 
 
-def _tokens(group: Group, stop_id: int, target: Target = "joint") -> list[int]:
+def _tokens(group: Group, codec: TextCodec, target: Target = "joint") -> list[int]:
     """How many tokens of each rationale, and behind it, are learned; the stop counts as one, a forced one is none; a
     choice among candidates counts as one."""
     if target != "joint":
         return [len(group.answer) if target == "answer" else 1] * len(group.rationales)
-    stop = list(group.answer[:1]) != [stop_id]
+    stop = not group.stop_in_answer(codec)
     return [sum(z.policy_mask) + len(group.answer) + int(stop and not z.truncated) for z in group.rationales]
 
 

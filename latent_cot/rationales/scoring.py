@@ -57,6 +57,10 @@ class Group:
     """How many positions to leave out before each token of the prompt and of the rationale, of which there is but one;
     empty: none."""
 
+    def stop_in_answer(self, codec: TextCodec) -> bool:
+        """Whether Y begins with the stop, as ". The answer is" does."""
+        return list(self.answer[:1]) == [codec.stop_id]
+
 
 def in_parts(group: Group, max_tokens: int) -> Iterator[Group]:
     """A group in parts of about `max_tokens` tokens, each of one rationale at least."""
@@ -221,9 +225,7 @@ def _score(
         ),
         group=torch.tensor(group_of, device=device),
         ends=torch.tensor([len(rationale) for rationale in rationales], device=device),
-        stop_in_answer=torch.tensor(
-            [list(layouts[g].group.answer[:1]) == [codec.stop_id] for g in group_of], device=device
-        ),
+        stop_in_answer=torch.tensor([layouts[g].group.stop_in_answer(codec) for g in group_of], device=device),
     )
 
 

@@ -196,7 +196,7 @@ def test_weights_of_the_m_step_scale_each_likelihood(
         found: torch.Tensor = optimiser.gradient
         return found
 
-    tokens = [m_step._tokens(group, rules.codec.stop_id)[0] for group in groups]
+    tokens = [m_step._tokens(group, rules.codec)[0] for group in groups]
     alone = [gradient([group], [1.0]) for group in groups]
     expected = sum(w * n * g for w, n, g in zip(weights, tokens, alone, strict=True)) / sum(tokens)
     torch.testing.assert_close(gradient(groups, weights), expected, rtol=1e-3, atol=1e-6)
