@@ -52,7 +52,7 @@ def train_ppo(world: World, steps: int, c: Settings, *, staleness: int, weighted
     for step in range(steps):
         with sampler.sampling():
             sampled = rollout(lm, "q", prompts, rules, n=c.samples, generator=generator)
-            seen = gather(world.queries, sampled, reward)
+            seen = gather(world.queries, sampled, reward, reference=True)
             of_sampler = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens) if weighted else None
         old = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens)
         advantage = ppo_advantages(seen, old, log_likelihood(seen), kl=1.0)

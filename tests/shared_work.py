@@ -82,7 +82,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         single.gradient_norm,
         *reward.of_prefixes([asked[0].example], groups[:1])[0][0].nan_to_num(neginf=-1e6).tolist(),
     ]
-    seen = experience.gather(asked, sampled, reward)
+    seen = experience.gather(asked, sampled, reward, reference=True)
     old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=100)
     policy = policy_gradient.update(
         lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, kl=0.1, max_tokens=100

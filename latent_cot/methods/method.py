@@ -357,10 +357,17 @@ class Method(Evaluator):
         return chosen, draw(prompts, self.rules, n=c.samples, generator=generator)
 
     def _experience(
-        self, members: Iterable[int], sampled: Iterable[Sequence[Rationale]], reward: Reward | None = None
+        self,
+        members: Iterable[int],
+        sampled: Iterable[Sequence[Rationale]],
+        reward: Reward | None = None,
+        *,
+        reference: bool = False,
     ) -> Experience:
-        """What was sampled for these training questions, scored under p. `reward`: None is that of training."""
-        return gather([self.query(self.questions[i]) for i in members], list(sampled), reward or self.reward)
+        """What was sampled for these training questions. `reward`: None is that of training. `reference`: as in
+        `gather`."""
+        queries = [self.query(self.questions[i]) for i in members]
+        return gather(queries, list(sampled), reward or self.reward, reference=reference)
 
     def _weigh(self, members: Sequence[int], experience: Experience) -> tuple[list[WeightedRationale], ImportanceInfo]:
         """The distinct rationales sampled from q, with weights that add up to `m_step.samples` for each question;

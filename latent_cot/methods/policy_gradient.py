@@ -99,7 +99,7 @@ class PolicyGradient(Method):
         optimiser = self._sampler_optimiser()
         for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)
-            experience = self._experience(chosen, rollouts)
+            experience = self._experience(chosen, rollouts, reference=True)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])

@@ -33,18 +33,21 @@ class Experience:
     mask: torch.Tensor
     """(B, S) bool, the actions: a tool's tokens are none, nor is a forced stop."""
     reference: torch.Tensor
-    """(B, S) log-probability of each action under p, in nats."""
+    """(B, S) log-probability of each action under p, in nats; 0 where it was not asked for."""
     log_reward: torch.Tensor
     """(B,) of the complete rationales, untempered, in nats; −inf for one that is worth nothing."""
 
 
-def gather(queries: Sequence[Query], sampled: Sequence[Sequence[Rationale]], reward: Reward) -> Experience:
-    """Score the distinct rationales among those sampled for each query under the frozen p, and reward them."""
-    return experience_of(score_sampled(queries, sampled, reward, ends_only=True, reference=True))
+def gather(
+    queries: Sequence[Query], sampled: Sequence[Sequence[Rationale]], reward: Reward, *, reference: bool = False
+) -> Experience:
+    """Reward the distinct rationales among those sampled for each query. `reference`: score them under the frozen p
+    besides, which a reward of the task's own does not need."""
+    return experience_of(score_sampled(queries, sampled, reward, ends_only=True, reference=reference))
 
 
 def experience_of(trajectories: Sequence[Trajectories]) -> Experience:
-    """The same for rationales that have been rewarded already. Their `reference` is 0 where p's was not asked for."""
+    """The same for rationales that have been rewarded already."""
     rationales = [rationale for t in trajectories for rationale in t.rationales]
     width = max(map(len, rationales)) + 1
     references = [torch.zeros(len(t.rationales), 1) if t.reference is None else t.reference for t in trajectories]

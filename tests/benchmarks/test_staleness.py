@@ -22,7 +22,7 @@ def test_the_reward_of_ppo_is_the_likelihood(name: str) -> None:
     world = build(WORLDS[name])
     rationales, codec, p = exact.enumerate_rationales(world.rules), world.rules.codec, world.lm.merged("p")
     for query in world.queries:
-        seen = gather([query], [rationales], Reward(world.lm, codec, max_tokens=1 << 16))
+        seen = gather([query], [rationales], Reward(world.lm, codec, max_tokens=1 << 16), reference=True)
         joint = exact.log_probs(p, query.model_prompt, rationales, codec, query.answer)
         prior = exact.log_probs(p, query.model_prompt, rationales, codec)
         torch.testing.assert_close(staleness.log_likelihood(seen).double(), joint - prior, atol=1e-4, rtol=0)

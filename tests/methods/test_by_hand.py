@@ -52,7 +52,7 @@ def seen(lm: LanguageModel, rules: ChainRules) -> Experience:
     for _ in asked:
         pool = [random_chain(rules, rng, k) for k in (1, 3, 5)]
         sampled.append([pool[0], pool[0], pool[1], pool[2]])
-    return gather(asked, sampled, Reward(lm, rules.codec, max_tokens=200))
+    return gather(asked, sampled, Reward(lm, rules.codec, max_tokens=200), reference=True)
 
 
 def no_step(lm: LanguageModel, adapter: Adapter) -> Any:
@@ -148,7 +148,7 @@ def test_what_an_engine_sampled_from_an_older_q_is_weighed_by_that_q(
     asked, settings = queries(3), {"max_tokens": 200}
     prompts = [query.policy_prompt for query in asked]
     sampled = rollout(lm, "q", prompts, rules, n=6, generator=torch.Generator().manual_seed(0))
-    seen = gather(asked, sampled, Reward(lm, rules.codec, max_tokens=200))
+    seen = gather(asked, sampled, Reward(lm, rules.codec, max_tokens=200), reference=True)
     expected, before = weigh(lm, seen, rules.codec, **settings)
     now = lm.merged("p")
     monkeypatch.setattr(lm, "merged", lambda adapter: now)

@@ -25,6 +25,7 @@ from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules, encode_rationale
+from latent_cot.rationales.experience import gather
 from latent_cot.rationales.reward import Reward, own_log_rewards
 from latent_cot.rationales.scoring import Group, Query, score
 from latent_cot.tasks.random_numbers import TASK
@@ -100,6 +101,19 @@ def test_complete_rationales_have_the_reward_of_their_last_prefix(lm: LanguageMo
             end = len(rationale)
             assert float(row[end]) == pytest.approx(float(expected[end]), abs=1e-4)
             assert torch.isinf(row[:end]).all()
+
+
+def test_p_is_run_only_where_it_is_read(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward of the task's own is read off the text; p's log-probabilities beside it are PPO's and GRPO's alone."""
+    rules, passes, run = rules_of(lm, "12a=", ()), [], LanguageModel.hidden
+    monkeypatch.setattr(LanguageModel, "hidden", lambda *given: passes.append(given) or run(*given))
+    query, rationales = Query(EXAMPLE, [5], [6], []), enumerate_rationales(rules)[:9]
+    reward = Reward(lm, rules.codec, Lengths(), max_tokens=2000)
+    seen = gather([query], [rationales], reward)
+    assert not passes
+    with_p = gather([query], [rationales], reward, reference=True)
+    assert passes and bool((with_p.reference != 0).any())
+    torch.testing.assert_close(seen.log_reward, with_p.log_reward)
 
 
 class Uniform(ToyTask):
