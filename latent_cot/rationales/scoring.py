@@ -9,7 +9,7 @@ all use it; but where Y begins with the stop, p's stop is a token of Y, which is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import groupby
 
@@ -169,15 +169,61 @@ def _score(
     lm: LanguageModel, model: PreTrainedModel, layouts: Sequence[_Layout], codec: TextCodec, *, tool_tokens: bool
 ) -> Scores:
     hidden = lm.hidden(model, [layout.tree for layout in layouts])
-    index_of = codec.action_index.tolist()
-
-    entry_of: dict[tuple[int, bool], int] = {}  # (hidden row, may stop there) of each distinct prefix -> its place
-    chosen_cells: list[tuple[int, int, int, int]] = []  # (b, i, prefix entry, action)
-    stop_cells: list[tuple[int, int, int, int]] = []  # likewise
-    tool_cells: list[tuple[int, int, int, int]] = []  # (b, i, hidden row, token)
-    answer_cells: list[tuple[int, int, int, int, int]] = []  # (b, i, answer, hidden row, token)
+    cells = _cells(layouts, codec, tool_tokens=tool_tokens)
     group_of = [g for g, layout in enumerate(layouts) for _ in layout.group.rationales]
     rationales = [rationale for layout in layouts for rationale in layout.group.rationales]
+    size, longest, device = len(rationales), max((len(r) for r in rationales), default=0), hidden.device
+    reads = {read: k for k, read in enumerate(sorted({(e, a) for *_, e, a in (*cells.chosen, *cells.stops)}))}
+    log_probs = _log_probs(lm, hidden, list(cells.prefixes), list(reads), codec)
+
+    def filled(shape: tuple[int, ...], of: Sequence[_Cell]) -> torch.Tensor:
+        if not of:
+            return log_probs.new_zeros(shape)
+        b, i, read = _columns([(b, i, reads[entry, action]) for b, i, entry, action in of], device)
+        return log_probs.new_zeros(shape).index_put((b, i), log_probs[read])
+
+    most = max((len(layout.group.others) for layout in layouts), default=0)
+    log_answers = _sum_into((size, longest + 1, 1 + most), cells.answers, lm, hidden)
+    others_of = torch.tensor([len(layouts[g].group.others) for g in group_of], device=device)
+    fewer = torch.arange(most, device=device) >= others_of[:, None]  # (B, C)
+    return Scores(
+        log_pf=filled((size, longest), cells.chosen),
+        log_pterm=filled((size, longest + 1), cells.stops),
+        log_y=log_answers[..., 0],
+        log_others=log_answers[..., 1:].masked_fill(fewer[:, None], -torch.inf),
+        log_tool=_sum_into((size, longest), cells.tool, lm, hidden),
+        states=torch.tensor(
+            [[*z.states, *[False] * (longest - len(z))] for z in rationales], dtype=torch.bool, device=device
+        ),
+        group=torch.tensor(group_of, device=device),
+        ends=torch.tensor([len(rationale) for rationale in rationales], device=device),
+        stop_in_answer=torch.tensor([layouts[g].group.stop_in_answer(codec) for g in group_of], device=device),
+    )
+
+
+_Cell = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Which cells of the tables of `Scores` are filled, and from what. b counts all the rationales, i is the number of
+    tokens of a prefix, and a row is that of a node among the hidden states of all trees."""
+
+    prefixes: dict[tuple[int, bool], int] = field(default_factory=dict)
+    """(row, may a chain stop there) of each distinct prefix that has an action -> its number."""
+    chosen: list[_Cell] = field(default_factory=list)
+    """(b, i, number of the prefix, action) of each token that the policy chose ..."""
+    stops: list[_Cell] = field(default_factory=list)
+    """... and of each stop that was not forced."""
+    tool: list[_Cell] = field(default_factory=list)
+    """(b, i, row, token) of each token of a tool."""
+    answers: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """(b, i, k, row, token) of each token of the k-th answer behind a prefix; Y is the answer 0."""
+
+
+def _cells(layouts: Sequence[_Layout], codec: TextCodec, *, tool_tokens: bool) -> _Cells:
+    """Those of all rationales of these groups. `tool_tokens`: with those of a tool's tokens."""
+    cells, index_of = _Cells(), codec.action_index.tolist()
     b = offset = 0
     for layout in layouts:
         for rationale, prefixes, answers in zip(layout.group.rationales, layout.prefixes, layout.answers, strict=True):
@@ -186,47 +232,20 @@ def _score(
                 stops = rationale.states[i] and not (i == last and rationale.truncated)
                 chosen = i < last and rationale.policy_mask[i]
                 if stops or chosen:
-                    entry = entry_of.setdefault((offset + node, stops), len(entry_of))
+                    entry = cells.prefixes.setdefault((offset + node, stops), len(cells.prefixes))
                 if stops:
-                    stop_cells.append((b, i, entry, codec.stop_index))
+                    cells.stops.append((b, i, entry, codec.stop_index))
                 if chosen:
-                    chosen_cells.append((b, i, entry, index_of[rationale.tokens[i]]))
+                    cells.chosen.append((b, i, entry, index_of[rationale.tokens[i]]))
                 elif i < last and tool_tokens:
-                    tool_cells.append((b, i, offset + node, rationale.tokens[i]))
+                    cells.tool.append((b, i, offset + node, rationale.tokens[i]))
             for i, branches in answers:
-                answer_cells.extend(
+                cells.answers.extend(
                     (b, i, k, offset + parent, token) for k, branch in enumerate(branches) for parent, token in branch
                 )
             b += 1
         offset += len(layout.tree)
-
-    size, longest, device = len(rationales), max((len(r) for r in rationales), default=0), hidden.device
-    reads = {read: k for k, read in enumerate(sorted({(e, a) for *_, e, a in (*chosen_cells, *stop_cells)}))}
-    log_probs = _log_probs(lm, hidden, list(entry_of), list(reads), codec)
-
-    def filled(shape: tuple[int, ...], cells: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
-        if not cells:
-            return log_probs.new_zeros(shape)
-        b, i, read = _columns([(b, i, reads[entry, action]) for b, i, entry, action in cells], device)
-        return log_probs.new_zeros(shape).index_put((b, i), log_probs[read])
-
-    most = max((len(layout.group.others) for layout in layouts), default=0)
-    log_answers = _sum_into((size, longest + 1, 1 + most), answer_cells, lm, hidden)
-    others_of = torch.tensor([len(layouts[g].group.others) for g in group_of], device=device)
-    fewer = torch.arange(most, device=device) >= others_of[:, None]  # (B, C)
-    return Scores(
-        log_pf=filled((size, longest), chosen_cells),
-        log_pterm=filled((size, longest + 1), stop_cells),
-        log_y=log_answers[..., 0],
-        log_others=log_answers[..., 1:].masked_fill(fewer[:, None], -torch.inf),
-        log_tool=_sum_into((size, longest), tool_cells, lm, hidden),
-        states=torch.tensor(
-            [[*z.states, *[False] * (longest - len(z))] for z in rationales], dtype=torch.bool, device=device
-        ),
-        group=torch.tensor(group_of, device=device),
-        ends=torch.tensor([len(rationale) for rationale in rationales], device=device),
-        stop_in_answer=torch.tensor([layouts[g].group.stop_in_answer(codec) for g in group_of], device=device),
-    )
+    return cells
 
 
 class _Layout:

@@ -170,6 +170,21 @@ def test_a_cut_chain_and_its_uncut_twin_share_a_tree(load: Loader) -> None:
     assert_scores(scores, lm.merged("q"), groups, codec, "none", False)
 
 
+def test_the_cells_of_a_cut_chain_with_a_tools_token(load: Loader) -> None:
+    """By hand. Behind a prompt of two tokens, nodes 0 and 1, the chain is nodes 2 and 3, Y's first token a branch at
+    its end, node 4. The second tree's rows go on from there."""
+    codec = codec_of(load("llama"))
+    one, two = codec.encode("12")
+    cut = masked_rationale([one, two], [True, False], [True, False, True], cut=True)
+    groups = [Group([5, 6], [cut], [8, 9]), Group([7], [masked_rationale([], [], [True])])]
+    cells = scoring._cells([scoring._Layout(group, "end") for group in groups], codec, tool_tokens=True)
+    assert cells.prefixes == {(1, True): 0, (5, True): 1}
+    assert cells.chosen == [(0, 0, 0, int(codec.action_index[one]))]
+    assert cells.stops == [(0, 0, 0, codec.stop_index), (1, 0, 1, codec.stop_index)]
+    assert cells.tool == [(0, 1, 2, two)]
+    assert cells.answers == [(0, 2, 0, 3, 8), (0, 2, 0, 4, 9)]
+
+
 @pytest.mark.parametrize("trees", ["flat", "masked", "paths"])
 def test_batching_changes_nothing(load: Loader, trees: Trees) -> None:
     """Neither the order of the questions, nor the size of a micro-batch, nor what a question is padded to."""
