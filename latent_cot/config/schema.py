@@ -344,8 +344,8 @@ class RunConfig(Section):
     gradient_checkpointing: Switch = False
     """Run each layer again in the backward pass instead of keeping what is in it: less memory, more time."""
     max_batch_tokens: Positive = 3072
-    """Padded tokens of one pass, a third of them in one with a gradient: bounds memory, nothing else. All rationales
-    of a question are always in one, however many."""
+    """Padded tokens of one pass, a third of them in one with a gradient: bounds memory, nothing else. Where q's
+    rationales are compared with each other, those of a question are always in one, however many."""
     trust_remote_code: Switch = False
     """Run Python code that comes with the model. Only for a model whose author you trust."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -9,20 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy.stats import binomtest
-from transformers import PreTrainedModel
 
 from latent_cot.evaluation import intervals
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import Counts
-from latent_cot.rationales.scoring import Group, in_parts, score, score_in_batches
+from latent_cot.rationales.scoring import Group, score_rows
 from latent_cot.types import Example, Measured, Rationale, Sample, Task
 
 Judge = Literal["p", "q", "base"]
@@ -101,7 +99,6 @@ def majority(answers: Sequence[str | None], same: Callable[[str, str], bool] = o
     return max(votes, key=lambda answer: votes[answer]) if votes else None
 
 
-@torch.no_grad()
 def read_answers(
     lm: LanguageModel,
     judge: Judge,
@@ -125,16 +122,13 @@ def read_answers(
     for g, candidates in picked.items():
         first, *others = map(rules.codec.encode, candidates.values())
         groups.append(Group(prompts[g], rationales[g], first, others))
-    names = [(g, list(candidates)) for g, candidates in picked.items()]
     with lm.without_adapters() if judge == "base" else nullcontext(lm.merged(judge)) as model:
-        for members, scores in score_in_batches(
-            lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end"
-        ):
-            # Y was scored at the ends only: elsewhere there are zeros, and -inf for a candidate that is not there.
-            log_y = torch.cat([scores.log_y[..., None], scores.log_others], -1).sum(1)  # (B, candidates)
-            for k, m in enumerate(members):
-                g, of_question = names[m]
-                found[g] = [of_question[place] for place in log_y[scores.group == k].argmax(-1).tolist()]
+        scored = score_rows(lm, model, groups, rules.codec, max_tokens=max_tokens, answers_at="end")
+    for (g, candidates), scores in zip(picked.items(), scored, strict=True):
+        # Y was scored at the ends only: elsewhere there are zeros, and -inf for a candidate that is not there.
+        log_y = torch.cat([scores.log_y[..., None], scores.log_others], -1).sum(1)  # (B, candidates)
+        names = list(candidates)
+        found[g] = [names[place] for place in log_y.argmax(-1).tolist()]
     return found
 
 
@@ -215,24 +209,16 @@ def judge(
     """
     if not task.scored:
         return [[Sample(rationale, count=count) for rationale, count in of_one.items()] for of_one in counts]
-    parts = [_as_text(part) for group in groups for part in in_parts(group, max_tokens)]
-    found: dict[int, list[tuple[float, float]]] = {}
     with lm.without_adapters() as base:
-        for members, scores in score_in_batches(
-            lm, base, parts, codec, max_tokens=max_tokens, answers_at="end", tool_tokens=True
-        ):
-            log_z, log_y = scores.log_tool.cpu().double().sum(1), scores.at_end(scores.log_y).cpu()
-            for k, member in enumerate(members):
-                own = scores.group.cpu() == k
-                found[member] = list(zip(log_z[own].tolist(), log_y[own].tolist(), strict=True))
-    scored = chain.from_iterable(found[member] for member in range(len(parts)))
-    return [
-        [
-            Sample(rationale, log_z, log_y if group.answer else None, count)
-            for (rationale, count), (log_z, log_y) in zip(of_one.items(), scored, strict=False)
-        ]
-        for group, of_one in zip(groups, counts, strict=True)
-    ]
+        texts = list(map(_as_text, groups))
+        scored = score_rows(lm, base, texts, codec, max_tokens=max_tokens, answers_at="end", tool_tokens=True)
+    found = []
+    for of_one, group, scores in zip(counts, groups, scored, strict=True):
+        log_z = scores.log_tool.double().sum(1).tolist()
+        log_y = scores.at_end(scores.log_y).tolist() if group.answer else [None] * len(log_z)
+        rows = zip(of_one.items(), log_z, log_y, strict=True)
+        found.append([Sample(rationale, z, y, count) for (rationale, count), z, y in rows])
+    return found
 
 
 def _as_text(group: Group) -> Group:
@@ -242,15 +228,6 @@ def _as_text(group: Group) -> Group:
         for z in group.rationales
     ]
     return replace(group, rationales=texts)
-
-
-@torch.no_grad()
-def log_complete(
-    lm: LanguageModel, model: PreTrainedModel, group: Group, codec: TextCodec, *, max_tokens: int
-) -> list[float]:
-    """log-probability of each complete rationale of a group, the stop included; nats. `max_tokens`: of a pass."""
-    passes = (score(lm, model, [part], codec) for part in in_parts(group, max_tokens))
-    return [value for scores in passes for value in scores.log_complete.tolist()]
 
 
 @dataclass(frozen=True)

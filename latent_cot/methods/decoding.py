@@ -8,11 +8,9 @@ on it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
-import torch
 
 from latent_cot.config.schema import RunConfig, tool_names
 from latent_cot.methods.method import Method
@@ -20,8 +18,8 @@ from latent_cot.methods.phases import Steps
 from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
 from latent_cot.rationales.rollout import Counts
-from latent_cot.rationales.scoring import Group, score_in_batches
-from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
+from latent_cot.rationales.scoring import Group, score_rows
+from latent_cot.types import Example, Task, TaskData, UsageError
 
 TOP_P = 0.95
 """`nucleus`: the probability that the tokens it samples from come to."""
@@ -74,7 +72,6 @@ class Decoding(Method):
         kept = [group[0] for group in found if group] if diverse else found[0][:n]
         return Counter([one.rationale for one in kept])
 
-    @torch.no_grad()
     def _likeliest(
         self, reasoner: Adapter, prompts: Sequence[Sequence[int]], sampled: Sequence[Counts], n: int
     ) -> list[Counts]:
@@ -84,15 +81,12 @@ class Decoding(Method):
             Group(prompt, [replace(rationale, truncated=False) for rationale in counts])
             for prompt, counts in zip(prompts, sampled, strict=True)
         ]
-        kept: dict[int, Mapping[Rationale, int]] = {}
-        model, tokens = self.lm.merged(reasoner), self.config.max_batch_tokens
-        for members, scores in score_in_batches(self.lm, model, groups, self.test_rules.codec, max_tokens=tokens):
-            for k, g in enumerate(members):
-                own = scores.log_complete[scores.group == k]
-                best = own.argsort(descending=True)[:n].tolist()
-                rationales = list(sampled[g])
-                kept[g] = dict.fromkeys((rationales[i] for i in best), 1)
-        return [kept[g] for g in range(len(groups))]
+        kept, model, size = list[Counts](), self.lm.merged(reasoner), self.config.max_batch_tokens
+        scored = score_rows(self.lm, model, groups, self.test_rules.codec, max_tokens=size)
+        for rationales, scores in zip(map(list, sampled), scored, strict=True):
+            best = scores.log_complete.argsort(descending=True)[:n].tolist()
+            kept.append(dict.fromkeys((rationales[i] for i in best), 1))
+        return kept
 
 
 def _is_plain(config: RunConfig) -> bool:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from latent_cot.evaluation.evaluate import (
     Outcome,
     figures,
     judge,
-    log_complete,
     majority,
     read_answers,
 )
@@ -34,7 +34,7 @@ from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
 from latent_cot.rationales.rollout import Counts, rollout
-from latent_cot.rationales.scoring import Group, Query
+from latent_cot.rationales.scoring import Group, Query, score_rows
 from latent_cot.types import Example, Measured, Rationale, Sample, Task, TaskData
 
 # Questions take the places of those that are answered, until so many batches are done: the last chains of a
@@ -183,8 +183,7 @@ class Evaluator(Resumable):
         prompts = [self.test_prompt(reasoner, example) for example in examples]
         generator = torch.Generator().manual_seed(seed)
         counts: list[Counter[Rationale]] = [Counter() for _ in prompts]
-        for some in slices(n, self.test_batch_size):  # of 100,000 at once the logits alone take 20 GB
-            drawn = self._rollout(reasoner, prompts, generator, n=len(some), **sampling)
+        for drawn in self._rollouts_of(reasoner, prompts, generator, n=n, **sampling):
             for count, rationales in zip(counts, drawn, strict=True):
                 count.update(rationales)
         return list(counts)
@@ -229,7 +228,8 @@ class Evaluator(Resumable):
             sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
             if sampler is not None:
                 prompts = [self.test_prompt(sampler, example) for example in batch]
-                sampled = self._rollout(sampler, prompts, generator, n=votes, temperature=temperature)
+                drawn = self._rollouts_of(sampler, prompts, generator, n=votes, temperature=temperature)
+                sampled = [list(chain.from_iterable(of_one)) for of_one in zip(*drawn, strict=True)]
             for example, rationales, answers in zip(batch, sampled, self.decide(reasoner, batch, sampled), strict=True):
                 answer = majority(answers, partial(self._same_answer, example))
                 yield Outcome(example, rationales, answers, answer, self.task.grade(example, answer))
@@ -250,22 +250,27 @@ class Evaluator(Resumable):
         """Whether an answer would be right if the other one were: `1,000` and `1000` where numbers count."""
         return self.task.grade(replace(example, answer=other), answer)
 
-    def _rollout(
-        self, sampler: Adapter, prompts: Sequence[Sequence[int]], generator: torch.Generator, **sampling: Any
-    ) -> list[list[Rationale]]:
+    def _rollouts_of(
+        self, sampler: Adapter, prompts: Sequence[Sequence[int]], generator: torch.Generator, *, n: int, **sampling: Any
+    ) -> Iterator[list[list[Rationale]]]:
+        """`n` rationales for each prompt, some at a time: of 100,000 at once the logits alone take 20 GB."""
         size = self.test_batch_size
-        return rollout(self.lm, sampler, prompts, self.test_rules, batch_size=size, generator=generator, **sampling)
+        sampling |= {"batch_size": size, "generator": generator}
+        for some in slices(n, size):
+            yield rollout(self.lm, sampler, prompts, self.test_rules, n=len(some), **sampling)
 
     def _measured(
         self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
     ) -> list[Measured]:
         found = []
         for example, of_example in zip(examples, samples, strict=True):
-            texts, listed = self.task.texts(example), None
-            if texts is not None:
+            texts = self.task.texts(example)
+            listed = None if texts is None else list[float]()
+            if texts:
                 rules, model, size = self.test_rules, self.lm.merged(reasoner), self.config.max_batch_tokens
                 group = Group(self.test_prompt(reasoner, example), [encode_rationale(text, rules) for text in texts])
-                listed = log_complete(self.lm, model, group, rules.codec, max_tokens=size)
+                (scores,) = score_rows(self.lm, model, [group], rules.codec, max_tokens=size)
+                listed = scores.log_complete.tolist()
             found.append(Measured(example, of_example, listed))
         return found
 

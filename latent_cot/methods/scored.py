@@ -12,7 +12,7 @@ from latent_cot.methods.method import Method
 from latent_cot.model.lm import Adapter
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import score_sampled
-from latent_cot.rationales.scoring import Group, in_parts, score
+from latent_cot.rationales.scoring import Group, Scores, score_rows
 from latent_cot.types import Example, Rationale
 
 
@@ -118,24 +118,21 @@ def score_rationales(
     query, rationales = loop.query(example, for_q=with_q), list(counts)
     adapters: tuple[Adapter, ...] = ("q", "p") if with_q else ("p",)
     prompts = {"q": query.policy_prompt, "p": loop.test_prompt("p", example)}
-    tables = {name: _log_probs(loop, name, Group(prompts[name], rationales)) for name in adapters}
+    tables = {name: _scores(loop, name, Group(prompts[name], rationales)) for name in adapters}
     unknown: list[Any] = [None] * len(rationales)
     empty: list[Any] = [[None] * (max(map(len, rationales)) + 1)] * len(rationales)
-    p_tokens, p_stops, log_p = tables["p"]
-    q_tokens, q_stops, log_q = tables.get("q", (empty, empty, unknown))
+    p_tokens, p_stops, log_p = _listed(tables["p"])
+    q_tokens, q_stops, log_q = _listed(tables["q"]) if with_q else (empty, empty, unknown)
 
     log_rewards, weights, ess, bound = empty, unknown, None, None
     if example.y is not None or loop.reward.task is not None:
-        whole = Group(query.model_prompt, rationales, query.answer)
-        parts = [part.rationales for part in in_parts(whole, loop.config.max_batch_tokens)]
-        scored = [score_sampled([query], [part], loop.reward)[0] for part in parts]
-        log_rewards = [row for t in scored for row in t.log_reward.tolist()]
+        (scored,) = score_sampled([query], [rationales], loop.reward)
+        log_rewards = scored.log_reward.tolist()
         if proposal is not None:
             group = torch.zeros(len(rationales), dtype=torch.long)
             count = torch.tensor(list(counts.values()), dtype=torch.float64)
-            log_reward = torch.cat([t.log_reward_at_end for t in scored]).double()
-            log_proposal = torch.tensor(tables[proposal][2], dtype=torch.float64)
-            weight, info = importance_weights(log_reward, log_proposal, count, group)
+            log_proposal = tables[proposal].log_complete.double()
+            weight, info = importance_weights(scored.log_reward_at_end.double(), log_proposal, count, group)
             weights, ess, bound = weight.tolist(), float(info.ess), float(info.bound)
 
     graded = example.answer is not None and not loop.task.is_measured
@@ -156,17 +153,16 @@ def score_rationales(
     return Weighed(found, ess, bound)
 
 
-def _log_probs(
-    loop: Method, adapter: Adapter, group: Group
-) -> tuple[list[list[float]], list[list[float]], list[float]]:
-    """log-probabilities under an adapter of each rationale's tokens, of stopping at its prefixes, and of all of it."""
-    tokens, stops, complete = list[list[float]](), list[list[float]](), list[float]()
-    for part in in_parts(group, loop.config.max_batch_tokens):
-        scores = score(loop.lm, loop.lm.merged(adapter), [part], loop.rules.codec)
-        tokens += scores.log_pf.tolist()
-        stops += scores.log_pterm.tolist()
-        complete += scores.log_complete.tolist()
-    return tokens, stops, complete
+def _scores(loop: Method, adapter: Adapter, group: Group) -> Scores:
+    """Those of a group under an adapter."""
+    model, size = loop.lm.merged(adapter), loop.config.max_batch_tokens
+    (scores,) = score_rows(loop.lm, model, [group], loop.rules.codec, max_tokens=size)
+    return scores
+
+
+def _listed(scores: Scores) -> tuple[list[list[float]], list[list[float]], list[float]]:
+    """Log-probabilities of each rationale's tokens, of stopping at its prefixes, and of all of it."""
+    return scores.log_pf.tolist(), scores.log_pterm.tolist(), scores.log_complete.tolist()
 
 
 def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:

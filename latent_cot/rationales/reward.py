@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
@@ -16,7 +16,7 @@ from latent_cot.config.settings import flag
 from latent_cot.model.lm import LanguageModel, Weights
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives.balance import last_state
-from latent_cot.rationales.scoring import Group, Scores, score_in_batches
+from latent_cot.rationales.scoring import Group, Scores, score_rows
 from latent_cot.types import JOINT, Example, Rationale, Task, UsageError
 
 FREE_WORDS = 3
@@ -72,7 +72,7 @@ class Reward:
     tool_tokens: bool = False
     """Whether log p of a tool's tokens counts: see `log_joint`."""
     max_tokens: int = 4096
-    """Padded size of a forward pass; bounds memory."""
+    """Padded size of a forward pass; bounds memory, whatever the size of a group."""
     comparison: Comparison | None = None
     """How Y counts, if not by log p(Y | X Z)."""
     prior: Callable[[Example], Sequence[int]] | None = None
@@ -110,49 +110,50 @@ class Reward:
         """`of_prefixes`, and with `reference` p's `Scores.log_actions` likewise, in one pass of p."""
         share = self.lm.processes.share(range(len(groups)))
         examples, groups = [examples[g] for g in share], [groups[g] for g in share]
-        tables: dict[int, torch.Tensor] = {}
-        references: dict[int, torch.Tensor] = {}
+        scored: Sequence[Scores] = ()
         if self.task is None or reference:
-            prior = self._log_prior(examples, groups)
             compared = groups
             if self.comparison is not None:  # the other candidates are scored too
                 others = [other_answers(self.comparison.task, example, self.codec) for example in examples]
                 compared = [replace(group, others=own) for group, own in zip(groups, others, strict=True)]
             at = "none" if self.task is not None else "end" if ends_only else "states"
-            for members, scores in self._scores("p", compared, answers_at=at, tool_tokens=self.tool_tokens):
-                if reference:
-                    references.update(zip(members, scores.split(scores.log_actions), strict=True))
-                log_y, log_stop = scores.log_y, scores.log_stop
-                if self.comparison is not None:
-                    log_y, log_stop = self.comparison(scores), self.comparison.log_stop(scores)
-                table = log_joint(scores, log_y, log_stop, ends_only=ends_only, with_prior=prior is None)
-                for g, rows in zip(members, scores.split(table), strict=True):
-                    tables[g] = rows if prior is None else rows + prior[g]
-        for g, (example, group) in enumerate(zip(examples, groups, strict=True)):
-            if self.task is not None:
-                tables[g] = own_log_rewards(self.task, example, group.rationales, self.codec, ends_only=ends_only)
-            if self.copy_penalty:
-                for row, rationale in zip(tables[g], group.rationales, strict=True):
+            scored = self._scores("p", compared, answers_at=at, tool_tokens=self.tool_tokens)
+        if self.task is not None:
+            tables = [
+                own_log_rewards(self.task, example, group.rationales, self.codec, ends_only=ends_only)
+                for example, group in zip(examples, groups, strict=True)
+            ]
+        else:
+            priors = self._log_priors(examples, groups)
+            tables = [self._joint(*one, ends_only=ends_only) for one in zip(scored, priors, strict=True)]
+        if self.copy_penalty:
+            for example, group, table in zip(examples, groups, tables, strict=True):
+                for row, rationale in zip(table, group.rationales, strict=True):
                     for n in row.isfinite().nonzero()[:, 0].tolist():
                         copied = copied_words(self.codec.decode(rationale.tokens[:n]), example.y or "")
                         row[n] -= self.copy_penalty * max(0, copied - FREE_WORDS)
-        own = [(tables[g], references[g] if reference else None) for g in range(len(groups))]
-        return self.lm.processes.join(own)
+        references = [scores.log_actions for scores in scored] if reference else [None] * len(groups)
+        return self.lm.processes.join(list(zip(tables, references, strict=True)))
 
-    def _log_prior(self, examples: Sequence[Example], groups: Sequence[Group]) -> dict[int, torch.Tensor] | None:
-        """log q₀(z_{1:i} ⊤) of every prefix, a (B_g, N_g + 1) tensor for each group; of any use at states only."""
+    def _joint(self, scores: Scores, prior: torch.Tensor | None, *, ends_only: bool) -> torch.Tensor:
+        """`log_joint`, with Y as the `comparison` has it."""
+        log_y, log_stop = scores.log_y, scores.log_stop
+        if self.comparison is not None:
+            log_y, log_stop = self.comparison(scores), self.comparison.log_stop(scores)
+        return log_joint(scores, log_y, log_stop, ends_only=ends_only, prior=prior)
+
+    def _log_priors(self, examples: Sequence[Example], groups: Sequence[Group]) -> Sequence[torch.Tensor | None]:
+        """log q₀(z_{1:i} ⊤) of every prefix, a (B_g, N_g + 1) tensor for each group; of any use at states only. None
+        where it is p's that counts."""
         if self.prior is None:
-            return None
+            return [None] * len(groups)
         read = [Group(self.prior(example), group.rationales) for example, group in zip(examples, groups, strict=True)]
-        found: dict[int, torch.Tensor] = {}
-        for members, scores in self._scores("prior", read):
-            log_q = torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + scores.log_pterm
-            found.update(zip(members, scores.split(log_q), strict=True))
-        return found
+        scored = self._scores("prior", read)
+        return [torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + scores.log_pterm for scores in scored]
 
-    def _scores(self, adapter: Weights, groups: Sequence[Group], **settings: Any) -> Iterator[tuple[list[int], Scores]]:
+    def _scores(self, adapter: Weights, groups: Sequence[Group], **settings: Any) -> list[Scores]:
         model = self.lm.merged(adapter)
-        return score_in_batches(self.lm, model, groups, self.codec, max_tokens=self.max_tokens, **settings)
+        return score_rows(self.lm, model, groups, self.codec, max_tokens=self.max_tokens, **settings)
 
 
 def refuse_no_part_of_the_reward(c: EStepConfig, task: Task, questions: Sequence[Example]) -> None:
@@ -182,7 +183,12 @@ def refuse_no_part_of_the_reward(c: EStepConfig, task: Task, questions: Sequence
 
 
 def log_joint(
-    scores: Scores, log_y: torch.Tensor, log_stop: torch.Tensor, *, ends_only: bool, with_prior: bool
+    scores: Scores,
+    log_y: torch.Tensor,
+    log_stop: torch.Tensor,
+    *,
+    ends_only: bool,
+    prior: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """log R(z_{1:i} ⊤) = log p(X z_{1:i} ⊤ Y) − log p(X), untempered, in nats, for every state.
 
@@ -202,15 +208,14 @@ def log_joint(
         log_y: (B, N + 1) `scores.log_y`, or what a `Comparison` makes of it.
         log_stop: (B, N + 1) `scores.log_stop`, or what a `Comparison` makes of it.
         ends_only: Y was scored behind the complete rationales only.
-        with_prior: False: `log_y` alone, to which a prior is added, with a stop of its own.
+        prior: (B, N + 1) log-probability of the tokens and the stop that counts instead of p's.
 
     Returns (B, N + 1); −inf where the prefix is no state and, with `ends_only`, of all but the complete rationales.
     """
     states = last_state(scores.states) if ends_only else scores.states
-    if with_prior:
-        tokens = (scores.log_pf + scores.log_tool).cumsum(1)
-        log_y = torch.nn.functional.pad(tokens, (1, 0)) + log_stop + log_y
-    return torch.where(states, log_y, -torch.inf)
+    if prior is None:
+        prior = torch.nn.functional.pad((scores.log_pf + scores.log_tool).cumsum(1), (1, 0)) + log_stop
+    return torch.where(states, prior + log_y, -torch.inf)
 
 
 def copied_words(text: str, source: str) -> int:

@@ -62,14 +62,6 @@ class Group:
         return list(self.answer[:1]) == [codec.stop_id]
 
 
-def in_parts(group: Group, max_tokens: int) -> Iterator[Group]:
-    """A group in parts of about `max_tokens` tokens, each of one rationale at least."""
-    longest = max(map(len, group.rationales), default=0) + len(group.answer)
-    size = max(1, (max_tokens - len(group.prompt)) // max(1, longest))
-    for start in range(0, len(group.rationales), size):
-        yield replace(group, rationales=group.rationales[start : start + size])
-
-
 @dataclass(frozen=True)
 class Scores:
     """Log-probabilities, in nats, of B rationales of at most N tokens; 0 where padded or not a state."""
@@ -120,11 +112,30 @@ class Scores:
         """(B, N + 1) log-probability of Y among the candidates after each scored prefix."""
         return self.log_y - torch.cat([self.log_y[..., None], self.log_others], -1).logsumexp(-1)
 
-    def split(self, table: torch.Tensor) -> list[torch.Tensor]:
-        """Each group's rows of `table` (B, N + 1, ...) on the CPU, with the columns of its longest rationale."""
-        table, group, ends = table.cpu(), self.group.cpu(), self.ends.cpu()
-        of_groups = [group == g for g in range(int(group.max()) + 1)]
-        return [table[rows, : int(ends[rows].max()) + 1] for rows in of_groups]
+    def of_groups(self) -> list[Scores]:
+        """Those of each group by itself, on the CPU, with the columns of its longest rationale."""
+        tables = {name: table.cpu() for name, table in vars(self).items()}
+        group, ends, padded = tables["group"], tables["ends"], self.log_pf.shape[1]
+        found = []
+        for g in range(int(group.max()) + 1):
+            own = group == g
+            excess = padded - int(ends[own].max())
+            narrowed = {name: t[own] if t.ndim == 1 else t[own, : t.shape[1] - excess] for name, t in tables.items()}
+            found.append(Scores(**{**narrowed, "group": torch.zeros_like(ends[own])}))
+        return found
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Those of the parts of one group, as those of one."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def whole(tables: Sequence[torch.Tensor]) -> torch.Tensor:
+            if tables[0].ndim == 1:
+                return torch.cat(list(tables))
+            return pad_sequence([row for table in tables for row in table], batch_first=True)
+
+        return cls(**{name: whole([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def score(
@@ -163,6 +174,31 @@ def score_in_batches(
     layouts = [_Layout(group, answers_at) for group in groups]
     for batch in micro_batches([layout.tree for layout in layouts], max_tokens):
         yield batch, _score(lm, model, [layouts[g] for g in batch], codec, tool_tokens=tool_tokens)
+
+
+@torch.no_grad()
+def score_rows(
+    lm: LanguageModel,
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    codec: TextCodec,
+    *,
+    max_tokens: int,
+    answers_at: str = "none",
+    tool_tokens: bool = False,
+) -> list[Scores]:
+    """Each group's scores, on the CPU and without gradients, for whoever reads a rationale's by itself.
+
+    In micro-batches as of `score_in_batches`; but where a group's tree has more than `max_tokens` tokens, in parts that
+    have no more, or are of one rationale.
+    """
+    layouts = [(g, layout) for g, group in enumerate(groups) for layout in _layouts(group, answers_at, max_tokens)]
+    scored: dict[int, Scores] = {}
+    for batch in micro_batches([layout.tree for _, layout in layouts], max_tokens):
+        scores = _score(lm, model, [layouts[k][1] for k in batch], codec, tool_tokens=tool_tokens)
+        scored.update(zip(batch, scores.of_groups(), strict=True))
+    parts = [(g, scored[k]) for k, (g, _) in enumerate(layouts)]
+    return [Scores.joined([part for _, part in own]) for _, own in groupby(parts, lambda part: part[0])]
 
 
 def _score(
@@ -275,6 +311,17 @@ class _Layout:
         # The last token of an answer predicts nothing that is scored: it needs no node.
         path = self.tree.extend(node, answer[:-1], branch="answer")
         return list(zip([node, *path], answer, strict=True))
+
+
+def _layouts(group: Group, answers_at: str, max_tokens: int) -> Iterator[_Layout]:
+    """A group's, or those of as many parts of it as it takes for trees of at most `max_tokens` tokens. What rationales
+    share decides how many that are, and Y, which may stand behind each prefix: so the trees are made and counted."""
+    layout, half = _Layout(group, answers_at), len(group.rationales) // 2
+    if half and len(layout.tree) > max_tokens:
+        for some in (group.rationales[:half], group.rationales[half:]):
+            yield from _layouts(replace(group, rationales=some), answers_at, max_tokens)
+    else:
+        yield layout
 
 
 def _log_probs(

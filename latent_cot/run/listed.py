@@ -14,11 +14,10 @@ from itertools import islice
 import torch
 
 from latent_cot.em import EM
-from latent_cot.evaluation.evaluate import log_complete
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase
 from latent_cot.rationales.chain import encode_rationale
-from latent_cot.rationales.scoring import Group, in_parts
+from latent_cot.rationales.scoring import Group, score_rows
 from latent_cot.types import Example, Rationale, UsageError
 
 QUESTIONS = 16
@@ -86,9 +85,9 @@ class CheckedEStep(EM):
         model = self.lm.merged("q")
         for (example, rationales), log_reward in zip(self.chosen, self._log_rewards, strict=True):
             group, size = Group(self.query(example).policy_prompt, rationales), self.config.max_batch_tokens
-            log_q = log_complete(self.lm, model, group, self.rules.codec, max_tokens=size)
+            (scores,) = score_rows(self.lm, model, [group], self.rules.codec, max_tokens=size)
             right = torch.tensor([self.is_correct(example, rationale) for rationale in rationales])
-            yield figures(torch.tensor(log_reward).double(), torch.tensor(log_q).double(), right)
+            yield figures(torch.tensor(log_reward).double(), scores.log_complete.double(), right)
 
     @cached_property
     def chosen(self) -> list[tuple[Example, list[Rationale]]]:
@@ -114,10 +113,8 @@ class CheckedEStep(EM):
         """log p(Z Y | X) of each of their rationales under p, which the E-step leaves as it is."""
         found = []
         for example, rationales in self.chosen:
-            query, of_question = self.query(example), list[float]()
-            whole = Group(query.model_prompt, rationales, query.answer)
-            for part in in_parts(whole, self.config.max_batch_tokens):
-                (table,) = self.reward.of_prefixes([example], [part], ends_only=True)
-                of_question += [float(row[len(one)]) for one, row in zip(part.rationales, table, strict=True)]
-            found.append(of_question)
+            query = self.query(example)
+            group = Group(query.model_prompt, rationales, query.answer)
+            (table,) = self.reward.of_prefixes([example], [group], ends_only=True)
+            found.append([float(row[len(one)]) for one, row in zip(rationales, table, strict=True)])
         return found

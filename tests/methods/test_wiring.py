@@ -24,12 +24,14 @@ from latent_cot.methods.again import pooled
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
+from latent_cot.model.text import TextCodec
 from latent_cot.rationales import rollout as rollout_module
+from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Rationale
-from tests.loops import CONFIG, make
+from tests.loops import CONFIG, answer_questions, make
 from tests.methods.test_methods import config_of, policy, weights
-from tests.worlds import language_model
+from tests.worlds import PlainTask, language_model
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +291,14 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
             known = list(own)
         done = len(updates)
     assert again, "nothing was learned again"
+
+
+def test_more_votes_than_chains_at_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn some at a time: their logits would not fit."""
+    drawn = spy(monkeypatch, evaluator_module, "rollout")
+    task = PlainTask()
+    rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters=" abc"), max_tokens=3)
+    examples = [task.example("aab"), task.example("ccb")]
+    outcomes = list(answer_questions(lm, "q", task, examples, rules, votes=10, temperature=1.0, batch_size=4))
+    assert [len(outcome.rationales) for outcome in outcomes] == [10, 10]
+    assert [how["n"] for _, how in drawn] == [4, 4, 2]

@@ -254,6 +254,22 @@ def test_what_is_shown_of_chains_is_decided_as_in_tests(fresh: LanguageModel, pr
         assert other.weight == (None if proposal is None else pytest.approx(one.weight, abs=1e-4))
 
 
+def test_no_pass_is_larger_than_asked_for(fresh: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rationales of one question, each of whose prefixes has all candidates behind it."""
+    config = dataclasses.replace(DIRECT, max_batch_tokens=150)
+    em = make(fresh, config, TASK)
+    (counts,) = em.draw_tests("q", EXAMPLES[:1], n=60, temperature=1.0, seed=0)
+    sizes, run = list[int](), LanguageModel.hidden
+
+    def hidden(self: LanguageModel, model: Any, trees: Any) -> torch.Tensor:
+        sizes.extend(map(len, trees))
+        return run(self, model, trees)
+
+    monkeypatch.setattr(LanguageModel, "hidden", hidden)
+    score_rationales(em, EXAMPLES[0], counts, with_q=True, proposal="q", reasoner="p")
+    assert len(sizes) > 9 and max(sizes) <= 150
+
+
 @pytest.mark.parametrize("method", ["sft", "few-shot"])
 def test_who_answers_at_once_is_shown_without_a_rationale(fresh: LanguageModel, method: Any) -> None:
     config = dataclasses.replace(DIRECT, method=method)

@@ -17,7 +17,6 @@ from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.config.settings import with_method
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
-from latent_cot.evaluation.evaluate import log_complete
 from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.methods.verify.exact import enumerate_rationales, log_probs
 from latent_cot.model.lm import LanguageModel
@@ -27,7 +26,7 @@ from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.experience import gather
 from latent_cot.rationales.reward import Reward, own_log_rewards
-from latent_cot.rationales.scoring import Group, Query, score
+from latent_cot.rationales.scoring import Group, Query, score, score_rows
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.types import DataRequest, Example, UsageError
 from tests.loops import CONFIG, make
@@ -105,8 +104,13 @@ def test_complete_rationales_have_the_reward_of_their_last_prefix(lm: LanguageMo
 
 def test_p_is_run_only_where_it_is_read(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward of the task's own is read off the text; p's log-probabilities beside it are PPO's and GRPO's alone."""
-    rules, passes, run = rules_of(lm, "12a=", ()), [], LanguageModel.hidden
-    monkeypatch.setattr(LanguageModel, "hidden", lambda *given: passes.append(given) or run(*given))
+    rules, passes, run = rules_of(lm, "12a=", ()), list[int](), LanguageModel.hidden
+
+    def hidden(*given: Any) -> torch.Tensor:
+        passes.append(len(given))
+        return run(*given)
+
+    monkeypatch.setattr(LanguageModel, "hidden", hidden)
     query, rationales = Query(EXAMPLE, [5], [6], []), enumerate_rationales(rules)[:9]
     reward = Reward(lm, rules.codec, Lengths(), max_tokens=2000)
     seen = gather([query], [rationales], reward)
@@ -170,8 +174,8 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     assert total_variation() < 0.04
     assert log_z[0].item() == pytest.approx(math.log(7), abs=0.2)
     texts = Group(query.policy_prompt, [encode_rationale(text, rules) for text in task.worth])
-    listed = log_complete(lm, lm.merged("q"), texts, rules.codec, max_tokens=5000)
-    assert sum(map(math.exp, listed)) > 0.96
+    (listed,) = score_rows(lm, lm.merged("q"), [texts], rules.codec, max_tokens=5000)
+    assert float(listed.log_complete.exp().sum()) > 0.96
     (figures,) = diagnose(
         lm,
         [query],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from latent_cot.model.lm import Adapter, LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import scoring
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.scoring import Group, Scores, score, score_in_batches
+from latent_cot.rationales.scoring import Group, Scores, score, score_in_batches, score_rows
 from latent_cot.types import Rationale
 from tests.oracles import scoring as oracle
 from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model, masked_rationale, random_chain
@@ -209,6 +210,34 @@ def test_batching_changes_nothing(load: Loader, trees: Trees) -> None:
                         torch.testing.assert_close(together[:, :size], getattr(single, name), atol=NATS, rtol=0)
                         assert not together[:, size:].any()
             assert sorted(seen) == list(range(len(groups)))
+
+
+@pytest.mark.parametrize("answers_at", ["none", "states", "end"])
+def test_a_large_group_is_scored_in_parts(load: Loader, answers_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rationale's scores are those of the oracle, whatever is scored beside it; and no tree is larger than asked for,
+    Y behind each of its prefixes included."""
+    lm = load("llama")
+    codec = codec_of(lm)
+    groups = [dataclasses.replace(g, others=[[3, 4], [5]]) for g in random_groups(codec, random.Random(4))]
+    more = [z for seed in range(9) for group in random_groups(codec, random.Random(seed)) for z in group.rationales]
+    groups[1] = dataclasses.replace(groups[1], rationales=[*more, *groups[1].rationales])
+    sizes, run = list[int](), LanguageModel.hidden
+
+    def hidden(self: LanguageModel, model: Any, trees: Any) -> torch.Tensor:
+        sizes.extend(map(len, trees))
+        return run(self, model, trees)
+
+    monkeypatch.setattr(LanguageModel, "hidden", hidden)
+    found = []
+    for max_tokens in (10_000, 100):
+        sizes.clear()
+        settings: dict[str, Any] = {"max_tokens": max_tokens, "answers_at": answers_at, "tool_tokens": True}
+        found.append(score_rows(lm, lm.merged("q"), groups, codec, **settings))
+        assert max(sizes) <= max_tokens and (len(sizes) > 4) == (max_tokens == 100)
+    for group, whole, parts in zip(groups, *found, strict=True):
+        assert_scores(parts, lm.merged("q"), [group], codec, answers_at, True)
+        for name, table in vars(whole).items():
+            torch.testing.assert_close(getattr(parts, name), table, atol=NATS, rtol=0)
 
 
 def test_merged_and_unmerged_adapters_agree(load: Loader) -> None:
