@@ -86,10 +86,9 @@ def assemble(
     asked = [i for i, rationales in enumerate(sampled) if rationales]
     found = score_sampled([queries[i] for i in asked], [sampled[i] for i in asked], reward, ends_only=ends_only)
     fresh = dict(zip(asked, found, strict=True))
-    for of_one in (
-        found if buffer.capacity else ()
-    ):  # where nothing is replayed, each prefix would be looked at for nothing
-        offer(buffer, of_one, reward.codec, step)
+    if buffer.capacity:  # else each prefix would be looked at for nothing
+        for of_one in found:
+            offer(buffer, of_one, reward.codec, step)
     return [_with_replayed(query, fresh.get(i), replayed[i], step) for i, query in enumerate(queries)]
 
 

@@ -15,6 +15,7 @@ from itertools import groupby
 
 import torch
 from torch.nn.functional import log_softmax, pad
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
