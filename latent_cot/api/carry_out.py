@@ -60,8 +60,10 @@ def carry_out(
     with ExitStack() as stack:
         display = stack.enter_context(Display(console))
         on_load = display.loading(config.model)
-        from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop  # here: it takes seconds
+        from latent_cot.run.generators import kept_generators  # here: it takes seconds
+        from latent_cot.run.session import Stopped, claim_folder, open_session, run_loop
 
+        stack.enter_context(kept_generators())
         session = open_session(config, examples=examples, loaded=loaded, on_load=on_load)
         processes = session.lm.processes
         # Only now: a mistyped model leaves no folder behind.

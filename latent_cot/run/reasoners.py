@@ -147,12 +147,14 @@ def load(source: Source, data: TaskData) -> Method:
     Args:
         data: the training examples, which p's prompt may show (`p_init: prompt`).
     """
+    from latent_cot.run.generators import kept_generators
     from latent_cot.run.session import load_reasoners, open_session
 
     if source.folder is not None:
         refuse_moved(source.config, source.folder.path / "config.yaml", data=False)
     try:
-        session = open_session(source.config, load_data=False)
+        with kept_generators():
+            session = open_session(source.config, load_data=False)
     except UsageError as error:
         flag = f"--model {source.config.model}: "  # which the user has not given where this is what he named
         if source.folder is not None or not str(error).startswith(flag):

@@ -36,18 +36,6 @@ CHAIN = " 6 - 0 = 6, 6 - 4 = 2, 2 - 8 = -6"
 HOSTILE = '<script>alert("x")</script>&\x1b[31m\u202e'
 
 
-@pytest.fixture(scope="module")
-def settings(tiny_model_dir: Path) -> dict[str, Any]:
-    return {"model": str(tiny_model_dir), "precision": "fp32", "progress": False}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any]) -> lc.Run:
-    """A finished run. Do not write into its folder."""
-    folder = tmp_path_factory.mktemp("api") / "run"
-    return lc.train(lc.configure("smoke"), output_dir=folder, **settings)
-
-
 # -- the package -------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,46 @@
+"""What the Python interface leaves alone, and what happens around it: generators, folders, other runs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import latent_cot as lc
+
+QUESTION = "6 - 0 - 4 - 8"
+
+
+def drawn() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+
+@pytest.fixture
+def expected() -> tuple[float, float, float]:
+    """What is drawn next from the global generators, where nothing touches them."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(5)
+    first = drawn()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(5)
+    return first
+
+
+def test_sampling_leaves_the_global_generators_alone(run: lc.Run, expected: tuple[float, ...]) -> None:
+    lc.load(run.path or "").sample(QUESTION, n=1)
+    assert drawn() == expected
+
+
+def test_training_leaves_the_global_generators_alone(
+    tmp_path: Path, settings: dict[str, Any], expected: tuple[float, ...]
+) -> None:
+    stopped = lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[lambda _: True], **settings)
+    lc.resume(stopped, callbacks=[lambda _: True], progress=False)
+    with pytest.raises(lc.UsageError, match="holds a run"):
+        lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", **settings)
+    assert drawn() == expected
+
