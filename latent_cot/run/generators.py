@@ -13,14 +13,15 @@ import torch
 @contextmanager
 def kept_generators() -> Iterator[None]:
     """What is done in here may seed and use Python's, numpy's and torch's global generators: afterwards they are as
-    before. (A notebook that draws learning rates at random, or a bootstrap, would else draw the same after each run.)"""
-    python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    before. A notebook that draws learning rates at random, or a bootstrap, would else draw the same after each run."""
+    python, torch_cpu = random.getstate(), torch.get_rng_state()
+    numpy = np.random.get_state()  # noqa: NPY002 - the one that is seeded
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(torch_cpu)
         if devices is None:  # a device that is not in use yet would begin with the seed of the CPU
             torch.cuda.manual_seed_all(torch.initial_seed())

@@ -17,6 +17,7 @@ from latent_cot.config.settings import check, from_dict, load_config, refuse_cod
 from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
 from latent_cot.run.paths import refuse_moved
 from latent_cot.run.run_folder import RunFolder
+from latent_cot.run.schemas import Trained
 from latent_cot.tasks.common import training_digest
 from latent_cot.types import Task, TaskData, UsageError, did_you_mean
 
@@ -169,16 +170,16 @@ def load(source: Source, data: TaskData) -> Method:
 def loop_of(session: Session, source: Source, data: TaskData) -> Method:
     """The loop of a source whose adapters are in the session's model already."""
     from latent_cot.methods.state import State
-    from latent_cot.run.session import state_in
 
-    checkpoint = None
+    trained = source.folder is not None  # taken to be complete if all checkpoints were deleted or damaged
     try:
         checkpoint = source.folder.latest() if source.folder is not None else None
+        if checkpoint is not None:  # all that is needed of its state, whatever another version has saved besides
+            where = f"{checkpoint.path / 'state.json'}: loop"
+            trained = disk.decoded(Trained, checkpoint.state.get("loop"), where).m_steps > 0
     except UsageError:
         if not source.finished:
             raise
-    # If all checkpoints were deleted or damaged, the run is taken to be complete.
-    trained = source.folder is not None if checkpoint is None else state_in(checkpoint).model_trained
     return session.loop(data, state=State(m_steps=int(trained)))
 
 

@@ -102,6 +102,14 @@ class Saved:
 
 
 @dataclass
+class Trained:
+    """Of the loop's state in a checkpoint, what sampling needs to know."""
+
+    m_steps: Count
+    """How many M-steps have changed p."""
+
+
+@dataclass
 class SavedFile:
     size: Count
     sha256: str

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import pytest
 import torch
 
 import latent_cot as lc
+from latent_cot.run.run_folder import Checkpoint, RunFolder
 
 QUESTION = "6 - 0 - 4 - 8"
 
 
 def drawn() -> tuple[float, float, float]:
-    return random.random(), float(np.random.rand()), torch.rand(1).item()
+    return random.random(), float(np.random.rand()), torch.rand(1).item()  # noqa: NPY002
 
 
 @pytest.fixture
@@ -44,3 +47,16 @@ def test_training_leaves_the_global_generators_alone(
         lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", **settings)
     assert drawn() == expected
 
+
+def test_a_run_of_another_version_is_sampled(run: lc.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoint's state may have other parts: one figure of it is needed."""
+    folder = Path(shutil.copytree(run.path or "", tmp_path / "run"))
+    asked, latest = lc.load(folder), RunFolder.latest
+
+    def of_another_version(self: RunFolder) -> Checkpoint | None:
+        found = latest(self)
+        assert found is not None
+        return replace(found, state={**found.state, "loop": {"m_steps": 1, "more": []}})
+
+    monkeypatch.setattr(RunFolder, "latest", of_another_version)
+    assert asked.sample(QUESTION, n=2, reasoner="p") == run.sample(QUESTION, n=2, reasoner="p")
