@@ -53,8 +53,8 @@ class Run:
     """What `load` and `train` return."""
 
     def __init__(self, source: reasoners.Source, loop: Method | None = None) -> None:
-        self.source = source
-        self._loop = loop
+        self._source, self._loop = source, loop
+        self._as_of = source.folder.newest if source.folder else None
         self.while_loading: Callable[[], AbstractContextManager[object]] = nullcontext
         """What is entered while the model is loaded: it may tell the user."""
         self.notes: list[str] = []
@@ -63,6 +63,15 @@ class Run:
         """What tells the user of each of these, once."""
         self.task: Task = tasks.load(source.config.task, source.config.data.options)
         """The task: `run.task.split("5-operands", 10)` gives test questions."""
+
+    @property
+    def source(self) -> reasoners.Source:
+        """What was named. Where the run has gone on since, what was read and loaded of it is let go."""
+        newest = self._source.folder.newest if self._source.folder else None
+        if newest not in (None, self._as_of):  # None: it was deleted, and what is in memory is the last of it
+            self._as_of = newest
+            self.forget()
+        return self._source
 
     # -- what it left --------------------------------------------------------------------------------
 
@@ -143,7 +152,7 @@ class Run:
         loop = self.in_memory()
         writer, (counts,) = loop.rationales_of(asked, [example], n=n, temperature=temperature, seed=seed)
         weighed = writer is not None and temperature == 1 and loop.draws_as_it_is
-        return self._scored(example, counts, writer or asked, weighed=weighed, reasoner=asked)
+        return self._scored(loop, example, counts, writer or asked, weighed=weighed, reasoner=asked)
 
     def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:
         """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token.
@@ -165,7 +174,7 @@ class Run:
             encode_rationale(disk.refuse_surrogates(text, "rationale"), loop.test_rules, written=True)
             for text in rationales
         ]
-        return self._scored(example, dict.fromkeys(encoded, 1), None, weighed=False, reasoner="p")
+        return self._scored(loop, example, dict.fromkeys(encoded, 1), None, weighed=False, reasoner="p")
 
     def evaluate(
         self,
@@ -262,13 +271,14 @@ class Run:
         return ("q", "p") if self.source.has_q else ("p",)
 
     def in_memory(self) -> Method:
-        """The model with its adapters, loaded once."""
+        """The model with its adapters: loaded once, and again where the run has gone on since."""
+        source = self.source  # first: it may let go of the loop
         if self._loop is None:
             with self.while_loading():
-                data = reasoners.shown_data(self.source, self.task)
-                self._loop = reasoners.load(self.source, data)
-            self._tell(reasoners.other_data(self.source, data))
-            self._tell(reasoners.other_model(self.source, self._loop.lm))
+                data = reasoners.shown_data(source, self.task)
+                self._loop = reasoners.load(source, data)
+            self._tell(reasoners.other_data(source, data))
+            self._tell(reasoners.other_model(source, self._loop.lm))
         return self._loop
 
     def training_data(self) -> TaskData:
@@ -293,6 +303,7 @@ class Run:
 
     def _scored(
         self,
+        loop: Method,
         example: Example,
         counts: Mapping[Any, int],
         sampler: Adapter | None,
@@ -303,7 +314,6 @@ class Run:
         from latent_cot.api.rationales import Rationales
         from latent_cot.methods.scored import score_rationales
 
-        loop = self.in_memory()
         with_q = "q" in self.adapters and loop.q_reads(example)
         found = score_rationales(
             loop,
@@ -322,7 +332,7 @@ class Run:
     def forget(self) -> None:
         """Let go of the model in memory, and of what was read of its checkpoints: they are loaded again when they are
         needed, as they are on disk then."""
-        self._loop, self.source = None, replace(self.source)
+        self._loop, self._source = None, replace(self._source)
 
     def folder(self, what: str) -> RunFolder:
         """Where it lies on disk. Raises UsageError for a base model, which has no `what`."""

@@ -258,7 +258,11 @@ class RunFolder:
             return self.path
         checkpoint = self.latest()
         if checkpoint is None:
-            raise UsageError(f"{self.path}: nothing was saved in this run yet; go on with --resume")
+            begun, remedy = "", "go on with --resume"
+            with suppress(UsageError):
+                if self.about.status == "running":
+                    begun, remedy = ": it is running", "wait until it has, or, if it was killed, go on with --resume"
+            raise UsageError(f"{self.path}: nothing was saved in this run yet{begun}; {remedy}")
         return checkpoint.path
 
     def put_folders(self, names: Iterable[str], write: Callable[[Path], None]) -> None:
@@ -316,6 +320,15 @@ class RunFolder:
         if damages:
             remedy = "Restore the files, or start again in another --output-dir"
             raise UsageError(f"{self.path}: no checkpoint is intact: {'; '.join(damages)}. {remedy}")
+        return None
+
+    @property
+    def newest(self) -> tuple[str, int] | None:
+        """What is another with each checkpoint that is saved: the newest's name, and when it was written. None if there
+        is none. Quick: nothing is verified."""
+        for path in reversed(self._checkpoints()):
+            with suppress(OSError):
+                return path.name, (path / "manifest.json").stat().st_mtime_ns
         return None
 
     def unfinish(self) -> None:

@@ -329,6 +329,8 @@ def test_a_stopped_run_goes_on_and_can_be_asked(
     assert [list(one["by"]) for one in of_run["samples"]["before_after"]] == [["base", "p"]]
     again = lc.train(config, output_dir=folder, resume=True, callbacks=[lambda unit: True], **settings)
     assert again.status == "stopped"
+    between = again.score(QUESTION, CHAIN).items[0].log_p
+    assert stopped.score(QUESTION, CHAIN).items[0].log_p == between != before, "what has gone on by its path is loaded"
     further = lc.resume(stopped, callbacks=[lambda unit: unit.phase == "m_step"], progress=False)
     after = further.score(QUESTION, CHAIN).items[0].log_p
     assert stopped.score(QUESTION, CHAIN).items[0].log_p == after != before, "what was in memory is not its any more"

@@ -95,6 +95,23 @@ def test_mark_keeps_the_first_start(folder: RunFolder) -> None:
     assert record["updated_at"] >= started
 
 
+def test_nothing_is_saved_yet(folder: RunFolder) -> None:
+    with pytest.raises(UsageError, match="nothing was saved in this run yet: it is running; wait until it has, or"):
+        folder.adapters()
+    folder.mark("failed")
+    with pytest.raises(UsageError, match="nothing was saved in this run yet; go on with --resume"):
+        folder.adapters()
+
+
+def test_the_newest_checkpoint_is_told_apart(folder: RunFolder) -> None:
+    assert folder.newest is None
+    folder.save({}, write_files(1))
+    first = folder.newest
+    assert first == folder.newest
+    folder.save({}, write_files(2))
+    assert folder.newest != first
+
+
 def test_a_broken_run_json_does_not_stop_a_run(folder: RunFolder) -> None:
     (folder.path / "run.json").write_text("{")
     folder.mark("running")
