@@ -295,7 +295,9 @@ class Run:
 
     def _example(self, question: str | Example, answer: str | None) -> Example:
         if not isinstance(question, str | Example):
-            raise TypeError(f"a question is a text, or an Example: {question!r:.80}")
+            raise UsageError(f"a question is a text, or an Example: {question!r:.80}")
+        if isinstance(question, Example) and answer is not None:
+            raise UsageError(f"answer {answer!r:.80}: an Example has its own (`answer`, and `y`); put it in there")
         example = question if isinstance(question, Example) else self.task.example(question, answer)
         for text in (example.x, example.y, example.z, example.answer, example.question):
             disk.refuse_surrogates(text or "", "question")

@@ -506,7 +506,9 @@ def test_bad_questions_and_chains(run: lc.Run) -> None:
         run.score(QUESTION)
     with pytest.raises(TypeError, match="rationales are texts"):
         run.score(QUESTION, lc.Example("x").z)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a question is a text, or an Example: 5"):
+    with pytest.raises(lc.UsageError, match="answer '77': an Example has its own"):
+        run.sample(lc.Example("1 + 2"), answer="77")
+    with pytest.raises(lc.UsageError, match="a question is a text, or an Example: 5"):
         run.sample(5)  # type: ignore[arg-type]
     with pytest.raises(lc.UsageError, match="colour by 'z': give 'q' or 'p'"):
         run.score(QUESTION, CHAIN).coloured_by("z")  # type: ignore[arg-type]
