@@ -23,14 +23,16 @@ from latent_cot.report.terminal import Items, say
 from latent_cot.run import reasoners
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Task, TaskData, UsageError
+from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from latent_cot.api.rationales import LoggedRationales, Rationales
     from latent_cot.methods.method import Method
+    from latent_cot.methods.scored import ScoredRationale
     from latent_cot.model.lm import Adapter
+    from latent_cot.run.schemas import LoggedRationale
 
 
 def load(target: str | Path, *, task: str | None = None, trust_code: bool = False) -> Run:
@@ -154,25 +156,34 @@ class Run:
         weighed = writer is not None and temperature == 1 and loop.draws_as_it_is
         return self._scored(loop, example, counts, writer or asked, weighed=weighed, reasoner=asked)
 
-    def score(self, question: str | Example, *rationales: str, answer: str | None = None) -> Rationales:
-        """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token.
+    def score(
+        self,
+        question: str | Example,
+        *rationales: str | Rationale | ScoredRationale | LoggedRationale,
+        answer: str | None = None,
+    ) -> Rationales:
+        """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token, or of those
+        that a run has sampled or logged.
 
-        A rationale begins with its leading space. A tool's result is put in where it is not written. Of equal ones the
+        A text begins with its leading space. A tool's result is put in where it is not written. Of equal rationales the
         result has one, so that it may have fewer than were given; `text` tells which it is.
 
-        Raises UsageError for a rationale that the model could not have written: a token that is not allowed, a call
-        that fails, an end where a chain may not stop.
+        Raises UsageError for a text with a token that is not allowed, with a call that fails, or with an end where a chain
+        may not stop: it is taken for a slip, though a model may have written a call that fails, or a chain that was
+        cut. A rationale that was sampled is taken with all that, token by token, if it has the tokens of this run's
+        tokenizer and tools.
         """
-        from latent_cot.rationales.chain import encode_rationale
+        from latent_cot.rationales.chain import encode_rationale, replayed
 
         check_sampling(rationales=len(rationales))
-        given: tuple[object, ...] = rationales
-        if not all(isinstance(text, str) for text in given):  # e.g. the `z` of an example without one
-            raise TypeError(f"rationales are texts: {given!r}")
+        given = [_text_or_tokens(one) for one in rationales]
         loop, example = self.in_memory(), self._example(question, answer)
+        rules = loop.test_rules
         encoded = [
-            encode_rationale(disk.refuse_surrogates(text, "rationale"), loop.test_rules, written=True)
-            for text in rationales
+            replayed(one, rules)
+            if isinstance(one, Rationale)
+            else encode_rationale(disk.refuse_surrogates(one, "rationale"), rules, written=True)
+            for one in given
         ]
         return self._scored(loop, example, dict.fromkeys(encoded, 1), None, weighed=False, reasoner="p")
 
@@ -341,6 +352,15 @@ class Run:
         if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self.source.folder
+
+
+def _text_or_tokens(given: object) -> str | Rationale:
+    """A rationale as `Run.score` is given it: its text or, of one that was sampled, its tokens. Raises UsageError."""
+    own = getattr(given, "rationale", given)  # of a ScoredRationale, a LoggedRationale
+    if isinstance(own, str | Rationale):
+        return own
+    remedy = "give texts, or rationales that were sampled: score(question, *texts)"
+    raise UsageError(f"a rationale is a text, and no {type(given).__name__}; {remedy}")
 
 
 def _asked(

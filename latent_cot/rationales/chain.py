@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -181,6 +181,26 @@ def check_rationale(rationale: Rationale, codec: TextCodec) -> None:
         raise ValueError(f"the rationale {rationale.text!r:.80} has a token that may not be chosen")
     if not all(call.position >= 0 and call.n_tokens >= 0 and call.position + call.n_tokens <= n for call in calls):
         raise ValueError(f"the rationale {rationale.text!r:.80} has a call where it has no token")
+
+
+def replayed(rationale: Rationale, rules: ChainRules) -> Rationale:
+    """A rationale, perhaps of another run, as the trajectory of these rules: the same tokens are chosen once more, and
+    the tools called.
+
+    Raises UsageError where that gives another one, as its tokenizer, its tools or its rules were others.
+    """
+    it, codec, chain = f"rationale {rationale.text!r:.80}", rules.codec, Chain(rules)
+    other = UsageError(f"{it}: was written with another tokenizer, other tools or other rules; score its text instead")
+    for token in (token for token, own in zip(rationale.tokens, rationale.policy_mask, strict=True) if own):
+        if not 0 <= token < codec.vocab_size or codec.action_index[token] < 0 or token == codec.stop_id:
+            raise other
+        if chain.full:
+            raise UsageError(f"{it} has more than {rules.max_tokens} tokens: raise --evaluation.max-tokens")
+        chain.push(token)
+    found = chain.finish()
+    if (found.tokens, found.text) != (rationale.tokens, rationale.text):
+        raise other
+    return replace(found, truncated=found.truncated or rationale.truncated)
 
 
 _NUMBER = re.compile(r"\s*[-\u2212]?[0-9]+")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -478,6 +479,22 @@ def test_scoring_a_chain_with_or_without_the_results(run: lc.Run) -> None:
         assert a.log_reward == pytest.approx(b.log_reward, abs=1e-3)
 
 
+def test_what_was_sampled_can_be_scored(run: lc.Run) -> None:
+    """With its calls that failed, and where it was cut, which a text may not have."""
+    found = run.sample(QUESTION, n=16, reasoner="p", seed=1)
+    assert any(item.rationale.failed or item.rationale.truncated for item in found)
+    scored = run.score(QUESTION, *found)
+    assert [item.rationale for item in scored] == [item.rationale for item in found]
+    for a, b in zip(scored, found, strict=True):
+        assert (a.log_p, a.log_reward) == pytest.approx((b.log_p, b.log_reward), abs=1e-4)
+    assert run.score(QUESTION, found[0].rationale)[0].rationale == found[0].rationale
+    logged = next(iter(run.rationales()))
+    assert run.score(logged.question, logged)[0].rationale.tokens == logged.rationale.tokens
+    other = dataclasses.replace(found[0].rationale, text="in other words")
+    with pytest.raises(lc.UsageError, match="'in other words': was written with another tokenizer, other tools"):
+        run.score(QUESTION, other)
+
+
 def test_samples_are_those_of_the_command_line(run: lc.Run, capsys: pytest.CaptureFixture[str]) -> None:
     from latent_cot.cli import main
 
@@ -504,8 +521,10 @@ def test_bad_questions_and_chains(run: lc.Run) -> None:
         run.score(QUESTION, " 6 - 0")
     with pytest.raises(lc.UsageError, match="rationales is 0"):
         run.score(QUESTION)
-    with pytest.raises(TypeError, match="rationales are texts"):
-        run.score(QUESTION, lc.Example("x").z)  # type: ignore[arg-type]
+    for wrong in (lc.Example("x").z, [CHAIN, CHAIN], run.sample(QUESTION, n=2)):
+        with pytest.raises(lc.UsageError, match=r"a rationale is a text, and no .*score\(question, \*texts\)") as refused:
+            run.score(QUESTION, wrong)  # type: ignore[arg-type]
+        assert len(str(refused.value)) < 200
     with pytest.raises(lc.UsageError, match="answer '77': an Example has its own"):
         run.sample(lc.Example("1 + 2"), answer="77")
     with pytest.raises(lc.UsageError, match="a question is a text, or an Example: 5"):
