@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from latent_cot.run.schemas import LoggedRationale
 
 
-def load(target: str | Path, *, task: str | None = None, trust_code: bool = False) -> Run:
-    """A run by its folder, or a base model (a hub name or a folder) as it is.
+def load(target: str | Path | Run, *, task: str | Path | None = None, trust_code: bool = False) -> Run:
+    """A run by its folder, or a base model (a hub name or a folder) as it is; a `Run` is given back.
 
     Reads a few small files; the model is loaded when it is first needed.
 
@@ -48,7 +48,18 @@ def load(target: str | Path, *, task: str | None = None, trust_code: bool = Fals
 
     Raises UsageError.
     """
-    return Run(reasoners.find(str(target), task, trusted=trust_code))
+    if isinstance(target, Run):
+        return target
+    if not isinstance(target, str | Path):
+        raise UsageError(f"load takes the folder of a run, or a model's folder or name, and no {type(target).__name__}")
+    return Run(reasoners.find(str(target), task_name(task), trusted=trust_code))
+
+
+def task_name(task: str | Path | None) -> str | None:
+    """The name or file of a task. Raises UsageError for another object, such as a task itself."""
+    if task is not None and not isinstance(task, str | Path):
+        raise UsageError(f"a task is given by its name, or by the file that defines it, and no {type(task).__name__}")
+    return None if task is None else str(task)
 
 
 class Run:
@@ -162,16 +173,15 @@ class Run:
         *rationales: str | Rationale | ScoredRationale | LoggedRationale,
         answer: str | None = None,
     ) -> Rationales:
-        """What q and p make of rationales that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`, token by token, or of those
-        that a run has sampled or logged.
+        """What q and p make of rationales, token by token: of texts that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`,
+        and of those that a run has sampled or logged.
 
         A text begins with its leading space. A tool's result is put in where it is not written. Of equal rationales the
         result has one, so that it may have fewer than were given; `text` tells which it is.
 
-        Raises UsageError for a text with a token that is not allowed, with a call that fails, or with an end where a chain
-        may not stop: it is taken for a slip, though a model may have written a call that fails, or a chain that was
-        cut. A rationale that was sampled is taken with all that, token by token, if it has the tokens of this run's
-        tokenizer and tools.
+        Raises UsageError for a text with a token that is not allowed, with a call that fails, or with an end where a
+        chain may not stop. It is taken for a slip: a model may well write a call that fails, and its chain be cut. What
+        was sampled is taken with all that, by its tokens, if this run's tokenizer and tools give the same ones.
         """
         from latent_cot.rationales.chain import encode_rationale, replayed
 

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from latent_cot import disk
 from latent_cot.api.carry_out import carry_out
-from latent_cot.api.run import Run, load
+from latent_cot.api.run import Run, load, task_name
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, from_dict, load_config, other_settings, refuse_task_code, to_dict
 from latent_cot.report.terminal import Progress
@@ -67,7 +67,7 @@ def configure(
 
     Raises UsageError for an unknown name, a value of the wrong type or out of range.
     """
-    config = _with(load_config(preset, file, method, None if task is None else str(task)), settings)
+    config = _with(load_config(preset, file, method, task_name(task)), settings)
     check(config)
     return config
 
@@ -104,7 +104,7 @@ def train(
     else:
         for name in {"method", "task"} & settings.keys():
             if str(settings[name]) != getattr(config, name):
-                raise UsageError(f"{name} {settings[name]}: it has settings of its own; name it in configure()")
+                raise UsageError(f"{name} {settings[name]!s:.60}: it has settings of its own; name it in configure()")
         config = _with(config, settings)
     path = disk.expanded(config.output_dir or default_folder(config))
     config = replace(config, output_dir=str(path))
@@ -153,8 +153,13 @@ def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bo
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: a number of numpy's, a path as text."""
-    return value.item() if hasattr(value, "item") else str(value)
+    """As JSON has it: numbers and arrays of numpy's, a path as text. Raises UsageError for what no file could hold."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    remedy = "give texts, numbers, lists, mappings; a task or tool of your own by its Python file, a model by a name"
+    raise UsageError(f"settings: {value!r:.60} is no setting that a file could hold; {remedy}")
 
 
 def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

@@ -69,6 +69,8 @@ def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
     assert config.rollout.tools == ("calculator",)
     assert config.output_dir == str(tmp_path)
     assert lc.configure(rounds=np.int64(3)).rounds == 3
+    splits = np.array(["3-operands", "4-operands"])
+    assert lc.configure(evaluation={"splits": splits}).evaluation.splits == ("3-operands", "4-operands")
     assert lc.configure(method="em-xy").q_sees == "question-and-answer"
     assert lc.configure(task="random_numbers") == load_config(task="random_numbers") != lc.configure()
 
@@ -80,6 +82,9 @@ def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
         ({"e_step": {"stepz": 2}}, "Did you mean 'e_step.steps'"),
         ({"rounds": "two"}, "rounds is 'two'; it should be a valid integer"),
         ({"e_step": {"samples": 0}}, "e_step.samples is 0; it should be greater than 0"),
+        ({"model": object()}, "is no setting that a file could hold; .* a model by a name"),
+        ({"rollout": {"tools": [lc.tools.load("calculator")]}}, "is no setting that a file could hold; .* Python file"),
+        ({"task": lc.tasks.load("arithmetic")}, "a task is given by its name, or by the file that defines it"),
     ],
 )
 def test_bad_settings(wrong: dict[str, Any], message: str) -> None:
@@ -522,7 +527,7 @@ def test_bad_questions_and_chains(run: lc.Run) -> None:
     with pytest.raises(lc.UsageError, match="rationales is 0"):
         run.score(QUESTION)
     for wrong in (lc.Example("x").z, [CHAIN, CHAIN], run.sample(QUESTION, n=2)):
-        with pytest.raises(lc.UsageError, match=r"a rationale is a text, and no .*score\(question, \*texts\)") as refused:
+        with pytest.raises(lc.UsageError, match=r"is a text, and no .*score\(question, \*texts\)") as refused:
             run.score(QUESTION, wrong)  # type: ignore[arg-type]
         assert len(str(refused.value)) < 200
     with pytest.raises(lc.UsageError, match="answer '77': an Example has its own"):
@@ -533,6 +538,17 @@ def test_bad_questions_and_chains(run: lc.Run) -> None:
         run.score(QUESTION, CHAIN).coloured_by("z")  # type: ignore[arg-type]
     with pytest.raises(lc.UsageError, match="reasoner z: a run of em answers with q or p"):
         run.sample(QUESTION, reasoner="z")  # type: ignore[arg-type]
+
+
+def test_what_can_be_loaded(run: lc.Run, tiny_model_dir: Path, tmp_path: Path) -> None:
+    assert lc.load(run) is run
+    task = tmp_path / "mine.py"
+    task.write_text("from latent_cot.tasks.arithmetic import TASK\n")
+    assert lc.load(tiny_model_dir, task=task, trust_code=True).config.task == str(task)
+    with pytest.raises(lc.UsageError, match=r"load takes the folder of a run, .* and no int"):
+        lc.load(5)  # type: ignore[arg-type]
+    with pytest.raises(lc.UsageError, match=r"a task is given by its name, .* and no Arithmetic"):
+        lc.load(tiny_model_dir, task=run.task)  # type: ignore[arg-type]
 
 
 def test_a_base_model(tiny_model_dir: Path) -> None:
