@@ -21,6 +21,7 @@ from latent_cot.report.plots import Curve
 from latent_cot.report.tables import data_frame, escaped, page
 from latent_cot.report.terminal import Items, say
 from latent_cot.run import reasoners
+from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
@@ -52,7 +53,9 @@ def load(target: str | Path | Run, *, task: str | Path | None = None, trust_code
         return target
     if not isinstance(target, str | Path):
         raise UsageError(f"load takes the folder of a run, or a model's folder or name, and no {type(target).__name__}")
-    return Run(reasoners.find(str(target), task_name(task), trusted=trust_code))
+    source = reasoners.find(str(target), task_name(task), trusted=trust_code)
+    # The working directory may change before the model is loaded. (A run's own files are named in full already.)
+    return Run(source if source.folder else replace(source, config=with_absolute_paths(source.config)))
 
 
 def task_name(task: str | Path | None) -> str | None:
@@ -95,7 +98,7 @@ class Run:
 
     @property
     def path(self) -> Path | None:
-        """The run's folder; None for a base model."""
+        """The run's folder, in full; None for a base model."""
         return self.source.folder.path if self.source.folder else None
 
     @property
@@ -282,7 +285,7 @@ class Run:
         status = "its run.json cannot be read"
         with suppress(UsageError):
             status = self.status
-        return f"{self.path}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {status}"
+        return f"{self.source.folder.given}: {c.method} on {self.task.name} with {model}, seed {c.seed}, {status}"
 
     # -- what these need -----------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class Source:
         return {}
 
     def describe(self) -> dict[str, str | None]:
-        run = str(self.folder.path) if self.folder else None
+        run = str(self.folder.given) if self.folder else None
         return {"run": run, "model": self.config.model, "task": self.config.task}
 
     def require(self, reasoner: Adapter) -> None:
@@ -106,7 +106,7 @@ def find(target: str, task: str | None, *, trusted: bool = False) -> Source:
         refuse_code(config, path / "config.yaml", trusted=trusted)
         if task is not None and task != config.task and Path(task).absolute() != Path(config.task):
             raise UsageError(f"--task {task}: the run in {path} is one of {config.task}; leave it out")
-        return Source(replace(config, output_dir=str(path)), folder)  # it may have been moved
+        return Source(replace(config, output_dir=str(folder.path)), folder)  # it may have been moved
     if (path / "comparison.json").exists():
         runs = sorted(str(file.parent) for file in path.glob("*/seed*/config.yaml"))
         raise UsageError(f"{target}: a comparison; give one of its runs{f', such as {runs[0]}' if runs else ''}")

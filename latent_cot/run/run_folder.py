@@ -64,14 +64,16 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
-        self.path = path
+        self.path = path.absolute()  # the working directory may change
+        self.given = path
+        """As the user named it."""
         self.config = config
         """The resolved configuration, as read from YAML: tuples are lists."""
 
     @property
     def name(self) -> str:
         """What reports and trackers call it: as the folder is called, with its variant where it is a comparison's."""
-        path = self.path.absolute()
+        path = self.path
         return f"{path.parent.name}/{path.name}" if re.fullmatch(r"seed\d+", path.name) else path.name
 
     @classmethod

@@ -60,3 +60,16 @@ def test_a_run_of_another_version_is_sampled(run: lc.Run, tmp_path: Path, monkey
 
     monkeypatch.setattr(RunFolder, "latest", of_another_version)
     assert asked.sample(QUESTION, n=2, reasoner="p") == run.sample(QUESTION, n=2, reasoner="p")
+
+
+def test_the_working_directory_may_change(run: lc.Run, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.path is not None
+    monkeypatch.chdir(run.path.parent)
+    asked = lc.load(run.path.name)
+    monkeypatch.chdir(tiny_model_dir.parent)
+    base = lc.load(tiny_model_dir.name, task="arithmetic")
+    monkeypatch.chdir(Path("/"))
+    assert repr(asked).startswith("<run: em on arithmetic") and asked.status == "finished"
+    assert asked.path == run.path and asked.source.describe()["run"] == "run"
+    assert asked.results["accuracy"] and len(asked.events) and next(iter(asked.rationales()))
+    assert asked.sample(QUESTION, n=1) and base.sample(QUESTION, n=1)
