@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from latent_cot.run import reasoners
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
+from latent_cot.types import Example, Rationale, Task, TaskData, UsageError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +144,7 @@ class Run:
         n: int = 8,
         *,
         reasoner: Adapter | None = None,
-        answer: str | None = None,
+        answer: str | int | None = None,
         temperature: float = 1.0,
         seed: int = 0,
     ) -> Rationales:
@@ -174,7 +175,7 @@ class Run:
         self,
         question: str | Example,
         *rationales: str | Rationale | ScoredRationale | LoggedRationale,
-        answer: str | None = None,
+        answer: str | int | None = None,
     ) -> Rationales:
         """What q and p make of rationales, token by token: of texts that you write, such as `" 6 - 0 = 6, 6 - 4 = 2"`,
         and of those that a run has sampled or logged.
@@ -202,16 +203,16 @@ class Run:
 
     def evaluate(
         self,
-        split: str | Sequence[str] = (),
+        split: str | Sequence[str] | None = None,
         *,
-        files: str | Path | Sequence[str | Path] = (),
+        files: str | Path | Sequence[str | Path] | None = None,
         reasoner: Adapter | None = None,
         size: int | None = None,
         votes: int = 1,
         samples: int | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
-        exclude: str | Path | Sequence[str | Path] = (),
+        exclude: str | Path | Sequence[str | Path] | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> Evaluation:
@@ -245,14 +246,12 @@ class Run:
         self.task.require()
         if reasoner is not None:
             self.source.require(reasoner)
-        named, files, exclude = (
-            [str(one)] if isinstance(one, str | Path) else [*map(str, one)] for one in (split, files, exclude)
-        )
+        named, asked, left_out = _names("split", split), _names("files", files), _names("exclude", exclude)
         sweeps = [self.task.sweep(pattern) for pattern in named]
         data = self.training_data()
         training = [*data.demonstrations, *data.unlabelled]
         splits = splits_of(
-            self.task, sweeps, files=files, exclude=exclude, size=size, seen=[*training, *data.validation]
+            self.task, sweeps, files=asked, exclude=left_out, size=size, seen=[*training, *data.validation]
         )
         curves = [Curve.of(sweep, training) for sweep in sweeps]
         points = {
@@ -317,12 +316,19 @@ class Run:
             self.notes.append(note)
             self.on_note(note)
 
-    def _example(self, question: str | Example, answer: str | None) -> Example:
+    def _example(self, question: str | Example, answer: str | int | None) -> Example:
         if not isinstance(question, str | Example):
             raise UsageError(f"a question is a text, or an Example: {question!r:.80}")
         if isinstance(question, Example) and answer is not None:
             raise UsageError(f"answer {answer!r:.80}: an Example has its own (`answer`, and `y`); put it in there")
-        example = question if isinstance(question, Example) else self.task.example(question, answer)
+        if type(answer) is int:  # as in a file
+            answer = str(answer)
+        if not isinstance(answer, str | None):
+            raise UsageError(f"an answer is a text, or a whole number: {answer!r:.80}")
+        try:
+            example = question if isinstance(question, Example) else self.task.example(question, answer)
+        except ValueError as error:  # of a task of the user's own, which is to raise UsageError
+            raise UsageError(f"no question of {self.task.name}: {question!r:.80} ({first_line(error)})") from error
         for text in (example.x, example.y, example.z, example.answer, example.question):
             disk.refuse_surrogates(text or "", "question")
         return example
@@ -365,6 +371,16 @@ class Run:
         if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self.source.folder
+
+
+def _names(what: str, given: object) -> list[str]:
+    """Names, of one or several; None: of none. Raises UsageError for what holds others than texts and paths."""
+    if given is None:
+        return []
+    several = [given] if isinstance(given, str | Path) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(one, str | Path) for one in several):
+        raise UsageError(f"{what} is {given!r:.80}; give a name, or a list of names")
+    return [str(one) for one in several]
 
 
 def _text_or_tokens(given: object) -> str | Rationale:
@@ -432,13 +448,22 @@ MOST = 1_000_000
 """Chains of a question, tokens of a chain, questions of a split."""
 
 
+_NEED_NOT_BE = ("samples", "size", "max_tokens")
+
+
 def check_sampling(prefix: str = "", temperature: float | None = None, seed: int = 0, **counts: int | None) -> None:
     """Raises UsageError, naming the setting, for a temperature that nothing can be sampled at, a count below 1 or
-    beyond `MOST`, a seed that there is not, and several votes at temperature 0.
+    beyond `MOST`, a seed that there is not, several votes at temperature 0, and what is no number.
 
     Args:
         prefix: `--`, if these are flags.
+        counts: None, of one of `_NEED_NOT_BE`: the default.
     """
+    for name, value in {**counts, "seed": seed}.items():
+        if not isinstance(value, Integral) and not (value is None and name in _NEED_NOT_BE):
+            raise UsageError(f"{prefix}{name} is {value!r:.40}; it must be a whole number")
+    if not isinstance(temperature, Real | None):
+        raise UsageError(f"{prefix}temperature is {temperature!r:.40}; it must be a number")
     for name, value in counts.items():
         written = prefix + (name.replace("_", "-") if prefix else name)
         if value is not None and value < 1:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +101,18 @@ def train(
 
     Raises UsageError for whatever you can put right.
     """
+    if not isinstance(config, RunConfig | None):
+        raise UsageError(
+            f"train({config!r:.40}): give a configuration, lc.configure({config!r:.40}), or settings by name"
+        )
+    for name in settings.keys() - {"preset", "file", *(one.name for one in fields(RunConfig))}:
+        if close := difflib.get_close_matches(name, inspect.signature(train).parameters, n=1, cutoff=0.8):
+            raise UsageError(f"settings: unknown {name!r}. Did you mean {close[0]!r}?")
     if config is None:
         config = configure(**settings)
     else:
+        for name in {"preset", "file"} & settings.keys():
+            raise UsageError(f"{name} {settings[name]!s:.60}: there is a configuration already; name it in configure()")
         for name in {"method", "task"} & settings.keys():
             if str(settings[name]) != getattr(config, name):
                 raise UsageError(f"{name} {settings[name]!s:.60}: it has settings of its own; name it in configure()")

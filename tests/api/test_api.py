@@ -216,6 +216,16 @@ def test_a_finished_run_that_goes_on_is_not_finished(run: lc.Run, tmp_path: Path
     assert goes_on.sample("1 + 2", n=1)
 
 
+def test_what_train_does_not_take() -> None:
+    config = lc.configure("smoke")
+    with pytest.raises(lc.UsageError, match=r"train\('smoke'\): give a configuration, lc\.configure\('smoke'\), or"):
+        lc.train("smoke")  # type: ignore[arg-type]
+    with pytest.raises(lc.UsageError, match=r"unknown 'callback'\. Did you mean 'callbacks'"):
+        lc.train(config, callback=print)
+    with pytest.raises(lc.UsageError, match=r"preset cpu: there is a configuration already; name it in configure\(\)"):
+        lc.train(config, preset="cpu")
+
+
 def test_a_method_has_settings_of_its_own() -> None:
     with pytest.raises(lc.UsageError, match="method ppo: it has settings of its own; name it in configure"):
         lc.train(lc.configure("smoke"), method="ppo")
@@ -513,6 +523,34 @@ def test_samples_are_those_of_the_command_line(run: lc.Run, capsys: pytest.Captu
         assert printed[item.text]["log_reward"] == pytest.approx(item.log_reward, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n": "2"}, "n is '2'; it must be a whole number"),
+        ({"n": 2.0}, r"n is 2\.0; it must be a whole number"),
+        ({"n": None}, "n is None; it must be a whole number"),
+        ({"seed": 1.5}, r"seed is 1\.5; it must be a whole number"),
+        ({"temperature": "1"}, "temperature is '1'; it must be a number"),
+        ({"answer": 3.5}, r"an answer is a text, or a whole number: 3\.5"),
+    ],
+)
+def test_settings_of_another_type(run: lc.Run, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(lc.UsageError, match=message):
+        run.sample(QUESTION, **wrong)
+
+
+def test_an_answer_may_be_a_number(run: lc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.sample(QUESTION, n=np.int64(1), answer=-6) == run.sample(QUESTION, n=1, answer="-6")
+
+    def example(question: str, answer: str | None = None) -> lc.Example:
+        return lc.Example(str(int(question)))
+
+    asked = lc.load(run.path or "")
+    monkeypatch.setattr(type(asked.task), "example", staticmethod(example))
+    with pytest.raises(lc.UsageError, match=r"no question of arithmetic: '6 - 0 - 4 - 8' .invalid literal for int"):
+        asked.sample(QUESTION)
+
+
 def test_bad_questions_and_chains(run: lc.Run) -> None:
     with pytest.raises(lc.UsageError, match="question"):
         run.sample("how many?")
@@ -630,6 +668,10 @@ def test_bad_evaluations(run: lc.Run, settings: dict[str, Any]) -> None:
         run.evaluate("5-operandz")
     with pytest.raises(lc.UsageError, match="votes is 3: at temperature 0"):
         run.evaluate(votes=3, temperature=0)
+    with pytest.raises(lc.UsageError, match="size is '2'; it must be a whole number"):
+        run.evaluate(size="2")  # type: ignore[arg-type]
+    with pytest.raises(lc.UsageError, match="files is 5; give a name, or a list of names"):
+        run.evaluate(files=5)  # type: ignore[arg-type]
     with pytest.raises(lc.UsageError, match="size is 0"):
         run.evaluate(size=0)
     with pytest.raises(lc.UsageError, match="an untrained model has the reasoner p only"):
