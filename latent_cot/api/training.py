@@ -51,7 +51,7 @@ class Unit:
 
 
 Callback = Callable[[Unit], bool | None]
-"""Called after each unit. If it returns True, the run is saved and stopped."""
+"""Called after each unit. If it returns True, the run is saved and stopped; False and None let it go on."""
 
 
 def configure(
@@ -144,11 +144,13 @@ def resume(
 
 def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
     console = Console(stderr=True, quiet=not shown or os.environ.get("RANK", "0") != "0")
-    if callable(callbacks):
-        raise TypeError(f"callbacks is a list of them: [{getattr(callbacks, '__name__', '...')}]")
+    if callable(callbacks) or not isinstance(callbacks, Iterable):
+        raise UsageError(f"callbacks is a list of them: [{getattr(callbacks, '__name__', '...')}]")
+    called, stop = list(callbacks), False
+    if wrong := [one for one in called if not callable(one)]:
+        raise UsageError(f"callbacks: {wrong[0]!r:.60} cannot be called; give functions that take a unit")
     if resume:
         refuse_moved(config, path / "config.yaml")
-    callbacks, stop = list(callbacks), False
 
     def on_unit(loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         nonlocal stop
@@ -156,11 +158,20 @@ def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bo
         figures = {key: value for key, value in info.items() if key != "samples"}
         samples = tuple(info.get("samples", ()))
         unit = Unit(phase.round, phase.name, at.unit, at.units, at.share, figures, samples)
-        stop = True in [follower(unit) for follower in callbacks]  # each is called
+        stop = True in [_stops(follower, unit) for follower in called]  # each is called
 
     session = carry_out(config, path, console, resume=resume, followers=[on_unit], should_stop=lambda: stop).session
     source = reasoners.find(str(path), None, trusted=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
+
+
+def _stops(follower: Callback, unit: Unit) -> bool:
+    """Call it. Raises UsageError for an answer that leaves open whether the run is to stop."""
+    answer = follower(unit)
+    if not isinstance(answer, bool | None):
+        name = getattr(follower, "__name__", "...")
+        raise UsageError(f"callbacks: {name} returned {answer!r:.60}; return True to stop the run, else False or None")
+    return answer is True
 
 
 def _plain(value: Any) -> Any:

@@ -226,6 +226,17 @@ def test_what_train_does_not_take() -> None:
         lc.train(config, preset="cpu")
 
 
+def test_callbacks_are_functions_that_say_whether_to_stop(tmp_path: Path, settings: dict[str, Any]) -> None:
+    def train(callback: Any) -> None:
+        lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[callback], **settings)
+
+    with pytest.raises(lc.UsageError, match="callbacks: 5 cannot be called"):
+        train(5)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(lc.UsageError, match="returned 'stop'; return True to stop the run, else False or None"):
+        train(lambda unit: "stop")
+
+
 def test_a_method_has_settings_of_its_own() -> None:
     with pytest.raises(lc.UsageError, match="method ppo: it has settings of its own; name it in configure"):
         lc.train(lc.configure("smoke"), method="ppo")
@@ -294,7 +305,7 @@ def test_train_again_with_resume(run: lc.Run, settings: dict[str, Any]) -> None:
     assert run.path is not None
     with pytest.raises(lc.UsageError, match=r"config\.yaml: a file; give the folder of a run or of a model, such as "):
         lc.resume(run.path / "config.yaml")
-    with pytest.raises(TypeError, match=r"callbacks is a list of them: \[print\]"):
+    with pytest.raises(lc.UsageError, match=r"callbacks is a list of them: \[print\]"):
         lc.resume(run, callbacks=print)  # type: ignore[arg-type]
 
 
