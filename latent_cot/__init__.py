@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from latent_cot.methods.scored import ScoredRationale
     from latent_cot.run.schemas import LoggedRationale
     from latent_cot.tools import tool
-    from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, Tool, ToolError, UsageError
+    from latent_cot.types import (
+        DataRequest,
+        Example,
+        Rationale,
+        Reasoner,
+        Task,
+        TaskData,
+        Tool,
+        ToolError,
+        UsageError,
+    )
 
 __all__ = [
     # runs
@@ -37,6 +47,7 @@ __all__ = [
     "RunConfig",
     "Unit",
     "Callback",
+    "Reasoner",
     # what they give
     "Rationales",
     "ScoredRationale",
@@ -67,7 +78,10 @@ _MODULES = {
     "latent_cot.methods.scored": ("ScoredRationale",),
     "latent_cot.run.schemas": ("LoggedRationale",),
     "latent_cot.tools": ("tool",),
-    "latent_cot.types": ("Task", "Tool", "Example", "Rationale", "DataRequest", "TaskData", "UsageError", "ToolError"),
+    "latent_cot.types": (
+        *("Task", "Tool", "Example", "Rationale", "Reasoner", "DataRequest", "TaskData"),
+        *("UsageError", "ToolError"),
+    ),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -24,6 +24,9 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, runtime_checkable
 
+Reasoner = Literal["p", "q"]
+"""Who reasons: p, the model, or q, the sampler."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

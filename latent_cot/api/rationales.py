@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 from latent_cot.api import show
-from latent_cot.methods.scored import ScoredRationale
-from latent_cot.model.lm import ADAPTERS, Adapter
-from latent_cot.objectives.importance import bound_error
 from latent_cot.report.tables import Table, bar, data_frame, escaped, page
 from latent_cot.report.terminal import RATIONALE_HEADING
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.schemas import LoggedRationale
-from latent_cot.types import JOINT, Example, Rationale, UsageError
+from latent_cot.types import JOINT, Example, Rationale, Reasoner, UsageError
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
 
+    from latent_cot.methods.scored import ScoredRationale
+
 
 @dataclass(frozen=True, repr=False)
-class Rationales(Sequence[ScoredRationale]):
+class Rationales(Sequence["ScoredRationale"]):  # which is imported with torch
     """The distinct rationales of one question, those with most weight first.
 
     In a notebook it shows a table in which each token is coloured by how likely it was.
@@ -32,14 +31,14 @@ class Rationales(Sequence[ScoredRationale]):
     example: Example
     """The question, and its answer as far as it is known."""
     items: tuple[ScoredRationale, ...]
-    reasoner: Adapter | None
+    reasoner: Reasoner | None
     """Who wrote them: "q" or "p"; None: they were given by hand."""
     ess: float | None
     """Effective sample size of the weights as a share of the samples: 1 if all weigh the same, near 1 / n if one
     carries all of it. None where there are no weights."""
     bound: float | None
     """Importance-weighted lower bound on log Z(X), nats, which is log p(Y | X) where R is p(Z Y | X); None likewise."""
-    colour_by: Adapter
+    colour_by: Reasoner
     """Whose log-probabilities colour the tokens."""
     log_reward: str = JOINT
     """What log R is."""
@@ -51,6 +50,8 @@ class Rationales(Sequence[ScoredRationale]):
     @property
     def bound_error(self) -> float | None:
         """The standard error of `bound`, nats. Where R is p(Z Y | X), a `bound` above 0 is chance. None likewise."""
+        from latent_cot.objectives.importance import bound_error
+
         return bound_error(self.ess, self.n) if self.ess else None
 
     @property
@@ -58,9 +59,9 @@ class Rationales(Sequence[ScoredRationale]):
         """How many were sampled; `len` is how many of them are distinct."""
         return sum(item.count for item in self.items)
 
-    def coloured_by(self, adapter: Adapter) -> Rationales:
+    def coloured_by(self, adapter: Reasoner) -> Rationales:
         """The same rationales, coloured by log q ("q") or log p ("p"). Raises UsageError where there is no q."""
-        if adapter not in ADAPTERS:
+        if adapter not in get_args(Reasoner):
             raise UsageError(f"colour by {adapter!r}: give 'q' or 'p'")
         if adapter == "q" and any(item.log_q is None for item in self.items):
             raise UsageError("there is no q here: colour by p")
@@ -80,9 +81,14 @@ class Rationales(Sequence[ScoredRationale]):
     @overload
     def __getitem__(self, index: int) -> ScoredRationale: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[ScoredRationale]: ...
-    def __getitem__(self, index: int | slice) -> ScoredRationale | Sequence[ScoredRationale]:
-        return self.items[index]
+    def __getitem__(self, index: slice) -> Rationales: ...
+    def __getitem__(self, index: int | slice) -> ScoredRationale | Rationales:
+        """One of them, or some: `ess` and `bound` are of all of them only."""
+        if not isinstance(index, slice):
+            return self.items[index]
+        items = self.items[index]
+        whole = len(items) == len(self.items)
+        return replace(self, items=items, ess=self.ess if whole else None, bound=self.bound if whole else None)
 
     def table(self) -> Table:
         return Table(

@@ -25,7 +25,7 @@ from latent_cot.run import reasoners
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import Example, Rationale, Task, TaskData, UsageError, first_line
+from latent_cot.types import Example, Rationale, Reasoner, Task, TaskData, UsageError, first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from latent_cot.api.rationales import LoggedRationales, Rationales
     from latent_cot.methods.method import Method
     from latent_cot.methods.scored import ScoredRationale
-    from latent_cot.model.lm import Adapter
     from latent_cot.run.schemas import LoggedRationale
 
 
@@ -103,7 +102,7 @@ class Run:
         return self.source.folder.path if self.source.folder else None
 
     @property
-    def reasoners(self) -> tuple[Adapter, ...]:
+    def reasoners(self) -> tuple[Reasoner, ...]:
         """Those that can be tested: of "q", the sampler, and "p", the model."""
         return self.source.reasoners
 
@@ -128,6 +127,10 @@ class Run:
             import pandas as pd
 
             frame["time"] = pd.to_datetime(frame["time"], format="ISO8601", utc=True, errors="coerce")
+        for name in ("round", "unit", "n", "correct"):  # a note has none: with NaN they would be fractions
+            if name in frame:
+                with suppress(TypeError, ValueError):
+                    frame[name] = frame[name].astype("Int64")
         return frame
 
     def rationales(self) -> LoggedRationales:
@@ -143,7 +146,7 @@ class Run:
         question: str | Example,
         n: int = 8,
         *,
-        reasoner: Adapter | None = None,
+        reasoner: Reasoner | None = None,
         answer: str | int | None = None,
         temperature: float = 1.0,
         seed: int = 0,
@@ -206,7 +209,7 @@ class Run:
         split: str | Sequence[str] | None = None,
         *,
         files: str | Path | Sequence[str | Path] | None = None,
-        reasoner: Adapter | None = None,
+        reasoner: Reasoner | None = None,
         size: int | None = None,
         votes: int = 1,
         samples: int | None = None,
@@ -289,7 +292,7 @@ class Run:
     # -- what these need -----------------------------------------------------------------------------
 
     @property
-    def adapters(self) -> tuple[Adapter, ...]:
+    def adapters(self) -> tuple[Reasoner, ...]:
         """Those that were trained: a q that sees the answer can be sampled from and scored with, though not tested."""
         return ("q", "p") if self.source.has_q else ("p",)
 
@@ -338,10 +341,10 @@ class Run:
         loop: Method,
         example: Example,
         counts: Mapping[Any, int],
-        sampler: Adapter | None,
+        sampler: Reasoner | None,
         *,
         weighed: bool,
-        reasoner: Adapter,
+        reasoner: Reasoner,
     ) -> Rationales:
         from latent_cot.api.rationales import Rationales
         from latent_cot.methods.scored import score_rationales
@@ -396,7 +399,7 @@ def _asked(
     loop: Method,
     task: Task,
     splits: Mapping[str, Split],
-    names: Sequence[Adapter],
+    names: Sequence[Reasoner],
     decoding: Mapping[str, Any],
     *,
     progress: bool,

@@ -44,7 +44,7 @@ class Stop:
     change it (`Reward.name`); None: Y is not known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoredRationale:
     """A distinct rationale of a question."""
 
@@ -74,6 +74,10 @@ class ScoredRationale:
     def text(self) -> str:
         """The tools' results included."""
         return self.rationale.text
+
+    def __repr__(self) -> str:
+        figures = (f"{name} {getattr(self, name)}" for name in ("log_q", "log_p", "log_reward", "weight"))
+        return f"<{self.text!r:.100}, {len(self.tokens)} tokens, ×{self.count}, {', '.join(figures)}>"
 
     def log_prob(self, reasoner: Adapter) -> float:
         """log q or log p. Raises ValueError where there is no q."""

@@ -52,7 +52,7 @@ def test_importing_loads_next_to_nothing() -> None:
 
 def test_every_name_is_there_and_explained() -> None:
     for name in lc.__all__:
-        assert getattr(lc, name).__doc__ or name == "Callback"  # an alias
+        assert getattr(lc, name).__doc__ or name in ("Callback", "Reasoner")  # aliases
         assert name in dir(lc)
     with pytest.raises(AttributeError, match="'latent_cot' has no attribute 'lode'"):
         lc.lode  # noqa: B018
@@ -392,6 +392,7 @@ def test_results_and_events(run: lc.Run) -> None:
     assert len(events) == len((run.path / "events.jsonl").read_text().splitlines())
     assert events["time"].is_monotonic_increasing
     assert events.query("kind == 'e_step'")["loss"].notna().all()
+    assert {str(events[name].dtype) for name in ("round", "unit", "n", "correct")} == {"Int64"}
 
 
 def test_results_come_in_the_order_of_the_splits() -> None:
@@ -469,6 +470,14 @@ def test_samples_add_up(run: lc.Run) -> None:
     ]
     assert sum(raw) / 6 == pytest.approx(1, rel=1e-4)
     assert found.ess == pytest.approx(sum(raw) ** 2 / sum(w**2 for w in raw) / 6, rel=1e-4)
+
+
+def test_some_of_the_rationales(run: lc.Run) -> None:
+    found = run.sample(QUESTION, n=6)
+    some = found[:2]
+    assert isinstance(some, Rationales) and some.items == found.items[:2] and some.ess is None
+    assert found[::-1].ess == found.ess and found[-1] == found.items[-1]
+    assert len(repr(found[0])) < 300 and repr(found[0].text)[:20] in repr(found[0])
 
 
 def test_the_same_seed_gives_the_same_sample(run: lc.Run) -> None:

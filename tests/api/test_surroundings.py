@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 
 import latent_cot as lc
 from latent_cot.run.run_folder import Checkpoint, RunFolder
+from tests.conftest import ROOT
 
 QUESTION = "6 - 0 - 4 - 8"
 
@@ -73,3 +77,13 @@ def test_the_working_directory_may_change(run: lc.Run, tiny_model_dir: Path, mon
     assert asked.path == run.path and asked.source.describe()["run"] == "run"
     assert asked.results["accuracy"] and len(asked.events) and next(iter(asked.rationales()))
     assert asked.sample(QUESTION, n=1) and base.sample(QUESTION, n=1)
+
+
+def test_looking_at_a_run_loads_no_torch(run: lc.Run) -> None:
+    code = (
+        f"import sys, latent_cot as lc; run = lc.load({str(run.path)!r}); run.results.to_pandas(); len(run.events); "
+        "len(list(run.rationales())); lc.Reasoner; print('torch' in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
