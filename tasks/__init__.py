@@ -12,6 +12,7 @@ if not __name__.startswith("latent_cot."):
 import pkgutil
 from collections.abc import Mapping
 
+from latent_cot import disk
 from latent_cot.tools import _user_file
 from latent_cot.tools._foreign import guard_task
 from latent_cot.types import Task, UsageError
@@ -41,7 +42,14 @@ def load(name_or_path: str, options: Mapping[str, str] | None = None) -> Task:
     described = name_or_path.endswith(FILES)
     task = _described(name_or_path, options) if described else _found(name_or_path).configured(options)
     own_code = name_or_path not in names() and not described
-    return guard_task(task, f"task {task.name}") if own_code or task.code else task
+    if not own_code and not task.code:
+        return task
+    guarded = guard_task(task, f"task {task.name}")
+    # What is guarded can be copied, but not pickled: then it is loaded again. (`copy` asks the class, and not this.)
+    named = name_or_path if name_or_path in names() else str(disk.expanded(name_or_path).absolute())
+    again = load, (named, dict(options))
+    object.__setattr__(guarded, "__reduce_ex__", lambda protocol: again)
+    return guarded
 
 
 def _described(file: str, options: Mapping[str, str]) -> Task:

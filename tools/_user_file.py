@@ -8,8 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Literal
 
 from latent_cot import disk
@@ -75,15 +76,35 @@ def pick(module: ModuleType, where: str, kind: Kind, fits: Callable[[Any], bool]
         ) from error
 
 
+class _AsItIs(SourceFileLoader):
+    """Compiles a file anew: what Python has cached is told from it by its size and its second only."""
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+_RUN: dict[str, tuple[str, ModuleType]] = {}
+"""Name of a module -> a digest of its file's content when it was run, and the module."""
+
+
 def run(path: Path) -> ModuleType:
-    """The module in a file. Its siblings are not put on `sys.path`.
+    """The module in a file. Its siblings are not put on `sys.path`. It is run once, and again where it has changed: its
+    classes stay the same.
 
     Raises UsageError, naming file and line, for whatever stops it.
     """
     path = path.resolve()
     # Two files of one name must not share a module; the stem is kept for tracebacks.
     name = f"_latent_cot_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    try:
+        with disk.opened(path) as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error}); check the file") from error
+    if name in _RUN and _RUN[name][0] == content:
+        return _RUN[name][1]
+    _RUN.pop(name, None)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsItIs(name, str(path)))
     assert spec is not None and spec.loader is not None  # the path ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up here
@@ -96,4 +117,5 @@ def run(path: Path) -> ModuleType:
         own = isinstance(error, SyntaxError) and error.filename == str(path)
         line = error.lineno if isinstance(error, SyntaxError) and own else reached[-1] if reached else 1
         raise UsageError(f"{path}:{line}: {type(error).__name__}: {error}") from error
+    _RUN[name] = content, module
     return module

@@ -364,6 +364,11 @@ class Run:
         colour = sampler or ("q" if with_q else "p")
         return Rationales(example, tuple(items), sampler, found.ess, found.bound, colour, loop.reward.name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is loaded by its path, in another process too. (Whoever unpickles trusts what is pickled.)"""
+        folder, task = (self.path, None) if self.source.folder else (self.config.model, self.config.task)
+        return _loaded, (str(folder), task)
+
     def forget(self) -> None:
         """Let go of the model in memory, and of what was read of its checkpoints: they are loaded again when they are
         needed, as they are on disk then."""
@@ -374,6 +379,10 @@ class Run:
         if self.source.folder is None:
             raise UsageError(f"{self.config.model}: a base model has no {what}; load a run's folder")
         return self.source.folder
+
+
+def _loaded(target: str, task: str | None) -> Run:
+    return load(target, task=task, trust_code=True)
 
 
 def _names(what: str, given: object) -> list[str]:

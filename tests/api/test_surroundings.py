@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -87,3 +89,25 @@ def test_looking_at_a_run_loads_no_torch(run: lc.Run) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_all_of_it_can_be_pickled_and_copied(run: lc.Run, tmp_path: Path, settings: dict[str, Any]) -> None:
+    for copied in (pickle.loads(pickle.dumps(run.results)), copy.deepcopy(run.results)):  # noqa: S301
+        assert copied == run.results and repr(copied) == repr(run.results)
+    again = pickle.loads(pickle.dumps(run))  # noqa: S301
+    assert (again.path, again.config) == (run.path, run.config)
+    task = tmp_path / "mine.py"
+    task.write_text(
+        "from latent_cot.tasks.arithmetic import Arithmetic\n"
+        "class Mine(Arithmetic):\n"
+        "    def grade(self, example, answer):\n"
+        "        return super().grade(example, answer)\n"
+    )
+    base = lc.load(settings["model"], task=task, trust_code=True)
+    found = base.evaluate("3-operands", size=2, max_tokens=4, progress=False)
+    lc.tasks.load(str(task))
+    other = pickle.loads(pickle.dumps(found))  # noqa: S301
+    assert other.figures == found.figures and other.answers().equals(found.answers())
+    assert copy.deepcopy(found).figures == found.figures
+    assert type(other.task) is type(base.task)
+    assert pickle.loads(pickle.dumps(base)).config == base.config  # noqa: S301

@@ -256,6 +256,22 @@ def test_readme_example(write: Write) -> None:
             tool(bad)
 
 
+def test_a_file_is_run_once_and_again_where_it_has_changed(write: Write) -> None:
+    """However soon, and of whatever size: the edit of a moment later is no older bytecode."""
+    kinds = set()
+    for _ in range(2):
+        for word in ("one", "two", "six"):
+            path = write(f"{ECHO}    word = {word!r}\n")
+            first, again = (tools.load(path) for _ in range(2))
+            assert isinstance(first, ForeignTool) and isinstance(again, ForeignTool)
+            assert type(first.tool) is type(again.tool) and vars(type(first.tool))["word"] == word
+            kinds.add(type(first.tool))
+    assert len(kinds) == 6
+    write("1 / 0\n")
+    with pytest.raises(UsageError, match=r"mine\.py:1: ZeroDivisionError"):
+        tools.load(path)
+
+
 def test_readme_usage(write: Write) -> None:
     definition, usage = readme_blocks()
     folder = Path(write(definition, "modulo.py")).parent
