@@ -267,6 +267,27 @@ class Run:
         found = _asked(self.in_memory(), self.task, splits, names, {**decoding, "seed": seed}, progress=progress)
         return Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding, **found)
 
+    def export(
+        self, folder: str | Path, *, reasoner: Reasoner | None = None, merge: bool = False, force: bool = False
+    ) -> Path:
+        """Write a reasoner into a folder that works without this package: weights, tokenizer, settings, model card
+        (`docs/exporting.md`). Returns the folder.
+
+        Args:
+            reasoner: "q" or "p"; None: q, where it answers questions.
+            merge: the base model's weights with the adapter's in them, instead of the adapter alone.
+            force: replace what an earlier export has left in the folder.
+
+        Raises UsageError for a base model, and for a folder that is not free.
+        """
+        from latent_cot.run.export.whole import export
+
+        target, of_run = disk.expanded(folder), self.folder("adapter to export")
+        done = export(self.source, of_run, self.task, target, reasoner=reasoner, merge=merge, force=force)
+        for note in done.notes:
+            self._tell(note)
+        return target
+
     # -- how it looks --------------------------------------------------------------------------------
 
     def __repr__(self) -> str:

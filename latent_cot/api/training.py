@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from latent_cot.api.run import Run, load, task_name
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, from_dict, load_config, other_settings, refuse_task_code, to_dict
 from latent_cot.report.terminal import Progress
-from latent_cot.run import reasoners
+from latent_cot.run import reasoners, tracking
 from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
 from latent_cot.run.resuming import changed_settings
 from latent_cot.run.run_folder import RunFolder
@@ -81,6 +81,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     trust_code: bool = False,
+    track: str | Sequence[str] = (),
     **settings: Any,
 ) -> Run:
     """Train by any method, evaluate, and return the run, its model in memory.
@@ -97,6 +98,7 @@ def train(
         progress: show how far it has got.
         trust_code: run the Python files that a task's YAML file names. (A task that is a Python file you have named
             yourself.)
+        track: a tracker that gets the figures, such as "tensorboard", or several: `docs/tracking.md`.
         settings: on top of `config`. Without one, all that `configure` takes.
 
     Raises UsageError for whatever you can put right.
@@ -126,12 +128,17 @@ def train(
         _refuse_difference(config, path)
         run = load(path, trust_code=True)  # code that the caller has just named
         done = run.status == "finished" and not _changed_since(run)
-        return run if done else _run(run.config, path, callbacks, progress, resume=True)
-    return _run(config, path, callbacks, progress, resume=False)
+        return run if done else _run(run.config, path, callbacks, progress, track, resume=True)
+    return _run(config, path, callbacks, progress, track, resume=False)
 
 
 def resume(
-    run: Run | str | Path, *, callbacks: Iterable[Callback] = (), progress: bool = True, trust_code: bool = False
+    run: Run | str | Path,
+    *,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+    trust_code: bool = False,
+    track: str | Sequence[str] = (),
 ) -> Run:
     """Go on with a run, or the one in a folder, that was stopped, or killed, with its own settings; returns it. See
     `train` and, for `trust_code`, `load`."""
@@ -139,16 +146,26 @@ def resume(
     if run.path is None:
         raise UsageError(f"{run.config.model}: a base model is no run; start one by train()")
     run.forget()  # what it has in memory will be what it was
-    return _run(run.config, run.path, callbacks, progress, resume=True)
+    return _run(run.config, run.path, callbacks, progress, track, resume=True)
 
 
-def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bool, *, resume: bool) -> Run:
+def _run(
+    config: RunConfig,
+    path: Path,
+    callbacks: Iterable[Callback],
+    shown: bool,
+    track: str | Sequence[str],
+    *,
+    resume: bool,
+) -> Run:
     console = Console(stderr=True, quiet=not shown or os.environ.get("RANK", "0") != "0")
     if callable(callbacks) or not isinstance(callbacks, Iterable):
         raise UsageError(f"callbacks is a list of them: [{getattr(callbacks, '__name__', '...')}]")
     called, stop = list(callbacks), False
     if wrong := [one for one in called if not callable(one)]:
         raise UsageError(f"callbacks: {wrong[0]!r:.60} cannot be called; give functions that take a unit")
+    trackers = [track] if isinstance(track, str) else list(track)
+    tracking.check(trackers)
     if resume:
         refuse_moved(config, path / "config.yaml")
 
@@ -160,7 +177,8 @@ def _run(config: RunConfig, path: Path, callbacks: Iterable[Callback], shown: bo
         unit = Unit(phase.round, phase.name, at.unit, at.units, at.share, figures, samples)
         stop = True in [_stops(follower, unit) for follower in called]  # each is called
 
-    session = carry_out(config, path, console, resume=resume, followers=[on_unit], should_stop=lambda: stop).session
+    told: dict[str, Any] = {"track": trackers, "followers": [on_unit]}
+    session = carry_out(config, path, console, resume=resume, should_stop=lambda: stop, **told).session
     source = reasoners.find(str(path), None, trusted=True)
     return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
 

@@ -339,8 +339,11 @@ def test_a_stopped_run_goes_on_and_can_be_asked(
     tmp_path: Path, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, config = tmp_path / "run", lc.configure("smoke")
-    stopped = lc.train(config, output_dir=folder, callbacks=[lambda unit: unit.phase == "init"], **settings)
-    assert stopped.status == "stopped"
+    stop: list[lc.Callback] = [lambda unit: unit.phase == "init"]
+    with pytest.raises(lc.UsageError, match="--track tensorbored: there is no such tracker"):
+        lc.train(config, output_dir=folder, track="tensorbored", **settings)
+    stopped = lc.train(config, output_dir=folder, callbacks=stop, track="tensorboard", **settings)
+    assert stopped.status == "stopped" and list((folder / "tensorboard").rglob("events.*"))
     (written,) = stopped.score(QUESTION, CHAIN)
     before = written.log_p
     assert list(stopped.reasoners) == ["p"] and written.log_q is None, "q is made at the beginning of the first round"
@@ -715,6 +718,18 @@ def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: 
     assert found.answers().empty and not found.outcomes
     name = frame["metric"].iloc[0]
     assert name in repr(run.results) and name in run.results._repr_html_() and name in found._repr_html_()
+
+
+# -- exporting ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_exported(run: lc.Run, settings: dict[str, Any], tmp_path: Path) -> None:
+    assert run.export(tmp_path / "q") == tmp_path / "q"
+    assert {"README.md", "adapter_model.safetensors"} <= {file.name for file in (tmp_path / "q").iterdir()}
+    with pytest.raises(lc.UsageError, match="is not empty"):
+        run.export(tmp_path / "q")
+    with pytest.raises(lc.UsageError, match="a base model has no adapter to export"):
+        lc.load(settings["model"]).export(tmp_path / "base")
 
 
 # -- looks -------------------------------------------------------------------------------------------------
