@@ -495,8 +495,9 @@ def check_sampling(prefix: str = "", temperature: float | None = None, seed: int
     for name, value in {**counts, "seed": seed}.items():
         if not isinstance(value, Integral) and not (value is None and name in _NEED_NOT_BE):
             raise UsageError(f"{prefix}{name} is {value!r:.40}; it must be a whole number")
-    if not isinstance(temperature, Real | None):
-        raise UsageError(f"{prefix}temperature is {temperature!r:.40}; it must be a number")
+    heat: object = temperature  # what a caller without a type checker has given
+    if not isinstance(heat, Real | None):
+        raise UsageError(f"{prefix}temperature is {heat!r:.40}; it must be a number")
     for name, value in counts.items():
         written = prefix + (name.replace("_", "-") if prefix else name)
         if value is not None and value < 1:

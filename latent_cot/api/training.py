@@ -185,7 +185,7 @@ def _run(
 
 def _stops(follower: Callback, unit: Unit) -> bool:
     """Call it. Raises UsageError for an answer that leaves open whether the run is to stop."""
-    answer = follower(unit)
+    answer: object = follower(unit)
     if not isinstance(answer, bool | None):
         name = getattr(follower, "__name__", "...")
         raise UsageError(f"callbacks: {name} returned {answer!r:.60}; return True to stop the run, else False or None")

@@ -563,7 +563,8 @@ def test_settings_of_another_type(run: lc.Run, wrong: dict[str, Any], message: s
 
 
 def test_an_answer_may_be_a_number(run: lc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run.sample(QUESTION, n=np.int64(1), answer=-6) == run.sample(QUESTION, n=1, answer="-6")
+    n: Any = np.int64(1)
+    assert run.sample(QUESTION, n=n, answer=-6) == run.sample(QUESTION, n=1, answer="-6")
 
     def example(question: str, answer: str | None = None) -> lc.Example:
         return lc.Example(str(int(question)))
