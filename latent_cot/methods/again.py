@@ -19,6 +19,7 @@ import torch
 from latent_cot.config.schema import trained_tokens
 from latent_cot.methods import m_step
 from latent_cot.methods.method import Method
+from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Seen
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo, importance_weights
@@ -65,8 +66,12 @@ class LearnsAgain(Method):
 
     def learn(self, records: Sequence[Seen], optimiser: AdapterOptimiser, step: int) -> m_step.LikelihoodInfo:
         """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats."""
-        of_question = pooled(records)
-        groups = [Group(self.query(self.questions[i]).policy_prompt, list(own)) for i, own in of_question.items()]
+        of_question, groups, weights = pooled(records), list[Group](), list[list[float]]()
+        for i, own in of_question.items():
+            prompt, rationales = self.query(self.questions[i]).policy_prompt, list(own)
+            for part in slices(len(own), self.config.e_step.samples):  # what bounds a pass: they are not compared here
+                groups.append(Group(prompt, [rationales[k] for k in part]))
+                weights.append([own[rationales[k]] for k in part])
         self.state.budget.gradient_steps += 1
         return m_step.update(
             self.lm,
@@ -76,8 +81,8 @@ class LearnsAgain(Method):
             optimiser,
             step,
             max_tokens=trained_tokens(self.config),
-            weights=[list(own.values()) for own in of_question.values()],
-            divisor=len(groups),
+            weights=weights,
+            divisor=len(of_question),
             dropout=False,
         )
 

@@ -214,6 +214,17 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
     assert given == [{"epochs": 2, "kl": 0.4 if method == "grpo" else 0.0}] * 2
 
 
+def learned_weights(call: tuple[Any, dict[str, Any]], loop: Method) -> dict[int, dict[Rationale, float]]:
+    """Question -> rationale -> weight, of an update that learns again: in groups no larger than an E-step's own."""
+    prompts = [loop.query(question).policy_prompt for question in loop.questions]
+    found: dict[int, dict[Rationale, float]] = {}
+    for group, own in zip(call[0][2], call[1]["weights"], strict=True):
+        assert 0 < len(group.rationales) <= loop.config.e_step.samples
+        found.setdefault(prompts.index(group.prompt), {}).update(zip(group.rationales, own, strict=True))
+    assert call[1]["divisor"] == len(found)
+    return found
+
+
 def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step its own batch by the objective, with the weights of the q before that; then what was sampled so far."""
     order: list[str] = []
@@ -231,17 +242,15 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
         objective="vargrad",
     )
     loop = make(lm, config_of("em", rounds=1, e_step=e_step))
-    prompts = [loop.query(question).policy_prompt for question in loop.questions]
     done, learned = 0, 0
     for phase, _ in loop.run():
         if phase.name == "e_step":
             now = pooled(loop.state.seen)
             assert order == ["weigh", "balance", *["again"] * (2 if now else 0)]
-            for arguments, options in again[done:]:
-                of = [prompts.index(group.prompt) for group in arguments[2]]
-                assert arguments[1] == "q" and len(of) == min(2, len(now)) and set(of) <= set(now)
-                assert [group.rationales for group in arguments[2]] == [list(now[i]) for i in of]
-                assert options["weights"] == [list(now[i].values()) for i in of]
+            for call in again[done:]:
+                found = learned_weights(call, loop)
+                assert call[0][1] == "q" and len(found) == min(2, len(now))
+                assert found == {i: now[i] for i in found}
                 learned += 1
         elif phase.name == "diagnose":
             break
@@ -267,7 +276,6 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
     updates = spy(monkeypatch, m_step_module, "update")
     e_step = dataclasses.replace(CONFIG.e_step, steps=6, questions=1, samples=12, updates=3, replay_share=0.0)
     loop = make(lm, config_of("forward-kl", e_step=e_step))
-    prompts = [loop.query(question).policy_prompt for question in loop.questions]
     known: list[Seen] = []
     done = again = 0
     for phase, info in loop.run():
@@ -278,14 +286,13 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
             assert right == set(now)
             fresh = {one.question for one in own[len(known) :]}
             calls = updates[done:]
-            asked = [[prompts.index(group.prompt) for group in arguments[2]] for arguments, _ in calls]
+            asked = [learned_weights(call, loop) for call in calls]
             assert len(calls) == (0 if not now else 3 if fresh else 2)
             if fresh:
                 assert set(asked[0]) == fresh
-            for (arguments, _), of in list(zip(calls, asked, strict=True))[bool(fresh) :]:
-                assert len(of) == min(2, len(now)) and set(of) <= set(now)
-                assert [group.rationales for group in arguments[2]] == [list(now[i]) for i in of]
-                again += bool(set(of) - fresh)
+            for found in asked[bool(fresh) :]:
+                assert len(found) == min(2, len(now)) and found == {i: now[i] for i in found}
+                again += bool(set(found) - fresh)
             assert {arguments[5] for arguments, _ in calls} <= {loop.state.unit - 1}
             assert ("loss" in info, "again_loss" in info) == (bool(fresh), bool(now))
             known = list(own)
