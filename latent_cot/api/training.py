@@ -186,6 +186,8 @@ def _run(
 def _stops(follower: Callback, unit: Unit) -> bool:
     """Call it. Raises UsageError for an answer that leaves open whether the run is to stop."""
     answer: object = follower(unit)
+    if hasattr(answer, "item"):  # of numpy's, such as a comparison of means
+        answer = answer.item()
     if not isinstance(answer, bool | None):
         name = getattr(follower, "__name__", "...")
         raise UsageError(f"callbacks: {name} returned {answer!r:.60}; return True to stop the run, else False or None")

@@ -227,9 +227,11 @@ def test_what_train_does_not_take() -> None:
 
 
 def test_callbacks_are_functions_that_say_whether_to_stop(tmp_path: Path, settings: dict[str, Any]) -> None:
-    def train(callback: Any) -> None:
-        lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[callback], **settings)
+    def train(callback: Any, folder: str = "run") -> lc.Run:
+        return lc.train(lc.configure("smoke"), output_dir=tmp_path / folder, callbacks=[callback], **settings)
 
+    losses = np.array([1.0, 0.5])
+    assert train(lambda unit: losses.mean() < 1, "stopped").status == "stopped"
     with pytest.raises(lc.UsageError, match="callbacks: 5 cannot be called"):
         train(5)
     assert not (tmp_path / "run").exists()
