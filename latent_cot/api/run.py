@@ -160,7 +160,7 @@ class Run:
             answer: the question's answer, where the task cannot work it out: for the log-reward, the weights, for right
                 or wrong, and for a q that sees it.
             temperature: of the sampling; 0 is greedy. All log-probabilities are those of temperature 1.
-            seed: the same seed gives the same rationales.
+            seed: the same seed gives the same rationales; for more of them, or other noise, give another.
 
         Raises UsageError if it is no question of this task.
         """
