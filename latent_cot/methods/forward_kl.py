@@ -3,9 +3,9 @@
 2509.22637).
 
 Samples of q itself are weighted by w ∝ p(Z Y | X) / q(Z), and q learns to write them: what is good is pulled up, and
-nothing is pushed down. Each batch of samples is learned from several times, beside later ones; its weights are those of
-the q that sampled it, and stay right. With `--m-step.weighted` and several `--m-step.samples` p learns from such
-weights too, as in the paper.
+nothing is pushed down. Each batch of samples is learned from several times, beside later ones: a sample is weighted by
+the q that sampled it, and all of a question together. With `--m-step.weighted` and several `--m-step.samples` p learns
+from such weights too, as in the paper.
 """
 
 from __future__ import annotations
