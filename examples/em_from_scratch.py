@@ -2,8 +2,8 @@
 
 Plain torch and transformers, one chain at a time, nothing cached, nothing clever: to be read, and to hold the library
 against. `latent-cot em --task arithmetic` is the same, fast, resumable, on any task, and with what is left out here: a
-reward floor, a Huber cap, lessons, interpolation, LoRA. The paper is Hu et al.,
-"Amortizing intractable inference in large language models" (ICLR 2024).
+reward floor, a Huber cap, steps of q on what it has sampled before, lessons, interpolation, LoRA. The paper is Hu et
+al., "Amortizing intractable inference in large language models" (ICLR 2024).
 
     X   "Question: 6 - 0 - 4 = ? Answer:"
     Z   " 6 - 0 = 6, 6 - 4 = 2"        what stands behind each "=" is written by the calculator, not by the model

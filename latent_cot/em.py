@@ -61,7 +61,7 @@ class EM(LearnsAgain):
         objective = OBJECTIVES[c.objective]
         log_z = [self.log_z] if objective.log_z_rate else []
         optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=objective.log_z_rate)
-        for step, (chosen, sampled, seed), ahead in self.rollouts_of_steps(self._sample_step):
+        for step, (chosen, sampled, own, seed), ahead in self.rollouts_of_steps(self._sample_step):
             # Score every prefix of what was sampled under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
             batches = assemble(
                 [self.query(self.questions[i]) for i in chosen],
@@ -85,7 +85,7 @@ class EM(LearnsAgain):
             if log_z and step == 0:
                 self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
             if c.updates > 1:
-                self.remember(chosen, batches)  # by the weights of the q that has sampled them
+                self.remember(chosen, batches, own)  # by the weights of the q that has sampled them
             info = update(
                 self.lm,
                 batches,
@@ -100,20 +100,25 @@ class EM(LearnsAgain):
             self.state.budget.gradient_steps += 1
 
             # And, by forward KL, on what was sampled so far for some of the questions (methods/again.py).
-            again = self.learn_again(optimiser, step)
+            again = self.learn_again(optimiser, step, temperature=target["reward_temperature"])
             figures = describe(batches, self.is_correct if self.tells_right else None)
             figures["reward_temperature"] = target["reward_temperature"]
             yield {**vars(info), **again, **figures, **ahead, "samples": shown_samples(batches)}
         self.state.seen = []
 
-    def _sample_step(self, step: int, draw: Draw) -> tuple[list[int], list[Sequence[Rationale]], int]:
-        """The questions of a step, rationales sampled for them by `draw`, and the seed of all else."""
+    def _sample_step(
+        self, step: int, draw: Draw
+    ) -> tuple[list[int], list[Sequence[Rationale]], list[Sequence[Rationale]], int]:
+        """The questions of a step, rationales sampled for them by `draw`, of these q's own, which are not tempered, and
+        the seed of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
         generator, seed = torch.Generator().manual_seed(rng.getrandbits(60)), rng.getrandbits(60)
         chosen = draw_distinct(self.question_weights, c.questions, rng)
         queries, behaviours = [self.query(self.questions[i]) for i in chosen], [draw_behaviour(c, rng) for _ in chosen]
         how: dict[str, Any] = {"samples": c.samples, "generator": generator}
-        return chosen, sample(draw, queries, behaviours, self.rules, self.buffer, **how), seed
+        sampled = sample(draw, queries, behaviours, self.rules, self.buffer, **how)
+        own = [z[behaviour.tempered(len(z)) :] for behaviour, z in zip(behaviours, sampled, strict=True)]
+        return chosen, sampled, own, seed
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)

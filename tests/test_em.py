@@ -571,7 +571,7 @@ def test_a_state_survives_json() -> None:
         phase=3,
         unit=2,
         drawn=[WeightedRationale(4, rationale, 0.5)],
-        seen=[Seen(3, rationale, -2.5)],
+        seen=[Seen(3, rationale, 2, -9.0, -2.5)],
         budget=Budget(3, 20, 2),
         checks=[1, 2],
         right={"0": {"p": {"test": "10"}}},

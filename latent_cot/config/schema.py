@@ -125,10 +125,10 @@ class EStepConfig(Section):
     max_staleness: Count = 0
     """How many steps old the adapter may be that a batch was sampled from. 0: sampling and training take turns.
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
-    updates: Positive = 1
+    updates: Positive = 4
     """Optimiser steps for each batch of sampled rationales. In `ppo` and `grpo` all learn that batch; else the first
-    does, and each of the others learns, by forward KL, twice `questions` of the questions that were sampled so far:
-    in EM give --e-step.max-grad-norm 1 then, since the objective's gradients are some 50 times as large."""
+    does, and each of the others learns, by forward KL, twice `questions` of the questions that were sampled so far, at
+    temperature 1."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"
@@ -165,7 +165,7 @@ class EStepConfig(Section):
     sentence a small model finds the same sentence likely: without a penalty Y may explain itself."""
     score_tool_tokens: Switch = False
     """Whether log p of a tool's tokens counts in the reward (as in the paper's code)."""
-    tempered_share: Share = 0.5
+    tempered_share: Share = 0.0
     """Share of the sampled rationales that are drawn at a temperature, random for each question. The others are q's."""
     temperatures: tuple[Temperature, Temperature] = (0.7, 1.5)
     """The range of that temperature."""
@@ -174,14 +174,15 @@ class EStepConfig(Section):
     mix_replay: Switch = False
     """Replay that share of each question's rationales, beside sampled ones, so that these are compared with what is
     known to be good; or, if not, all or none of a question's, as in the paper."""
-    learning_rate: PositiveAmount = 1e-4
+    learning_rate: PositiveAmount = 2e-4
     """AdamW's peak learning rate."""
     warmup: Count = 8
     """Steps of linear warm-up."""
     decay: Literal["cosine", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""
-    max_grad_norm: PositiveAmount = 100.0
-    """Largest norm of the gradient. Usual ones are 5 to 60: this is for accidents only."""
+    max_grad_norm: PositiveAmount = 1.0
+    """Largest norm of the gradient. The balance losses' are 5 to 60, forward KL's some 50 times smaller: 1 makes the
+    steps of both about equally long. With --e-step.updates 1 give 100, which is for accidents only."""
 
 
 @dataclass(frozen=True)

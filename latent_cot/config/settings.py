@@ -287,12 +287,6 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if e.max_staleness and not rollout.engine.startswith("http"):
         remedy = "give the addresses of vLLM servers, or --e-step.max-staleness 0"
         yield f"--e-step.max-staleness: --rollout.engine {rollout.engine} samples where q is trained; {remedy}"
-    if METHODS[method].has_balance and e.updates > 1:
-        other = {"tempered_share": e.tempered_share, "replay_share": e.replay_share}
-        other |= {"reward_temperatures": e.reward_temperatures != (1.0, 1.0)}
-        if named := [flag(f"e_step.{name}") for name, given in other.items() if given]:
-            remedy = f"give {named[0]} {'1 1' if 'temperatures' in named[0] else '0'}"
-            yield f"--e-step.updates {e.updates} learns again, by R / q, what q as it is has sampled; {remedy}"
     if rollout.granularity == "token":
         for name in ("history_dropout", "gap_share"):
             if getattr(varied, name):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -33,40 +34,47 @@ class LearnsAgain(Method):
     """What methods share whose E-step keeps what it samples, in `state.seen`."""
 
     def remember(
-        self, chosen: Sequence[int], trajectories: Sequence[Trajectories]
+        self, chosen: Sequence[int], trajectories: Sequence[Trajectories], sampled: Sequence[Sequence[Rationale]]
     ) -> tuple[list[Seen], ImportanceInfo]:
-        """Keep what q, as it is, has sampled for these training questions: that of questions for which a right
-        rationale is among it, where the task tells. The weights of wrong ones only say which of them is least wrong.
+        """Keep what q, as it is, has `sampled` at temperature 1 for these training questions, of their `trajectories`:
+        that of questions for which a right rationale is among it, where the task tells. The weights of wrong ones only
+        say which of them is least wrong.
 
         Returns what is kept, and what the weights of all are like."""
-        e = experience_of(trajectories)
+        own = [(i, t.only(Counter(z))) for i, t, z in zip(chosen, trajectories, sampled, strict=True) if z]
+        if not own:
+            return [], ImportanceInfo(*[torch.empty(0)] * 3)
+        e = experience_of([t for _, t in own])
         log_q = log_probs_when_sampled(self.lm, e, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         _, info = importance_weights(e.log_reward, log_q, e.count, e.group)
-        log_weight = (e.log_reward - log_q + e.count.log()).tolist()
-        rows = [Seen(chosen[g], *one) for g, *one in zip(e.group.tolist(), e.rationales, log_weight, strict=True)]
+        columns = (e.rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist())
+        rows = [Seen(own[g][0], *one) for g, *one in zip(e.group.tolist(), *columns, strict=True)]
         right = {one.question for one in rows if self.is_correct(self.questions[one.question], one.rationale)}
-        kept = [one for one in rows if one.question in right and math.isfinite(one.log_weight)]
+        kept = [one for one in rows if one.question in right and math.isfinite(one.log_reward)]
         self.state.seen.extend(kept)
         return kept, info
 
-    def learn_again(self, optimiser: AdapterOptimiser, step: int) -> Info:
+    def learn_again(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
         """The `updates` that follow the first, each on what is kept of some questions, drawn at random: of twice as
-        many as a step asks, or of all, if they are fewer. Returns their mean figures."""
+        many as a step asks, or of all, if they are fewer. `temperature`: of the reward. Returns their mean figures."""
         rng = random.Random(f"{self._unit_seed(step)}/again")
         infos = []
         for _ in range(self.config.e_step.updates - 1):
             known = sorted({one.question for one in self.state.seen})
             some = set(rng.sample(known, min(2 * self.config.e_step.questions, len(known))))
             if some:
-                infos.append(self.learn([one for one in self.state.seen if one.question in some], optimiser, step))
+                records = [one for one in self.state.seen if one.question in some]
+                infos.append(self.learn(records, optimiser, step, temperature=temperature))
         if not infos:
             return {}
         figures = {"again_loss": [i.loss for i in infos], "again_gradient_norm": [i.gradient_norm for i in infos]}
         return {name: fmean(values) for name, values in figures.items()}
 
-    def learn(self, records: Sequence[Seen], optimiser: AdapterOptimiser, step: int) -> m_step.LikelihoodInfo:
+    def learn(
+        self, records: Sequence[Seen], optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0
+    ) -> m_step.LikelihoodInfo:
         """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats."""
-        of_question, groups, weights = pooled(records), list[Group](), list[list[float]]()
+        of_question, groups, weights = pooled(records, temperature), list[Group](), list[list[float]]()
         for i, own in of_question.items():
             prompt, rationales = self.query(self.questions[i]).policy_prompt, list(own)
             for part in slices(len(own), self.config.e_step.samples):  # what bounds a pass: they are not compared here
@@ -87,11 +95,13 @@ class LearnsAgain(Method):
         )
 
 
-def pooled(records: Sequence[Seen]) -> dict[int, dict[Rationale, float]]:
-    """Question -> its distinct rationales -> their weights w̃, which add up to 1; without those that weigh nothing."""
+def pooled(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, dict[Rationale, float]]:
+    """Question -> its distinct rationales -> their weights w̃, which add up to 1; without those that weigh nothing.
+    `temperature`: T of R^(1/T)."""
     rows: dict[int, dict[Rationale, list[float]]] = {}
     for one in records:
-        rows.setdefault(one.question, {}).setdefault(one.rationale, []).append(one.log_weight)
+        ratio = math.log(one.times) + one.log_reward / temperature - one.log_q
+        rows.setdefault(one.question, {}).setdefault(one.rationale, []).append(ratio)
     found = {}
     for question, own in rows.items():
         log_weight = torch.tensor([torch.tensor(of_one).logsumexp(0) for of_one in own.values()]).softmax(0).tolist()

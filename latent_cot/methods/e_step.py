@@ -37,6 +37,10 @@ class Behaviour:
     replay: float = 0.0
     """The share of rationales that come from the buffer, if it has any for this question."""
 
+    def tempered(self, samples: int) -> int:
+        """How many of so many sampled ones have the temperature: the first ones."""
+        return round(self.share * samples)
+
 
 def sample(
     draw: Draw,
@@ -135,7 +139,7 @@ def _with_replayed(query: Query, fresh: Trajectories | None, replayed: Sequence[
 
 
 def _temperatures(behaviour: Behaviour, samples: int) -> list[float]:
-    tempered = round(behaviour.share * samples)
+    tempered = behaviour.tempered(samples)
     return [behaviour.temperature] * tempered + [1.0] * (samples - tempered)
 
 

@@ -44,7 +44,7 @@ class ForwardKL(LearnsAgain):
         for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)
             experience = self._experience(chosen, rollouts)
-            fresh, weights = self.remember(chosen, experience.trajectories)
+            fresh, weights = self.remember(chosen, experience.trajectories, rollouts)
             info = vars(self.learn(fresh, optimiser, step)) if fresh else {}
             bound = weights.bound[weights.bound.isfinite()]
             yield {

@@ -47,8 +47,12 @@ class Seen(NamedTuple):
     question: Count
     """Index of its training question."""
     rationale: Rationale
-    log_weight: Annotated[float, Field(allow_inf_nan=False)]
-    """log of how often it was sampled × R(Z) / q(Z), of the q that sampled it; nats."""
+    times: Annotated[int, Field(gt=0, lt=2**63)]
+    """How often it was sampled then."""
+    log_reward: Annotated[float, Field(allow_inf_nan=False)]
+    """Untempered, in nats."""
+    log_q: Annotated[float, Field(allow_inf_nan=False)]
+    """Of the q that sampled it, in nats."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -39,6 +39,13 @@ class Trajectories:
     def log_reward_at_end(self) -> torch.Tensor:
         """(B,) of the complete rationales."""
         return self.log_reward.gather(1, torch.tensor([[len(rationale)] for rationale in self.rationales]))[:, 0]
+
+    def only(self, counts: Mapping[Rationale, int]) -> Trajectories:
+        """Of these some, as sampled so often."""
+        rows = [k for k, rationale in enumerate(self.rationales) if rationale in counts]
+        found = [self.rationales[k] for k in rows]
+        reference, often = None if self.reference is None else self.reference[rows], [counts[z] for z in found]
+        return Trajectories(self.query, found, often, self.log_reward[rows], often, reference)
 
     @property
     def policy_group(self) -> Group:

@@ -305,15 +305,6 @@ def test_a_run_that_is_not_there(cli: Cli, tmp_path: Path, monkeypatch: pytest.M
             ["--task", "random_numbers", "--e-step.answer-weight", "2"],
             ["--e-step.answer-weight", "a reward of its own"],
         ),
-        (["--e-step.updates", "4"], ["learns again, by R / q", "give --e-step.tempered-share 0"]),
-        (
-            ["--task", "subjectivity", "--e-step.updates", "4", "--e-step.tempered-share", "0"],
-            ["give --e-step.replay-share 0"],
-        ),
-        (
-            ["--e-step.updates", "2", "--e-step.tempered-share", "0", "--e-step.reward-temperatures", "2", "1"],
-            ["give --e-step.reward-temperatures 1 1"],
-        ),
         (["--task", "random_numbers", "--e-step.prior", "sampler"], ["--e-step.prior", "a reward of its own"]),
         (["--task", "random_numbers", "--e-step.copy-penalty", "5"], ["--e-step.copy-penalty", "has a Y"]),
         (

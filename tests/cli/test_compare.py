@@ -190,9 +190,9 @@ def test_variants_and_a_dry_run(cli: Cli, tmp_path: Path) -> None:
         "compare", "--variants", file, "--methods", "sft", "--seeds", "0,4", "--dry-run", "--output-dir", folder
     )
     assert called.status == 0, called.err
-    assert "sft/seed0: to do; 0 trajectories, 480 gradient steps" in called.out
-    assert "short/seed4: to do; 3610 trajectories, 480 gradient steps" in called.out
-    assert "long/seed4: to do; 3534 trajectories, 1326 gradient steps" in called.out
+    assert "sft/seed0: to do; 0 trajectories, 600 gradient steps" in called.out
+    assert "short/seed4: to do; 3610 trajectories, 600 gradient steps" in called.out
+    assert "long/seed4: to do; 3534 trajectories, 1344 gradient steps" in called.out
     assert "latent-cot fit --method em --seed 4 --rounds 3 --e-step.steps 2" in called.out
     assert not folder.exists()
 

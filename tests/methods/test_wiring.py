@@ -191,7 +191,7 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
         lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rounds=1, augmentation=lessons, m_step=m_step)
     )
     list(loop.run())
-    assert {(arguments[1], options["target"]) for arguments, options in updates} == {
+    assert {(arguments[1], options.get("target", "joint")) for arguments, options in updates} == {
         ("p", "joint"),
         ("q", "joint"),
         ("p", "answer"),
@@ -239,6 +239,7 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
         updates=3,
         tempered_share=0.0,
         replay_share=0.0,
+        max_grad_norm=100.0,
         objective="vargrad",
     )
     loop = make(lm, config_of("em", rounds=1, e_step=e_step))
@@ -262,7 +263,7 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
 
 def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     weigh = spy(monkeypatch, again_module, "log_probs_when_sampled")
-    loop = make(lm, config_of("em", rounds=1))
+    loop = make(lm, config_of("em", rounds=1, e_step=dataclasses.replace(CONFIG.e_step, updates=1)))
     for phase, info in loop.run():
         if phase.name == "e_step":
             assert not loop.state.seen and "again_loss" not in info
