@@ -28,7 +28,7 @@ OWN = METHODS["em"].planned(RunConfig())
 
 
 def test_em_spends_what_it_says() -> None:
-    assert PlannedBudget(2 * (40 * 8 * 8 + 1050), 2 * (40 + 40)) == OWN
+    assert PlannedBudget(2 * (40 * 8 * 8 + 1050), 2 * (40 * 4 + 40)) == OWN
 
 
 @pytest.mark.parametrize("source", plan.shipped())

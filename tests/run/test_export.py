@@ -198,7 +198,12 @@ def test_results_that_are_too_long_are_refused_by_both(
     monkeypatch.setattr(chain, "MAX_RESULT_TOKENS", 4)
     target = tmp_path / "exported"
     assert main(["export", str(run), str(target), "--reasoner", "q"]) == 0
-    outcomes = solve_here(run, "q", "4-digits", N)
+    outcomes = [
+        outcome
+        for split in ("4-digits", "6-digits", "8-operands")
+        for outcome in solve_here(run, "q", split, 500)
+        if any(call.result or "more than 4" in (call.error or "") for call in outcome.rationales[0].calls)
+    ]  # few: this model writes most calls wrongly
     calls = [call for outcome in outcomes for call in outcome.rationales[0].calls]
     assert any("more than 4" in (call.error or "") for call in calls) and any(call.result for call in calls)
     found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
