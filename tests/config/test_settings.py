@@ -289,7 +289,7 @@ def test_a_model_is_interpolated_not_extrapolated() -> None:
 def test_a_preset_has_values_for_a_method() -> None:
     """Over those of the registry, which are over the preset's for all methods."""
     sft = load_config(method="sft")
-    assert (sft.m_step.steps, sft.m_step.learning_rate, sft.sft.check_every) == (400, 1e-4, 0)
+    assert (sft.m_step.steps, sft.m_step.learning_rate, sft.sft.check_every) == (260, 1e-4, 0)
     assert load_config(method="ppo").e_step.learning_rate == 3e-5
     assert load_config("smoke", method="ppo").e_step.steps == 2
     assert load_config("smoke", method="forward-kl", task="random_numbers").e_step.questions == 1

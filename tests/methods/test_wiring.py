@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -14,6 +15,7 @@ import torch
 
 from latent_cot import em as em_module
 from latent_cot.config.schema import MethodName
+from latent_cot.em import EM
 from latent_cot.methods import again as again_module
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
@@ -259,6 +261,55 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
         order.clear()
     assert learned and len(balance) == 6 and all(options["objective"] == "vargrad" for _, options in balance)
     assert loop.state.budget.gradient_steps == CONFIG.init_step.steps + 6 + learned
+
+
+def test_only_what_q_has_written_at_temperature_1_is_learned_again(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what was sampled hotter or replayed beside it; and by the weights of the tempered reward."""
+    e_step = dataclasses.replace(
+        CONFIG.e_step,
+        steps=8,
+        samples=12,
+        updates=2,
+        max_grad_norm=100.0,
+        tempered_share=0.5,
+        replay_share=0.5,
+        mix_replay=True,
+        reward_temperatures=(3.0, 1.0),
+    )
+    loop = cast(EM, make(lm, config_of("em", rounds=1, e_step=e_step)))
+    weighed = spy(monkeypatch, again_module, "pooled")
+    own: Counter[tuple[int, Rationale]] = Counter()
+    sample_step = loop._sample_step
+
+    def sampled_step(step: int, draw: Any) -> Any:
+        heat: list[Sequence[float]] = []
+
+        def drawn(prompts: Any, *arguments: Any, temperature: Any, **options: Any) -> Any:
+            heat.extend(temperature)
+            return draw(prompts, *arguments, temperature=temperature, **options)
+
+        chosen, sampled, *rest = sample_step(step, drawn)
+        order = sorted(range(len(chosen)), key=lambda k: -len(sampled[k]))  # as they were drawn: by their number
+        for k, temperatures in zip(order, sorted(heat, key=lambda one: -len(one)), strict=True):
+            own.update((chosen[k], z) for z, t in zip(sampled[k], temperatures, strict=True) if t == 1.0)
+        return chosen, sampled, *rest
+
+    monkeypatch.setattr(loop, "_sample_step", sampled_step)
+    replayed = 0.0
+    for phase, info in loop.run():
+        if phase.name == "e_step":
+            kept: Counter[tuple[int, Rationale]] = Counter()
+            for one in loop.state.seen:
+                kept[one.question, one.rationale] += one.times
+            assert kept <= own
+            assert all(arguments[1] == info["reward_temperature"] for arguments, _ in weighed)
+            replayed += info.get("replayed", 0.0)
+            weighed.clear()
+        elif phase.name == "diagnose":
+            break
+    assert own and kept and replayed
 
 
 def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
