@@ -223,3 +223,18 @@ def test_a_round_is_linear_in_its_steps() -> None:
         k: v for k, v in once.later.items() if k != "M-step"
     }
     assert math.isclose(twice.peak, once.peak)
+
+
+@pytest.mark.parametrize("method", ["em", "forward-kl", "ppo"])
+def test_what_is_learned_again_is_a_chain_of_twice_as_many_questions(method: str) -> None:
+    """PPO learns its batch again."""
+    config, texts = load_config(method=method), Texts(16, 24, 40, 8, 2, 0.5)
+    engine = Engine(SHAPES["smollm2-135m"], GPUS["h100"], 16)
+    once, thrice = (
+        rounds.plan(replace(config, e_step=replace(config.e_step, updates=n)), texts, engine, 1, 4) for n in (1, 3)
+    )
+    batch = once.later["E-step: update"]
+    tokens = 2 * config.e_step.questions * (16 + 24)
+    again = engine.update(tokens, texts.context, batches(tokens, config.max_batch_tokens // 3), 0)
+    of_batch = batch if method == "ppo" else again * config.e_step.steps
+    assert thrice.later["E-step: update"].seconds == pytest.approx((batch + of_batch * 2).seconds)
