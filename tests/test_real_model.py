@@ -89,7 +89,7 @@ def test_demonstrations_need_no_retokenising() -> None:
 def test_a_short_run_learns_from_its_demonstrations(tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text(
-        "rounds: 0\ninit_step: {steps: 40, batch_size: 8}\n"
+        "rounds: 0\ninit_step: {steps: 120, batch_size: 8}\n"
         "data: {demonstrations: 50, unlabelled: 8}\n"
         "evaluation: {splits: [3-operands], size: 60, max_tokens: 60}\n"
     )
