@@ -109,8 +109,8 @@ class EM(LearnsAgain):
     def _sample_step(
         self, step: int, draw: Draw
     ) -> tuple[list[int], list[Sequence[Rationale]], list[Sequence[Rationale]], int]:
-        """The questions of a step, rationales sampled for them by `draw`, of these q's own, which are not tempered, and
-        the seed of all else."""
+        """The questions of a step, the rationales sampled for them by `draw`, those of them that were sampled at
+        temperature 1, and the seed of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
         generator, seed = torch.Generator().manual_seed(rng.getrandbits(60)), rng.getrandbits(60)
         chosen = draw_distinct(self.question_weights, c.questions, rng)

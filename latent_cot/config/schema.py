@@ -127,8 +127,8 @@ class EStepConfig(Section):
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 4
     """Optimiser steps for each batch of sampled rationales. In `ppo` and `grpo` all learn that batch; else the first
-    does, and each of the others learns, by forward KL, twice `questions` of the questions that were sampled so far, at
-    temperature 1."""
+    does, and each of the others learns, by forward KL, what q has written so far, at temperature 1, for twice
+    `questions` of the questions."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"
