@@ -22,13 +22,15 @@ from typing import Any
 import torch
 
 from benchmarks import records
-from latent_cot.methods.policy_gradient import log_probs_when_sampled, ppo_advantages, update
+from latent_cot.methods.policy_gradient import ppo_advantages, update
 from latent_cot.methods.verify import exact
 from latent_cot.methods.verify.run import Settings, train
 from latent_cot.methods.verify.staleness import LaggingSampler
 from latent_cot.methods.verify.worlds import WORLDS, World, build
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.rationales.experience import Experience, gather
+from latent_cot.model.text import TextCodec
+from latent_cot.rationales.experience import Experience, action_log_probs, gather
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 
@@ -38,6 +40,12 @@ METHODS = ("pooled-subtb", "ppo", "ppo, weighted")
 def log_likelihood(seen: Experience) -> torch.Tensor:
     """(B,) log p(Y | X Z), nats: the reward of the E-step less log p(Z | X)."""
     return seen.log_reward - torch.where(seen.mask, seen.reference, 0.0).sum(1)
+
+
+def log_q(lm: LanguageModel, seen: Experience, codec: TextCodec, *, max_tokens: int) -> torch.Tensor:
+    """(B, S) of each action, of q as it is trained, nats."""
+    with lm.trainable("q") as model:
+        return action_log_probs(lm, model, seen, codec, max_tokens=max_tokens)
 
 
 def train_ppo(world: World, steps: int, c: Settings, *, staleness: int, weighted: bool) -> float:
@@ -53,8 +61,8 @@ def train_ppo(world: World, steps: int, c: Settings, *, staleness: int, weighted
         with sampler.sampling():
             sampled = rollout(lm, "q", prompts, rules, n=c.samples, generator=generator)
             seen = gather(world.queries, sampled, reward, reference=True)
-            of_sampler = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens) if weighted else None
-        old = log_probs_when_sampled(lm, seen, rules, max_tokens=tokens)
+            of_sampler = log_q(lm, seen, rules.codec, max_tokens=tokens) if weighted else None
+        old = log_q(lm, seen, rules.codec, max_tokens=tokens)
         advantage = ppo_advantages(seen, old, log_likelihood(seen), kl=1.0)
         info = update(
             lm,

@@ -26,16 +26,25 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
+from latent_cot.types import Example
 from tests.loops import CONFIG, make, outcome
 from tests.methods.test_e_step import queries
-from tests.worlds import FakeTool, language_model, random_chain
+from tests.worlds import FakeTool, ToyTask, language_model, random_chain
 
+AGAIN = dataclasses.replace(CONFIG.e_step, updates=3)
 METHODS: dict[MethodName, dict[str, Any]] = {
-    "em": {},
+    "em": {"e_step": AGAIN},
     "ppo": {},
-    "forward-kl": {"q_sees": "question-and-answer"},
+    "forward-kl": {"e_step": AGAIN, "q_sees": "question-and-answer"},
     "sft": {"sft": SFTConfig(check_every=1)},
 }
+
+
+class AllRight(ToyTask):
+    """A tiny model arrives at no answer, and learns nothing again from chains none of which is right."""
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return True
 
 
 def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
@@ -83,7 +92,8 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         *reward.of_prefixes([asked[0].example], groups[:1])[0][0].nan_to_num(neginf=-1e6).tolist(),
     ]
     seen = experience.gather(asked, sampled, reward, reference=True)
-    old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=100)
+    with lm.trainable("q") as model:
+        old = experience.action_log_probs(lm, model, seen, rules.codec, max_tokens=100)
     policy = policy_gradient.update(
         lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, kl=0.1, max_tokens=100
     )
@@ -103,9 +113,9 @@ def loops(lm: LanguageModel) -> dict[str, Any]:
     """What is left of whole runs, which sample, so that another number of processes finds something else."""
     found: dict[str, Any] = {}
     for method in METHODS:
-        loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, **METHODS[method]))
-        list(loop.run())
-        found[method] = outcome(loop)
+        loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, **METHODS[method]), AllRight())
+        learned_again = sum("again_loss" in info for _, info in loop.run())
+        found[method] = {**outcome(loop), "learned_again": learned_again}
     return found
 
 

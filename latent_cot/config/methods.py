@@ -104,7 +104,10 @@ class MethodSpec:
             if of_step:
                 config = replace(config, e_step=replace(e, steps=(budget.trajectories // rounds - drawn) // of_step))
         if self.fine_tunes(config) and not self.trains_q:
-            config = replace(config, m_step=replace(config.m_step, steps=budget.gradient_steps // rounds))
+            steps = budget.gradient_steps // rounds
+            if config.method == "sft" and not config.sft.check_every:  # it takes them all: no more than suit it
+                steps = min(steps, config.m_step.steps)
+            config = replace(config, m_step=replace(config.m_step, steps=steps))
         return config
 
 

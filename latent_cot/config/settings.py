@@ -73,11 +73,6 @@ def _shipped(file: Traversable) -> Any:
     return parse_yaml(file.read_text(encoding="utf-8"), file.name)
 
 
-def gone_settings() -> Mapping[str, str]:
-    """Settings of earlier versions -> what became of them."""
-    return cast("Mapping[str, str]", _shipped(_HERE / "gone.yaml"))
-
-
 def task_preset(task: str, preset: str) -> Any:
     """What a task's folder has in `presets/PRESET.yaml`; {} if it has no such file, or is a file of the user's. A task
     in a YAML file has the presets of `qa`."""
@@ -217,9 +212,6 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
     prefix = f"{path}." if path else ""
     for key in (key for key in record if key not in values):
         name = f"{prefix}{key}"
-        if name in (gone := gone_settings()):
-            remedy = "this was written for an earlier version: change its settings or, for a run, use that version"
-            raise UsageError(f"{where}: {name} {gone[name]}; {remedy}")
         raise UsageError(f"{where}: unknown setting {_short(name)}.{did_you_mean(name, map(prefix.__add__, values))}")
     for key, own in values.items():
         if is_dataclass(own):
@@ -284,6 +276,12 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one"
     if e.temperatures[0] > e.temperatures[1]:
         yield "--e-step.temperatures {} {}: the first is above the second".format(*e.temperatures)
+    if METHODS[method].has_balance and e.updates > 1 and e.steps:
+        why = f"--e-step.updates {e.updates} learns again what q samples at temperature 1, and that is nothing"
+        if round(e.tempered_share * e.samples) == e.samples:
+            yield f"{why} with --e-step.tempered-share {e.tempered_share:g}: lower it, or give --e-step.updates 1"
+        if e.replay_share == 1:
+            yield f"{why} with --e-step.replay-share 1: lower it, or give --e-step.updates 1"
     if e.max_staleness and not rollout.engine.startswith("http"):
         remedy = "give the addresses of vLLM servers, or --e-step.max-staleness 0"
         yield f"--e-step.max-staleness: --rollout.engine {rollout.engine} samples where q is trained; {remedy}"

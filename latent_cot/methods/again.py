@@ -3,16 +3,18 @@
 
 All samples of a question in an E-step are weighted together, by w ∝ R(Z) / q(Z), of the q that sampled each: they stand
 for the posterior of p, which does not change meanwhile, the better the more there are. What is good is pulled up, and
-nothing is pushed down. Where the task tells right from wrong, samples without a right one are left out, which favours
-right ones: the optimum is the posterior only as far as that is right.
+nothing is pushed down. A question is left out until a right rationale has been seen, where the task tells.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from statistics import fmean
 
 import torch
@@ -36,10 +38,7 @@ class LearnsAgain(Method):
     def remember(
         self, chosen: Sequence[int], trajectories: Sequence[Trajectories], sampled: Sequence[Sequence[Rationale]]
     ) -> tuple[list[Seen], ImportanceInfo]:
-        """Keep what q, as it is, has `sampled` at temperature 1 for these training questions, of their `trajectories`:
-        that of questions for which a right rationale is among it, where the task tells. The weights of wrong ones only
-        say which of them is least wrong.
-
+        """Keep what q, as it is, has `sampled` at temperature 1 for these training questions, of their `trajectories`.
         Returns what is kept, and what the weights of all are like."""
         own = [(i, t.only(Counter(z))) for i, t, z in zip(chosen, trajectories, sampled, strict=True) if z]
         if not own:
@@ -47,35 +46,51 @@ class LearnsAgain(Method):
         e = experience_of([t for _, t in own])
         log_q = log_probs_when_sampled(self.lm, e, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         _, info = importance_weights(e.log_reward, log_q, e.count, e.group)
-        columns = (e.rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist())
-        rows = [Seen(own[g][0], *one) for g, *one in zip(e.group.tolist(), *columns, strict=True)]
-        right = {one.question for one in rows if self.is_correct(self.questions[one.question], one.rationale)}
-        kept = [one for one in rows if one.question in right and math.isfinite(one.log_reward)]
+        asked = [own[g][0] for g in e.group.tolist()]
+        right = [self.is_correct(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)]
+        rationales = [replace(z, log_probs=None) for z in e.rationales]
+        columns = (asked, rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist(), right)
+        kept = [one for one in map(Seen, *columns) if math.isfinite(one.log_reward)]
         self.state.seen.extend(kept)
         return kept, info
+
+    def instructive(self, records: Sequence[Seen]) -> list[Seen]:
+        """Those of questions for which a right rationale has been seen: the weights of wrong ones alone only say which
+        of them is least wrong."""
+        right = {one.question for one in self.state.seen if one.right}
+        return [one for one in records if one.question in right]
 
     def learn_again(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
         """The `updates` that follow the first, each on what is kept of some questions, drawn at random: of twice as
         many as a step asks, or of all, if they are fewer. `temperature`: of the reward. Returns their mean figures."""
         rng = random.Random(f"{self._unit_seed(step)}/again")
         infos = []
+        seen = self.instructive(self.state.seen)
+        known = sorted({one.question for one in seen})
         for _ in range(self.config.e_step.updates - 1):
-            known = sorted({one.question for one in self.state.seen})
             some = set(rng.sample(known, min(2 * self.config.e_step.questions, len(known))))
             if some:
-                records = [one for one in self.state.seen if one.question in some]
-                infos.append(self.learn(records, optimiser, step, temperature=temperature))
+                records = [one for one in seen if one.question in some]
+                infos.append(self.learn(records, optimiser, step, rng, temperature=temperature))
         if not infos:
             return {}
         figures = {"again_loss": [i.loss for i in infos], "again_gradient_norm": [i.gradient_norm for i in infos]}
         return {name: fmean(values) for name, values in figures.items()}
 
     def learn(
-        self, records: Sequence[Seen], optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0
+        self,
+        records: Sequence[Seen],
+        optimiser: AdapterOptimiser,
+        step: int,
+        rng: random.Random,
+        *,
+        temperature: float = 1.0,
     ) -> m_step.LikelihoodInfo:
-        """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats."""
+        """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats. A question that was asked often
+        has no more rationales in it than twice those of a step, drawn by their weights."""
         of_question, groups, weights = pooled(records, temperature), list[Group](), list[list[float]]()
-        for i, own in of_question.items():
+        for i, weighty in of_question.items():
+            own = resampled(weighty, 2 * self.config.e_step.samples, rng)
             prompt, rationales = self.query(self.questions[i]).policy_prompt, list(own)
             for part in slices(len(own), self.config.e_step.samples):  # what bounds a pass: they are not compared here
                 groups.append(Group(prompt, [rationales[k] for k in part]))
@@ -93,6 +108,17 @@ class LearnsAgain(Method):
             divisor=len(of_question),
             dropout=False,
         )
+
+
+def resampled(weights: Mapping[Rationale, float], most: int, rng: random.Random) -> Mapping[Rationale, float]:
+    """At most so many of the rationales, whose weights add up to 1: each with its weight in expectation. Systematic
+    resampling (Kitagawa, "Monte Carlo filter and smoother", 1996)."""
+    if len(weights) <= most:
+        return weights
+    start, sums = rng.random(), accumulate(weights.values())
+    places = [min(most, max(0, math.ceil(most * total - start))) for total in sums]  # of start, start + 1, ... below it
+    times = map(operator.sub, places, [0, *places])
+    return {z: n / places[-1] for z, n in zip(weights, times, strict=True) if n}
 
 
 def pooled(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, dict[Rationale, float]]:

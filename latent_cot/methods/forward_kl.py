@@ -10,6 +10,7 @@ from such weights too, as in the paper.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 from latent_cot.methods.again import LearnsAgain
@@ -44,8 +45,10 @@ class ForwardKL(LearnsAgain):
         for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)
             experience = self._experience(chosen, rollouts)
-            fresh, weights = self.remember(chosen, experience.trajectories, rollouts)
-            info = vars(self.learn(fresh, optimiser, step)) if fresh else {}
+            kept, weights = self.remember(chosen, experience.trajectories, rollouts)
+            fresh = self.instructive(kept)
+            rng = random.Random(self._unit_seed(step))
+            info = vars(self.learn(fresh, optimiser, step, rng)) if fresh else {}
             bound = weights.bound[weights.bound.isfinite()]
             yield {
                 **info,

@@ -225,7 +225,7 @@ class Method(Evaluator):
                 kept, _ = self._weigh(
                     list(of_question), self._experience(of_question, of_question.values(), self.joint_reward)
                 )
-            self.state.drawn.extend(kept)
+            self.state.drawn.extend(one._replace(rationale=replace(one.rationale, log_probs=None)) for one in kept)
             share = {"accuracy": sum(right) / len(right)} if self.tells_right else {}
             samples = [shown(self.questions[i], rationale) for i, rationale in drawn[: 2 * c.samples : c.samples]]
             yield {"drawn": len(drawn), "kept": len(kept), **share, "samples": samples}

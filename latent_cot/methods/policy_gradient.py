@@ -48,7 +48,7 @@ from latent_cot.objectives.policy_gradient import (
 )
 from latent_cot.rationales.batch import describe, shown_samples
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, log_probs_by_sampler, policy_log_probs
+from latent_cot.rationales.experience import Experience, action_log_probs, log_probs_by_sampler, policy_log_probs
 from latent_cot.types import Task, TaskData, UsageError
 
 CLIP_RANGE = 0.2
@@ -105,7 +105,8 @@ class PolicyGradient(Method):
                 reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
             else:
                 reward = floored(experience, e.reward_floor)
-            old = log_probs_when_sampled(self.lm, experience, self.rules, max_tokens=tokens)
+            with self.lm.trainable("q") as model:  # not its merged copy: in bf16 the first ratios would not be 1
+                old = action_log_probs(self.lm, model, experience, self.rules.codec, max_tokens=tokens)
             info = update(
                 self.lm,
                 experience,
@@ -182,21 +183,6 @@ def floored(experience: Experience, floor: float | None) -> torch.Tensor:
     best = best_of_group(log_reward[:, None], torch.ones_like(log_reward, dtype=torch.bool)[:, None], group)[group]
     least = best - (IMPOSSIBLE if floor is None else floor)
     return torch.maximum(log_reward, torch.where(best.isfinite(), least, 0.0))
-
-
-@torch.no_grad()
-def log_probs_when_sampled(
-    lm: LanguageModel, experience: Experience, rules: ChainRules, *, max_tokens: int
-) -> torch.Tensor:
-    """(B, S) log q of the actions before any update.
-
-    By the model that is trained, not by its merged copy: in bf16 the two differ, and the first ratios would not be 1.
-    """
-    old = torch.zeros_like(experience.reference)
-    with lm.trainable("q") as model:
-        for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens):
-            old[rows] = log_prob.cpu()
-    return old
 
 
 def update(

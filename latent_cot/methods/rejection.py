@@ -11,6 +11,7 @@ got wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from latent_cot.methods.m_step import epoch_batch
 from latent_cot.methods.method import Method
@@ -49,7 +50,7 @@ class Rejection(Method):
             batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
             members = batch[: len(self._batches[unit])]
             sampled = self._sample("p", members, self._unit_seed(unit), temperature=self.config.m_step.temperature)
-            drawn = [WeightedRationale(i, rationale) for i, (rationale,) in zip(members, sampled, strict=True)]
+            drawn = [WeightedRationale(i, replace(z, log_probs=None)) for i, (z,) in zip(members, sampled, strict=True)]
             right = [one for one in drawn if self.is_correct(self.questions[one.question], one.rationale)]
             for one in right:
                 own, tokens = known.setdefault(one.question, set()), tuple(one.rationale.tokens)

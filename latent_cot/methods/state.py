@@ -53,6 +53,8 @@ class Seen(NamedTuple):
     """Untempered, in nats."""
     log_q: Annotated[float, Field(allow_inf_nan=False)]
     """Of the q that sampled it, in nats."""
+    right: bool
+    """Whether it arrives at Y, as far as the task can tell."""
 
 
 @dataclass
@@ -121,9 +123,8 @@ class State:
 
     @classmethod
     def from_json(cls, record: Any) -> State:
-        """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type.
-        `seen`, which earlier versions have not saved, may be missing."""
-        if not isinstance(record, Mapping) or {"seen", *record} != {one.name for one in fields(cls)}:
+        """Raises ValueError for what has other parts than `to_json` gives, UsageError where one is not of its type."""
+        if not isinstance(record, Mapping) or set(record) != {one.name for one in fields(cls)}:
             raise ValueError("it has other parts")
         return disk.decoded(State, record, "its state")
 

@@ -43,7 +43,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
     """
     e = config.e_step
     rate = f"a lower --e-step.learning-rate (it is {e.learning_rate:g})"
-    gradient_norm = info.get("gradient_norm")
+    norms = [info[name] for name in ("gradient_norm", "again_gradient_norm") if info.get(name) is not None]
     info = {name: value for name, value in info.items() if not (isinstance(value, float) and math.isnan(value))}
     if has_one_chain(info, own_reward=own_reward):
         knows = info.get("accuracy") is not None and not own_reward
@@ -54,7 +54,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             f"nothing then. Begin again with {rate}, with more --data.demonstrations or --init-step.steps, or with "
             "higher --e-step.temperatures",
         )
-    if gradient_norm is not None and not math.isfinite(gradient_norm):
+    if not all(map(math.isfinite, norms)):
         section = _TRAINED_BY.get(phase.name, "e_step")
         lower = (
             f"a lower --{section.replace('_', '-')}.learning-rate (it is {getattr(config, section).learning_rate:g})"
@@ -64,7 +64,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             "training is coming apart: the gradient is infinite, or no number. Such steps are left out, and too many "
             f"in a row end the run. Begin again with {lower}",
         )
-    elif phase.name == "e_step" and not gradient_norm and (info.get("accuracy") or 0.0) < RIGHT:
+    elif phase.name == "e_step" and not any(norms) and (info.get("accuracy") or 0.0) < RIGHT:
         yield (
             "nothing",
             "q learns nothing: no rationale that was sampled is worth anything, or none more than another (a variance "

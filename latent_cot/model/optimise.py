@@ -73,26 +73,26 @@ class AdapterOptimiser:
         if self.log_z:
             groups.append({"params": self.log_z, "lr": log_z_rate, "weight_decay": 0.0})
         self.adam = torch.optim.AdamW(groups, fused=True)
-        self._skipped = 0
+        self._last_skipped, self._skipped = -2, 0
 
     def step(self, number: int) -> float:
         """Update with the accumulated gradients and clear them; returns their norm before clipping.
 
-        A step with a gradient that is infinite, or no number, would ruin the adapter and is left out; its norm is then
-        none either. Raises UsageError after `MAX_SKIPPED` of them in a row.
+        An update by a gradient that is infinite, or no number, would ruin the adapter and is left out; its norm is then
+        none either. Raises UsageError after `MAX_SKIPPED` steps in a row with such an update, whatever else they have.
         """
         self.processes.sum_gradients([*self.weights, *self.log_z])
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.max_grad_norm))
         if not all(bool(z.grad.isfinite()) for z in self.log_z if z.grad is not None):
             norm = math.nan
         if math.isfinite(norm):
-            self._skipped = 0
             self.adam.param_groups[0]["lr"] = self.schedule.at(number)
             self.adam.step()
-        else:
-            self._skipped += 1
+        elif self._last_skipped != number:
+            self._skipped = self._skipped + 1 if self._last_skipped == number - 1 else 1
+            self._last_skipped = number
         self.adam.zero_grad(set_to_none=True)
-        if self._skipped >= MAX_SKIPPED:
+        if not math.isfinite(norm) and self._skipped >= MAX_SKIPPED:
             why = f"the gradients of {self._skipped} steps in a row are infinite or no numbers"
             remedy = f"start again with a lower learning rate (here {self.schedule.peak})"
             raise UsageError(f"training has come apart: {why}; {remedy}")

@@ -41,9 +41,10 @@ class Trajectories:
         return self.log_reward.gather(1, torch.tensor([[len(rationale)] for rationale in self.rationales]))[:, 0]
 
     def only(self, counts: Mapping[Rationale, int]) -> Trajectories:
-        """Of these some, as sampled so often."""
-        rows = [k for k, rationale in enumerate(self.rationales) if rationale in counts]
-        found = [self.rationales[k] for k in rows]
+        """Of these some, sampled so often, as they are in `counts`: equal ones may have been sampled otherwise."""
+        own = {rationale: rationale for rationale in counts}
+        rows = [k for k, rationale in enumerate(self.rationales) if rationale in own]
+        found = [own[self.rationales[k]] for k in rows]
         reference, often = None if self.reference is None else self.reference[rows], [counts[z] for z in found]
         return Trajectories(self.query, found, often, self.log_reward[rows], often, reference)
 

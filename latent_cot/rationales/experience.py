@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from transformers import PreTrainedModel
@@ -84,6 +85,18 @@ def policy_log_probs(
         yield rows, _widened(scores.log_actions, experience.mask.shape[1])
 
 
+@torch.no_grad()
+def action_log_probs(
+    lm: LanguageModel, model: PreTrainedModel, experience: Experience, codec: TextCodec, *, max_tokens: int
+) -> torch.Tensor:
+    """(B, S) log-probability of the actions under `model`, nats; several processes divide the questions among them."""
+    own: dict[int, list[list[float]]] = {g: [] for g in lm.processes.share(range(len(experience.trajectories)))}
+    for rows, log_prob in policy_log_probs(lm, model, experience, codec, max_tokens=max_tokens, shared=True):
+        for g, actions in zip(experience.group[rows].tolist(), log_prob.tolist(), strict=True):
+            own[g].append(actions)
+    return torch.tensor(list(chain.from_iterable(lm.processes.join(list(own.values())))))
+
+
 def log_probs_by_sampler(experience: Experience) -> torch.Tensor:
     """(B, S) log-probability of the actions by the engine that sampled them, at temperature 1."""
     found = torch.zeros_like(experience.reference)
@@ -102,10 +115,7 @@ def log_probs_when_sampled(
     """
     if lm.engine is not None:
         return log_probs_by_sampler(experience).sum(1)
-    log_q = torch.zeros_like(experience.log_reward)
-    for rows, log_prob in policy_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens):
-        log_q[rows] = log_prob.sum(1).cpu()
-    return log_q
+    return action_log_probs(lm, lm.merged("q"), experience, codec, max_tokens=max_tokens).sum(1)
 
 
 def weigh(

@@ -16,6 +16,7 @@ import torch
 from latent_cot.em import EM
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase
+from latent_cot.methods.verify.exact import Distance, distance, log_partition
 from latent_cot.rationales.chain import encode_rationale
 from latent_cot.rationales.scoring import Group, score_rows
 from latent_cot.types import Example, Rationale, UsageError
@@ -26,8 +27,8 @@ MAX_TEXTS = 1000
 """Questions with more of them are left out: they would take minutes each."""
 
 
-@dataclass(frozen=True)
-class ListedFigures:
+@dataclass(frozen=True, kw_only=True)
+class ListedFigures(Distance):
     """Of one question, or means over several; sums over its listed rationales."""
 
     log_z: float
@@ -36,12 +37,6 @@ class ListedFigures:
     """The posterior's share of rationales that arrive at Y."""
     q_right: float
     """q's probability of these."""
-    mass: float
-    """q's probability of the list. The rest is on what is not listed."""
-    kl: float
-    """KL(q ‖ posterior) of q restricted to the list, nats."""
-    total_variation: float
-    """Total variation distance, with what q has outside of the list."""
 
 
 def figures(log_reward: torch.Tensor, log_q: torch.Tensor, right: torch.Tensor) -> ListedFigures:
@@ -49,16 +44,12 @@ def figures(log_reward: torch.Tensor, log_q: torch.Tensor, right: torch.Tensor) 
     log_reward, log_q: (K,) log p(Z Y | X) and log q(Z) of each listed rationale, nats.
     right: (K,) bool, does it arrive at Y?
     """
-    log_z = log_reward.logsumexp(0)
-    posterior, q, restricted = (log_reward - log_z).exp(), log_q.exp(), log_q.log_softmax(0)
-    mass = q.sum()
+    log_z = log_partition(log_reward)
     return ListedFigures(
-        log_z=float(log_z),
-        posterior_right=float(posterior[right].sum()),
-        q_right=float(q[right].sum()),
-        mass=float(mass),
-        kl=float((restricted.exp() * (restricted - log_reward + log_z)).sum()),
-        total_variation=min(1.0, float((q - posterior).abs().sum() + (1 - mass).clamp(min=0)) / 2),  # but for rounding
+        **vars(distance(log_q, log_reward)),
+        log_z=log_z,
+        posterior_right=float((log_reward - log_z).exp()[right].sum()),
+        q_right=float(log_q.exp()[right].sum()),
     )
 
 

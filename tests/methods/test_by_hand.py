@@ -23,7 +23,7 @@ from latent_cot.objectives.balance import Balance, below_floor, temper, trajecto
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import action_mask
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import Experience, gather, policy_log_probs, weigh
+from latent_cot.rationales.experience import Experience, action_log_probs, gather, policy_log_probs, weigh
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
@@ -104,7 +104,8 @@ def test_a_policy_gradient_with_a_kl_penalty(
     lm: LanguageModel, rules: ChainRules, seen: Experience, behind: float | None
 ) -> None:
     """Of q's own samples, or of another policy's, whose log-probabilities differ by about a nat."""
-    old = policy_gradient.log_probs_when_sampled(lm, seen, rules, max_tokens=200)
+    with lm.trainable("q") as model:
+        old = action_log_probs(lm, model, seen, rules.codec, max_tokens=200)
     generator = torch.Generator().manual_seed(0)
     advantage = torch.where(seen.mask, torch.randn(seen.mask.shape, generator=generator), 0.0)
     sampler = None if behind is None else old + behind * torch.randn(seen.mask.shape, generator=generator)

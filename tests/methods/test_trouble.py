@@ -47,6 +47,16 @@ def test_trouble_that_lasts_is_said_once_with_a_remedy(change: dict[str, Any], p
     assert all(part in text for part in parts), text
 
 
+def test_both_losses_of_an_e_step_are_watched() -> None:
+    apart = HEALTHY | {"gradient_norm": 1.0, "again_gradient_norm": math.nan}
+    (text,) = warnings(STEP, *[apart] * PATIENCE)
+    assert "coming apart" in text
+    nothing_new = HEALTHY | {"accuracy": 0.0, "gradient_norm": 0.0}
+    (text,) = warnings(STEP, *[nothing_new] * PATIENCE)
+    assert "learns nothing" in text
+    assert not warnings(STEP, *[nothing_new | {"again_gradient_norm": 0.4}] * PATIENCE)
+
+
 def test_a_collapse_is_told_of_validation_questions_at_once() -> None:
     one_chain = {"single": 1.0, "accuracy": 0.0, "variance": 0.0, "ess": 1.0, "log_z": -9.0, "cut": 0.0}
     for phase in (BEFORE, AFTER):

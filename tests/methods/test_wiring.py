@@ -248,7 +248,7 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
     done, learned = 0, 0
     for phase, _ in loop.run():
         if phase.name == "e_step":
-            now = pooled(loop.state.seen)
+            now = pooled(cast(EM, loop).instructive(loop.state.seen))
             assert order == ["weigh", "balance", *["again"] * (2 if now else 0)]
             for call in again[done:]:
                 found = learned_weights(call, loop)
@@ -333,10 +333,10 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
     for phase, info in loop.run():
         if phase.name == "e_step":
             own = loop.state.seen
-            now = pooled(own)
-            right = {one.question for one in own if loop.is_correct(loop.questions[one.question], one.rationale)}
-            assert right == set(now)
-            fresh = {one.question for one in own[len(known) :]}
+            assert all(one.right == loop.is_correct(loop.questions[one.question], one.rationale) for one in own)
+            right = {one.question for one in own if one.right}
+            now = pooled([one for one in own if one.question in right])
+            fresh = {one.question for one in own[len(known) :]} & right
             calls = updates[done:]
             asked = [learned_weights(call, loop) for call in calls]
             assert len(calls) == (0 if not now else 3 if fresh else 2)

@@ -113,11 +113,13 @@ def test_training_that_has_come_apart_ends() -> None:
     for step in range(3 * MAX_SKIPPED - 1):  # now and then is no reason
         weight.grad = torch.full((2,), math.nan if step % MAX_SKIPPED else 1.0)
         own.step(step)
-    weight.grad = torch.ones(2)
-    own.step(0)
-    for step in range(MAX_SKIPPED):
+    for _ in range(2 * MAX_SKIPPED):  # all in one step
         weight.grad = torch.full((2,), math.inf)
-        if step < MAX_SKIPPED - 1:
+        own.step(20)
+    for step in range(20, 20 + MAX_SKIPPED - 1):
+        for value in (math.inf, 1.0):  # that a step's other loss is fine does not help
+            weight.grad = torch.full((2,), value)
             own.step(step)
+    weight.grad = torch.full((2,), math.inf)
     with pytest.raises(UsageError, match=r"training has come apart: .* lower learning rate \(here 0.1\)"):
-        own.step(0)
+        own.step(20 + MAX_SKIPPED - 1)

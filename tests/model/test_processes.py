@@ -111,6 +111,7 @@ def test_all_processes_stay_alike(found: dict[int, list[dict[str, Any]]]) -> Non
     """Exactly, to the end of a run: adapters, buffer, state."""
     first, second = found[2]
     assert first == second
+    assert all(first["loops"][method]["learned_again"] for method in ("em", "forward-kl"))
 
 
 def test_a_run_in_two_processes(

@@ -118,6 +118,15 @@ def test_budgets() -> None:
             parse_budget(text, OWN)
 
 
+def test_fine_tuning_that_nothing_stops_takes_no_more_steps_than_suit_it() -> None:
+    sft, twice = Variant("sft", "sft", {}), PlannedBudget(3610, 800)
+    stopped = configure(sft, 0, [{"task": "random_numbers"}], [], twice)
+    assert stopped.sft.check_every and stopped.m_step.steps == 800
+    tuned = configure(sft, 0, [{"task": "arithmetic"}], [], twice)
+    assert not tuned.sft.check_every and tuned.m_step.steps == 260
+    assert configure(sft, 0, [{"task": "arithmetic"}], [], PlannedBudget(3610, 100)).m_step.steps == 100
+
+
 def test_a_setting_that_the_budget_contradicts() -> None:
     variant = Variant("mine", "ppo", {"e_step": {"steps": 5}})
     with pytest.raises(UsageError, match=r"mine: --e-step.steps is 5, but the budget makes it 112.*--budget none"):

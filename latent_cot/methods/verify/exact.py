@@ -78,14 +78,15 @@ def log_probs(
 
 @dataclass(frozen=True)
 class Distance:
-    """How far q is from the posterior, for one question; over all rationales, nothing sampled."""
+    """How far q is from the posterior, for one question; over all rationales that are listed, nothing sampled."""
 
     kl: float
-    """KL(q ‖ p(Z | X, Y)), nats."""
+    """KL(q ‖ p(Z | X, Y)) of q restricted to the list, nats."""
     total_variation: float
-    """Half the sum of |q − p|: the largest difference in the probability of any set of rationales."""
+    """Half the sum of |q − p|, with what q has outside of the list: the largest difference in the probability of any
+    set of rationales."""
     mass: float
-    """Sum of q over the rationales listed: 1, or the list is not complete."""
+    """q's probability of the list: 1, or the list is not complete."""
 
 
 def log_partition(log_joint: torch.Tensor) -> float:
@@ -100,10 +101,11 @@ def distance(log_q: torch.Tensor, log_joint: torch.Tensor) -> Distance:
         log_q: (B,) nats, from `log_probs`.
         log_joint: (B,) nats, of the same rationales.
     """
-    log_p = log_joint - log_partition(log_joint)
-    q = log_q.exp()
+    log_p, q, restricted = log_joint - log_partition(log_joint), log_q.exp(), log_q.log_softmax(0)
+    mass = q.sum()
+    apart = (q - log_p.exp()).abs().sum() + (1 - mass).clamp(min=0)
     return Distance(
-        kl=float((q * (log_q - log_p)).sum()),
-        total_variation=float((q - log_p.exp()).abs().sum()) / 2,
-        mass=float(q.sum()),
+        kl=float((restricted.exp() * (restricted - log_p)).sum()),
+        total_variation=min(1.0, float(apart) / 2),  # but for rounding
+        mass=float(mass),
     )
