@@ -32,7 +32,7 @@ def ahead(
     lm: LanguageModel, sample: Callable[[int, Draw], Rollouts], first: int, last: int, staleness: int
 ) -> Generator[tuple[Rollouts, Mapping[str, float]], None, None]:
     """The rollouts of each step, sampled in other threads by q as the engine of `lm` has it, and figures of how they
-    came to be: `staleness`, in updates of q between the adapter that they come from and the one that learns them; in
+    came to be: `staleness`, in steps between the adapter that they come from and the one that learns them; in
     seconds, how long they took, and how long the trainer waited for them, or they for the trainer.
 
     Args:

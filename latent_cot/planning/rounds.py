@@ -131,9 +131,12 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
     step = e_step(engine, texts, share(e.questions), e.samples, limit, trained)
     if c.method in ("ppo", "grpo"):
         step["update"] *= e.updates
-    else:  # what is learned again is of twice as many questions, and hardly more than a chain of each weighs anything
-        again = e_step(engine, alone, share(2 * e.questions), 1, limit, trained)["update"]
-        step["update"] += again * (e.updates - 1)
+    elif e.updates > 1:
+        # log q of what may be learned again, and that: of twice as many questions, of which hardly more than a chain
+        # each weighs anything.
+        tokens = tree_tokens(texts, share(e.questions), e.samples)
+        step["update"] += engine.score(tokens, texts.context, batches(tokens, limit), 0)
+        step["update"] += e_step(engine, alone, share(2 * e.questions), 1, limit, trained)["update"] * (e.updates - 1)
     questions = (c.data.demonstrations + c.data.unlabelled) * m.samples
     places = min(questions, c.rollout.batch_size)
     tests, tested_at_once = share(splits * c.evaluation.size * c.evaluation.votes), 2 * c.rollout.batch_size

@@ -236,5 +236,7 @@ def test_what_is_learned_again_is_a_chain_of_twice_as_many_questions(method: str
     batch = once.later["E-step: update"]
     tokens = 2 * config.e_step.questions * (16 + 24)
     again = engine.update(tokens, texts.context, batches(tokens, config.max_batch_tokens // 3), 0)
-    of_batch = batch if method == "ppo" else again * config.e_step.steps
-    assert thrice.later["E-step: update"].seconds == pytest.approx((batch + of_batch * 2).seconds)
+    sampled = rounds.tree_tokens(texts, config.e_step.questions, config.e_step.samples)
+    weighed = engine.score(sampled, texts.context, batches(sampled, config.max_batch_tokens), 0)
+    more = batch * 2 if method == "ppo" else (weighed + again * 2) * config.e_step.steps
+    assert thrice.later["E-step: update"].seconds == pytest.approx((batch + more).seconds)
