@@ -238,7 +238,9 @@ class Method(Evaluator):
                 self.lm.copy_adapter("p", "kept")
             self.start_model()
         if self.state.drawn:
-            yield from self._fit("p", self.state.drawn, self.config.m_step)
+            passes = self.config.m_step.steps * self.config.m_step.batch_size / len(self.state.drawn)
+            for info in self._fit("p", self.state.drawn, self.config.m_step):
+                yield {**info, "passes": passes}
             self.state.m_steps += self.config.m_step.steps > 0
         elif self.state.unit == 0:
             yield {"note": "no rationale arrives at its answer: p stays as it is"}

@@ -15,6 +15,8 @@ PATIENCE = 3
 """Steps in a row that have to show a sign: one step sees few questions. Figures of validation questions need one."""
 LOG_Z_MARGIN = 2.0
 """Nats above 0 that a step's rough estimate of log Z may be: a reward floor and chance lift it by up to 1."""
+MANY_PASSES = 50.0
+"""An M-step that learns each rationale more often than this: the main job does so 7 times."""
 RIGHT = 0.1
 """Share of right chains below which nothing is right."""
 LOOK_PERFECT = ("variance", "ess")
@@ -70,6 +72,13 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
             "q learns nothing: no rationale that was sampled is worth anything, or none more than another (a variance "
             "of 0 is no success then). Begin again with more --data.demonstrations or --init-step.steps, or with "
             "higher --e-step.temperatures",
+        )
+    if (passes := info.get("passes") or 0.0) > MANY_PASSES:
+        yield (
+            "by_heart",
+            f"the M-step has so few rationales that it learns each {passes:.0f} times: p may know them by heart and "
+            "little else. Begin again with more --data.demonstrations, --data.unlabelled or --m-step.samples, or with "
+            f"fewer --m-step.steps (they are {config.m_step.steps})",
         )
     if (info.get("cut") or 0.0) > 0.99:
         tokens = config.rollout.max_tokens

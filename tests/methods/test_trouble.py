@@ -57,6 +57,13 @@ def test_both_losses_of_an_e_step_are_watched() -> None:
     assert not warnings(STEP, *[nothing_new | {"again_gradient_norm": 0.4}] * PATIENCE)
 
 
+def test_an_m_step_on_a_handful_of_rationales_is_told() -> None:
+    few = {"loss": 0.01, "gradient_norm": 0.1, "passes": 98.0}
+    (text,) = warnings(Phase(1, "m_step"), *[few] * 40)
+    assert "each 98 times" in text and "--m-step.steps (they are 40)" in text
+    assert not warnings(Phase(1, "m_step"), *[few | {"passes": 7.0}] * 40)
+
+
 def test_a_collapse_is_told_of_validation_questions_at_once() -> None:
     one_chain = {"single": 1.0, "accuracy": 0.0, "variance": 0.0, "ess": 1.0, "log_z": -9.0, "cut": 0.0}
     for phase in (BEFORE, AFTER):
