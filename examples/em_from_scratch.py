@@ -1,9 +1,9 @@
 """EM with a GFlowNet sampler and a calculator, from scratch: the algorithm on one page.
 
 Plain torch and transformers, one chain at a time, nothing cached, nothing clever: to be read, and to hold the library
-against. `latent-cot em --task arithmetic` is the same, fast, resumable, on any task, and with what is left out here: a
-reward floor, a Huber cap, steps of q on what it has sampled before, lessons, interpolation, LoRA. The paper is Hu et
-al., "Amortizing intractable inference in large language models" (ICLR 2024).
+against. `latent-cot em --task arithmetic` has what is left out here: three further steps of q a batch by forward KL, a
+reward floor, a Huber cap, learning-rate schedules, colder draws, what takes bad steps back, lessons, interpolation,
+LoRA. Only here half of the chains are tempered. The paper: Hu et al., "Amortizing intractable inference ..." (2024).
 
     X   "Question: 6 - 0 - 4 = ? Answer:"
     Z   " 6 - 0 = 6, 6 - 4 = 2"        what stands behind each "=" is written by the calculator, not by the model
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 ALPHABET = " ,.0123456789=+-*"  # all that a rationale may be written with
 STOP = "."
-MAX_TOKENS = 40  # that the model may choose; a chain with more is cut
+MAX_TOKENS = 40  # that the model may choose; a chain with so many is cut
 
 
 @dataclass
@@ -171,8 +171,8 @@ def log_rewards(p: PreTrainedModel, example: Example, chain: Chain, vocabulary: 
     return [float(tokens[:i].sum() + log_y) for i, log_y in answers.items()]
 
 
-def subtb(q: PreTrainedModel, x: str, chains: list[Chain], rewards: list[list[float]], v: Vocabulary) -> Tensor:
-    """Modified sub-trajectory balance (Eq. 3 of the paper) over all chains of one question.
+def pooled_subtb(q: PreTrainedModel, x: str, chains: list[Chain], rewards: list[list[float]], v: Vocabulary) -> Tensor:
+    """Sub-trajectory balance pooled over all chains of one question; Eq. 3 of the paper has each by itself.
 
     a_i = log R(s_i) − log q(stop | s_i) − Σ_{k ≤ i} log q(z_k) is log Z(X) at every state once q is the posterior. So
     any two of them should be equal: the loss is half their mean squared difference.
@@ -194,7 +194,7 @@ def e_step(q: PreTrainedModel, p: PreTrainedModel, data: list[Example], v: Vocab
             hot = random.uniform(0.7, 1.5)  # half of the chains explore: the loss is right for any sampler
             chains = [sample(q, example.x, v, temperature=hot if k % 2 else 1.0) for k in range(8)]
             rewards = [log_rewards(p, example, chain, v) for chain in chains]
-            loss = subtb(q, example.x, chains, rewards, v)
+            loss = pooled_subtb(q, example.x, chains, rewards, v)
             (loss / len(batch)).backward()
         torch.nn.utils.clip_grad_norm_(q.parameters(), 100.0)
         optimiser.step()

@@ -1,7 +1,7 @@
 """THE ALGORITHM: EM with a GFlowNet sampler, after Hu et al., "Amortizing intractable inference in large language
 models" (ICLR 2024).
 
-X is a question, Y its answer, Z the rationale between them, which is not seen. The language model p gives p(X Z Y).
+X is a question, Y its answer, Z the rationale between them, which is not seen. The language model p gives p(Z Y | X).
 The sampler q(Z | X), or q(Z | X, Y), is the same model with an adapter of its own.
 
 The phases that other methods have too are in `methods/method.py` (fine-tuning, drawing, the M-step) and in
@@ -53,7 +53,8 @@ class EM(LearnsAgain):
 
     @phase(lambda self, _: self.config.e_step.steps)
     def e_step(self, at: Phase) -> Iterator[Info]:
-        """Train q towards q(Z | X[, Y]) ∝ p(X Z Y), from where it is."""
+        """Train q towards q(Z | X[, Y]) ∝ p(Z Y | X), from where it is: on each batch by balance, then by forward KL on
+        what was sampled so far."""
         c = self.config.e_step
         if self.state.unit == 0:
             self.state.seen = []
@@ -85,7 +86,7 @@ class EM(LearnsAgain):
             if log_z and step == 0:
                 self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
             if c.updates > 1:
-                self.remember(chosen, batches, own)  # by the weights of the q that has sampled them
+                self.remember(chosen, batches, own)  # before the update: log q is that of the q that sampled them
             info = update(
                 self.lm,
                 batches,
@@ -151,7 +152,8 @@ class EM(LearnsAgain):
 
 
 class GFlowNet(EM):
-    """GFlowNet fine-tuning, as in the paper's tables: one E-step, no M-step. The sampler is the reasoner."""
+    """GFlowNet fine-tuning: one E-step, no M-step (with `--preset paper` as in the paper's tables). The sampler is the
+    reasoner."""
 
     def algorithm(self) -> Steps:
         yield from self.init(0)

@@ -76,7 +76,7 @@ def test_chains_rewards_and_loss_are_the_librarys(scratch: ModuleType, tiny_mode
             states = torch.tensor([*rationale.states, *[False] * (table.shape[1] - len(rationale) - 1)])
             torch.testing.assert_close(row[states], torch.tensor(of_chain), atol=1e-4, rtol=1e-5)
         with torch.no_grad():
-            expected.append(float(scratch.subtb(q, example.x, chains, rewards, vocabulary)))
+            expected.append(float(scratch.pooled_subtb(q, example.x, chains, rewards, vocabulary)))
         query = Query(Example(example.x, question=example.x), prompt, prompt, answer)
         counts = Counter(rationales)
         assert len(counts) == len(rationales)

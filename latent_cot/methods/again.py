@@ -1,9 +1,10 @@
 """To learn again what q has sampled, by forward KL: the wake phase of reweighted wake-sleep (Bornschein & Bengio,
 2015), on samples that are kept.
 
-All samples of a question in an E-step are weighted together, by w ∝ R(Z) / q(Z), of the q that sampled each: they stand
-for the posterior of p, which does not change meanwhile, the better the more there are. What is good is pulled up, and
-nothing is pushed down. A question is left out until a right rationale has been seen, where the task tells.
+All samples of a question in an E-step are weighted together, by w ∝ R(Z)^(1/T) / q(Z), q as it was when it sampled
+each: they stand for the posterior of p, which does not change meanwhile, the better the more there are. What is good is
+pulled up, and nothing is pushed down. A question is left out until a right rationale has been seen, where the task
+tells.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ class LearnsAgain(Method):
         *,
         temperature: float = 1.0,
     ) -> m_step.LikelihoodInfo:
-        """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats. A question that was asked often
-        has no more rationales in it than twice those of a step, drawn by their weights."""
-        of_question, groups, weights = pooled(records, temperature), list[Group](), list[list[float]]()
+        """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats. Of each question at most twice
+        `e_step.samples` distinct rationales are learned; of more, some are drawn by weight."""
+        of_question, groups, weights = posterior_weights(records, temperature), list[Group](), list[list[float]]()
         for i, weighty in of_question.items():
             own = resampled(weighty, 2 * self.config.e_step.samples, rng)
             prompt, rationales = self.query(self.questions[i]).policy_prompt, list(own)
@@ -121,7 +122,7 @@ def resampled(weights: Mapping[Rationale, float], most: int, rng: random.Random)
     return {z: n / places[-1] for z, n in zip(weights, times, strict=True) if n}
 
 
-def pooled(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, dict[Rationale, float]]:
+def posterior_weights(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, dict[Rationale, float]]:
     """Question -> its distinct rationales -> their weights w̃, which add up to 1; without those that weigh nothing.
     `temperature`: T of R^(1/T)."""
     rows: dict[int, dict[Rationale, list[float]]] = {}

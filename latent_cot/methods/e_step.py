@@ -1,4 +1,5 @@
-"""One optimiser step of the E-step: sample rationales, score them under p, update q."""
+"""What the E-step does with a batch: sample rationales, score them under p, update q once by balance. The updates by
+forward KL that follow are in `again.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimiser step of the M-step: raise log p(Z Y | X) of given rationales."""
+"""One optimiser step on the likelihood of given rationales: of p in the M-step, of q by forward KL (`again.py`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LikelihoodInfo:
 
     loss: float
     """(Weighted) mean negative log-likelihood of a token, in nats; of an answer, if it is one among candidates;
-    of a rationale, in forward KL."""
+    of a question, in forward KL."""
     gradient_norm: float
 
 
@@ -50,10 +50,10 @@ def update(
 
     The tokens a tool wrote are attended to but not learned. Where Y begins with the stop, p ends a rationale by Y's
     first token; else the stop, which is then no token of the text, is learned besides. `weights` holds, for each group,
-    the weight of each of its rationales' log-likelihoods, of mean 1 over all that is learned; None: 1. (Divided by the
-    weights of the batch instead, a batch of light rationales would count for as much as one of heavy ones.) The loss
-    is divided by `divisor`; None: by the tokens that are learned. `dropout`: LoRA's own. Several processes divide the
-    groups among them.
+    the weight of each of its rationales' log-likelihoods; None: 1. The loss is divided by `divisor`; None: by the
+    tokens that are learned, for weights of mean 1 over all batches. (Divided by the weights of the batch instead, a
+    batch of light rationales would count for as much as one of heavy ones.) `dropout`: LoRA's own. Several processes
+    divide the groups among them.
     """
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]

@@ -193,7 +193,7 @@ class Method(Evaluator):
     def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
         """Whether the ELBO has fallen for more questions than chance would have it, of those for which it has changed,
         if it is what q's training should raise: not in PPO and GRPO, nor at another reward temperature than 1. Then q
-        is what it was, unless it was trained by forward KL."""
+        is what it was, but in the method forward-kl."""
         before, spec = self.state.posterior[str(at.round)].get("before", []), METHODS[self.config.method]
         both = list(zip(before, found, strict=False))  # a run may have gone on with more of them, or with fewer
         fall = clear_fall([of["elbo"] for of, _ in both], [of["elbo"] for _, of in both])
@@ -303,7 +303,7 @@ class Method(Evaluator):
             self.lm.copy_adapter("p", "q")
 
     def start_model(self) -> None:
-        """What p is before it is fine-tuned: what it is."""
+        """Before an M-step: p goes on from where it is. Rejection sampling begins again here."""
 
     @property
     def init_step(self) -> MStepConfig:

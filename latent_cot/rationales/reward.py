@@ -68,7 +68,7 @@ class Reward:
     lm: LanguageModel
     codec: TextCodec
     task: Task | None = None
-    """The task, if its reward is one of its own. None: the reward is p(X Z ⊤ Y), see `log_joint`."""
+    """The task, if its reward is one of its own. None: the reward is p(Z ⊤ Y | X), see `log_joint`."""
     tool_tokens: bool = False
     """Whether log p of a tool's tokens counts: see `log_joint`."""
     max_tokens: int = 4096

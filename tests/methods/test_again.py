@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check
-from latent_cot.methods.again import pooled, resampled
+from latent_cot.methods.again import posterior_weights, resampled
 from latent_cot.methods.state import Seen
 from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.scoring import Query
@@ -31,7 +31,7 @@ RECORDS = st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 8), st.
 
 @given(st.lists(RECORDS, min_size=1, max_size=12), st.floats(0.5, 2))
 def test_weights_are_the_sums_of_the_ratios(rows: list[tuple[int, int, int, float, float]], temperature: float) -> None:
-    found = pooled(
+    found = posterior_weights(
         [Seen(i, rationale(z), n, log_reward, log_q, True) for i, z, n, log_reward, log_q in rows], temperature
     )
     assert found.keys() == {question for question, *_ in rows}
@@ -102,4 +102,4 @@ def test_many_small_batches_stand_for_the_posterior() -> None:
     for _ in range(1000):
         batch = Counter(int(rng.random() < q[1]) for _ in range(8))
         rows += [Seen(0, rationale(z), n, math.log(posterior), math.log(q[z]), True) for z, n in batch.items()]
-    assert pooled(rows)[0][rationale(1)] == pytest.approx(posterior, abs=0.1)
+    assert posterior_weights(rows)[0][rationale(1)] == pytest.approx(posterior, abs=0.1)

@@ -22,7 +22,7 @@ from latent_cot.methods import evaluator as evaluator_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
-from latent_cot.methods.again import pooled
+from latent_cot.methods.again import posterior_weights
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
@@ -248,7 +248,7 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
     done, learned = 0, 0
     for phase, _ in loop.run():
         if phase.name == "e_step":
-            now = pooled(cast(EM, loop).instructive(loop.state.seen))
+            now = posterior_weights(cast(EM, loop).instructive(loop.state.seen))
             assert order == ["weigh", "balance", *["again"] * (2 if now else 0)]
             for call in again[done:]:
                 found = learned_weights(call, loop)
@@ -279,7 +279,7 @@ def test_only_what_q_has_written_at_temperature_1_is_learned_again(
         reward_temperatures=(3.0, 1.0),
     )
     loop = cast(EM, make(lm, config_of("em", rounds=1, e_step=e_step)))
-    weighed = spy(monkeypatch, again_module, "pooled")
+    weighed = spy(monkeypatch, again_module, "posterior_weights")
     own: Counter[tuple[int, Rationale]] = Counter()
     sample_step = loop._sample_step
 
@@ -335,7 +335,7 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
             own = loop.state.seen
             assert all(one.right == loop.is_correct(loop.questions[one.question], one.rationale) for one in own)
             right = {one.question for one in own if one.right}
-            now = pooled([one for one in own if one.question in right])
+            now = posterior_weights([one for one in own if one.question in right])
             fresh = {one.question for one in own[len(known) :]} & right
             calls = updates[done:]
             asked = [learned_weights(call, loop) for call in calls]
