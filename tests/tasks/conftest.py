@@ -1,4 +1,5 @@
-"""The tasks that the contract is checked on: every built-in one, and the one that the README shows."""
+"""The tasks that the contract is checked on: every built-in one, those in `examples/`, and the one that the
+README shows."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from latent_cot.types import Task
 
 ROOT = Path(__file__).parents[2]
 README_EXAMPLE = "the example of tasks/README.md"
+EXAMPLES = [str(ROOT / "examples" / name) for name in ("elapsed.py", "middle.py")]
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,6 @@ def readme_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", params=[*tasks.names(), README_EXAMPLE])
+@pytest.fixture(scope="session", params=[*tasks.names(), README_EXAMPLE, *EXAMPLES])
 def task(request: pytest.FixtureRequest, readme_example: Path) -> Task:
     return tasks.load(str(readme_example) if request.param == README_EXAMPLE else request.param)

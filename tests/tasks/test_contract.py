@@ -27,7 +27,7 @@ FEW = {
     "word_problems": DataRequest(demonstrations=10, unlabelled=30, validation=8, seed=3),
 }
 """For tasks that have only so many examples without a file of the user's."""
-GENERATED = {"arithmetic", "parity"}
+GENERATED = {"arithmetic", "parity", "elapsed", "middle"}
 """Tasks that make their questions themselves: they need no files, and have as many as they like."""
 
 
