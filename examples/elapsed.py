@@ -2,12 +2,11 @@
 
 import random
 import re
-from dataclasses import replace
 from itertools import islice
 
-from latent_cot.tasks.common import last_result, share_of, shuffled
+from latent_cot.tasks.common import last_result, made, share_of, shuffled
 from latent_cot.tasks.plain import PlainTask
-from latent_cot.types import Example, TaskData, UsageError, did_you_mean
+from latent_cot.types import Example, UsageError, did_you_mean
 
 DAY = 24 * 60
 ASKED = re.compile(r"From (\d+):(\d\d) to (\d+):(\d\d)")
@@ -48,14 +47,8 @@ class Elapsed(PlainTask):
                 yield self.example(text)
 
     def load(self, request):
-        if request.train_file is not None:
-            raise UsageError("--data.train-file: elapsed makes its own questions; leave it out")
         train, validation = (self.questions(share, request.seed) for share in ("train", "validation"))
-        return TaskData(
-            demonstrations=tuple(islice(train, request.demonstrations)),
-            unlabelled=tuple(replace(example, z=None) for example in islice(train, request.unlabelled)),
-            validation=tuple(islice(validation, request.validation)),
-        )
+        return made(self, request, train, validation)
 
     def split(self, name, size=None):
         if name not in self.default_splits:

@@ -1,12 +1,11 @@
 """Which of several numbers is the middle one? Write them in order, without a tool."""
 
 import random
-from dataclasses import replace
 from itertools import islice
 
-from latent_cot.tasks.common import share_of
+from latent_cot.tasks.common import made, share_of
 from latent_cot.tasks.plain import PlainTask
-from latent_cot.types import Example, TaskData, UsageError, did_you_mean
+from latent_cot.types import Example, UsageError, did_you_mean
 
 
 class Middle(PlainTask):
@@ -41,14 +40,8 @@ class Middle(PlainTask):
                 yield self.example(text)
 
     def load(self, request):
-        if request.train_file is not None:
-            raise UsageError("--data.train-file: middle makes its own questions; leave it out")
         train, validation = (self.questions(share, 5, request.seed) for share in ("train", "validation"))
-        return TaskData(
-            demonstrations=tuple(islice(train, request.demonstrations)),
-            unlabelled=tuple(replace(example, z=None) for example in islice(train, request.unlabelled)),
-            validation=tuple(islice(validation, request.validation)),
-        )
+        return made(self, request, train, validation)
 
     def split(self, name, size=None):
         if name not in self.default_splits:

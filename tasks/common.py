@@ -10,9 +10,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Literal
 
-from latent_cot.types import Example, Rationale, Task, TaskData, UsageError, did_you_mean
+from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, UsageError, did_you_mean
 
 Share = Literal["train", "validation", "test"]
 _SHARES: tuple[Share, ...] = ("test", "test", "validation", "train", "train", "train", "train", "train")
@@ -94,6 +96,17 @@ def distinct_n(texts: Iterable[tuple[Sequence[str], int]], n: int) -> float:
         for start in range(len(words) - n + 1):
             grams[tuple(words[start : start + n])] += count
     return len(grams) / grams.total() if grams else math.nan
+
+
+def made(task: Task, request: DataRequest, train: Iterator[Example], validation: Iterator[Example]) -> TaskData:
+    """The data of a task that makes its own questions: the first of each share. Raises UsageError for a file."""
+    if request.train_file is not None:
+        raise UsageError(f"--data.train-file: {task.name} makes its own questions; leave it out")
+    return TaskData(
+        demonstrations=tuple(islice(train, request.demonstrations)),
+        unlabelled=tuple(replace(example, z=None) for example in islice(train, request.unlabelled)),
+        validation=tuple(islice(validation, request.validation)),
+    )
 
 
 PORTABLE_LAST_RESULT = """\

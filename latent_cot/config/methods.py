@@ -105,7 +105,7 @@ class MethodSpec:
                 config = replace(config, e_step=replace(e, steps=(budget.trajectories // rounds - drawn) // of_step))
         if self.fine_tunes(config) and not self.trains_q:
             steps = budget.gradient_steps // rounds
-            if config.method == "sft" and not config.sft.check_every:  # it takes them all: no more than suit it
+            if not self.samples and not config.sft.check_every:  # it takes them all: no more than suit it
                 steps = min(steps, config.m_step.steps)
             config = replace(config, m_step=replace(config.m_step, steps=steps))
         return config
