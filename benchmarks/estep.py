@@ -198,7 +198,7 @@ def one_step(loop: Method, buffer: ReplayBuffer, optimiser: AdapterOptimiser, st
     batches = e_step.collect(
         loop.lm,
         queries,
-        [e_step.Behaviour(heat, share=c.tempered_share) for _ in queries],
+        [e_step.Behaviour(heat, tempered_share=c.tempered_share) for _ in queries],
         loop.rules,
         buffer,
         loop.reward,

@@ -39,7 +39,7 @@ from latent_cot.methods import m_step
 from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.planning import rounds
-from latent_cot.planning.cost import Cost, Engine
+from latent_cot.planning.cost import Cost, CostModel
 from latent_cot.planning.hardware import Hardware
 from latent_cot.planning.measure import this_machine
 from latent_cot.planning.rounds import Texts
@@ -82,15 +82,15 @@ def compare(model: str, workload: str, devices: Sequence[Hardware], found: Mappi
     shape, config, texts = shape_of(str(weights.resolve(model))), load_config(), Texts(**found["texts"])
     planned: dict[str, Cost] = {}
     for device in devices:
-        engine = Engine(shape, device, config.lora.rank)
-        for name, cost in seconds_of(engine, workload, texts, config).items():
+        costs = CostModel(shape, device, config.lora.rank)
+        for name, cost in seconds_of(costs, workload, texts, config).items():
             planned[name] = planned.get(name, Cost()) + cost * (1 / len(devices))
     total = sum(planned.values(), Cost())
     return {
         "machine": {**found["machine"], "measured": [asdict(device) for device in devices]},
         "texts": found["texts"],
         "seconds": compared(total.seconds, sum(found["parts"].values())),
-        "memory": compared(bytes_of(engine, workload, texts, config), found["peak"]),
+        "memory": compared(bytes_of(costs, workload, texts, config), found["peak"]),
         "parts": {
             name: {**compared(cost.seconds, found["parts"][name]), "binds": cost.binds}
             for name, cost in planned.items()
@@ -100,19 +100,19 @@ def compare(model: str, workload: str, devices: Sequence[Hardware], found: Mappi
     }
 
 
-def seconds_of(engine: Engine, workload: str, texts: Texts, config: RunConfig) -> dict[str, Cost]:
+def seconds_of(costs: CostModel, workload: str, texts: Texts, config: RunConfig) -> dict[str, Cost]:
     """Part -> its planned cost."""
     if workload == "lessons":
-        return {"update": rounds.m_step(engine, texts, LESSONS, trained_tokens(config))}
-    return rounds.e_step(engine, texts, QUESTIONS, SAMPLES, config.max_batch_tokens, trained_tokens(config))
+        return {"update": rounds.m_step(costs, texts, LESSONS, trained_tokens(config))}
+    return rounds.e_step(costs, texts, QUESTIONS, SAMPLES, config.max_batch_tokens, trained_tokens(config))
 
 
-def bytes_of(engine: Engine, workload: str, texts: Texts, config: RunConfig) -> float:
+def bytes_of(costs: CostModel, workload: str, texts: Texts, config: RunConfig) -> float:
     """The planned peak."""
-    held = sum(engine.held(copies=2, adapters=2).values())
+    held = sum(costs.held(copies=2, adapters=2).values())
     if workload == "lessons":
-        return held + sum(rounds.m_step_memory(engine, texts, LESSONS, trained_tokens(config)).values())
-    return held + rounds.e_step_memory(engine, texts, QUESTIONS, SAMPLES, trained_tokens(config))
+        return held + sum(rounds.m_step_memory(costs, texts, LESSONS, trained_tokens(config)).values())
+    return held + rounds.e_step_memory(costs, texts, QUESTIONS, SAMPLES, trained_tokens(config))
 
 
 def compared(planned: float, measured: float) -> dict[str, Any]:

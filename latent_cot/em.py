@@ -62,8 +62,8 @@ class EM(LearnsAgain):
         objective = OBJECTIVES[c.objective]
         log_z = [self.log_z] if objective.log_z_rate else []
         optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=objective.log_z_rate)
-        for step, (chosen, sampled, own, seed), ahead in self.rollouts_of_steps(self._sample_step):
-            # Score every prefix of what was sampled under p: log R(z_{1:i}) = log p(z_{1:i} Y | X).
+        for step, (chosen, sampled, own, seed), timing in self.rollouts_of_steps(self._sample_step):
+            # Under p, score every prefix of the samples: log R(z_{1:i}) = log p(z_{1:i} Y | X).
             batches = assemble(
                 [self.query(self.questions[i]) for i in chosen],
                 sampled,
@@ -95,7 +95,7 @@ class EM(LearnsAgain):
                 step,
                 objective=c.objective,
                 huber_delta=c.huber_delta,
-                log_z=log_z * len(batches) or None,
+                log_z=[self.log_z] * len(batches) if log_z else None,
                 **target,
             )
             self.state.budget.gradient_steps += 1
@@ -104,7 +104,7 @@ class EM(LearnsAgain):
             again = self.learn_again(optimiser, step, temperature=target["reward_temperature"])
             figures = describe(batches, self.is_correct if self.tells_right else None)
             figures["reward_temperature"] = target["reward_temperature"]
-            yield {**vars(info), **again, **figures, **ahead, "samples": shown_samples(batches)}
+            yield {**vars(info), **again, **figures, **timing, "samples": shown_samples(batches)}
         self.state.seen = []
 
     def _sample_step(
@@ -113,11 +113,12 @@ class EM(LearnsAgain):
         """The questions of a step, the rationales sampled for them by `draw`, those of them that were sampled at
         temperature 1, and the seed of all else."""
         c, rng = self.config.e_step, random.Random(self._unit_seed(step))
-        generator, seed = torch.Generator().manual_seed(rng.getrandbits(60)), rng.getrandbits(60)
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
+        seed = rng.getrandbits(60)
         chosen = draw_distinct(self.question_weights, c.questions, rng)
-        queries, behaviours = [self.query(self.questions[i]) for i in chosen], [draw_behaviour(c, rng) for _ in chosen]
-        how: dict[str, Any] = {"samples": c.samples, "generator": generator}
-        sampled = sample(draw, queries, behaviours, self.rules, self.buffer, **how)
+        queries = [self.query(self.questions[i]) for i in chosen]
+        behaviours = [draw_behaviour(c, rng) for _ in chosen]
+        sampled = sample(draw, queries, behaviours, self.rules, self.buffer, samples=c.samples, generator=generator)
         own = [z[behaviour.tempered(len(z)) :] for behaviour, z in zip(behaviours, sampled, strict=True)]
         return chosen, sampled, own, seed
 

@@ -54,7 +54,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """What has the same posterior has the same key: X and Y. (Two stories may begin alike and end otherwise.)"""
+        """X and Y. The same key, the same posterior. (Two stories may begin alike and end differently.)"""
         return f"{self.x}\0{self.y or ''}"
 
 

@@ -20,12 +20,12 @@ from latent_cot.evaluation.evaluate import Judge, Outcome
 from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.phases import Steps
 from latent_cot.methods.state import State
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.session import checkpointed_adapters
-from latent_cot.types import DataRequest, Example, Task, TaskData
+from latent_cot.types import DataRequest, Example, Reasoner, Task, TaskData
 from tests.worlds import CountTool, ToyTask
 
 FIT = MStepConfig(steps=3, batch_size=2, samples=2, keep="all", learning_rate=1e-2, warmup=1, interpolation=0.9)
@@ -64,7 +64,7 @@ class HandMade(Method):
     def __init__(
         self,
         lm: LanguageModel,
-        sampler: Adapter | None,
+        sampler: Reasoner | None,
         task: Task,
         rules: ChainRules,
         *,
@@ -78,13 +78,13 @@ class HandMade(Method):
     def algorithm(self) -> Steps:
         yield from ()
 
-    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+    def sampler_of(self, reasoner: Reasoner) -> Reasoner | None:
         return self._sampler
 
-    def judge_of(self, reasoner: Adapter) -> Judge:
+    def judge_of(self, reasoner: Reasoner) -> Judge:
         return self._judge or self._sampler or "p"
 
-    def test_text(self, reasoner: Adapter, example: Example) -> str:
+    def test_text(self, reasoner: Reasoner, example: Example) -> str:
         return self._prefix + example.x
 
     @property
@@ -94,7 +94,7 @@ class HandMade(Method):
 
 def answer_questions(
     lm: LanguageModel,
-    sampler: Adapter | None,
+    sampler: Reasoner | None,
     task: Task,
     examples: Sequence[Example],
     rules: ChainRules,

@@ -12,7 +12,7 @@ from latent_cot.report.terminal import EMPTY, marked
 
 if TYPE_CHECKING:
     from latent_cot.methods.scored import ScoredRationale, Stop, Token
-    from latent_cot.model.lm import Adapter
+    from latent_cot.types import Reasoner
 
 _STEEPNESS = 8.0
 """Nats below zero at which a token's colour is as strong as it gets."""
@@ -28,7 +28,7 @@ def figure(value: float | None, form: str = "{:.2f}") -> str:
     return text.removeprefix("-") if not text.strip("-0.%") else text.replace("-", "−")
 
 
-def chain(scored: ScoredRationale, by: Adapter) -> Cell:
+def chain(scored: ScoredRationale, by: Reasoner) -> Cell:
     """A rationale as a cell of a table; in a notebook its tokens are coloured by how unlikely they were to `by`."""
 
     def decode(ids: Sequence[int]) -> str:  # of the first so many tokens
@@ -37,7 +37,7 @@ def chain(scored: ScoredRationale, by: Adapter) -> Cell:
     return Cell(marked(asdict(scored.rationale), decode), chain_html(scored, by))
 
 
-def chain_html(scored: ScoredRationale, by: Adapter) -> str:
+def chain_html(scored: ScoredRationale, by: Reasoner) -> str:
     """A rationale: the tokens that were chosen, coloured by how unlikely they were to `by`; a tool's in a box; a small
     ⊤ wherever it might have stopped. Hovering shows the numbers."""
     parts: list[str] = []
@@ -64,7 +64,7 @@ def chain_html(scored: ScoredRationale, by: Adapter) -> str:
     return f'<span class="chain">{"".join(parts)}</span>'
 
 
-def legend(by: Adapter, *, tools: bool) -> str:
+def legend(by: Reasoner, *, tools: bool) -> str:
     """What the colours of `chain_html` mean."""
     shades = "".join(
         f'<span style="{_shade(value)}">&nbsp;{figure(value, "{:g}")}&nbsp;</span>' for value in (0.0, -0.1, -1.0, -8.0)
@@ -74,13 +74,13 @@ def legend(by: Adapter, *, tools: bool) -> str:
     return f'<div class="dim">log {by} of a token, nats: {shades}{box}{stop} · hover for figures</div>'
 
 
-def _token(token: Token, by: Adapter) -> str:
+def _token(token: Token, by: Reasoner) -> str:
     value = token.log_q if by == "q" else token.log_p
     title = _both(token.log_q, token.log_p)
     return f'<span style="{_shade(value)}" title="{title}">{escaped(token.text)}</span>'
 
 
-def _stop(stop: Stop, by: Adapter, *, last: bool) -> str:
+def _stop(stop: Stop, by: Reasoner, *, last: bool) -> str:
     value = stop.log_q if by == "q" else stop.log_p
     title = f"stop: {_both(stop.log_q, stop.log_p)}"
     if stop.log_reward is not None:

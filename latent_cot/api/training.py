@@ -39,9 +39,9 @@ class Unit:
     """"init", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate", or what else the
     method has."""
     number: int
-    """Of this unit within the phase, from 1, ..."""
+    """Of this unit within its phase, from 1."""
     of: int
-    """... and how many it has."""
+    """Units of the phase."""
     share: float
     """How much of the whole run is done, in units: 1 at the end."""
     figures: Mapping[str, Any]

@@ -34,9 +34,9 @@ COMMANDS = {
     "tools": "list the tools a chain can call, and how to add one",
     "verify": "show that the E-step learns the true posterior, in worlds small enough to list every rationale",
 }
-"""Command -> what it does. Each is a module of this package with a function `run(argv) -> status` ..."""
+"""Command -> what it does. Each is a module of this package with a function `run(argv) -> status`."""
 _MODULES = {"em": "fit", "methods": "lists", "tasks": "lists", "tools": "lists"}
-"""... but for these, which share one: its `run` is given the command too."""
+"""Command -> the module that it shares with another, whose `run` is given the command too."""
 
 SHARED = ("em", "fit")
 """Commands whose work several processes can share (`torchrun`)."""

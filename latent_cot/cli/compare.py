@@ -21,7 +21,7 @@ from latent_cot.config.settings import check, refuse_task_code
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import differing, paired_difference, plan, records, table
 from latent_cot.report.comparison.paired_difference import Target
-from latent_cot.report.comparison.plan import Run, Variant
+from latent_cot.report.comparison.plan import PlannedRun, Variant
 from latent_cot.report.terminal import say
 from latent_cot.run import tracking
 from latent_cot.run.paths import with_absolute_paths
@@ -139,11 +139,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begun(one: Run) -> bool:
+def _begun(one: PlannedRun) -> bool:
     return (one.folder / "config.yaml").exists()
 
 
-def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Path]:
+def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | None, Path]:
     """The runs, in the order in which they are done, their budget, and the comparison's folder."""
     variants = _variants(options)
     common: list[Mapping[str, Any]] = [{"evaluation": {"every_round": False}}]
@@ -176,11 +176,11 @@ def _plan(options: CompareOptions) -> tuple[list[Run], PlannedBudget | None, Pat
                     raise UsageError("--evaluation.splits is empty, so that there is nothing to compare; name some")
             except UsageError as error:
                 raise UsageError(f"{variant.name}: {error}") from error
-            runs.append(Run(variant.name, config))
+            runs.append(PlannedRun(variant.name, config))
     return runs, budget, path
 
 
-def _first_examples(runs: Sequence[Run]) -> dict[str, Examples]:
+def _first_examples(runs: Sequence[PlannedRun]) -> dict[str, Examples]:
     """Those of each variant's first run, by its name. Raises UsageError where it cannot learn from them, or has none:
     its turn may come hours later."""
     found = {}
@@ -195,7 +195,7 @@ def _first_examples(runs: Sequence[Run]) -> dict[str, Examples]:
     return found
 
 
-def _target(text: str, runs: Sequence[Run]) -> Target:
+def _target(text: str, runs: Sequence[PlannedRun]) -> Target:
     """The row that --against names. Raises UsageError if there is none, or rows have no right answers."""
     task = tasks.load(runs[0].config.task, runs[0].config.data.options)
     if task.is_measured:
@@ -222,7 +222,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _carry_out(options: CompareOptions, runs: Sequence[Run], done: Collection[str], console: Console) -> int:
+def _carry_out(options: CompareOptions, runs: Sequence[PlannedRun], done: Collection[str], console: Console) -> int:
     """Do what is left to do. Returns 0, or the status of a signal."""
     tracking.check(options.track)
     loaded: Session | None = None

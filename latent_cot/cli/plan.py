@@ -19,7 +19,7 @@ from latent_cot.cli.options import Switch, parse_run, preset_config, print_json,
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import TRANSFORMERS, RunConfig
 from latent_cot.config.settings import check, flag, refuse_task_code
-from latent_cot.planning.cost import Cost, Engine
+from latent_cot.planning.cost import Cost, CostModel
 from latent_cot.planning.hardware import GPUS, Hardware
 from latent_cot.planning.layout import Layout, layouts, split, suggested
 from latent_cot.planning.rounds import Texts
@@ -109,11 +109,11 @@ def run(argv: Sequence[str]) -> int:
     refuse_task_code(config, trusted=options.trust_code)
     shape = shape_of(config.model, trust_remote_code=config.trust_remote_code)
     device = _device(options)
-    engine = Engine(shape, device, config.lora.rank, config.gradient_checkpointing)
+    costs = CostModel(shape, device, config.lora.rank, config.gradient_checkpointing)
     names = config.evaluation.splits
     splits = len(tasks.load(config.task, config.data.options).default_splits if names is None else names)
     texts = _texts(options, config)
-    found = layouts(config, texts, engine, options.gpus, splits)
+    found = layouts(config, texts, costs, options.gpus, splits)
     chosen = suggested(found)
     if options.json:
         print_json(_record(options, device, texts, found, chosen))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from latent_cot.api.run import check_sampling, load
 from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console
 from latent_cot.report.terminal import say
-
-if TYPE_CHECKING:
-    from latent_cot.model.lm import Adapter
+from latent_cot.types import Reasoner
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     asked = load(options.target, task=options.task, trust_code=options.trust_code)
     console = progress_console(to_stderr=options.json)
     announce_loading(console, asked)
-    reasoner: Adapter = options.reasoner or asked.reasoners[0]
+    reasoner: Reasoner = options.reasoner or asked.reasoners[0]
     found = asked.sample(
         options.question,
         options.n,

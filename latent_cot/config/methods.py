@@ -68,6 +68,10 @@ class MethodSpec:
         """Settings, and sections of them, that it does not read, beside those of other methods."""
         return (*self._unread_e_step, *(self.unread if self.fine_tunes(config) else ("m_step",)))
 
+    def reads(self, config: RunConfig, path: str) -> bool:
+        """Whether it reads this setting of a section, such as `m_step.target`."""
+        return {path, path.partition(".")[0]}.isdisjoint(self.ignores(config))
+
     @property
     def _unread_e_step(self) -> Collection[str]:
         if self.has_balance:

@@ -1,7 +1,7 @@
 """The settings of a run: frozen dataclasses. Unit and range stand at each field, and pydantic checks them.
 
-A preset (a YAML file under `presets/`) overrides the defaults here, a user's YAML file (`--config`)
-overrides the preset, and flags override both. Nothing here enters a kernel: `em.py` hands over numbers.
+`settings.py` says what overrides these defaults, and in which order. What computes (`objectives/`, `model/`) takes
+numbers, never a configuration.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ class EStepConfig(Section):
     """How many steps old the adapter may be that a batch was sampled from. 0: sampling and training take turns.
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 4
-    """Optimiser steps for each batch of sampled rationales. In `ppo` and `grpo` all learn that batch; else the first
-    does, and each of the others learns, by forward KL, what q has written so far, at temperature 1, for twice
-    `questions` of the questions."""
+    """Optimiser steps for each batch of sampled rationales. `ppo` and `grpo` take all of them on that batch. Other
+    methods take the first on it; each further one is a step of forward KL on what q has sampled so far in this E-step,
+    at temperature 1, for twice `questions` of the questions."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"
@@ -139,30 +139,29 @@ class EStepConfig(Section):
     huber_delta: PositiveAmount | None = 10.0
     """Deviations beyond this many nats count linearly. None: squared error."""
     reward_floor: PositiveAmount | None = 10.0
-    """Of a prefix whose log-reward is this many nats below the best of its question, the loss uses only that it is no
-    higher; where a chain has stopped, its reward counts as it is (`objectives.balance.below_floor`). `ppo` and `grpo`,
-    which see stopped chains only, raise a reward that is lower to it. None: no floor."""
+    """Nats below the best reward of a question. Of a prefix that is worth less, the loss uses only that it is worth no
+    more than that; a complete chain's reward counts as it is (`objectives.balance.below_floor`). `ppo` and `grpo`,
+    which see complete chains only, raise lower rewards to the floor. None: no floor."""
     reward_temperatures: tuple[Temperature, Temperature] = (1.0, 1.0)
-    """log R is divided by the first at the first step, and by the second from the step `reward_temperature_steps` on,
-    linearly in between."""
+    """The reward is log R / T. T goes linearly from the first value, at step 0, to the second, at the step
+    `reward_temperature_steps`, and stays there."""
     reward_temperature_steps: Count = 40
     """Steps of that schedule."""
     prior: Literal["model", "sampler"] = "model"
-    """What a rationale is worth before Y is looked at: log p(Z | X), so that q becomes the posterior of p; or
-    log q₀(Z | X[, Y]) of the sampler before its first E-step, so that q becomes q₀(Z) p(Y | X Z) up to a factor. The
-    latter where q₀ has been fine-tuned on demonstrations and knows better than p what a rationale looks like. Methods
-    other than EM and the GFlowNet have p's."""
+    """The prior in log R. `model`: log p(Z | X); q becomes the posterior of p. `sampler`: log q₀(Z | X[, Y]) of the
+    sampler before its first E-step; q becomes q₀(Z) p(Y | X Z) up to a factor. That helps where q₀, fine-tuned on
+    demonstrations, knows better than p what a rationale looks like. Only EM and the GFlowNet read this."""
     answer_reward: Literal["joint", "normalised"] = "joint"
-    """What Y adds to log R: log p(Y | X Z); or, where Y is one of a few candidates, its share of the sum over all of
-    them: how likely p finds it that any of them comes is then left out, but for the stop."""
+    """What Y adds to log R. `joint`: log p(Y | X Z). `normalised`: the log of Y's share among the candidates, where
+    there are any; how likely p finds it that any candidate follows is then left out, except for the stop."""
     answer_weight: PositiveAmount = 1.0
     """w in log p(Z | X) + w log p(Y | X Z). Above 1 a rationale is worth less for being likely itself, and more for
     making Y likely."""
     wrong_candidate_penalty: Amount = 0.0
     """Nats that a rationale loses after which p prefers another candidate to Y (50 in the paper's code)."""
     copy_penalty: Amount = 0.0
-    """Nats that a rationale loses for each word, after the third, of the longest run of words that Y has too. Behind a
-    sentence a small model finds the same sentence likely: without a penalty Y may explain itself."""
+    """Nats that a rationale loses for each word, after the third, of the longest run of words that Y has too. A small
+    model finds a sentence likely once it has read it: without a penalty q copies Y."""
     score_tool_tokens: Switch = False
     """Whether log p of a tool's tokens counts in the reward (as in the paper's code)."""
     tempered_share: Share = 0.0
@@ -172,8 +171,9 @@ class EStepConfig(Section):
     replay_share: Share = 0.0
     """Share of rationales that are taken from the replay buffer."""
     mix_replay: Switch = False
-    """Replay that share of each question's rationales, beside sampled ones, so that these are compared with what is
-    known to be good; or, if not, all or none of a question's, as in the paper."""
+    """On: `replay_share` of each question's rationales are replayed, beside sampled ones, which the loss then compares
+    with good ones. Off, as in the paper: that share of the questions replay all of their rationales, the others
+    none."""
     learning_rate: PositiveAmount = 2e-4
     """AdamW's peak learning rate."""
     warmup: Count = 8
@@ -212,8 +212,8 @@ class MStepConfig(Section):
     """The temperature they are drawn at; 1 is q itself."""
     target: Literal["joint", "answer", "candidates"] = "joint"
     """What p learns: Z and Y, log p(Z Y | X); only Y after Z, log p(Y | X Z); or only to tell Y from the other
-    candidates after Z. In the last two, p decides answers after the rationales of q, and writes none itself; where
-    there is no q that sees X only, after its own, which it then has not learned to write."""
+    candidates after Z. With the last two p learns no rationale: in tests it decides after those of q or, if q reads Y,
+    after its own, which it has not learned to write."""
     keep: Literal["correct", "all"] = "correct"
     """Train on the drawn rationales that arrive at Y, or on all of them."""
     weighted: Switch = False
@@ -224,8 +224,8 @@ class MStepConfig(Section):
     warmup: Count = 4
     """Steps of linear warm-up. The rate falls by a cosine after them; in `sft` it stays."""
     interpolation: Share = 1.0
-    """At the end, how far p goes from the base model to what was learned: below 1 what the base model could do,
-    and no rationale asks for, is forgotten less."""
+    """Share of the change that p keeps at the end: 1 is all of it, 0 the base model. Below 1 p forgets less of what
+    the base model could do."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Where a run's configuration comes from: defaults < preset < the task's preset of that name < the method's own
 settings < what these presets have for the method (`methods:`) < YAML file < flags.
 
-The flags are put on top by the command line (`cli/fit.py`), the rest is read here. Reading is
+The flags are put on top by the command line (`cli/options.py`), the rest is read here. Reading is
 strict: an unknown key, a value of another type or out of range is a UsageError that names file and key.
 Importing this loads no torch.
 """

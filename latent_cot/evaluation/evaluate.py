@@ -189,7 +189,7 @@ def mistake(task: Task, example: Example, rationale: Rationale, answer: str | No
 # -- figures of rationales, for tasks that have no right answers (`Task.metrics`) ----------------------
 
 
-def judge(
+def score_by_base(
     lm: LanguageModel,
     task: Task,
     groups: Sequence[Group],

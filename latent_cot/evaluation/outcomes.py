@@ -48,9 +48,9 @@ class Difference:
     """Of the difference, over questions: Agresti and Min's for right answers, else a bootstrap, which is None for fewer
     than two."""
     higher: int
-    """Questions on which the first has more ..."""
+    """Questions on which the first has the higher figure."""
     lower: int
-    """... and less."""
+    """Questions on which it has the lower one."""
     p_value: float
     """Two-sided exact sign test of the two numbers: McNemar's, where right answers of one run each are compared."""
 

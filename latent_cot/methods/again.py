@@ -1,10 +1,10 @@
 """To learn again what q has sampled, by forward KL: the wake phase of reweighted wake-sleep (Bornschein & Bengio,
 2015), on samples that are kept.
 
-All samples of a question in an E-step are weighted together, by w ∝ R(Z)^(1/T) / q(Z), q as it was when it sampled
-each: they stand for the posterior of p, which does not change meanwhile, the better the more there are. What is good is
-pulled up, and nothing is pushed down. A question is left out until a right rationale has been seen, where the task
-tells.
+All samples of a question in an E-step are weighted together, by w ∝ R(Z)^(1/T) / q(Z), with the q that drew each. p
+does not change meanwhile, so all of them stand for one posterior: the more, the better. q learns to write the good
+ones, and nothing is pushed down. Where the task can tell, a question waits until a right rationale of it has been
+sampled.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class LearnsAgain(Method):
     ) -> m_step.LikelihoodInfo:
         """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats. Of each question at most twice
         `e_step.samples` distinct rationales are learned; of more, some are drawn by weight."""
-        of_question, groups, weights = posterior_weights(records, temperature), list[Group](), list[list[float]]()
+        of_question = posterior_weights(records, temperature)
+        groups = list[Group]()
+        weights = list[list[float]]()
         for i, weighty in of_question.items():
             own = resampled(weighty, 2 * self.config.e_step.samples, rng)
             prompt, rationales = self.query(self.questions[i]).policy_prompt, list(own)

@@ -57,7 +57,7 @@ def vary(
         gap_share: probability that positions are left out.
     """
     if rng.random() < history_dropout:
-        dropped = drop_history(lesson, others, codec, rng, strange=distractor_steps, kept=KEPT_STEPS)
+        dropped = drop_history(lesson, others, codec, rng, distractors=distractor_steps, kept=KEPT_STEPS)
         if concat_questions:
             dropped = join_questions(
                 dropped, len(lesson.prompt), others, codec, rng, frame=frame, most=concat_questions
@@ -69,21 +69,21 @@ def vary(
 
 
 def drop_history(
-    lesson: Group, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, strange: int, kept: int = 1
+    lesson: Group, others: Sequence[Group], codec: TextCodec, rng: random.Random, *, distractors: int, kept: int = 1
 ) -> Group:
-    """Go on behind a random complete step: the question, up to `strange` steps of others, the last `kept` steps up to
-    that one, what follows.
+    """Go on behind a random complete step: the question, up to `distractors` steps of others, the last `kept` steps up
+    to that one, what follows.
 
-    Up to that step nothing is learned. Without strange steps before them, the kept ones lose the punctuation that
+    Up to that step nothing is learned. Without distractors before them, the kept ones lose the punctuation that
     joined them to the one before. Where it is the first step, and where there is none, the lesson stays as it is.
     """
     (rationale,) = lesson.rationales
     steps = steps_of(rationale)
     if len(steps) < 2 or not (k := rng.randrange(len(steps))):
         return lesson
-    strangers = [step for other in others for z in other.rationales for step in steps_of(z)[1:]]
-    number = rng.randint(0, strange) if strangers else 0
-    before = [token for _ in range(number) for token in rng.choice(strangers)]
+    steps_of_others = [step for other in others for z in other.rationales for step in steps_of(z)[1:]]
+    number = rng.randint(0, distractors) if steps_of_others else 0
+    before = [token for _ in range(number) for token in rng.choice(steps_of_others)]
     first = max(0, k + 1 - kept)
     if before and first == 0:  # what joins it to them is in the second step
         before += takewhile(lambda token: _joins(codec.pieces[token]), steps[1])
@@ -126,16 +126,16 @@ def join_questions(
     (rationale,) = lesson.rationales
     prompts = [question, *(other.prompt for other in others)]
     begin, end = frame
-    own, *strange = (_words(prompt[begin : len(prompt) - end], codec) for prompt in prompts)
+    own, *theirs = (_words(prompt[begin : len(prompt) - end], codec) for prompt in prompts)
     if not own:
         return lesson
     words = own
     for _ in range(rng.randint(0, most) if context else 0):
-        heads = [text[:i] for text in strange for i in range(1, len(text)) if text[i] == words[0]]
+        heads = [text[:i] for text in theirs for i in range(1, len(text)) if text[i] == words[0]]
         words = [*rng.choice(heads), *words] if heads else words
     goes_on = False
     for _ in range(rng.randint(0, most) if rationale.tokens else 0):
-        tails = [text[i + 1 :] for text in strange for i in range(len(text) - 1) if text[i] == words[-1]]
+        tails = [text[i + 1 :] for text in theirs for i in range(len(text) - 1) if text[i] == words[-1]]
         words = [*words, *rng.choice(tails)] if tails else words
         goes_on = goes_on or bool(tails)
     prompt = [*question[:begin], *chain.from_iterable(words), *question[len(question) - end :], *context]

@@ -15,11 +15,10 @@ from typing import Any
 from latent_cot.config.schema import RunConfig, tool_names
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
-from latent_cot.model.lm import Adapter
 from latent_cot.rationales.beam import beam_search
 from latent_cot.rationales.rollout import Counts
-from latent_cot.rationales.scoring import Group, score_rows
-from latent_cot.types import Example, Task, TaskData, UsageError
+from latent_cot.rationales.scoring import Group
+from latent_cot.types import Example, Reasoner, Task, TaskData, UsageError
 
 TOP_P = 0.95
 """`nucleus`: the probability that the tokens it samples from come to."""
@@ -53,7 +52,7 @@ class Decoding(Method):
         return _is_plain(self.config)
 
     def draw_tests(
-        self, reasoner: Adapter, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
+        self, reasoner: Reasoner, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
     ) -> list[Counts]:
         c = self.config.decode
         prompts = [self.test_prompt(reasoner, example) for example in examples]
@@ -63,7 +62,7 @@ class Decoding(Method):
         counts = super().draw_tests(reasoner, examples, n=n * c.multiple, seed=seed, top_p=top_p, **sampling)
         return counts if c.multiple == 1 else self._likeliest(reasoner, prompts, counts, n)
 
-    def _search(self, reasoner: Adapter, prompt: Sequence[int], n: int) -> Counts:
+    def _search(self, reasoner: Reasoner, prompt: Sequence[int], n: int) -> Counts:
         """The n likeliest of a beam; or the likeliest of each of n groups, some of which may agree."""
         c, rules = self.config.decode, self.test_rules
         diverse, model = c.strategy == "diverse-beam", self.lm.merged(reasoner)
@@ -73,7 +72,7 @@ class Decoding(Method):
         return Counter([one.rationale for one in kept])
 
     def _likeliest(
-        self, reasoner: Adapter, prompts: Sequence[Sequence[int]], sampled: Sequence[Counts], n: int
+        self, reasoner: Reasoner, prompts: Sequence[Sequence[int]], sampled: Sequence[Counts], n: int
     ) -> list[Counts]:
         """Of each question's distinct rationales the n that are likeliest under the reasoner, each once. The stop of
         one that was cut counts as well, as in a beam."""
@@ -81,9 +80,8 @@ class Decoding(Method):
             Group(prompt, [replace(rationale, truncated=False) for rationale in counts])
             for prompt, counts in zip(prompts, sampled, strict=True)
         ]
-        kept, model, size = list[Counts](), self.lm.merged(reasoner), self.config.max_batch_tokens
-        scored = score_rows(self.lm, model, groups, self.test_rules.codec, max_tokens=size)
-        for rationales, scores in zip(map(list, sampled), scored, strict=True):
+        kept = list[Counts]()
+        for rationales, scores in zip(map(list, sampled), self.scores(reasoner, groups), strict=True):
             best = scores.log_complete.argsort(descending=True)[:n].tolist()
             kept.append(dict.fromkeys((rationales[i] for i in best), 1))
         return kept

@@ -32,15 +32,15 @@ class Behaviour:
     """How a step gets the rationales of one question."""
 
     temperature: float = 1.0
-    """Of the rollout ..."""
-    share: float = 1.0
-    """... of this share of the sampled rationales; the others are sampled at 1."""
-    replay: float = 0.0
-    """The share of rationales that come from the buffer, if it has any for this question."""
+    """Of the tempered share of the sampled rationales."""
+    tempered_share: float = 1.0
+    """The others are sampled at temperature 1."""
+    replay_share: float = 0.0
+    """Share of all rationales that come from the buffer, if it has any for this question."""
 
     def tempered(self, samples: int) -> int:
         """How many of so many sampled ones have the temperature: the first ones."""
-        return round(self.share * samples)
+        return round(self.tempered_share * samples)
 
 
 def sample(
@@ -55,7 +55,7 @@ def sample(
 ) -> list[Sequence[Rationale]]:
     """New rationales for each query by `draw`: of its `samples` those that the buffer is not to give."""
     of_buffer = [
-        round(behaviour.replay * samples) if query.example.key in buffer else 0
+        round(behaviour.replay_share * samples) if query.example.key in buffer else 0
         for query, behaviour in zip(queries, behaviours, strict=True)
     ]
     sampled: list[Sequence[Rationale]] = [()] * len(queries)
@@ -81,9 +81,9 @@ def assemble(
     step: int = 0,
     ends_only: bool = False,
 ) -> list[Trajectories]:
-    """What was sampled for each query and, from the buffer, as many as it holds up to `samples` in all, with the
-    log-reward of every prefix; with `ends_only` that of the others than the whole rationale may be missing
-    (`Reward.of_prefixes`). `step`: of the E-step, from which the age of what is replayed is counted."""
+    """The rationales that were sampled for each query, filled up to `samples` from the buffer, with the log-reward of
+    every prefix; with `ends_only` only whole rationales need one (`Reward.of_prefixes`). `step`: of the E-step, from
+    which the age of what is replayed is counted."""
     replayed: list[Sequence[Stored]] = []
     for query, rationales in zip(queries, sampled, strict=True):
         n = samples - len(rationales)
@@ -98,8 +98,8 @@ def assemble(
 
 
 def offer(buffer: ReplayBuffer, trajectories: Trajectories, codec: TextCodec, step: int = 0) -> None:
-    """Offer the buffer each rationale and, where that is worth more, the best of its prefixes, but for the empty one: a
-    text that q always writes on from would else never be there to learn the stop behind it from."""
+    """Offer the buffer each rationale and, if it is worth more, the best of its prefixes that are not empty. Otherwise
+    q could never learn to stop where it always writes on."""
     question = trajectories.query.example.key
     for rationale, row in zip(trajectories.rationales, trajectories.log_reward.tolist(), strict=True):
         buffer.add(question, rationale, row, step)
@@ -155,9 +155,9 @@ class UpdateInfo:
     """Estimate of log Z(X), tempered, in nats."""
     gradient_norm: float
     mismatch: float
-    """Mean |Δ log q| of an action between q and what sampled it, nats; NaN if none was sampled from q now ..."""
+    """Mean |Δ log q| of an action between q and what sampled it, nats; NaN if none is known."""
     mismatch_99: float
-    """... and what 99 of 100 actions stay below."""
+    """The 99th percentile of the same, nats."""
 
 
 def update(

@@ -23,23 +23,23 @@ from latent_cot.evaluation.evaluate import (
     Judge,
     Outcome,
     figures,
-    judge,
     majority,
     read_answers,
+    score_by_base,
 )
 from latent_cot.methods.phases import Resumable, phase
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
 from latent_cot.rationales.rollout import Counts, rollout
-from latent_cot.rationales.scoring import Group, Query, score_rows
-from latent_cot.types import Example, Measured, Rationale, Sample, Task, TaskData
+from latent_cot.rationales.scoring import Group, Query, Scores, score_rows
+from latent_cot.types import Example, Measured, Rationale, Reasoner, Sample, Task, TaskData
 
-# Questions take the places of those that are answered, until so many batches are done: the last chains of a
-# batch would leave most of it empty.
 BATCHES_AT_ONCE = 4
+"""Batches of chains in a unit of tests. A chain that is done gives its place to the next question, so that only the end
+of a unit runs partly empty."""
 
 
 def tells_right(task: Task, questions: Sequence[Example]) -> bool:
@@ -87,15 +87,15 @@ class Evaluator(Resumable):
     # -- who they are --------------------------------------------------------------------------------
 
     @property
-    def reasoners(self) -> tuple[Adapter, ...]:
+    def reasoners(self) -> tuple[Reasoner, ...]:
         """Which adapters can answer a question whose answer is not known, once the method has trained them."""
         return METHODS[self.config.method].reasoners(self.config, self.task.answer_given)
 
-    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+    def sampler_of(self, reasoner: Reasoner) -> Reasoner | None:
         """Who writes a reasoner's rationales in tests. None: nobody, it answers at once."""
         return reasoner
 
-    def judge_of(self, reasoner: Adapter) -> Judge:
+    def judge_of(self, reasoner: Reasoner) -> Judge:
         """Who decides among candidates after them: p itself; for q, which learns to write rationales only, the base
         model."""
         return "p" if reasoner == "p" else "base"
@@ -103,7 +103,7 @@ class Evaluator(Resumable):
     # -- what they read ------------------------------------------------------------------------------
 
     @property
-    def shown(self) -> int:
+    def n_shown(self) -> int:
         """Demonstrations before p's questions: with `p_init: prompt`, as long as p is the base model."""
         return self.config.shots if self.config.p_init == "prompt" and not self.state.model_trained else 0
 
@@ -114,7 +114,7 @@ class Evaluator(Resumable):
 
     def _shown_before(self, read: Callable[[Example], str], answer: Callable[[Example], str | None]) -> str:
         """Demonstrations as text: what is read of each, its rationale, and its answer, or the stop."""
-        shown = zip(self.data.demonstrations[: self.shown], self.demonstrations, strict=False)
+        shown = zip(self.data.demonstrations[: self.n_shown], self.demonstrations, strict=False)
         stop, gap = self.task.stop or "", " " if self.rules.codec.begins_a_line else ""
         return "".join(f"{read(e)}{gap}{z.text}{stop if answer(e) is None else answer(e)}\n" for e, z in shown)
 
@@ -133,11 +133,11 @@ class Evaluator(Resumable):
             answer=codec.encode(example.y or ""),
         )
 
-    def test_prompt(self, reasoner: Adapter, example: Example) -> list[int]:
+    def test_prompt(self, reasoner: Reasoner, example: Example) -> list[int]:
         """What a reasoner reads of a test question, demonstrations before it included."""
         return self.rules.codec.encode_prompt(self.test_text(reasoner, example))
 
-    def test_text(self, reasoner: Adapter, example: Example) -> str:
+    def test_text(self, reasoner: Reasoner, example: Example) -> str:
         """The same as text."""
         if reasoner == "q":
             return self._seen_by_sampler(example)
@@ -176,7 +176,7 @@ class Evaluator(Resumable):
         return True
 
     def draw_tests(
-        self, reasoner: Adapter, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
+        self, reasoner: Reasoner, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
     ) -> list[Counts]:
         """`n` rationales for each test question, sampled from a reasoner: a method may decode in another way.
         `sampling`: temperature and top_p of `rollout`."""
@@ -189,8 +189,8 @@ class Evaluator(Resumable):
         return list(counts)
 
     def rationales_of(
-        self, reasoner: Adapter, examples: Sequence[Example], *, n: int, **how: Any
-    ) -> tuple[Adapter | None, list[Counts]]:
+        self, reasoner: Reasoner, examples: Sequence[Example], *, n: int, **how: Any
+    ) -> tuple[Reasoner | None, list[Counts]]:
         """Who writes a reasoner's rationales in tests, and what `draw_tests` draws of it; n times the empty one, where
         nobody does."""
         writer = self.sampler_of(reasoner)
@@ -199,14 +199,14 @@ class Evaluator(Resumable):
         return writer, self.draw_tests(writer, examples, n=n, **how)
 
     def sample_tests(
-        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any
+        self, reasoner: Reasoner, examples: Sequence[Example], *, seed: int, **other: Any
     ) -> list[Measured]:
         """Rationales for test questions of a task that has figures of them, with the base model's opinion.
         `other`: n and temperature, where they are not those of the configuration."""
         return self._measured(reasoner, examples, self._samples(reasoner, examples, seed=seed, **other))
 
     def _samples(
-        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, **other: Any
+        self, reasoner: Reasoner, examples: Sequence[Example], *, seed: int, **other: Any
     ) -> list[list[Sample]]:
         c, codec = self.config.evaluation, self.rules.codec
         sampling = {"n": c.samples or self.task.samples, "temperature": c.temperature, **other}
@@ -215,10 +215,10 @@ class Evaluator(Resumable):
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)
         ]
-        return judge(self.lm, self.task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
+        return score_by_base(self.lm, self.task, groups, counts, codec, max_tokens=self.config.max_batch_tokens)
 
     def answer_tests(
-        self, reasoner: Adapter, examples: Sequence[Example], *, seed: int, votes: int, temperature: float
+        self, reasoner: Reasoner, examples: Sequence[Example], *, seed: int, votes: int, temperature: float
     ) -> Iterator[Outcome]:
         """A reasoner's answers to test questions that have right answers: the majority of `votes` rationales each."""
         sampler = self.sampler_of(reasoner)
@@ -235,7 +235,7 @@ class Evaluator(Resumable):
                 yield Outcome(example, rationales, answers, answer, self.task.grade(example, answer))
 
     def decide(
-        self, reasoner: Adapter, examples: Sequence[Example], rationales: Sequence[Sequence[Rationale]]
+        self, reasoner: Reasoner, examples: Sequence[Example], rationales: Sequence[Sequence[Rationale]]
     ) -> list[list[str | None]]:
         """A reasoner's answer to each question after each of these rationales for it."""
         reader = self.sampler_of(reasoner) or reasoner
@@ -251,7 +251,13 @@ class Evaluator(Resumable):
         return self.task.grade(replace(example, answer=other), answer)
 
     def _rollouts_of(
-        self, sampler: Adapter, prompts: Sequence[Sequence[int]], generator: torch.Generator, *, n: int, **sampling: Any
+        self,
+        sampler: Reasoner,
+        prompts: Sequence[Sequence[int]],
+        generator: torch.Generator,
+        *,
+        n: int,
+        **sampling: Any,
     ) -> Iterator[list[list[Rationale]]]:
         """`n` rationales for each prompt, some at a time: of 100,000 at once the logits alone take 20 GB."""
         size = self.test_batch_size
@@ -259,17 +265,21 @@ class Evaluator(Resumable):
         for some in slices(n, size):
             yield rollout(self.lm, sampler, prompts, self.test_rules, n=len(some), **sampling)
 
+    def scores(self, reasoner: Reasoner, groups: Sequence[Group]) -> list[Scores]:
+        """Log-probabilities of each group's rationales under a reasoner, on the CPU and without gradients."""
+        size = self.config.max_batch_tokens
+        return score_rows(self.lm, self.lm.merged(reasoner), groups, self.rules.codec, max_tokens=size)
+
     def _measured(
-        self, reasoner: Adapter, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
+        self, reasoner: Reasoner, examples: Sequence[Example], samples: Sequence[Sequence[Sample]]
     ) -> list[Measured]:
         found = []
         for example, of_example in zip(examples, samples, strict=True):
             texts = self.task.texts(example)
             listed = None if texts is None else list[float]()
             if texts:
-                rules, model, size = self.test_rules, self.lm.merged(reasoner), self.config.max_batch_tokens
-                group = Group(self.test_prompt(reasoner, example), [encode_rationale(text, rules) for text in texts])
-                (scores,) = score_rows(self.lm, model, [group], rules.codec, max_tokens=size)
+                rationales = [encode_rationale(text, self.test_rules) for text in texts]
+                (scores,) = self.scores(reasoner, [Group(self.test_prompt(reasoner, example), rationales)])
                 listed = scores.log_complete.tolist()
             found.append(Measured(example, of_example, listed))
         return found
@@ -322,17 +332,17 @@ class Evaluator(Resumable):
             self.state.sampled = []
             yield {"reasoner": reasoner, "split": split, "questions": members.stop, "metrics": found}
 
-    def _mark(self, reasoner: Adapter, examples: Sequence[Example], unit: int) -> str:
+    def _mark(self, reasoner: Reasoner, examples: Sequence[Example], unit: int) -> str:
         """For each question "1" if its answer is right, else "0"."""
         c = self.config.evaluation
         seed = self._unit_seed(unit)
         outcomes = self.answer_tests(reasoner, examples, seed=seed, votes=c.votes, temperature=c.temperature)
         return "".join("1" if outcome.correct else "0" for outcome in outcomes)
 
-    def _evaluation_units(self, number: int) -> list[tuple[Adapter, str, range]]:
+    def _evaluation_units(self, number: int) -> list[tuple[Reasoner, str, range]]:
         c = self.config.evaluation
         chains = (c.samples or self.task.samples) if self.task.is_measured else c.votes
-        reasoners: tuple[Adapter, ...] = self.reasoners if number else ("p",)
+        reasoners: tuple[Reasoner, ...] = self.reasoners if number else ("p",)
         return [
             (reasoner, split, members)
             for reasoner in reasoners

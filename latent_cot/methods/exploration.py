@@ -34,7 +34,7 @@ def draw_behaviour(c: EStepConfig, rng: random.Random) -> Behaviour:
     """
     # Where the buffer has nothing yet for this question, a replay falls back on sampling.
     replay = c.replay_share if c.mix_replay else float(rng.random() < c.replay_share)
-    return Behaviour(rng.uniform(*c.temperatures), share=c.tempered_share, replay=replay)
+    return Behaviour(rng.uniform(*c.temperatures), tempered_share=c.tempered_share, replay_share=replay)
 
 
 def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from latent_cot.config.schema import RunConfig
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps
-from latent_cot.model.lm import Adapter
-from latent_cot.types import Task, TaskData, UsageError
+from latent_cot.types import Reasoner, Task, TaskData, UsageError
 
 
 class FewShot(Method):
@@ -28,14 +27,14 @@ class FewShot(Method):
         return 0
 
     @property
-    def shown(self) -> int:
+    def n_shown(self) -> int:
         return self.config.shots
 
     @property
     def model_prefix(self) -> str:
         if self.data.demonstrations:
             return super().model_prefix
-        return "".join(f"{example.x}{example.y}\n" for example in self.data.unlabelled[: self.shown])
+        return "".join(f"{example.x}{example.y}\n" for example in self.data.unlabelled[: self.n_shown])
 
-    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+    def sampler_of(self, reasoner: Reasoner) -> Reasoner | None:
         return super().sampler_of(reasoner) if self.data.demonstrations else None

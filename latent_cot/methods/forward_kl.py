@@ -42,7 +42,7 @@ class ForwardKL(LearnsAgain):
         optimiser = self._sampler_optimiser()
         if self.state.unit == 0:
             self.state.seen = []
-        for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
+        for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)
             experience = self._experience(chosen, rollouts)
             kept, weights = self.remember(chosen, experience.trajectories, rollouts)
@@ -56,7 +56,7 @@ class ForwardKL(LearnsAgain):
                 "ess": float(weights.ess.mean()),
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
-                **ahead,
+                **timing,
                 "samples": shown_samples(experience.trajectories),
             }
         self.state.seen = []

@@ -6,17 +6,18 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import Counts
 from latent_cot.rationales.scoring import Group, score_in_batches
+from latent_cot.types import Reasoner
 
 Target = Literal["joint", "answer", "candidates"]
 """Whose likelihood is raised: Z and Y, Y after Z, or Y among the candidates after Z."""
@@ -34,7 +35,7 @@ class LikelihoodInfo:
 
 def update(
     lm: LanguageModel,
-    adapter: Adapter,
+    adapter: Reasoner,
     groups: Sequence[Group],
     rules: ChainRules,
     optimiser: AdapterOptimiser,
@@ -72,7 +73,7 @@ def update(
 
 @torch.no_grad()
 def held_out_loss(
-    lm: LanguageModel, adapter: Adapter, groups: Sequence[Group], rules: ChainRules, *, max_tokens: int
+    lm: LanguageModel, adapter: Reasoner, groups: Sequence[Group], rules: ChainRules, *, max_tokens: int
 ) -> float:
     """What `update` would call the loss of these rationales, in nats, without learning them."""
     scored = _log_likelihoods(lm, lm.merged(adapter), groups, rules, max_tokens)
@@ -82,19 +83,23 @@ def held_out_loss(
 
 @torch.no_grad()
 def evidence_weights(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], counts: Sequence[Counts], rules: ChainRules, **settings: Any
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    counts: Sequence[Counts],
+    rules: ChainRules,
+    *,
+    max_tokens: int,
+    target: Target,
 ) -> list[torch.Tensor]:
-    """For each question the (B,) log w of its distinct rationales, sampled behind these prompts, which `log_evidence`
-    takes.
+    """For each question the (B,) log w of its distinct rationales, which were sampled behind these prompts. They are
+    for `log_evidence`.
 
-    Where p writes Z itself ("joint"), w is 1 / (n q(Z)) for each of n samples of q, else 1 / n. `settings`: max_tokens
-    and target, as in `log_evidence`.
+    Where p writes Z itself ("joint"), w is 1 / (n q(Z)) for each of n samples of q, else 1 / n.
     """
     found = [torch.tensor([*of.values()], dtype=torch.double).log() - math.log(sum(of.values())) for of in counts]
-    if settings["target"] == "joint":
+    if target == "joint":
         read = [Group(prompt, list(of)) for prompt, of in zip(prompts, counts, strict=True)]
-        size = settings["max_tokens"]
-        for members, scores in score_in_batches(lm, lm.merged("q"), read, rules.codec, max_tokens=size):
+        for members, scores in score_in_batches(lm, lm.merged("q"), read, rules.codec, max_tokens=max_tokens):
             log_q = scores.log_complete.cpu().double().split([len(counts[g]) for g in members])
             for g, of_question in zip(members, log_q, strict=True):
                 found[g] -= of_question

@@ -22,23 +22,22 @@ from latent_cot.config.methods import METHODS, has_safeguard
 from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MStepConfig, RunConfig, trained_tokens
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
+from latent_cot.methods.async_rollout import Rollouts, ahead
 from latent_cot.methods.augmentation import frame_of, vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.phases import phase
-from latent_cot.methods.sampling import Rollouts, ahead
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, Seen, WeightedRationale
-from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import OBJECTIVES
 from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
 from latent_cot.rationales.batch import shown
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
-from latent_cot.rationales.reward import Comparison, Reward, other_answers, refuse_no_part_of_the_reward
+from latent_cot.rationales.reward import Comparison, Reward, other_answers, refuse_idle_reward_settings
 from latent_cot.rationales.rollout import Counts, Draw, rollout
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Example, Rationale, Task, TaskData, UsageError
+from latent_cot.types import Example, Rationale, Reasoner, Task, TaskData, UsageError
 
 MAX_GRAD_NORM = 1.0
 """Largest norm of an M-step's gradient."""
@@ -72,9 +71,9 @@ class Method(Evaluator):
     def check(cls, config: RunConfig, task: Task, data: TaskData) -> None:
         """Raises UsageError where the method cannot do what the configuration asks with these examples. It is called
         before the model is loaded; a method adds what it needs."""
-        unread, name = METHODS[config.method].ignores(config), task.name
-        questions, c = [*data.demonstrations, *data.unlabelled], config.m_step
-        if {"m_step", "m_step.target"}.isdisjoint(unread):
+        spec, name, c = METHODS[config.method], task.name, config.m_step
+        questions = [*data.demonstrations, *data.unlabelled]
+        if spec.reads(config, "m_step.target"):
             if c.target == "candidates" and not all(map(task.candidates, questions)):
                 raise UsageError(
                     f"--m-step.target candidates: some questions of {name} have none; give joint or answer"
@@ -84,14 +83,13 @@ class Method(Evaluator):
         if config.augmentation.concat_questions and not task.can_be_joined(questions):
             why = f"in questions of {name} that are joined the steps would be others"
             raise UsageError(f"--augmentation.concat-questions: {why}; give 0")
-        if METHODS[config.method].trains_q:
-            has_prior = METHODS[config.method].has_balance
-            rewarded = config.e_step if has_prior else replace(config.e_step, prior="model")
-            refuse_no_part_of_the_reward(rewarded, task, questions)
+        if spec.trains_q:
+            rewarded = config.e_step if spec.has_balance else replace(config.e_step, prior="model")
+            refuse_idle_reward_settings(rewarded, task, questions)
             if config.q_sees == "question-and-answer":
                 for example in (*questions, *data.validation):
                     task.posterior_prompt(example)  # which raises UsageError where q lacks an answer
-        if c.weighted and {"m_step", "m_step.weighted"}.isdisjoint(unread):
+        if c.weighted and spec.reads(config, "m_step.weighted"):
             if task.has_own_reward:
                 raise UsageError(f"--m-step.weighted: {name} has a reward of its own, not a probability; leave it out")
             if c.temperature != 1 or c.samples == 1:
@@ -99,7 +97,7 @@ class Method(Evaluator):
                 samples = f"--m-step.samples above 1 (here {c.samples})"
                 raise UsageError(f"--m-step.weighted needs {temperature} and {samples}; give them, or leave it out")
 
-    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+    def sampler_of(self, reasoner: Reasoner) -> Reasoner | None:
         """q writes for a p that has learned to decide after q's rationales, and not to write any itself."""
         drawn = self.state.model_trained and any(phase.name == "draw" for phase in self.phases)
         decides_only = drawn and self.config.m_step.target != "joint"
@@ -158,7 +156,7 @@ class Method(Evaluator):
 
     @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose(self, at: Phase) -> Iterator[Info]:
-        """And after it. Clearly farther: q is what it was before."""
+        """How far q is from the posterior after it. If it is clearly farther than before, q is put back."""
         yield from self._diagnose(at, "after")
 
     def _diagnose(self, at: Phase, when: str) -> Iterator[Info]:
@@ -185,15 +183,15 @@ class Method(Evaluator):
             if self.final_reward_temperature != 1:
                 means["reward_temperature"] = self.final_reward_temperature
             if unit == len(units) - 1 and when == "after":
-                means |= self._fallen(at, found)
+                means |= self._put_back_if_fallen(at, found)
             elif unit == len(units) - 1 and self.safeguard:
                 self.lm.copy_adapter("q", "kept")
             yield means
 
-    def _fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
-        """Whether the ELBO has fallen for more questions than chance would have it, of those for which it has changed,
-        if it is what q's training should raise: not in PPO and GRPO, nor at another reward temperature than 1. Then q
-        is what it was, but in the method forward-kl."""
+    def _put_back_if_fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
+        """Did q's training lower the ELBO of more questions than chance explains, of those that it changed? Then q is
+        put back, except in forward-kl. Not asked where training does not aim at the ELBO: in PPO and GRPO, and at
+        another reward temperature than 1."""
         before, spec = self.state.posterior[str(at.round)].get("before", []), METHODS[self.config.method]
         both = list(zip(before, found, strict=False))  # a run may have gone on with more of them, or with fewer
         fall = clear_fall([of["elbo"] for of, _ in both], [of["elbo"] for _, of in both])
@@ -247,14 +245,14 @@ class Method(Evaluator):
 
     @phase(lambda self, _: len(self._diagnostic_units), when=lambda self, _: self._can_validate)
     def validate(self, at: Phase) -> Iterator[Info]:
-        """Has p's training lowered log p(Y | X) of more validation questions than chance would have it, of those for
-        which it has changed it? Then p is what it was before."""
+        """Did p's training lower log p(Y | X) of more validation questions than chance explains, of those that it
+        changed? Then p is put back."""
         if not self.state.drawn or not self.config.m_step.steps:
             return
         units, found = self._diagnostic_units, self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
         # A p that only decides would read Y off the rationales of a q that has read it: in tests it has its own.
         leaks = self.config.q_sees == "question-and-answer" and self.config.m_step.target != "joint"
-        writer: Adapter = "p" if leaks else "q"
+        writer: Reasoner = "p" if leaks else "q"
         for unit in range(self.state.unit, len(units)):
             generator = torch.Generator().manual_seed(self._unit_seed(unit))
             examples = [self.data.validation[i] for i in units[unit]]
@@ -315,7 +313,7 @@ class Method(Evaluator):
         """T of the log R / T that q is trained towards in the end."""
         return 1.0
 
-    def _sample(self, adapter: Adapter, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
+    def _sample(self, adapter: Reasoner, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
         """Rationales for these training questions, on the budget. `sampling`: n and temperature of `rollout`."""
         queries = [self.query(self.questions[i]) for i in members]
         prompts = [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries]
@@ -386,7 +384,7 @@ class Method(Evaluator):
         c = self.config.e_step
         return self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm, **log_z)
 
-    def _fit(self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
+    def _fit(self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
         self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
@@ -397,7 +395,7 @@ class Method(Evaluator):
             yield info
 
     def _likelihood_step(
-        self, adapter: Adapter, records: Sequence[WeightedRationale], c: MStepConfig, step: int, *, sees_answer: bool
+        self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig, step: int, *, sees_answer: bool
     ) -> Info:
         assert self.optimiser is not None
         torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
@@ -447,7 +445,7 @@ class Method(Evaluator):
         return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
 
     def _new_optimiser(
-        self, adapter: Adapter, schedule: Schedule, max_grad_norm: float, **log_z: Any
+        self, adapter: Reasoner, schedule: Schedule, max_grad_norm: float, **log_z: Any
     ) -> AdapterOptimiser:
         self.optimiser = AdapterOptimiser(
             self.lm.parameters(adapter), schedule, max_grad_norm, processes=self.lm.processes, **log_z

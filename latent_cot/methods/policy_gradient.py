@@ -97,7 +97,7 @@ class PolicyGradient(Method):
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
         c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
-        for step, (chosen, rollouts), ahead in self.rollouts_of_steps(self._rollouts):
+        for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)
             experience = self._experience(chosen, rollouts, reference=True)
             if c.reward == "correct":
@@ -124,7 +124,7 @@ class PolicyGradient(Method):
             yield {
                 **vars(info),
                 **describe(experience.trajectories, self.is_correct if self.tells_right else None),
-                **ahead,
+                **timing,
                 "samples": shown_samples(experience.trajectories),
             }
 
@@ -211,9 +211,7 @@ def update(
     loss_sum = clipped = norms = 0.0
     for _ in range(epochs):
         with lm.trainable("q") as model:
-            for rows, log_prob in policy_log_probs(
-                lm, model, experience, rules.codec, max_tokens=max_tokens, shared=True
-            ):
+            for rows, log_prob in policy_log_probs(lm, model, experience, rules.codec, max_tokens=max_tokens):
                 there = log_prob.device
                 mask, count = experience.mask[rows].to(there), experience.count[rows].to(there)
                 losses, cut_off = clipped_surrogate(

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from latent_cot.methods.method import Method
-from latent_cot.model.lm import Adapter
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import score_sampled
-from latent_cot.rationales.scoring import Group, Scores, score_rows
-from latent_cot.types import Example, Rationale
+from latent_cot.rationales.scoring import Group, Scores
+from latent_cot.types import Example, Rationale, Reasoner
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class ScoredRationale:
         figures = (f"{name} {getattr(self, name)}" for name in ("log_q", "log_p", "log_reward", "weight"))
         return f"<{self.text!r:.100}, {len(self.tokens)} tokens, ×{self.count}, {', '.join(figures)}>"
 
-    def log_prob(self, reasoner: Adapter) -> float:
+    def log_prob(self, reasoner: Reasoner) -> float:
         """log q or log p. Raises ValueError where there is no q."""
         value = self.log_q if reasoner == "q" else self.log_p
         if value is None:
@@ -107,8 +106,8 @@ def score_rationales(
     counts: Mapping[Rationale, int],
     *,
     with_q: bool,
-    proposal: Adapter | None,
-    reasoner: Adapter,
+    proposal: Reasoner | None,
+    reasoner: Reasoner,
 ) -> Weighed:
     """What q, p and the reward make of a question's rationales.
 
@@ -120,9 +119,9 @@ def score_rationales(
         reasoner: whose answers after them are told.
     """
     query, rationales = loop.query(example, for_q=with_q), list(counts)
-    adapters: tuple[Adapter, ...] = ("q", "p") if with_q else ("p",)
+    adapters: tuple[Reasoner, ...] = ("q", "p") if with_q else ("p",)
     prompts = {"q": query.policy_prompt, "p": loop.test_prompt("p", example)}
-    tables = {name: _scores(loop, name, Group(prompts[name], rationales)) for name in adapters}
+    tables = {name: loop.scores(name, [Group(prompts[name], rationales)])[0] for name in adapters}
     unknown: list[Any] = [None] * len(rationales)
     empty: list[Any] = [[None] * (max(map(len, rationales)) + 1)] * len(rationales)
     p_tokens, p_stops, log_p = _listed(tables["p"])
@@ -155,13 +154,6 @@ def score_rationales(
         told = (*log_probs, answers[b], correct)
         found.append(ScoredRationale(rationale, counts[rationale], *told, tuple(tokens), tuple(stops)))
     return Weighed(found, ess, bound)
-
-
-def _scores(loop: Method, adapter: Adapter, group: Group) -> Scores:
-    """Those of a group under an adapter."""
-    model, size = loop.lm.merged(adapter), loop.config.max_batch_tokens
-    (scores,) = score_rows(loop.lm, model, [group], loop.rules.codec, max_tokens=size)
-    return scores
 
 
 def _listed(scores: Scores) -> tuple[list[list[float]], list[list[float]], list[float]]:

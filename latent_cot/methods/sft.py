@@ -19,10 +19,9 @@ from latent_cot.methods import m_step
 from latent_cot.methods.method import MAX_GRAD_NORM, Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
-from latent_cot.model.lm import Adapter
 from latent_cot.model.optimise import Schedule
 from latent_cot.rationales.chain import encode_rationale
-from latent_cot.types import Example, Task, TaskData, UsageError
+from latent_cot.types import Example, Reasoner, Task, TaskData, UsageError
 
 PATIENCE = 3
 """Checks without a new best after which it stops."""
@@ -53,7 +52,7 @@ class SFT(Method):
         """Whether there is no rationale to learn."""
         return not self.data.demonstrations
 
-    def sampler_of(self, reasoner: Adapter) -> Adapter | None:
+    def sampler_of(self, reasoner: Reasoner) -> Reasoner | None:
         return None if self.answers_at_once else super().sampler_of(reasoner)
 
     @phase(lambda self, _: self._fit_units)

@@ -37,13 +37,12 @@ from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.limits import limits_of
 from latent_cot.model.packed import PackedLinear, pack_linear
 from latent_cot.model.processes import Processes
-from latent_cot.model.sharding import Reasoner, is_sharded, shard, whole
+from latent_cot.model.sharding import ShardedModel, is_sharded, shard, whole
 from latent_cot.model.tree import TokenTree
-from latent_cot.types import UsageError, first_line
+from latent_cot.types import Reasoner, UsageError, first_line
 
-Adapter = Literal["p", "q"]
-ADAPTERS: tuple[Adapter, Adapter] = ("p", "q")
-Weights = Literal["p", "q", "prior", "kept"]
+ADAPTERS: tuple[Reasoner, Reasoner] = ("p", "q")
+AdapterName = Literal["p", "q", "prior", "kept"]
 """The reasoners' adapters and, in a run that has them, what one once was: q before its first training, as a
 prior, and p or q before its present one, to go back to."""
 
@@ -101,11 +100,11 @@ class LanguageModel:
         self._base_head = base.get_output_embeddings()
         # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
         copied = () if self.sharded else ADAPTERS
-        self._copies: dict[Weights, PreTrainedModel] = {name: copy.deepcopy(base) for name in copied}
-        self._fresh: set[Weights] = set()
+        self._copies: dict[AdapterName, PreTrainedModel] = {name: copy.deepcopy(base) for name in copied}
+        self._fresh: set[AdapterName] = set()
         self.engine: Engine | None = None
         """What samples in place of the merged copies, if anything does (`sampling_by`)."""
-        self._at_engine: set[Weights] = set()
+        self._at_engine: set[AdapterName] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
@@ -127,8 +126,8 @@ class LanguageModel:
                 raise UsageError("PEFT takes a part of a sharded weight for all of it; upgrade it, to 0.21 or later")
             if isinstance(layer, LoraLinear):
                 lora_layer.fuse(layer)
-        self._weights: dict[Weights, dict[str, nn.Parameter]] = {name: self._weights_of(name) for name in ADAPTERS}
-        self._active: tuple[Weights, bool] | None = None
+        self._weights: dict[AdapterName, dict[str, nn.Parameter]] = {name: self._weights_of(name) for name in ADAPTERS}
+        self._active: tuple[AdapterName, bool] | None = None
         """The adapter that is switched on, and whether it requires gradients."""
         self._checkpointed = _checkpoint_layers(self._base) if gradient_checkpointing else []
         for model in self._copies.values():
@@ -148,7 +147,7 @@ class LanguageModel:
 
     # -- adapters ------------------------------------------------------------------------------------
 
-    def _make_room(self, name: Weights) -> None:
+    def _make_room(self, name: AdapterName) -> None:
         """For one more adapter, which is never trained: a copy of another as it is at some time."""
         if name in self._weights:
             return
@@ -160,16 +159,16 @@ class LanguageModel:
             weight.requires_grad_(False)
         self._active = None  # PEFT has switched on the gradients of an adapter
 
-    def _changed(self, *adapters: Weights) -> None:
+    def _changed(self, *adapters: AdapterName) -> None:
         """Copies of these, merged or at the engine, are out of date."""
         self._fresh.difference_update(adapters)
         self._at_engine.difference_update(adapters)
 
-    def _weights_of(self, adapter: Weights) -> dict[str, nn.Parameter]:
+    def _weights_of(self, adapter: AdapterName) -> dict[str, nn.Parameter]:
         weights = self.peft.named_parameters()
         return {name: weight for name, weight in weights if "lora_" in name and f".{adapter}." in name}
 
-    def parameters(self, adapter: Weights) -> dict[str, nn.Parameter]:
+    def parameters(self, adapter: AdapterName) -> dict[str, nn.Parameter]:
         """The adapter's own weights by name."""
         self._make_room(adapter)
         return dict(self._weights[adapter])
@@ -190,12 +189,12 @@ class LanguageModel:
                 found.update(f"{name} {tuple(weight.shape)} {some.dtype} {values}".encode())
         return found.hexdigest()[:16]
 
-    def is_finite(self, adapter: Weights) -> bool:
+    def is_finite(self, adapter: AdapterName) -> bool:
         """Whether all of an adapter's weights are numbers."""
         return all(bool(weight.isfinite().all()) for weight in self.parameters(adapter).values())
 
     @torch.no_grad()
-    def copy_adapter(self, source: Weights, target: Weights) -> None:
+    def copy_adapter(self, source: AdapterName, target: AdapterName) -> None:
         """Make `target` equal to `source`."""
         weights = self.parameters(source)
         for name, weight in self.parameters(target).items():
@@ -203,7 +202,7 @@ class LanguageModel:
         self._changed(target)
 
     @torch.no_grad()
-    def swap_adapters(self, one: Weights, other: Weights) -> None:
+    def swap_adapters(self, one: AdapterName, other: AdapterName) -> None:
         """Make each what the other is."""
         weights = self.parameters(one)
         for name, weight in self.parameters(other).items():
@@ -214,7 +213,7 @@ class LanguageModel:
         self._changed(one, other)
 
     @torch.no_grad()
-    def interpolate(self, adapter: Weights, share: float) -> None:
+    def interpolate(self, adapter: AdapterName, share: float) -> None:
         """Move the model that `adapter` makes to (1 − share) base + share adapted, exactly: its change of the base
         model's weights, B A, is scaled.
 
@@ -227,7 +226,7 @@ class LanguageModel:
         self._changed(adapter)
 
     @torch.no_grad()
-    def reset_adapter(self, adapter: Weights, seed: int) -> None:
+    def reset_adapter(self, adapter: AdapterName, seed: int) -> None:
         """Make `adapter` a fresh LoRA adapter, equal to the base model: A random, B zero."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in sorted(self.parameters(adapter).items()):
@@ -238,7 +237,7 @@ class LanguageModel:
                 weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
         self._changed(adapter)
 
-    def save_adapter(self, adapter: Weights, folder: Path) -> None:
+    def save_adapter(self, adapter: AdapterName, folder: Path) -> None:
         """Write it in PEFT's own format (`PeftModel.from_pretrained(base, folder)` loads it)."""
         self._make_room(adapter)
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +248,7 @@ class LanguageModel:
         config.inference_mode = True
         config.save_pretrained(str(folder))
 
-    def load_adapter(self, adapter: Weights, folder: Path) -> None:
+    def load_adapter(self, adapter: AdapterName, folder: Path) -> None:
         """Read an adapter of this base model. Raises UsageError if it is another's, or cut short."""
         self._make_room(adapter)
         file = folder / "adapter_model.safetensors"
@@ -284,12 +283,12 @@ class LanguageModel:
     # -- models to run -------------------------------------------------------------------------------
 
     @contextmanager
-    def trainable(self, adapter: Weights, *, dropout: bool = False) -> Iterator[PreTrainedModel]:
+    def trainable(self, adapter: AdapterName, *, dropout: bool = False) -> Iterator[PreTrainedModel]:
         """The base model with `adapter` switched on and its weights requiring gradients.
 
         Args:
-            dropout: LoRA's own, where it is configured: for fine-tuning. A log q of a sampler is to be that of the
-                weights that sampled.
+            dropout: whether LoRA's own is on, where it is configured: in fine-tuning only. While a sampler is trained
+                it stays off, so that log q is that of the weights that sampled.
         """
         self._switch_on(adapter, trained=True)
         self._changed(adapter)
@@ -300,7 +299,7 @@ class LanguageModel:
             self._switch_training(False, dropout=False)
             self._changed(adapter)
 
-    def _switch_on(self, adapter: Weights, *, trained: bool) -> None:
+    def _switch_on(self, adapter: AdapterName, *, trained: bool) -> None:
         if self._active != (adapter, trained):
             self.peft.set_adapter(adapter)
             for other, weights in self._weights.items():
@@ -308,9 +307,9 @@ class LanguageModel:
                     weight.requires_grad_(trained and other == adapter)
             self._active = adapter, trained
 
-    def _reasoner(self, adapter: Weights, *, trained: bool = False) -> PreTrainedModel:
+    def _reasoner(self, adapter: AdapterName, *, trained: bool = False) -> PreTrainedModel:
         """The sharded model with this adapter, which every pass of it switches on."""
-        return cast("PreTrainedModel", Reasoner(adapter, self.base_config, trained))
+        return cast("PreTrainedModel", ShardedModel(adapter, self.base_config, trained))
 
     @contextmanager
     def without_adapters(self) -> Iterator[PreTrainedModel]:
@@ -320,7 +319,7 @@ class LanguageModel:
         self._active = None  # PEFT has switched on the gradients of an adapter again
 
     @torch.no_grad()
-    def merged(self, adapter: Weights) -> PreTrainedModel:
+    def merged(self, adapter: AdapterName) -> PreTrainedModel:
         """A copy of the base model with `adapter` merged into its weights, for sampling and scoring.
 
         Unmerged LoRA on all linear layers triples the time of a decoding step. The copy is made afresh
@@ -342,14 +341,14 @@ class LanguageModel:
             self._fresh.add(adapter)
         return model
 
-    def complete(self, adapter: Weights, requests: Sequence[Request]) -> list[Completion]:
+    def complete(self, adapter: AdapterName, requests: Sequence[Request]) -> list[Completion]:
         """A completion of each request by the engine, which is given the adapter where it has changed."""
         assert self.engine is not None
         if adapter not in self._at_engine:
             self.publish(adapter)
         return self.engine.complete(adapter, requests)
 
-    def publish(self, adapter: Weights) -> None:
+    def publish(self, adapter: AdapterName) -> None:
         """Give the engine the adapter as it is: its megabytes travel, the base model does not."""
         assert self.engine is not None
         self.engine.put(adapter, lambda folder: self.save_adapter(adapter, folder))
@@ -487,10 +486,10 @@ class LanguageModel:
         with self.accelerator.autocast():
             return features_of(model, self.capabilities.linear_head, input_ids=input_ids, **given)[:, -1]
 
-    def _to_run(self, model: PreTrainedModel | Reasoner) -> PreTrainedModel:
+    def _to_run(self, model: PreTrainedModel | ShardedModel) -> PreTrainedModel:
         """The model itself; if it is sharded, once all processes are about to run it."""
         trained = False
-        if isinstance(model, Reasoner):
+        if isinstance(model, ShardedModel):
             trained = model.trained and torch.is_grad_enabled()
             self._switch_on(model.adapter, trained=model.trained)
             model = self._base

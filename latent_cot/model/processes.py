@@ -9,7 +9,7 @@ numbers of passes. So each announces its passes, and one that has come to where 
 are there.
 
 `accelerate launch` (or torchrun) starts them and accelerate gives each its device; here is what they say to each other.
-With a single process nothing of this does anything.
+With a single process nothing is divided, sent or awaited.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _stop_without_launcher() -> None:
 
 
 class Processes:
-    """The processes of a run, as one of them sees them. What it calls, all have to call, in the same order."""
+    """The processes of a run, as one of them sees them. All have to make the same calls, in the same order."""
 
     def __init__(self, accelerator: Accelerator | None = None) -> None:
         self._accelerator = accelerator

@@ -28,7 +28,7 @@ from latent_cot.types import UsageError
 
 
 @dataclass(frozen=True)
-class Reasoner:
+class ShardedModel:
     """Stands for the sharded base model with this adapter switched on, as each pass of it will find it."""
 
     adapter: Any

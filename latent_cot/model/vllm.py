@@ -38,9 +38,9 @@ AT_ONCE = 256
 MAX_LISTED = 1024
 """Tokens that vLLM lets a request allow, or forbid."""
 _FORBIDDEN = -100.0
-"""Added to a logit: the token is as good as impossible ..."""
+"""Added to the logit of a token that is forbidden, at temperatures up to `_HOTTEST`."""
 _HOTTEST = 3.0
-"""... at temperatures up to this one: vLLM divides what was added too."""
+"""vLLM divides `_FORBIDDEN` by the temperature too: hotter, it would forbid no more."""
 _PLAIN = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 """Of what is left out a server takes the value that the model's `generation_config.json` recommends."""
 

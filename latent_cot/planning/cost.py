@@ -1,4 +1,4 @@
-"""The cost model: how long a pass of the engine takes, and what lies in memory. Numbers in, numbers out.
+"""The cost model: how long a pass takes, and what lies in memory. Numbers in, numbers out.
 
 N are the weights of the linear layers, n those of one layer; a product with them takes 2 N FLOP a token, its gradient
 with respect to the activations as much again, while the frozen weights need no gradient: 4 N, and 6 for each of
@@ -51,7 +51,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Engine:
+class CostModel:
     """A model with its adapters on one device."""
 
     shape: Shape

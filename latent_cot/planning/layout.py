@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from latent_cot.config.schema import RunConfig
-from latent_cot.planning.cost import Cost, Engine
+from latent_cot.planning.cost import Cost, CostModel
 from latent_cot.planning.rounds import Round, Texts, plan
 
 ROOM = 0.9
@@ -37,12 +37,12 @@ class Layout:
         return self.devices * self.seconds / 3600
 
 
-def layouts(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: int) -> list[Layout]:
+def layouts(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits: int) -> list[Layout]:
     """One device; and of several, the whole model on each or a part of it on each."""
-    found = [("one device", 1, engine)]
+    found = [("one device", 1, costs)]
     if devices > 1:
-        found += [("data parallel", devices, engine), ("sharded", devices, replace(engine, shards=devices))]
-    return [Layout(name, n, plan(config, texts, of, n, splits), engine.device.memory) for name, n, of in found]
+        found += [("data parallel", devices, costs), ("sharded", devices, replace(costs, shards=devices))]
+    return [Layout(name, n, plan(config, texts, of, n, splits), costs.device.memory) for name, n, of in found]
 
 
 def suggested(found: list[Layout]) -> Layout | None:

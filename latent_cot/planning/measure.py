@@ -1,6 +1,6 @@
 """The machine at hand, measured in some seconds: rates of large products and of reading, and what a layer takes beside.
 
-The latter is that of a random model of 8 layers, 640 wide, run by the engine itself at two sizes of each kind of pass.
+The latter is that of a random model of 8 layers, 640 wide, run as in training at two sizes of each kind of pass.
 Nothing is fitted to a run: `python -m benchmarks.plan` compares what is planned for another model, at other sizes, with
 what it takes.
 """
@@ -24,7 +24,7 @@ from latent_cot.config.schema import LoraSettings
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.packed import pack_linear
 from latent_cot.model.tree import TokenTree
-from latent_cot.planning.cost import Engine
+from latent_cot.planning.cost import CostModel
 from latent_cot.planning.hardware import CONTEXT_BYTES, Hardware, Pass
 from latent_cot.planning.shape import gated
 from latent_cot.run.session import lora_config, new_accelerator, peak_memory_bytes
@@ -74,7 +74,7 @@ def this_machine(clock: Clock = time.perf_counter, precision: str = "auto") -> H
         kernels = KERNELS if device.type == "cpu" and dtype is torch.bfloat16 else 0
         nothing = Pass(0.0, 0.0)
         bare = Hardware(flops, read, merge, memory, resident, kernels, nothing, nothing, nothing, number=dtype.itemsize)
-        ideal = Engine(SHAPE, bare, LoraSettings().rank)
+        ideal = CostModel(SHAPE, bare, LoraSettings().rank)
         decoding = [(n, seconds(passes.decoding(n)), ideal.rollout(0, PROMPT, n, 1).seconds) for n in ROWS]
         scoring, updating = [], []
         for trees in (_trees(*size) for size in TREES):
@@ -94,7 +94,7 @@ def _rates(device: torch.device, dtype: torch.dtype, seconds: Callable[..., floa
     return flops, len(packed) * square.nbytes / seconds(lambda: [layer(few) for layer in packed])
 
 
-def _beside(ideal: Engine, found: Sequence[tuple[int, float, float]]) -> Pass:
+def _beside(ideal: CostModel, found: Sequence[tuple[int, float, float]]) -> Pass:
     """What a layer takes beside products and reading, from (tokens, seconds, seconds of products and reading) of a
     small and a large pass: the line through both."""
     layers = ideal.shape.layers

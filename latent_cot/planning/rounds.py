@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from latent_cot.config.methods import METHODS, has_safeguard
 from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig, trained_tokens
-from latent_cot.planning.cost import Cost, Engine, batches
+from latent_cot.planning.cost import Cost, CostModel, batches
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Texts:
         return self.prompt + self.chain / 2
 
 
-def sample(engine: Engine, texts: Texts, prompts: float, samples: float, places: float) -> Cost:
+def sample(costs: CostModel, texts: Texts, prompts: float, samples: float, places: float) -> Cost:
     """Chains of so many prompts, at most `places` at once: those that wait take the places of those that end."""
     tokens = prompts * samples * texts.distinct * texts.chain
     waiting = max(0.0, prompts * samples - places)
     steps = texts.longest + waiting * texts.chain / places
-    return engine.rollout(prompts, texts.prompt, tokens / steps, steps)
+    return costs.rollout(prompts, texts.prompt, tokens / steps, steps)
 
 
 def tree_tokens(texts: Texts, questions: float, samples: float) -> float:
@@ -44,44 +44,44 @@ def tree_tokens(texts: Texts, questions: float, samples: float) -> float:
     return questions * (texts.prompt + samples * texts.distinct * texts.chain)
 
 
-def reward(engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int) -> Cost:
+def reward(costs: CostModel, texts: Texts, questions: float, samples: float, max_tokens: int) -> Cost:
     """log p of every prefix and of Y behind it; Y's last token needs no node."""
     states = questions * samples * texts.distinct * texts.states
     tokens = tree_tokens(texts, questions, samples) + states * (texts.answer - 1)
-    return engine.score(tokens, texts.context, batches(tokens, max_tokens), states * texts.answer)
+    return costs.score(tokens, texts.context, batches(tokens, max_tokens), states * texts.answer)
 
 
 def e_step(
-    engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int, trained: int
+    costs: CostModel, texts: Texts, questions: float, samples: float, max_tokens: int, trained: int
 ) -> dict[str, Cost]:
     """A step: sample, score under p, update q, merge q. A pass of the update has `trained` tokens at most."""
     tokens = tree_tokens(texts, questions, samples)
     return {
-        "rollout": sample(engine, texts, questions, samples, questions * samples),
-        "reward": reward(engine, texts, questions, samples, max_tokens),
-        "update": engine.update(tokens, texts.context, batches(tokens, trained), 0),
-        "merge": engine.merge(),
+        "rollout": sample(costs, texts, questions, samples, questions * samples),
+        "reward": reward(costs, texts, questions, samples, max_tokens),
+        "update": costs.update(tokens, texts.context, batches(tokens, trained), 0),
+        "merge": costs.merge(),
     }
 
 
-def m_step(engine: Engine, texts: Texts, size: float, max_tokens: int) -> Cost:
+def m_step(costs: CostModel, texts: Texts, size: float, max_tokens: int) -> Cost:
     """An update of p on `size` texts X Z Y."""
     tokens = size * (texts.prompt + texts.chain + texts.answer - 1)
-    return engine.update(tokens, texts.context, batches(tokens, max_tokens), size * texts.answer)
+    return costs.update(tokens, texts.context, batches(tokens, max_tokens), size * texts.answer)
 
 
-def e_step_memory(engine: Engine, texts: Texts, questions: float, samples: float, max_tokens: int) -> float:
+def e_step_memory(costs: CostModel, texts: Texts, questions: float, samples: float, max_tokens: int) -> float:
     """Bytes of the activations of an update of q; paths through a tree are padded to the longest."""
     tokens = min(tree_tokens(texts, questions, samples), max_tokens)
-    return engine.activations(tokens, texts.prompt + texts.longest)
+    return costs.activations(tokens, texts.prompt + texts.longest)
 
 
-def m_step_memory(engine: Engine, texts: Texts, size: float, max_tokens: int) -> dict[str, float]:
+def m_step_memory(costs: CostModel, texts: Texts, size: float, max_tokens: int) -> dict[str, float]:
     """Bytes of the activations and logits of an update of p."""
     length = texts.prompt + texts.chain + texts.answer - 1
     tokens = min(size * length, max_tokens)
-    logits = engine.logits(tokens / length * texts.answer)
-    return {"M-step: activations": engine.activations(tokens, length), "M-step: logits": logits}
+    logits = costs.logits(tokens / length * texts.answer)
+    return {"M-step: activations": costs.activations(tokens, length), "M-step: logits": logits}
 
 
 def lessons(config: RunConfig, texts: Texts) -> Texts:
@@ -115,7 +115,7 @@ class Round:
         )
 
 
-def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: int) -> Round:
+def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits: int) -> Round:
     """Round 0 and a round on each of so many devices, which divide the questions of each step among them.
 
     `splits`: of the test.
@@ -128,25 +128,25 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
     def share(items: int) -> int:
         return math.ceil(items / devices)
 
-    step = e_step(engine, texts, share(e.questions), e.samples, limit, trained)
+    step = e_step(costs, texts, share(e.questions), e.samples, limit, trained)
     if c.method in ("ppo", "grpo"):
         step["update"] *= e.updates
     elif e.updates > 1:
         # log q of what may be learned again, and that: of twice as many questions, of which hardly more than a chain
         # each weighs anything.
         tokens = tree_tokens(texts, share(e.questions), e.samples)
-        step["update"] += engine.score(tokens, texts.context, batches(tokens, limit), 0)
-        step["update"] += e_step(engine, alone, share(2 * e.questions), 1, limit, trained)["update"] * (e.updates - 1)
+        step["update"] += costs.score(tokens, texts.context, batches(tokens, limit), 0)
+        step["update"] += e_step(costs, alone, share(2 * e.questions), 1, limit, trained)["update"] * (e.updates - 1)
     questions = (c.data.demonstrations + c.data.unlabelled) * m.samples
     places = min(questions, c.rollout.batch_size)
     tests, tested_at_once = share(splits * c.evaluation.size * c.evaluation.votes), 2 * c.rollout.batch_size
-    tested = sample(engine, alone, tests, 1, tested_at_once)
+    tested = sample(costs, alone, tests, 1, tested_at_once)
     checked = share(min(c.evaluation.diagnostics, c.data.validation))
-    compared = sample(engine, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)
-    scored = reward(engine, texts, checked, DIAGNOSTIC_SAMPLES, limit)
+    compared = sample(costs, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)
+    scored = reward(costs, texts, checked, DIAGNOSTIC_SAMPLES, limit)
     prior = e.prior == "sampler"
     rows = max(share(e.questions) * e.samples * texts.distinct, min(tests, tested_at_once))
-    first = m_step(engine, lesson, share(c.init_step.batch_size), trained)
+    first = m_step(costs, lesson, share(c.init_step.batch_size), trained)
     return Round(
         initial={
             "fine-tuning": first * (c.init_step.steps if c.p_init == "demonstrations" else 0),
@@ -154,16 +154,16 @@ def plan(config: RunConfig, texts: Texts, engine: Engine, devices: int, splits: 
         },
         later={
             **{f"E-step: {part}": cost * e.steps for part, cost in step.items()},
-            "draw": sample(engine, alone, share(places), 1, places) * batches(questions, places),
-            "M-step": m_step(engine, lesson, share(m.batch_size), trained) * m.steps,
+            "draw": sample(costs, alone, share(places), 1, places) * batches(questions, places),
+            "M-step": m_step(costs, lesson, share(m.batch_size), trained) * m.steps,
             "checks": compared * 3 + scored * 6 if checked else Cost(),  # of q twice, under q and p, and of p
             "evaluation": tested * len(METHODS[c.method].reasoners(c, False)),
         },
-        held=engine.held(2 + prior, 2 + has_safeguard(c) + prior),
+        held=costs.held(2 + prior, 2 + has_safeguard(c) + prior),
         working={
-            "rollout: keys and values": engine.cache(rows, texts.prompt + texts.longest),
-            "E-step: activations": e_step_memory(engine, texts, share(e.questions), e.samples, trained),
-            **m_step_memory(engine, lesson, share(m.batch_size), trained),
+            "rollout: keys and values": costs.cache(rows, texts.prompt + texts.longest),
+            "E-step: activations": e_step_memory(costs, texts, share(e.questions), e.samples, trained),
+            **m_step_memory(costs, lesson, share(m.batch_size), trained),
         },
         samplers=(step["rollout"].seconds + step["reward"].seconds) / step["update"].seconds if e.steps else 0.0,
     )

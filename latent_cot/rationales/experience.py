@@ -70,13 +70,11 @@ def policy_log_probs(
     codec: TextCodec,
     *,
     max_tokens: int,
-    shared: bool = False,
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """(rows of the experience, (len(rows), S) log-probability of their actions under `model`), in micro-batches of
-    whole questions; with gradients if `model` has them. `shared`: of this process's share of the questions only."""
-    every = range(len(experience.trajectories))
-    own = lm.processes.share(every) if shared else list(every)
-    rows_of: list[list[int]] = [[] for _ in every]
+    whole questions, of this process's share of them; with gradients if `model` has them."""
+    own = lm.processes.share(range(len(experience.trajectories)))
+    rows_of: list[list[int]] = [[] for _ in experience.trajectories]
     for row, g in enumerate(experience.group.tolist()):
         rows_of[g].append(row)
     groups = [experience.trajectories[g].policy_group for g in own]
@@ -91,7 +89,7 @@ def action_log_probs(
 ) -> torch.Tensor:
     """(B, S) log-probability of the actions under `model`, nats; several processes divide the questions among them."""
     own: dict[int, list[list[float]]] = {g: [] for g in lm.processes.share(range(len(experience.trajectories)))}
-    for rows, log_prob in policy_log_probs(lm, model, experience, codec, max_tokens=max_tokens, shared=True):
+    for rows, log_prob in policy_log_probs(lm, model, experience, codec, max_tokens=max_tokens):
         for g, actions in zip(experience.group[rows].tolist(), log_prob.tolist(), strict=True):
             own[g].append(actions)
     return torch.tensor(list(chain.from_iterable(lm.processes.join(list(own.values())))))

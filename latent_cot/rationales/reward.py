@@ -13,7 +13,7 @@ import torch
 
 from latent_cot.config.schema import EStepConfig
 from latent_cot.config.settings import flag
-from latent_cot.model.lm import LanguageModel, Weights
+from latent_cot.model.lm import AdapterName, LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives.balance import last_state
 from latent_cot.rationales.scoring import Group, Scores, score_rows
@@ -151,12 +151,12 @@ class Reward:
         scored = self._scores("prior", read)
         return [torch.nn.functional.pad(scores.log_pf.cumsum(1), (1, 0)) + scores.log_pterm for scores in scored]
 
-    def _scores(self, adapter: Weights, groups: Sequence[Group], **settings: Any) -> list[Scores]:
+    def _scores(self, adapter: AdapterName, groups: Sequence[Group], **settings: Any) -> list[Scores]:
         model = self.lm.merged(adapter)
         return score_rows(self.lm, model, groups, self.codec, max_tokens=self.max_tokens, **settings)
 
 
-def refuse_no_part_of_the_reward(c: EStepConfig, task: Task, questions: Sequence[Example]) -> None:
+def refuse_idle_reward_settings(c: EStepConfig, task: Task, questions: Sequence[Example]) -> None:
     """Raises UsageError for a setting of the reward that would change none of these questions' rationales."""
     changed = {
         "prior": c.prior != "model",

@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import TopPLogitsWarper
 
 from latent_cot.model.kv_cache import KVCache
-from latent_cot.model.lm import LanguageModel, Weights
+from latent_cot.model.lm import AdapterName, LanguageModel
 from latent_cot.model.tree import shared_prefix
-from latent_cot.rationales import categorical, stretches
+from latent_cot.rationales import categorical, engine_rollout
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.types import Rationale, UsageError
 
@@ -65,7 +65,7 @@ Counts = Mapping[Rationale, int]
 @torch.no_grad()
 def rollout(
     lm: LanguageModel,
-    reasoner: Weights,
+    reasoner: AdapterName,
     prompts: Sequence[Sequence[int]],
     rules: ChainRules,
     *,
@@ -98,13 +98,13 @@ def rollout(
         own = _rollout_here(lm, reasoner, prompts, rules, heat, top_p, generator, batch_size)
     else:
         sampling: dict[str, Any] = {"n": n, "temperature": heat.tolist(), "top_p": top_p, "generator": generator}
-        own = stretches.rollout(partial(lm.complete, reasoner), prompts, rules, **sampling)
+        own = engine_rollout.rollout(partial(lm.complete, reasoner), prompts, rules, **sampling)
     return lm.processes.join(own)
 
 
 def _rollout_here(
     lm: LanguageModel,
-    reasoner: Weights,
+    reasoner: AdapterName,
     prompts: Sequence[Sequence[int]],
     rules: ChainRules,
     heat: torch.Tensor,

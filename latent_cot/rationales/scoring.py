@@ -249,9 +249,9 @@ class _Cells:
     prefixes: dict[tuple[int, bool], int] = field(default_factory=dict)
     """(row, may a chain stop there) of each distinct prefix that has an action -> its number."""
     chosen: list[_Cell] = field(default_factory=list)
-    """(b, i, number of the prefix, action) of each token that the policy chose ..."""
+    """(b, i, number of the prefix, action) of each token that the policy chose."""
     stops: list[_Cell] = field(default_factory=list)
-    """... and of each stop that was not forced."""
+    """(b, i, number of the prefix, action) of each stop that was not forced."""
     tool: list[_Cell] = field(default_factory=list)
     """(b, i, row, token) of each token of a tool."""
     answers: list[tuple[int, int, int, int, int]] = field(default_factory=list)

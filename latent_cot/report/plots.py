@@ -24,6 +24,13 @@ BAR_WIDTH = 10
 MARKERS = "osD^vP"
 
 
+def trained_splits(points: Mapping[str, Mapping[str, int]], training: Iterable[Example]) -> set[str]:
+    """The splits with the same numbers as a training question, whose numbers are read off its `meta`."""
+    names = tuple(dict.fromkeys(name for numbers in points.values() for name in numbers))
+    seen = {tuple(map(example.meta.get, names)) for example in training}
+    return {split for split, numbers in points.items() if tuple(map(numbers.get, names)) in seen}
+
+
 @dataclass(frozen=True)
 class Curve:
     """Test splits along one number or more."""
@@ -36,11 +43,8 @@ class Curve:
 
     @classmethod
     def of(cls, sweep: Sweep, training: Iterable[Example]) -> Curve:
-        """A sweep's points in its order; a question's numbers are read off its `meta`."""
-        names = tuple(dict.fromkeys(name for numbers in sweep.points.values() for name in numbers))
-        seen = {tuple(map(example.meta.get, names)) for example in training}
-        trained = {split for split, numbers in sweep.points.items() if tuple(map(numbers.get, names)) in seen}
-        return cls(sweep.axes, sweep.points, trained)
+        """A sweep's points in its order."""
+        return cls(sweep.axes, sweep.points, trained_splits(sweep.points, training))
 
     @classmethod
     def along(cls, axis: str, numbers: Mapping[str, Mapping[str, int]]) -> Curve | None:

@@ -114,9 +114,9 @@ class Progress:
     """How far a loop has got, in units of work."""
 
     unit: int
-    """Units that are done of the present phase, ..."""
+    """Units of the present phase that are done."""
     units: int
-    """... and how many it has."""
+    """Units that it has."""
     share: float
     """Of the units of all phases, how many are done, 0 to 1."""
     to_do: Mapping[str, int]
@@ -198,13 +198,15 @@ class Line:
     def show(
         self, share: float, done: str, running: str = "", *, left: float, detail: str = "", always: bool = False
     ) -> None:
-        """Args:
-        share: how much is done, 0 to 1.
-        done: what has just been done: a line of its own where nothing can be changed in place.
-        running: what is being done now, which takes the clock on a terminal; empty: the same as `done`.
-        left: how long the rest takes, seconds.
-        detail: figures of what is done.
-        always: show it though the last one was shown only just now.
+        """Show how far it has got.
+
+        Args:
+            share: how much is done, 0 to 1.
+            done: what has just been done: a line of its own where nothing can be changed in place.
+            running: what is being done now, which takes the clock on a terminal; empty: the same as `done`.
+            left: how long the rest takes, seconds.
+            detail: figures of what is done.
+            always: show it though the last one was shown only just now.
         """
         self._run(running or done, share, left, detail)
         if self._live is None:

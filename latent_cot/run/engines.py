@@ -18,9 +18,9 @@ from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Example, UsageError
 
 PROBES = 4
-"""Rationales by which an engine is compared with the model ..."""
+"""Rationales that are sampled to compare an engine with the model."""
 PROBE_TOKENS = 8
-"""... of so many tokens."""
+"""Tokens of each, at most."""
 LARGEST_GAP = 0.1
 """Nats a token by which an engine may differ there, on average: in bf16 some 0.02, with `top_k` 20 some 0.2, another
 model's some 3."""

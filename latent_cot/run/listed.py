@@ -17,8 +17,9 @@ from latent_cot.em import EM
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase
 from latent_cot.methods.verify.exact import Distance, distance, log_partition
+from latent_cot.rationales.batch import score_sampled
 from latent_cot.rationales.chain import encode_rationale
-from latent_cot.rationales.scoring import Group, score_rows
+from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, UsageError
 
 QUESTIONS = 16
@@ -40,9 +41,11 @@ class ListedFigures(Distance):
 
 
 def figures(log_reward: torch.Tensor, log_q: torch.Tensor, right: torch.Tensor) -> ListedFigures:
-    """Args:
-    log_reward, log_q: (K,) log p(Z Y | X) and log q(Z) of each listed rationale, nats.
-    right: (K,) bool, does it arrive at Y?
+    """The figures of one question.
+
+    Args:
+        log_reward, log_q: (K,) log p(Z Y | X) and log q(Z) of each listed rationale, nats.
+        right: (K,) bool, does it arrive at Y?
     """
     log_z = log_partition(log_reward)
     return ListedFigures(
@@ -73,12 +76,10 @@ class CheckedEStep(EM):
         yield from map(vars, self._compared())
 
     def _compared(self) -> Iterator[ListedFigures]:
-        model = self.lm.merged("q")
         for (example, rationales), log_reward in zip(self.chosen, self._log_rewards, strict=True):
-            group, size = Group(self.query(example).policy_prompt, rationales), self.config.max_batch_tokens
-            (scores,) = score_rows(self.lm, model, [group], self.rules.codec, max_tokens=size)
+            (scores,) = self.scores("q", [Group(self.query(example).policy_prompt, rationales)])
             right = torch.tensor([self.is_correct(example, rationale) for rationale in rationales])
-            yield figures(torch.tensor(log_reward).double(), scores.log_complete.double(), right)
+            yield figures(log_reward.double(), scores.log_complete.double(), right)
 
     @cached_property
     def chosen(self) -> list[tuple[Example, list[Rationale]]]:
@@ -100,12 +101,8 @@ class CheckedEStep(EM):
         return found
 
     @cached_property
-    def _log_rewards(self) -> list[list[float]]:
+    def _log_rewards(self) -> list[torch.Tensor]:
         """log p(Z Y | X) of each of their rationales under p, which the E-step leaves as it is."""
-        found = []
-        for example, rationales in self.chosen:
-            query = self.query(example)
-            group = Group(query.model_prompt, rationales, query.answer)
-            (table,) = self.reward.of_prefixes([example], [group], ends_only=True)
-            found.append([float(row[len(one)]) for one, row in zip(rationales, table, strict=True)])
-        return found
+        queries = [self.query(example) for example, _ in self.chosen]
+        scored = score_sampled(queries, [rationales for _, rationales in self.chosen], self.reward, ends_only=True)
+        return [of_question.log_reward_at_end for of_question in scored]

@@ -15,9 +15,9 @@ from latent_cot.tasks.files import in_full, is_source, sources
 from latent_cot.types import UsageError
 
 DATA_OPTIONS = ("data", "test", "tests")
-"""Options of tasks that name rows, with commas between them ..."""
+"""Options of tasks that name files of rows, with commas between them."""
 CODE_OPTIONS = ("grade", "tools")
-"""... and code."""
+"""Options that name files of code."""
 
 
 def default_folder(config: RunConfig) -> str:
@@ -96,7 +96,7 @@ def refuse_moved(config: RunConfig, file: Path, *, model: bool = True, data: boo
 
 
 def _refuse_absent(named: Iterable[tuple[Path, str, str]]) -> None:
-    """Args: named: the file that names it, by which key, and the name."""
+    """Raises UsageError for the first that is not there. `named`: the file that names it, by which key, its name."""
     for where, key, name in named:
         path = name if os.path.exists(name) else re.sub(r"(?<=\.py):\w+$", "", name.partition("?")[0])
         if Path(path).is_absolute() and not os.path.exists(path):

@@ -19,11 +19,11 @@ from latent_cot.run.paths import refuse_moved
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.schemas import Trained
 from latent_cot.tasks.common import training_digest
-from latent_cot.types import Task, TaskData, UsageError, did_you_mean
+from latent_cot.types import Reasoner, Task, TaskData, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from latent_cot.methods.method import Method
-    from latent_cot.model.lm import Adapter, LanguageModel
+    from latent_cot.model.lm import LanguageModel
     from latent_cot.run.session import Session
 
 
@@ -40,7 +40,7 @@ class Source:
     """None: a base model, whose only reasoner is p, the model itself."""
 
     @cached_property
-    def reasoners(self) -> tuple[Adapter, ...]:
+    def reasoners(self) -> tuple[Reasoner, ...]:
         """Those that answer a question whose answer is not known."""
         if self.folder is None or (METHODS[self.config.method].trains_q and not self.has_q):
             return ("p",)
@@ -75,7 +75,7 @@ class Source:
         run = str(self.folder.given) if self.folder else None
         return {"run": run, "model": self.config.model, "task": self.config.task}
 
-    def require(self, reasoner: Adapter) -> None:
+    def require(self, reasoner: Reasoner) -> None:
         """Raises UsageError if it cannot answer."""
         if reasoner in self.reasoners:
             return

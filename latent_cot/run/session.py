@@ -27,7 +27,7 @@ from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.state import Phase, State
 from latent_cot.methods.trouble import Watch
 from latent_cot.model import weights
-from latent_cot.model.lm import ADAPTERS, LanguageModel, Weights
+from latent_cot.model.lm import ADAPTERS, AdapterName, LanguageModel
 from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.sharding import is_sharded
@@ -198,7 +198,7 @@ class _Running:
         if self.loop.optimiser is not None:
             save_optimizer(self.loop.optimiser.adam, target)
 
-    def _write_adapters(self, target: Path, adapters: Iterable[Weights]) -> None:
+    def _write_adapters(self, target: Path, adapters: Iterable[AdapterName]) -> None:
         for adapter in adapters:
             self.session.lm.save_adapter(adapter, target / adapter)
 
@@ -402,18 +402,18 @@ def _slices(config: RunConfig) -> dict[str, Any]:
     return {name: attrgetter(name)(config) for name in SLICING}
 
 
-def _read_adapters(session: Session, source: Path, adapters: Iterable[Weights]) -> None:
+def _read_adapters(session: Session, source: Path, adapters: Iterable[AdapterName]) -> None:
     for adapter in adapters:
         session.lm.load_adapter(adapter, source / adapter)
 
 
-def saved_adapters(config: RunConfig) -> tuple[Weights, ...]:
+def saved_adapters(config: RunConfig) -> tuple[AdapterName, ...]:
     """What a run has to save of the model: its reasoners and, if its reward needs it, the sampler as it was."""
     has_prior = config.e_step.prior == "sampler" and METHODS[config.method].has_balance
     return ("prior", *ADAPTERS) if has_prior else ADAPTERS  # p and q say that all is there: they are the last
 
 
-def checkpointed_adapters(config: RunConfig) -> tuple[Weights, ...]:
+def checkpointed_adapters(config: RunConfig) -> tuple[AdapterName, ...]:
     """What it needs to go on: with a safeguard also the adapter that is being trained, as it was before."""
     return (*saved_adapters(config), "kept") if has_safeguard(config) else saved_adapters(config)
 

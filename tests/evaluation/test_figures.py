@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import with_method
-from latent_cot.evaluation.evaluate import Figure, figures, judge
+from latent_cot.evaluation.evaluate import Figure, figures, score_by_base
 from latent_cot.evaluation.intervals import of_mean
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
@@ -65,7 +65,7 @@ def test_scores_of_the_base_model_over_the_whole_vocabulary(
         Group(codec.encode_prompt("Who is it?"), rationales[:2]),
     ]
     counts = [dict.fromkeys(group.rationales, 2) for group in groups]
-    found = judge(lm, LengthTask(), groups, counts, codec, max_tokens=max_tokens)
+    found = score_by_base(lm, LengthTask(), groups, counts, codec, max_tokens=max_tokens)
     with lm.trainable("q") as model:  # the adapters are back
         assert any(weight.requires_grad for weight in model.parameters())
     for group, samples in zip(groups, found, strict=True):
@@ -196,5 +196,5 @@ def test_what_reasoners_read_where_the_answer_is_given(
     example, decode = task.example("ab"), loop.rules.codec.tokenizer.decode
     both = task.posterior_prompt(example)
     assert decode(loop.test_prompt("q", example)) == (both if q_sees == "question-and-answer" else example.x)
-    shown = "".join(f"{task.posterior_prompt(d)}{d.z}\n" for d in loop.data.demonstrations[: loop.shown])
+    shown = "".join(f"{task.posterior_prompt(d)}{d.z}\n" for d in loop.data.demonstrations[: loop.n_shown])
     assert decode(loop.test_prompt("p", example)) == shown + both

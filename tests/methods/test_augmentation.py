@@ -49,7 +49,7 @@ def test_what_is_left_goes_on_behind_the_question_and_one_step(lesson: Group, ru
     expected |= {(steps[k], ",".join(["", *steps[k + 1 :]])) for k in (1, 2)}
     found = set()
     for seed in range(40):
-        dropped = drop_history(lesson, [], codec, random.Random(seed), strange=3)
+        dropped = drop_history(lesson, [], codec, random.Random(seed), distractors=3)
         (rest,) = dropped.rationales
         kept = codec.decode(dropped.prompt[len(lesson.prompt) :])
         found.add((kept, rest.text if kept else rest.text.strip()))
@@ -67,7 +67,7 @@ def test_strange_steps_stand_where_the_dropped_ones_stood(lesson: Group, rules: 
     codec, other = rules.codec, Group([], [encode_rationale(" 1 + 1 =, 2 + 2 =, 4 + 4 =", rules)])
     contexts = set()
     for seed in range(200):
-        dropped = drop_history(lesson, [other], codec, random.Random(seed), strange=2)
+        dropped = drop_history(lesson, [other], codec, random.Random(seed), distractors=2)
         contexts.add(codec.decode(dropped.prompt[len(lesson.prompt) :]))
     strange = [" 2 + 2 = 4", " 4 + 4 = 8"]
     for own in (" 14 - 3 = 11", " 11 + 8 = 19"):
@@ -81,7 +81,7 @@ def test_some_of_the_last_steps_are_kept(lesson: Group, rules: ChainRules) -> No
     codec, other = rules.codec, Group([], [encode_rationale(" 1 + 1 =, 2 + 2 =", rules)])
     contexts = set()
     for seed in range(300):
-        dropped = drop_history(lesson, [other], codec, random.Random(seed), strange=1, kept=3)
+        dropped = drop_history(lesson, [other], codec, random.Random(seed), distractors=1, kept=3)
         contexts.add(codec.decode(dropped.prompt[len(lesson.prompt) :]))
     steps, strange = [" 5 + 9 = 14", " 14 - 3 = 11", " 11 + 8 = 19"], " 2 + 2 = 4"
     kept = [",".join(steps[:2]), ",".join(steps)]
@@ -90,7 +90,7 @@ def test_some_of_the_last_steps_are_kept(lesson: Group, rules: ChainRules) -> No
 
 def test_a_chain_of_one_step_stays_as_it_is(rules: ChainRules) -> None:
     lesson = Group([1, 2], [encode_rationale(" 5 + 9 =", rules)])
-    assert drop_history(lesson, [], rules.codec, random.Random(0), strange=0) is lesson
+    assert drop_history(lesson, [], rules.codec, random.Random(0), distractors=0) is lesson
 
 
 def asked(group: Group, codec: TextCodec) -> str:

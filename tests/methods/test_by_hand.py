@@ -16,7 +16,7 @@ from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods import m_step, policy_gradient
 from latent_cot.methods.policy_gradient import PPO
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.objectives.balance import Balance, below_floor, temper, trajectory_balance
@@ -27,7 +27,7 @@ from latent_cot.rationales.experience import Experience, action_log_probs, gathe
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.types import Rationale
+from latent_cot.types import Rationale, Reasoner
 from tests.methods.test_e_step import queries
 from tests.methods.test_m_step import NoStep
 from tests.worlds import FakeTool, language_model, random_chain
@@ -55,7 +55,7 @@ def seen(lm: LanguageModel, rules: ChainRules) -> Experience:
     return gather(asked, sampled, Reward(lm, rules.codec, max_tokens=200), reference=True)
 
 
-def no_step(lm: LanguageModel, adapter: Adapter) -> Any:
+def no_step(lm: LanguageModel, adapter: Reasoner) -> Any:
     """An optimiser that keeps the gradient and takes no step."""
     for weight in lm.parameters(adapter).values():
         weight.grad = None
@@ -163,7 +163,7 @@ def test_what_an_engine_sampled_from_an_older_q_is_weighed_by_that_q(
 
 @pytest.mark.parametrize("sampled_by", ["q", "p"])
 def test_a_forward_kl_step_is_the_weighted_likelihood(
-    lm: LanguageModel, rules: ChainRules, seen: Experience, monkeypatch: pytest.MonkeyPatch, sampled_by: Adapter
+    lm: LanguageModel, rules: ChainRules, seen: Experience, monkeypatch: pytest.MonkeyPatch, sampled_by: Reasoner
 ) -> None:
     """Weighed by the copy that has sampled, in bf16 another q than the one that is trained: p stands for it."""
     copy = lm.merged(sampled_by)

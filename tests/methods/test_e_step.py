@@ -73,7 +73,7 @@ def gather(
     return collect(
         lm,
         queries(n),
-        [Behaviour(temperature=temperature, replay=replay)] * n,
+        [Behaviour(temperature=temperature, replay_share=replay)] * n,
         rules,
         buffer,
         Reward(lm, rules.codec, tool_tokens=tool_tokens, max_tokens=500),
@@ -457,7 +457,7 @@ def test_of_one_sample_nothing_can_be_told() -> None:
 
 
 def test_on_policy_and_tempered_rationales_are_mixed_within_a_question() -> None:
-    assert _temperatures(Behaviour(1.3, share=0.25), 8) == [1.3] * 2 + [1.0] * 6
+    assert _temperatures(Behaviour(1.3, tempered_share=0.25), 8) == [1.3] * 2 + [1.0] * 6
     assert _temperatures(Behaviour(), 3) == [1.0] * 3
 
 

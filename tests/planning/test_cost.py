@@ -22,7 +22,7 @@ from transformers import (
 
 from latent_cot.config.settings import load_config
 from latent_cot.planning import rounds
-from latent_cot.planning.cost import Cost, Engine, batches
+from latent_cot.planning.cost import Cost, CostModel, batches
 from latent_cot.planning.hardware import GPUS, Hardware, Pass
 from latent_cot.planning.rounds import Texts
 from latent_cot.planning.shape import SHAPES, gated, shape_of
@@ -128,42 +128,42 @@ def test_the_cache_is_the_keys_and_values_of_each_layer(session: Session, tiny_m
 
 def test_a_forward_pass_takes_two_operations_a_weight() -> None:
     """And 4 x context x width for attention in each layer."""
-    cost = Engine(TOY, FLAT, rank=3).score(tokens=10, context=7, passes=1, answer_rows=0)
+    cost = CostModel(TOY, FLAT, rank=3).score(tokens=10, context=7, passes=1, answer_rows=0)
     assert cost.seconds == pytest.approx(10 * (2 * N + 2 * 4 * 7 * 8) / 1e6)
     assert cost.binds == "arithmetic"
 
 
 def test_an_update_takes_four_and_six_of_an_adapter() -> None:
-    engine = Engine(TOY, FLAT, rank=3)
+    costs = CostModel(TOY, FLAT, rank=3)
     attention = 3 * 2 * 4 * 7 * 8
     expected = 10 * (4 * N + 6 * TOY.lora_weights(3) + attention) / 1e6
-    assert engine.update(10, 7, 1, 0).seconds == pytest.approx(expected)
-    again = replace(engine, checkpointing=True).update(10, 7, 1, 0).seconds
+    assert costs.update(10, 7, 1, 0).seconds == pytest.approx(expected)
+    again = replace(costs, checkpointing=True).update(10, 7, 1, 0).seconds
     assert again - expected == pytest.approx(10 * 2 * N / 1e6)
 
 
 def test_decoding_a_row_reads_all_weights_and_its_cache() -> None:
-    cost = Engine(TOY, FLAT, rank=3).rollout(prompts=0, prompt=4, rows=1, steps=10)
+    cost = CostModel(TOY, FLAT, rank=3).rollout(prompts=0, prompt=4, rows=1, steps=10)
     context = 4 + 10 / 2
     assert cost.seconds == pytest.approx(10 * 2 * (N + context * TOY.cached) / 1e3)
     assert cost.binds == "bandwidth"
 
 
 def test_decoding_many_rows_is_bound_by_arithmetic() -> None:
-    engine = Engine(TOY, replace(FLAT, read=1e9), rank=3)
-    few, many = (engine.rollout(0, 4, rows, 10) for rows in (100, 200))
+    costs = CostModel(TOY, replace(FLAT, read=1e9), rank=3)
+    few, many = (costs.rollout(0, 4, rows, 10) for rows in (100, 200))
     assert many.binds == "arithmetic"
     assert many.seconds == pytest.approx(2 * few.seconds)
 
 
 def test_small_operations_are_those_of_each_pass_and_layer() -> None:
     slow = replace(FLAT, score=Pass(0.5, 0.0))
-    costs = [Engine(TOY, device, 3).score(10, 7, 4, 0) for device in (FLAT, slow)]
+    costs = [CostModel(TOY, device, 3).score(10, 7, 4, 0) for device in (FLAT, slow)]
     assert costs[1].seconds - costs[0].seconds == pytest.approx(4 * 2 * 0.5)
 
 
 def test_shards_divide_what_is_held_and_gather_it_in_each_pass() -> None:
-    whole = Engine(TOY, replace(FLAT, link=1.0), 3)
+    whole = CostModel(TOY, replace(FLAT, link=1.0), 3)
     part = replace(whole, shards=4)
     tables = TOY.weights - TOY.linear
     assert part.held(2, 2)["base weights"] == FLAT.number * (TOY.linear / 4 + tables)
@@ -176,13 +176,13 @@ def test_shards_divide_what_is_held_and_gather_it_in_each_pass() -> None:
 
 def test_a_process_holds_as_much_as_was_measured() -> None:
     """docs/performance.md: 81.4 million weights at rest in each of two processes."""
-    held = Engine(SHAPES["smollm2-135m"], GPUS["h100"], 16, shards=2).held(2, 2)["base weights"]
+    held = CostModel(SHAPES["smollm2-135m"], GPUS["h100"], 16, shards=2).held(2, 2)["base weights"]
     assert held / GPUS["h100"].number == pytest.approx(81.4e6, rel=0.01)
 
 
 def test_checkpointing_keeps_little() -> None:
-    engine = Engine(SHAPES["7b"], GPUS["h100"], 16)
-    assert replace(engine, checkpointing=True).activations(1000, 50) < 0.1 * engine.activations(1000, 50)
+    costs = CostModel(SHAPES["7b"], GPUS["h100"], 16)
+    assert replace(costs, checkpointing=True).activations(1000, 50) < 0.1 * costs.activations(1000, 50)
 
 
 def test_a_batch_is_begun_for_what_is_left() -> None:
@@ -198,25 +198,25 @@ def test_costs_add_up() -> None:
 def test_chains_that_wait_take_places_of_those_that_end() -> None:
     """20 chains of 10 tokens, 5 at once: 4 x 10 steps, all rows busy."""
     texts = Texts(prompt=4, chain=10, longest=10, answer=2, states=1, distinct=1.0)
-    engine = Engine(TOY, FLAT, 3)
-    assert rounds.sample(engine, texts, 20, 1, 5) == engine.rollout(20, 4, rows=5, steps=40)
-    assert rounds.sample(engine, texts, 20, 1, 20) == engine.rollout(20, 4, rows=20, steps=10)
+    costs = CostModel(TOY, FLAT, 3)
+    assert rounds.sample(costs, texts, 20, 1, 5) == costs.rollout(20, 4, rows=5, steps=40)
+    assert rounds.sample(costs, texts, 20, 1, 20) == costs.rollout(20, 4, rows=20, steps=10)
 
 
 def test_a_reward_has_a_node_for_each_token_of_y_but_the_last() -> None:
     texts = Texts(prompt=4, chain=10, longest=10, answer=3, states=2, distinct=0.5)
-    engine = Engine(TOY, FLAT, 3)
+    costs = CostModel(TOY, FLAT, 3)
     tokens = 2 * (4 + 8 * 0.5 * 10) + 2 * 8 * 0.5 * 2 * 2
-    assert rounds.reward(engine, texts, 2, 8, 10**6) == engine.score(tokens, 9, 1, 2 * 8 * 0.5 * 2 * 3)
+    assert rounds.reward(costs, texts, 2, 8, 10**6) == costs.score(tokens, 9, 1, 2 * 8 * 0.5 * 2 * 3)
 
 
 def test_a_round_is_linear_in_its_steps() -> None:
     config = load_config()
     texts = Texts(16, 24, 40, 8, 2, 1.0)
-    engine = Engine(SHAPES["smollm2-135m"], GPUS["h100"], 16)
-    once = rounds.plan(config, texts, engine, 1, 4)
+    costs = CostModel(SHAPES["smollm2-135m"], GPUS["h100"], 16)
+    once = rounds.plan(config, texts, costs, 1, 4)
     twice = rounds.plan(
-        replace(config, m_step=replace(config.m_step, steps=2 * config.m_step.steps)), texts, engine, 1, 4
+        replace(config, m_step=replace(config.m_step, steps=2 * config.m_step.steps)), texts, costs, 1, 4
     )
     assert twice.later["M-step"].seconds == pytest.approx(2 * once.later["M-step"].seconds)
     assert {k: v for k, v in twice.later.items() if k != "M-step"} == {
@@ -229,14 +229,14 @@ def test_a_round_is_linear_in_its_steps() -> None:
 def test_what_is_learned_again_is_a_chain_of_twice_as_many_questions(method: str) -> None:
     """PPO learns its batch again."""
     config, texts = load_config(method=method), Texts(16, 24, 40, 8, 2, 0.5)
-    engine = Engine(SHAPES["smollm2-135m"], GPUS["h100"], 16)
+    costs = CostModel(SHAPES["smollm2-135m"], GPUS["h100"], 16)
     once, thrice = (
-        rounds.plan(replace(config, e_step=replace(config.e_step, updates=n)), texts, engine, 1, 4) for n in (1, 3)
+        rounds.plan(replace(config, e_step=replace(config.e_step, updates=n)), texts, costs, 1, 4) for n in (1, 3)
     )
     batch = once.later["E-step: update"]
     tokens = 2 * config.e_step.questions * (16 + 24)
-    again = engine.update(tokens, texts.context, batches(tokens, config.max_batch_tokens // 3), 0)
+    again = costs.update(tokens, texts.context, batches(tokens, config.max_batch_tokens // 3), 0)
     sampled = rounds.tree_tokens(texts, config.e_step.questions, config.e_step.samples)
-    weighed = engine.score(sampled, texts.context, batches(sampled, config.max_batch_tokens), 0)
+    weighed = costs.score(sampled, texts.context, batches(sampled, config.max_batch_tokens), 0)
     more = batch * 2 if method == "ppo" else (weighed + again * 2) * config.e_step.steps
     assert thrice.later["E-step: update"].seconds == pytest.approx((batch + more).seconds)

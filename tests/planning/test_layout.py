@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from latent_cot.config.settings import load_config
-from latent_cot.planning.cost import Engine
+from latent_cot.planning.cost import CostModel
 from latent_cot.planning.hardware import GPUS
 from latent_cot.planning.layout import Layout, layouts, split, suggested
 from latent_cot.planning.rounds import Texts
@@ -19,7 +19,7 @@ TEXTS = Texts(prompt=16, chain=40, longest=40, answer=8, states=3, distinct=1.0)
 def ways(model: str, gpu: str = "h100", devices: int = 8, questions: int = 8) -> list[Layout]:
     config = load_config()
     config = replace(config, e_step=replace(config.e_step, questions=questions))
-    return layouts(config, TEXTS, Engine(SHAPES[model], GPUS[gpu], 16), devices, 4)
+    return layouts(config, TEXTS, CostModel(SHAPES[model], GPUS[gpu], 16), devices, 4)
 
 
 def test_one_device_has_one_layout() -> None:

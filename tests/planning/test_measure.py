@@ -8,25 +8,25 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from latent_cot.planning import measure
-from latent_cot.planning.cost import Engine
+from latent_cot.planning.cost import CostModel
 from latent_cot.planning.hardware import GPUS, Pass
 
 
 def test_what_is_beside_the_products_is_the_line_through_two_sizes() -> None:
-    engine = Engine(measure.SHAPE, GPUS["h100"], 16)
-    token = engine.shape.activation_bytes(measure.CONTEXT, 16, 2)
-    layers = engine.shape.layers
+    costs = CostModel(measure.SHAPE, GPUS["h100"], 16)
+    token = costs.shape.activation_bytes(measure.CONTEXT, 16, 2)
+    layers = costs.shape.layers
 
     def seconds(tokens: int) -> float:
         return 1.0 + layers * (0.002 + tokens * token * 3e-10)
 
-    found = measure._beside(engine, [(n, seconds(n), 1.0) for n in (100, 1000)])
+    found = measure._beside(costs, [(n, seconds(n), 1.0) for n in (100, 1000)])
     assert (found.layer_seconds, found.byte_seconds) == pytest.approx((0.002, 3e-10))
 
 
 def test_noise_makes_nothing_negative() -> None:
-    engine = Engine(measure.SHAPE, GPUS["h100"], 16)
-    assert measure._beside(engine, [(100, 0.5, 1.0), (1000, 0.4, 1.0)]) == Pass(0.0, 0.0)
+    costs = CostModel(measure.SHAPE, GPUS["h100"], 16)
+    assert measure._beside(costs, [(100, 0.5, 1.0), (1000, 0.4, 1.0)]) == Pass(0.0, 0.0)
 
 
 @pytest.mark.parametrize("questions", [1, 4])
@@ -46,8 +46,8 @@ def test_activations_are_those_that_the_backward_pass_keeps(questions: int) -> N
 
     with lm.trainable("q") as model, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = lm.hidden(model, trees)
-    engine = Engine(measure.SHAPE, GPUS["h100"], 16)
-    planned = engine.activations(sum(map(len, trees)), measure.PROMPT + measure.CHAIN)
+    costs = CostModel(measure.SHAPE, GPUS["h100"], 16)
+    planned = costs.activations(sum(map(len, trees)), measure.PROMPT + measure.CHAIN)
     assert planned <= sum(kept.values()) <= 1.2 * planned
     assert hidden.requires_grad
 

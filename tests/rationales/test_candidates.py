@@ -21,14 +21,14 @@ from latent_cot.methods.exploration import SEED_SAMPLES
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import score_rationales
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import Chain, ChainRules
 from latent_cot.rationales.reward import Comparison, Reward, other_answers
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
+from latent_cot.types import DataRequest, Example, Rationale, Reasoner, TaskData, UsageError
 from tests.loops import CONFIG, answer_questions, make, outcome, run_in_parts
 from tests.oracles import scoring as oracle
 from tests.rationales.test_scoring import NATS, codec_of, random_groups
@@ -229,7 +229,7 @@ def test_q_writes_for_a_p_that_learned_to_decide(fresh: LanguageModel, tmp_path:
 
 
 @pytest.mark.parametrize("proposal", ["q", None])
-def test_what_is_shown_of_chains_is_decided_as_in_tests(fresh: LanguageModel, proposal: Adapter | None) -> None:
+def test_what_is_shown_of_chains_is_decided_as_in_tests(fresh: LanguageModel, proposal: Reasoner | None) -> None:
     """For q by the base model and for p by itself, at temperature 1 and at any other; and in passes of any size."""
     em = make_and_run(fresh, DIRECT)
     generator = torch.Generator().manual_seed(0)

@@ -155,7 +155,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
     buffer = ReplayBuffer(tolerance=0)
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
-        behaviour = [Behaviour(4.0, share=0.4)]
+        behaviour = [Behaviour(4.0, tempered_share=0.4)]
         batches = collect(lm, [query], behaviour, rules, buffer, reward, samples=64, generator=generator)
         update(
             lm,

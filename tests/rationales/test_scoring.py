@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latent_cot.model.architecture import Trees
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import scoring
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group, Scores, score, score_in_batches, score_rows
-from latent_cot.types import Rationale
+from latent_cot.types import Rationale, Reasoner
 from tests.oracles import scoring as oracle
 from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model, masked_rationale, random_chain
 
@@ -122,7 +122,7 @@ def test_scores_are_the_oracles(
     seed: int,
     answers_at: str,
     tool_tokens: bool,
-    adapter: Adapter,
+    adapter: Reasoner,
 ) -> None:
     lm = load(variant, **abilities)
     codec = codec_of(lm, constrained=constrained)

@@ -19,7 +19,7 @@ from latent_cot.config.schema import SECTIONS, RunConfig
 from latent_cot.config.settings import check, differences, from_dict, load_config, parse_yaml, to_dict, with_method
 from latent_cot.evaluation import intervals
 from latent_cot.report.comparison import differing, paired_difference, plan, records, table
-from latent_cot.report.comparison.plan import Run, Variant, command_of, configure, parse_budget, parse_setting
+from latent_cot.report.comparison.plan import PlannedRun, Variant, command_of, configure, parse_budget, parse_setting
 from latent_cot.run.paths import default_folder
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import Metric, UsageError
@@ -187,7 +187,7 @@ def test_the_command_of_a_run_gives_its_configuration(
     from latent_cot.cli.fit import run
 
     config = other_config(method)
-    words = shlex.split(command_of(Run(method, config), preset))
+    words = shlex.split(command_of(PlannedRun(method, config), preset))
     assert words[:2] == ["latent-cot", "fit"]
     assert run([*words[2:], "--print-config", "--output-dir", "x"]) == 0
     printed = parse_yaml(capsys.readouterr().out, "x")
@@ -199,8 +199,8 @@ def test_the_command_of_a_run_gives_its_configuration(
 def test_the_commands_of_two_variants_of_a_method_have_folders_of_their_own() -> None:
     config = dataclasses.replace(load_config("smoke", method="ppo"), seed=3)
     folder = f"{default_folder(config)}-ppo-twice"
-    assert command_of(Run("ppo", config), "smoke") + f" --output-dir {folder}" == command_of(
-        Run("ppo-twice", config), "smoke"
+    assert command_of(PlannedRun("ppo", config), "smoke") + f" --output-dir {folder}" == command_of(
+        PlannedRun("ppo-twice", config), "smoke"
     )
 
 
@@ -213,7 +213,7 @@ def test_differences() -> None:
 
 def test_a_run_that_is_there(tmp_path: Path) -> None:
     config = dataclasses.replace(load_config("smoke"), output_dir=str(tmp_path / "run"))
-    run = Run("em", config)
+    run = PlannedRun("em", config)
     assert not records.is_finished(run)
     folder = RunFolder.create(run.folder, to_dict(dataclasses.replace(config, output_dir="elsewhere")))
     assert not records.is_finished(run)
@@ -221,7 +221,7 @@ def test_a_run_that_is_there(tmp_path: Path) -> None:
     assert records.is_finished(run)
     other = dataclasses.replace(config, m_step=dataclasses.replace(config.m_step, warmup=3))
     with pytest.raises(UsageError, match=r"\(--m-step.warmup 1 there, 3 here\).*--output-dir"):
-        records.is_finished(Run("em", other))
+        records.is_finished(PlannedRun("em", other))
 
 
 def test_settings_that_a_method_does_not_read_may_differ(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_settings_that_a_method_does_not_read_may_differ(tmp_path: Path) -> None
         recorded = from_dict({"method": method, "m_step": there_step}, "", there)
         RunFolder.create(folder, to_dict(recorded)).write_json("results.json", {})
         with nullcontext() if is_found else pytest.raises(UsageError, match="holds a run with other settings"):
-            assert records.is_finished(Run("em", sought))
+            assert records.is_finished(PlannedRun("em", sought))
 
 
 def record(variant: str, seed: int, **right: tuple[int, int]) -> dict[str, Any]:

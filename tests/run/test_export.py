@@ -35,13 +35,13 @@ from latent_cot.cli import main
 from latent_cot.config.schema import data_request
 from latent_cot.evaluation.evaluate import Outcome
 from latent_cot.model import weights
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales import chain
 from latent_cot.run import reasoners
 from latent_cot.run.export.description import _name, _portable, _tool, _without_folders
 from latent_cot.run.export.folder import refuse_unless_free
 from latent_cot.run.run_folder import RunFolder
-from latent_cot.types import DataRequest, Example, Rationale, Tool, ToolError, UsageError
+from latent_cot.types import DataRequest, Example, Rationale, Reasoner, Tool, ToolError, UsageError
 from tests.conftest import ROOT
 from tests.tiny import build_tiny_model
 
@@ -165,7 +165,7 @@ def solve_with_card(folder: Path, hub: Path, questions: Sequence[Any]) -> list[t
     return [(chain, answer) for chain, answer in json.loads(done.stdout.splitlines()[-1])]
 
 
-def solve_here(run: Path, reasoner: Adapter, split: str, n: int, *, trusted: bool = False) -> list[Outcome]:
+def solve_here(run: Path, reasoner: Reasoner, split: str, n: int, *, trusted: bool = False) -> list[Outcome]:
     """What `latent-cot eval` finds."""
     source = reasoners.find(str(run), None, trusted=trusted)
     task = tasks.load(source.config.task)
@@ -179,7 +179,7 @@ def solve_here(run: Path, reasoner: Adapter, split: str, n: int, *, trusted: boo
 @pytest.mark.parametrize(("reasoner", "flags"), [("q", []), ("q", ["--merge"])])
 @pytest.mark.usefixtures("offline_hub")
 def test_the_cards_program_gives_the_runs_greedy_chains(
-    reasoner: Adapter, flags: list[str], run: Path, hub: Path, tmp_path: Path
+    reasoner: Reasoner, flags: list[str], run: Path, hub: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "exported"
     assert main(["export", str(run), str(target), "--reasoner", reasoner, *flags]) == 0
@@ -219,7 +219,7 @@ def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Pa
     arguments = ["--task", str(tmp_path / "parity.py"), "--model", str(tiny_model_dir), "--output-dir", str(folder)]
     base = ["em", "--preset", "smoke", "--precision", "fp32", "--config", str(tmp_path / "settings.yaml")]
     assert main([*base, *arguments]) == 0
-    cases: list[tuple[Adapter, list[str]]] = [("p", []), ("q", ["--merge"])]
+    cases: list[tuple[Reasoner, list[str]]] = [("p", []), ("q", ["--merge"])]
     for reasoner, flags in cases:
         command = ["export", str(folder), str(target), "--reasoner", reasoner, "--trust-code", "--force", *flags]
         assert main(command) == 0
@@ -352,7 +352,7 @@ def test_a_chat_template(tmp_path: Path, hub: Path) -> None:
     assert main([*base, *arguments]) == 0
     notes = [event["text"] for event in RunFolder.open(folder).events() if event["kind"] == "note"]
     assert any("chat template" in note for note in notes)
-    cases: list[Adapter] = ["p", "q"]
+    cases: list[Reasoner] = ["p", "q"]
     for reasoner in cases:
         assert main(["export", str(folder), str(target), "--reasoner", reasoner, "--force"]) == 0
         outcomes = solve_here(folder, reasoner, "test", 8)

@@ -1,7 +1,7 @@
 """Train q in each world with each objective, and measure how far it is from the exact posterior.
 
-The E-step is `collect` (`sample`, then `assemble`) and `update` of `methods/e_step.py`, of which `latent-cot em` is
-made too, with other numbers.
+The E-step is `latent-cot em`'s, with other numbers: `sample`, `assemble` (together they are `collect`) and `update` of
+`methods/e_step.py`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Settings:
     huber_delta: float = 3.0
     log_z_learning_rate: float = 0.2
     on_policy: float = 0.4
-    """Share of questions whose rationales come from q, ..."""
+    """Share of questions whose rationales are sampled from q at temperature 1."""
     tempered: float = 0.3
-    """... from q at a temperature of 1 to `temperature_high`, and, what is left, from the replay buffer."""
+    """Share sampled at a temperature from 1 to `temperature_high`. The rest are replayed."""
     temperature_high: float = 2.0
     max_batch_tokens: int = 1 << 16
     seed: int = 0
@@ -262,7 +262,7 @@ def _behaviour(rng: random.Random, c: Settings) -> Behaviour:
         return Behaviour()
     if kind < c.on_policy + c.tempered:
         return Behaviour(rng.uniform(1.0, c.temperature_high))
-    return Behaviour(replay=1.0)
+    return Behaviour(replay_share=1.0)
 
 
 def _estimated_log_z(world: World, objective: str, settings: Settings) -> list[float]:

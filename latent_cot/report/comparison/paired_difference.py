@@ -23,7 +23,7 @@ last one."""
 
 
 @dataclass(frozen=True)
-class Beside:
+class PairedDifference:
     """A row minus the one that it is compared with."""
 
     variant: str
@@ -64,7 +64,7 @@ def parse_target(text: str, reasoners: Mapping[str, Sequence[str]]) -> Target:
     return variant, reasoner or None
 
 
-def differences(records: Sequence[Record], target: Target) -> list[Beside]:
+def differences(records: Sequence[Record], target: Target) -> list[PairedDifference]:
     """Each row beside the target, in their order."""
     rows: dict[tuple[str, str], dict[int, Outcomes]] = {}
     for record in records:
@@ -83,7 +83,7 @@ def differences(records: Sequence[Record], target: Target) -> list[Beside]:
             }
             between = {split: intervals.over_seeds(of_seeds) for split, of_seeds in values.items()}
             means = {split: fmean(of_seeds) for split, of_seeds in values.items()}
-            found.append(Beside(variant, reasoner, against, tuple(common), together, between, means))
+            found.append(PairedDifference(variant, reasoner, against, tuple(common), together, between, means))
     return found
 
 
@@ -102,7 +102,7 @@ def _marks(record: Record, reasoner: str) -> dict[Question, Mapping[str, float]]
     }
 
 
-def difference_text(one: Beside, split: str) -> str:
+def difference_text(one: PairedDifference, split: str) -> str:
     """`+2.5 (-0.1 to +5.1; seeds -3.0 to +8.0)`, in points; only the latter where seeds asked other questions."""
     if split not in one.means:
         return "-"
@@ -117,7 +117,7 @@ def _points(interval: tuple[float, float]) -> str:
     return f"{low} to {high}"
 
 
-def table_of(found: Sequence[Beside]) -> Table:
+def table_of(found: Sequence[PairedDifference]) -> Table:
     """A row for each."""
     splits = dict.fromkeys(split for one in found for split in one.means)
     return Table(

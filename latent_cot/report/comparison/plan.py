@@ -44,7 +44,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A run of the comparison."""
 
     variant: str
@@ -188,7 +188,7 @@ def configure(
     return scaled
 
 
-def command_of(run: Run, preset: str | None) -> str:
+def command_of(run: PlannedRun, preset: str | None) -> str:
     """The command that does the run again: everything that the preset does not say. Its folder is the default one, with
     the variant's name behind it where that is not the method's."""
     config = run.config

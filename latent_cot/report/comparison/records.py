@@ -10,7 +10,7 @@ from typing import Any
 from latent_cot import tasks
 from latent_cot.config.methods import METHODS
 from latent_cot.config.settings import flag, from_dict, other_settings, to_dict
-from latent_cot.report.comparison.plan import Run, command_of
+from latent_cot.report.comparison.plan import PlannedRun, command_of
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError, finite
 
@@ -18,23 +18,20 @@ Record = Mapping[str, Any]
 """As `record_of` makes it and comparison.json has it."""
 
 
-def is_finished(run: Run) -> bool:
+def is_finished(run: PlannedRun) -> bool:
     """Whether the run is there and complete. Raises UsageError, naming what differs, if another one is."""
     file = run.folder / "config.yaml"
-    if file.exists() and (other := _other_settings(RunFolder.open(run.folder).config, run, str(file))):
+    if not file.exists():
+        return False
+    if other := other_settings(from_dict(RunFolder.open(run.folder).config, str(file)), run.config):
+        what = "; ".join(f"{flag(path)} {old} there, {new} here" for path, old, new in other[:5])
         raise UsageError(
-            f"{run.folder}: holds a run with other settings ({other}); compare in another --output-dir, or remove it"
+            f"{run.folder}: holds a run with other settings ({what}); compare in another --output-dir, or remove it"
         )
-    return file.exists() and (run.folder / "results.json").exists()
+    return (run.folder / "results.json").exists()
 
 
-def _other_settings(there: Any, run: Run, where: str) -> str:
-    """In which settings a recorded configuration differs from the run's, as text; empty if in none that matters."""
-    other = other_settings(from_dict(there, where), run.config)
-    return "; ".join(f"{flag(path)} {old} there, {new} here" for path, old, new in other[:5])
-
-
-def record_of(run: Run, preset: str | None) -> dict[str, Any]:
+def record_of(run: PlannedRun, preset: str | None) -> dict[str, Any]:
     """A finished run, as comparison.json has it; splits and reasoners in the configuration's order.
 
     Raises UsageError if its files cannot be read.
@@ -67,7 +64,7 @@ def record_of(run: Run, preset: str | None) -> dict[str, Any]:
 _FIGURES = ("accuracy", "metrics", "right")
 
 
-def _in_order(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
+def _in_order(run: PlannedRun, found: Mapping[str, Any]) -> dict[str, Any]:
     """Figures by reasoner and split, in the configuration's order: JSON has them in that of the alphabet."""
     task = tasks.load(run.config.task, run.config.data.options)
     splits = run.config.evaluation.splits or task.default_splits

@@ -16,12 +16,12 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import tool_names
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.methods.trouble import LOOK_PERFECT
-from latent_cot.report.plots import Curve
+from latent_cot.report.plots import trained_splits
 from latent_cot.report.tables import metric_text
 from latent_cot.run.reasoners import Source
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.schemas import LoggedRationale
-from latent_cot.types import Example, Metric, Rationale, Sweep, Task, TaskData
+from latent_cot.types import Example, Metric, Rationale, Task, TaskData
 
 Json = dict[str, Any]
 
@@ -150,7 +150,7 @@ def accuracy(events: Iterable[Mapping[str, Any]], task: Task, training: Sequence
         if event["kind"] == "evaluate" and {"accuracy", "n", "interval_95"} <= event.keys()
     }
     numbers = {split: numbers_of(task, split) for _, _, split in latest}
-    trained = Curve.of(Sweep("", (), {split: found for split, found in numbers.items() if found}), training).trained
+    trained = trained_splits({split: found for split, found in numbers.items() if found}, training)
     return [
         {
             **{name: event[name] for name in ("round", "reasoner", "split", "accuracy", "n")},

@@ -12,10 +12,9 @@ from typing import Any
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, Weighed, score_rationales
 from latent_cot.methods.seeding import seed_of, slices
-from latent_cot.model.lm import Adapter
 from latent_cot.objectives.importance import bound_error
 from latent_cot.report.web.logs import Json, rounded, segments
-from latent_cot.types import Example
+from latent_cot.types import Example, Reasoner
 
 QUESTIONS_AT_ONCE = 16
 GREEDY_QUESTIONS = 2
@@ -25,7 +24,7 @@ GREEDY_QUESTIONS = 2
 def sample(
     loop: Method,
     questions: Mapping[str, Sequence[Example]],
-    reasoners: Sequence[Adapter],
+    reasoners: Sequence[Reasoner],
     *,
     samples: int,
     temperature: float,
@@ -54,7 +53,7 @@ def sample(
 def _sampled_from(
     loop: Method,
     questions: Mapping[str, Sequence[Example]],
-    reasoner: Adapter,
+    reasoner: Reasoner,
     *,
     samples: int,
     temperature: float,
@@ -92,7 +91,7 @@ def _sampled_from(
 
 
 def _draw(
-    loop: Method, reasoner: Adapter, examples: Sequence[Example], n: int, temperature: float, seed: int
+    loop: Method, reasoner: Reasoner, examples: Sequence[Example], n: int, temperature: float, seed: int
 ) -> Iterator[tuple[Example, Weighed]]:
     """Each question with the distinct rationales that were sampled for it, as in tests: see `Run.sample`."""
     writer, drawn = loop.rationales_of(reasoner, examples, n=n, temperature=temperature, seed=seed)
@@ -145,16 +144,18 @@ def _outcome(scored: ScoredRationale) -> Json:
     return {"cut": scored.rationale.truncated, "answer": scored.answer, "right": scored.correct}
 
 
-def _before_after(loop: Method, questions: Mapping[str, Sequence[Example]], reasoners: Sequence[Adapter]) -> list[Json]:
+def _before_after(
+    loop: Method, questions: Mapping[str, Sequence[Example]], reasoners: Sequence[Reasoner]
+) -> list[Json]:
     """The likeliest rationale of a few questions of each split, from the untrained model and from the run's."""
     chosen = [(split, example) for split, examples in questions.items() for example in examples[:GREEDY_QUESTIONS]]
 
-    def greedy(name: Adapter) -> list[Json]:
+    def greedy(name: Reasoner) -> list[Json]:
         drawn = _draw(loop, name, [example for _, example in chosen], n=1, temperature=0.0, seed=0)
         firsts = [weighed.rationales[0] for _, weighed in drawn]
         return [{**_outcome(one), "text": segments(one.rationale)} for one in firsts]
 
-    adapters: tuple[Adapter, ...] = ("p", "q")
+    adapters: tuple[Reasoner, ...] = ("p", "q")
     by: dict[str, list[Json]] = {name: greedy(name) for name in adapters if name in reasoners}
     loop.lm.reset_adapter("p", seed=0)  # a fresh adapter changes nothing: p is the base model ...
     loop.state.m_steps = 0  # ... and reads and writes as before any M-step

@@ -14,12 +14,11 @@ from latent_cot import disk
 from latent_cot.methods.method import Method
 from latent_cot.methods.trouble import LOOK_PERFECT, has_one_chain
 from latent_cot.model import weights
-from latent_cot.model.lm import Adapter
 from latent_cot.run import schemas
 from latent_cot.run.paths import train_files
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.session import state_in
-from latent_cot.types import Example, Tool, UsageError
+from latent_cot.types import Example, Reasoner, Tool, UsageError
 
 _FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^/\s]+/)+")
 """The folders of an absolute path."""
@@ -64,7 +63,7 @@ class Base:
 
 def describe(
     loop: Method,
-    reasoner: Adapter,
+    reasoner: Reasoner,
     folder: RunFolder,
     examples: Sequence[Example],
     *,
@@ -161,7 +160,7 @@ def _without_folders(text: str, files: Sequence[str]) -> str:
 
 
 def _prompt(
-    loop: Method, reasoner: Adapter, examples: Sequence[Example]
+    loop: Method, reasoner: Reasoner, examples: Sequence[Example]
 ) -> tuple[str, list[str], str | tuple[str, str]]:
     """The form of a test prompt, its fields, and an example of them: found by putting the question, and the answer,
     of one example in, and kept if it gives the prompts of all."""
@@ -209,7 +208,7 @@ def _portable(owner: object, name: str, function: str, arguments: str) -> str | 
     raise UsageError(f"{name}: its `portable` must define {function}({arguments}), see that of types.Task and .Tool")
 
 
-def _outcome(results: Mapping[str, Any], loop: Method, reasoner: Adapter) -> dict[str, Any]:
+def _outcome(results: Mapping[str, Any], loop: Method, reasoner: Reasoner) -> dict[str, Any]:
     """What the run found out about this reasoner in its last tested round; None: nothing was evaluated yet."""
     accuracy, metrics = results.get("accuracy", {}), results.get("metrics", {})
     tested = [int(n) for found in (accuracy, metrics) for n, of_round in found.items() if reasoner in of_round]

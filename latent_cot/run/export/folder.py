@@ -26,10 +26,10 @@ from transformers import GenerationConfig
 from latent_cot import __version__, disk
 from latent_cot.methods.method import Method
 from latent_cot.model import lora, weights
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.run.export.card import render
 from latent_cot.run.export.description import Base
-from latent_cot.types import UsageError, finite
+from latent_cot.types import Reasoner, UsageError, finite
 
 SETTINGS = "latent_cot.json"
 """Its presence makes a folder an exported reasoner."""
@@ -53,7 +53,7 @@ def refuse_unless_free(target: Path, run: Path, *, force: bool) -> None:
 
 def build(
     loop: Method,
-    reasoner: Adapter,
+    reasoner: Reasoner,
     base: Base,
     description: Mapping[str, Any],
     target: Path,
@@ -112,7 +112,7 @@ def _write_settings(loop: Method, description: Mapping[str, Any], folder: Path, 
     disk.write(folder / SETTINGS, f"{text}\n".encode())
 
 
-def _save_adapter(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path) -> None:
+def _save_adapter(lm: LanguageModel, reasoner: Reasoner, base: Base, folder: Path) -> None:
     lm.save_adapter(reasoner, folder)
     config = LoraConfig.from_pretrained(str(folder))
     config.base_model_name_or_path, config.revision = base.name, base.revision
@@ -120,7 +120,7 @@ def _save_adapter(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path
 
 
 @torch.no_grad()
-def _save_merged(lm: LanguageModel, reasoner: Adapter, base: Base, folder: Path, trust: bool) -> None:
+def _save_merged(lm: LanguageModel, reasoner: Reasoner, base: Base, folder: Path, trust: bool) -> None:
     """The weights that the run was tested with, to the last bit: merged and rounded as `LanguageModel.merged` does."""
     wrapped = lm.peft.get_base_model()
     dtype = next(wrapped.parameters()).dtype

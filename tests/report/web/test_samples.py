@@ -14,11 +14,11 @@ import torch
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.methods.method import Method
-from latent_cot.model.lm import Adapter, LanguageModel
+from latent_cot.model.lm import LanguageModel
 from latent_cot.objectives.importance import bound_error
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.report.web.samples import GREEDY_QUESTIONS, sample
-from latent_cot.types import Rationale
+from latent_cot.types import Rationale, Reasoner
 from tests.loops import CONFIG, make
 from tests.worlds import language_model, prefix_log_rewards, shake
 
@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_scores_and_of_the_reward(lm: LanguageModel, q_
         for chain in question["chains"]:
             z = dataclasses.replace(rationale_of(loop, found, question, chain["leaf"]), truncated=chain["cut"])
             path = path_to(nodes, chain["leaf"])
-            prompts: dict[Adapter, Sequence[int]] = {"q": query.policy_prompt, "p": query.model_prompt}
+            prompts: dict[Reasoner, Sequence[int]] = {"q": query.policy_prompt, "p": query.model_prompt}
             for name, prompt in prompts.items():
                 with torch.no_grad():
                     scores = score(lm, lm.merged(name), [Group(prompt, [z])], loop.rules.codec)

@@ -14,7 +14,7 @@ import pytest
 
 from latent_cot.config.schema import MethodName, RunConfig
 from latent_cot.config.settings import check
-from latent_cot.methods.sampling import ahead
+from latent_cot.methods.async_rollout import ahead
 from latent_cot.methods.state import Phase
 from latent_cot.model.engine import Completion, Request
 from latent_cot.model.lm import LanguageModel

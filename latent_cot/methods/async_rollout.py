@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from latent_cot.model.engine import Completion, Request
 from latent_cot.model.lm import LanguageModel
-from latent_cot.rationales import stretches
+from latent_cot.rationales import engine_rollout
 from latent_cot.rationales.rollout import Draw
 
 Rollouts = TypeVar("Rollouts")
@@ -51,7 +51,7 @@ def ahead(
 
     def timed(step: int) -> tuple[Rollouts, int, float, float]:
         version, began = trained, time.monotonic()
-        rollouts = sample(step, partial(stretches.rollout, complete))
+        rollouts = sample(step, partial(engine_rollout.rollout, complete))
         return rollouts, version, began, time.monotonic()
 
     workers = ThreadPoolExecutor(staleness + 1, thread_name_prefix="sampler")

@@ -10,7 +10,7 @@ import pytest
 from latent_cot.model.engine import Completion, Request
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.stretches import rollout
+from latent_cot.rationales.engine_rollout import rollout
 from latent_cot.types import UsageError
 from tests.tiny import build_tokenizer
 from tests.worlds import ALPHABET
