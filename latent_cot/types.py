@@ -266,6 +266,11 @@ class Task(ABC):
         (`augmentation.concat_questions`): a sum goes on behind its last operand, a product takes it away."""
         return True
 
+    def is_held_out(self, prompt: str) -> bool:
+        """Whether a text with this X at its end is a question for validation or tests, as far as the task itself can
+        tell: joined training questions may not make one. (Those of the run are known without it.)"""
+        return False
+
     # -- prompts and rationales --
 
     def posterior_prompt(self, example: Example) -> str:

@@ -298,6 +298,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "--method sft learns --data.demonstrations and is stopped by --data.validation; give some"
     if method in ("ppo", "grpo") and e.samples < 2:
         yield f"--e-step.samples is {e.samples}; with --method {method} it must be at least 2, to compare them"
+    if METHODS[method].has_balance and e.steps and e.objective == "vargrad" and e.samples < 2:
+        yield f"--e-step.samples is {e.samples}; vargrad compares the rationales of a question: give at least 2"
     if tests.votes > 1 and tests.temperature == 0:
         yield f"--evaluation.votes is {tests.votes}: chains are the same at --evaluation.temperature 0; raise it"
 

@@ -38,12 +38,12 @@ class LearnsAgain(Method):
 
     def remember(
         self, chosen: Sequence[int], trajectories: Sequence[Trajectories], sampled: Sequence[Sequence[Rationale]]
-    ) -> tuple[list[Seen], ImportanceInfo]:
+    ) -> ImportanceInfo:
         """Keep what q, as it is, has `sampled` at temperature 1 for these training questions, of their `trajectories`.
-        Returns what is kept, and what the weights of all are like."""
+        Returns what the weights of these samples are like."""
         own = [(i, t.only(Counter(z))) for i, t, z in zip(chosen, trajectories, sampled, strict=True) if z]
         if not own:
-            return [], ImportanceInfo(*[torch.empty(0)] * 3)
+            return ImportanceInfo(*[torch.empty(0)] * 3)
         e = experience_of([t for _, t in own])
         log_q = log_probs_when_sampled(self.lm, e, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         _, info = importance_weights(e.log_reward, log_q, e.count, e.group)
@@ -51,22 +51,21 @@ class LearnsAgain(Method):
         right = [self.is_correct(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)]
         rationales = [replace(z, log_probs=None) for z in e.rationales]
         columns = (asked, rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist(), right)
-        kept = [one for one in map(Seen, *columns) if math.isfinite(one.log_reward)]
-        self.state.seen.extend(kept)
-        return kept, info
+        self.state.seen.extend(one for one in map(Seen, *columns) if math.isfinite(one.log_reward))
+        return info
 
-    def instructive(self, records: Sequence[Seen]) -> list[Seen]:
-        """Those of questions for which a right rationale has been seen: the weights of wrong ones alone only say which
-        of them is least wrong."""
+    def instructive(self) -> list[Seen]:
+        """What is kept of questions for which a right rationale has been seen: the weights of wrong ones alone only say
+        which of them is least wrong."""
         right = {one.question for one in self.state.seen if one.right}
-        return [one for one in records if one.question in right]
+        return [one for one in self.state.seen if one.question in right]
 
     def learn_again(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
         """The `updates` that follow the first, each on what is kept of some questions, drawn at random: of twice as
         many as a step asks, or of all, if they are fewer. `temperature`: of the reward. Returns their mean figures."""
         rng = random.Random(f"{self._unit_seed(step)}/again")
         infos = []
-        seen = self.instructive(self.state.seen)
+        seen = self.instructive()
         known = sorted({one.question for one in seen})
         for _ in range(self.config.e_step.updates - 1):
             some = set(rng.sample(known, min(2 * self.config.e_step.questions, len(known))))

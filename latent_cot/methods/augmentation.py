@@ -16,9 +16,10 @@ Rollouts and tests know nothing of them.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, dropwhile, pairwise, takewhile
+from typing import Any
 
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.scoring import Group
@@ -30,6 +31,8 @@ repeats itself."""
 WORDS_WITH_GAPS = 0.3
 """The share of the prompt's words before which positions are left out. Where most words have a gap, p unlearns to look
 at the next word."""
+JOINTS = 8
+"""How often questions to be joined are drawn, at most, until they make one that may be learned from."""
 LARGEST_GAP = 12
 """How many positions are left out at one place, at most."""
 
@@ -41,6 +44,7 @@ def vary(
     rng: random.Random,
     *,
     frame: tuple[int, int],
+    held_out: Callable[[Sequence[int]], bool],
     history_dropout: float,
     distractor_steps: int,
     concat_questions: int,
@@ -51,6 +55,7 @@ def vary(
     Args:
         others: the lessons of other rationales.
         frame: of all training prompts, from `frame_of`.
+        held_out: whether a prompt is that of a test or validation question, which joined questions may not become.
         history_dropout: probability that the steps before a random one are dropped.
         distractor_steps: how many steps of others may take their place, at most.
         concat_questions: how many of the others' questions are joined to the question, on either side, at most.
@@ -59,9 +64,8 @@ def vary(
     if rng.random() < history_dropout:
         dropped = drop_history(lesson, others, codec, rng, distractors=distractor_steps, kept=KEPT_STEPS)
         if concat_questions:
-            dropped = join_questions(
-                dropped, len(lesson.prompt), others, codec, rng, frame=frame, most=concat_questions
-            )
+            how: dict[str, Any] = {"frame": frame, "most": concat_questions, "held_out": held_out}
+            dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, **how)
         lesson = dropped
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, share=WORDS_WITH_GAPS, largest=LARGEST_GAP)
@@ -79,7 +83,8 @@ def drop_history(
     """
     (rationale,) = lesson.rationales
     steps = steps_of(rationale)
-    if len(steps) < 2 or not (k := rng.randrange(len(steps))):
+    last = len(steps) - (rationale.truncated and not lesson.answer)  # behind the last step there is nothing to learn
+    if last < 2 or not (k := rng.randrange(last)):
         return lesson
     steps_of_others = [step for other in others for z in other.rationales for step in steps_of(z)[1:]]
     number = rng.randint(0, distractors) if steps_of_others else 0
@@ -109,6 +114,7 @@ def join_questions(
     *,
     frame: tuple[int, int],
     most: int,
+    held_out: Callable[[Sequence[int]], bool],
 ) -> Group:
     """Join words of 0 to `most` others before what is asked, and of as many behind it.
 
@@ -117,7 +123,8 @@ def join_questions(
 
     Before it they stand only where the lesson has steps to go on from, which say what place is meant; behind it only
     where there is a step to learn, which is then all that is learned: how a chain goes on at the end of its own
-    question, and Y, are not known.
+    question, and Y, are not known. Where they make a question that is held out, others are drawn, at most `JOINTS`
+    times; after that the question stays as it is.
 
     Args:
         asked: the number of the prompt's tokens that are the question; a rationale's steps may stand behind them.
@@ -129,19 +136,25 @@ def join_questions(
     own, *theirs = (_words(prompt[begin : len(prompt) - end], codec) for prompt in prompts)
     if not own:
         return lesson
-    words = own
-    for _ in range(rng.randint(0, most) if context else 0):
-        heads = [text[:i] for text in theirs for i in range(1, len(text)) if text[i] == words[0]]
-        words = [*rng.choice(heads), *words] if heads else words
-    goes_on = False
-    for _ in range(rng.randint(0, most) if rationale.tokens else 0):
-        tails = [text[i + 1 :] for text in theirs for i in range(len(text) - 1) if text[i] == words[-1]]
-        words = [*words, *rng.choice(tails)] if tails else words
-        goes_on = goes_on or bool(tails)
-    prompt = [*question[:begin], *chain.from_iterable(words), *question[len(question) - end :], *context]
-    if goes_on:
-        return replace(lesson, prompt=prompt, rationales=[replace(rationale, truncated=True)], answer=())
-    return replace(lesson, prompt=prompt)
+    for _ in range(JOINTS):
+        words, goes_on = own, False
+        for _ in range(rng.randint(0, most) if context else 0):
+            heads = [text[:i] for text in theirs for i in range(1, len(text)) if text[i] == words[0]]
+            words = [*rng.choice(heads), *words] if heads else words
+        for _ in range(rng.randint(0, most) if rationale.tokens else 0):
+            tails = [text[i + 1 :] for text in theirs for i in range(len(text) - 1) if text[i] == words[-1]]
+            words = [*words, *rng.choice(tails)] if tails else words
+            goes_on = goes_on or bool(tails)
+        joined = [*question[:begin], *chain.from_iterable(words), *question[len(question) - end :]]
+        if words == own:
+            return lesson
+        if held_out(joined):
+            continue
+        if goes_on:  # how the chain of the joined question ends is not known
+            rest = replace(rationale, truncated=True)
+            return replace(lesson, prompt=[*joined, *context], rationales=[rest], answer=())
+        return replace(lesson, prompt=[*joined, *context])
+    return lesson
 
 
 def frame_of(prompts: Sequence[Sequence[int]], codec: TextCodec) -> tuple[int, int]:

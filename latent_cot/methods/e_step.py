@@ -231,4 +231,4 @@ def mean_log_z(
         _, info = pooled_subtb(balance)
         known = balance.group[(balance.states & ~balance.censored).any(1)].unique()
         found += info.log_z[known].tolist()
-    return sum(found) / len(found) if found else 0.0
+    return lm.processes.of_main(sum(found) / len(found) if found else 0.0)

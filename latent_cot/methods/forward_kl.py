@@ -38,17 +38,17 @@ class ForwardKL(LearnsAgain):
 
     @phase(lambda self, _: self.config.e_step.steps)
     def e_step(self, at: Phase) -> Iterator[Info]:
-        """Train q on the samples of its own: of each step, and again on those of the steps before."""
+        """Train q on its samples so far: first on those of the step's questions, then of others."""
         optimiser = self._sampler_optimiser()
         if self.state.unit == 0:
             self.state.seen = []
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)
             experience = self._experience(chosen, rollouts)
-            kept, weights = self.remember(chosen, experience.trajectories, rollouts)
-            fresh = self.instructive(kept)
-            rng = random.Random(self._unit_seed(step))
-            info = vars(self.learn(fresh, optimiser, step, rng)) if fresh else {}
+            weights = self.remember(chosen, experience.trajectories, rollouts)
+            asked = [one for one in self.instructive() if one.question in set(chosen)]
+            rng = random.Random(f"{self._unit_seed(step)}/asked")
+            info = vars(self.learn(asked, optimiser, step, rng)) if asked else {}
             bound = weights.bound[weights.bound.isfinite()]
             yield {
                 **info,

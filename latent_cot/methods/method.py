@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import chain
 from statistics import fmean
 from typing import Any, cast
 
@@ -178,7 +179,7 @@ class Method(Evaluator):
                 is_correct=self.is_correct if self.tells_right else None,
             )
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
-            found.extend(vars(f) for f in figures)
+            found.extend(self.lm.processes.of_main([vars(f) for f in figures]))
             means: Info = mean_figures(found)
             if self.final_reward_temperature != 1:
                 means["reward_temperature"] = self.final_reward_temperature
@@ -287,7 +288,8 @@ class Method(Evaluator):
             compared = self.config.m_step.target == "candidates"
             others = other_answers(self.task, query.example, self.rules.codec) if compared else ()
             groups.append(Group(query.model_prompt, list(of_question), query.answer, others))
-        return m_step.log_evidence(self.lm, groups, weights, self.rules, **self._evidence)
+        found = m_step.log_evidence(self.lm, groups, weights, self.rules, **self._evidence)
+        return self.lm.processes.of_main(found)
 
     @property
     def _evidence(self) -> dict[str, Any]:
@@ -412,7 +414,7 @@ class Method(Evaluator):
         groups = []
         for k, lesson, one in zip(batch, lessons, chosen, strict=True):
             others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
-            lesson = vary(lesson, others, self.rules.codec, rng, frame=frame, **variations)
+            lesson = vary(lesson, others, self.rules.codec, rng, frame=frame, held_out=self._is_held_out, **variations)
             if target == "candidates":
                 others_of = other_answers(self.task, self.questions[one.question], self.rules.codec)
                 lesson = replace(lesson, others=others_of)
@@ -435,6 +437,17 @@ class Method(Evaluator):
     def _frame(self) -> tuple[int, int]:
         """What all training prompts begin and end with: see `frame_of`."""
         return frame_of([self.rules.codec.encode_prompt(example.x) for example in self.questions], self.rules.codec)
+
+    def _is_held_out(self, prompt: Sequence[int]) -> bool:
+        """Whether it is the prompt of a validation or test question."""
+        text = self.rules.codec.decode(prompt)
+        return text in self._held_out_prompts or self.task.is_held_out(text)
+
+    @cached_property
+    def _held_out_prompts(self) -> frozenset[str]:
+        """The prompts of the run's own validation and test questions, as text."""
+        codec, tests = self.rules.codec, chain.from_iterable(self.tests.values())
+        return frozenset(codec.decode(codec.encode_prompt(example.x)) for example in (*self.data.validation, *tests))
 
     def _lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
         """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to

@@ -33,7 +33,9 @@ def has_one_chain(info: Mapping[str, Any], *, own_reward: bool) -> bool:
         info: the figures of a unit of work, or of validation questions.
         own_reward: the task has a reward of its own: what it is worth anything by is not all that counts.
     """
-    return info.get("single") == 1 and (own_reward or (info.get("accuracy") or 0.0) < RIGHT)
+    accuracy = info.get("accuracy")
+    known_right = accuracy is not None and accuracy >= RIGHT  # NaN: not known
+    return info.get("single") == 1 and (own_reward or not known_right)
 
 
 def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_reward: bool) -> Iterator[tuple[str, str]]:

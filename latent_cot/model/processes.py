@@ -78,6 +78,11 @@ class Processes:
         parts: list[list[Item]] = gather_object([list(own)])
         return [part[k] for k in range(len(parts[0])) for part in parts if k < len(part)]
 
+    def of_main(self, value: Item) -> Item:
+        """The main process's, of a value that each has computed: devices may differ in rounding, and a decision that
+        hangs on it has to be the same in all."""
+        return self.join([value])[0]
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each value over the processes."""
         if self.count == 1:

@@ -134,6 +134,9 @@ class Scores:
         def whole(tables: Sequence[torch.Tensor]) -> torch.Tensor:
             if tables[0].ndim == 1:
                 return torch.cat(list(tables))
+            if tables[0].ndim == 3:  # -inf behind the group's own candidates: how many, the batch of each part decided
+                least = min(table.shape[2] for table in tables)
+                tables = [table[..., :least] for table in tables]
             return pad_sequence([row for table in tables for row in table], batch_first=True)
 
         return cls(**{name: whole([getattr(part, name) for part in parts]) for name in vars(parts[0])})

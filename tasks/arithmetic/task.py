@@ -11,7 +11,7 @@ from latent_cot.tasks.arithmetic.examples import build, demonstrate, from_row, p
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
-from latent_cot.tasks.common import PORTABLE_LAST_RESULT, distinct, drop_seen, last_result
+from latent_cot.tasks.common import PORTABLE_LAST_RESULT, distinct, drop_seen, last_result, share_of
 from latent_cot.tasks.files import examples_of, is_source, read_rows, shorten, sources
 from latent_cot.types import DataRequest, Example, Rationale, Sweep, Task, TaskData, UsageError, did_you_mean
 
@@ -39,6 +39,13 @@ class Arithmetic(Task):
 
     def can_be_joined(self, examples: Sequence[Example]) -> bool:
         return not any("*" in example.question for example in examples)
+
+    def is_held_out(self, prompt: str) -> bool:
+        try:
+            question = parse_question(prompt[prompt.rindex("Question:") :])
+        except (UsageError, ValueError):
+            return False
+        return share_of(question.text) != "train"
 
     def load(self, request: DataRequest) -> TaskData:
         """Generated examples, or those of `request.train_file` (comma-separated files) as far as they go.

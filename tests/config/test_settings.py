@@ -331,6 +331,7 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"rollout": {"min_tokens": 41}}, "--rollout.min-tokens is 41"),
         ({"m_step": {"batch_size": 0}}, "--m-step.batch-size is 0"),
         ({"evaluation": {"votes": 3}}, "--evaluation.votes is 3"),
+        ({"e_step": {"objective": "vargrad", "samples": 1}}, "--e-step.samples is 1; vargrad"),
         ({"evaluation": {"temperature": 1e39}}, "--evaluation.temperature is 1e+39; it should be 0, which is greedy"),
         ({"e_step": {"temperatures": (1.0, 1e4)}}, "--e-step.temperatures is 10000"),
         ({"evaluation": {"size": 0}}, "--evaluation.size is 0"),

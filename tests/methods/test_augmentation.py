@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
 from latent_cot import tasks, tools
+from latent_cot.config.schema import data_request
+from latent_cot.config.settings import load_config
+from latent_cot.methods import m_step
 from latent_cot.methods.augmentation import drop_history, frame_of, join_questions, leave_gaps, step_ends, vary
+from latent_cot.methods.m_step import LikelihoodInfo
+from latent_cot.methods.method import method_class
+from latent_cot.methods.state import WeightedRationale
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.tasks.arithmetic.examples import parse_question
+from latent_cot.tasks.common import share_of
 from latent_cot.types import DataRequest
 from tests.worlds import language_model
 
@@ -88,6 +96,18 @@ def test_some_of_the_last_steps_are_kept(lesson: Group, rules: ChainRules) -> No
     assert contexts == {"", *kept, *(f"{strange},{own}" for own in kept)}
 
 
+def test_behind_the_last_step_of_a_cut_chain_there_is_nothing_to_learn(lesson: Group, rules: ChainRules) -> None:
+    """Neither a stop, which was forced, nor Y, where a task has none."""
+    (rationale,) = lesson.rationales
+    cut = replace(lesson, rationales=[replace(rationale, truncated=True)])
+
+    def rests(of: Group) -> set[int]:
+        found = [drop_history(of, [], rules.codec, random.Random(seed), distractors=0) for seed in range(40)]
+        return {len(one.rationales[0]) for one in found}
+
+    assert 0 in rests(cut) and 0 not in rests(replace(cut, answer=())) != {len(rationale)}
+
+
 def test_a_chain_of_one_step_stays_as_it_is(rules: ChainRules) -> None:
     lesson = Group([1, 2], [encode_rationale(" 5 + 9 =", rules)])
     assert drop_history(lesson, [], rules.codec, random.Random(0), distractors=0) is lesson
@@ -102,10 +122,67 @@ def questions(codec: TextCodec, *texts: str) -> list[Group]:
     return [Group(codec.encode_prompt(f"Question: {text} = ? Answer:"), []) for text in texts]
 
 
-def joined_to(lesson: Group, asked: int, others: list[Group], codec: TextCodec, seed: int, most: int) -> Group:
+def nothing_is_held_out(prompt: Sequence[int]) -> bool:
+    return False
+
+
+def joined_to(
+    lesson: Group,
+    asked: int,
+    others: list[Group],
+    codec: TextCodec,
+    seed: int,
+    most: int,
+    held_out: Callable[[Sequence[int]], bool] = nothing_is_held_out,
+) -> Group:
     """Where there are no other questions in training."""
     frame = frame_of([lesson.prompt[:asked], *(other.prompt for other in others)], codec)
-    return join_questions(lesson, asked, others, codec, random.Random(seed), frame=frame, most=most)
+    rng = random.Random(seed)
+    return join_questions(lesson, asked, others, codec, rng, frame=frame, most=most, held_out=held_out)
+
+
+def test_questions_are_not_joined_to_one_that_is_held_out(lesson: Group, rules: ChainRules) -> None:
+    """Others are drawn instead; where there are none, the question stays as it is."""
+    codec, own = rules.codec, "5 + 9 - 3 + 8"
+    start = Group([*lesson.prompt, *codec.encode(" 5 + 9 = 14")], lesson.rationales, lesson.answer)
+    others = questions(codec, "1 - 5 + 2", "7 + 8 - 6", "4 - 2 + 3")
+    one = codec.encode_prompt(f"Question: {own} - 6 = ? Answer:")
+    found = [joined_to(start, len(lesson.prompt), others, codec, seed, 1, one.__eq__) for seed in range(100)]
+    assert {asked(joined, codec) for joined in found} == {own, f"1 - {own}", f"1 - {own} - 6"}
+    assert all(joined.prompt[-7:] == start.prompt[-7:] for joined in found)
+    for seed in range(20):
+        assert joined_to(start, len(lesson.prompt), others, codec, seed, 1, lambda _: True) == start
+
+
+def test_no_lesson_has_a_question_of_another_share(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With arithmetic's own settings, as an M-step makes its lessons."""
+    config = load_config(task="arithmetic")
+    assert config.augmentation.concat_questions and config.augmentation.history_dropout
+    task = tasks.load("arithmetic")
+    codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=task.allowed_characters)
+    rules = ChainRules(codec, [tools.load("calculator")], config.rollout.granularity, max_tokens=60)
+    tests = {name: task.split(name, 200) for name in ("4-operands", "5-operands")}
+    data = task.load(data_request(config))
+    loop = method_class("em")(config, lm, task, data, tests, rules, rules)
+    made: list[Group] = []
+
+    def learned(lm: Any, adapter: Any, groups: list[Group], *_: Any, **__: Any) -> LikelihoodInfo:
+        made.extend(groups)
+        return LikelihoodInfo(0.0, 0.0)
+
+    monkeypatch.setattr(m_step, "update", learned)
+    records = [
+        WeightedRationale(i, encode_rationale(example.z or "", rules)) for i, example in enumerate(data.demonstrations)
+    ]
+    loop.optimiser = cast(Any, object())
+    for step in range(60):
+        loop._likelihood_step("p", records, config.m_step, step, sees_answer=False)
+    own = {example.question for example in data.demonstrations}
+    found = [asked(group, codec) for group in made]
+    assert all(share_of(question) == "train" for question in found)
+    longer = [question for question in found if question not in own]
+    assert len(longer) > 0.4 * len(found)
+    assert {len(parse_question(question).operands) for question in longer} >= {4, 5, 6, 7, 8}
 
 
 def test_questions_are_joined_at_a_word_that_both_have(lesson: Group, rules: ChainRules) -> None:
@@ -172,7 +249,9 @@ def test_joined_questions_have_the_steps_of_their_sum_but_not_of_a_product(rules
     # A batch may be small, and its questions end with the same operand by chance.
     chosen = [(lesson, rng.sample(lessons, n)) for n in (1, 2, 3, 8) for lesson in lessons for _ in range(10)]
     for lesson, others in [*chosen, *((lesson, lessons) for lesson in lessons)]:
-        found = join_questions(lesson, len(lesson.prompt), others, codec, rng, frame=frame, most=2)
+        found = join_questions(
+            lesson, len(lesson.prompt), others, codec, rng, frame=frame, most=2, held_out=nothing_is_held_out
+        )
         if not found.answer:
             learned = [call.request for call in found.rationales[0].calls]
             right = [step.text for step in parse_question(codec.decode(found.prompt)).steps()]
@@ -206,6 +285,7 @@ def test_a_varied_lesson_is_reproducible_and_one_without_shares_is_the_same(less
             rules.codec,
             random.Random(seed),
             frame=(0, 0),
+            held_out=nothing_is_held_out,
             history_dropout=share,
             distractor_steps=2,
             concat_questions=1 if share else 0,

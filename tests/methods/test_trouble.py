@@ -70,6 +70,8 @@ def test_a_collapse_is_told_of_validation_questions_at_once() -> None:
         assert len(warnings(phase, one_chain, one_chain)) == 1
     assert Watch(RunConfig(), own_reward=False).see(AFTER, one_chain)["one_chain"] is True
     assert not warnings(AFTER, one_chain | {"accuracy": 0.9}), "a sure q that is right has learned"
+    for unknown in (None, math.nan):
+        assert has_one_chain(one_chain | {"accuracy": unknown}, own_reward=False)
     assert len(warnings(AFTER, one_chain | {"accuracy": 1.0}, own_reward=True)) == 1, "all alike is no success there"
 
 

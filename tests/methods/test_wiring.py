@@ -23,6 +23,7 @@ from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
 from latent_cot.methods.again import posterior_weights
+from latent_cot.methods.forward_kl import ForwardKL
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
@@ -72,7 +73,7 @@ def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyP
     assert all(len(set(of_step)) == 1 and len(of_step) == e_step.questions for of_step in starts)  # one for all
     assert len({of_step[0] for of_step in starts}) == e_step.steps  # it is learned
     behaviours = [behaviour for arguments, _ in collected for behaviour in arguments[2]]
-    assert {one.share for one in behaviours} == {e_step.tempered_share}
+    assert {one.tempered_share for one in behaviours} == {e_step.tempered_share}
     low, high = e_step.temperatures
     assert all(low <= one.temperature <= high for one in behaviours)
 
@@ -248,7 +249,7 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
     done, learned = 0, 0
     for phase, _ in loop.run():
         if phase.name == "e_step":
-            now = posterior_weights(cast(EM, loop).instructive(loop.state.seen))
+            now = posterior_weights(cast(EM, loop).instructive())
             assert order == ["weigh", "balance", *["again"] * (2 if now else 0)]
             for call in again[done:]:
                 found = learned_weights(call, loop)
@@ -324,32 +325,42 @@ def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest
 
 
 def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step first what it has sampled, for questions with a right rationale; then of all that so far."""
+    """Each step first its own question, if a right rationale of it has been seen; then some of all so far. All that was
+    sampled for a question counts, each time."""
     updates = spy(monkeypatch, m_step_module, "update")
-    e_step = dataclasses.replace(CONFIG.e_step, steps=6, questions=1, samples=12, updates=3, replay_share=0.0)
+    e_step = dataclasses.replace(CONFIG.e_step, steps=12, questions=1, samples=12, updates=3, replay_share=0.0)
     loop = make(lm, config_of("forward-kl", e_step=e_step))
+    remember, chosen = cast(ForwardKL, loop).remember, list[Sequence[int]]()
+
+    def remembered(of_step: Sequence[int], *arguments: Any) -> Any:
+        chosen.append(of_step)
+        return remember(of_step, *arguments)
+
+    monkeypatch.setattr(loop, "remember", remembered)
     known: list[Seen] = []
-    done = again = 0
+    done = again = visited_again = 0
     for phase, info in loop.run():
         if phase.name == "e_step":
             own = loop.state.seen
             assert all(one.right == loop.is_correct(loop.questions[one.question], one.rationale) for one in own)
             right = {one.question for one in own if one.right}
             now = posterior_weights([one for one in own if one.question in right])
-            fresh = {one.question for one in own[len(known) :]} & right
+            fresh = {*chosen[-1]} & right
             calls = updates[done:]
             asked = [learned_weights(call, loop) for call in calls]
             assert len(calls) == (0 if not now else 3 if fresh else 2)
             if fresh:
                 assert set(asked[0]) == fresh
+                visited_again += bool(fresh & {one.question for one in known})
+            assert all(found == {i: now[i] for i in found} for found in asked)
             for found in asked[bool(fresh) :]:
-                assert len(found) == min(2, len(now)) and found == {i: now[i] for i in found}
+                assert len(found) == min(2, len(now))
                 again += bool(set(found) - fresh)
             assert {arguments[5] for arguments, _ in calls} <= {loop.state.unit - 1}
             assert ("loss" in info, "again_loss" in info) == (bool(fresh), bool(now))
             known = list(own)
         done = len(updates)
-    assert again, "nothing was learned again"
+    assert again and visited_again
 
 
 def test_more_votes_than_chains_at_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ def test_a_single_process_has_everything() -> None:
     assert (processes.count, processes.main) == (1, True)
     assert processes.join(processes.share([3, 1, 2])) == [3, 1, 2]
     assert processes.sum([1.5, 2.0]) == [1.5, 2.0]
+    assert processes.of_main([1.5]) == [1.5]
     assert [processes.any(value) for value in (True, False)] == [True, False]
     generator = torch.Generator()
     assert processes.generator(generator) is generator

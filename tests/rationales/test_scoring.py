@@ -240,6 +240,23 @@ def test_a_large_group_is_scored_in_parts(load: Loader, answers_at: str, monkeyp
             torch.testing.assert_close(getattr(parts, name), table, atol=NATS, rtol=0)
 
 
+def test_the_parts_of_a_group_stand_beside_groups_with_more_candidates(load: Loader) -> None:
+    lm = load("llama")
+    codec = codec_of(lm)
+    several = [random_groups(codec, random.Random(seed)) for seed in range(9)]
+    chains = [z for groups in several for group in groups for z in group.rationales]
+    few, many = [[3, 4]], [[3, 4], [5], [6, 3]]
+    groups = [
+        dataclasses.replace(several[0][0], rationales=chains[k : k + n], others=others)
+        for k, n, others in ((0, 2, many), (2, 40, few), (42, 2, many))
+    ]
+    for group, found in zip(
+        groups, score_rows(lm, lm.merged("q"), groups, codec, max_tokens=120, answers_at="end"), strict=True
+    ):
+        (alone,) = score_rows(lm, lm.merged("q"), [group], codec, max_tokens=10_000, answers_at="end")
+        torch.testing.assert_close(found.log_choice, alone.log_choice, atol=NATS, rtol=0)
+
+
 def test_merged_and_unmerged_adapters_agree(load: Loader) -> None:
     lm = load("llama")
     codec = codec_of(lm)
