@@ -140,7 +140,8 @@ def parse_json(text: str | bytes, where: str, line: int | None = None, *, any_te
 def bounded(value: Any, where: str, *, any_text: bool = False) -> Any:
     """A value as JSON or YAML gives it. Raises UsageError for one that is nested deeper than `MAX_DEPTH`, an integer of
     more than `MAX_DIGITS` digits and, unless `any_text`, half a character."""
-    level, seen = [value], set[int]()  # YAML can name a part again: a few lines may stand for billions
+    level = [value]
+    seen = set[int]()  # YAML can name a part again: a few lines may stand for billions
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for one in level:

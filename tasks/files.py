@@ -74,7 +74,8 @@ def read_rows(source: str) -> list[Row]:
         return list(_dataset_rows(source))
     text = _read_text(source)
     if name.endswith((".csv", ".tsv")):
-        rows, form = _csv_rows(source, text), "a line with the fields' names, then one line for each"
+        rows = _csv_rows(source, text)
+        form = "a line with the fields' names, then one line for each"
     elif name.endswith(".txt"):
         rows, form = _lines(source, text, lambda line: {"text": line}), "one a line"
     else:
@@ -175,10 +176,13 @@ def _dataset_rows(source: str) -> Iterator[Row]:
     from datasets.exceptions import DatasetsError
 
     name, _, query = source.removeprefix(HUB).partition("?")
-    given, on_hub = dict(parse_qsl(query)), source.startswith(HUB)
+    given = dict(parse_qsl(query))
+    on_hub = source.startswith(HUB)
     if not name or not given.keys() <= {"config", "split", "column"}:
         raise UsageError(f"{source}: write it as hub:OWNER/NAME?config=...&split=...&column=...")
-    config, split, column = given.get("config"), given.get("split", "train"), given.get("column")
+    config = given.get("config")
+    split = given.get("split", "train")
+    column = given.get("column")
     path = disk.expanded(name)
     if not on_hub and not path.exists():
         raise _no_such_file(name)

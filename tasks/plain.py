@@ -132,7 +132,8 @@ def drawn_data(
         validation = min(request.validation, len(usable) // 5)
         shown = min(request.demonstrations, len(solved), len(usable) - validation)
         rest = min(request.unlabelled, len(usable) - validation - shown)
-        asked, request = request, replace(request, demonstrations=shown, unlabelled=rest, validation=validation)
+        asked = request
+        request = replace(request, demonstrations=shown, unlabelled=rest, validation=validation)
         if request != asked:
             short = (f"Fewer than asked for: {shown} demonstrations, {rest} pairs, {validation} for validation.",)
     where = f"--data.demonstrations: {source}, with a rationale,"
@@ -157,7 +158,9 @@ def drawn_data(
 
 def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list[Example], Counter[str]]:
     """One example of each question that is not tested, with a rationale if there is one; why others were dropped."""
-    usable, dropped, groups = list[Example](), Counter[str](), defaultdict[tuple[str, ...], list[Example]](list)
+    usable = list[Example]()
+    dropped = Counter[str]()
+    groups = defaultdict[tuple[str, ...], list[Example]](list)
     for example in rows:
         groups[prompt_words(example)].append(example)
     for key, same in groups.items():

@@ -55,7 +55,10 @@ class Guard:
     """
 
     def __init__(self, where: str) -> None:
-        self.where, self.calls, self.failures, self._first = where, Counter[str](), Counter[tuple[str, str]](), ""
+        self.where = where
+        self.calls = Counter[str]()
+        self.failures = Counter[tuple[str, str]]()
+        self._first = ""
         self._busy = False
 
     def call(
@@ -179,7 +182,8 @@ _METHODS: dict[str, tuple[Callable[[Any], Any], Any]] = {
 
 def guard_task(task: Task, where: str) -> Task:
     """A copy of the task, with its rewards and grades within the limits."""
-    guarded, guard = copy.copy(task), Guard(where)  # a file may name a task that is built in
+    guarded = copy.copy(task)  # a file may name a task that is built in
+    guard = Guard(where)
 
     def within(name: str) -> Callable[..., Any]:
         function, (check, instead) = getattr(guarded, name), _METHODS[name]

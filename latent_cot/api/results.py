@@ -33,7 +33,8 @@ class Results(UserDict[str, Any]):
 
     def __init__(self, record: Mapping[str, Any], metrics: Mapping[str, Metric], splits: Sequence[str]) -> None:
         super().__init__(record)
-        self._metrics, self._order = dict(metrics), tuple(splits)  # a read-only mapping could not be copied
+        self._metrics = dict(metrics)  # a read-only mapping could not be copied
+        self._order = tuple(splits)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each round, reasoner and split: accuracy, low and high (95 % interval), correct, n. For a task with

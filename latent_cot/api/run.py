@@ -194,7 +194,8 @@ class Run:
 
         check_sampling(rationales=len(rationales))
         given = [_text_or_tokens(one) for one in rationales]
-        loop, example = self.in_memory(), self._example(question, answer)
+        loop = self.in_memory()
+        example = self._example(question, answer)
         rules = loop.test_rules
         encoded = [
             replayed(one, rules)
@@ -243,13 +244,16 @@ class Run:
         configured = self.config.evaluation
         own, usual = {"votes": votes}, 0.0 if votes == 1 else 0.5
         if self.task.is_measured:
-            own, usual = {"samples": samples or configured.samples or self.task.samples}, configured.temperature
+            own = {"samples": samples or configured.samples or self.task.samples}
+            usual = configured.temperature
         temperature = usual if temperature is None else temperature
         decoding = {"max_tokens": max_tokens or configured.max_tokens, **own, "temperature": temperature}
         self.task.require()
         if reasoner is not None:
             self.source.require(reasoner)
-        named, asked, left_out = _names("split", split), _names("files", files), _names("exclude", exclude)
+        named = _names("split", split)
+        asked = _names("files", files)
+        left_out = _names("exclude", exclude)
         sweeps = [self.task.sweep(pattern) for pattern in named]
         data = self.training_data()
         training = [*data.demonstrations, *data.unlabelled]
@@ -282,7 +286,8 @@ class Run:
         """
         from latent_cot.run.export.whole import export
 
-        target, of_run = disk.expanded(folder), self.folder("adapter to export")
+        target = disk.expanded(folder)
+        of_run = self.folder("adapter to export")
         done = export(self.source, of_run, self.task, target, reasoner=reasoner, merge=merge, force=force)
         for note in done.notes:
             self._tell(note)

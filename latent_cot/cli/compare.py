@@ -100,7 +100,8 @@ def run(argv: Sequence[str]) -> int:
         return status
     of_runs = [records.record_of(one, options.preset) for one in runs]
     compared = [] if target is None else paired_difference.differences(of_runs, target)
-    rows, task = table.summarise(of_runs), tasks.load(runs[0].config.task, runs[0].config.data.options)
+    rows = table.summarise(of_runs)
+    task = tasks.load(runs[0].config.task, runs[0].config.data.options)
     notes = differing.notes(of_runs)
     metrics = task.metrics if task.is_measured else {}
     tables = [table.table_of(rows, metrics)] + ([paired_difference.table_of(compared)] if compared else [])

@@ -101,7 +101,8 @@ def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
     for name in flags:
         if name not in _WITH_RESUME:
             raise UsageError(f"{name}: with --resume a run goes on with its own settings ({file}); {remedy}")
-    own, wanted = from_dict(RunFolder.open(path).config, str(file)), with_absolute_paths(asked)
+    own = from_dict(RunFolder.open(path).config, str(file))
+    wanted = with_absolute_paths(asked)
     refuse_moved(own, file)
     for name in ("method", "task", "model", "seed"):
         if f"--{name}" in flags and getattr(own, name) != getattr(wanted, name):

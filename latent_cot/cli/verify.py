@@ -87,7 +87,8 @@ def _verify_task(options: VerifyOptions) -> int:
     if type(task).texts is Task.texts:  # before a model is loaded
         raise UsageError(f"--task {options.task}: {task.name} lists no rationales (`Task.texts`)")
     session = open_session(config)
-    console, started = progress_console(to_stderr=options.json), time.perf_counter()
+    console = progress_console(to_stderr=options.json)
+    started = time.perf_counter()
     for note in session.notes:
         say(console, note)
     loop = CheckedEStep(config, session.lm, session.task, session.data, {}, session.rules, session.test_rules)

@@ -47,5 +47,6 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
     n = len(values)
     if n < 2:
         return None
-    mean, half = float(np.mean(values)), float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    mean = float(np.mean(values))
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return mean - half, mean + half

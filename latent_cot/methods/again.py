@@ -117,7 +117,8 @@ def resampled(weights: Mapping[Rationale, float], most: int, rng: random.Random)
     resampling (Kitagawa, "Monte Carlo filter and smoother", 1996)."""
     if len(weights) <= most:
         return weights
-    start, sums = rng.random(), accumulate(weights.values())
+    start = rng.random()
+    sums = accumulate(weights.values())
     places = [min(most, max(0, math.ceil(most * total - start))) for total in sums]  # of start, start + 1, ... below it
     times = map(operator.sub, places, [0, *places])
     return {z: n / places[-1] for z, n in zip(weights, times, strict=True) if n}

@@ -56,7 +56,8 @@ def ahead(
 
     workers = ThreadPoolExecutor(staleness + 1, thread_name_prefix="sampler")
     try:
-        to_begin, begun = iter(range(first, last)), deque[Future[tuple[Rollouts, int, float, float]]]()
+        to_begin = iter(range(first, last))
+        begun = deque[Future[tuple[Rollouts, int, float, float]]]()
         for trained in range(first, last):
             lm.publish("q")
             asked = time.monotonic()

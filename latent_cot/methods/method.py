@@ -1,8 +1,8 @@
 """What the runs of all methods have in common: EM (`em.py`) and what it is compared with are each a `Method`.
 
 Here are the phases (`phases.py`) that several methods share: the fine-tuning on demonstrations that all of them start
-from, the comparison of q with the posterior, drawing rationales, and the M-step. What p and q read, and their
-evaluation, are in `evaluator.py`.
+from, the comparison of q with the posterior, drawing rationales, and the M-step. How rationales are learned is in
+`fine_tuning.py`; what p and q read, and their evaluation, are in `evaluator.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import chain
 from statistics import fmean
 from typing import Any, cast
 
 import torch
 
 from latent_cot.config.methods import METHODS, has_safeguard
-from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MStepConfig, RunConfig, trained_tokens
+from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
 from latent_cot.methods.async_rollout import Rollouts, ahead
-from latent_cot.methods.augmentation import frame_of, vary
-from latent_cot.methods.evaluator import Evaluator
+from latent_cot.methods.fine_tuning import FineTuning
 from latent_cot.methods.phases import phase
 from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, Seen, WeightedRationale
@@ -40,11 +38,8 @@ from latent_cot.rationales.rollout import Counts, Draw, rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, Reasoner, Task, TaskData, UsageError
 
-MAX_GRAD_NORM = 1.0
-"""Largest norm of an M-step's gradient."""
 
-
-class Method(Evaluator):
+class Method(FineTuning):
     """One run of a method."""
 
     @cached_property
@@ -111,7 +106,9 @@ class Method(Evaluator):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what a method has added to `state_dict`: nothing, unless it says otherwise. Raises ValueError for
         what cannot be this method's with these questions and this model: a checkpoint may come from somebody else."""
-        state, phases, tests = self.state, self.phases, {name: len(questions) for name, questions in self.tests.items()}
+        state = self.state
+        phases = self.phases
+        tests = {name: len(questions) for name, questions in self.tests.items()}
         if state.phase > len(phases) or state.unit > (self.units(phases[state.phase]) if phases[state.phase :] else 0):
             raise ValueError(f"it is at unit {state.unit} of phase {state.phase}, which there is not")
         kept: list[WeightedRationale | Seen] = [*state.drawn, *state.seen]
@@ -193,7 +190,8 @@ class Method(Evaluator):
         """Did q's training lower the ELBO of more questions than chance explains, of those that it changed? Then q is
         put back, except in forward-kl. Not asked where training does not aim at the ELBO: in PPO and GRPO, and at
         another reward temperature than 1."""
-        before, spec = self.state.posterior[str(at.round)].get("before", []), METHODS[self.config.method]
+        before = self.state.posterior[str(at.round)].get("before", [])
+        spec = METHODS[self.config.method]
         both = list(zip(before, found, strict=False))  # a run may have gone on with more of them, or with fewer
         fall = clear_fall([of["elbo"] for of, _ in both], [of["elbo"] for _, of in both])
         if fall is None or not spec.safeguarded or self.final_reward_temperature != 1:
@@ -250,7 +248,8 @@ class Method(Evaluator):
         changed? Then p is put back."""
         if not self.state.drawn or not self.config.m_step.steps:
             return
-        units, found = self._diagnostic_units, self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
+        units = self._diagnostic_units
+        found = self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
         # A p that only decides would read Y off the rationales of a q that has read it: in tests it has its own.
         leaks = self.config.q_sees == "question-and-answer" and self.config.m_step.target != "joint"
         writer: Reasoner = "p" if leaks else "q"
@@ -304,11 +303,6 @@ class Method(Evaluator):
 
     def start_model(self) -> None:
         """Before an M-step: p goes on from where it is. Rejection sampling begins again here."""
-
-    @property
-    def init_step(self) -> MStepConfig:
-        """How p, and a q that sees Y, are fine-tuned on the demonstrations."""
-        return MStepConfig(**vars(self.config.init_step))
 
     @property
     def final_reward_temperature(self) -> float:
@@ -386,88 +380,6 @@ class Method(Evaluator):
         c = self.config.e_step
         return self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm, **log_z)
 
-    def _fit(self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
-        """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
-        self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
-        sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
-        for step in range(self.state.unit, c.steps):
-            info = self._likelihood_step(adapter, records, c, step, sees_answer=sees_answer)
-            if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
-                self.lm.interpolate(adapter, c.interpolation)
-            yield info
-
-    def _likelihood_step(
-        self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig, step: int, *, sees_answer: bool
-    ) -> Info:
-        assert self.optimiser is not None
-        torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
-        rng = random.Random(self._unit_seed(step))
-        batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
-        chosen = [records[k] for k in batch]
-        lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
-        target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
-        variations = dict(vars(self.config.augmentation))
-        if sees_answer:  # a question joined to others has another answer
-            variations["concat_questions"] = 0
-        frame = self._frame if variations["concat_questions"] else (0, 0)
-        mean_weight = sum(one.weight for one in records) / len(records)
-        groups = []
-        for k, lesson, one in zip(batch, lessons, chosen, strict=True):
-            others = [other for other_k, other in zip(batch, lessons, strict=True) if other_k != k]
-            lesson = vary(lesson, others, self.rules.codec, rng, frame=frame, held_out=self._is_held_out, **variations)
-            if target == "candidates":
-                others_of = other_answers(self.task, self.questions[one.question], self.rules.codec)
-                lesson = replace(lesson, others=others_of)
-            groups.append(lesson)
-        info = m_step.update(
-            self.lm,
-            adapter,
-            groups,
-            self.rules,
-            self.optimiser,
-            step,
-            max_tokens=trained_tokens(self.config),
-            weights=[[one.weight / mean_weight] for one in chosen],
-            target=target,
-        )
-        self.state.budget.gradient_steps += 1
-        return vars(info)
-
-    @cached_property
-    def _frame(self) -> tuple[int, int]:
-        """What all training prompts begin and end with: see `frame_of`."""
-        return frame_of([self.rules.codec.encode_prompt(example.x) for example in self.questions], self.rules.codec)
-
-    def _is_held_out(self, prompt: Sequence[int]) -> bool:
-        """Whether it is the prompt of a validation or test question."""
-        text = self.rules.codec.decode(prompt)
-        return text in self._held_out_prompts or self.task.is_held_out(text)
-
-    @cached_property
-    def _held_out_prompts(self) -> frozenset[str]:
-        """The prompts of the run's own validation and test questions, as text."""
-        codec, tests = self.rules.codec, chain.from_iterable(self.tests.values())
-        return frozenset(codec.decode(codec.encode_prompt(example.x)) for example in (*self.data.validation, *tests))
-
-    def _lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
-        """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to
-        write it and stop."""
-        codec = self.rules.codec
-        if sees_answer:
-            return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale])
-        return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
-
-    def _new_optimiser(
-        self, adapter: Reasoner, schedule: Schedule, max_grad_norm: float, **log_z: Any
-    ) -> AdapterOptimiser:
-        self.optimiser = AdapterOptimiser(
-            self.lm.parameters(adapter), schedule, max_grad_norm, processes=self.lm.processes, **log_z
-        )
-        if self.state.unit and self._restore is not None:
-            self._restore(self.optimiser.adam)
-        self._restore = None
-        return self.optimiser
-
     @property
     def safeguard(self) -> bool:
         """Whether training that makes the validation questions less likely is taken back."""
@@ -480,10 +392,6 @@ class Method(Evaluator):
     @property
     def _learns_demonstrations(self) -> bool:
         return self.config.p_init == "demonstrations" and bool(self.demonstrations)
-
-    @property
-    def _demonstrated(self) -> list[WeightedRationale]:
-        return [WeightedRationale(i, rationale) for i, rationale in enumerate(self.demonstrations)]
 
     def _m_step_units(self, number: int) -> int:
         phases, place = self.phases, self.state.phase

@@ -95,7 +95,9 @@ class PolicyGradient(Method):
     @phase(lambda self, _: self.config.e_step.steps)
     def policy(self, at: Phase) -> Iterator[Info]:
         """Train q; a unit is a batch of rollouts and the gradient steps on it."""
-        c, e, tokens = self.config.policy_gradient, self.config.e_step, self.config.max_batch_tokens
+        c = self.config.policy_gradient
+        e = self.config.e_step
+        tokens = self.config.max_batch_tokens
         optimiser = self._sampler_optimiser()
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self._count(rollouts)

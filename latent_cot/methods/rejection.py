@@ -53,7 +53,8 @@ class Rejection(Method):
             drawn = [WeightedRationale(i, replace(z, log_probs=None)) for i, (z,) in zip(members, sampled, strict=True)]
             right = [one for one in drawn if self.is_correct(self.questions[one.question], one.rationale)]
             for one in right:
-                own, tokens = known.setdefault(one.question, set()), tuple(one.rationale.tokens)
+                own = known.setdefault(one.question, set())
+                tokens = tuple(one.rationale.tokens)
                 if len(own) < PER_QUESTION and tokens not in own:
                     own.add(tokens)
                     self.state.drawn.append(one)

@@ -118,7 +118,8 @@ def score_rationales(
             weights.
         reasoner: whose answers after them are told.
     """
-    query, rationales = loop.query(example, for_q=with_q), list(counts)
+    query = loop.query(example, for_q=with_q)
+    rationales = list(counts)
     adapters: tuple[Reasoner, ...] = ("q", "p") if with_q else ("p",)
     prompts = {"q": query.policy_prompt, "p": loop.test_prompt("p", example)}
     tables = {name: loop.scores(name, [Group(prompts[name], rationales)])[0] for name in adapters}

@@ -16,7 +16,8 @@ from dataclasses import replace
 from latent_cot.config.schema import RunConfig
 from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import m_step
-from latent_cot.methods.method import MAX_GRAD_NORM, Method
+from latent_cot.methods.fine_tuning import MAX_GRAD_NORM
+from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.model.optimise import Schedule
@@ -58,7 +59,8 @@ class SFT(Method):
     @phase(lambda self, _: self._fit_units)
     def fit(self, at: Phase) -> Iterator[Info]:
         """Fine-tune p. The first unit is a check only; each further one is `check_every` steps and a check."""
-        c, every = replace(self.config.m_step, target="candidates" if self.answers_at_once else "joint"), self._every
+        c = replace(self.config.m_step, target="candidates" if self.answers_at_once else "joint")
+        every = self._every
         records = [WeightedRationale(i, NO_RATIONALE) for i in range(len(self.questions))]
         records = records if self.answers_at_once else self._demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")

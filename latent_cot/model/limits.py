@@ -38,7 +38,8 @@ def limits_of(model: PreTrainedModel) -> list[Limit]:
     config = model.config.get_text_config()
     # transformers picks the angles of all positions by the longest text of a call; cached keys keep what they had.
     for angles in _rotations(config):
-        kind, name = str(angles.get("rope_type", angles.get("type"))), "max_position_embeddings"
+        kind = str(angles.get("rope_type", angles.get("type")))
+        name = "max_position_embeddings"
         most = getattr(config, name, None)
         if kind == "longrope":
             name = f"original_{name}"

@@ -385,7 +385,8 @@ class LanguageModel:
             cache = self.new_cache(base)
             self.decode_step(base, ids, seen, (seen.cumsum(1) - 1).clamp(min=0), cache)
             cache.rearrange(sources, self.device)
-            ids, seen = torch.cat([ids[sources], tokens], 1), nn.functional.pad(seen[sources], (0, 1), value=1)
+            ids = torch.cat([ids[sources], tokens], 1)
+            seen = nn.functional.pad(seen[sources], (0, 1), value=1)
             last = self.decode_step(base, tokens, seen, seen.cumsum(1)[:, -1:] - 1, cache)
             head = self.capabilities.linear_head
             with self.accelerator.autocast():
@@ -449,7 +450,9 @@ class LanguageModel:
         longest = max((max(tree.positions, default=0) + 1 for tree in trees), default=0)
         self._refuse_too_long(longest)
         to_run = partial(self._to_run, model)
-        kind, window, columns = self.capabilities.trees, self.capabilities.window, self.capabilities.columns
+        kind = self.capabilities.trees
+        window = self.capabilities.window
+        columns = self.capabilities.columns
         row = sum(map(len, trees))
         # Some models count the columns of a row from each other, whatever its mask says of them.
         if window is not None and (row if kind == "masked" else longest) > window:

@@ -52,7 +52,8 @@ def alphabet(allowed: Sequence[int], vocabulary: int) -> dict[str, Any]:
         return {"allowed_token_ids": list(allowed)}
     others = sorted(set(range(vocabulary)).difference(allowed))
     if len(others) > MAX_LISTED:
-        n, limit = min(len(allowed), len(others)), f"vLLM can allow or forbid {MAX_LISTED:,} tokens"
+        n = min(len(allowed), len(others))
+        limit = f"vLLM can allow or forbid {MAX_LISTED:,} tokens"
         raise UsageError(f"--rollout.engine: {limit}, and this task's rationales need {n:,}; use transformers")
     return {"logit_bias": dict.fromkeys(others, _FORBIDDEN)}
 

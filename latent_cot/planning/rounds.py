@@ -139,7 +139,8 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
         step["update"] += e_step(costs, alone, share(2 * e.questions), 1, limit, trained)["update"] * (e.updates - 1)
     questions = (c.data.demonstrations + c.data.unlabelled) * m.samples
     places = min(questions, c.rollout.batch_size)
-    tests, tested_at_once = share(splits * c.evaluation.size * c.evaluation.votes), 2 * c.rollout.batch_size
+    tests = share(splits * c.evaluation.size * c.evaluation.votes)
+    tested_at_once = 2 * c.rollout.batch_size
     tested = sample(costs, alone, tests, 1, tested_at_once)
     checked = share(min(c.evaluation.diagnostics, c.data.validation))
     compared = sample(costs, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)

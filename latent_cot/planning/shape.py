@@ -105,7 +105,9 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
             text = config.get_text_config(decoder=True)
             if text.num_hidden_layers > MAX_LAYERS:
                 raise ValueError(f"it has {text.num_hidden_layers} layers, more than any")
-            width, heads, layers = text.hidden_size, getattr(text, "num_attention_heads", 0), text.num_hidden_layers
+            width = text.hidden_size
+            heads = getattr(text, "num_attention_heads", 0)
+            layers = text.num_hidden_layers
             if not heads:
                 raise ValueError("its layers have no heads of attention, and only such are planned")
             of_text = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config  # without what sees pictures

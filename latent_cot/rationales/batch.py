@@ -45,7 +45,8 @@ class Trajectories:
         own = {rationale: rationale for rationale in counts}
         rows = [k for k, rationale in enumerate(self.rationales) if rationale in own]
         found = [own[self.rationales[k]] for k in rows]
-        reference, often = None if self.reference is None else self.reference[rows], [counts[z] for z in found]
+        reference = None if self.reference is None else self.reference[rows]
+        often = [counts[z] for z in found]
         return Trajectories(self.query, found, often, self.log_reward[rows], often, reference)
 
     @property

@@ -215,7 +215,9 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
     Raises UsageError if the policy could not have written it: a token outside the allowed alphabet, a
     tool call that fails, too many tokens, or an end that is no state.
     """
-    chain, codec, it = Chain(rules), rules.codec, f"{'rationale' if written else 'demonstration'} {text!r}"
+    chain = Chain(rules)
+    codec = rules.codec
+    it = f"{'rationale' if written else 'demonstration'} {text!r}"
     rest = text.removeprefix(" ") if codec.begins_a_line else text
     while rest:
         # A tool's result goes in right after its trigger, so what follows is encoded by itself, as the

@@ -42,7 +42,9 @@ class _Open:
             length = 1
         elif chain.n_chosen < rules.min_tokens:
             length = min(length, rules.min_tokens - chain.n_chosen)
-        allowed, prompt, self.asked = rules.allowed[chain.may_stop], (*self.prompt, *chain.tokens), length
+        allowed = rules.allowed[chain.may_stop]
+        prompt = (*self.prompt, *chain.tokens)
+        self.asked = length
         return Request(prompt, allowed, rules.ends, length, self.temperature, top_p, seed)
 
     def rationale(self, *, whole: bool) -> Rationale:

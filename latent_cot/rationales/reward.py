@@ -139,7 +139,8 @@ class Reward:
         """`log_joint`, with Y as the `comparison` has it."""
         log_y, log_stop = scores.log_y, scores.log_stop
         if self.comparison is not None:
-            log_y, log_stop = self.comparison(scores), self.comparison.log_stop(scores)
+            log_y = self.comparison(scores)
+            log_stop = self.comparison.log_stop(scores)
         return log_joint(scores, log_y, log_stop, ends_only=ends_only, prior=prior)
 
     def _log_priors(self, examples: Sequence[Example], groups: Sequence[Group]) -> Sequence[torch.Tensor | None]:

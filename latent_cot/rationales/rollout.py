@@ -206,7 +206,9 @@ class _Batch:
         """Let waiting prompts take free places. Returns False when there is nothing left to do."""
         free = (self.places - sum(len(row.samples) for row in self.rows)) // self.n
         if not self.rows:
-            self.cache, self.columns, self.hidden = self.lm.new_cache(self.model), 0, torch.empty(0)
+            self.cache = self.lm.new_cache(self.model)
+            self.columns = 0
+            self.hidden = torch.empty(0)
         elif not self.cache.joinable or free * self.n < _LET_IN_AT * self.places:
             return True
         chosen = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
@@ -252,7 +254,8 @@ class _Batch:
             self._finish(row.chain, samples_of.pop(codec.stop_index))
         going = []
         for action, samples in samples_of.items():
-            branch, token = row.branch(samples), int(codec.actions[action])
+            branch = row.branch(samples)
+            token = int(codec.actions[action])
             branch.pending.extend(branch.chain.push(token))
             if branch.chain.full:  # a result that is still pending need not be fed any more
                 self._finish(branch.chain, branch.samples)

@@ -212,7 +212,9 @@ def _score(
     cells = _cells(layouts, codec, tool_tokens=tool_tokens)
     group_of = [g for g, layout in enumerate(layouts) for _ in layout.group.rationales]
     rationales = [rationale for layout in layouts for rationale in layout.group.rationales]
-    size, longest, device = len(rationales), max((len(r) for r in rationales), default=0), hidden.device
+    size = len(rationales)
+    longest = max((len(r) for r in rationales), default=0)
+    device = hidden.device
     reads = {read: k for k, read in enumerate(sorted({(e, a) for *_, e, a in (*cells.chosen, *cells.stops)}))}
     log_probs = _log_probs(lm, hidden, list(cells.prefixes), list(reads), codec)
 
@@ -263,7 +265,8 @@ class _Cells:
 
 def _cells(layouts: Sequence[_Layout], codec: TextCodec, *, tool_tokens: bool) -> _Cells:
     """Those of all rationales of these groups. `tool_tokens`: with those of a tool's tokens."""
-    cells, index_of = _Cells(), codec.action_index.tolist()
+    cells = _Cells()
+    index_of = codec.action_index.tolist()
     b = offset = 0
     for layout in layouts:
         for rationale, prefixes, answers in zip(layout.group.rationales, layout.prefixes, layout.answers, strict=True):

@@ -310,7 +310,8 @@ class Display(Line):
 
         progress = Progress.of(loop)
         is_done = progress.unit == progress.units
-        done, figures = _place(loop, phase, progress.unit, progress.units), _figures(info, loop.reward.name)
+        done = _place(loop, phase, progress.unit, progress.units)
+        figures = _figures(info, loop.reward.name)
         running = _place(loop, *progress.running) if progress.running else "the end"
         self.show(
             progress.share,
@@ -339,7 +340,8 @@ class Display(Line):
             found = loop.state.metrics if metrics else loop.state.results()["accuracy"]
             figure_table(round_columns(found, phase.round), metrics).show(self.console)
         elif phase.name == "diagnose":
-            found, own_reward = loop.state.results()["posterior"].get(str(phase.round), {}), loop.task.has_own_reward
+            found = loop.state.results()["posterior"].get(str(phase.round), {})
+            own_reward = loop.task.has_own_reward
             for when, figures in found.items():
                 names = ("variance", "ess", "elbo", "bound", "bound_error", "accuracy")
                 one_chain = {"one_chain": has_one_chain(figures, own_reward=own_reward)}

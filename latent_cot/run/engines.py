@@ -49,7 +49,8 @@ def check_engine(lm: LanguageModel, example: Example, rules: ChainRules) -> None
     samples by."""
     if lm.engine is None:
         return
-    prompt, short = rules.codec.encode_prompt(example.x), replace(rules, max_tokens=PROBE_TOKENS)
+    prompt = rules.codec.encode_prompt(example.x)
+    short = replace(rules, max_tokens=PROBE_TOKENS)
     (sampled,) = rollout(lm, "p", [prompt], short, n=PROBES, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gap = float(sampler_gap(score(lm, lm.merged("p"), [Group(prompt, sampled)], rules.codec), sampled).mean())

@@ -14,7 +14,8 @@ import torch
 def kept_generators() -> Iterator[None]:
     """What is done in here may seed and use Python's, numpy's and torch's global generators: afterwards they are as
     before. A notebook that draws learning rates at random, or a bootstrap, would else draw the same after each run."""
-    python, torch_cpu = random.getstate(), torch.get_rng_state()
+    python = random.getstate()
+    torch_cpu = torch.get_rng_state()
     numpy = np.random.get_state()  # noqa: NPY002 - the one that is seeded
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

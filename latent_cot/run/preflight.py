@@ -50,7 +50,8 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
     data = task.load(data_request(config))
     check_tools(task, names, chain_tools)
     notes = [*data.notes, *check_examples(task, data, config.data)]
-    seen, size = [*data.demonstrations, *data.unlabelled, *data.validation], config.evaluation.size
+    seen = [*data.demonstrations, *data.unlabelled, *data.validation]
+    size = config.evaluation.size
     asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
     named = [Sweep(name, (), {name: {}}) for name in asked]
     splits = splits_of(task, named, size=size, seen=seen) if named else {}

@@ -263,7 +263,8 @@ class RunFolder:
             begun, remedy = "", "go on with --resume"
             with suppress(UsageError):
                 if self.about.status == "running":
-                    begun, remedy = ": it is running", "wait until it has, or, if it was killed, go on with --resume"
+                    begun = ": it is running"
+                    remedy = "wait until it has, or, if it was killed, go on with --resume"
             raise UsageError(f"{self.path}: nothing was saved in this run yet{begun}; {remedy}")
         return checkpoint.path
 

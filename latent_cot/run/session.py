@@ -179,7 +179,8 @@ class _Running:
 
     def log(self, phase: Phase, info: Mapping[str, Any], seconds: float) -> None:
         """Log a unit of work that took so long."""
-        of_phase, place = self._cost.phases, {"round": phase.round, "unit": self.loop.state.unit}
+        of_phase = self._cost.phases
+        place = {"round": phase.round, "unit": self.loop.state.unit}
         of_phase[phase.name] = of_phase.get(phase.name, 0.0) + seconds
         self.folder.log(phase.name, **place, **{key: value for key, value in info.items() if key != "samples"})
         self.folder.append_rationales({**place, "phase": phase.name, **one} for one in info.get("samples", ()))
@@ -297,7 +298,10 @@ def load_reasoners(session: Session, folder: RunFolder) -> None:
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """PEFT's configuration of an adapter."""
-    rank, alpha, dropout, targets = settings.rank, settings.alpha, settings.dropout, settings.target_modules
+    rank = settings.rank
+    alpha = settings.alpha
+    dropout = settings.dropout
+    targets = settings.target_modules
     modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
 
@@ -341,7 +345,9 @@ def _load_model(config: RunConfig, on_load: Callable[[], None]) -> tuple[Languag
     how = "its weights divided among" if is_sharded(accelerator) else "in"
     several = f", {how} {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
     note = f"{config.model} on {accelerator.device} in {str(precision).removeprefix('torch.')}{several}: {reason}."
-    lora, trust, checkpointing = lora_config(config.lora), config.trust_remote_code, config.gradient_checkpointing
+    lora = lora_config(config.lora)
+    trust = config.trust_remote_code
+    checkpointing = config.gradient_checkpointing
     model, tokenizer = weights.load_model_and_tokenizer(folder, dtype=precision, trust_remote_code=trust)
     try:
         lm = LanguageModel(model, tokenizer, lora, accelerator, gradient_checkpointing=checkpointing)

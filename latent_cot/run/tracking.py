@@ -69,7 +69,10 @@ class Tracking:
     def __init__(
         self, names: Iterable[str], folder: RunFolder, settings: Mapping[str, Any], *, warn: Callable[[str], None]
     ) -> None:
-        self.names, self.folder, self.settings, self.warn = tuple(names), folder, settings, warn
+        self.names = tuple(names)
+        self.folder = folder
+        self.settings = settings
+        self.warn = warn
         self._trackers: dict[str, GeneralTracker] = {}
         self._saved: dict[str, Any] = {"step": 0, "runs": {}}
 
@@ -108,7 +111,10 @@ class Tracking:
     def _open(self, name: str) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        runs, path, project, arguments = self._saved["runs"], self.folder.path, PROJECT, dict[str, Any]()
+        runs = self._saved["runs"]
+        path = self.folder.path
+        project = PROJECT
+        arguments = dict[str, Any]()
         match name:
             case "tensorboard":
                 project, arguments = name, {"logging_dir": path}  # a folder of this name in the run's own

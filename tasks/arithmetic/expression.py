@@ -55,7 +55,9 @@ class Expression:
 
     def steps(self) -> list[Step]:
         """The n - 1 steps to the value: products first, then sums, each from the left."""
-        numbers, operators, steps = list(self.operands), list(self.operators), []
+        numbers = list(self.operands)
+        operators = list(self.operators)
+        steps = []
         while operators:
             i = operators.index("*") if "*" in operators else 0
             step = Step(numbers[i], operators.pop(i), numbers[i + 1])

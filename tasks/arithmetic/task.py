@@ -153,7 +153,8 @@ class Arithmetic(Task):
         pairs, _ = drop_seen([example for example in each if example.z is None], demonstrations)
         repeated = len(rows) - len(demonstrations) - len(pairs)
 
-        shown, unseen = tuple(demonstrations[: request.demonstrations]), pairs[: request.unlabelled]
+        shown = tuple(demonstrations[: request.demonstrations])
+        unseen = pairs[: request.unlabelled]
         notes = [
             f"{request.train_file}: {len(rows)} examples read; using {len(shown)} of {len(demonstrations)} with a "
             f"rationale and {len(unseen)} of {len(pairs)} without.",

@@ -43,7 +43,10 @@ class QA(Task):
         self.name = name
         default = "last-result" if s.tools else "choice" if s.choices else answers.AFTER
         self.extract = s.extract or default
-        self.tools, self.stop, self.allowed_characters, self.opening = s.tools, s.stop, s.alphabet, s.opening
+        self.tools = s.tools
+        self.stop = s.stop
+        self.allowed_characters = s.alphabet
+        self.opening = s.opening
         self.chat = s.chat
         self.step_delimiter = s.step or (None if self.extract == "last-result" else ".")
         self.grading = s.grade or ("number" if self.extract.startswith("last-") else "text")

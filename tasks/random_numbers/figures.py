@@ -93,5 +93,6 @@ def kl_from_uniform(weights: Sequence[float]) -> float:
 
 def tv_from_uniform(shares: Sequence[float]) -> float:
     """Half the sum of absolute differences; the shares need not add up to 1, what is missing is something else."""
-    k, rest = len(shares), max(0.0, 1 - math.fsum(shares))
+    k = len(shares)
+    rest = max(0.0, 1 - math.fsum(shares))
     return (math.fsum(abs(share - 1 / k) for share in shares) + rest) / 2

@@ -19,7 +19,9 @@ MAX_CHARACTERS = 2_000
 
 _BEFORE = 'Classify this movie review as objective or subjective: "'
 _AFTER = '" This review is'
-_OWN_TRAINING, _OWN_VALIDATION, _OWN_TEST = slice(12), slice(12, 16), slice(16, None)
+_OWN_TRAINING = slice(12)
+_OWN_VALIDATION = slice(12, 16)
+_OWN_TEST = slice(16, None)
 
 
 class Subjectivity(Task):
@@ -40,11 +42,14 @@ class Subjectivity(Task):
         check_options(self.name, request.options, ())
         if request.train_file is None:
             own = self.read(OWN_SENTENCES)
-            source, rows, rest = "The task's own sentences", own[_OWN_TRAINING], own[_OWN_VALIDATION]
+            source = "The task's own sentences"
+            rows = own[_OWN_TRAINING]
+            rest = own[_OWN_VALIDATION]
         else:
             files = sources(request.train_file)
             rows, *others = map(self.read, files)
-            source, rest = files[0], [example for of_file in (rows, *others) for example in of_file]
+            source = files[0]
+            rest = [example for of_file in (rows, *others) for example in of_file]
         each = partial(distinct, key=lambda example: example.question)
         pairs = draw(each(rows), request.unlabelled, f"pairs {request.seed}", f"--data.unlabelled: {source}")
         left, _ = drop_seen(rest, pairs)
@@ -90,7 +95,8 @@ class Subjectivity(Task):
         return {label: _text_of(label) for label in LABELS}
 
     def _of_row(self, row: Row) -> Example:
-        text, label = field(row, "text", str), row[1].get("label")
+        text = field(row, "text", str)
+        label = row[1].get("label")
         numbers = {str(number): name for number, name in enumerate(LABELS)}
         answer = numbers.get(str(label), str(label)) if type(label) in (int, str) else ""
         if answer not in LABELS:

@@ -51,8 +51,10 @@ class WordProblems(Task):
 
         Options: `form`; `tests`, comma-separated files whose questions are dropped here.
         """
-        task, tests = self.configured(request.options), request.options.get("tests", "").split(",")
-        source, end = request.train_file or OWN_QUESTIONS, None if request.train_file else _N_OWN_TRAINING
+        task = self.configured(request.options)
+        tests = request.options.get("tests", "").split(",")
+        source = request.train_file or OWN_QUESTIONS
+        end = None if request.train_file else _N_OWN_TRAINING
         rows = [example for name in sources(source) for example in task.read(name)][:end]
         tested = {prompt_words(example) for name in tests if name.strip() for example in task.split(name.strip())}
         return drawn_data(source, rows, tested, request)
@@ -106,7 +108,8 @@ class WordProblems(Task):
     def grade(self, example: Example, answer: str | None) -> bool:
         """Equal as numbers, but for rounding (`working.near`): `"0.50"` is `"1/2"`. What is no number is wrong. Where a
         row's equation is more exact than its answer, either is right."""
-        value, right = working.number(answer or ""), (example.answer, example.meta.get("stated"))
+        value = working.number(answer or "")
+        right = (example.answer, example.meta.get("stated"))
         return value is not None and any(working.near(value, working.number(one or "")) for one in right)
 
     def mistake(self, example: Example, rationale: Rationale) -> str | None:

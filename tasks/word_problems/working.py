@@ -187,7 +187,8 @@ def linearise(pieces: Iterable[Piece], answer: Fraction | None, words: bool) -> 
         value = results[-1].strip()
         if stated and not near(Fraction(value), number(stated)):
             raise Unusable("a stated result that the calculator does not give")
-        text, said = " ".join(f"{said}{words_before}".split()).rstrip(" :,") if words else "", ""
+        text = " ".join(f"{said}{words_before}".split()).rstrip(" :,") if words else ""
+        said = ""
         if "=" in text:
             raise Unusable("a = without a call")
         text = text if z else text.lstrip(" .,;:!?)")

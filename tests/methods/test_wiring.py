@@ -19,6 +19,7 @@ from latent_cot.em import EM
 from latent_cot.methods import again as again_module
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
+from latent_cot.methods import fine_tuning as fine_tuning_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
@@ -187,7 +188,7 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever p learns: answers only, or questions that are joined to others, whose answer is another."""
-    updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, method_module, "vary")
+    updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, fine_tuning_module, "vary")
     m_step = dataclasses.replace(CONFIG.m_step, target="answer")
     lessons = dataclasses.replace(CONFIG.augmentation, concat_questions=2)
     loop = make(

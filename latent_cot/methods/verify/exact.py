@@ -101,7 +101,9 @@ def distance(log_q: torch.Tensor, log_joint: torch.Tensor) -> Distance:
         log_q: (B,) nats, from `log_probs`.
         log_joint: (B,) nats, of the same rationales.
     """
-    log_p, q, restricted = log_joint - log_partition(log_joint), log_q.exp(), log_q.log_softmax(0)
+    log_p = log_joint - log_partition(log_joint)
+    q = log_q.exp()
+    restricted = log_q.log_softmax(0)
     mass = q.sum()
     apart = (q - log_p.exp()).abs().sum() + (1 - mass).clamp(min=0)
     return Distance(

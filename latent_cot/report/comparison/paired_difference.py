@@ -77,7 +77,8 @@ def differences(records: Sequence[Record], target: Target) -> list[PairedDiffere
         common = [seed for seed in seeds if seed in rows[against]]
         if (variant, reasoner) != against and common:
             pairs = [(seeds[seed], rows[against][seed]) for seed in common]
-            together, each = _of_right(pairs), [_of_right([pair]) for pair in pairs]
+            together = _of_right(pairs)
+            each = [_of_right([pair]) for pair in pairs]
             values = {
                 split: [one[split].value for one in each] for split in each[0] if all(split in one for one in each)
             }

@@ -72,7 +72,8 @@ def _in_order(run: PlannedRun, found: Mapping[str, Any]) -> dict[str, Any]:
     for kind, by in found.items():
         for name in by.keys() & set(reasoners):
             if lacking := [split for split in splits if split not in by[name]]:
-                file, remedy = run.folder / "results.json", "take the folder away, and it is run again"
+                file = run.folder / "results.json"
+                remedy = "take the folder away, and it is run again"
                 raise UsageError(f"{file}: has no {kind} of {name} on {lacking[0]}; {remedy}")
     return {
         kind: {name: {split: found[kind][name][split] for split in splits} for name in reasoners if name in found[kind]}

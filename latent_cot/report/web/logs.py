@@ -73,7 +73,8 @@ def facts(source: Source, task: Task, folder: RunFolder, data: TaskData) -> list
     """[label, value] pairs: what was run, on what, and what it took."""
     config, about = source.config, folder.about
     results = folder.results if source.finished else {}
-    budget, resources = results.get("budget"), results.get("resources", {})
+    budget = results.get("budget")
+    resources = results.get("resources", {})
     sees = {"question": "the question only, q(Z | X)", "question-and-answer": "the answer, q(Z | X, Y)"}[config.q_sees]
     samples = "q" in source.reasoners or config.q_sees == "question-and-answer"
     spent = "{trajectories:,} rationales sampled, {gradient_steps:,} gradient steps"

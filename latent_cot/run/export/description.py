@@ -210,7 +210,8 @@ def _portable(owner: object, name: str, function: str, arguments: str) -> str | 
 
 def _outcome(results: Mapping[str, Any], loop: Method, reasoner: Reasoner) -> dict[str, Any]:
     """What the run found out about this reasoner in its last tested round; None: nothing was evaluated yet."""
-    accuracy, metrics = results.get("accuracy", {}), results.get("metrics", {})
+    accuracy = results.get("accuracy", {})
+    metrics = results.get("metrics", {})
     tested = [int(n) for found in (accuracy, metrics) for n, of_round in found.items() if reasoner in of_round]
     number = max(tested, default=None)
     posterior = results.get("posterior", {}).get(str(number), {})
