@@ -11,13 +11,15 @@ if not __name__.startswith("latent_cot."):
 
 import pkgutil
 from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
 
 from latent_cot import disk
 from latent_cot.tools import _user_file
 from latent_cot.tools._foreign import guard_task
 from latent_cot.types import Task, UsageError
 
-__all__ = ["FILES", "code_of", "files_of", "load", "names"]
+__all__ = ["FILES", "code_of", "files_of", "load", "names", "settings_of"]
 
 FILES = (".yaml", ".yml")
 """How the name of a file ends that describes a task of questions and answers."""
@@ -82,6 +84,16 @@ def code_of(name: str, options: Mapping[str, str]) -> list[str]:
     if name.endswith(FILES) or name in names():
         return list(load(name, options).code)
     return [name]
+
+
+def settings_of(file: str) -> dict[str, Any]:
+    """The settings of a YAML file, without its rows and the folders of what it names. Raises UsageError for a file that
+    cannot be read."""
+    from latent_cot.tasks.qa.spec import read_spec
+
+    spec = read_spec(file)
+    tools, grade = [PurePath(tool).name for tool in spec.tools], spec.grade and PurePath(spec.grade).name
+    return {**spec.model_dump(mode="json", exclude={"data", "test"}), "tools": tools, "grade": grade}
 
 
 def files_of(file: str) -> dict[str, str]:

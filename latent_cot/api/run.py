@@ -329,6 +329,7 @@ class Run:
             with self.while_loading():
                 data = reasoners.shown_data(source, self.task)
                 self._loop = reasoners.load(source, data)
+            self._tell(reasoners.other_task(source))
             self._tell(reasoners.other_data(source, data))
             self._tell(reasoners.other_model(source, self._loop.lm))
         return self._loop

@@ -94,6 +94,8 @@ class LanguageModel:
         except Exception as error:  # each architecture has its own
             raise _no_cache(base, first_line(error)) from error
         self.limit = min(limits_of(base), key=lambda limit: limit.tokens, default=None)
+        self.positions: int | None = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        """How many tokens the texts of its training had at most, where its configuration says so."""
         """How many tokens a text may have, and why; None: as many as it likes."""
         self._refuse_without_cache(base)
         self.capabilities = replace(self.capabilities, cascade=self._cascades(base))

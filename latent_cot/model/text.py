@@ -66,6 +66,8 @@ class TextCodec:
         """Whether prompts go through the chat template."""
         self._opening = opening
         self.stop_id = self._stop_id(stop)
+        self.has_stop = stop is None or self.encode(stop) == [self.stop_id]
+        """Whether the stop that was asked for is a single token. Else a rationale ends with `stop_id`."""
 
     # -- text to ids ---------------------------------------------------------------------------------
 
@@ -79,6 +81,9 @@ class TextCodec:
         except Exception as error:  # a template is a program
             why = f"the model's chat template fails: {first_line(error)}"
             raise UsageError(f"{why}; do without it (--data.options chat false), or take another --model") from error
+        opening = self._opening.strip()
+        if opening and str(rendered).rstrip().endswith(opening):  # the template has it already
+            return str(rendered)
         return f"{rendered}{self._opening}"
 
     @cached_property

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from latent_cot import disk
 from latent_cot.config.schema import RunConfig
-from latent_cot.tasks import FILES, files_of
+from latent_cot.tasks import FILES, code_of, files_of, settings_of
+from latent_cot.tasks.common import digest
 from latent_cot.tasks.files import in_full, is_source, sources
 from latent_cot.types import UsageError
 
@@ -18,6 +20,24 @@ DATA_OPTIONS = ("data", "test", "tests")
 """Options of tasks that name files of rows, with commas between them."""
 CODE_OPTIONS = ("grade", "tools")
 """Options that name files of code."""
+_LARGEST_FILE = 1 << 20
+"""Of a task, in bytes."""
+
+
+def task_digest(config: RunConfig) -> str | None:
+    """A digest of the user's own task, which a YAML file or code describes; None for a built-in one. (Of the data there
+    is another digest.)"""
+    described = [settings_of(config.task)] if config.task.endswith(FILES) else []
+    code = (re.sub(r"(?<=\.py):\w+$", "", name) for name in code_of(config.task, config.data.options))
+    texts = [disk.user_text(file, _LARGEST_FILE) for file in dict.fromkeys(code) if Path(file).is_file()]
+    return digest([*described, *texts]) if described or texts else None
+
+
+def changed_task(state: Mapping[str, Any], config: RunConfig) -> Iterator[str]:
+    """A sentence where the files of the task are not those of a run that has saved this state."""
+    if state.get("task") not in (None, task_digest(config)):
+        effect = "prompts, grades and tests may be others"
+        yield f"The task's files have changed since the run began ({config.task}): {effect}; restore them."
 
 
 def default_folder(config: RunConfig) -> str:

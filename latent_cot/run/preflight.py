@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,19 @@ def check_lengths(examples: Iterable[Example], codec: TextCodec, limit: Limit | 
             most = f"the model's texts have {limit.tokens} at most ({limit.reason})"
             remedy = "take the question out, or give another model"
             raise UsageError(f"{name_of(example)} has {tokens} tokens, without a rationale, and {most}; {remedy}")
+
+
+def long_prompts(examples: Iterable[Example], codec: TextCodec, positions: int | None) -> Iterator[str]:
+    """A sentence on prompts that are longer than the texts that the model was trained with, where it can read them.
+
+    Args:
+        positions: how many tokens these had at most, as its configuration says.
+    """
+    if positions is None:
+        return
+    may_be = [example.x for example in examples if len(example.x.encode()) > positions]  # a token has a byte or more
+    if n := sum(len(codec.encode_prompt(x)) > positions for x in may_be):
+        yield f"The prompts of {n} questions have more tokens than the model's max_position_embeddings, {positions}."
 
 
 def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRules) -> list[str]:

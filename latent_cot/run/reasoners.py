@@ -15,7 +15,7 @@ from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code, refuse_task_code
 from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
-from latent_cot.run.paths import refuse_moved
+from latent_cot.run.paths import changed_task, refuse_moved
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.run.schemas import Trained
 from latent_cot.tasks.common import training_digest
@@ -199,6 +199,11 @@ def other_data(source: Source, data: TaskData) -> str | None:
     what = source.config.data.train_file or source.config.task
     effect = "what is left out of tests, or shown in prompts, is of others"
     return f"The training data are not those that this run was trained on: {effect}; restore them ({what})."
+
+
+def other_task(source: Source) -> str | None:
+    """A sentence where the files of the task are not those that the run began with."""
+    return next(changed_task(source.began_with, source.config), None) if source.folder is not None else None
 
 
 def other_model(source: Source, lm: LanguageModel) -> str | None:

@@ -34,7 +34,8 @@ from latent_cot.model.sharding import is_sharded
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.engines import check_engine, open_engine
-from latent_cot.run.preflight import Examples, check_demonstrations, check_lengths, load_examples
+from latent_cot.run.paths import changed_task, task_digest
+from latent_cot.run.preflight import Examples, check_demonstrations, check_lengths, load_examples, long_prompts
 from latent_cot.run.resuming import SAME, changed_settings, refuse_others, refuse_without_checkpoint, short_logs
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import Resources
@@ -127,12 +128,19 @@ def open_session(
     )
     if codec.chat:
         notes.append("Questions go through the model's chat template: a rationale is the assistant's turn.")
+    elif task.opening:
+        notes.append(f"This model has no chat template: the opening {task.opening!r} is left out.")
+    if not codec.has_stop:
+        end = codec.tokenizer.convert_ids_to_tokens(codec.stop_id)
+        notes.append(f"The stop {task.stop!r} is several tokens to this model: a rationale ends with {end} instead.")
     if config.augmentation.gap_share > 0 and not lm.capabilities.positions:
         notes.append("This model has no positions that could be left out: --augmentation.gap-share does nothing.")
     r = config.rollout
     rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     parts = (data.demonstrations, data.unlabelled, data.validation, *found.tests.values())
-    check_lengths((example for part in parts for example in part), codec, lm.limit)
+    examples_asked = [example for part in parts for example in part]
+    check_lengths(examples_asked, codec, lm.limit)
+    notes += long_prompts(examples_asked, codec, lm.positions)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     return Session(config, lm, source, note, task, data, found.tests, rules, test_rules, notes)
@@ -155,13 +163,19 @@ class _Running:
         # What is saved refers to training examples by their place: they must be the same, in the same order.
         c, lm = session.config, session.lm
         settings = {"lora": to_dict(c)["lora"], **{name: getattr(c, name) for name in SAME}}
-        self._made_of = {"training": training_digest(session.data), "settings": settings, "model": lm.base_digest()}
-        self._made_of["weights"] = lm.base_digest(rounded=True)
+        self._made_of: dict[str, Any] = {
+            "task": task_digest(c),
+            "training": training_digest(session.data),
+            "settings": settings,
+            "model": lm.base_digest(),
+            "weights": lm.base_digest(rounded=True),
+        }
         if checkpoint is not None:
             refuse_others(checkpoint, self._made_of, c.data.train_file or session.task.name)
             self.notes = [
                 *checkpoint.skipped,
                 *changed_settings(checkpoint, folder, to_dict(c)),
+                *changed_task(checkpoint.state, c),
                 *short_logs(checkpoint, folder),
             ]
         self.loop = session.loop() if checkpoint is None else _restored(session, checkpoint)

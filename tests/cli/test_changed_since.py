@@ -75,6 +75,34 @@ def test_other_training_data_are_told(cli: Cli, tmp_path: Path, tiny_model_dir: 
     assert cli(*asked, "--json").json["notes"] == []
 
 
+def test_another_task_is_told(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Its prompts and grades, wherever its files lie; not another name of the same rows. And what else a task asks of a
+    model that this one does not have."""
+    folder, run = tmp_path / "tasks", tmp_path / "run"
+    folder.mkdir()
+    mine = folder / "mine.yaml"
+    write_rows(folder / "rows.jsonl", 0)
+    write_rows(folder / "tests.jsonl", 90)
+    text = "data: rows.jsonl\ntest: tests.jsonl\ngrade: mine.py:same\nstop: </think>\nopening: <think>\n"
+    (folder / "mine.py").write_text("def same(right, answer):\n    return right == answer\n")
+    mine.write_text(text)
+    settings = ["--task", mine, "--model", tiny_model_dir, "--output-dir", run, "--trust-code", *FEW]
+    few = ["--rounds", 1, "--rollout.max-tokens", 4, "--evaluation.max-tokens", 4, "--rollout.granularity", "token"]
+    trained = said(cli("em", "--preset", "smoke", "--precision", "fp32", *settings, *few))
+    assert "The stop '</think>' is several tokens to this model: a rationale ends with <|endoftext|> instead" in trained
+    assert "has no chat template: the opening '<think>' is left out" in trained
+
+    asked = ["eval", run, "--size", 2, "--reasoner", "p", "--max-tokens", 4, "--trust-code", "--json"]
+    before = cli(*asked)
+    assert before.status == 0, before.err
+    assert before.json["notes"] == []
+    for changed in (text + "chat: false\n", text.replace("same", "other")):
+        mine.write_text(changed)
+        (folder / "mine.py").write_text("def same(right, answer):\n    return True\n\n\nother = same\n")
+        (note,) = cli(*asked).json["notes"]
+        assert note.startswith("The task's files have changed since the run began") and str(mine) in note
+
+
 def test_a_prompt_with_other_examples_is_told_and_not_exported(
     cli: Cli, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,9 @@ def test_a_prompt_is_the_users_turn(chat: PreTrainedTokenizerBase) -> None:
     assert ids[0] == chat.pad_token_id and ids.count(chat.eos_token_id) == 1
     assert codec.prompt_text("1 + 1?").endswith("1 + 1?<|endoftext|>\n<|pad|>assistant\n")
     assert codec.begins_a_line
+    for opening in ("assistant", "assistant\n"):  # the template has it already
+        assert TextCodec(chat, chat=True, opening=opening).prompt_text("1 + 1?") == codec.prompt_text("1 + 1?")
+    assert TextCodec(chat, chat=True, opening="\n").prompt_text("1 + 1?").endswith("assistant\n\n")
     opened = TextCodec(chat, chat=True, opening="<think>")
     assert opened.encode_prompt("1 + 1?") == ids + codec.encode("<think>")
     assert not opened.begins_a_line
@@ -232,6 +235,9 @@ def test_a_turn_ends_as_the_template_ends_it(chat: PreTrainedTokenizerBase) -> N
     assert codec.stop_id == chat.pad_token_id and codec.stop_id in codec.actions
     assert TextCodec(chat).stop_id == chat.eos_token_id
     assert TextCodec(chat, chat=True, stop="\n").stop_id == codec.encode("\n")[0]
+    assert TextCodec(chat, chat=True, stop="\n").has_stop and codec.has_stop
+    several = TextCodec(chat, chat=True, stop="abcabc")
+    assert not several.has_stop and several.stop_id == codec.stop_id
     chat.chat_template = "{{ messages[0]['content'] }}"
     assert TextCodec(chat, chat=True).stop_id == chat.eos_token_id
     chat.chat_template = ""

@@ -68,6 +68,6 @@ def export(
     other = {"other_data": other_data is not None, "other_model": other_model is not None}
     description = describe(loop, reasoner, of_run, examples, **other)
     folder.build(loop, reasoner, base, description, target, merge=merge)
-    notes = [note for note in (other_data, other_model) if note is not None]
+    notes = [note for note in (reasoners.other_task(source), other_data, other_model) if note is not None]
     missing = [tool["name"] for tool in description["tools"] if tool["is_left_to_write"]]
     return Exported(reasoner, base.name, notes, missing)
