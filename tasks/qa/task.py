@@ -243,7 +243,7 @@ class QA(Task):
 
     def _build(self, x: str, question: str, answer: str | None, choices: Sequence[str]) -> Example:
         if answer is not None and self.grading == "number":
-            value = working.number(answer)
+            value = answers.number_of(answer)
             if value is None:
                 raise UsageError(f"the answer {shorten(answer)} is no number; write it like 72, -3.5, $1,000 or 3/4")
             answer = written(value)

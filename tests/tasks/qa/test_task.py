@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import runpy
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latent_cot import tasks
 from latent_cot.model.text import TextCodec
@@ -377,6 +380,98 @@ def test_texts_are_compared(tmp_path: Path, grade: str, answer: str, right: bool
 )
 def test_signs_and_points_count_in_texts(right: str, answer: str, same: bool) -> None:
     assert answers.same_text(answer, right) is same
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "same"),
+    [
+        ("3.0×10⁸ m/s", "3.0×10² m/s", False),
+        ("3.0×10⁸ m/s", "3.0×10 m/s", False),
+        ("3.0×10⁸", "3.0x10^8", True),
+        (r"$3\times 10^{8}$", "3e8", True),
+        ("10⁻³", "10^–3", True),
+        ("2^3×10^2", "2^300", False),
+        ("x²", "x³", False),
+        ("H₂O", "H2O", True),
+        ("10 €", "10 $", False),
+        ("$10", "10", False),
+        ("10 €", "€10.00", True),
+        ("50%", "50", False),
+        ("50 %", "50%", True),
+        ("12 %", "12 ‰", False),
+        ("5′", "5″", False),
+        ("–3 m", "3 m", False),
+        ("–3 m", "-3 m", True),
+        ("1914–1918", "1914-1918", True),
+        ("$5–$10", "$5-$10", True),
+        ("3.0 m", "3 m", True),
+        ("+3 m", "3 m", True),
+        ("x +3", "x 3", False),
+        ("3/4", "0.75", True),
+        ("1½", "1 1/2.", True),
+        ("½ cup", "¼ cup", False),
+        ("2,05 m", "2,5 m", False),
+        ("1,2,3", "1, 2, 3", True),
+        ("1.10.2", "1.1.2", False),
+        ("(3+4)/2", "(3+4)*2", False),
+        ("2 x 3", "2*3", True),
+        ("vitamin A", "vitamin", False),
+        ("A, B", "B", False),
+        ("a-b", "b", False),
+        ("room 5a", "room 5", False),
+        ("The sky", "**The** sky", True),
+        ("the, sky", "sky", True),
+    ],
+)
+def test_what_no_word_says_counts_in_texts(right: str, answer: str, same: bool) -> None:
+    """Wrong answers were right: powers, signs of currencies and of percent, and dashes were left out."""
+    assert answers.same_text(answer, right) is answers.same_text(right, answer) is same
+
+
+PIECES = "3 3.0 -3 –3 +3 10 1,000 2,05 ⁸ ₂ ^ ^8 × x × * / % ‰ € $ ′ ″ - – ½ a A the B m sky e8 ( ) . , ! ' _"
+WORDS = "sky H₂O x² 3.0 -4 1,000 50% 10€ C++ m/s Straße"
+PARTS = st.sampled_from(PIECES.split())
+TEXTS = st.lists(st.one_of(PARTS, st.just(" ")), max_size=10).map("".join) | st.text(max_size=20)
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_the_same_text_is_an_equivalence(one: str, two: str, three: str) -> None:
+    """Votes are counted by it."""
+    assert answers.same_text(one, one)
+    assert answers.same_text(one, two) == answers.same_text(two, one)
+    if answers.same_text(one, two) and answers.same_text(two, three):
+        assert answers.same_text(one, three)
+
+
+@given(st.lists(st.sampled_from(WORDS.split()), min_size=1, max_size=4))
+def test_case_punctuation_and_articles_do_not_count_in_texts(words: list[str]) -> None:
+    text = " ".join(words)
+    others = (text.upper(), f" {text}. ", "; ".join(words), f"“{text}”!", f"**{text}**", f"The {text}", f"({text})")
+    assert [other for other in others if not answers.same_text(other, text)] == []
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.integers(0, 3))
+def test_numbers_in_texts_are_numbers(value: Decimal, zeros: int) -> None:
+    text = f"{value:f}"
+    assert answers.same_text(f"{text}{'0' * zeros} m", f"{text.rstrip('0').rstrip('.')} m")
+    assert not answers.same_text(f"{text} m", f"{value + 1:f} m")
+
+
+@pytest.mark.parametrize("part", ["^", "1 ", "1,", "$x", "9", "1e1", "1×10", "1 × 10 ^ ", "a ", "(", "€ ", " "])
+def test_a_long_text_is_compared_at_once(part: str) -> None:
+    text, began = part * (answers.MAX_CHARACTERS // len(part)), time.monotonic()
+    assert not answers.same_text(text, f"{text}b")
+    assert time.monotonic() - began < 1
+
+
+def test_a_number_that_is_a_part_of_another_is_none(tmp_path: Path) -> None:
+    """`10` was read off `10⁸`, and 5 off `–5` with a dash."""
+    task = qa(data="x.csv", extract="last-number")
+    for text in ("10⁸", "3.0×10⁸", "3 x 10^8", "10^-8", "10^8"):
+        assert task.answer(chain(f" 7, or {text}.")) == "7"
+    example = one(tmp_path, {"question": "q", "answer": "–5"}, extract="last-number")
+    assert example.answer == "-5"
+    assert task.grade(example, task.answer(chain(" it is –5."))) and not task.grade(example, "5")
 
 
 def test_numbers_are_compared(tmp_path: Path) -> None:
