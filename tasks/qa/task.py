@@ -211,7 +211,8 @@ class QA(Task):
         if answer is None or example.answer is None:
             return False
         if self._grader is not None:
-            return bool(self._grader(answer, example.answer))
+            verdict: bool = self._grader(answer, example.answer)
+            return verdict  # as it is: whoever guards somebody's code refuses what is neither True nor False
         if self.extract == "choice":
             return answer == example.answer
         if self.grading == "number":
