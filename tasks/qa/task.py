@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_cot import tools
-from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result
+from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result, words
 from latent_cot.tasks.files import HUB, Row, examples_of, field, kind_of, read_rows, shorten
 from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.qa import answers
@@ -176,7 +176,7 @@ class QA(Task):
         """Which one a row of `data` is in: `train`, `validation` or `test`."""
         if self.spec.split_column is not None:
             return str(example.meta.get("split", "train"))
-        return "test" if _place(example) < (self.spec.share or 0) else "train"
+        return "test" if example.meta.get("place", 1) < (self.spec.share or 0) else "train"
 
     # -- examples --
 
@@ -301,6 +301,10 @@ class QA(Task):
         if self._lettered:  # in whichever order its choices are, it is the same question with the same answer
             meta["means"] = shown[choices.index(answer)]
             meta["asked"] = f"{self._filled(texts | {'choices': ''})} {' '.join(sorted(shown))}"
+        if s.split_column is None and s.share is not None:
+            asked = {s.question if name == "question" else name: text for name, text in texts.items()}
+            asked = {**asked, s.question: question, "choices": " ".join(sorted(shown)) if self._lettered else ""}
+            meta["place"] = _place(asked)
         if s.split_column is not None and s.split_column in fields:
             meta["split"] = _split(_text(row, s.split_column))
         z = None
@@ -419,9 +423,10 @@ def _split(name: str) -> str:
     return known[name.lower()]
 
 
-def _place(example: Example) -> float:
-    """Of a question among all, from 0 to 1: a hash of it decides, the same everywhere."""
-    text = " ".join(prompt_words(example))
+def _place(asked: Mapping[str, str]) -> float:
+    """Of a question among all, from 0 to 1: a hash of its columns decides, the same everywhere and for all prompts that
+    show these."""
+    text = " ".join(words(" ".join(asked[name] for name in sorted(asked))))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 

@@ -634,6 +634,51 @@ def test_shares_are_apart_and_stay(tmp_path: Path) -> None:
     assert {prompt_words(example) for example in qa(**options | {"skip_bad": "true"}).split("test")} < tests
 
 
+@pytest.mark.parametrize(
+    ("records", "settings", "prompts"),
+    [
+        (samples.boolq(100), {}, ["Question: {question} Answer:", "{question}?", "{{ question }} So, so:"]),
+        (
+            samples.boolq(100),
+            {"choices": "no,yes"},
+            ["{passage}\\n{question}?", "{question} See: {passage}", "{passage} {question} {choices}:"],
+        ),
+        (
+            samples.arc(100),
+            {"choices": "choices", "answer": "answerKey"},
+            ["{question}\\n{choices}", "Of {choices}: {question}"],
+        ),
+        (
+            [{"item": f"q {k}", "answer": str(k)} for k in range(100)],
+            {"question": "item"},
+            ["Question: {question} Answer:", "{item}!", "{question} ({item})"],
+        ),
+    ],
+)
+def test_prompts_over_the_same_columns_share_their_tests(
+    tmp_path: Path, records: list[dict[str, Any]], settings: dict[str, str], prompts: list[str]
+) -> None:
+    """A test question of one prompt was trained on with another: they could not be compared."""
+    data = rows(tmp_path, *records)
+    tests = []
+    for prompt in prompts:
+        task = qa(data=data, prompt=prompt, test="0.3", **settings)
+        tests.append([example.meta["source"] for example in task.split("test")])
+        trained, _, _ = task._training
+        assert len(tests[0]) + len(trained) == 100
+    assert 10 <= len(tests[0]) <= 50 and all(one == tests[0] for one in tests)
+
+
+def test_equal_questions_are_in_one_share(tmp_path: Path) -> None:
+    """But for case and punctuation, and the order of lettered choices."""
+    first = [{"question": f"Is it {k}?", "options": "cat|dog", "answer": "A"} for k in range(40)]
+    again = [{"question": f"is it  {k}", "options": "dog|cat", "answer": "B"} for k in range(40)]
+    task = qa(data=rows(tmp_path, *first, *again), choices="options", test="0.5")
+    asked = [example.x.partition("\n")[0] for example in task.split("test")]
+    tests = [" ".join(text.casefold().rstrip("?").split()) for text in asked]
+    assert 20 < len(tests) < 60 and all(tests.count(one) == 2 for one in tests)
+
+
 def test_what_is_in_a_test_file_is_kept_out_of_training(tmp_path: Path) -> None:
     data = samples.write_rows(tmp_path / "d.jsonl", samples.gsm8k(10))
     test = samples.write_rows(tmp_path / "t.jsonl", [{"question": "Who?", "answer": "#### 1"}, *samples.gsm8k(3)])
