@@ -14,7 +14,7 @@ from typing import Any
 
 from latent_cot import tools
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result, words
-from latent_cot.tasks.files import HUB, Row, examples_of, field, kind_of, read_rows, shorten
+from latent_cot.tasks.files import HUB, BadValue, Row, examples_of, field, kind_of, read_rows, shorten
 from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.qa import answers
 from latent_cot.tasks.qa.spec import FIELD, Spec, read_spec
@@ -246,12 +246,22 @@ class QA(Task):
         if answer is not None and self.grading == "number":
             value = answers.number_of(answer)
             if value is None:
-                raise UsageError(f"the answer {shorten(answer)} is no number; write it like 72, -3.5, $1,000 or 3/4")
+                message = f"the answer {shorten(answer)} is no number; write it like 72, -3.5, $1,000 or 3/4"
+                raise BadValue(message, "no number", self._instead_of_numbers())
             answer = written(value)
         if answer is not None and self.spec.choices and answer not in choices:
             raise UsageError(f"the answer {shorten(answer)} is none of {', '.join(choices) or 'the choices'}")
         y = None if answer is None else self._target(answer)
         return Example(x, y, None, answer, question, {"choices": tuple(choices)} if self.spec.choices else {})
+
+    def _instead_of_numbers(self) -> str:
+        """What to do where the answers are no numbers: nobody need have asked for numbers."""
+        why, instead = "of `grade: number`", "`grade: text`"
+        if self.extract.startswith("last-"):  # which a text could not be read by
+            instead += f" and `extract: {answers.AFTER}`"
+            by = "`tools`" if self.spec.extract is None else f"`extract: {self.extract}`"
+            why = why if self.spec.grade else f"{by} sets `grade: number`"
+        return f"; answers are compared as numbers because {why}: for texts set {instead}, or take the units out"
 
     def _whole(self, text: str) -> str:
         """The filled prompt that somebody has typed. Raises UsageError, showing one, for another text."""

@@ -597,6 +597,42 @@ def test_a_column_that_no_row_has_is_told_once(tmp_path: Path, options: dict[str
             qa(data=rows(tmp_path, *[GOOD] * 60), **options, **more).split("test")
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            {"tools": "calculator"},
+            "`tools` sets `grade: number`: for texts set `grade: text` and",
+        ),
+        (
+            {"extract": "last-number"},
+            "`extract: last-number` sets `grade: number`: for texts set `grade: text` and",
+        ),
+        ({"grade": "number"}, "of `grade: number`: for texts set `grade: text`, or take the units out"),
+    ],
+)
+def test_answers_with_units_are_told_once_with_what_to_do(tmp_path: Path, options: dict[str, str], why: str) -> None:
+    """It was fifty lines, and to leave all rows out."""
+    records = [{"question": f"q{k}", "answer": f"{k} apples"} for k in range(60)]
+    for more in ([], [{"question": "q", "answer": 5}] * 20):
+        with pytest.raises(UsageError) as refused:
+            qa(data=rows(tmp_path, *records, *more), **options).split("test")
+        alike, count = str(refused.value).splitlines()
+        assert alike.startswith(f"{tmp_path}/rows.jsonl:1, 2, 3, 4 and 56 more: the answer '0 apples' is no number")
+        assert f"{60 + len(more)} rows cannot be used; answers are compared as numbers because {why}" in count
+        assert "skip_bad" not in count
+    with pytest.raises(UsageError, match="60 of 180 rows cannot be used; correct them, or leave them out"):
+        qa(data=rows(tmp_path, *records, *more * 6), **options).split("test")
+
+
+def test_what_is_told_of_answers_with_units_works(tmp_path: Path) -> None:
+    told = {"tools": "calculator", "grade": "text", "extract": "after:So the answer is"}
+    record = {"question": "q", "answer": "63 apples", "rationale": "60 + 3 = 63."}
+    example = one(tmp_path, record, **told)
+    assert example.z == " 60 + 3 =. So the answer is 63 apples."
+    assert qa(data="x.csv", **told).grade(example, "63 Apples")
+
+
 def test_where_all_rows_are_left_out_it_is_told_why(tmp_path: Path) -> None:
     data = rows(tmp_path, *[GOOD | {"answer": ""}] * 3)
     with pytest.raises(UsageError, match=r"all 3 rows are left out, the first: .*'answer' has 0 characters"):
