@@ -110,6 +110,7 @@ class QA(Task):
     def read(self, path: str) -> list[Example]:
         self._load_code()
         rows = read_rows(path)
+        self._refuse_unknown_columns(path, rows, split=None)  # all of it are tests, whatever it says
         return examples_of(rows, self._builder(rows))
 
     def _read(self, sources: Sequence[str]) -> tuple[list[Example], list[str]]:
@@ -117,7 +118,7 @@ class QA(Task):
         skipped: list[str] = []
         self._load_code()
         rows = [row for source in sources for row in read_rows(source.strip())]
-        self._refuse_unknown_columns(", ".join(sources), rows)
+        self._refuse_unknown_columns(", ".join(sources), rows, split=self.spec.split_column)
         bad = skipped if self.spec.skip_bad else None
         return examples_of(rows, self._builder(rows), bad, remedy=_REMEDY), skipped
 
@@ -136,10 +137,10 @@ class QA(Task):
         numbered = as_numbers and (json_numbers or not as_texts)
         return partial(self._of_row, numbered=numbered)
 
-    def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row]) -> None:
+    def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row], *, split: str | None) -> None:
         """One error for all rows, where a setting names a column that none has."""
         s, columns = self.spec, {name for _, fields in rows for name in fields}
-        named = {"question": s.question, "answer": s.answer, "split_column": s.split_column}
+        named = {"question": s.question, "answer": s.answer, "split_column": split}
         named |= {"choices": s.choices if isinstance(s.choices, str) else None}
         of_prompt = (name for name in FIELD.findall(self._prompt) if name not in ("question", "choices"))
         for setting, name in (*named.items(), *(("prompt", name) for name in of_prompt)):

@@ -593,8 +593,15 @@ def test_of_choices_only_the_right_one_is_right(tmp_path: Path) -> None:
 )
 def test_a_column_that_no_row_has_is_told_once(tmp_path: Path, options: dict[str, str], message: str) -> None:
     for more in ({}, {"skip_bad": "true"}):
-        with pytest.raises(UsageError, match=message):
-            qa(data=rows(tmp_path, *[GOOD] * 60), **options, **more).split("test")
+        data = rows(tmp_path, *[GOOD] * 60)
+        for split in ("test", data):  # as `eval --data FILE` asks for it
+            with pytest.raises(UsageError, match=message) as refused:
+                qa(data=data, **options, **more).split(split)
+            assert str(refused.value).startswith(f"{data}: the setting ") and "\n" not in str(refused.value)
+
+
+def test_a_file_of_tests_needs_no_column_of_splits(tmp_path: Path) -> None:
+    assert len(qa(data="x.csv", split_column="part").split(rows(tmp_path, GOOD))) == 1
 
 
 @pytest.mark.parametrize(
