@@ -45,8 +45,6 @@ _WORD = regex.compile(
     regex.VERSION1,
 )
 """Of an answer: a number with its sign, currency and power of ten, a word, an operator, or another sign that counts."""
-_BETWEEN = regex.compile("[\"'*()“”‘’„«»]*\\s[\\s\"'*()“”‘’„«»]*")
-"""What may stand behind the article `a`: elsewhere it is a letter, as in `a-b`, `A, B` and `vitamin A`."""
 _BEFORE = " \n\t,;:!?\"'*"
 _BEHIND = f"{_BEFORE}."
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -130,13 +128,14 @@ def _words(text: str) -> list[str]:
 
 
 def _is_article(text: str, found: regex.Match[str], behind: regex.Match[str] | None) -> bool:
+    """An `a` stands before a word: in `a-b`, `A, B`, `5a` and `vitamin A` it is a letter."""
     if found[0] not in _ARTICLES or text[max(0, found.start() - 1) : found.start()].isalnum():
         return False
     if found[0] != "a":
         return True
-    if behind is None or not regex.search(r"\w", behind[0]):
+    if behind is None or not any(map(str.isspace, text[found.end() : behind.start()])):
         return False
-    return _BETWEEN.fullmatch(text, found.end(), behind.start()) is not None
+    return regex.fullmatch(r"[^\W0-9]|\W+", behind[0]) is None
 
 
 def _amount(text: str, found: regex.Match[str], *, first: bool) -> list[str]:

@@ -421,6 +421,7 @@ def test_signs_and_points_count_in_texts(right: str, answer: str, same: bool) ->
         ("room 5a", "room 5", False),
         ("The sky", "**The** sky", True),
         ("the, sky", "sky", True),
+        ("a: sky", "A 'sky'", True),
     ],
 )
 def test_what_no_word_says_counts_in_texts(right: str, answer: str, same: bool) -> None:
@@ -429,7 +430,7 @@ def test_what_no_word_says_counts_in_texts(right: str, answer: str, same: bool) 
 
 
 PIECES = "3 3.0 -3 –3 +3 10 1,000 2,05 ⁸ ₂ ^ ^8 × x × * / % ‰ € $ ′ ″ - – ½ a A the B m sky e8 ( ) . , ! ' _"
-WORDS = "sky H₂O x² 3.0 -4 1,000 50% 10€ C++ m/s Straße"
+WORDS = "sky a H₂O x² 3.0 -4 1,000 50% 10€ C++ m/s Straße"
 PARTS = st.sampled_from(PIECES.split())
 TEXTS = st.lists(st.one_of(PARTS, st.just(" ")), max_size=10).map("".join) | st.text(max_size=20)
 
