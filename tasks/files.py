@@ -14,10 +14,12 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from string import digits
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -36,7 +38,11 @@ ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 """How the names of files end; others are read as JSON."""
 
 MAX_LISTED = 50
-"""Bad rows in one error."""
+"""Lines in one error."""
+MIN_ALIKE = 4
+"""Bad rows for one reason, from which on they are one line ..."""
+MAX_NAMED = 4
+"""... and so many of them are named in it."""
 
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of such bytes."""
@@ -55,6 +61,19 @@ class BadRow(dict[str, Any]):
 
     def __missing__(self, _: str) -> Any:
         raise UsageError(self.reason)
+
+
+class BadValue(UsageError):
+    """What is wrong with one row's value.
+
+    Args:
+        kind: what is wrong, whichever the value.
+        remedy: what to do where that is wrong with most rows.
+    """
+
+    def __init__(self, message: str, kind: str, remedy: str) -> None:
+        super().__init__(message)
+        self.kind, self.remedy = kind, remedy
 
 
 def read_rows(source: str) -> list[Row]:
@@ -93,10 +112,11 @@ def examples_of(
 ) -> list[Example]:
     """What `build` makes of each row, with the row's place as its `source`.
 
-    Raises UsageError, one for all rows that cannot be read or that `build` raises it for: a line each, with the place
-    and the reason, then their number and the `remedy`. Where `skipped` is given, the lines are added to it instead.
+    Raises UsageError, one for all rows that cannot be read or that `build` raises it for: a line each with the place
+    and the reason, or one for all with the same reason, then their number and the `remedy`, unless it would leave no
+    row. Where `skipped` is given, a line for each is added to it instead.
     """
-    examples, bad, total = [], list[str](), 0
+    examples, bad, total = [], list[tuple[str, UsageError]](), 0
     for where, fields in rows:
         total += 1
         try:
@@ -104,17 +124,46 @@ def examples_of(
                 raise UsageError(fields.reason)
             example = build((where, fields))
         except UsageError as error:
-            bad.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
+            bad.append((where, error))
         else:
             examples.append(replace(example, meta={"source": where, **example.meta}))
     if skipped is not None:
-        skipped += bad
-    elif len(bad) == 1:
-        raise UsageError(bad[0])
+        skipped += [f"{where}: {_reason(where, error)}" for where, error in bad]
     elif bad:
-        others = f", of which the first {MAX_LISTED} are shown" if len(bad) > MAX_LISTED else ""
-        raise UsageError("\n".join([*bad[:MAX_LISTED], f"{len(bad)} of {total} rows cannot be used{others}{remedy}"]))
+        lines = _by_reason(bad)
+        if len(bad) > 1:
+            others = f", of which the first {MAX_LISTED} are shown" if len(lines) > MAX_LISTED else ""
+            remedy = _remedy_of_most(bad, total) or (remedy if len(bad) < total else "")
+            lines = [*lines[:MAX_LISTED], f"{len(bad)} of {total} rows cannot be used{others}{remedy}"]
+        raise UsageError("\n".join(lines))
     return examples
+
+
+def _reason(where: str, error: UsageError) -> str:
+    return str(error).removeprefix(f"{where}: ")
+
+
+def _by_reason(bad: Sequence[tuple[str, UsageError]]) -> list[str]:
+    """A line for each row, or one for many of a source with the same reason, where the first of them stands."""
+    alike = defaultdict[tuple[str, str], list[int]](list)
+    for k, (where, error) in enumerate(bad):
+        kind = error.kind if isinstance(error, BadValue) else _reason(where, error)
+        alike[where.rstrip(digits), kind].append(k)
+    lines: dict[int, str] = {}
+    for (source, _), same in alike.items():
+        if len(same) < MIN_ALIKE:
+            lines |= {k: f"{bad[k][0]}: {_reason(*bad[k])}" for k in same}
+        else:
+            named = ", ".join(bad[k][0].removeprefix(source) for k in same[:MAX_NAMED])
+            others = f" and {len(same) - MAX_NAMED} more" if len(same) > MAX_NAMED else ""
+            lines[same[0]] = f"{source}{named}{others}: {_reason(*bad[same[0]])}"
+    return [lines[k] for k in sorted(lines)]
+
+
+def _remedy_of_most(bad: Sequence[tuple[str, UsageError]], total: int) -> str:
+    """That of the one thing that is wrong with more than half of all rows, if there is one."""
+    kinds = Counter((error.kind, error.remedy) for _, error in bad if isinstance(error, BadValue))
+    return next((remedy for (_, remedy), count in kinds.most_common(1) if 2 * count > total), "")
 
 
 def field(row: Row, name: str, kind: type, required: bool = True) -> Any:

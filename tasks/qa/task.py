@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_cot import tools
-from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result
-from latent_cot.tasks.files import HUB, Row, examples_of, field, kind_of, read_rows, shorten
+from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result, words
+from latent_cot.tasks.files import HUB, BadValue, Row, examples_of, field, kind_of, read_rows, shorten
 from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.qa import answers
 from latent_cot.tasks.qa.spec import FIELD, Spec, read_spec
@@ -110,6 +110,7 @@ class QA(Task):
     def read(self, path: str) -> list[Example]:
         self._load_code()
         rows = read_rows(path)
+        self._refuse_unknown_columns(path, rows, split=None)  # all of it are tests, whatever it says
         return examples_of(rows, self._builder(rows))
 
     def _read(self, sources: Sequence[str]) -> tuple[list[Example], list[str]]:
@@ -117,7 +118,7 @@ class QA(Task):
         skipped: list[str] = []
         self._load_code()
         rows = [row for source in sources for row in read_rows(source.strip())]
-        self._refuse_unknown_columns(", ".join(sources), rows)
+        self._refuse_unknown_columns(", ".join(sources), rows, split=self.spec.split_column)
         bad = skipped if self.spec.skip_bad else None
         return examples_of(rows, self._builder(rows), bad, remedy=_REMEDY), skipped
 
@@ -136,10 +137,10 @@ class QA(Task):
         numbered = as_numbers and (json_numbers or not as_texts)
         return partial(self._of_row, numbered=numbered)
 
-    def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row]) -> None:
+    def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row], *, split: str | None) -> None:
         """One error for all rows, where a setting names a column that none has."""
         s, columns = self.spec, {name for _, fields in rows for name in fields}
-        named = {"question": s.question, "answer": s.answer, "split_column": s.split_column}
+        named = {"question": s.question, "answer": s.answer, "split_column": split}
         named |= {"choices": s.choices if isinstance(s.choices, str) else None}
         of_prompt = (name for name in FIELD.findall(self._prompt) if name not in ("question", "choices"))
         for setting, name in (*named.items(), *(("prompt", name) for name in of_prompt)):
@@ -176,7 +177,7 @@ class QA(Task):
         """Which one a row of `data` is in: `train`, `validation` or `test`."""
         if self.spec.split_column is not None:
             return str(example.meta.get("split", "train"))
-        return "test" if _place(example) < (self.spec.share or 0) else "train"
+        return "test" if example.meta.get("place", 1) < (self.spec.share or 0) else "train"
 
     # -- examples --
 
@@ -211,7 +212,8 @@ class QA(Task):
         if answer is None or example.answer is None:
             return False
         if self._grader is not None:
-            return bool(self._grader(answer, example.answer))
+            verdict: bool = self._grader(answer, example.answer)
+            return verdict  # as it is: whoever guards somebody's code refuses what is neither True nor False
         if self.extract == "choice":
             return answer == example.answer
         if self.grading == "number":
@@ -243,14 +245,24 @@ class QA(Task):
 
     def _build(self, x: str, question: str, answer: str | None, choices: Sequence[str]) -> Example:
         if answer is not None and self.grading == "number":
-            value = working.number(answer)
+            value = answers.number_of(answer)
             if value is None:
-                raise UsageError(f"the answer {shorten(answer)} is no number; write it like 72, -3.5, $1,000 or 3/4")
+                message = f"the answer {shorten(answer)} is no number; write it like 72, -3.5, $1,000 or 3/4"
+                raise BadValue(message, "no number", self._instead_of_numbers())
             answer = written(value)
         if answer is not None and self.spec.choices and answer not in choices:
             raise UsageError(f"the answer {shorten(answer)} is none of {', '.join(choices) or 'the choices'}")
         y = None if answer is None else self._target(answer)
         return Example(x, y, None, answer, question, {"choices": tuple(choices)} if self.spec.choices else {})
+
+    def _instead_of_numbers(self) -> str:
+        """What to do where the answers are no numbers: nobody need have asked for numbers."""
+        why, instead = "of `grade: number`", "`grade: text`"
+        if self.extract.startswith("last-"):  # which a text could not be read by
+            instead += f" and `extract: {answers.AFTER}`"
+            by = "`tools`" if self.spec.extract is None else f"`extract: {self.extract}`"
+            why = why if self.spec.grade else f"{by} sets `grade: number`"
+        return f"; answers are compared as numbers because {why}: for texts set {instead}, or take the units out"
 
     def _whole(self, text: str) -> str:
         """The filled prompt that somebody has typed. Raises UsageError, showing one, for another text."""
@@ -300,6 +312,10 @@ class QA(Task):
         if self._lettered:  # in whichever order its choices are, it is the same question with the same answer
             meta["means"] = shown[choices.index(answer)]
             meta["asked"] = f"{self._filled(texts | {'choices': ''})} {' '.join(sorted(shown))}"
+        if s.split_column is None and s.share is not None:
+            asked = {s.question if name == "question" else name: text for name, text in texts.items()}
+            asked = {**asked, s.question: question, "choices": " ".join(sorted(shown)) if self._lettered else ""}
+            meta["place"] = _place(asked)
         if s.split_column is not None and s.split_column in fields:
             meta["split"] = _split(_text(row, s.split_column))
         z = None
@@ -418,9 +434,10 @@ def _split(name: str) -> str:
     return known[name.lower()]
 
 
-def _place(example: Example) -> float:
-    """Of a question among all, from 0 to 1: a hash of it decides, the same everywhere."""
-    text = " ".join(prompt_words(example))
+def _place(asked: Mapping[str, str]) -> float:
+    """Of a question among all, from 0 to 1: a hash of its columns decides, the same everywhere and for all prompts that
+    show these."""
+    text = " ".join(words(" ".join(asked[name] for name in sorted(asked))))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 

@@ -116,6 +116,33 @@ def test_every_bad_row_is_in_one_list(tmp_path: Path, monkeypatch: pytest.Monkey
     assert third not in str(refused.value)
 
 
+def test_rows_with_one_reason_are_one_line(tmp_path: Path) -> None:
+    """It was the same line fifty times. A few are still told one by one, in the file's order."""
+
+    def build(row: Row) -> Example:
+        return Example(field(row, "text", str))
+
+    lines = ["null", '{"x": 1}', "3", "3", *['{"x": 2}'] * 60, "[]", '{"text": "a"}']
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UsageError) as refused:
+        examples_of(read_rows(str(path)), build, remedy="; leave them out")
+    assert str(refused.value).replace(str(path), "").splitlines() == [
+        ":1: expected a JSON object {...}, found null",
+        ":2, 5, 6, 7 and 57 more: the field 'text' is missing; found: x",
+        ":3: expected a JSON object {...}, found an integer",
+        ":4: expected a JSON object {...}, found an integer",
+        ":65: expected a JSON object {...}, found a list",
+        "65 of 66 rows cannot be used; leave them out",
+    ]
+    path.write_text("\n".join(lines[:-1]))
+    with pytest.raises(UsageError, match=r"65 of 65 rows cannot be used$"):  # it would leave none
+        examples_of(read_rows(str(path)), build, remedy="; leave them out")
+    skipped: list[str] = []
+    examples_of(read_rows(str(path)), build, skipped)
+    assert len(skipped) == 65 and skipped[4].startswith(f"{path}:5: the field")
+
+
 def test_nobody_takes_a_bad_row_for_an_empty_one(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("{\n")

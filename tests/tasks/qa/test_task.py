@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import runpy
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latent_cot import tasks
 from latent_cot.model.text import TextCodec
@@ -379,6 +382,99 @@ def test_signs_and_points_count_in_texts(right: str, answer: str, same: bool) ->
     assert answers.same_text(answer, right) is same
 
 
+@pytest.mark.parametrize(
+    ("right", "answer", "same"),
+    [
+        ("3.0×10⁸ m/s", "3.0×10² m/s", False),
+        ("3.0×10⁸ m/s", "3.0×10 m/s", False),
+        ("3.0×10⁸", "3.0x10^8", True),
+        (r"$3\times 10^{8}$", "3e8", True),
+        ("10⁻³", "10^–3", True),
+        ("2^3×10^2", "2^300", False),
+        ("x²", "x³", False),
+        ("H₂O", "H2O", True),
+        ("10 €", "10 $", False),
+        ("$10", "10", False),
+        ("10 €", "€10.00", True),
+        ("50%", "50", False),
+        ("50 %", "50%", True),
+        ("12 %", "12 ‰", False),
+        ("5′", "5″", False),
+        ("–3 m", "3 m", False),
+        ("–3 m", "-3 m", True),
+        ("1914–1918", "1914-1918", True),
+        ("$5–$10", "$5-$10", True),
+        ("3.0 m", "3 m", True),
+        ("+3 m", "3 m", True),
+        ("x +3", "x 3", False),
+        ("3/4", "0.75", True),
+        ("1½", "1 1/2.", True),
+        ("½ cup", "¼ cup", False),
+        ("2,05 m", "2,5 m", False),
+        ("1,2,3", "1, 2, 3", True),
+        ("1.10.2", "1.1.2", False),
+        ("(3+4)/2", "(3+4)*2", False),
+        ("2 x 3", "2*3", True),
+        ("vitamin A", "vitamin", False),
+        ("A, B", "B", False),
+        ("a-b", "b", False),
+        ("room 5a", "room 5", False),
+        ("The sky", "**The** sky", True),
+        ("the, sky", "sky", True),
+        ("a: sky", "A 'sky'", True),
+    ],
+)
+def test_what_no_word_says_counts_in_texts(right: str, answer: str, same: bool) -> None:
+    """Wrong answers were right: powers, signs of currencies and of percent, and dashes were left out."""
+    assert answers.same_text(answer, right) is answers.same_text(right, answer) is same
+
+
+PIECES = "3 3.0 -3 –3 +3 10 1,000 2,05 ⁸ ₂ ^ ^8 × x × * / % ‰ € $ ′ ″ - – ½ a A the B m sky e8 ( ) . , ! ' _"
+WORDS = "sky a H₂O x² 3.0 -4 1,000 50% 10€ C++ m/s Straße"
+PARTS = st.sampled_from(PIECES.split())
+TEXTS = st.lists(st.one_of(PARTS, st.just(" ")), max_size=10).map("".join) | st.text(max_size=20)
+
+
+@given(TEXTS, TEXTS, TEXTS)
+def test_the_same_text_is_an_equivalence(one: str, two: str, three: str) -> None:
+    """Votes are counted by it."""
+    assert answers.same_text(one, one)
+    assert answers.same_text(one, two) == answers.same_text(two, one)
+    if answers.same_text(one, two) and answers.same_text(two, three):
+        assert answers.same_text(one, three)
+
+
+@given(st.lists(st.sampled_from(WORDS.split()), min_size=1, max_size=4))
+def test_case_punctuation_and_articles_do_not_count_in_texts(words: list[str]) -> None:
+    text = " ".join(words)
+    others = (text.upper(), f" {text}. ", "; ".join(words), f"“{text}”!", f"**{text}**", f"The {text}", f"({text})")
+    assert [other for other in others if not answers.same_text(other, text)] == []
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.integers(0, 3))
+def test_numbers_in_texts_are_numbers(value: Decimal, zeros: int) -> None:
+    text = f"{value:f}"
+    assert answers.same_text(f"{text}{'0' * zeros} m", f"{text.rstrip('0').rstrip('.')} m")
+    assert not answers.same_text(f"{text} m", f"{value + 1:f} m")
+
+
+@pytest.mark.parametrize("part", ["^", "1 ", "1,", "$x", "9", "1e1", "1×10", "1 × 10 ^ ", "a ", "(", "€ ", " "])
+def test_a_long_text_is_compared_at_once(part: str) -> None:
+    text, began = part * (answers.MAX_CHARACTERS // len(part)), time.monotonic()
+    assert not answers.same_text(text, f"{text}b")
+    assert time.monotonic() - began < 1
+
+
+def test_a_number_that_is_a_part_of_another_is_none(tmp_path: Path) -> None:
+    """`10` was read off `10⁸`, and 5 off `–5` with a dash."""
+    task = qa(data="x.csv", extract="last-number")
+    for text in ("10⁸", "3.0×10⁸", "3 x 10^8", "10^-8", "10^8"):
+        assert task.answer(chain(f" 7, or {text}.")) == "7"
+    example = one(tmp_path, {"question": "q", "answer": "–5"}, extract="last-number")
+    assert example.answer == "-5"
+    assert task.grade(example, task.answer(chain(" it is –5."))) and not task.grade(example, "5")
+
+
 def test_numbers_are_compared(tmp_path: Path) -> None:
     example = one(tmp_path, {"question": "q", "answer": "$1,000"}, extract="last-number")
     assert example.answer == "1000"
@@ -399,6 +495,22 @@ def test_a_function_of_ones_own_grades(tmp_path: Path) -> None:
     for name, message in (("mine.py:other", "the file has no function other"), ("none.py:same", "no such file")):
         with pytest.raises(UsageError, match=message):
             qa(data="x.csv", grade=f"{tmp_path}/{name}").grade(example, "two")
+
+
+@pytest.mark.parametrize("file", [True, False])
+@pytest.mark.parametrize(("body", "kind"), [("0.2", "float"), ("'no'", "str"), ("None", "NoneType"), ("1", "int")])
+def test_a_grader_that_gives_no_truth_value_is_told(tmp_path: Path, file: bool, body: str, kind: str) -> None:
+    """A score and a word made all answers right."""
+    (tmp_path / "mine.py").write_text(f"def f(answer, right):\n    return {body}\n")
+    (tmp_path / "mine.yaml").write_text("data: x.csv\ngrade: mine.py:f\n")
+    if file:
+        task = tasks.load(f"{tmp_path}/mine.yaml")
+    else:
+        task = tasks.load("qa", {"grade": f"{tmp_path}/mine.py:f"})
+    example = one(tmp_path, GOOD)
+    assert task.grade(example, "x") is False
+    with pytest.raises(UsageError, match=f"20 of 20 calls failed: 20 a {kind} instead of True or False.*mend it"):
+        _ = [task.grade(example, "x") for _ in range(30)]
 
 
 @pytest.mark.parametrize("skip_bad", ["false", "true"])
@@ -482,8 +594,51 @@ def test_of_choices_only_the_right_one_is_right(tmp_path: Path) -> None:
 )
 def test_a_column_that_no_row_has_is_told_once(tmp_path: Path, options: dict[str, str], message: str) -> None:
     for more in ({}, {"skip_bad": "true"}):
-        with pytest.raises(UsageError, match=message):
-            qa(data=rows(tmp_path, *[GOOD] * 60), **options, **more).split("test")
+        data = rows(tmp_path, *[GOOD] * 60)
+        for split in ("test", data):  # as `eval --data FILE` asks for it
+            with pytest.raises(UsageError, match=message) as refused:
+                qa(data=data, **options, **more).split(split)
+            assert str(refused.value).startswith(f"{data}: the setting ") and "\n" not in str(refused.value)
+
+
+def test_a_file_of_tests_needs_no_column_of_splits(tmp_path: Path) -> None:
+    assert len(qa(data="x.csv", split_column="part").split(rows(tmp_path, GOOD))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (
+            {"tools": "calculator"},
+            "`tools` sets `grade: number`: for texts set `grade: text` and",
+        ),
+        (
+            {"extract": "last-number"},
+            "`extract: last-number` sets `grade: number`: for texts set `grade: text` and",
+        ),
+        ({"grade": "number"}, "of `grade: number`: for texts set `grade: text`, or take the units out"),
+    ],
+)
+def test_answers_with_units_are_told_once_with_what_to_do(tmp_path: Path, options: dict[str, str], why: str) -> None:
+    """It was fifty lines, and to leave all rows out."""
+    records = [{"question": f"q{k}", "answer": f"{k} apples"} for k in range(60)]
+    for more in ([], [{"question": "q", "answer": 5}] * 20):
+        with pytest.raises(UsageError) as refused:
+            qa(data=rows(tmp_path, *records, *more), **options).split("test")
+        alike, count = str(refused.value).splitlines()
+        assert alike.startswith(f"{tmp_path}/rows.jsonl:1, 2, 3, 4 and 56 more: the answer '0 apples' is no number")
+        assert f"{60 + len(more)} rows cannot be used; answers are compared as numbers because {why}" in count
+        assert "skip_bad" not in count
+    with pytest.raises(UsageError, match="60 of 180 rows cannot be used; correct them, or leave them out"):
+        qa(data=rows(tmp_path, *records, *more * 6), **options).split("test")
+
+
+def test_what_is_told_of_answers_with_units_works(tmp_path: Path) -> None:
+    told = {"tools": "calculator", "grade": "text", "extract": "after:So the answer is"}
+    record = {"question": "q", "answer": "63 apples", "rationale": "60 + 3 = 63."}
+    example = one(tmp_path, record, **told)
+    assert example.z == " 60 + 3 =. So the answer is 63 apples."
+    assert qa(data="x.csv", **told).grade(example, "63 Apples")
 
 
 def test_where_all_rows_are_left_out_it_is_told_why(tmp_path: Path) -> None:
@@ -521,6 +676,51 @@ def test_shares_are_apart_and_stay(tmp_path: Path) -> None:
     assert not trained & tests and len(trained) + len(tests) == 200
     samples.write_rows(tmp_path / "d.jsonl", samples.boolq(100))
     assert {prompt_words(example) for example in qa(**options | {"skip_bad": "true"}).split("test")} < tests
+
+
+@pytest.mark.parametrize(
+    ("records", "settings", "prompts"),
+    [
+        (samples.boolq(100), {}, ["Question: {question} Answer:", "{question}?", "{{ question }} So, so:"]),
+        (
+            samples.boolq(100),
+            {"choices": "no,yes"},
+            ["{passage}\\n{question}?", "{question} See: {passage}", "{passage} {question} {choices}:"],
+        ),
+        (
+            samples.arc(100),
+            {"choices": "choices", "answer": "answerKey"},
+            ["{question}\\n{choices}", "Of {choices}: {question}"],
+        ),
+        (
+            [{"item": f"q {k}", "answer": str(k)} for k in range(100)],
+            {"question": "item"},
+            ["Question: {question} Answer:", "{item}!", "{question} ({item})"],
+        ),
+    ],
+)
+def test_prompts_over_the_same_columns_share_their_tests(
+    tmp_path: Path, records: list[dict[str, Any]], settings: dict[str, str], prompts: list[str]
+) -> None:
+    """A test question of one prompt was trained on with another: they could not be compared."""
+    data = rows(tmp_path, *records)
+    tests = []
+    for prompt in prompts:
+        task = qa(data=data, prompt=prompt, test="0.3", **settings)
+        tests.append([example.meta["source"] for example in task.split("test")])
+        trained, _, _ = task._training
+        assert len(tests[0]) + len(trained) == 100
+    assert 10 <= len(tests[0]) <= 50 and all(one == tests[0] for one in tests)
+
+
+def test_equal_questions_are_in_one_share(tmp_path: Path) -> None:
+    """But for case and punctuation, and the order of lettered choices."""
+    first = [{"question": f"Is it {k}?", "options": "cat|dog", "answer": "A"} for k in range(40)]
+    again = [{"question": f"is it  {k}", "options": "dog|cat", "answer": "B"} for k in range(40)]
+    task = qa(data=rows(tmp_path, *first, *again), choices="options", test="0.5")
+    asked = [example.x.partition("\n")[0] for example in task.split("test")]
+    tests = [" ".join(text.casefold().rstrip("?").split()) for text in asked]
+    assert 20 < len(tests) < 60 and all(tests.count(one) == 2 for one in tests)
 
 
 def test_what_is_in_a_test_file_is_kept_out_of_training(tmp_path: Path) -> None:
