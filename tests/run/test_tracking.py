@@ -186,6 +186,7 @@ def test_a_killed_run_gives_no_step_twice(recorder: type[Recorder], tmp_path: Pa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Display, "on_unit", kill)
+        patch.setattr(RunFolder, "save", lambda *_: None)
         with pytest.raises(Killed):
             em(folder, tiny_model_dir, "--track", "recorder")
     AcceleratorState._reset_state(reset_partial_state=True)
