@@ -168,6 +168,10 @@ class _Running:
         self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         if resume:  # when nothing more can refuse it
             folder.rewind(checkpoint)
+            rounds = folder.config.get("rounds", c.rounds)
+            if rounds != c.rounds and METHODS[c.method].reads(c, "rounds"):
+                folder.write_config({**folder.config, "rounds": c.rounds})
+                self.notes.append(f"The run goes on to {c.rounds} rounds; it had {rounds}.")
         if resume and self.loop.state.phase < len(self.loop.phases):
             folder.unfinish()
         self._lap = time.monotonic()

@@ -375,6 +375,11 @@ def test_a_finished_run_whose_file_asks_for_more_goes_on(tmp_path: Path, run: lc
     before = (folder / "results.json").stat().st_mtime_ns
     lc.train(lc.configure("smoke"), output_dir=folder, rounds=2, resume=True, **settings)
     assert (folder / "results.json").stat().st_mtime_ns == before, "it was finished"
+    stop: list[lc.Callback] = [lambda _: True]
+    again = lc.train(lc.configure("smoke"), output_dir=folder, rounds=3, resume=True, callbacks=stop, **settings)
+    assert again.status == "stopped" and again.config.rounds == 3
+    with pytest.raises(lc.UsageError, match="holds a run with rounds 3, not 2"):
+        lc.train(lc.configure("smoke"), output_dir=folder, rounds=2, resume=True, **settings)
 
 
 def test_without_a_round_there_is_no_q(tmp_path: Path, settings: dict[str, Any]) -> None:
