@@ -16,7 +16,7 @@ from typing import Any
 
 from latent_cot import disk
 from latent_cot.tools import _user_file
-from latent_cot.tools._foreign import guard_task
+from latent_cot.tools._foreign import guard_data, guard_task
 from latent_cot.types import Task, UsageError
 
 __all__ = ["FILES", "code_of", "files_of", "load", "names", "settings_of"]
@@ -47,6 +47,8 @@ def load(name_or_path: str, options: Mapping[str, str] | None = None) -> Task:
     if not own_code and not task.code:
         return task
     guarded = guard_task(task, f"task {task.name}")
+    if own_code:
+        guard_data(guarded, name_or_path)
     # What is guarded can be copied, but not pickled: then it is loaded again. (`copy` asks the class, and not this.)
     named = name_or_path if name_or_path in names() else str(disk.expanded(name_or_path).absolute())
     again = load, (named, dict(options))

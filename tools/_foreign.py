@@ -22,12 +22,12 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from latent_cot.types import Task, Tool, ToolError, UsageError, first_line
+from latent_cot.types import Example, Task, TaskData, Tool, ToolError, UsageError, first_line
 
 SECONDS = 5.0
 """Of one call."""
@@ -141,9 +141,17 @@ def _time_limit(where: str) -> Iterator[None]:
 # -- what may come back ----------------------------------------------------------------------------------
 
 
+def _named(value: Any) -> str:
+    """What kind of thing it is, with an article."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    return f"an {kind}" if kind[0] in "aeioAEIO" else f"a {kind}"
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise Failure(f"a {type(value).__name__} instead of text")
+        raise Failure(f"{_named(value)} instead of text")
     if len(value) > MAX_CHARACTERS:
         raise Failure(f"more than {MAX_CHARACTERS} characters")
     str.encode(value)  # half a character has no code
@@ -156,7 +164,7 @@ def _text_or_none(value: Any) -> str | None:
 
 def _nats(value: Any) -> float:
     if type(value) is bool or not isinstance(value, numbers.Real):
-        raise Failure(f"a {type(value).__name__} instead of a number")
+        raise Failure(f"{_named(value)} instead of a number")
     nats = float(value)
     if not (nats == -math.inf or abs(nats) <= MAX_NATS):
         raise Failure(f"{nats} as a reward" if not math.isfinite(nats) else f"a reward beyond {MAX_NATS:g} nats")
@@ -165,7 +173,7 @@ def _nats(value: Any) -> float:
 
 def _truth(value: Any) -> bool:
     if type(value).__name__ not in ("bool", "bool_"):  # numpy's too
-        raise Failure(f"a {type(value).__name__} instead of True or False")
+        raise Failure(f"{_named(value)} instead of True or False")
     return bool(value)
 
 
@@ -178,6 +186,61 @@ _METHODS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "mistake": (_text_or_none, None),
 }
 """Method of a task -> what it may return, and what counts where it fails."""
+
+
+def _examples(value: Any) -> Any:
+    """Raises Failure for what is no list of examples."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise Failure(f"{_named(value)} instead of a list of Example")
+    for example in value:
+        _example(example)
+    return value
+
+
+def _example(value: Any) -> Any:
+    if not isinstance(value, Example):
+        raise Failure(f"{_named(value)} instead of an Example")
+    for name in ("x", "y", "z", "answer", "question"):
+        held = getattr(value, name)
+        if not isinstance(held, str | None) or (held is None and name in ("x", "question")):
+            raise Failure(f"an Example whose `{name}` is {_named(held)} instead of text")
+    return value
+
+
+def _task_data(value: Any) -> Any:
+    if not isinstance(value, TaskData):
+        raise Failure(f"{_named(value)} instead of a TaskData")
+    for part in (value.demonstrations, value.unlabelled, value.validation):
+        _examples(part)
+    return value
+
+
+_DATA: dict[str, Callable[[Any], Any]] = {
+    "load": _task_data,
+    "split": _examples,
+    "read": _examples,
+    "example": _example,
+}
+"""Method of a task that gives examples -> what refuses another result. No chain can go on without them."""
+
+
+def guard_data(task: Task, file: str) -> None:
+    """Have a task, which is changed, raise UsageError where a function of its `file` returns no examples."""
+
+    def checked(name: str) -> Callable[..., Any]:
+        function = getattr(task, name)
+
+        def method(*args: Any, **named: Any) -> Any:
+            value = function(*args, **named)
+            try:
+                return _DATA[name](value)
+            except Failure as failure:
+                raise UsageError(f"{file}: `{name}` returns {failure}; mend it (see tasks/README.md)") from failure
+
+        return method
+
+    for name in _DATA:
+        object.__setattr__(task, name, checked(name))  # it may be a frozen dataclass
 
 
 def guard_task(task: Task, where: str) -> Task:

@@ -17,12 +17,10 @@ from latent_cot import disk
 from latent_cot.api.carry_out import carry_out
 from latent_cot.api.run import Run, load, task_name
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, from_dict, load_config, other_settings, refuse_task_code, to_dict
+from latent_cot.config.settings import check, from_dict, load_config, refuse_task_code
 from latent_cot.report.terminal import Progress
-from latent_cot.run import reasoners, tracking
+from latent_cot.run import going_on, reasoners, tracking
 from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
-from latent_cot.run.resuming import changed_settings
-from latent_cot.run.run_folder import RunFolder
 from latent_cot.types import UsageError
 
 if TYPE_CHECKING:
@@ -92,9 +90,9 @@ def train(
     Args:
         config: from `configure`; None: what `configure` makes of the `settings`, `method` and `task` among them.
         callbacks: each is called after each unit of work, and stops the run by returning True.
-        resume: go on with the run in `output_dir`, if there is one and its settings are these; a run that is finished
-            is returned at once, unless its config.yaml has been changed since, say to more rounds. Without, a folder
-            that holds a run is refused.
+        resume: go on with the run in `output_dir`, if there is one and its settings are these; `rounds` may be more. A
+            run that is finished is returned at once, unless more rounds are asked for, or its config.yaml has been
+            changed since. Without, a folder that holds a run is refused.
         progress: show how far it has got.
         trust_code: run the Python files that a task's YAML file names. (A task that is a Python file you have named
             yourself.)
@@ -124,11 +122,11 @@ def train(
     check(config)
     refuse_task_code(config, trusted=trust_code)
     config = with_absolute_paths(config)
-    if resume and (path / "config.yaml").exists():
-        _refuse_difference(config, path)
-        run = load(path, trust_code=True)  # code that the caller has just named
-        done = run.status == "finished" and not _changed_since(run)
-        return run if done else _run(run.config, path, callbacks, progress, track, resume=True)
+    if resume and going_on.is_there(path):
+        own = _as_asked(config, path)
+        if going_on.is_done(path, own):
+            return load(path, trust_code=True)  # code that the caller has just named
+        return _run(own, path, callbacks, progress, track, resume=True)
     return _run(config, path, callbacks, progress, track, resume=False)
 
 
@@ -209,16 +207,10 @@ def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return from_dict(plain, "settings", config)
 
 
-def _changed_since(run: Run) -> bool:
-    """Whether config.yaml has been changed since the run was saved."""
-    folder = run.folder("settings")
-    checkpoint = folder.latest()
-    return checkpoint is not None and any(changed_settings(checkpoint, folder, to_dict(run.config)))
-
-
-def _refuse_difference(config: RunConfig, path: Path) -> None:
-    """Raises UsageError if the run in `path` has other settings."""
-    own = from_dict(RunFolder.open(path).config, str(path / "config.yaml"))
-    for name, there, wanted in other_settings(own, config):
+def _as_asked(config: RunConfig, path: Path) -> RunConfig:
+    """The settings of the run in `path`, with as many rounds as `config` has. Raises UsageError for other settings."""
+    own = going_on.own_settings(path)
+    for name, there, wanted in going_on.contradictions(own, config):
         remedy = "go on with it by resume(load(...)), or give another output_dir"
         raise UsageError(f"{path}: holds a run with {name} {there!r}, not {wanted!r}; {remedy}")
+    return going_on.with_more_rounds(own, config)

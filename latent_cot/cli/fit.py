@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
 from latent_cot import disk
 from latent_cot.api.carry_out import carry_out
 from latent_cot.cli.options import Switch, given, parse_run, preset_config, print_json, progress_console
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, code_named, from_dict, refuse_code, refuse_task_code, to_yaml
+from latent_cot.config.settings import check, code_named, flag, refuse_code, refuse_task_code, to_yaml
 from latent_cot.report.terminal import say
-from latent_cot.run import tracking
+from latent_cot.run import going_on, tracking
 from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
 from latent_cot.run.preflight import load_examples
 from latent_cot.run.run_folder import RunFolder, refuse_unless_free
@@ -29,11 +31,8 @@ COMMON = (
     *("data.demonstrations", "data.unlabelled", "data.validation", "e_step.steps", "m_step.steps", "evaluation.size"),
 )
 """The settings that `--help` shows."""
-# With --resume the settings are the run's own; these only say which run, and how to report.
-_WITH_RESUME = {
-    *("--resume", "--json", "--output-dir", "--task", "--model", "--seed", "--preset", "--trust-code", "--method"),
-    "--track",
-}
+_NO_SETTINGS = {"--resume", "--json", "--output-dir", "--trust-code", "--track", "--print-config"}
+"""These only say which run, and how to report: with no others, --resume starts none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ class FitOptions:
     print_config: Switch = False
     """Print the configuration as YAML and stop."""
     resume: Switch = False
-    """Go on with the run in --output-dir, with its own settings."""
+    """Go on with the run in --output-dir, with its own settings, or start it if there is none and the command says
+    which: the same command again goes on. What it says must be as in the run; --rounds may be more. A run that is
+    finished stays as it is."""
     trust_code: Switch = False
     """Run the Python files that are named by the configuration of a run (a task, a tool, a model's), with --resume, or
     by a task's YAML file (a tool, a grader)."""
@@ -65,50 +66,62 @@ class FitOptions:
 
 def run(argv: Sequence[str], command: str = "fit") -> int:
     """The command. Returns 0, or 128 and the number of the signal that stopped it (SIGINT, SIGTERM, SIGHUP)."""
-    options = _parsed(argv, command)
+    base = preset_config(argv)
+    if command == "em" and base.method != "em":
+        raise UsageError(f"the method is {base.method}: latent-cot em is EM only; use latent-cot fit")
+    options = _parsed(argv, command, base)
     config = options.settings
     path = disk.expanded(config.output_dir or default_folder(config))
-    if options.resume:
-        config = _resumed(config, path, given(argv))
-        refuse_code(config, path / "config.yaml", trusted=options.trust_code)
+    there = going_on.is_there(path) or set(given(argv)) <= _NO_SETTINGS
+    resume = options.resume and there
+    if resume:
+        config = _resumed(options, argv, command, path)
     check(config)
     if options.print_config:
         if options.json:
             raise UsageError("--json: --print-config prints YAML, which --config reads; leave --json out")
         print(to_yaml(config), end="")
         return 0
-    if not options.resume:
+    if not resume:
         refuse_task_code(config, trusted=options.trust_code)
         refuse_unless_free(path)
         refuse_unwritable(path)
         config = with_absolute_paths(replace(config, output_dir=str(path)))
-    return _train(config, path, options)
+    tracking.check(options.track)
+    if resume and going_on.is_done(path, config):
+        return _show_done(config, path, options)
+    return _train(config, path, options, resume=resume)
 
 
-def _parsed(argv: Sequence[str], command: str) -> FitOptions:
-    base = preset_config(argv)
-    if command == "em" and base.method != "em":
-        raise UsageError(f"the method is {base.method}: latent-cot em is EM only; use latent-cot fit")
+def _parsed(argv: Sequence[str], command: str, base: RunConfig) -> FitOptions:
+    """The flags, on top of the settings of `base`."""
     shown = [path for path in COMMON if command == "fit" or path != "method"]
     own = ("preset", "config", "print_config", "resume", "json")
     return parse_run(FitOptions, argv, command, base, shown, own)
 
 
-def _resumed(asked: RunConfig, path: Path, flags: Sequence[str]) -> RunConfig:
-    """The configuration of the run in `path`, if nothing that was asked contradicts it."""
-    remedy = "leave it out, or start a new run in another --output-dir"
-    file = path / "config.yaml"
-    for name in flags:
-        if name not in _WITH_RESUME:
-            raise UsageError(f"{name}: with --resume a run goes on with its own settings ({file}); {remedy}")
-    own = from_dict(RunFolder.open(path).config, str(file))
-    wanted = with_absolute_paths(asked)
+def _resumed(options: FitOptions, argv: Sequence[str], command: str, path: Path) -> RunConfig:
+    """The configuration of the run in `path`, with as many rounds as are asked for, if nothing else that was asked
+    contradicts it. Raises UsageError."""
+    own, file = going_on.own_settings(path), path / "config.yaml"
     refuse_moved(own, file)
-    for name in ("method", "task", "model", "seed"):
-        if f"--{name}" in flags and getattr(own, name) != getattr(wanted, name):
-            there, here = getattr(own, name), getattr(wanted, name)
-            raise UsageError(f"--{name} {here}: the run in {path} has {name} {there}; {remedy}")
-    return replace(own, output_dir=str(path))
+    asked = with_absolute_paths(options.settings)
+    names_all = not any(going_on.contradictions(own, asked))
+    layers = {f"--{name}": value for name in ("preset", "config") if (value := getattr(options, name)) is not None}
+    if not layers:  # what no flag says is as in the run
+        asked = with_absolute_paths(_parsed(argv, command, own).settings)
+    flags = [re.sub(r"^(--(.*\.)?)no-", r"\1", name) for name in given(argv)]
+    for name, there, wanted in going_on.contradictions(own, asked):
+        remedy = "leave it out, or start a new run in another --output-dir"
+        if flag(name) not in flags:
+            by = " ".join(f"{layer} {value}" for layer, value in layers.items())
+            raise UsageError(f"{by}: {name} is {wanted} there, and {there} in the run in {path}; {remedy}")
+        raise UsageError(f"{flag(name)} {wanted}: the run in {path} has {name} {there}; {remedy}")
+    if names_all:  # the code too, which is then the user's, as when the run was started
+        refuse_task_code(own, trusted=options.trust_code)
+    else:
+        refuse_code(own, file, trusted=options.trust_code)
+    return going_on.with_more_rounds(own, asked)
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -118,12 +131,11 @@ def refuse_unwritable(path: Path) -> None:
         raise UsageError(f"--output-dir {path}: cannot write to {existing}; give another folder")
 
 
-def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
-    tracking.check(options.track)
+def _train(config: RunConfig, path: Path, options: FitOptions, *, resume: bool) -> int:
     console = progress_console(to_stderr=options.json)
     console.quiet = os.environ.get("RANK", "0") != "0"
     examples = load_examples(config)  # before torch is imported: whoever has bad rows is told at once
-    done = carry_out(config, path, console, resume=options.resume, examples=examples, track=options.track)
+    done = carry_out(config, path, console, resume=resume, examples=examples, track=options.track)
     if done.results is None:
         command = "em" if config.method == "em" else "fit"
         tracked = "".join(f" --track {name}" for name in options.track)
@@ -131,12 +143,25 @@ def _train(config: RunConfig, path: Path, options: FitOptions) -> int:
         again = f"--output-dir {_quoted(path)} --resume{tracked}{_trust(config)}"
         say(console, f"  latent-cot {command} {again}", whole=True)
         return 128 + (done.signal or signal.SIGINT)
-    say(console, f"Done in {done.results['resources']['seconds']:.0f} s; saved in {_quoted(path)}. See also:")
-    say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}", whole=True)
-    say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}", whole=True)
+    _show_end(console, f"Done in {done.results['resources']['seconds']:.0f} s", config, path)
     if options.json and done.session.lm.processes.main:
         print_json({"run": str(path), **done.results})
     return 0
+
+
+def _show_done(config: RunConfig, path: Path, options: FitOptions) -> int:
+    """Of a run that is finished already: no model is loaded."""
+    if os.environ.get("RANK", "0") == "0":
+        _show_end(progress_console(to_stderr=options.json), "Finished already", config, path)
+        if options.json:
+            print_json({"run": str(path), **RunFolder.open(path).results})
+    return 0
+
+
+def _show_end(console: Console, what: str, config: RunConfig, path: Path) -> None:
+    say(console, f"{what}; saved in {_quoted(path)}. See also:")
+    say(console, f"  latent-cot eval {_quoted(path)} --size {config.evaluation.size}{_trust(config)}", whole=True)
+    say(console, f"  latent-cot report {_quoted(path)}{_trust(config)}", whole=True)
 
 
 def _trust(config: RunConfig) -> str:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 from rich.console import Console
 
 from latent_cot.cli import COMMANDS, fill, line_width
+from latent_cot.cli.flags import explanation, refuse_unknown
 from latent_cot.config.settings import load_config
 from latent_cot.report.terminal import say, waiting
 from latent_cot.run.printable import printable
@@ -38,9 +35,11 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 def parse(cls: type[Options], argv: Sequence[str], command: str, default: Any = tyro.MISSING_NONPROP) -> Options:
     """The options of `latent-cot COMMAND`, from a dataclass whose attributes' docstrings are their help.
 
-    On `--help`, an unknown option or a value of the wrong type it prints to standard output, or standard
-    error, and raises SystemExit.
+    On `--help` and a value of the wrong type it prints to standard output, or standard error, and raises SystemExit.
+    Raises UsageError for an unknown option, and for a word too many.
     """
+    if {"-h", "--help"}.isdisjoint(argv):
+        refuse_unknown(cls, argv, command)
     found = io.StringIO()  # no terminal, so that tyro leaves colours out: a line's length is what is seen of it
     try:
         with redirect_stdout(found):
@@ -112,7 +111,7 @@ def short_help(command: str, options: Sequence[tuple[str, Any]]) -> str:
         head = flag + _metavar(get_type_hints(type(owner))[name])
         head = head if len(head) <= width else flag + name.upper()  # its explanation says where the choices are
         indent = " " * column
-        text = fill(_explanation(type(owner), name) + default, indent, first=indent)
+        text = fill(explanation(type(owner), name) + default, indent, first=indent)
         lines += [head.ljust(column) + text[column:]] if len(head) < column else [head, text]
     return "\n".join([*lines, "", f"latent-cot {command} --help-all shows all settings."])
 
@@ -124,16 +123,6 @@ def _metavar(kind: Any) -> str:
     if get_args(kind):
         return _metavar(get_args(kind)[0])
     return "" if kind is bool else "TEXT" if kind is str else str(kind.__name__.upper())
-
-
-def _explanation(cls: type, name: str) -> str:
-    """The first sentence of the docstring under a field, on one line."""
-    source = ast.parse("".join(inspect.getsource(base) for base in cls.__mro__[:-1]))
-    fields = pairwise(statement for of_class in source.body for statement in getattr(of_class, "body", []))
-    for item, below in fields:
-        if isinstance(item, ast.AnnAssign) and getattr(item.target, "id", "") == name and isinstance(below, ast.Expr):
-            return re.split(r"(?<=\w\.)\s", " ".join(str(ast.literal_eval(below.value)).split()))[0]
-    return ""
 
 
 def given(argv: Sequence[str]) -> list[str]:

@@ -207,12 +207,16 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
     if record is None:  # a section all of whose lines are commented out
         record = {}
     if not isinstance(record, Mapping):
-        raise UsageError(f"{where}: {path or 'the file'} must be a mapping of settings, not {_short(record)}")
+        hint = f".{_TASK_FILE}" if path == "data" else ""
+        raise UsageError(f"{where}: {path or 'the file'} must be a mapping of settings, not {_short(record)}{hint}")
     values = {item.name: getattr(base, item.name) for item in fields(base)}
     prefix = f"{path}." if path else ""
     for key in (key for key in record if key not in values):
         name = f"{prefix}{key}"
-        raise UsageError(f"{where}: unknown setting {_short(name)}.{did_you_mean(name, map(prefix.__add__, values))}")
+        hint = did_you_mean(name, map(prefix.__add__, values))
+        if not path and _describes_task(record):
+            hint = _TASK_FILE
+        raise UsageError(f"{where}: unknown setting {_short(name)}.{hint}")
     for key, own in values.items():
         if is_dataclass(own):
             values[key] = _overlay(own, record.get(key), where, prefix + key)
@@ -221,6 +225,17 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
         elif key in record:
             values[key] = record[key]
     return values
+
+
+_TASK_FILE = " It is a task's: a file that describes a task is given by --task, not as settings."
+
+
+def _describes_task(record: Mapping[Any, Any]) -> bool:
+    """Whether it is what a file for --task holds: it names its data by a text, or columns and other keys of a task."""
+    from latent_cot.tasks.qa.spec import Spec  # here: few need it
+
+    own = Spec.model_fields.keys() - {item.name for item in fields(RunConfig)}
+    return isinstance(record.get("data"), str | list) or len(own & record.keys()) > 1
 
 
 def _validated(values: Mapping[str, Any], named: Callable[[str], str]) -> RunConfig:

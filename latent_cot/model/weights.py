@@ -128,6 +128,9 @@ def provenance(folder: Path) -> dict[str, str]:
 
 def _refuse_broken_folder(name: str, folder: Path) -> None:
     """Say what is wrong with `name` where it can only be meant as a folder."""
+    if (folder / "config.yaml").is_file():
+        merged = f"latent-cot export {name} DIR --merge"
+        raise UsageError(f"--model {name}: is a run, not a model; {merged} makes one of it, to be given here.")
     if folder.exists():
         what = "a folder with a model's config.json and weights (not an adapter, nor a file in it)"
         raise UsageError(f"--model {name}: holds no config.json; name {what}.")

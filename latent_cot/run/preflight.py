@@ -158,8 +158,15 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
     if not wrong:
         return []
     example, answer = examples[wrong[0]], answers[wrong[0]]
-    first = f"{example.asked!r} at {answer!r}, not at {example.answer!r}"
+    first = f"{example.asked!r} at {answer!r}, not at {example.answer!r}{_failed(task)}"
     if len(wrong) == len(examples):
         remedy = "look at the task's `answer` and `grade`, and at the examples' `z` and `answer`"
         raise UsageError(f"no demonstration of {task.name} arrives at its own answer: {first}; {remedy}")
     return [f"{len(wrong)} of {len(examples)} demonstrations do not arrive at their own answer: {first}."]
+
+
+def _failed(task: Task) -> str:
+    """What the functions of a task of the user's own have done instead of answering: without it there is no answer."""
+    failures = getattr(getattr(task, "guard", None), "failures", {})
+    what = ", ".join(f"`{member}` gave {kind}" for member, kind in failures if member in ("answer", "grade"))
+    return f" ({what})" if what else ""

@@ -237,6 +237,12 @@ class RunFolder:
         """Raises UsageError if there is no such file, or it is broken."""
         return _read_json(self.path / name)
 
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Put another configuration in the place of the run's: it goes on with that."""
+        with _writing(self.path / "config.yaml"):
+            disk.write(self.path / "config.yaml", write_yaml(config).encode())
+        self.config = config
+
     @property
     def about(self) -> schemas.About:
         """What is in `run.json`. Raises UsageError as `read_json`."""
@@ -368,6 +374,9 @@ class Follower(RunFolder):
         yield
 
     def write_json(self, name: str, value: Any) -> None:
+        """Nothing."""
+
+    def write_config(self, config: dict[str, Any]) -> None:
         """Nothing."""
 
     def save(self, state: dict[str, Any], write: Callable[[Path], None]) -> Path:

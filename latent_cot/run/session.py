@@ -182,6 +182,10 @@ class _Running:
         self._cost = Resources(0.0) if checkpoint is None else _cost_in(checkpoint)
         if resume:  # when nothing more can refuse it
             folder.rewind(checkpoint)
+            rounds = folder.config.get("rounds", c.rounds)
+            if rounds != c.rounds and METHODS[c.method].reads(c, "rounds"):
+                folder.write_config({**folder.config, "rounds": c.rounds})
+                self.notes.append(f"The run goes on to {c.rounds} rounds; it had {rounds}.")
         if resume and self.loop.state.phase < len(self.loop.phases):
             folder.unfinish()
         self._lap = time.monotonic()
@@ -265,7 +269,7 @@ def run_loop(
         resume: go on from the newest intact checkpoint; from the start if there is none.
         on_note: called with each sentence on how a run goes on, such as on settings that have changed.
         on_start: called before the first unit of work, e.g. by a display ...
-        on_unit: ... and after each.
+        on_unit: ... and after each. What it raises, an interrupt too, ends the run, which is saved first.
         should_stop: asked after each unit; if True in any of the processes, all is saved and `Stopped` is raised.
 
     Returns the content of `results.json`.
@@ -293,13 +297,23 @@ def run_loop(
             running.log(phase, info, time.monotonic() - started)
             while engine is not None and engine.notes:
                 folder.log("note", text=engine.notes.pop(0))
-            on_unit(running.loop, phase, info)
-            stopping = session.lm.processes.any(should_stop())
-            if stopping or time.monotonic() - saved >= SAVE_EVERY:
-                running.save()
-                saved = time.monotonic()
+            broken: BaseException | None = None
+            try:
+                on_unit(running.loop, phase, info)
+                stopping = should_stop()
+            except BaseException as error:  # somebody else's, between two units: what is done is whole
+                broken, stopping = error, True
+            stopping = session.lm.processes.any(stopping)  # of them all, since they save together
+            try:
+                if stopping or time.monotonic() - saved >= SAVE_EVERY:
+                    running.save()
+                    saved = time.monotonic()
+                if stopping and not isinstance(broken, Exception):
+                    folder.mark("stopped")
+            finally:
+                if broken is not None:
+                    raise broken
             if stopping:
-                folder.mark("stopped")
                 raise Stopped
             started = time.monotonic()
         return running.finish()

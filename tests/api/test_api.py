@@ -125,6 +125,58 @@ def test_a_callback_sees_each_unit_and_may_stop(run: lc.Run, tmp_path: Path, set
     assert list(finished.rationales()) == list(run.rationales())
 
 
+@pytest.mark.parametrize("error", [RuntimeError("the disk of the figures is full"), KeyboardInterrupt()])
+def test_what_was_done_when_a_callback_raises_is_saved(
+    run: lc.Run, tmp_path: Path, settings: dict[str, Any], error: BaseException
+) -> None:
+    """Round 0 and a step of the E-step; the run that goes on is the one in which nothing was raised."""
+    folder, units = tmp_path / "run", list[lc.Unit]()
+
+    def fail(unit: lc.Unit) -> None:
+        if unit.phase == "e_step":
+            raise error
+
+    with pytest.raises(type(error)):
+        lc.train(lc.configure("smoke"), output_dir=folder, callbacks=[fail], **settings)
+    assert lc.load(folder).status == ("failed" if isinstance(error, Exception) else "stopped")
+    finished = lc.resume(folder, callbacks=[units.append], progress=False)
+    assert (units[0].phase, units[0].number) == ("e_step", 2)
+    for name in ("accuracy", "posterior"):
+        assert finished.results[name] == run.results[name]
+    assert list(finished.rationales()) == list(run.rationales())
+    for name in "pq":
+        weights = f"{name}/adapter_model.safetensors"
+        assert run.path is not None and (folder / weights).read_bytes() == (run.path / weights).read_bytes()
+
+
+def test_an_error_within_a_unit_saves_nothing(
+    run: lc.Run, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter may have taken its step, and the state not know of it."""
+    folder = tmp_path / "run"
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "_sample", fail)
+        with pytest.raises(RuntimeError, match="out of order"):
+            lc.train(lc.configure("smoke"), output_dir=folder, **settings)
+    assert lc.load(folder).status == "failed" and not list(folder.glob("checkpoints/*"))
+    assert lc.resume(folder, progress=False).results["accuracy"] == run.results["accuracy"]
+
+
+def test_the_error_of_a_callback_is_the_one_to_be_seen(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise lc.UsageError("the disk is full")
+
+    monkeypatch.setattr(RunFolder, "save", fail)
+    with pytest.raises(ZeroDivisionError):
+        lc.train(lc.configure("smoke"), output_dir=tmp_path / "run", callbacks=[lambda _: 1 / 0 > 0], **settings)
+
+
 def test_a_run_does_not_go_on_with_other_phases_behind_it(tmp_path: Path, settings: dict[str, Any]) -> None:
     """It counts them: an E-step would be taken for another phase, and be left out."""
     stopped = lc.train(
@@ -323,6 +375,11 @@ def test_a_finished_run_whose_file_asks_for_more_goes_on(tmp_path: Path, run: lc
     before = (folder / "results.json").stat().st_mtime_ns
     lc.train(lc.configure("smoke"), output_dir=folder, rounds=2, resume=True, **settings)
     assert (folder / "results.json").stat().st_mtime_ns == before, "it was finished"
+    stop: list[lc.Callback] = [lambda _: True]
+    again = lc.train(lc.configure("smoke"), output_dir=folder, rounds=3, resume=True, callbacks=stop, **settings)
+    assert again.status == "stopped" and again.config.rounds == 3
+    with pytest.raises(lc.UsageError, match="holds a run with rounds 3, not 2"):
+        lc.train(lc.configure("smoke"), output_dir=folder, rounds=2, resume=True, **settings)
 
 
 def test_without_a_round_there_is_no_q(tmp_path: Path, settings: dict[str, Any]) -> None:

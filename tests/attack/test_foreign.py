@@ -122,6 +122,29 @@ def test_a_reward(kind: str, tmp_path: Path) -> None:
         assert value == -math.inf and guard_of(task).failures.total() == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "body", "said"),
+    [
+        ("load", "return None", "`load` returns None instead of a TaskData"),
+        ("load", "return TaskData(None, (), ())", "`load` returns None instead of a list of Example"),
+        ("load", "return TaskData(({'x': '1'},), (), ())", "`load` returns a dict instead of an Example"),
+        ("split", "return (one for one in ())", "`split` returns a generator instead of a list of Example"),
+        ("read", "return [1]", "`read` returns an int instead of an Example"),
+        ("example", "return {'x': '1'}", "`example` returns a dict instead of an Example"),
+        ("example", "return Example('1', answer=7)", "an Example whose `answer` is an int instead of text"),
+        ("example", "return Example(None)", "an Example whose `x` is None instead of text"),
+    ],
+)
+def test_data_that_are_none(method: str, body: str, said: str, tmp_path: Path) -> None:
+    """No chain can go on without them: the file is named at once."""
+    file = written(tmp_path, TASK, body, method=method)
+    task = tasks.load(file)
+    with pytest.raises(UsageError) as error:
+        getattr(task, method)("x")
+    assert str(error.value).startswith(f"{file}: ") and said in str(error.value)
+    assert task.grade(EXAMPLE, "1") is True
+
+
 @pytest.mark.parametrize("kind", BODIES)
 def test_a_grader(kind: str, tmp_path: Path) -> None:
     task = tasks.load(written(tmp_path, TASK, BODIES[kind], method="grade"))

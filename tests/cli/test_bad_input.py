@@ -150,6 +150,9 @@ def test_a_run_is_not_overwritten(cli: Cli, tiny_model_dir: Path, finished: Path
         (["--seed", 1], ["--seed 1", "has seed 0"]),
         (["--model", "smollm2-135m"], ["--model smollm2-135m", "has model"]),
         (["--task", "other"], ["--task other", "has task arithmetic"]),
+        (["--rounds", 0], ["--rounds 0", "has rounds 1"]),
+        (["--no-safeguard"], ["--safeguard False", "has safeguard True"]),
+        (["--preset", "paper"], ["--preset paper: ", " there, and ", "in the run in"]),
     ],
 )
 def test_resuming_with_other_settings(cli: Cli, finished: Path, flags: list[object], parts: list[str]) -> None:

@@ -90,6 +90,52 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_run(
     assert adapters(folder) == adapters(finished)
 
 
+def test_the_same_command_starts_goes_on_and_leaves_what_is_finished(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a job does that a cluster stops and starts again."""
+    folder = tmp_path / "run"
+    command = [*SMOKE, "--model", tiny_model_dir, "--seed", 0, "--output-dir", folder, "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "on_unit", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert cli(*command).status == 130
+    assert len(units(folder)) == 1
+    assert cli(*command).status == 0
+    assert units(folder) == units(finished) and adapters(folder) == adapters(finished)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
+    again = cli(*command, "--json")
+    assert again.status == 0 and "Finished already" in again.err
+    assert again.json["accuracy"] == json.loads((finished / "results.json").read_text())["accuracy"]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")} == before
+
+
+def test_a_finished_run_goes_on_to_more_rounds(cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path) -> None:
+    longer, whole = Path(shutil.copytree(finished, tmp_path / "longer")), tmp_path / "whole"
+    called = cli("em", "--output-dir", longer, "--resume", "--rounds", 2)
+    assert called.status == 0, called.err
+    assert "The run goes on to 2 rounds; it had 1." in called.out
+    assert cli(*SMOKE, "--model", tiny_model_dir, "--output-dir", whole, "--rounds", 2).status == 0
+    assert units(longer) == units(whole) and adapters(longer) == adapters(whole)
+    settings = [yaml.safe_load((folder / "config.yaml").read_text()) | {"output_dir": ""} for folder in (longer, whole)]
+    assert settings[0] == settings[1]
+
+
+def test_code_that_a_whole_command_names_is_the_users_own(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path
+) -> None:
+    folder, tool = Path(shutil.copytree(finished, tmp_path / "run")), tmp_path / "tool.py"
+    tool.touch()
+    file = folder / "config.yaml"
+    settings = yaml.safe_load((finished / "config.yaml").read_text())
+    settings["rollout"]["tools"] = [str(tool)]
+    file.write_text(yaml.safe_dump(settings))
+    resume = ["--output-dir", folder, "--resume", "--print-config"]
+    for argv in (["em", *resume], ["em", *resume, "--rollout.tools", tool]):
+        refused = cli(*argv)
+        assert refused.status == 2 and "names code to run" in refused.err and "--trust-code" in refused.err
+    assert cli(*SMOKE, "--model", tiny_model_dir, *resume, "--rollout.tools", tool).status == 0
+
+
 def test_a_run_does_not_go_on_with_other_training_data(
     cli: Cli, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +174,8 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "checkpoints")
     files = {path: path.read_bytes() for path in folder.rglob("*.json*")}
-    refused = cli("em", "--output-dir", folder, "--resume")
+    assert "Finished already" in cli("em", "--output-dir", folder, "--resume").out
+    refused = cli("em", "--output-dir", folder, "--resume", "--rounds", 2)
     assert refused.status == 2
     assert "is finished, and its checkpoints are gone" in refused.err
     assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == files

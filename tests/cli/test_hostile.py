@@ -181,7 +181,7 @@ def test_ctrl_c_twice_while_resuming_is_no_damage(cli: Cli, run: Path, monkeypat
             raise SafetensorError("could not determine the shape") from None
 
     monkeypatch.setattr(lm, "load", load)
-    called = cli("em", "--output-dir", run, "--resume")
+    called = cli("em", "--output-dir", run, "--resume", "--rounds", 2)
     assert called.status == 130
     assert "interrupted" in called.err and "damaged" not in called.err
 

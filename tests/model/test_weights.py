@@ -108,7 +108,12 @@ def test_a_wrong_name_is_refused_without_a_network(name: str, message: str, no_n
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("README.md", "no config.json"), ("adapter_config.json", "not an adapter"), (None, "nor a file")],
+    [
+        ("README.md", "no config.json"),
+        ("adapter_config.json", "not an adapter"),
+        ("config.yaml", r"is a run, not a model; latent-cot export \S+/thing DIR --merge makes one"),
+        (None, "nor a file"),
+    ],
 )
 def test_a_folder_that_is_no_model(file: str | None, message: str, tmp_path: Path, no_network: None) -> None:
     thing = tmp_path / "thing"

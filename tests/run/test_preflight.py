@@ -21,7 +21,8 @@ from latent_cot.rationales.scoring import Group, score
 from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools, load_examples
 from latent_cot.run.session import open_session
 from latent_cot.tasks.common import check_answers
-from latent_cot.types import DataRequest, Example, Rationale, TaskData, UsageError
+from latent_cot.tools._foreign import guard_task
+from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, UsageError
 from tests.loops import CONFIG, make
 from tests.tiny import build_tokenizer
 from tests.worlds import ALPHABET, CountTool, FakeTool, PlainTask, ToyTask, language_model
@@ -56,6 +57,13 @@ def test_demonstrations_arrive_at_their_answers(tiny_model: Callable[[str], Path
     assert note == "1 of 3 demonstrations do not arrive at their own answer: 'a' at '2', not at '77'."
     with pytest.raises(UsageError, match="no demonstration of toy arrives at its own answer: 'a' at '2', not at '77'"):
         check_demonstrations(task, [wrong], rules)
+
+    def number(self: Task, rationale: Rationale) -> Any:
+        return 7
+
+    guarded = guard_task(type("Numbers", (ToyTask,), {"answer": number})(), "task toy")
+    with pytest.raises(UsageError, match=r"'a' at None, not at '2' \(`answer` gave an int instead of text\); look at"):
+        check_demonstrations(guarded, right[:1], rules)
     written = dataclasses.replace(right[0], z=" zz=", meta={"source": "mine.jsonl:3"})
     with pytest.raises(UsageError, match=r"^mine\.jsonl:3: demonstration"):
         check_demonstrations(task, [written], rules)

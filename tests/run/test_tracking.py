@@ -179,13 +179,17 @@ def test_a_killed_run_gives_no_step_twice(recorder: type[Recorder], tmp_path: Pa
     folder = tmp_path / "run"
     show = Display.on_unit
 
-    def kill(self: Display, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    def kill_in_the_e_step(self: Display, loop: Method, phase: Phase, info: Mapping[str, Any]) -> None:
         show(self, loop, phase, info)
         if (phase.name, loop.state.unit) == ("e_step", 2):
-            raise Killed
+            kill()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Display, "on_unit", kill)
+        patch.setattr(Display, "on_unit", kill_in_the_e_step)
+        patch.setattr(RunFolder, "save", kill)  # who is killed saves nothing
         with pytest.raises(Killed):
             em(folder, tiny_model_dir, "--track", "recorder")
     AcceleratorState._reset_state(reset_partial_state=True)
