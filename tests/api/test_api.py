@@ -718,7 +718,9 @@ def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: 
     assert frame["value"].notna().any()
     found = run.evaluate(progress=False)
     assert set(found.to_pandas()["metric"]) == set(frame["metric"])
-    assert found.answers().empty and not found.outcomes
+    answers = found.answers()
+    assert len(answers) == len(found.figures) and not found.outcomes  # there is one question
+    assert answers["rationales"][0][0]["text"]
     name = frame["metric"].iloc[0]
     assert name in repr(run.results) and name in run.results._repr_html_() and name in found._repr_html_()
 

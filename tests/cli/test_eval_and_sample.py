@@ -110,6 +110,39 @@ def test_errors(cli: Cli, finished: Path) -> None:
     assert all(row["category"] in shown.out for rows in found["errors"]["p"].values() for row in rows)
 
 
+ANSWER_KEYS = {"reasoner", "split", "question", "gold", "answer", "correct", "mistake", "chain"}
+
+
+def test_answers_question_by_question(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text("what was there before\n")
+    options = ["eval", finished, "--split", "operands=3,4", "--size", 3, "--errors", "--answers", file]
+    found = cli(*options, "--json").json
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 12 and all(row.keys() == ANSWER_KEYS for row in rows)
+    questions = [one.question for one in tasks.load("arithmetic").split("3-operands", 3)]
+    for reasoner, splits in found["results"].items():
+        for split, figures in splits.items():
+            own = [row for row in rows if (row["reasoner"], row["split"]) == (reasoner, split)]
+            assert sum(row["correct"] for row in own) == figures["correct"]
+            assert split != "3-operands" or [row["question"] for row in own] == questions
+            wrong = [row["mistake"] for row in own if not row["correct"]]
+            assert sorted(set(wrong)) == sorted(row["category"] for row in found["errors"][reasoner][split])
+    shown = cli(*options)
+    assert shown.status == 0 and f"written: {file} (12 lines)" in shown.out
+
+
+def test_answers_do_not_overwrite_the_questions(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "1 + 2 - 3 + 9 - 4", "answer": 5}\n')
+    before = file.read_text()
+    (tmp_path / "link.jsonl").symlink_to(file)
+    for name in (file, tmp_path / "link.jsonl"):
+        called = cli("eval", finished, "--data", file, "--answers", name)
+        assert called.status == 2 and "is the file that the questions are in" in called.err
+    assert file.read_text() == before
+
+
 def published(folder: Path, name: str, *questions: str) -> Path:
     """A file in the form of those published with the paper."""
     examples = [tasks.load("arithmetic").example(question) for question in questions]
@@ -162,6 +195,8 @@ def test_the_published_test_files(cli: Cli, tiny_model_dir: Path, shared_data: P
         (["--plot", "absent/a.svg", "--split", "operands=3..5"], ["its folder does not exist"]),
         (["--split", "operands=3..x"], ["'3..x' is no number"]),
         (["--split", "operands=2..64,digits=1,2"], ["at most 100"]),
+        (["--answers", "absent/a.jsonl"], ["--answers absent/a.jsonl", "its folder does not exist"]),
+        (["--answers", "."], ["--answers .", "a folder"]),
         (["--exclude", "absent.json"], ["absent.json", "no such file"]),
     ],
 )
