@@ -12,7 +12,7 @@ from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.outcomes import Question
 from latent_cot.report.plots import Curve
 from latent_cot.report.tables import Figures, Table, data_frame, figure_table, page
-from latent_cot.types import Measured, Metric, Task, UsageError
+from latent_cot.types import Example, Measured, Metric, Task, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,25 +125,40 @@ class Evaluation:
 
     def answers(self) -> pd.DataFrame:
         """A row for each reasoner and question: split, question, gold, answer, correct, mistake, chain. With several
-        votes the chain is the first that arrives at the answer."""
+        votes the chain is the first that arrives at the answer. For a task with metrics: split, question, gold, those
+        of its figures that each question has, rationales with their counts."""
+        return data_frame(self.records(), columns=_MEASURED if self.metrics else _ANSWERS)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The rows of `answers`, one after the other."""
+        return self._measured_records() if self.metrics else self._answer_records()
+
+    def _answer_records(self) -> Iterator[dict[str, Any]]:
         from latent_cot.evaluation.evaluate import mistake
 
-        rows = [
-            {
-                "reasoner": reasoner,
-                "split": split,
-                "question": one.example.asked,
-                "gold": one.example.answer,
-                "answer": one.answer,
-                "correct": one.correct,
-                "chain": one.chain.text,
-                "mistake": None if one.correct else mistake(self.task, one.example, one.chain, one.answer),
-            }
-            for reasoner, splits in self.outcomes.items()
-            for split, outcomes in splits.items()
-            for one in outcomes
-        ]
-        return data_frame(rows, columns=_ANSWERS)
+        for reasoner, splits in self.outcomes.items():
+            for split, of_split in splits.items():
+                for one in of_split:
+                    category = None if one.correct else mistake(self.task, one.example, one.chain, one.answer)
+                    yield {
+                        **_asked(reasoner, split, one.example),
+                        "answer": one.answer,
+                        "correct": one.correct,
+                        "mistake": category,
+                        "chain": one.chain.text,
+                    }
+
+    def _measured_records(self) -> Iterator[dict[str, Any]]:
+        for reasoner, splits in self.measured.items():
+            for split, of_split in splits.items():
+                figures = [of for question, of in self.questions[reasoner].items() if question.split == split]
+                for one, of_one in zip(of_split, figures, strict=True):
+                    rationales = [{"text": sample.rationale.text, "count": sample.count} for sample in one.samples]
+                    yield {
+                        **_asked(reasoner, split, one.example),
+                        "figures": dict(of_one),
+                        "rationales": rationales,
+                    }
 
     def difference(self, other: Evaluation) -> pd.DataFrame:
         """This less another evaluation of the same questions: a row for each reasoner, split and figure, with what
@@ -177,7 +192,13 @@ class Evaluation:
 
 
 _ANSWERS = ("reasoner", "split", "question", "gold", "answer", "correct", "mistake", "chain")
+_MEASURED = ("reasoner", "split", "question", "gold", "figures", "rationales")
 _MISTAKES = ("category", "count", "share", "meaning", "question", "right", "answer", "chain")
+
+
+def _asked(reasoner: str, split: str, example: Example) -> dict[str, Any]:
+    """Who was asked what."""
+    return {"reasoner": reasoner, "split": split, "question": example.asked, "gold": example.answer}
 
 
 def figure_rows(figures: Figures, metrics: Mapping[str, Metric]) -> Iterator[dict[str, Any]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from rich.console import Console
 
@@ -141,7 +141,8 @@ class Run:
 
     # -- ask it --------------------------------------------------------------------------------------
 
-    def sample(
+    @overload
+    def sample(  # type: ignore[overload-overlap]  # a text is an iterable of texts, too
         self,
         question: str | Example,
         n: int = 8,
@@ -150,29 +151,89 @@ class Run:
         answer: str | int | None = None,
         temperature: float = 1.0,
         seed: int = 0,
-    ) -> Rationales:
-        """Sample `n` rationales for a question and score the distinct ones under q and p.
+        progress: bool = True,
+    ) -> Rationales: ...
+    @overload
+    def sample(
+        self,
+        question: Iterable[str | Example],
+        n: int = 8,
+        *,
+        reasoner: Reasoner | None = None,
+        answer: None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> list[Rationales]: ...
+    def sample(
+        self,
+        question: str | Example | Iterable[str | Example],
+        n: int = 8,
+        *,
+        reasoner: Reasoner | None = None,
+        answer: str | int | None = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Rationales | list[Rationales]:
+        """Sample `n` rationales for a question and score the distinct ones under q and p; of several questions, which
+        are sampled together, a list.
 
         Args:
-            question: what a user types, or an example of the task.
+            question: what a user types, or an example of the task; or several, such as `run.task.read("mine.jsonl")`.
             reasoner: who samples; None: q if it has one that sees the question only, else p. As in tests, q writes for
                 a p that has learned to decide only (`m_step.target`).
             answer: the question's answer, where the task cannot work it out: for the log-reward, the weights, for right
-                or wrong, and for a q that sees it.
+                or wrong, and for a q that sees it. Of several questions each is an example that has its own.
             temperature: of the sampling; 0 is greedy. All log-probabilities are those of temperature 1.
-            seed: the same seed gives the same rationales; for more of them, or other noise, give another.
+            seed: the same seed gives the same rationales for the same questions; for more of them, or other noise, give
+                another.
+            progress: of several questions, show how far it has got.
 
         Raises UsageError if it is no question of this task.
         """
+        several = isinstance(question, Iterable) and not isinstance(question, str)
+        if several and answer is not None:
+            remedy = "give examples that have their own: run.task.example(question, answer)"
+            raise UsageError(f"answer {answer!r:.80}: is that of one question, and there are several; {remedy}")
         check_sampling(n=n, temperature=temperature, seed=seed)
+        given: Any = question if several else [question]
+        examples = [self._example(one, answer) for one in given]
+        sampling: dict[str, Any] = {"reasoner": reasoner, "temperature": temperature, "seed": seed}
+        found = list(self.sample_each(examples, n, **sampling, progress=progress and several))
+        return found if several else found[0]
+
+    def sample_each(
+        self,
+        examples: Sequence[Example],
+        n: int,
+        *,
+        reasoner: Reasoner | None,
+        temperature: float,
+        seed: int,
+        progress: bool,
+    ) -> Iterator[Rationales]:
+        """What `sample` gives of each question, as it comes: there may be more than memory has room for."""
         asked = reasoner or self.reasoners[0]
         if asked not in self.adapters:
             self.source.require(asked)
-        example = self._example(question, answer)
         loop = self.in_memory()
-        writer, (counts,) = loop.rationales_of(asked, [example], n=n, temperature=temperature, seed=seed)
-        weighed = writer is not None and temperature == 1 and loop.draws_as_it_is
-        return self._scored(loop, example, counts, writer or asked, weighed=weighed, reasoner=asked)
+
+        from latent_cot.methods.evaluator import BATCHES_AT_ONCE  # here, as torch comes with it
+        from latent_cot.methods.seeding import seed_of, slices
+
+        for example in examples:  # what cannot be asked is told before the others have been
+            loop.test_text(loop.sampler_of(asked) or asked, example)
+        as_it_is = temperature == 1 and loop.draws_as_it_is
+        with Items(Console(stderr=True, quiet=not progress), "questions", len(examples)) as items:
+            for part in slices(len(examples), BATCHES_AT_ONCE * max(1, loop.test_batch_size // n)):
+                batch = [examples[i] for i in part]
+                own_seed = seed_of("sample", seed, part.start) if part.start else seed
+                writer, drawn = loop.rationales_of(asked, batch, n=n, temperature=temperature, seed=own_seed)
+                for example, counts in zip(batch, drawn, strict=True):
+                    weighed = writer is not None and as_it_is
+                    yield self._scored(loop, example, counts, writer or asked, weighed=weighed, reasoner=asked)
+                    items.advance()
 
     def score(
         self,

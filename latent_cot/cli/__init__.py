@@ -26,7 +26,7 @@ COMMANDS = {
     "plan": "predict memory, time and money of a round of EM, for a model and GPUs that need not be there",
     "compare": "train and evaluate several methods within the same budget, over seeds, as one table",
     "eval": "accuracy of a run, or of an untrained model, on test splits or a file",
-    "sample": "rationales for one question, with their log-probability and log-reward",
+    "sample": "rationales for a question, or for a file of them, with their log-probability and log-reward",
     "report": "one HTML file about runs: settings, curves, accuracies, and their rationales, token by token",
     "export": "a run's reasoner as an adapter or a model for plain transformers, with a model card",
     "methods": "list the methods of fit and compare",

@@ -17,6 +17,7 @@ from latent_cot.cli.options import Switch, announce_loading, parse, print_json, 
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked, say
+from latent_cot.run.json_lines import JsonLines
 from latent_cot.types import Task, UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class EvalOptions:
     """Seeds the sampling."""
     errors: Switch = False
     """Show what the wrong answers did wrong: each category with its share and an example."""
+    answers: Path | None = None
+    """Write a JSON line for each question that a reasoner was asked into this file, which is replaced if there is one:
+    the answer given, whether it is right, the chain, the mistake; or the figures and the rationales of the question."""
     plot: Path | None = None
     """Draw the curves into this file: .svg, .pdf or .png. Needs matplotlib, the extra `plot`."""
     trust_code: Switch = False
@@ -82,6 +86,8 @@ def run(argv: Sequence[str]) -> int:
     task, console = asked.task, progress_console(to_stderr=options.json)
     announce_loading(console, asked)
     _check_for_task(options, task)
+    inputs = (*options.data, *options.exclude)
+    answers = None if options.answers is None else JsonLines(options.answers, "--answers", inputs)
     if not asked.source.finished:
         say(console, f"{options.target}: not finished; what its newest checkpoint has is tested", style="dim")
     found = asked.evaluate(
@@ -121,6 +127,9 @@ def run(argv: Sequence[str]) -> int:
         _print_figures(console, found)
         if options.errors:
             _print_errors(console, asked, found)
+    if answers is not None:
+        answers.add(found.records())
+        say(console, f"written: {answers.path} ({answers.lines:,} lines)", style="dim", whole=True)
     if options.plot is not None:
         plots.save_plot(options.plot, found.curves, found.figures, heading)
         say(console, f"drawn: {options.plot}", style="dim")

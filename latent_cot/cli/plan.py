@@ -22,11 +22,12 @@ from latent_cot.config.settings import check, flag, refuse_task_code
 from latent_cot.planning.cost import Cost, CostModel
 from latent_cot.planning.hardware import GPUS, Hardware
 from latent_cot.planning.layout import Layout, layouts, split, suggested
+from latent_cot.planning.lengths import Lengths, lengths_of
 from latent_cot.planning.rounds import Texts
 from latent_cot.planning.shape import shape_of
 from latent_cot.report.tables import Table
 from latent_cot.report.terminal import say, waiting
-from latent_cot.types import UsageError, did_you_mean
+from latent_cot.types import Task, UsageError, did_you_mean
 
 SHOWN = (
     *("task", "model", "p_init", "gradient_checkpointing", "max_batch_tokens", "data.unlabelled"),
@@ -37,6 +38,8 @@ OWN = (
     *("preset", "config", "gpu", "gpus", "price", "questions", "prompt_tokens", "chain_tokens", "longest_chain"),
     *("answer_tokens", "states", "distinct", "tflops", "bandwidth", "memory", "overhead", "measure", "json"),
 )
+PROMPT, ANSWER = 16.0, 8.0
+"""Tokens where nothing is known: those of arithmetic."""
 _CACHE = "machine.json"
 """What was measured of this machine, in the user's cache."""
 
@@ -46,7 +49,9 @@ class PlanOptions:
     """Predict memory, time and money of round 0 and of a round of EM, and what binds, from a cost model: see
     docs/scale.md. Nothing is trained and no weights are read.
 
-    --model takes a short name too, such as 7b: nothing but its sizes is needed.
+    How long questions, rationales and answers are is counted in the task's data, with the model's tokenizer, where
+    both are on this machine; the plan says so. --model takes a short name too, such as 7b: nothing but its sizes is
+    needed.
     """
 
     preset: str | None = None
@@ -62,16 +67,18 @@ class PlanOptions:
     """Dollars an hour for each device. None: hours only."""
     questions: int | None = None
     """Questions of training, with or without rationale. None: those of `data`."""
-    prompt_tokens: float = 16.0
-    """Tokens of a question as the model reads it."""
+    prompt_tokens: float | None = None
+    """Mean tokens of a question as the model reads it. None: as in the data, or 16 if these cannot be read."""
     chain_tokens: float | None = None
-    """Mean tokens of a rationale, those of tools included. None: as many as `rollout.max_tokens`, which is the most."""
+    """Mean tokens of a rationale, those of tools included. None: as in the demonstrations or, without any, as many as
+    `rollout.max_tokens`, which is the most."""
     longest_chain: float | None = None
     """Tokens of the longest of those that are sampled at once. None: as the mean, or `rollout.max_tokens` if more."""
-    answer_tokens: float = 8.0
-    """Tokens of an answer."""
+    answer_tokens: float | None = None
+    """Mean tokens of an answer's text Y. None: as in the data, or 8 if these cannot be read."""
     states: float | None = None
-    """Prefixes of a rationale at which it may stop. None: all, or one in 16 where chains stop after steps."""
+    """Prefixes of a rationale at which it may stop. None: as in the demonstrations or, without any, all, or one in 16
+    where chains stop after steps."""
     distinct: float = 1.0
     """Share of the E-step's sampled tokens that are run: chains of a question share what they begin with. 1 at first,
     0.15 for a sampler that is sure of itself."""
@@ -93,6 +100,16 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
+class Assumed:
+    """How long texts are taken to be."""
+
+    texts: Texts
+    origin: Mapping[str, str]
+    """Field of `Texts` -> `given` by a flag, `counted` or `estimated` in the data, or `assumed`."""
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Measured:
     """What is kept of a measurement."""
 
@@ -111,18 +128,20 @@ def run(argv: Sequence[str]) -> int:
     device = _device(options)
     costs = CostModel(shape, device, config.lora.rank, config.gradient_checkpointing)
     names = config.evaluation.splits
-    splits = len(tasks.load(config.task, config.data.options).default_splits if names is None else names)
-    texts = _texts(options, config)
+    task = tasks.load(config.task, config.data.options)
+    splits = len(task.default_splits if names is None else names)
+    assumed = _assumed(options, config, task)
+    texts = assumed.texts
     found = layouts(config, texts, costs, options.gpus, splits)
     chosen = suggested(found)
     if options.json:
-        print_json(_record(options, device, texts, found, chosen))
+        print_json(_record(options, device, assumed, found, chosen))
         return 0
     console = progress_console(to_stderr=False)
     shown = chosen or min(found, key=lambda one: one.round.peak)
     for table in (_memory(shown), _time(shown), _ways(found, options.price)):
         table.show(console)
-    for line in _advice(options, found, chosen):
+    for line in (*assumed.notes, *_advice(options, found, chosen)):
         say(console, line)
     return 0
 
@@ -151,19 +170,56 @@ def _config(options: PlanOptions) -> RunConfig:
     return replace(config, data=replace(config.data, unlabelled=unlabelled))
 
 
-def _texts(options: PlanOptions, config: RunConfig) -> Texts:
-    """How long texts are, what was not given being as long as the settings allow."""
+def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
+    """How long texts are: as the flags say, else as in the data, else as long as the settings allow, or as usual."""
+    flags = {
+        "prompt": options.prompt_tokens,
+        "chain": options.chain_tokens,
+        "answer": options.answer_tokens,
+        "states": options.states,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    known = Lengths()
+    if len(given) < len(flags):
+        with waiting(progress_console(to_stderr=True), "Looking at the task's data"):
+            known = lengths_of(config, task)
+    found = {name: value for name, value in known.tokens.items() if name not in given}
+    if "chain" in given:  # the states are those of other chains
+        found.pop("states", None)
     most = float(config.rollout.max_tokens)
-    chain = options.chain_tokens or most
+    usual = {"prompt": PROMPT, "chain": most, "answer": ANSWER}
+    tokens = {**usual, **found, **given}
     step = 1 if config.rollout.granularity == "token" else 16
-    return Texts(
-        prompt=options.prompt_tokens,
-        chain=chain,
-        longest=max(chain, options.longest_chain or most),
-        answer=options.answer_tokens,
-        states=options.states or max(1.0, chain / step),
+    texts = Texts(
+        prompt=tokens["prompt"],
+        chain=tokens["chain"],
+        longest=max(tokens["chain"], options.longest_chain or most),
+        answer=tokens["answer"],
+        states=tokens.get("states") or max(1.0, tokens["chain"] / step),
         distinct=options.distinct,
     )
+    origin = {name: "given" if name in given else known.how if name in found else "assumed" for name in flags}
+    return Assumed(texts, origin, _notes(texts, origin, known))
+
+
+def _notes(texts: Texts, origin: Mapping[str, str], known: Lengths) -> list[str]:
+    """Sentences on where the lengths come from."""
+    shown = {"prompt": "prompts", "chain": "rationales", "answer": "answers"}
+    means = {how: _listed(texts, shown, origin, how) for how in ("counted", "estimated", "assumed")}
+    lines = []
+    if means["counted"]:
+        lines += [f"Tokens in {known.examples} training examples, means: {means['counted']}."]
+    if means["estimated"]:
+        what = f"Tokens in {known.examples} training examples, means, estimated from the characters"
+        lines += [f"{what} ({known.why_not}): {means['estimated']}."]
+    if means["assumed"]:
+        why = f"as the data were not looked at ({known.why_not})" if not known.examples else "as the data have none"
+        lines += [f"Tokens taken for granted, {why}: {means['assumed']}."]
+    return lines
+
+
+def _listed(texts: Texts, shown: Mapping[str, str], origin: Mapping[str, str], how: str) -> str:
+    return ", ".join(f"{text} {getattr(texts, name):.3g}" for name, text in shown.items() if origin[name] == how)
 
 
 def _device(options: PlanOptions) -> Hardware:
@@ -259,13 +315,15 @@ def _advice(options: PlanOptions, found: Sequence[Layout], chosen: Layout | None
 
 
 def _record(
-    options: PlanOptions, device: Hardware, texts: Texts, found: Sequence[Layout], chosen: Layout | None
+    options: PlanOptions, device: Hardware, assumed: Assumed, found: Sequence[Layout], chosen: Layout | None
 ) -> dict[str, Any]:
     """The plan as JSON: bytes, seconds, device hours, dollars."""
     return {
         "model": options.settings.model,
         "device": {"name": options.gpu, **asdict(device)},
-        "texts": asdict(texts),
+        "texts": asdict(assumed.texts),
+        "texts_from": assumed.origin,
+        "notes": assumed.notes,
         "suggested": chosen and chosen.name,
         "layouts": [
             {

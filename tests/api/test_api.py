@@ -547,6 +547,26 @@ def test_the_same_seed_gives_the_same_sample(run: lc.Run) -> None:
     assert run.sample(QUESTION, n=3, seed=1) != run.sample(QUESTION, n=3, seed=2)
 
 
+def test_several_questions(run: lc.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    questions: list[str | lc.Example] = [QUESTION, run.task.example("1 + 2"), "3 - 1 + 5"]
+    found = run.sample(questions, n=3, seed=1, progress=False)
+    assert [one.question for one in found] == [QUESTION, "1 + 2", "3 - 1 + 5"] and [one.n for one in found] == [3] * 3
+    assert [one.example.answer for one in found] == ["-6", "3", "7"]
+    assert all(sum(item.weight or 0 for item in one) == pytest.approx(1) for one in found)
+    assert run.sample(iter(questions), n=3, seed=1, progress=False) == found, "the seed decides"
+    assert run.sample([QUESTION], n=3, seed=1, progress=False) == [run.sample(QUESTION, n=3, seed=1)]
+    assert run.sample([], progress=False) == []
+    # In several batches they are others, and the same again; no batch repeats the noise of another.
+    monkeypatch.setattr(type(run.in_memory()), "test_batch_size", 1)
+    monkeypatch.setattr("latent_cot.methods.evaluator.BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("latent_cot.report.terminal.LINE_SECONDS", 0.0)
+    capsys.readouterr()
+    once, again, *others = run.sample([QUESTION] * 6, n=3, seed=1)
+    assert "questions 6/6" in capsys.readouterr().err
+    assert any(set(one.items) != set(once.items) for one in (again, *others))
+    assert run.sample([QUESTION] * 6, n=3, seed=1, progress=False) == [once, again, *others]
+
+
 def test_no_weights_where_a_method_decodes_in_another_way(run: lc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Method, "draws_as_it_is", False)
     found = run.sample(QUESTION, n=6)
@@ -653,12 +673,16 @@ def test_bad_questions_and_chains(run: lc.Run) -> None:
         assert len(str(refused.value)) < 200
     with pytest.raises(lc.UsageError, match="answer '77': an Example has its own"):
         run.sample(lc.Example("1 + 2"), answer="77")
+    with pytest.raises(lc.UsageError, match="answer '3': is that of one question, and there are several"):
+        run.sample(["1 + 2"], answer="3")  # type: ignore[call-overload]
     with pytest.raises(lc.UsageError, match="a question is a text, or an Example: 5"):
-        run.sample(5)  # type: ignore[arg-type]
+        run.sample(["1 + 2", 5])  # type: ignore[list-item]
+    with pytest.raises(lc.UsageError, match="a question is a text, or an Example: 5"):
+        run.sample(5)  # type: ignore[call-overload]
     with pytest.raises(lc.UsageError, match="colour by 'z': give 'q' or 'p'"):
         run.score(QUESTION, CHAIN).coloured_by("z")  # type: ignore[arg-type]
     with pytest.raises(lc.UsageError, match="reasoner z: a run of em answers with q or p"):
-        run.sample(QUESTION, reasoner="z")  # type: ignore[arg-type]
+        run.sample(QUESTION, reasoner="z")  # type: ignore[call-overload]
 
 
 def test_what_can_be_loaded(run: lc.Run, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -775,7 +799,9 @@ def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: 
     assert frame["value"].notna().any()
     found = run.evaluate(progress=False)
     assert set(found.to_pandas()["metric"]) == set(frame["metric"])
-    assert found.answers().empty and not found.outcomes
+    answers = found.answers()
+    assert len(answers) == len(found.figures) and not found.outcomes  # there is one question
+    assert answers["rationales"][0][0]["text"]
     name = frame["metric"].iloc[0]
     assert name in repr(run.results) and name in run.results._repr_html_() and name in found._repr_html_()
 

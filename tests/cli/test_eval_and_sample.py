@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import latent_cot as lc
 from latent_cot import tasks
 from latent_cot.config.schema import data_request
 from latent_cot.config.settings import load_config
@@ -110,6 +111,39 @@ def test_errors(cli: Cli, finished: Path) -> None:
     assert all(row["category"] in shown.out for rows in found["errors"]["p"].values() for row in rows)
 
 
+ANSWER_KEYS = {"reasoner", "split", "question", "gold", "answer", "correct", "mistake", "chain"}
+
+
+def test_answers_question_by_question(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text("what was there before\n")
+    options = ["eval", finished, "--split", "operands=3,4", "--size", 3, "--errors", "--answers", file]
+    found = cli(*options, "--json").json
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 12 and all(row.keys() == ANSWER_KEYS for row in rows)
+    questions = [one.question for one in tasks.load("arithmetic").split("3-operands", 3)]
+    for reasoner, splits in found["results"].items():
+        for split, figures in splits.items():
+            own = [row for row in rows if (row["reasoner"], row["split"]) == (reasoner, split)]
+            assert sum(row["correct"] for row in own) == figures["correct"]
+            assert split != "3-operands" or [row["question"] for row in own] == questions
+            wrong = [row["mistake"] for row in own if not row["correct"]]
+            assert sorted(set(wrong)) == sorted(row["category"] for row in found["errors"][reasoner][split])
+    shown = cli(*options)
+    assert shown.status == 0 and f"written: {file} (12 lines)" in shown.out
+
+
+def test_answers_do_not_overwrite_the_questions(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "1 + 2 - 3 + 9 - 4", "answer": 5}\n')
+    before = file.read_text()
+    (tmp_path / "link.jsonl").symlink_to(file)
+    for name in (file, tmp_path / "link.jsonl"):
+        called = cli("eval", finished, "--data", file, "--answers", name)
+        assert called.status == 2 and "is the file that the questions are in" in called.err
+    assert file.read_text() == before
+
+
 def published(folder: Path, name: str, *questions: str) -> Path:
     """A file in the form of those published with the paper."""
     examples = [tasks.load("arithmetic").example(question) for question in questions]
@@ -162,6 +196,8 @@ def test_the_published_test_files(cli: Cli, tiny_model_dir: Path, shared_data: P
         (["--plot", "absent/a.svg", "--split", "operands=3..5"], ["its folder does not exist"]),
         (["--split", "operands=3..x"], ["'3..x' is no number"]),
         (["--split", "operands=2..64,digits=1,2"], ["at most 100"]),
+        (["--answers", "absent/a.jsonl"], ["--answers absent/a.jsonl", "its folder does not exist"]),
+        (["--answers", "."], ["--answers .", "a folder"]),
         (["--exclude", "absent.json"], ["absent.json", "no such file"]),
     ],
 )
@@ -201,6 +237,81 @@ def test_sample_marks_repeated_rationales(cli: Cli, tiny_model_dir: Path) -> Non
 def test_sample_from_either(cli: Cli, finished: Path, reasoner: str) -> None:
     found = cli("sample", finished, "--question", QUESTION, "-n", 1, "--reasoner", reasoner, "--json").json
     assert found["reasoner"] == reasoner
+
+
+def test_sample_of_a_file(cli: Cli, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latent_cot.report.terminal.LINE_SECONDS", 0.0)
+    file, output = tmp_path / "mine.jsonl", tmp_path / "rationales.jsonl"
+    golds = {QUESTION: "-6", "1 + 2": "3", "3 - 1 + 5": "7"}
+    file.write_text("".join(json.dumps({"question": one, "answer": int(gold)}) + "\n" for one, gold in golds.items()))
+    output.write_text("what was there before\n")
+    options = ["sample", finished, "--data", file, "-n", 3, "--output", output]
+    called = cli(*options)
+    assert called.status == 0, called.err
+    assert "questions 3/3" in called.err and "0:00:00 left" in called.err
+    text = output.read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert f"written: {output} (3 questions, {len(rows)} rationales)" in called.out
+    assert list(dict.fromkeys(row["question"] for row in rows)) == list(golds)
+    for question, gold in golds.items():
+        own = [row for row in rows if row["question"] == question]
+        assert {row["gold"] for row in own} == {gold} and sum(row["count"] for row in own) == 3
+        assert sum(row["weight"] for row in own) == pytest.approx(1)
+        assert all(row["correct"] == (row["answer"] == gold) for row in own)
+        assert all(math.isfinite(row[name]) for row in own for name in ("log_q", "log_p", "log_reward"))
+    # The first question alone is written as by `--question`.
+    file.write_text(json.dumps({"question": QUESTION, "answer": -6}) + "\n")
+    found = cli(*options, "--json").json
+    assert (found["questions"], found["output"]) == (1, str(output))
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == found["rationales"]
+    single = cli("sample", finished, "--question", QUESTION, "-n", 3, "--json").json["samples"]
+    assert [(row["text"], row["log_q"]) for row in rows] == [(one["text"], one["log_q"]) for one in single]
+
+
+def test_a_stopped_file_of_rationales_has_whole_lines(
+    cli: Cli, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, output = tmp_path / "mine.jsonl", tmp_path / "rationales.jsonl"
+    file.write_text("".join(json.dumps({"question": f"{n} + 1", "answer": n + 1}) + "\n" for n in range(4)))
+    asked: list[str] = []
+    scored = lc.Run._scored
+
+    def stopped(self: lc.Run, loop: object, example: lc.Example, *arguments: object, **more: object) -> object:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(example.question)
+        return scored(self, loop, example, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lc.Run, "_scored", stopped)
+    assert cli("sample", finished, "--data", file, "--output", output, "-n", 2).status == 130
+    lines = output.read_text().splitlines(keepends=True)
+    assert {json.loads(line)["question"] for line in lines} == {"0 + 1", "1 + 1"}
+    assert all(line.endswith("\n") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --question TEXT, or --data FILE and --output FILE.jsonl"),
+        (["--question", "1 + 2", "--data", "mine.jsonl"], "give --question TEXT, or --data FILE"),
+        (["--data", "mine.jsonl"], "--data mine.jsonl: add --output FILE.jsonl"),
+        (["--question", "1 + 2", "--output", "a.jsonl"], "--output a.jsonl: is for the questions of --data FILE"),
+        (["--data", "mine.jsonl", "--output", "a.jsonl", "--answer", "3"], "--answer: is that of --question"),
+        (["--data", "mine.jsonl", "--output", "mine.jsonl"], "--output mine.jsonl: is the file that the questions are"),
+        (["--data", "mine.jsonl", "--output", "absent/a.jsonl"], "--output absent/a.jsonl: its folder does not exist"),
+        (["--data", "absent.jsonl", "--output", "a.jsonl"], "absent.jsonl: no such file"),
+    ],
+)
+def test_bad_options_of_sample(
+    cli: Cli, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text('{"question": "1 + 2"}\n')
+    called = cli("sample", finished, *options)
+    assert called.status == 2
+    assert message in " ".join(called.err.split())
+    assert not Path("a.jsonl").exists() and Path("mine.jsonl").read_text() == '{"question": "1 + 2"}\n'
 
 
 def test_a_sampler_that_sees_the_answer_is_sampled_but_not_tested(

@@ -57,6 +57,19 @@ def test_eval(cli: Cli, fitted: Path) -> None:
     assert "length" in shown.out and "likelihood" in shown.out
 
 
+def test_figures_question_by_question(cli: Cli, fitted: Path, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    found = cli("eval", fitted, "--trust-code", "--samples", 7, "--answers", file, "--json").json["results"]["q"][
+        "test"
+    ]
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == found["length"]["n"]
+    assert rows[0].keys() == {"reasoner", "split", "question", "gold", "figures", "rationales"}
+    assert sum(row["figures"]["length"] for row in rows) / len(rows) == pytest.approx(found["length"]["value"])
+    assert "distinct" not in rows[0]["figures"], "it is of all questions together"
+    assert all(sum(one["count"] for one in row["rationales"]) == 7 for row in rows)
+
+
 def test_differences_of_figures(fitted: Path) -> None:
     run = lc.load(fitted, trust_code=True)
     hot, cold = (run.evaluate(samples=7, temperature=t, progress=False) for t in (None, 0.0))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 import pytest
+from transformers import AutoTokenizer
 
+from latent_cot import tasks
 from latent_cot.cli import plan
 from latent_cot.planning import measure
 from latent_cot.planning.hardware import GPUS
+from latent_cot.types import DataRequest
 from tests.cli.conftest import Cli
 
 BIG = ["plan", "--model", "7b", "--gpu", "h100", "--gpus", "8"]
@@ -132,10 +136,73 @@ def test_code_of_somebody_else_is_not_run(cli: Cli, tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_texts_are_as_long_as_they_are_said_to_be(cli: Cli) -> None:
+def test_texts_are_as_long_as_they_are_said_to_be(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = {"prompt": 11, "chain": 12, "longest": 50, "answer": 13, "states": 3, "distinct": 0.5}
     names = {"prompt": "prompt-tokens", "chain": "chain-tokens", "longest": "longest-chain", "answer": "answer-tokens"}
     flags = [word for name, value in lengths.items() for word in (f"--{names.get(name, name)}", str(value))]
-    assert cli(*BIG, "--json", *flags).json["texts"] == lengths
-    usual = cli(*BIG, "--json").json["texts"]
-    assert usual["longest"] == usual["chain"] and usual["states"] == max(1, usual["chain"] / 16)
+    with monkeypatch.context() as patched:
+        patched.delattr(plan, "lengths_of")  # all is said: there is nothing to look for
+        found = cli(*BIG, "--json", *flags).json
+    assert found["texts"] == lengths and set(found["texts_from"].values()) == {"given"} and found["notes"] == []
+    one = cli(*BIG, "--json", "--chain-tokens", 32).json
+    assert one["texts"]["chain"] == 32 and one["texts"]["states"] == 2
+    assert one["texts_from"] == {"prompt": "estimated", "chain": "given", "answer": "estimated", "states": "assumed"}
+
+
+SHEET = ["--task", "sheet.yaml"]
+"""Rows whose prompts, rationales and answers have other lengths than those of arithmetic."""
+
+
+@pytest.fixture
+def sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    rows = "".join(
+        f"{'What is the colour of thing ' * 9}{k}?;{'red' if k % 2 else 'blue'};Because of {k}.\n" for k in range(30)
+    )
+    (tmp_path / "sheet.csv").write_text(f"item;colour;why\n{rows}")
+    (tmp_path / "sheet.yaml").write_text("data: sheet.csv\nquestion: item\nanswer: colour\nrationale: why\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_texts_are_as_long_as_those_of_the_data(cli: Cli, sheet: Path, tiny_model_dir: Path) -> None:
+    found = cli(*BIG, "--json", *SHEET, "--model", tiny_model_dir).json
+    assert set(found["texts_from"].values()) == {"counted"}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    data = tasks.load("sheet.yaml").load(DataRequest(validation=200))
+    examples = [*data.demonstrations, *data.unlabelled]
+    assert found["texts"]["prompt"] == pytest.approx(fmean(len(tokenizer(one.x)["input_ids"]) for one in examples))
+    assert found["texts"]["chain"] == pytest.approx(
+        fmean(len(tokenizer(one.z)["input_ids"]) for one in data.demonstrations)
+    )
+    assert found["texts"]["answer"] == pytest.approx(fmean(len(tokenizer(one.y)["input_ids"]) for one in examples))
+    (note,) = found["notes"]
+    assert note.startswith(
+        f"Tokens in {len(examples)} training examples, means: prompts {found['texts']['prompt']:.3g},"
+    )
+    assert note in " ".join(cli(*BIG, *SHEET, "--model", tiny_model_dir).out.split())
+    assert cli(*BIG, "--json", *SHEET, "--model", tiny_model_dir, "--prompt-tokens", 5).json["texts"]["prompt"] == 5
+
+
+def test_without_a_tokenizer_they_are_estimated(cli: Cli, sheet: Path) -> None:
+    found = cli(*BIG, "--json", *SHEET).json
+    assert found["texts_from"]["prompt"] == found["texts_from"]["chain"] == "estimated"
+    assert 54 < found["texts"]["prompt"] < 54 * 2 + 30  # six words nine times, and a chat template
+    (note,) = found["notes"]
+    assert "estimated from the characters (the tokenizer of 7b is not on this machine): prompts" in note
+
+
+def test_data_that_cannot_be_read_leave_the_usual_lengths(cli: Cli, sheet: Path) -> None:
+    (sheet / "hub.yaml").write_text("data: hub:openai/gsm8k?config=main\n")
+    (sheet / "gone.yaml").write_text("data: gone.csv\n")
+    for name, why in (("hub.yaml", "hub:openai/gsm8k?config=main is on the hub"), ("gone.yaml", "no such file")):
+        called = cli(*BIG, "--json", "--task", name)
+        assert called.status == 0, called.err
+        texts, (note,) = called.json["texts"], called.json["notes"]
+        assert (texts["prompt"], texts["answer"], texts["chain"]) == (16, 8, texts["longest"])
+        assert set(called.json["texts_from"].values()) == {"assumed"}
+        assert note.startswith("Tokens taken for granted, as the data were not looked at (") and why in note
+
+
+def test_few_of_very_many_questions_are_looked_at(cli: Cli) -> None:
+    found = cli(*BIG, "--json", "--questions", 10**6).json
+    assert "Tokens in 250 training examples" in found["notes"][0]

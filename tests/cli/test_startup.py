@@ -23,7 +23,8 @@ from tests.cli.conftest import Cli, environment
 QUICK = [
     *("--help", "em --help", "em --print-config", "eval --help", "tasks", "tools"),
     *("fit --help", "compare --help", "compare --dry-run", "methods"),
-    *("plan --help", "plan --gpu h100", "plan --model 7b --gpus 8 --gpu h100"),
+    *("plan --help", "plan --model 7b --gpus 8 --gpu h100"),
+    "plan --gpu h100 --prompt-tokens 16 --chain-tokens 24 --answer-tokens 8 --states 3",
 ]
 
 
