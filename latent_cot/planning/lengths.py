@@ -151,9 +151,9 @@ def _rules(config: RunConfig, task: Task) -> ChainRules:
 
 def _tokenizer(model: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """Of a folder, or of a model on the hub that this machine has a copy of."""
-    from latent_cot.model.weights import DEFAULT_MODEL, HUB_ID, _converted_folder, quiet_transformers
+    from latent_cot.model.weights import DEFAULT_MODEL, HUB_ID, converted_folder, quiet_transformers
 
-    places: list[str | Path] = [HUB_ID, _converted_folder()] if model == DEFAULT_MODEL else [model]
+    places: list[str | Path] = [HUB_ID, converted_folder()] if model == DEFAULT_MODEL else [model]
     if (folder := disk.expanded(model)).is_dir():
         places = [folder] if all(entry.is_file() or entry.is_dir() for entry in folder.iterdir()) else []
     elif model in SHAPES and model != DEFAULT_MODEL:
