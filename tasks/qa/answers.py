@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
-from decimal import Decimal
 from fractions import Fraction
 
 import regex
 
 from latent_cot import disk
+from latent_cot.tasks.qa.same_text import DASHES, SMALL
 from latent_cot.tasks.word_problems.working import near, number
 from latent_cot.tools import _user_file
 from latent_cot.types import UsageError
@@ -21,33 +20,14 @@ MAX_CHARACTERS = 10_000
 """Of a rationale, from its end, in which is searched."""
 AFTER = "after:So the answer is"
 
-_DASHES = "\u2010-\u2014\u2212\ufe63\uff0d"
-"""What is written for a minus sign beside `-`, as it stands in a class of a pattern."""
-_SMALL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ"
-_POWERS = str.maketrans(_SMALL, "0123456789+-=()ni")
-_INDICES = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")
 _NUMBER = (
-    rf"(?<![\w.^])(?<!\^[-+])(?<!\d,)(?<!\d[eE][-+])[-{_DASHES}]?\$?"
+    rf"(?<![\w.^])(?<!\^[-+])(?<!\d,)(?<!\d[eE][-+])[-{DASHES}]?\$?"
     r"(?>(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-    rf"(?!,\d|[eE][-+]?\d|\s?\^|[{_SMALL}]|\s?[x*×·]\s?10\s?[\^{_SMALL}])(?:/\d+)?"
+    rf"(?!,\d|[eE][-+]?\d|\s?\^|[{SMALL}]|\s?[x*×·]\s?10\s?[\^{SMALL}])(?:/\d+)?"
 )
 """Not a part of what may be read in two ways or is no number of ours: `0,5`, `1e-3`, `3×10⁸`."""
-_SIGNS = "%‰‱′″‴⁗"
-_OF_TEN = r"(?:e|(?P<times>\s*×\s*10\s*\^\s*))(?P<power>[-+]?[0-9]{1,3})(?![\w^]|\.[0-9])"
-_AMOUNT = (
-    rf"(?<!\w)(?:(?<![{_SIGNS}°\p{{Sc}}])(?P<sign>[-+]))?(?:(?<![0-9]\s)(?P<money>\p{{Sc}})\s?(?P<inner>[-+]?))?"
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]++)(?:\.[0-9]++(?!\.[0-9]))?|(?<![\w.])\.[0-9]++)"
-    rf"(?:{_OF_TEN})?"
-)
-_WORD = regex.compile(
-    rf"{_AMOUNT}|[\w\p{{M}}\p{{N}}]+|(?<=\w)#+|\p{{Sm}}|\p{{Sc}}|[\p{{So}}--©®™℠]|[{_SIGNS}]|\^(?=\s*[-+({{\w])"
-    r"|(?<=[\w)\]}])[*/](?=[\w(\[{])|(?<=\s)[-*/](?=\s)|(?<!\w)-(?=\w)",
-    regex.VERSION1,
-)
-"""Of an answer: a number with its sign, currency and power of ten, a word, an operator, or another sign that counts."""
 _BEFORE = " \n\t,;:!?\"'*"
 _BEHIND = f"{_BEFORE}."
-_ARTICLES = frozenset(("a", "an", "the"))
 
 PORTABLE = """\
 import re
@@ -90,82 +70,9 @@ def portable(pattern: str) -> str | None:
     return PORTABLE.format(pattern=pattern, before=_BEFORE, behind=_BEHIND)
 
 
-def same_text(answer: str, right: str) -> bool:
-    """Equal but for case, punctuation, spaces and English articles, numbers as numbers. `2³` is `2^3`, `H₂O` H2O."""
-    answer, right = _plain(answer), _plain(right)
-    one, other = _words(answer), _words(right)
-    return one == other if one or other else answer == right
-
-
-def _plain(text: str) -> str:
-    """In one case, and with one way to write powers, indices, fractions, minus signs and products."""
-    text = unicodedata.normalize("NFC", text)
-    text = regex.sub(r"(\$\$?)(?!\s)([^$]+)(?<!\s)\1(?![0-9])", r"\2", text)  # LaTeX's dollars are no money
-    text = regex.sub(r"\\(?:times|cdot)\b", "×", text)
-    text = regex.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text)
-    text = regex.sub("[¼-¾⅐-⅞]", lambda one: unicodedata.normalize("NFKC", one[0]), text).translate({0x2044: "/"})
-    text = regex.sub(rf"[{_SMALL}]+", lambda power: f"^{power[0].translate(_POWERS)}", text).translate(_INDICES)
-    text = regex.sub(r"\^\s*[{(]\s*([-+]?\w+[-+]?)\s*[})]", r"^\1", text)
-    text = regex.sub(rf"(?<!\w)[{_DASHES}](?=\p{{Sc}}?\s?\.?[0-9])|\N{{MINUS SIGN}}", "-", text)
-    text = unicodedata.normalize("NFC", text.casefold())
-    text = regex.sub(r"(?<=[0-9])(?:\s+[x*·⋅∙]\s+|[x*·⋅∙])(?=[0-9])", "×", text)
-    return text.strip()
-
-
-def _words(text: str) -> list[str]:
-    """Without articles; where there is nothing else, the last of these: `A` may be an answer."""
-    matches = list(_WORD.finditer(text))
-    articles = [_is_article(text, *two) for two in zip(matches, [*matches[1:], None], strict=False)]
-    if all(articles):
-        matches, articles = matches[-1:], [False]
-    words: list[str] = []
-    for found, article in zip(matches, articles, strict=False):
-        if found["digits"]:
-            words += _amount(text, found, first=not words)
-        elif not article:
-            words.append({"*": "×"}.get(found[0], found[0].strip("_") or found[0]))
-    return _as_fraction(words)
-
-
-def _is_article(text: str, found: regex.Match[str], behind: regex.Match[str] | None) -> bool:
-    """An `a` stands before a word: in `a-b`, `A, B`, `5a` and `vitamin A` it is a letter."""
-    if found[0] not in _ARTICLES or text[max(0, found.start() - 1) : found.start()].isalnum():
-        return False
-    if found[0] != "a":
-        return True
-    if behind is None or not any(map(str.isspace, text[found.end() : behind.start()])):
-        return False
-    return regex.fullmatch(r"[^\W0-9]|\W+", behind[0]) is None
-
-
-def _amount(text: str, found: regex.Match[str], *, first: bool) -> list[str]:
-    """A number as there is one way to write it, with its currency behind it."""
-    digits, power, at = found["digits"].replace(",", ""), found["power"], found.start()
-    in_power = found["times"] is not None and text[:at].endswith("^")  # 2^3×10^2 has no 3×10^2
-    value = Decimal(f"{digits}e{power}" if power and not in_power else digits)
-    whole, _, decimals = f"{value:f}".partition(".")
-    written = f"{whole}.{decimals.rstrip('0')}".rstrip(".")
-    if regex.match("0[0-9]", digits) and regex.search("[0-9][.,:]$", text[:at][-2:]):
-        written = digits  # 2,05 is not 2,5
-    minus = (found["sign"] == "-") != (found["inner"] == "-") and value != 0
-    sign = "-" if minus else "+" if found["sign"] == "+" and not first else ""
-    behind = ["×", "10", "^", str(int(power))] if in_power else []
-    return [sign + written, *behind, *([found["money"]] if found["money"] else [])]
-
-
-def _as_fraction(words: list[str]) -> list[str]:
-    """A number, or a quotient of two, in lowest terms where it is all of an answer: 3/4 is 0.75."""
-    if len("".join(words)) > 64 or not (len(words) == 1 or words[1:-1] == ["/"]):
-        return words
-    if not all(regex.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?", word) for word in words[::2]):
-        return words
-    value, below = Fraction(words[0]), Fraction(words[2] if len(words) == 3 else 1)
-    return [str(value / below)] if below else words
-
-
 def number_of(text: str) -> Fraction | None:
     """`number`, with whichever dash is written for a minus sign."""
-    return number(regex.sub(rf"^\s*[{_DASHES}]", "-", text))
+    return number(regex.sub(rf"^\s*[{DASHES}]", "-", text))
 
 
 def same_number(answer: str, right: str, tolerance: float) -> bool:

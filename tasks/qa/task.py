@@ -17,6 +17,7 @@ from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result, words
 from latent_cot.tasks.files import HUB, BadValue, Row, examples_of, field, kind_of, read_rows, shorten
 from latent_cot.tasks.plain import drawn_data, prompt_words, source_of_split
 from latent_cot.tasks.qa import answers
+from latent_cot.tasks.qa.same_text import same_text
 from latent_cot.tasks.qa.spec import FIELD, Spec, read_spec
 from latent_cot.tasks.qa.typed import LETTERS, Form
 from latent_cot.tasks.word_problems import working
@@ -218,7 +219,7 @@ class QA(Task):
             return answer == example.answer
         if self.grading == "number":
             return answers.same_number(answer, example.answer, self.spec.tolerance)
-        return answer == example.answer if self.grading == "exact" else answers.same_text(answer, example.answer)
+        return answer == example.answer if self.grading == "exact" else same_text(answer, example.answer)
 
     def allows(self, piece: str) -> bool:
         """A rationale that a line break ends is one line."""

@@ -19,6 +19,7 @@ from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.run.printable import printable
 from latent_cot.tasks.plain import prompt_words
 from latent_cot.tasks.qa import answers
+from latent_cot.tasks.qa.same_text import same_text
 from latent_cot.tasks.qa.task import QA
 from latent_cot.tools.calculator import Calculator
 from latent_cot.types import DataRequest, Rationale, UsageError
@@ -379,7 +380,7 @@ def test_texts_are_compared(tmp_path: Path, grade: str, answer: str, right: bool
     ],
 )
 def test_signs_and_points_count_in_texts(right: str, answer: str, same: bool) -> None:
-    assert answers.same_text(answer, right) is same
+    assert same_text(answer, right) is same
 
 
 @pytest.mark.parametrize(
@@ -426,7 +427,7 @@ def test_signs_and_points_count_in_texts(right: str, answer: str, same: bool) ->
 )
 def test_what_no_word_says_counts_in_texts(right: str, answer: str, same: bool) -> None:
     """Wrong answers were right: powers, signs of currencies and of percent, and dashes were left out."""
-    assert answers.same_text(answer, right) is answers.same_text(right, answer) is same
+    assert same_text(answer, right) is same_text(right, answer) is same
 
 
 PIECES = "3 3.0 -3 –3 +3 10 1,000 2,05 ⁸ ₂ ^ ^8 × x × * / % ‰ € $ ′ ″ - – ½ a A the B m sky e8 ( ) . , ! ' _"
@@ -438,30 +439,30 @@ TEXTS = st.lists(st.one_of(PARTS, st.just(" ")), max_size=10).map("".join) | st.
 @given(TEXTS, TEXTS, TEXTS)
 def test_the_same_text_is_an_equivalence(one: str, two: str, three: str) -> None:
     """Votes are counted by it."""
-    assert answers.same_text(one, one)
-    assert answers.same_text(one, two) == answers.same_text(two, one)
-    if answers.same_text(one, two) and answers.same_text(two, three):
-        assert answers.same_text(one, three)
+    assert same_text(one, one)
+    assert same_text(one, two) == same_text(two, one)
+    if same_text(one, two) and same_text(two, three):
+        assert same_text(one, three)
 
 
 @given(st.lists(st.sampled_from(WORDS.split()), min_size=1, max_size=4))
 def test_case_punctuation_and_articles_do_not_count_in_texts(words: list[str]) -> None:
     text = " ".join(words)
     others = (text.upper(), f" {text}. ", "; ".join(words), f"“{text}”!", f"**{text}**", f"The {text}", f"({text})")
-    assert [other for other in others if not answers.same_text(other, text)] == []
+    assert [other for other in others if not same_text(other, text)] == []
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.integers(0, 3))
 def test_numbers_in_texts_are_numbers(value: Decimal, zeros: int) -> None:
     text = f"{value:f}"
-    assert answers.same_text(f"{text}{'0' * zeros} m", f"{text.rstrip('0').rstrip('.')} m")
-    assert not answers.same_text(f"{text} m", f"{value + 1:f} m")
+    assert same_text(f"{text}{'0' * zeros} m", f"{text.rstrip('0').rstrip('.')} m")
+    assert not same_text(f"{text} m", f"{value + 1:f} m")
 
 
 @pytest.mark.parametrize("part", ["^", "1 ", "1,", "$x", "9", "1e1", "1×10", "1 × 10 ^ ", "a ", "(", "€ ", " "])
 def test_a_long_text_is_compared_at_once(part: str) -> None:
     text, began = part * (answers.MAX_CHARACTERS // len(part)), time.monotonic()
-    assert not answers.same_text(text, f"{text}b")
+    assert not same_text(text, f"{text}b")
     assert time.monotonic() - began < 1
 
 
