@@ -499,8 +499,8 @@ def test_a_function_of_ones_own_grades(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", [True, False])
-@pytest.mark.parametrize(("body", "kind"), [("0.2", "float"), ("'no'", "str"), ("None", "NoneType"), ("1", "int")])
-def test_a_grader_that_gives_no_truth_value_is_told(tmp_path: Path, file: bool, body: str, kind: str) -> None:
+@pytest.mark.parametrize(("body", "what"), [("0.2", "a float"), ("'no'", "a str"), ("None", "None"), ("1", "an int")])
+def test_a_grader_that_gives_no_truth_value_is_told(tmp_path: Path, file: bool, body: str, what: str) -> None:
     """A score and a word made all answers right."""
     (tmp_path / "mine.py").write_text(f"def f(answer, right):\n    return {body}\n")
     (tmp_path / "mine.yaml").write_text("data: x.csv\ngrade: mine.py:f\n")
@@ -510,7 +510,7 @@ def test_a_grader_that_gives_no_truth_value_is_told(tmp_path: Path, file: bool, 
         task = tasks.load("qa", {"grade": f"{tmp_path}/mine.py:f"})
     example = one(tmp_path, GOOD)
     assert task.grade(example, "x") is False
-    with pytest.raises(UsageError, match=f"20 of 20 calls failed: 20 a {kind} instead of True or False.*mend it"):
+    with pytest.raises(UsageError, match=f"20 of 20 calls failed: 20 {what} instead of True or False.*mend it"):
         _ = [task.grade(example, "x") for _ in range(30)]
 
 
