@@ -40,9 +40,9 @@ ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 MAX_LISTED = 50
 """Lines in one error."""
 MIN_ALIKE = 4
-"""Bad rows for one reason, from which on they are one line ..."""
+"""Bad rows for one reason that are told in one line: so many, or more."""
 MAX_NAMED = 4
-"""... and so many of them are named in it."""
+"""Rows that such a line names."""
 
 _NOT_UTF_8 = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of such bytes."""

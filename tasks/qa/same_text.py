@@ -15,18 +15,20 @@ SMALL = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ"
 _POWERS = str.maketrans(SMALL, "0123456789+-=()ni")
 _INDICES = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎", "0123456789+-=()")
 _SIGNS = "%‰‱′″‴⁗"
+"""What makes another amount of a number that it stands behind."""
 _OF_TEN = r"(?:e|(?P<times>\s*×\s*10\s*\^\s*))(?P<power>[-+]?[0-9]{1,3})(?![\w^]|\.[0-9])"
 _AMOUNT = (
     rf"(?<!\w)(?:(?<![{_SIGNS}°\p{{Sc}}])(?P<sign>[-+]))?(?:(?<![0-9]\s)(?P<money>\p{{Sc}})\s?(?P<inner>[-+]?))?"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]++)(?:\.[0-9]++(?!\.[0-9]))?|(?<![\w.])\.[0-9]++)"
     rf"(?:{_OF_TEN})?"
 )
+"""A number: its sign, its currency with a sign behind it, its digits, and a power of ten, as in `3e8` and `3×10^8`."""
 _WORD = regex.compile(
     rf"{_AMOUNT}|[\w\p{{M}}\p{{N}}]+|(?<=\w)#+|\p{{Sm}}|\p{{Sc}}|[\p{{So}}--©®™℠]|[{_SIGNS}]|\^(?=\s*[-+({{\w])"
     r"|(?<=[\w)\]}])[*/](?=[\w(\[{])|(?<=\s)[-*/](?=\s)|(?<!\w)-(?=\w)",
     regex.VERSION1,
 )
-"""Of an answer: a number with its sign, currency and power of ten, a word, an operator, or another sign that counts."""
+"""Of an answer: a number, a word, an operator, or another sign that counts."""
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
