@@ -267,8 +267,8 @@ class Task(ABC):
         return True
 
     def is_held_out(self, prompt: str) -> bool:
-        """Whether the question that this prompt ends with is one for validation or tests, as far as the task can tell by
-        itself. Training questions that are joined may not make one. (The run's own are known without it.)"""
+        """Whether the question that this prompt ends with is one for validation or tests, as far as the task can tell.
+        Training questions that are joined may not make one. (The run's own are known without it.)"""
         return False
 
     # -- prompts and rationales --

@@ -134,7 +134,7 @@ class Scores:
         def whole(tables: Sequence[torch.Tensor]) -> torch.Tensor:
             if tables[0].ndim == 1:
                 return torch.cat(list(tables))
-            if tables[0].ndim == 3:  # -inf behind the group's own candidates: how many, the batch of each part decided
+            if tables[0].ndim == 3:  # behind the group's own candidates, -inf: as many as the batch of the part needed
                 least = min(table.shape[2] for table in tables)
                 tables = [table[..., :least] for table in tables]
             return pad_sequence([row for table in tables for row in table], batch_first=True)
