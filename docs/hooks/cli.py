@@ -13,6 +13,8 @@ from mkdocs.structure.files import File, Files
 
 from latent_cot.cli import COMMANDS, call
 
+HAVE_SETTINGS = ("em", "fit", "plan")
+"""Commands with all settings of a run, of which `--help` shows few."""
 # What tyro writes behind an option's help text.
 DEFAULT = re.compile(r"\s*\((default: (?P<value>.*)|required|repeatable)\)$", re.DOTALL)
 
@@ -81,7 +83,7 @@ def parser_of(command: str) -> Any:
 
     try:
         with mock.patch("tyro.cli", ask):
-            call(command, "--help-all")
+            call(command, "--help-all" if command in HAVE_SETTINGS else "--help")
     except Asked as asked:
         cls, arguments = asked.args
     else:
