@@ -219,14 +219,13 @@ class Run:
             self.source.require(asked)
         loop = self.in_memory()
 
-        from latent_cot.methods.evaluator import BATCHES_AT_ONCE  # here, as torch comes with it
-        from latent_cot.methods.seeding import seed_of, slices
+        from latent_cot.methods.seeding import seed_of  # here, as torch comes with it
 
         for example in examples:  # what cannot be asked is told before the others have been
             loop.test_text(loop.sampler_of(asked) or asked, example)
         as_it_is = temperature == 1 and loop.draws_as_it_is
         with Items(Console(stderr=True, quiet=not progress), "questions", len(examples)) as items:
-            for part in slices(len(examples), BATCHES_AT_ONCE * max(1, loop.test_batch_size // n)):
+            for part in loop.at_once(len(examples), n):
                 batch = [examples[i] for i in part]
                 own_seed = seed_of("sample", seed, part.start) if part.start else seed
                 writer, drawn = loop.rationales_of(asked, batch, n=n, temperature=temperature, seed=own_seed)

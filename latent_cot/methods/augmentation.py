@@ -19,7 +19,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain, dropwhile, pairwise, takewhile
-from typing import Any
 
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.scoring import Group
@@ -64,8 +63,9 @@ def vary(
     if rng.random() < history_dropout:
         dropped = drop_history(lesson, others, codec, rng, distractors=distractor_steps, kept=KEPT_STEPS)
         if concat_questions:
-            how: dict[str, Any] = {"frame": frame, "most": concat_questions, "held_out": held_out}
-            dropped = join_questions(dropped, len(lesson.prompt), others, codec, rng, **how)
+            dropped = join_questions(
+                dropped, len(lesson.prompt), others, codec, rng, frame=frame, most=concat_questions, held_out=held_out
+            )
         lesson = dropped
     if rng.random() < gap_share:
         lesson = leave_gaps(lesson, codec, rng, share=WORDS_WITH_GAPS, largest=LARGEST_GAP)

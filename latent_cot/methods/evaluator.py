@@ -175,6 +175,10 @@ class Evaluator(Resumable):
         """What `draw_tests` draws at temperature 1 has the reasoner's own distribution."""
         return True
 
+    def at_once(self, questions: int, samples: int) -> list[range]:
+        """So many questions, in parts that are sampled together, so many rationales of each."""
+        return slices(questions, BATCHES_AT_ONCE * max(1, self.test_batch_size // samples))
+
     def draw_tests(
         self, reasoner: Reasoner, examples: Sequence[Example], *, n: int, seed: int, **sampling: Any
     ) -> list[Counts]:
@@ -223,7 +227,7 @@ class Evaluator(Resumable):
         """A reasoner's answers to test questions that have right answers: the majority of `votes` rationales each."""
         sampler = self.sampler_of(reasoner)
         generator = torch.Generator().manual_seed(seed)
-        for members in slices(len(examples), BATCHES_AT_ONCE * max(1, self.test_batch_size // votes)):
+        for members in self.at_once(len(examples), votes):
             batch = [examples[i] for i in members]
             sampled: list[list[Rationale]] = [[NO_RATIONALE] for _ in batch]
             if sampler is not None:
@@ -347,7 +351,7 @@ class Evaluator(Resumable):
             (reasoner, split, members)
             for reasoner in reasoners
             for split, questions in self.tests.items()
-            for members in slices(len(questions), BATCHES_AT_ONCE * max(1, self.test_batch_size // chains))
+            for members in self.at_once(len(questions), chains)
         ]
 
     def _unit_seed(self, unit: int) -> int:

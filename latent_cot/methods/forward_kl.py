@@ -46,7 +46,8 @@ class ForwardKL(LearnsAgain):
             self._count(rollouts)
             experience = self._experience(chosen, rollouts)
             weights = self.remember(chosen, experience.trajectories, rollouts)
-            asked = [one for one in self.instructive() if one.question in set(chosen)]
+            of_step = set(chosen)
+            asked = [one for one in self.instructive() if one.question in of_step]
             rng = random.Random(f"{self._unit_seed(step)}/asked")
             info = vars(self.learn(asked, optimiser, step, rng)) if asked else {}
             bound = weights.bound[weights.bound.isfinite()]

@@ -17,7 +17,7 @@ from latent_cot import disk, tasks, tools
 from latent_cot.config.schema import RunConfig, data_request, tool_names
 from latent_cot.planning.shape import SHAPES
 from latent_cot.run.paths import DATA_OPTIONS, train_files
-from latent_cot.run.preflight import MAX_TOKENS
+from latent_cot.run.preflight import MAX_TOKENS, codec_of
 from latent_cot.tasks.files import HUB, sources
 from latent_cot.types import Example, Task, TaskData, UsageError, first_line
 
@@ -132,19 +132,10 @@ def _rules(config: RunConfig, task: Task) -> ChainRules:
     if tokenizer is None:
         raise UsageError(f"the tokenizer of {config.model} is not on this machine")
 
-    from latent_cot.model.text import TextCodec
     from latent_cot.rationales.chain import ChainRules
 
     chain_tools = [tools.load(name) for name in tool_names(config, task)]
-    codec = TextCodec(
-        tokenizer,
-        stop=task.stop,
-        allowed_characters=task.allowed_characters,
-        allows=task.allows,
-        triggers=[tool.trigger for tool in chain_tools],
-        chat=task.chat,
-        opening=task.opening,
-    )
+    codec = codec_of(tokenizer, task, chain_tools)
     r = config.rollout
     return ChainRules(codec, chain_tools, r.granularity, task.step_delimiter, r.min_tokens, MAX_TOKENS)
 

@@ -14,6 +14,8 @@ from latent_cot.tasks.common import name_of
 from latent_cot.types import Example, Sweep, Task, TaskData, Tool, UsageError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from latent_cot.model.limits import Limit
     from latent_cot.model.text import TextCodec
     from latent_cot.rationales.chain import ChainRules
@@ -101,6 +103,21 @@ def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -
         if strange:
             which = f"{strange[0]!r}, which is not among the characters of a rationale of {task.name}"
             raise UsageError(f"{it} has {which}; give the tool another trigger, or leave it out")
+
+
+def codec_of(tokenizer: PreTrainedTokenizerBase, task: Task, chain_tools: Sequence[Tool]) -> TextCodec:
+    """How a tokenizer reads and writes the texts of a task, with these tools."""
+    from latent_cot.model.text import TextCodec
+
+    return TextCodec(
+        tokenizer,
+        stop=task.stop,
+        allowed_characters=task.allowed_characters,
+        allows=task.allows,
+        triggers=[tool.trigger for tool in chain_tools],
+        chat=task.chat,
+        opening=task.opening,
+    )
 
 
 def check_lengths(examples: Iterable[Example], codec: TextCodec, limit: Limit | None) -> None:

@@ -31,11 +31,17 @@ from latent_cot.model.lm import ADAPTERS, AdapterName, LanguageModel
 from latent_cot.model.optimise import load_optimizer, save_optimizer
 from latent_cot.model.processes import Processes
 from latent_cot.model.sharding import is_sharded
-from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.engines import check_engine, open_engine
 from latent_cot.run.paths import changed_task, task_digest
-from latent_cot.run.preflight import Examples, check_demonstrations, check_lengths, load_examples, long_prompts
+from latent_cot.run.preflight import (
+    Examples,
+    check_demonstrations,
+    check_lengths,
+    codec_of,
+    load_examples,
+    long_prompts,
+)
 from latent_cot.run.resuming import SAME, changed_settings, refuse_others, refuse_without_checkpoint, short_logs
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import Resources
@@ -117,15 +123,7 @@ def open_session(
         lm, source, note = _load_model(config, on_load)
     set_seed(config.seed)
     notes.append(note)
-    codec = TextCodec(
-        lm.tokenizer,
-        stop=task.stop,
-        allowed_characters=task.allowed_characters,
-        allows=task.allows,
-        triggers=[tool.trigger for tool in found.tools],
-        chat=task.chat,
-        opening=task.opening,
-    )
+    codec = codec_of(lm.tokenizer, task, found.tools)
     if codec.chat:
         notes.append("Questions go through the model's chat template: a rationale is the assistant's turn.")
     elif task.opening:
@@ -138,9 +136,9 @@ def open_session(
     r = config.rollout
     rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     parts = (data.demonstrations, data.unlabelled, data.validation, *found.tests.values())
-    examples_asked = [example for part in parts for example in part]
-    check_lengths(examples_asked, codec, lm.limit)
-    notes += long_prompts(examples_asked, codec, lm.positions)
+    asked = [example for part in parts for example in part]
+    check_lengths(asked, codec, lm.limit)
+    notes += long_prompts(asked, codec, lm.positions)
     notes += check_demonstrations(task, data.demonstrations, rules)
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     return Session(config, lm, source, note, task, data, found.tests, rules, test_rules, notes)
@@ -183,7 +181,7 @@ class _Running:
         if resume:  # when nothing more can refuse it
             folder.rewind(checkpoint)
             rounds = folder.config.get("rounds", c.rounds)
-            if rounds != c.rounds and METHODS[c.method].reads(c, "rounds"):
+            if rounds != c.rounds:
                 folder.write_config({**folder.config, "rounds": c.rounds})
                 self.notes.append(f"The run goes on to {c.rounds} rounds; it had {rounds}.")
         if resume and self.loop.state.phase < len(self.loop.phases):
