@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from latent_cot.config.schema import MethodName, SFTConfig
-from latent_cot.methods import e_step, m_step, policy_gradient
+from latent_cot.methods import again, e_step, m_step, policy_gradient
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -99,10 +99,13 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     )
     found["policy"] = [policy.loss, policy.clipped, policy.gradient_norm]
     weight, weights = experience.weigh(lm, seen, rules.codec, max_tokens=100)
-    of_question = [weight[seen.group == g].tolist() for g in range(len(asked))]
     own = [t.policy_group for t in seen.trajectories]
-    how: dict[str, Any] = {"weights": of_question, "divisor": len(own), "dropout": False}
-    kl = m_step.update(lm, "q", own, rules, optimiser("q"), 0, max_tokens=100, **how)
+    samples = []
+    for g, group in enumerate(own):
+        rows = seen.group == g
+        share = seen.count[rows] / seen.count[rows].sum()
+        samples.append(again.Samples(list(group.rationales), weight[rows], share, share.log(), 0.5))
+    kl = again.update(lm, own, samples, rules, optimiser("q"), 0, divisor=len(own), max_tokens=100)
     found["forward-kl"] = [kl.loss, kl.gradient_norm, *weights.ess.tolist(), *weights.bound.tolist()]
     for adapter in ("p", "q"):
         found[adapter] = [weight.flatten().tolist() for weight in lm.parameters(adapter).values()]

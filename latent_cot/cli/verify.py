@@ -34,7 +34,8 @@ class VerifyOptions:
     world: Names = ()
     """A world: `plain`, `tool`, `steps`, `constrained`, `xy`, `floor` or `spread`. Repeatable. Default: all of them."""
     objective: Names = ()
-    """An objective, as for `em`. Repeatable. Default: all of them."""
+    """An objective, as for `em`, or `em`: its own E-step with all of its defaults together. Repeatable. Default: all of
+    them."""
     task: str | None = None
     """Instead of the worlds: round 0 and one E-step of `em` on this task, and how far q is from the exact posterior
     before and after, on validation questions whose rationales the task can list (`word_problems`)."""
@@ -121,15 +122,20 @@ def _cases(options: VerifyOptions) -> list[Case]:
     from latent_cot.objectives import OBJECTIVES
 
     named: list[tuple[str, str, Collection[str]]] = [("--world", name, WORLDS) for name in options.world]
-    named += [("--objective", name, OBJECTIVES) for name in options.objective]
+    trained = (*OBJECTIVES, verify.BY_EM)
+    named += [("--objective", name, trained) for name in options.objective]
     for flag, name, known in named:
         if name not in known:
             raise UsageError(f"{flag} {name}: unknown.{did_you_mean(name, known)}")
-    worlds, objectives = tuple(WORLDS), tuple(OBJECTIVES)
+    worlds, objectives = tuple(WORLDS), trained
     if options.quick:
         worlds, objectives = verify.QUICK_WORLDS, verify.QUICK_OBJECTIVES
     worlds, objectives = options.world or worlds, options.objective or objectives
     behind = options.staleness
+    if behind and verify.BY_EM in options.objective:
+        raise UsageError("--staleness: em's own E-step is as stale as its samplers; leave --objective em out")
+    if behind:
+        objectives = tuple(name for name in objectives if name != verify.BY_EM)
     cases = [verify.Case(world, objective, None, behind) for world in worlds for objective in objectives]
     if options.quick or options.world or options.objective:
         return cases
@@ -138,11 +144,12 @@ def _cases(options: VerifyOptions) -> list[Case]:
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:
     from latent_cot.methods.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT, run_case
+    from latent_cot.run.world_e_step import train_by_em
 
     console = progress_console(to_stderr=options.json)
     started = time.perf_counter()
     with Items(console, "steps", sum(case.steps for case in cases)) as items:
-        results = [run_case(case, settings, items.advance) for case in cases]
+        results = [run_case(case, settings, items.advance, by_em=train_by_em) for case in cases]
     seconds = time.perf_counter() - started
     passed = all(result.ok for result in results)
 

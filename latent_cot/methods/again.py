@@ -13,24 +13,35 @@ import math
 import operator
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
 from latent_cot.config.schema import trained_tokens
-from latent_cot.methods import m_step
+from latent_cot.methods.m_step import LikelihoodInfo
 from latent_cot.methods.method import Method
-from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Seen
+from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
-from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo, importance_weights
+from latent_cot.objectives.importance import (
+    NEGLIGIBLE,
+    ImportanceInfo,
+    baseline_weight,
+    forward_kl,
+    importance_weights,
+)
 from latent_cot.rationales.batch import Trajectories
+from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import experience_of, log_probs_when_sampled
-from latent_cot.rationales.scoring import Group
+from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Rationale
+
+LEAST_BASELINE = 0.05
+"""A weight of the baseline below this is taken for 0: then only what weighs something needs a pass."""
 
 
 class LearnsAgain(Method):
@@ -85,56 +96,114 @@ class LearnsAgain(Method):
         rng: random.Random,
         *,
         temperature: float = 1.0,
-    ) -> m_step.LikelihoodInfo:
-        """One gradient step of q on the mean over the questions of −Σ w̃ log q(Z), nats. Of each question at most twice
-        `e_step.samples` distinct rationales are learned; of more, some are drawn by weight."""
-        of_question = posterior_weights(records, temperature)
-        groups = list[Group]()
-        weights = list[list[float]]()
-        for i, weighty in of_question.items():
-            own = resampled(weighty, 2 * self.config.e_step.samples, rng)
-            prompt, rationales = self.query(self.questions[i]).policy_prompt, list(own)
-            for part in slices(len(own), self.config.e_step.samples):  # what bounds a pass: they are not compared here
-                groups.append(Group(prompt, [rationales[k] for k in part]))
-                weights.append([own[rationales[k]] for k in part])
+    ) -> LikelihoodInfo:
+        """One gradient step of q by forward KL on the mean over the questions (`objectives.importance.forward_kl`),
+        nats. Of each question at most twice `e_step.samples` distinct rationales are learned."""
+        n = self.config.e_step.samples
+        of_question = samples_of(records, temperature)
+        groups, targets = list[Group](), list[Samples]()
+        for i, samples in of_question.items():
+            prompt = self.query(self.questions[i]).policy_prompt
+            for part in samples.thinned(2 * n, rng).parts(n):
+                groups.append(Group(prompt, part.rationales))
+                targets.append(part)
         self.state.budget.gradient_steps += 1
-        return m_step.update(
-            self.lm,
-            "q",
-            groups,
-            self.rules,
-            optimiser,
-            step,
-            max_tokens=trained_tokens(self.config),
-            weights=weights,
-            divisor=len(of_question),
-            dropout=False,
-        )
+        options = {"divisor": len(of_question), "max_tokens": trained_tokens(self.config)}
+        return update(self.lm, groups, targets, self.rules, optimiser, step, **options)
 
 
-def resampled(weights: Mapping[Rationale, float], most: int, rng: random.Random) -> Mapping[Rationale, float]:
-    """At most so many of the rationales, whose weights add up to 1: each with its weight in expectation. Systematic
-    resampling (Kitagawa, "Monte Carlo filter and smoother", 1996)."""
-    if len(weights) <= most:
-        return weights
+class Samples(NamedTuple):
+    """K distinct rationales that q has sampled for a question."""
+
+    rationales: list[Rationale]
+    weight: torch.Tensor
+    """(K,) w̃, with all samples of the question weighted together; what of these is kept elsewhere is missing from
+    their sum of 1."""
+    share: torch.Tensor
+    """(K,) of the question's samples."""
+    log_seen: torch.Tensor
+    """(K,) log of (1/N) Σ 1/q over those of the question's N samples that are this rationale, with the q that drew
+    each."""
+    b: float
+    """`baseline_weight`; 0 where it is less than `LEAST_BASELINE`."""
+
+    @property
+    def chance(self) -> torch.Tensor:
+        """(K,) How much of the gradient hangs on each, about; they add up to 1."""
+        return (self.weight + self.b * self.share) / (1 + self.b)
+
+    def only(self, places: Sequence[int], factor: torch.Tensor | None = None) -> Samples:
+        """Some of them, each for `factor` times as many."""
+        k = torch.tensor(places)
+        scale = torch.ones(len(k)) if factor is None else factor[k]
+        weight, share, log_seen = self.weight[k] * scale, self.share[k] * scale, self.log_seen[k] + scale.log()
+        return Samples([self.rationales[place] for place in places], weight, share, log_seen, self.b)
+
+    def thinned(self, most: int, rng: random.Random) -> Samples:
+        """At most so many of them: each stands for itself in expectation. Without those that hardly count."""
+        chance = self.chance
+        if len(self.rationales) <= most:
+            return self.only((chance * len(chance) > NEGLIGIBLE).nonzero()[:, 0].tolist())
+        times = torch.tensor(systematic(chance.tolist(), most, rng))
+        return self.only(times.nonzero()[:, 0].tolist(), times / (times.sum() * chance))
+
+    def parts(self, size: int) -> list[Samples]:
+        """The same in parts of at most so many, which bounds a pass; the weightiest in different ones."""
+        order = self.chance.argsort(descending=True, stable=True).tolist()
+        n = -(-len(order) // size)
+        return [self.only(order[k::n]) for k in range(n)]
+
+
+def update(
+    lm: LanguageModel,
+    groups: Sequence[Group],
+    targets: Sequence[Samples],
+    rules: ChainRules,
+    optimiser: AdapterOptimiser,
+    step: int,
+    *,
+    divisor: int,
+    max_tokens: int,
+) -> LikelihoodInfo:
+    """One gradient step of q by forward KL on each group's rationales, whose sum is divided by `divisor`. Several
+    processes divide the groups among them."""
+    groups, targets, total = lm.processes.share(groups), lm.processes.share(targets), 0.0
+    with lm.trainable("q") as model:
+        for members, scores in score_in_batches(lm, model, groups, rules.codec, max_tokens=max_tokens):
+            of_groups = scores.log_complete.split([len(groups[g].rationales) for g in members])
+            losses = [
+                forward_kl(log_q, targets[g].weight.to(log_q), targets[g].log_seen.to(log_q), targets[g].b)
+                for g, log_q in zip(members, of_groups, strict=True)
+            ]
+            loss = torch.stack(losses).sum() / divisor
+            lm.accelerator.backward(loss)
+            total += float(loss.detach())
+        norm = optimiser.step(step)
+    (total,) = lm.processes.sum([total])
+    return LikelihoodInfo(total, norm)
+
+
+def systematic(chances: Sequence[float], n: int, rng: random.Random) -> list[int]:
+    """How often each is drawn in n draws, by systematic resampling (Kitagawa, "Monte Carlo filter and smoother", 1996):
+    n times its chance in expectation. The chances add up to 1."""
     start = rng.random()
-    sums = accumulate(weights.values())
-    places = [min(most, max(0, math.ceil(most * total - start))) for total in sums]  # of start, start + 1, ... below it
-    times = map(operator.sub, places, [0, *places])
-    return {z: n / places[-1] for z, n in zip(weights, times, strict=True) if n}
+    places = [min(n, max(0, math.ceil(n * total - start))) for total in accumulate(chances)]
+    return list(map(operator.sub, places, [0, *places]))
 
 
-def posterior_weights(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, dict[Rationale, float]]:
-    """Question -> its distinct rationales -> their weights w̃, which add up to 1; without those that weigh nothing.
-    `temperature`: T of R^(1/T)."""
-    rows: dict[int, dict[Rationale, list[float]]] = {}
+def samples_of(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, Samples]:
+    """Question -> what is kept of it. `temperature`: T of w ∝ R^(1/T) / q."""
+    rows: dict[int, dict[Rationale, list[Seen]]] = {}
     for one in records:
-        ratio = math.log(one.times) + one.log_reward / temperature - one.log_q
-        rows.setdefault(one.question, {}).setdefault(one.rationale, []).append(ratio)
+        rows.setdefault(one.question, {}).setdefault(one.rationale, []).append(one)
     found = {}
     for question, own in rows.items():
-        log_weight = torch.tensor([torch.tensor(of_one).logsumexp(0) for of_one in own.values()]).softmax(0).tolist()
-        weighty = {z: w for z, w in zip(own, log_weight, strict=True) if w * len(own) > NEGLIGIBLE}
-        total = math.fsum(weighty.values())
-        found[question] = {z: w / total for z, w in weighty.items()}
+        seen = [torch.tensor([math.log(one.times) - one.log_q for one in same]).logsumexp(0) for same in own.values()]
+        log_seen = torch.stack(seen)
+        log_reward = torch.tensor([same[0].log_reward / temperature for same in own.values()])
+        count = torch.tensor([float(sum(one.times for one in same)) for same in own.values()])
+        weight = (log_seen + log_reward).softmax(0)
+        b = baseline_weight(weight, count)
+        b = b if b >= LEAST_BASELINE else 0.0
+        found[question] = Samples(list(own), weight, count / count.sum(), log_seen - count.sum().log(), b)
     return found

@@ -1,4 +1,4 @@
-"""One optimiser step on the likelihood of given rationales: of p in the M-step, of q by forward KL (`again.py`)."""
+"""One optimiser step on the likelihood of given rationales."""
 
 from __future__ import annotations
 
@@ -44,24 +44,21 @@ def update(
     max_tokens: int,
     weights: Sequence[Sequence[float]] | None = None,
     target: Target = "joint",
-    divisor: int | None = None,
-    dropout: bool = True,
 ) -> LikelihoodInfo:
     """One gradient step on the likelihood of each group's rationales and of Y behind each.
 
     The tokens a tool wrote are attended to but not learned. Where Y begins with the stop, p ends a rationale by Y's
     first token; else the stop, which is then no token of the text, is learned besides. `weights` holds, for each group,
-    the weight of each of its rationales' log-likelihoods; None: 1. The loss is divided by `divisor`; None: by the
-    tokens that are learned, for weights of mean 1 over all batches. (Divided by the weights of the batch instead, a
-    batch of light rationales would count for as much as one of heavy ones.) `dropout`: LoRA's own. Several processes
-    divide the groups among them.
+    the weight of each of its rationales' log-likelihoods; None: 1. The loss is divided by the tokens that are
+    learned, for weights of mean 1 over all batches. (Divided by the weights of the batch instead, a batch of light
+    rationales would count for as much as one of heavy ones.) Several processes divide the groups among them.
     """
     if weights is None:
         weights = [[1.0] * len(group.rationales) for group in groups]
-    divisor = divisor or sum(n for group in groups for n in _tokens(group, rules.codec, target))
+    divisor = sum(n for group in groups for n in _tokens(group, rules.codec, target))
     groups, weights = lm.processes.share(groups), lm.processes.share(weights)
     total = 0.0
-    with lm.trainable(adapter, dropout=dropout) as model:
+    with lm.trainable(adapter, dropout=True) as model:
         for members, log_likelihood in _log_likelihoods(lm, model, groups, rules, max_tokens, target):
             loss = -(log_likelihood @ log_likelihood.new_tensor([w for g in members for w in weights[g]])) / divisor
             lm.accelerator.backward(loss)

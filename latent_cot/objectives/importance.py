@@ -9,6 +9,15 @@ of the samples an approximation of the posterior p(Z | X, Y). Two gradients are 
 The first is the wake-phase update of q, the second that of p, which is the gradient of the importance-weighted bound
 log 1/K Σ w_k: Bornschein & Bengio, "Reweighted wake-sleep" (2015); Burda et al., "Importance weighted
 autoencoders" (2016); for rationales Zhou et al., "Variational reasoning for language models" (ICLR 2026).
+
+Few samples of a posterior that has many rationales are not the posterior: the first gradient, taken again and again on
+the same ones, makes q learn these by heart. Since E_q[∇ log q(Z)] = 0, what q gives the same samples may be subtracted,
+
+    −∇ KL(p(Z | X, Y) || q)          ≈ Σ (w̃_k − b ũ_k) ∇ log q(Z_k),     ũ_k ∝ q(Z_k) / (the q that sampled Z_k)
+
+which for b = 1 is 0 once q is the posterior, whichever the samples are: the self-normalised baseline of BRAIn (Pandey
+et al., ICML 2024). Where the posterior is a single rationale there is nothing to subtract: the samples show all of it.
+`baseline_weight` says what b is best.
 """
 
 from __future__ import annotations
@@ -60,6 +69,37 @@ def importance_weights(
     ess = torch.where(squares > 0, 1 / squares.clamp(min=least), 0.0) / n
     elbo = zeros.index_add(0, group, count * log_w) / n
     return weight, ImportanceInfo(ess, shift + (total / n).log(), elbo)
+
+
+def baseline_weight(weight: torch.Tensor, count: torch.Tensor) -> float:
+    """b, from 0 to 1: how much of what q gives its samples to subtract.
+
+    The best coefficient of a control variate is Cov(A, B) / Var(B), here of A = Σ w̃ ∇ log q and B = Σ ũ ∇ log q. With
+    independent samples, and gradients of different rationales that are orthogonal and equally long, it is
+    (1 − Σ w̃²) / (1 − Σ s²), s a rationale's share of the samples: how diverse the posterior is among them, in
+    proportion to q. 0 where one rationale has all the weight, 1 where the weights are as even as the samples.
+
+    Args:
+        weight: (K,) w̃ of the distinct rationales of a question; they add up to 1.
+        count: (K,) how often each was sampled.
+    """
+    share = count / count.sum()
+    diversity = 1 - float(share @ share)
+    return min(1.0, max(0.0, 1 - float(weight @ weight)) / diversity) if diversity > 0 else 0.0
+
+
+def forward_kl(log_q: torch.Tensor, weight: torch.Tensor, log_seen: torch.Tensor, b: float) -> torch.Tensor:
+    """What has the gradient −Σ (w̃ − b ũ) ∇ log q of K distinct rationales of a question, nats; ().
+
+    Args:
+        log_q: (K,) under q as it is, nats.
+        weight: (K,) w̃; of a part of the question's rationales, they add up to less than 1.
+        log_seen: (K,) log of the mean over the question's samples of 1/q, with the q that drew each, where the sample
+            is this rationale, and 0 elsewhere.
+        b: `baseline_weight`.
+    """
+    likelihood = weight @ log_q
+    return b * weight.sum() * (log_seen + log_q).logsumexp(0) - likelihood if b else -likelihood
 
 
 def bound_error(ess: float, n: int) -> float:

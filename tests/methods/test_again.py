@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check
-from latent_cot.methods.again import posterior_weights, resampled
+from latent_cot.methods.again import Samples, samples_of, systematic
 from latent_cot.methods.state import Seen
 from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.scoring import Query
@@ -31,34 +31,65 @@ RECORDS = st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 8), st.
 
 @given(st.lists(RECORDS, min_size=1, max_size=12), st.floats(0.5, 2))
 def test_weights_are_the_sums_of_the_ratios(rows: list[tuple[int, int, int, float, float]], temperature: float) -> None:
-    found = posterior_weights(
-        [Seen(i, rationale(z), n, log_reward, log_q, True) for i, z, n, log_reward, log_q in rows], temperature
+    rewards = {(i, z): log_reward for i, z, _, log_reward, _ in rows}  # a rationale has one
+    found = samples_of(
+        [Seen(i, rationale(z), n, rewards[i, z], log_q, True) for i, z, n, _, log_q in rows], temperature
     )
     assert found.keys() == {question for question, *_ in rows}
-    for question, weights in found.items():
-        sums: dict[int, float] = {}
-        for of, z, count, log_reward, log_q in rows:
+    for question, samples in found.items():
+        seen, counts = dict[int, float](), Counter[int]()
+        for of, z, count, _, log_q in rows:
             if of == question:
-                sums[z] = sums.get(z, 0.0) + count * math.exp(log_reward) ** (1 / temperature) / math.exp(log_q)
-        total = sum(sums.values())
-        assert math.fsum(weights.values()) == pytest.approx(1.0)
-        for z, value in sums.items():
-            assert weights.get(rationale(z), 0.0) == pytest.approx(value / total, abs=2e-3)
+                seen[z] = seen.get(z, 0.0) + count / math.exp(log_q)
+                counts[z] += count
+        n, ratios = counts.total(), {z: seen[z] * math.exp(rewards[question, z]) ** (1 / temperature) for z in seen}
+        assert samples.rationales == [rationale(z) for z in seen]
+        assert samples.weight.tolist() == pytest.approx([of / sum(ratios.values()) for of in ratios.values()], abs=1e-4)
+        assert samples.share.tolist() == pytest.approx([counts[z] / n for z in seen])
+        assert samples.log_seen.tolist() == pytest.approx([math.log(of / n) for of in seen.values()], abs=1e-4)
 
 
-@given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=20), st.integers(1, 8))
-def test_many_rationales_are_thinned_out_by_their_weights(amounts: list[float], most: int) -> None:
-    total = math.fsum(amounts)
-    weights = {rationale(k): amount / total for k, amount in enumerate(amounts)}
-    sums, n = dict.fromkeys(weights, 0.0), 200
-    for k in range(n):
-        found = resampled(weights, most, Fixed((k + 0.5) / n))
-        assert len(found) <= max(most, 1) or len(weights) <= most
-        assert math.fsum(found.values()) == pytest.approx(1)
-        for z, weight in found.items():
-            sums[z] += weight / n
-            assert len(weights) <= most or abs(weight - weights[z]) < 1 / most + 1e-9
-    assert sums == pytest.approx(weights, abs=1 / n)
+AMOUNT = st.floats(1e-3, 1)
+
+
+@given(st.lists(AMOUNT, min_size=1, max_size=20), st.integers(1, 8))
+def test_systematic_draws_have_their_chances(amounts: list[float], n: int) -> None:
+    chances, tries = [amount / math.fsum(amounts) for amount in amounts], 200
+    found = [systematic(chances, n, Fixed((k + 0.5) / tries)) for k in range(tries)]
+    assert {sum(times) for times in found} == {n}
+    for k, chance in enumerate(chances):
+        assert all(abs(times[k] - n * chance) < 1 + 1e-9 for times in found)
+        assert sum(times[k] for times in found) / tries == pytest.approx(n * chance, abs=1 / tries)
+
+
+@given(
+    st.lists(st.tuples(AMOUNT, AMOUNT), min_size=1, max_size=20), st.integers(1, 8), st.sampled_from([0.0, 0.4, 1.0])
+)
+def test_many_rationales_are_thinned_out_and_stand_for_all(
+    amounts: list[tuple[float, float]], most: int, b: float
+) -> None:
+    weight, share = (torch.tensor(of) / sum(of) for of in zip(*amounts, strict=True))
+    all_of = Samples([rationale(k) for k in range(len(amounts))], weight, share, share.log(), b)
+    weights, seen, tries = torch.zeros_like(weight), torch.zeros_like(share), 200
+    for k in range(tries):
+        found = all_of.thinned(most, Fixed((k + 0.5) / tries))
+        assert len(found.rationales) <= most or len(amounts) <= most
+        for z, w, log_seen in zip(found.rationales, found.weight, found.log_seen, strict=True):
+            weights[z.tokens[0]] += w / tries
+            seen[z.tokens[0]] += log_seen.exp() / tries
+    torch.testing.assert_close(weights, weight, atol=0.02, rtol=0)
+    if b:
+        torch.testing.assert_close(seen, share, atol=0.02, rtol=0)
+
+
+@given(st.lists(st.tuples(AMOUNT, AMOUNT), min_size=1, max_size=20), st.integers(1, 8))
+def test_parts_are_the_whole(amounts: list[tuple[float, float]], size: int) -> None:
+    weight, share = (torch.tensor(of) / sum(of) for of in zip(*amounts, strict=True))
+    samples = Samples([rationale(k) for k in range(len(amounts))], weight, share, share.log(), 0.5)
+    parts = samples.parts(size)
+    assert all(0 < len(part.rationales) <= size for part in parts) and {part.b for part in parts} == {0.5}
+    back = {z: row for part in parts for z, *row in zip(part.rationales, part.weight, part.log_seen, strict=True)}
+    assert back == {z: row for z, *row in zip(samples.rationales, weight, share.log(), strict=True)}
 
 
 class Fixed(random.Random):
@@ -102,4 +133,5 @@ def test_many_small_batches_stand_for_the_posterior() -> None:
     for _ in range(1000):
         batch = Counter(int(rng.random() < q[1]) for _ in range(8))
         rows += [Seen(0, rationale(z), n, math.log(posterior), math.log(q[z]), True) for z, n in batch.items()]
-    assert posterior_weights(rows)[0][rationale(1)] == pytest.approx(posterior, abs=0.1)
+    samples = samples_of(rows)[0]
+    assert samples.weight[samples.rationales.index(rationale(1))] == pytest.approx(posterior, abs=0.1)

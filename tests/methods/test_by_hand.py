@@ -14,7 +14,7 @@ import torch
 
 from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
-from latent_cot.methods import m_step, policy_gradient
+from latent_cot.methods import again, m_step, policy_gradient
 from latent_cot.methods.policy_gradient import PPO
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import Schedule
@@ -161,24 +161,41 @@ def test_what_an_engine_sampled_from_an_older_q_is_weighed_by_that_q(
     torch.testing.assert_close(after.bound, before.bound, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("b", [0.0, 0.4])
 @pytest.mark.parametrize("sampled_by", ["q", "p"])
 def test_a_forward_kl_step_is_the_weighted_likelihood(
-    lm: LanguageModel, rules: ChainRules, seen: Experience, monkeypatch: pytest.MonkeyPatch, sampled_by: Reasoner
+    lm: LanguageModel,
+    rules: ChainRules,
+    seen: Experience,
+    monkeypatch: pytest.MonkeyPatch,
+    sampled_by: Reasoner,
+    b: float,
 ) -> None:
-    """Weighed by the copy that has sampled, in bf16 another q than the one that is trained: p stands for it."""
+    """Weighed by the copy that has sampled, in bf16 another q than the one that is trained: p stands for it. Less b
+    times what the q that is trained gives the samples."""
     copy = lm.merged(sampled_by)
     log_sampled = log_probs_of(lm, copy, seen, rules)
     weight, _ = importance_weights(seen.log_reward, log_sampled, seen.count, seen.group)
     monkeypatch.setattr(lm, "merged", lambda adapter: copy)
     optimiser = no_step(lm, "q")
     weighed, _ = weigh(lm, seen, rules.codec, max_tokens=200)
-    weights = [weighed[seen.group == g].tolist() for g in range(3)]
     groups = [t.policy_group for t in seen.trajectories]
-    m_step.update(lm, "q", groups, rules, optimiser, 0, max_tokens=200, weights=weights, divisor=3, dropout=False)
+    samples = []
+    for g, group in enumerate(groups):
+        own = seen.group == g
+        log_seen = seen.count[own].log() - log_sampled[own]
+        samples.append(again.Samples(list(group.rationales), weighed[own], seen.count[own], log_seen, b))
+    again.update(lm, groups, samples, rules, optimiser, 0, max_tokens=200, divisor=3)
     total = torch.zeros(())
     with lm.trainable("q") as model:
         for rows, log_q in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):
             total = total - (weight[rows] * log_q.sum(1)).sum()
+            group_of = seen.group[rows]
+            for g in group_of.unique():
+                own = group_of == g
+                of_q = log_q[own].sum(1)
+                given = (seen.count[rows][own].log() - log_sampled[rows][own] + of_q.detach()).softmax(0)
+                total = total + b * (given * of_q).sum()
         expected = autograd(total / 3, optimiser)
     torch.testing.assert_close(optimiser.gradient, expected, rtol=1e-2, atol=1e-4)
 

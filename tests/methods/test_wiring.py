@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -23,7 +24,7 @@ from latent_cot.methods import fine_tuning as fine_tuning_module
 from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
-from latent_cot.methods.again import posterior_weights
+from latent_cot.methods.again import Samples, samples_of
 from latent_cot.methods.forward_kl import ForwardKL
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Seen
@@ -222,17 +223,27 @@ def learned_weights(call: tuple[Any, dict[str, Any]], loop: Method) -> dict[int,
     """Question -> rationale -> weight, of an update that learns again: in groups no larger than an E-step's own."""
     prompts = [loop.query(question).policy_prompt for question in loop.questions]
     found: dict[int, dict[Rationale, float]] = {}
-    for group, own in zip(call[0][2], call[1]["weights"], strict=True):
-        assert 0 < len(group.rationales) <= loop.config.e_step.samples
-        found.setdefault(prompts.index(group.prompt), {}).update(zip(group.rationales, own, strict=True))
+    for group, own in zip(call[0][1], call[0][2], strict=True):
+        assert 0 < len(group.rationales) <= loop.config.e_step.samples and list(group.rationales) == own.rationales
+        weights = zip(group.rationales, own.weight.tolist(), strict=True)
+        found.setdefault(prompts.index(group.prompt), {}).update(weights)
     assert call[1]["divisor"] == len(found)
+    return found
+
+
+def weights_of(samples: Mapping[int, Samples], questions: Iterable[int]) -> dict[int, dict[Rationale, float]]:
+    """The same of what is to be learned, where it is not too much for a step."""
+    found = {}
+    for i in questions:
+        own = samples[i].thinned(1000, random.Random(0))
+        found[i] = dict(zip(own.rationales, own.weight.tolist(), strict=True))
     return found
 
 
 def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step its own batch by the objective, with the weights of the q before that; then what was sampled so far."""
     order: list[str] = []
-    again = spy(monkeypatch, m_step_module, "update", order, "again")
+    again = spy(monkeypatch, again_module, "update", order, "again")
     balance = spy(monkeypatch, em_module, "update", order, "balance")
     spy(monkeypatch, again_module, "log_probs_when_sampled", order, "weigh")
     e_step = dataclasses.replace(
@@ -250,12 +261,11 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
     done, learned = 0, 0
     for phase, _ in loop.run():
         if phase.name == "e_step":
-            now = posterior_weights(cast(EM, loop).instructive())
+            now = samples_of(cast(EM, loop).instructive())
             assert order == ["weigh", "balance", *["again"] * (2 if now else 0)]
             for call in again[done:]:
                 found = learned_weights(call, loop)
-                assert call[0][1] == "q" and len(found) == min(2, len(now))
-                assert found == {i: now[i] for i in found}
+                assert len(found) == min(2, len(now)) and found == weights_of(now, found)
                 learned += 1
         elif phase.name == "diagnose":
             break
@@ -281,7 +291,7 @@ def test_only_what_q_has_written_at_temperature_1_is_learned_again(
         reward_temperatures=(3.0, 1.0),
     )
     loop = cast(EM, make(lm, config_of("em", rounds=1, e_step=e_step)))
-    weighed = spy(monkeypatch, again_module, "posterior_weights")
+    weighed = spy(monkeypatch, again_module, "samples_of")
     own: Counter[tuple[int, Rationale]] = Counter()
     sample_step = loop._sample_step
 
@@ -328,7 +338,7 @@ def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest
 def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step first its own question, if a right rationale of it has been seen; then some of all so far. All that was
     sampled for a question counts, each time."""
-    updates = spy(monkeypatch, m_step_module, "update")
+    updates = spy(monkeypatch, again_module, "update")
     e_step = dataclasses.replace(CONFIG.e_step, steps=12, questions=1, samples=12, updates=3, replay_share=0.0)
     loop = make(lm, config_of("forward-kl", e_step=e_step))
     remember, chosen = cast(ForwardKL, loop).remember, list[Sequence[int]]()
@@ -345,7 +355,7 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
             own = loop.state.seen
             assert all(one.right == loop.is_correct(loop.questions[one.question], one.rationale) for one in own)
             right = {one.question for one in own if one.right}
-            now = posterior_weights([one for one in own if one.question in right])
+            now = samples_of([one for one in own if one.question in right])
             fresh = {*chosen[-1]} & right
             calls = updates[done:]
             asked = [learned_weights(call, loop) for call in calls]
@@ -353,7 +363,7 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
             if fresh:
                 assert set(asked[0]) == fresh
                 visited_again += bool(fresh & {one.question for one in known})
-            assert all(found == {i: now[i] for i in found} for found in asked)
+            assert all(found == weights_of(now, found) for found in asked)
             for found in asked[bool(fresh) :]:
                 assert len(found) == min(2, len(now))
                 again += bool(set(found) - fresh)

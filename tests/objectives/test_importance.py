@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.objectives.importance import bound_error, importance_weights
+from latent_cot.objectives.importance import baseline_weight, bound_error, forward_kl, importance_weights
 
 LOG = st.floats(-60, 0, width=32)
 
@@ -63,6 +64,56 @@ def test_the_gradients_are_those_of_the_forward_kl_and_of_the_evidence() -> None
     (found,) = torch.autograd.grad((weight * joint[:4]).sum(), joint)
     assert torch.allclose(found, exact)
     assert float(info.bound[0]) == pytest.approx(float(unnormalised.detach()) - math.log(4))
+
+
+COUNTS = st.lists(st.tuples(st.floats(1e-3, 1), st.integers(1, 4)), min_size=1, max_size=6)
+
+
+@given(COUNTS)
+def test_the_baseline_weight_is_the_best_of_a_control_variate(rows: list[tuple[float, int]]) -> None:
+    """Cov(A, B) / Var(B), sample by sample, where each rationale's gradient is a direction of its own."""
+    amounts, counts = zip(*rows, strict=True)
+    total, n, size = math.fsum(amounts), sum(counts), len(rows)
+    weight, share = [amount / total for amount in amounts], [count / n for count in counts]
+    covariance = variance = 0.0
+    for k, count in enumerate(counts):
+        of_posterior = [(i == k) - weight[i] for i in range(size)]
+        of_q = [(i == k) - share[i] for i in range(size)]
+        for _ in range(count):
+            covariance += weight[k] / count / n * sum(map(operator.mul, of_posterior, of_q))
+            variance += 1 / n**2 * sum(map(operator.mul, of_q, of_q))
+    found = baseline_weight(torch.tensor(weight).double(), torch.tensor(counts).double())
+    expected = min(1.0, covariance / variance) if size > 1 else 0.0
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_baseline_weight_is_nothing_for_one_rationale_and_all_for_even_ones() -> None:
+    assert baseline_weight(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 4.0, 3.0])) == 0.0
+    assert baseline_weight(torch.tensor([0.25] * 4), torch.ones(4)) == 1.0
+    assert baseline_weight(torch.tensor([1.0]), torch.tensor([8.0])) == 0.0
+
+
+@given(st.lists(st.tuples(LOG, LOG, LOG), min_size=1, max_size=5), st.sampled_from([0.0, 0.3, 1.0]), st.floats(0.1, 1))
+def test_what_q_gives_the_samples_is_subtracted(rows: list[tuple[float, float, float]], b: float, part: float) -> None:
+    log_q, seen, target = (torch.tensor(of).double() for of in zip(*rows, strict=True))
+    weight = part * (target + seen).softmax(0)
+    log_q.requires_grad_()
+    (found,) = torch.autograd.grad(forward_kl(log_q, weight, seen, b), log_q)
+    ratios = [math.exp(q + s) for q, s in zip(log_q.tolist(), seen.tolist(), strict=True)]
+    given_by_q = [ratio / math.fsum(ratios) for ratio in ratios]
+    expected = [b * part * u - w for u, w in zip(given_by_q, weight.tolist(), strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert torch.autograd.gradcheck(lambda x: forward_kl(x, weight, seen, b), log_q)
+
+
+@given(st.lists(st.tuples(LOG, LOG), min_size=2, max_size=6), st.floats(-3, 3))
+def test_no_samples_move_a_q_that_is_the_posterior(rows: list[tuple[float, float]], log_z: float) -> None:
+    """Whichever they are, and however often each was drawn."""
+    log_q, seen = (torch.tensor(of).double() for of in zip(*rows, strict=True))
+    weight = (log_q + log_z + seen).softmax(0)
+    log_q.requires_grad_()
+    (gradient,) = torch.autograd.grad(forward_kl(log_q, weight, seen, 1.0), log_q)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("weights", [[1.0] * 8, [8.0] + [0.0] * 7, [1.0, 2.0, 0.5, 0.1]])

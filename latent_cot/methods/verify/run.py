@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from latent_cot.config.schema import EStepConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods.e_step import Behaviour, collect, update
 from latent_cot.methods.verify import exact
@@ -23,7 +24,7 @@ from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.staleness import LaggingSampler
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
-from latent_cot.objectives import OBJECTIVES
+from latent_cot.objectives import OBJECTIVES, Objective
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
 
@@ -34,6 +35,8 @@ TV_LIMIT = 0.03
 LOG_Z_LIMIT = 0.02
 """Largest error of the estimated log Z(X) that passes, nats."""
 
+BY_EM = "em"
+"""In place of an objective: EM's own E-step with its defaults, all of which work together."""
 QUICK_WORLDS = ("tool", "xy")
 QUICK_OBJECTIVES = ("subtb", "pooled-subtb")
 
@@ -67,6 +70,7 @@ class Case:
 
     world: str
     objective: str
+    """One of `OBJECTIVES`, by the loop below, or `BY_EM`."""
     fault: str | None = None
     """A deliberate mistake, by name."""
     staleness: int = 0
@@ -83,8 +87,8 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """Of training."""
-        return WORLDS[self.world].steps * self.slowdown
+        """Of training: batches, of each of which EM's own E-step learns several times."""
+        return WORLDS[self.world].steps * self.slowdown // (2 if self.objective == BY_EM else 1)
 
     @property
     def required(self) -> bool:
@@ -95,7 +99,17 @@ class Case:
         one of them are below the floor, nothing ties that one to those of other trajectories.
         """
         within_trajectories = self.objective == "subtb" and WORLDS[self.world].floor is not None
-        return not OBJECTIVES[self.objective].log_z_rate and not within_trajectories
+        return not self.balance.log_z_rate and not within_trajectories
+
+    @property
+    def balance(self) -> Objective:
+        """What q's deviations from balance are summed up by."""
+        return OBJECTIVES[EStepConfig().objective if self.objective == BY_EM else self.objective]
+
+    @property
+    def floor(self) -> float | None:
+        """The reward floor that q is trained with, nats."""
+        return EStepConfig().reward_floor if self.objective == BY_EM else WORLDS[self.world].floor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +180,14 @@ class Result:
         }
 
 
-def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambda: None) -> Result:
-    """Build the world, train q, compare."""
+EStep = Callable[[World, int, Settings, Callable[[], None]], None]
+"""Trains q in a world for so many steps, and tells each; a log Z(X) is no parameter of it."""
+
+
+def run_case(
+    case: Case, settings: Settings, on_step: Callable[[], None] = lambda: None, *, by_em: EStep | None = None
+) -> Result:
+    """Build the world, train q, compare. `by_em` is for `BY_EM` (`latent_cot.run.world_e_step.train_by_em`)."""
     started = time.perf_counter()
     world = build(WORLDS[case.world])
     codec, rationales = world.rules.codec, exact.enumerate_rationales(world.rules)
@@ -182,8 +202,13 @@ def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambd
     before = distances()
     settings = replace(settings, learning_rate=settings.learning_rate / case.slowdown)
     with contextlib.nullcontext() if case.fault is None else injected(FAULTS[case.fault]):
-        log_z = train(world, case.objective, case.steps, settings, on_step, staleness=case.staleness)
-    estimates = log_z or _estimated_log_z(world, case.objective, settings)
+        if case.objective != BY_EM:
+            log_z = train(world, case.objective, case.steps, settings, on_step, staleness=case.staleness)
+        else:
+            assert by_em is not None, "methods know nothing of em.py"
+            by_em(world, case.steps, settings, on_step)
+            log_z = None
+    estimates = log_z or _estimated_log_z(world, case, settings)
     columns = zip(world.queries, before, distances(), joints, estimates, strict=True)
     questions = tuple(
         Question(
@@ -265,7 +290,7 @@ def _behaviour(rng: random.Random, c: Settings) -> Behaviour:
     return Behaviour(replay_share=1.0)
 
 
-def _estimated_log_z(world: World, objective: str, settings: Settings) -> list[float]:
+def _estimated_log_z(world: World, case: Case, settings: Settings) -> list[float]:
     figures = diagnose(
         world.lm,
         world.queries,
@@ -273,8 +298,8 @@ def _estimated_log_z(world: World, objective: str, settings: Settings) -> list[f
         Reward(world.lm, world.rules.codec, max_tokens=settings.max_batch_tokens),
         n=_DIAGNOSTIC_SAMPLES,
         reward_temperature=1.0,
-        reward_floor=world.floor,
-        complete_only=OBJECTIVES[objective].complete_only,
+        reward_floor=case.floor,
+        complete_only=case.balance.complete_only,
         max_tokens=settings.max_batch_tokens,
         generator=torch.Generator().manual_seed(settings.seed + 1),
     )
