@@ -16,7 +16,8 @@ from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console
 from latent_cot.report.terminal import say
 from latent_cot.run.json_lines import JsonLines
-from latent_cot.types import Reasoner, UsageError
+from latent_cot.tasks.files import examples_of, read_rows
+from latent_cot.types import Example, Reasoner, Task, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.methods.scored import ScoredRationale
@@ -33,7 +34,8 @@ class SampleOptions:
     question: str | None = None
     """The question, e.g. `"6 - 0 - 4 - 8"`."""
     data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Instead: a file of questions, in the task's format, as `eval --data` has it. Repeatable."""
+    """Instead: a file of questions: `.txt` with one a line, without answers; or in the task's format, as `eval --data`
+    has it. Repeatable."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """With --data: the file that gets a JSON line for each distinct rationale, question by question. It is replaced if
     there is one."""
@@ -118,11 +120,17 @@ def _settings(options: SampleOptions) -> dict[str, Any]:
     return {"n": options.n, "temperature": options.temperature, "seed": options.seed}
 
 
+def _questions(task: Task, path: str) -> list[Example]:
+    if not path.lower().endswith(".txt"):
+        return task.read(path)
+    return examples_of(read_rows(path), lambda row: task.example(row[1]["text"]))
+
+
 def _write(options: SampleOptions, output: Path, asked: Run, console: Console) -> int:
     """The rationales of files of questions go to a file. What is in it when the command is stopped are those of the
     first questions, in whole lines."""
     written = JsonLines(output, "--output", options.data)
-    examples = [example for path in options.data for example in asked.task.read(path)]
+    examples = [example for path in options.data for example in _questions(asked.task, path)]
     announce_loading(console, asked)
     reasoner: Reasoner = options.reasoner or asked.reasoners[0]
     writer, sampling = reasoner, _settings(options)

@@ -2,10 +2,9 @@
 (Bornschein & Bengio, 2015), for rationales "Variational reasoning for language models" (Zhou et al., ICLR 2026, arXiv
 2509.22637).
 
-Samples of q itself are weighted by w ∝ p(Z Y | X) / q(Z), and q learns to write them: what is good is pulled up, and
-nothing is pushed down. Each batch of samples is learned from several times, beside later ones: a sample is weighted by
-the q that sampled it, and all of a question together. With `--m-step.weighted` and several `--m-step.samples` p learns
-from such weights too, as in the paper.
+Samples of q itself are weighted by w ∝ p(Z Y | X) / q(Z), and q learns to write them (`again.py`). Each batch is
+learned from several times, beside later ones: a sample is weighted by the q that sampled it, and all of a question
+together. With `--m-step.weighted` and several `--m-step.samples` p learns from such weights too, as in the paper.
 """
 
 from __future__ import annotations

@@ -267,6 +267,25 @@ def test_sample_of_a_file(cli: Cli, finished: Path, tmp_path: Path, monkeypatch:
     assert len(rows) == found["rationales"]
     single = cli("sample", finished, "--question", QUESTION, "-n", 3, "--json").json["samples"]
     assert [(row["text"], row["log_q"]) for row in rows] == [(one["text"], one["log_q"]) for one in single]
+    # A text file has a question a line.
+    lines = tmp_path / "mine.txt"
+    lines.write_text(f"{QUESTION}\n\n")
+    assert cli("sample", finished, "--data", lines, "-n", 3, "--output", output).status == 0
+    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
+    lines.write_text(f"{QUESTION}\n\nno sum\n")
+    refused = cli("sample", finished, "--data", lines, "--output", output)
+    assert refused.status == 2 and "mine.txt:3" in refused.err and "no sum" in refused.err
+
+
+def test_sample_of_questions_without_answers(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Where the task cannot work them out."""
+    lines, output = tmp_path / "mine.txt", tmp_path / "rationales.jsonl"
+    lines.write_text("Tom has 3 pens and buys 4 more. How many has he?\n")
+    command = ["sample", tiny_model_dir, "--task", "word_problems", "--data", lines, "-n", 2, "--output", output]
+    assert cli(*command).status == 0
+    for row in map(json.loads, output.read_text().splitlines()):
+        assert row["question"].startswith("Tom") and math.isfinite(row["log_p"])
+        assert {row[name] for name in ("gold", "log_reward", "correct", "weight")} == {None}
 
 
 def test_a_stopped_file_of_rationales_has_whole_lines(
