@@ -16,6 +16,7 @@ from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods import again, m_step, policy_gradient
 from latent_cot.methods.policy_gradient import PPO
+from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
@@ -198,6 +199,27 @@ def test_a_forward_kl_step_is_the_weighted_likelihood(
                 total = total + b * (given * of_q).sum()
         expected = autograd(total / 3, optimiser)
     torch.testing.assert_close(optimiser.gradient, expected, rtol=1e-2, atol=1e-4)
+
+
+def test_few_samples_do_not_move_a_q_that_is_the_posterior(
+    lm: LanguageModel, rules: ChainRules, seen: Experience
+) -> None:
+    """They would be learned by heart. A rationale that is worth more than q gives it is learned."""
+    log_q = log_probs_of(lm, lm.merged("q"), seen, rules).tolist()
+    groups = [t.policy_group for t in seen.trajectories]
+
+    def gradient(more: float) -> float:
+        columns = zip(seen.group.tolist(), seen.rationales, seen.count.int().tolist(), log_q, strict=True)
+        records = [
+            Seen(g, z, n, of_z - 7 + more * (k % 3 == 0), of_z, True) for k, (g, z, n, of_z) in enumerate(columns)
+        ]
+        samples = again.samples_of(records)
+        optimiser = no_step(lm, "q")
+        targets = [samples[g] for g in range(len(groups))]
+        again.update(lm, groups, targets, rules, optimiser, 0, max_tokens=200, divisor=3)
+        return float(optimiser.gradient.norm())
+
+    assert gradient(0.0) < 1e-3 * gradient(1.0)
 
 
 @pytest.mark.parametrize("weights", [(0.25, 1.75), (0.002, 0.002)])

@@ -177,4 +177,5 @@ def test_an_e_step_that_learns_again_becomes_the_posterior(
             found[phase.name] = divergence()
     assert len(rationales) == 40
     assert found["evaluate"] > 1.0
-    assert found["e_step"] < 0.2
+    print("KL", floor, found)
+    assert found["e_step"] < 0.05
