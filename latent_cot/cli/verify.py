@@ -34,8 +34,8 @@ class VerifyOptions:
     world: Names = ()
     """A world: `plain`, `tool`, `steps`, `constrained`, `xy`, `floor` or `spread`. Repeatable. Default: all of them."""
     objective: Names = ()
-    """An objective, as for `em`, or `em`: its own E-step with all of its defaults together. Repeatable. Default: all of
-    them."""
+    """An objective, as for `em`; or `em`: its own E-step, both losses and all else together. Repeatable. Default:
+    all of them."""
     task: str | None = None
     """Instead of the worlds: round 0 and one E-step of `em` on this task, and how far q is from the exact posterior
     before and after, on validation questions whose rationales the task can list (`word_problems`)."""

@@ -1,5 +1,5 @@
-"""EM's own E-step in a world of `latent-cot verify`, with the defaults of its settings: what works together there (both
-losses, the floor, the Huber cap, the gradient's largest norm) is held against the posterior together."""
+"""EM's own E-step in a world of `latent-cot verify`: what works together by default (both losses, the floor, the Huber
+cap, the gradient's largest norm) is held against the posterior together."""
 
 from __future__ import annotations
 
@@ -55,12 +55,15 @@ class WorldEStep(EM):
 
 
 def train_by_em(world: World, steps: int, settings: Settings, on_step: Callable[[], None]) -> None:
-    """Train q, as `methods.verify.run.EStep`. Of the settings only those that depend on the size of a world are its
-    own."""
+    """Train q, as `methods.verify.run.EStep`. Sizes, rates and how q explores are those of the worlds, all else is
+    default. (With q's own samples alone, the default, a rationale of `floor` with a tenth of the posterior is never
+    found.)"""
     e_step = EStepConfig(
         steps=steps,
         questions=len(world.queries),
         samples=settings.samples,
+        tempered_share=settings.tempered,
+        temperatures=(1.0, settings.temperature_high),
         learning_rate=settings.learning_rate,
         warmup=settings.warmup,
     )

@@ -36,7 +36,8 @@ LOG_Z_LIMIT = 0.02
 """Largest error of the estimated log Z(X) that passes, nats."""
 
 BY_EM = "em"
-"""In place of an objective: EM's own E-step with its defaults, all of which work together."""
+"""In place of an objective: EM's own E-step with its defaults, all of which work together, but for sizes, rates and
+exploration."""
 QUICK_WORLDS = ("tool", "xy")
 QUICK_OBJECTIVES = ("subtb", "pooled-subtb")
 
