@@ -57,13 +57,14 @@ class WorldEStep(EM):
 def train_by_em(world: World, steps: int, settings: Settings, on_step: Callable[[], None]) -> None:
     """Train q, as `methods.verify.run.EStep`. Sizes, rates and how q explores are those of the worlds, all else is
     default. (With q's own samples alone, the default, a rationale of `floor` with a tenth of the posterior is never
-    found.)"""
+    found; with hotter ones, but none replayed, it is lost again.)"""
     e_step = EStepConfig(
         steps=steps,
         questions=len(world.queries),
         samples=settings.samples,
         tempered_share=settings.tempered,
         temperatures=(1.0, settings.temperature_high),
+        replay_share=1 - settings.on_policy - settings.tempered,
         learning_rate=settings.learning_rate,
         warmup=settings.warmup,
     )

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from latent_cot.cli import main
+from latent_cot.config.schema import EStepConfig
 from latent_cot.methods.verify import exact, run
 from latent_cot.methods.verify.faults import FAULTS, injected
 from latent_cot.methods.verify.run import Settings, train
@@ -19,6 +20,7 @@ from latent_cot.methods.verify.staleness import LaggingSampler
 from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.objectives.balance import temper
 from latent_cot.rationales.scoring import Group, score
+from latent_cot.run.world_e_step import train_by_em
 from tests.worlds import prefix_log_rewards
 
 
@@ -173,6 +175,20 @@ def test_quick_run_passes(capsys: pytest.CaptureFixture[str]) -> None:
         assert result["max"]["total_variation"] <= 0.03 and result["max"]["log_z_error"] <= 0.02
 
 
+def test_ems_own_e_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both losses, the floor, the Huber cap, bounded gradients, hotter samples and a tool, all at once."""
+    monkeypatch.setitem(WORLDS, "floor", replace(WORLDS["floor"], steps=200))
+    result = run.run_case(run.Case("floor", run.BY_EM), Settings(), by_em=train_by_em)
+    assert result.case.steps == 100 and result.case.required and result.case.floor == EStepConfig().reward_floor
+    assert result.worst("kl") < 0.03 < 3 < result.worst("kl_before")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_ems_own_e_step_learns_every_world(world: str) -> None:
+    assert run.run_case(run.Case(world, run.BY_EM), Settings(), by_em=train_by_em).learned
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_noticed(name: str) -> None:
@@ -256,6 +272,7 @@ def test_a_stale_sampler_does_no_harm() -> None:
     ("arguments", "message"),
     [
         (["--staleness", "-1"], "--staleness -1: give 0 or more steps"),
+        (["--staleness", "8", "--objective", "em"], "leave --objective em out"),
         (["--task", "word_problems", "--staleness", "8"], "--staleness and --quick are of the worlds"),
         (["--world", "plan"], "--world plan: unknown. Did you mean 'plain'?"),
         (["--objective", "sub-tb"], "--objective sub-tb: unknown. Did you mean 'subtb'?"),
