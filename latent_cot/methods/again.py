@@ -3,8 +3,9 @@
 
 All samples of a question in an E-step are weighted together, by w ∝ R(Z)^(1/T) / q(Z), with the q that drew each. p
 does not change meanwhile, so all of them stand for one posterior: the more, the better. q learns to write the good
-ones, and nothing is pushed down. Where the task can tell, a question waits until a right rationale of it has been
-sampled.
+ones. Where the task tells right from wrong, good ones are few, and a question waits until a right one has been
+sampled. Elsewhere there may be more than are ever sampled: then what q gives the samples is subtracted, so that it does
+not learn these few by heart (`objectives/importance.py`).
 """
 
 from __future__ import annotations
@@ -39,9 +40,6 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import experience_of, log_probs_when_sampled
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Rationale
-
-LEAST_BASELINE = 0.05
-"""A weight of the baseline below this is taken for 0: then only what weighs something needs a pass."""
 
 
 class LearnsAgain(Method):
@@ -100,7 +98,7 @@ class LearnsAgain(Method):
         """One gradient step of q by forward KL on the mean over the questions (`objectives.importance.forward_kl`),
         nats. Of each question at most twice `e_step.samples` distinct rationales are learned."""
         n = self.config.e_step.samples
-        of_question = samples_of(records, temperature)
+        of_question = samples_of(records, temperature, baseline=not self.tells_right)
         groups, targets = list[Group](), list[Samples]()
         for i, samples in of_question.items():
             prompt = self.query(self.questions[i]).policy_prompt
@@ -125,7 +123,7 @@ class Samples(NamedTuple):
     """(K,) log of (1/N) Σ 1/q over those of the question's N samples that are this rationale, with the q that drew
     each."""
     b: float
-    """`baseline_weight`; 0 where it is less than `LEAST_BASELINE`."""
+    """`baseline_weight`, or 0: nothing is subtracted."""
 
     @property
     def chance(self) -> torch.Tensor:
@@ -191,8 +189,8 @@ def systematic(chances: Sequence[float], n: int, rng: random.Random) -> list[int
     return list(map(operator.sub, places, [0, *places]))
 
 
-def samples_of(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, Samples]:
-    """Question -> what is kept of it. `temperature`: T of w ∝ R^(1/T) / q."""
+def samples_of(records: Sequence[Seen], temperature: float = 1.0, *, baseline: bool = False) -> dict[int, Samples]:
+    """Question -> what is kept of it. `temperature`: T of w ∝ R^(1/T) / q. `baseline`: whether to subtract one."""
     rows: dict[int, dict[Rationale, list[Seen]]] = {}
     for one in records:
         rows.setdefault(one.question, {}).setdefault(one.rationale, []).append(one)
@@ -203,7 +201,6 @@ def samples_of(records: Sequence[Seen], temperature: float = 1.0) -> dict[int, S
         log_reward = torch.tensor([same[0].log_reward / temperature for same in own.values()])
         count = torch.tensor([float(sum(one.times for one in same)) for same in own.values()])
         weight = (log_seen + log_reward).softmax(0)
-        b = baseline_weight(weight, count)
-        b = b if b >= LEAST_BASELINE else 0.0
+        b = baseline_weight(weight, count) if baseline else 0.0
         found[question] = Samples(list(own), weight, count / count.sum(), log_seen - count.sum().log(), b)
     return found

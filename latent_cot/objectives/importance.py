@@ -17,7 +17,7 @@ the same ones, makes q learn these by heart. Since E_q[∇ log q(Z)] = 0, what q
 
 which for b = 1 is 0 once q is the posterior, whichever the samples are: the self-normalised baseline of BRAIn (Pandey
 et al., ICML 2024). Where the posterior is a single rationale there is nothing to subtract: the samples show all of it.
-`baseline_weight` says what b is best.
+`baseline_weight` says what b is best. b = 0 is the first line again.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from latent_cot.types import DataRequest, Example, Task, TaskData
 
 
 class WorldTask(Task):
-    """The questions of a world. No rationale is right or wrong: the posterior is all there is."""
+    """The questions of a world."""
 
     name = "world"
     description = "for `latent-cot verify`"
@@ -41,6 +41,8 @@ class WorldTask(Task):
 
 class WorldEStep(EM):
     """One E-step on the questions of a world, from its q."""
+
+    tells_right = False  # the posterior is all there is
 
     def __init__(self, config: RunConfig, world: World) -> None:
         self._queries = {query.example.key: query for query in world.queries}

@@ -213,7 +213,7 @@ def test_few_samples_do_not_move_a_q_that_is_the_posterior(
         records = [
             Seen(g, z, n, of_z - 7 + more * (k % 3 == 0), of_z, True) for k, (g, z, n, of_z) in enumerate(columns)
         ]
-        samples = again.samples_of(records)
+        samples = again.samples_of(records, baseline=True)
         optimiser = no_step(lm, "q")
         targets = [samples[g] for g in range(len(groups))]
         again.update(lm, groups, targets, rules, optimiser, 0, max_tokens=200, divisor=3)

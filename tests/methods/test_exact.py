@@ -178,4 +178,4 @@ def test_an_e_step_that_learns_again_becomes_the_posterior(
     assert len(rationales) == 40
     assert found["evaluate"] > 1.0
     print("KL", floor, found)
-    assert found["e_step"] < 0.05
+    assert found["e_step"] < 0.1

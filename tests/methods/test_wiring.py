@@ -324,6 +324,20 @@ def test_only_what_q_has_written_at_temperature_1_is_learned_again(
     assert own and kept and replayed
 
 
+@pytest.mark.parametrize(("task", "subtracts"), [(None, False), (PlainTask(), True)])
+def test_what_q_gives_is_subtracted_where_nobody_tells_right_from_wrong(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, task: PlainTask | None, subtracts: bool
+) -> None:
+    updates = spy(monkeypatch, again_module, "update")
+    e_step = dataclasses.replace(CONFIG.e_step, steps=6, samples=12, updates=2, tempered_share=0.0, replay_share=0.0)
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    for phase, _ in make(lm, config_of("em", rounds=1, e_step=e_step, rollout=rollout), task).run():
+        if phase.name == "diagnose":
+            break
+    baselines = [samples.b for arguments, _ in updates for samples in arguments[2]]
+    assert updates and any(baselines) is subtracts
+
+
 def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     weigh = spy(monkeypatch, again_module, "log_probs_when_sampled")
     loop = make(lm, config_of("em", rounds=1, e_step=dataclasses.replace(CONFIG.e_step, updates=1)))
