@@ -115,19 +115,17 @@ class Samples(NamedTuple):
 
     rationales: list[Rationale]
     weight: torch.Tensor
-    """(K,) w̃, with all samples of the question weighted together; what of these is kept elsewhere is missing from
-    their sum of 1."""
+    """(K,) w̃, with all samples of the question weighted together. Of all its rationales they add up to 1."""
     share: torch.Tensor
     """(K,) of the question's samples."""
     log_seen: torch.Tensor
-    """(K,) log of (1/N) Σ 1/q over those of the question's N samples that are this rationale, with the q that drew
-    each."""
+    """(K,) log of (1/N) Σ 1/q over those of the question's N samples that are this rationale; q: who drew each."""
     b: float
     """`baseline_weight`, or 0: nothing is subtracted."""
 
     @property
     def chance(self) -> torch.Tensor:
-        """(K,) How much of the gradient hangs on each, about; they add up to 1."""
+        """(K,) By which they are drawn where they are too many: about how much each counts."""
         return (self.weight + self.b * self.share) / (1 + self.b)
 
     def only(self, places: Sequence[int], factor: torch.Tensor | None = None) -> Samples:
