@@ -98,7 +98,8 @@ class LearnsAgain(Method):
         """One gradient step of q by forward KL on the mean over the questions (`objectives.importance.forward_kl`),
         nats. Of each question at most twice `e_step.samples` distinct rationales are learned."""
         n = self.config.e_step.samples
-        of_question = samples_of(records, temperature, baseline=not self.tells_right)
+        wide = self.task.has_own_reward or not self.tells_right
+        of_question = samples_of(records, temperature, baseline=wide)
         groups, targets = list[Group](), list[Samples]()
         for i, samples in of_question.items():
             prompt = self.query(self.questions[i]).policy_prompt

@@ -58,8 +58,8 @@ class WorldEStep(EM):
 
 def train_by_em(world: World, steps: int, settings: Settings, on_step: Callable[[], None]) -> None:
     """Train q, as `methods.verify.run.EStep`. Sizes, rates and how q explores are those of the worlds, all else is
-    default. (With q's own samples alone, the default, a rationale of `floor` with a tenth of the posterior is never
-    found; with hotter ones, but none replayed, it is lost again.)"""
+    default. (With q's own samples alone, the default, it is chance whether a rationale of `floor` with a tenth of the
+    posterior is found; with hotter ones, but none replayed, it is lost again.)"""
     e_step = EStepConfig(
         steps=steps,
         questions=len(world.queries),

@@ -33,10 +33,10 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales import rollout as rollout_module
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.types import Rationale
+from latent_cot.types import Example, Rationale
 from tests.loops import CONFIG, answer_questions, make
 from tests.methods.test_methods import config_of, policy, weights
-from tests.worlds import PlainTask, language_model
+from tests.worlds import PlainTask, ToyTask, language_model
 
 
 @pytest.fixture(scope="module")
@@ -324,9 +324,16 @@ def test_only_what_q_has_written_at_temperature_1_is_learned_again(
     assert own and kept and replayed
 
 
-@pytest.mark.parametrize(("task", "subtracts"), [(None, False), (PlainTask(), True)])
+class Short(ToyTask):
+    """Worth the more the shorter it is: many rationales are good."""
+
+    def log_reward(self, example: Example, text: str) -> float:
+        return -float(len(text))
+
+
+@pytest.mark.parametrize(("task", "subtracts"), [(None, False), (PlainTask(), True), (Short(), True)])
 def test_what_q_gives_is_subtracted_where_nobody_tells_right_from_wrong(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, task: PlainTask | None, subtracts: bool
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, task: ToyTask | None, subtracts: bool
 ) -> None:
     updates = spy(monkeypatch, again_module, "update")
     e_step = dataclasses.replace(CONFIG.e_step, steps=6, samples=12, updates=2, tempered_share=0.0, replay_share=0.0)
