@@ -93,7 +93,7 @@ def forward_kl(log_q: torch.Tensor, weight: torch.Tensor, log_seen: torch.Tensor
 
     Args:
         log_q: (K,) under q as it is, nats.
-        weight: (K,) w̃; of a part of the question's rationales, they add up to less than 1.
+        weight: (K,) w̃; of a part of the question's rationales, they add up to less than 1, and so does ũ.
         log_seen: (K,) log of the mean over the question's samples of 1/q, with the q that drew each, where the sample
             is this rationale, and 0 elsewhere.
         b: `baseline_weight`.
