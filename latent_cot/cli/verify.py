@@ -121,8 +121,11 @@ def _cases(options: VerifyOptions) -> list[Case]:
     from latent_cot.methods.verify.worlds import WORLDS
     from latent_cot.objectives import OBJECTIVES
 
+    behind = options.staleness
+    if behind and verify.BY_EM in options.objective:
+        raise UsageError(f"--staleness {behind}: em's own E-step has no such sampler; leave --objective em out")
+    trained = tuple(OBJECTIVES) if behind else (*OBJECTIVES, verify.BY_EM)
     named: list[tuple[str, str, Collection[str]]] = [("--world", name, WORLDS) for name in options.world]
-    trained = (*OBJECTIVES, verify.BY_EM)
     named += [("--objective", name, trained) for name in options.objective]
     for flag, name, known in named:
         if name not in known:
@@ -131,11 +134,6 @@ def _cases(options: VerifyOptions) -> list[Case]:
     if options.quick:
         worlds, objectives = verify.QUICK_WORLDS, verify.QUICK_OBJECTIVES
     worlds, objectives = options.world or worlds, options.objective or objectives
-    behind = options.staleness
-    if behind and verify.BY_EM in options.objective:
-        raise UsageError("--staleness: em's own E-step is as stale as its samplers; leave --objective em out")
-    if behind:
-        objectives = tuple(name for name in objectives if name != verify.BY_EM)
     cases = [verify.Case(world, objective, None, behind) for world in worlds for objective in objectives]
     if options.quick or options.world or options.objective:
         return cases
