@@ -41,6 +41,10 @@ from latent_cot.rationales.experience import experience_of, log_probs_when_sampl
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Rationale
 
+FEWEST = 8
+"""Rationales of a question that are learned together where what q gives them is subtracted: of one alone that would
+be all of it."""
+
 
 class LearnsAgain(Method):
     """What methods share whose E-step keeps what it samples, in `state.seen`."""
@@ -60,13 +64,13 @@ class LearnsAgain(Method):
         right = [self.is_correct(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)]
         rationales = [replace(z, log_probs=None) for z in e.rationales]
         columns = (asked, rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist(), right)
-        self.state.seen.extend(one for one in map(Seen, *columns) if math.isfinite(one.log_reward))
+        self.state.seen.extend(map(Seen, *columns))
         return info
 
     def instructive(self) -> list[Seen]:
-        """What is kept of questions for which a right rationale has been seen: the weights of wrong ones alone only say
-        which of them is least wrong."""
-        right = {one.question for one in self.state.seen if one.right}
+        """What is kept of questions for which a right rationale has been seen, that is worth anything: the weights of
+        wrong ones alone only say which of them is least wrong."""
+        right = {one.question for one in self.state.seen if one.right and one.log_reward > -math.inf}
         return [one for one in self.state.seen if one.question in right]
 
     def learn_again(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
@@ -96,9 +100,11 @@ class LearnsAgain(Method):
         temperature: float = 1.0,
     ) -> LikelihoodInfo:
         """One gradient step of q by forward KL on the mean over the questions (`objectives.importance.forward_kl`),
-        nats. Of each question at most twice `e_step.samples` distinct rationales are learned."""
+        nats. Of each question at most twice `e_step.samples` distinct rationales are learned, or twice `FEWEST`."""
         n = self.config.e_step.samples
         wide = self.task.has_own_reward or not self.tells_right
+        if wide:
+            n = max(n, FEWEST)
         of_question = samples_of(records, temperature, baseline=wide)
         groups, targets = list[Group](), list[Samples]()
         for i, samples in of_question.items():

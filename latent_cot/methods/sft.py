@@ -47,6 +47,11 @@ class SFT(Method):
         super().check(config, task, data)
         if not data.demonstrations and not all(map(task.candidates, data.unlabelled)):
             raise UsageError("--method sft learns --data.demonstrations, which have rationales; give some")
+        without = sum(example.z is None for example in data.validation)
+        if without and task.is_measured and config.sft.check_every:  # there are no right answers to be counted
+            n = len(data.validation)
+            told = f"{without} of {n} validation questions have no rationale, whose loss would tell when to stop"
+            raise UsageError(f"{told}: --sft.check-every 0 takes all steps, --data.validation 0 asks none")
 
     @property
     def answers_at_once(self) -> bool:
@@ -70,7 +75,7 @@ class SFT(Method):
             for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
                 figures = self._likelihood_step("p", records, c, step, sees_answer=self.task.answer_given)
                 self.state.m_steps = 1
-            found = self._check(unit)
+            found = self.lm.processes.of_main(self._check(unit))
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
                 self.lm.copy_adapter("p", "q")
             self.state.checks.append(found)
@@ -81,7 +86,8 @@ class SFT(Method):
         if self._held_out:  # the best p may be the one that the first check has seen
             self.state.m_steps = int(self.state.checks.index(max(self.state.checks)) > 0)
         self.lm.copy_adapter("q", "p")
-        self.lm.interpolate("p", c.interpolation)
+        if self.state.m_steps:
+            self.lm.interpolate("p", c.interpolation)
 
     def _check(self, unit: int) -> float:
         """How good p is now, the higher the better: right answers, or minus the loss of held-out rationales."""

@@ -49,8 +49,8 @@ class Seen(NamedTuple):
     rationale: Rationale
     times: Annotated[int, Field(gt=0, lt=2**63)]
     """How often it was sampled then."""
-    log_reward: Annotated[float, Field(allow_inf_nan=False)]
-    """Untempered, in nats."""
+    log_reward: Annotated[float, Field(lt=float("inf"))]
+    """Untempered, in nats; −inf: it is worth nothing."""
     log_q: Annotated[float, Field(allow_inf_nan=False)]
     """Of the q that sampled it, in nats."""
     right: bool

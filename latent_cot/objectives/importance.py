@@ -15,8 +15,9 @@ the same ones, makes q learn these by heart. Since E_q[∇ log q(Z)] = 0, what q
 
     −∇ KL(p(Z | X, Y) || q)          ≈ Σ (w̃_k − b ũ_k) ∇ log q(Z_k),     ũ_k ∝ q(Z_k) / (the q that sampled Z_k)
 
-which for b = 1 is 0 once q is the posterior, whichever the samples are: the self-normalised baseline of BRAIn (Pandey
-et al., ICML 2024). Where the posterior is a single rationale there is nothing to subtract: the samples show all of it.
+over all samples, also those that are worth nothing. For b = 1 that is 0 once q is the posterior, whichever the samples
+are: the self-normalised baseline of BRAIn (Pandey et al., ICML 2024). Where the posterior is a single rationale there
+is nothing to subtract: the samples show all of it.
 `baseline_weight` says what b is best. b = 0 is the first line again.
 """
 
@@ -77,7 +78,8 @@ def baseline_weight(weight: torch.Tensor, count: torch.Tensor) -> float:
     The best coefficient of a control variate is Cov(A, B) / Var(B), here of A = Σ w̃ ∇ log q and B = Σ ũ ∇ log q. With
     independent samples, and gradients of different rationales that are orthogonal and equally long, it is
     (1 − Σ w̃²) / (1 − Σ s²), s a rationale's share of the samples: how diverse the posterior is among them, in
-    proportion to q. 0 where one rationale has all the weight, 1 where the weights are as even as the samples.
+    proportion to q. 0 where one of several rationales has all the weight, 1 where the weights are as even as the
+    samples, or all samples are one rationale.
 
     Args:
         weight: (K,) w̃ of the distinct rationales of a question; they add up to 1.
@@ -85,7 +87,7 @@ def baseline_weight(weight: torch.Tensor, count: torch.Tensor) -> float:
     """
     share = count / count.sum()
     diversity = 1 - float(share @ share)
-    return min(1.0, max(0.0, 1 - float(weight @ weight)) / diversity) if diversity > 0 else 0.0
+    return min(1.0, max(0.0, 1 - float(weight @ weight)) / diversity) if diversity > 0 else 1.0
 
 
 def forward_kl(log_q: torch.Tensor, weight: torch.Tensor, log_seen: torch.Tensor, b: float) -> torch.Tensor:

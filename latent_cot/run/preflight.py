@@ -146,10 +146,12 @@ def long_prompts(examples: Iterable[Example], codec: TextCodec, positions: int |
         yield f"The prompts of {n} questions have more tokens than the model's max_position_embeddings, {positions}."
 
 
-def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRules) -> list[str]:
+def check_demonstrations(
+    task: Task, examples: Sequence[Example], rules: ChainRules, *, what: str = "demonstrations"
+) -> list[str]:
     """A sentence on those that do not arrive at their own answer; none, if all do.
 
-    Raises UsageError for one that q could not write, and if none arrives.
+    Raises UsageError for one that q could not write, and if none arrives. `what`: these are, in words.
     """
     from latent_cot.rationales.chain import encode_rationale
 
@@ -163,7 +165,7 @@ def check_demonstrations(task: Task, examples: Sequence[Example], rules: ChainRu
     tokens = [sum(rationale.policy_mask) for rationale in rationales]
     if longest := max((n for n in tokens if n > rules.max_tokens), default=0):
         n = sum(n > rules.max_tokens for n in tokens)
-        long = f"{n} of {len(tokens)} demonstrations have more than {rules.max_tokens} tokens"
+        long = f"{n} of {len(tokens)} {what} have more than {rules.max_tokens} tokens"
         which = name_of(examples[tokens.index(longest)])
         # One more: what is as long as may be is stopped by force, and teaches no stop.
         remedy = f"raise --rollout.max-tokens, to {longest + 1} for all"

@@ -140,6 +140,8 @@ def open_session(
     check_lengths(asked, codec, lm.limit)
     notes += long_prompts(asked, codec, lm.positions)
     notes += check_demonstrations(task, data.demonstrations, rules)
+    if config.method == "sft" and task.is_measured and config.sft.check_every:  # their loss tells when to stop
+        notes += check_demonstrations(task, data.validation, rules, what="validation rationales")
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     return Session(config, lm, source, note, task, data, found.tests, rules, test_rules, notes)
 

@@ -17,6 +17,7 @@ from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check
 from latent_cot.methods.again import Samples, samples_of, systematic
 from latent_cot.methods.state import Seen
+from latent_cot.objectives.importance import forward_kl
 from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.scoring import Query
 from latent_cot.types import Example, Rationale, UsageError
@@ -109,6 +110,24 @@ def test_what_is_learned_again_is_as_it_was_sampled() -> None:
     found = both.only({own: 2})
     assert found.rationales[0] is own
     assert (found.counts, found.sampled, found.log_reward.tolist()) == ([2], [2], [[-5.0, -6.0]])
+
+
+def test_what_is_worth_nothing_is_unlearned() -> None:
+    """Half of what q writes is worth nothing, the other half is all alike. The step towards the posterior takes q's
+    share of the latter from a half to one: it does so, in the mean, though what q gives the samples is subtracted."""
+    rng, rewards, pull = random.Random(0), [0.0] * 20 + [-math.inf] * 20, []
+    logits = torch.zeros(40, requires_grad=True)
+    log_q = logits.log_softmax(0)
+    for _ in range(50):
+        drawn = Counter(rng.randrange(40) for _ in range(32))
+        rows = [Seen(0, rationale(z), n, rewards[z], float(log_q[z].detach()), True) for z, n in drawn.items()]
+        samples = samples_of(rows, baseline=True)[0]
+        asked = torch.tensor([z.tokens[0] for z in samples.rationales])
+        loss = forward_kl(log_q[asked], samples.weight, samples.log_seen, samples.b)
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert samples.b > 0.75
+        pull.append(-float(gradient[:20].sum()))
+    assert sum(pull) / len(pull) == pytest.approx(0.5, abs=0.05)
 
 
 def test_nothing_to_learn_again_is_told() -> None:

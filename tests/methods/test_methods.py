@@ -14,13 +14,14 @@ from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import DataConfig, EStepConfig, RunConfig, SFTConfig
 from latent_cot.config.settings import check, other_settings, with_method
 from latent_cot.methods.few_shot import FewShot
-from latent_cot.methods.method import Method
+from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.rejection import PER_QUESTION
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.model.tree import TokenTree
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.types import DataRequest, Example, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
+from tests.measured import LengthTask
 from tests.worlds import ToyTask, language_model
 
 WORLD = dataclasses.replace(
@@ -354,9 +355,9 @@ def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
 
 def test_sft_that_is_best_untrained_reads_what_it_read_then(lm: LanguageModel) -> None:
     """Prompted p sees demonstrations before its training and none after it."""
-    m_step = dataclasses.replace(SFT, steps=10, interpolation=1.0)
+    m_step = dataclasses.replace(SFT, steps=10, interpolation=0.5)
     loop = make(lm, config_of("sft", p_init="prompt", shots=2, m_step=m_step), Scripted([2, 1, 1, 1]))
-    asked = loop.test_text("p", loop.data.validation[0])
+    asked, start = loop.test_text("p", loop.data.validation[0]), weights(loop)["p"]
     notes = []
     for phase, info in loop.run():
         if phase.round == 1 and phase.name != "fit":
@@ -365,6 +366,18 @@ def test_sft_that_is_best_untrained_reads_what_it_read_then(lm: LanguageModel) -
     assert loop.state.checks == [2, 1, 1, 1]
     assert notes[-1] == "no check was better than the first: p stays as it is" and not any(notes[:-1])
     assert loop.test_text("p", loop.data.validation[0]) == asked != loop.data.validation[0].x
+    assert weights(loop)["p"] == start, "what was not trained is not interpolated"
+
+
+def test_sft_is_not_stopped_by_the_loss_of_rationales_that_there_are_not(lm: LanguageModel) -> None:
+    task, data = LengthTask(), LengthTask().load(DataRequest())
+    bare = tuple(dataclasses.replace(example, z=None) for example in data.validation)
+    method, config = method_class("sft"), config_of("sft")
+    method.check(config, task, data)
+    without = dataclasses.replace(data, validation=bare)
+    with pytest.raises(UsageError, match=r"^2 of 2 validation questions have no rationale, .*--sft\.check-every 0"):
+        method.check(config, task, without)
+    method.check(dataclasses.replace(config, sft=SFTConfig(check_every=0)), task, without)
 
 
 def test_sft_without_checks_takes_all_steps(lm: LanguageModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import random
 from collections import Counter
@@ -27,7 +28,7 @@ from latent_cot.methods import policy_gradient as policy_gradient_module
 from latent_cot.methods.again import Samples, samples_of
 from latent_cot.methods.forward_kl import ForwardKL
 from latent_cot.methods.method import Method
-from latent_cot.methods.state import Seen
+from latent_cot.methods.state import Seen, State
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import rollout as rollout_module
@@ -343,6 +344,45 @@ def test_what_q_gives_is_subtracted_where_nobody_tells_right_from_wrong(
             break
     baselines = [samples.b for arguments, _ in updates for samples in arguments[2]]
     assert updates and any(baselines) is subtracts
+
+
+class Odd(ToyTask):
+    """Rationales of an even number of letters are worth nothing."""
+
+    def log_reward(self, example: Example, text: str) -> float:
+        return 0.0 if len(text) % 2 else -math.inf
+
+
+def test_what_is_worth_nothing_is_kept_beside_what_is_not(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only together they show what q gives to what."""
+    updates = spy(monkeypatch, again_module, "update")
+    e_step = dataclasses.replace(CONFIG.e_step, steps=8, samples=12, updates=2, tempered_share=0.0, replay_share=0.0)
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    loop = make(lm, config_of("em", rounds=1, e_step=e_step, rollout=rollout), Odd())
+    for phase, _ in loop.run():
+        if phase.name == "e_step" and loop.state.seen:
+            kept = list(loop.state.seen)
+            assert State.from_json(json.loads(json.dumps(loop.state.to_json()))).seen == kept
+        elif phase.name == "diagnose":
+            break
+    assert {one.log_reward for one in kept} == {0.0, -math.inf}
+    of_questions = [of for arguments, _ in updates for of in arguments[2]]
+    assert all(bool(of.weight.isfinite().all()) and float(of.weight.sum()) > 0 for of in of_questions)
+    assert any(0.0 in of.weight for of in of_questions)
+
+
+def test_several_are_learned_together_however_few_a_batch_has(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one alone, all that q gives the samples would be subtracted."""
+    updates = spy(monkeypatch, again_module, "update")
+    e_step = dataclasses.replace(CONFIG.e_step, steps=20, samples=1, updates=2)
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    for phase, _ in make(lm, config_of("forward-kl", rounds=1, e_step=e_step, rollout=rollout), Short()).run():
+        if phase.name == "diagnose":
+            break
+    together = [len(of.rationales) for arguments, _ in updates for of in arguments[2]]
+    assert max(together) > 2
 
 
 def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,14 +83,14 @@ def test_the_baseline_weight_is_the_best_of_a_control_variate(rows: list[tuple[f
             covariance += weight[k] / count / n * sum(map(operator.mul, of_posterior, of_q))
             variance += 1 / n**2 * sum(map(operator.mul, of_q, of_q))
     found = baseline_weight(torch.tensor(weight).double(), torch.tensor(counts).double())
-    expected = min(1.0, covariance / variance) if size > 1 else 0.0
+    expected = min(1.0, covariance / variance) if size > 1 else 1.0
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_baseline_weight_is_nothing_for_one_rationale_and_all_for_even_ones() -> None:
+def test_the_baseline_weight_is_nothing_for_one_of_several_rationales_and_all_for_even_ones() -> None:
     assert baseline_weight(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 4.0, 3.0])) == 0.0
     assert baseline_weight(torch.tensor([0.25] * 4), torch.ones(4)) == 1.0
-    assert baseline_weight(torch.tensor([1.0]), torch.tensor([8.0])) == 0.0
+    assert baseline_weight(torch.tensor([1.0]), torch.tensor([8.0])) == 1.0
 
 
 @given(st.lists(st.tuples(LOG, LOG, LOG), min_size=1, max_size=5), st.sampled_from([0.0, 0.3, 1.0]), st.floats(0.1, 1))

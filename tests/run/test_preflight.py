@@ -52,6 +52,11 @@ def test_demonstrations_arrive_at_their_answers(tiny_model: Callable[[str], Path
     task, rules = ToyTask(), make(language_model(tiny_model("llama"), perturb=False), CONFIG).rules
     right = task.load(DataRequest()).demonstrations
     assert check_demonstrations(task, right, rules) == []
+    short = dataclasses.replace(rules, max_tokens=1)
+    with pytest.raises(
+        UsageError, match=r"^2 of 2 validation rationales have more than 1 tokens: raise --rollout\.max"
+    ):
+        check_demonstrations(task, right, short, what="validation rationales")
     wrong = dataclasses.replace(right[0], answer="77")
     (note,) = check_demonstrations(task, [*right, wrong], rules)
     assert note == "1 of 3 demonstrations do not arrive at their own answer: 'a' at '2', not at '77'."
