@@ -61,7 +61,7 @@ class EM(LearnsAgain):
             fill_buffer(self.buffer, self)
         objective = OBJECTIVES[c.objective]
         log_z = [self.log_z] if objective.log_z_rate else []
-        optimiser = self._sampler_optimiser(log_z=log_z, log_z_rate=objective.log_z_rate)
+        optimiser = self.sampler_optimiser(log_z=log_z, log_z_rate=objective.log_z_rate)
         for step, (chosen, sampled, own, seed), timing in self.rollouts_of_steps(self._sample_step):
             # Under p, score every prefix of the samples: log R(z_{1:i}) = log p(z_{1:i} Y | X).
             batches = assemble(
@@ -112,7 +112,7 @@ class EM(LearnsAgain):
     ) -> tuple[list[int], list[Sequence[Rationale]], list[Sequence[Rationale]], int]:
         """The questions of a step, the rationales sampled for them by `draw`, those of them that were sampled at
         temperature 1, and the seed of all else."""
-        c, rng = self.config.e_step, random.Random(self._unit_seed(step))
+        c, rng = self.config.e_step, random.Random(self.unit_seed(step))
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
         seed = rng.getrandbits(60)
         chosen = draw_distinct(self.question_weights, c.questions, rng)

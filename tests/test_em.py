@@ -298,7 +298,7 @@ def test_a_q_that_sees_the_answer_learns_the_stop_among_its_actions(lm: Language
     """As its log-probability has it."""
     em = make_em(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer"))
     example, rationale = em.data.demonstrations[0], em.demonstrations[0]
-    lesson = em._lesson(example, rationale, sees_answer=True)
+    lesson = em.lesson(example, rationale, sees_answer=True)
     assert lesson.prompt == em.query(example).policy_prompt
     loss = m_step.held_out_loss(lm, "q", [lesson], em.rules, max_tokens=3072)
     log_q = float(score(lm, lm.merged("q"), [lesson], em.rules.codec).log_complete)
@@ -342,14 +342,14 @@ def test_drawn_rationales_are_weighted_towards_the_posterior(
     em = make_em(lm, config, LenientTask())
     reward = Reward(lm, em.rules.codec)
     sampled: dict[int, list[Rationale]] = {}
-    sample = em._sample
+    sample = em.sample_questions
 
     def spied(adapter: Any, members: Any, seed: int, **arguments: Any) -> list[list[Rationale]]:
         found = sample(adapter, members, seed, **arguments)
         sampled.update(zip(members, found, strict=True))
         return found
 
-    monkeypatch.setattr(em, "_sample", spied)
+    monkeypatch.setattr(em, "sample_questions", spied)
     for phase, info in em.run():
         if phase.name == "draw":
             assert info["drawn"] == 6  # batches of one question
@@ -601,7 +601,7 @@ def test_questions_are_drawn_without_repetition_and_by_weight() -> None:
         assert all(400 < first[i] < 600 for i in range(4)), "how large equal weights are makes no difference"
 
 
-def testslices_cover_everything_once() -> None:
+def test_slices_cover_everything_once() -> None:
     for n in range(8):
         for size in range(1, 5):
             assert [i for part in slices(n, size) for i in part] == list(range(n))

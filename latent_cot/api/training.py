@@ -19,7 +19,7 @@ from latent_cot.api.run import Run, load, task_name
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, from_dict, load_config, refuse_task_code
 from latent_cot.report.terminal import Progress
-from latent_cot.run import going_on, reasoners, tracking
+from latent_cot.run import reasoners, resuming, tracking
 from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
 from latent_cot.types import UsageError
 
@@ -122,9 +122,9 @@ def train(
     check(config)
     refuse_task_code(config, trusted=trust_code)
     config = with_absolute_paths(config)
-    if resume and going_on.is_there(path):
+    if resume and resuming.is_run(path):
         own = _as_asked(config, path)
-        if going_on.is_done(path, own):
+        if resuming.is_finished(path, own):
             return load(path, trust_code=True)  # code that the caller has just named
         return _run(own, path, callbacks, progress, track, resume=True)
     return _run(config, path, callbacks, progress, track, resume=False)
@@ -209,8 +209,8 @@ def _with(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 def _as_asked(config: RunConfig, path: Path) -> RunConfig:
     """The settings of the run in `path`, with as many rounds as `config` has. Raises UsageError for other settings."""
-    own = going_on.own_settings(path)
-    for name, there, wanted in going_on.contradictions(own, config):
+    own = resuming.own_settings(path)
+    for name, there, wanted in resuming.contradictions(own, config):
         remedy = "go on with it by resume(load(...)), or give another output_dir"
         raise UsageError(f"{path}: holds a run with {name} {there!r}, not {wanted!r}; {remedy}")
-    return going_on.with_more_rounds(own, config)
+    return resuming.with_more_rounds(own, config)

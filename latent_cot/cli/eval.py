@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -18,7 +18,7 @@ from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
 from latent_cot.report.terminal import RATIONALE_HEADING, marked, say
 from latent_cot.run.json_lines import JsonLines
-from latent_cot.types import Task, UsageError
+from latent_cot.types import Reasoner, Task, UsageError
 
 if TYPE_CHECKING:
     from latent_cot.api.results import Evaluation
@@ -48,7 +48,7 @@ class EvalOptions:
     """A file of test questions, in the task's format. Repeatable."""
     exclude: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A file whose questions are dropped like those the run was trained on. Repeatable."""
-    reasoner: Literal["q", "p"] | None = None
+    reasoner: Reasoner | None = None
     """The sampler q or the model p. Default: both, where the run has both."""
     votes: int = 1
     """Chains a question; above 1 the majority of their answers decides."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -14,6 +14,7 @@ from latent_cot.api.run import load
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.report.terminal import say, waiting
 from latent_cot.run.printable import printable
+from latent_cot.types import Reasoner
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ExportOptions:
     """A run folder, finished or not."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """The folder to write: a new or an empty one."""
-    reasoner: Literal["q", "p"] | None = None
+    reasoner: Reasoner | None = None
     """The sampler q or the model p. Default: q, where it answers questions."""
     merge: Switch = False
     """The base model's weights with the adapter's in them, instead of the adapter alone."""

@@ -20,7 +20,7 @@ from latent_cot.cli.options import Switch, given, parse_run, preset_config, prin
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, code_named, flag, refuse_code, refuse_task_code, to_yaml
 from latent_cot.report.terminal import say
-from latent_cot.run import going_on, tracking
+from latent_cot.run import resuming, tracking
 from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
 from latent_cot.run.preflight import load_examples
 from latent_cot.run.run_folder import RunFolder, refuse_unless_free
@@ -72,7 +72,7 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
     options = _parsed(argv, command, base)
     config = options.settings
     path = disk.expanded(config.output_dir or default_folder(config))
-    there = going_on.is_there(path) or set(given(argv)) <= _NO_SETTINGS
+    there = resuming.is_run(path) or set(given(argv)) <= _NO_SETTINGS
     resume = options.resume and there
     if resume:
         config = _resumed(options, argv, command, path)
@@ -88,7 +88,7 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
         refuse_unwritable(path)
         config = with_absolute_paths(replace(config, output_dir=str(path)))
     tracking.check(options.track)
-    if resume and going_on.is_done(path, config):
+    if resume and resuming.is_finished(path, config):
         return _show_done(config, path, options)
     return _train(config, path, options, resume=resume)
 
@@ -103,15 +103,15 @@ def _parsed(argv: Sequence[str], command: str, base: RunConfig) -> FitOptions:
 def _resumed(options: FitOptions, argv: Sequence[str], command: str, path: Path) -> RunConfig:
     """The configuration of the run in `path`, with as many rounds as are asked for, if nothing else that was asked
     contradicts it. Raises UsageError."""
-    own, file = going_on.own_settings(path), path / "config.yaml"
+    own, file = resuming.own_settings(path), path / "config.yaml"
     refuse_moved(own, file)
     asked = with_absolute_paths(options.settings)
-    names_all = not any(going_on.contradictions(own, asked))
+    names_all = not any(resuming.contradictions(own, asked))
     layers = {f"--{name}": value for name in ("preset", "config") if (value := getattr(options, name)) is not None}
     if not layers:  # what no flag says is as in the run
         asked = with_absolute_paths(_parsed(argv, command, own).settings)
     flags = [re.sub(r"^(--(.*\.)?)no-", r"\1", name) for name in given(argv)]
-    for name, there, wanted in going_on.contradictions(own, asked):
+    for name, there, wanted in resuming.contradictions(own, asked):
         remedy = "leave it out, or start a new run in another --output-dir"
         if flag(name) not in flags:
             by = " ".join(f"{layer} {value}" for layer, value in layers.items())
@@ -121,7 +121,7 @@ def _resumed(options: FitOptions, argv: Sequence[str], command: str, path: Path)
         refuse_task_code(own, trusted=options.trust_code)
     else:
         refuse_code(own, file, trusted=options.trust_code)
-    return going_on.with_more_rounds(own, asked)
+    return resuming.with_more_rounds(own, asked)
 
 
 def refuse_unwritable(path: Path) -> None:

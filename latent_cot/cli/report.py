@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -19,7 +19,7 @@ from latent_cot.report.terminal import Items, say
 from latent_cot.report.web import FORMAT, logs, page
 from latent_cot.run.paths import check_writable
 from latent_cot.run.run_folder import RunFolder, write_text
-from latent_cot.types import Example, TaskData, UsageError
+from latent_cot.types import Example, Reasoner, TaskData, UsageError
 
 VALIDATION = "validation"
 """Name of the questions kept out of training for tuning, among the splits."""
@@ -42,7 +42,7 @@ class ReportOptions:
     """Rationales a question."""
     split: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Test splits to take questions from, or `validation`. Repeatable. Default: validation, and the run's."""
-    reasoner: Literal["q", "p"] | None = None
+    reasoner: Reasoner | None = None
     """Who writes the rationales: the sampler q or the model p. Default: p and, beside it, q if the run has one that
     sees the question only."""
     temperature: float = 1.0

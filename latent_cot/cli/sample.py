@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -46,7 +46,7 @@ class SampleOptions:
     """A task's name or file. Default: the run's; `arithmetic` for a base model."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
     """How many to sample, for each question."""
-    reasoner: Literal["q", "p"] | None = None
+    reasoner: Reasoner | None = None
     """The sampler q or the model p. Default: q if the run has one that sees the question only."""
     temperature: float = 1.0
     """Sampling temperature; 0 is greedy. The log-probability shown is that at temperature 1."""

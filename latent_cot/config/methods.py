@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
 from latent_cot.config.schema import EStepConfig, RunConfig
-from latent_cot.types import UsageError
+from latent_cot.types import Reasoner, UsageError
 
 
 class PlannedBudget(NamedTuple):
@@ -31,7 +31,7 @@ _OF_BALANCE = (
 """Settings of an E-step that is a GFlowNet's: other methods sample from q itself, at temperature 1, and replay none."""
 
 
-Reasoners = tuple[Literal["p", "q"], ...]
+Reasoners = tuple[Reasoner, ...]
 
 
 @dataclass(frozen=True)

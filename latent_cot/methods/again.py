@@ -76,7 +76,7 @@ class LearnsAgain(Method):
     def learn_again(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
         """The `updates` that follow the first, each on what is kept of some questions, drawn at random: of twice as
         many as a step asks, or of all, if they are fewer. `temperature`: of the reward. Returns their mean figures."""
-        rng = random.Random(f"{self._unit_seed(step)}/again")
+        rng = random.Random(f"{self.unit_seed(step)}/again")
         infos = []
         seen = self.instructive()
         known = sorted({one.question for one in seen})
@@ -132,18 +132,18 @@ class Samples(NamedTuple):
 
     @property
     def chance(self) -> torch.Tensor:
-        """(K,) By which they are drawn where they are too many: about how much each counts."""
+        """(K,) with which each is drawn where they are too many: about its share of the loss. They add up to 1."""
         return (self.weight + self.b * self.share) / (1 + self.b)
 
     def only(self, places: Sequence[int], factor: torch.Tensor | None = None) -> Samples:
-        """Some of them, each for `factor` times as many."""
+        """Those at `places`, their weights multiplied by `factor`."""
         k = torch.tensor(places)
         scale = torch.ones(len(k)) if factor is None else factor[k]
         weight, share, log_seen = self.weight[k] * scale, self.share[k] * scale, self.log_seen[k] + scale.log()
         return Samples([self.rationales[place] for place in places], weight, share, log_seen, self.b)
 
     def thinned(self, most: int, rng: random.Random) -> Samples:
-        """At most so many of them: each stands for itself in expectation. Without those that hardly count."""
+        """At most `most` of them, resampled so that sums stay what they are in expectation; without negligible ones."""
         chance = self.chance
         if len(self.rationales) <= most:
             return self.only((chance * len(chance) > NEGLIGIBLE).nonzero()[:, 0].tolist())

@@ -153,7 +153,7 @@ class Evaluator(Resumable):
 
     @cached_property
     def tells_right(self) -> bool:
-        """Whether `is_correct` can tell."""
+        """Whether a rationale of these questions is right or wrong by itself."""
         return tells_right(self.task, self.questions)
 
     def is_correct(self, example: Example, rationale: Rationale) -> bool:
@@ -311,7 +311,7 @@ class Evaluator(Resumable):
             alike = [
                 (self.sampler_of(one), *where) == (self.sampler_of(reasoner), split, members) for one, *where in units
             ]
-            marks = self._mark(reasoner, [self.tests[split][i] for i in members], alike.index(True))
+            marks = self.mark(reasoner, [self.tests[split][i] for i in members], alike.index(True))
             of_reasoner = self.state.right.setdefault(str(at.round), {}).setdefault(reasoner, {})
             of_reasoner[split] = of_reasoner.get(split, "") + marks
             yield {"reasoner": reasoner, "split": split, **Accuracy.of(of_reasoner[split]).to_json()}
@@ -324,7 +324,7 @@ class Evaluator(Resumable):
             if members.start == 0:
                 self.state.sampled = []
             examples = [self.tests[split][i] for i in members]
-            seed = self._unit_seed(unit)
+            seed = self.unit_seed(unit)
             self.state.sampled += self._samples(reasoner, examples, seed=seed)
             if members.stop < len(self.tests[split]):
                 yield {"reasoner": reasoner, "split": split, "questions": members.stop}
@@ -336,10 +336,10 @@ class Evaluator(Resumable):
             self.state.sampled = []
             yield {"reasoner": reasoner, "split": split, "questions": members.stop, "metrics": found}
 
-    def _mark(self, reasoner: Reasoner, examples: Sequence[Example], unit: int) -> str:
+    def mark(self, reasoner: Reasoner, examples: Sequence[Example], unit: int) -> str:
         """For each question "1" if its answer is right, else "0"."""
         c = self.config.evaluation
-        seed = self._unit_seed(unit)
+        seed = self.unit_seed(unit)
         outcomes = self.answer_tests(reasoner, examples, seed=seed, votes=c.votes, temperature=c.temperature)
         return "".join("1" if outcome.correct else "0" for outcome in outcomes)
 
@@ -354,5 +354,5 @@ class Evaluator(Resumable):
             for members in self.at_once(len(questions), chains)
         ]
 
-    def _unit_seed(self, unit: int) -> int:
+    def unit_seed(self, unit: int) -> int:
         return seed_of(self.config.seed, self.state.phase, unit)

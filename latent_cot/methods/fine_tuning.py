@@ -35,28 +35,28 @@ class FineTuning(Evaluator):
         return MStepConfig(**vars(self.config.init_step))
 
     @property
-    def _demonstrated(self) -> list[WeightedRationale]:
+    def demonstrated(self) -> list[WeightedRationale]:
         return [WeightedRationale(i, rationale) for i, rationale in enumerate(self.demonstrations)]
 
-    def _fit(self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
+    def fine_tune(self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig) -> Iterator[Info]:
         """Raise the likelihood of the records' rationales under an adapter, each step one unit, and interpolate."""
-        self._new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
+        self.new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
         for step in range(self.state.unit, c.steps):
-            info = self._likelihood_step(adapter, records, c, step, sees_answer=sees_answer)
+            info = self.likelihood_step(adapter, records, c, step, sees_answer=sees_answer)
             if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
                 self.lm.interpolate(adapter, c.interpolation)
             yield info
 
-    def _likelihood_step(
+    def likelihood_step(
         self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig, step: int, *, sees_answer: bool
     ) -> Info:
         assert self.optimiser is not None
-        torch.manual_seed(self._unit_seed(step))  # for LoRA's dropout
-        rng = random.Random(self._unit_seed(step))
+        torch.manual_seed(self.unit_seed(step))  # for LoRA's dropout
+        rng = random.Random(self.unit_seed(step))
         batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
         chosen = [records[k] for k in batch]
-        lessons = [self._lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
+        lessons = [self.lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
         target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
         variations = dict(vars(self.config.augmentation))
         if sees_answer:  # a question joined to others has another answer
@@ -101,7 +101,7 @@ class FineTuning(Evaluator):
         codec, tests = self.rules.codec, chain.from_iterable(self.tests.values())
         return frozenset(codec.decode(codec.encode_prompt(example.x)) for example in (*self.data.validation, *tests))
 
-    def _lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
+    def lesson(self, example: Example, rationale: Rationale, *, sees_answer: bool) -> Group:
         """What is learned from a rationale: to write it after X, and Y behind it; or, having read Y as well, to
         write it and stop."""
         codec = self.rules.codec
@@ -109,7 +109,7 @@ class FineTuning(Evaluator):
             return Group(codec.encode_prompt(self.task.posterior_prompt(example)), [rationale])
         return Group(codec.encode_prompt(example.x), [rationale], codec.encode(example.y or ""))
 
-    def _new_optimiser(
+    def new_optimiser(
         self, adapter: Reasoner, schedule: Schedule, max_grad_norm: float, **log_z: Any
     ) -> AdapterOptimiser:
         self.optimiser = AdapterOptimiser(

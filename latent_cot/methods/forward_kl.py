@@ -38,16 +38,16 @@ class ForwardKL(LearnsAgain):
     @phase(lambda self, _: self.config.e_step.steps)
     def e_step(self, at: Phase) -> Iterator[Info]:
         """Train q on its samples so far: first on those of the step's questions, then of others."""
-        optimiser = self._sampler_optimiser()
+        optimiser = self.sampler_optimiser()
         if self.state.unit == 0:
             self.state.seen = []
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
-            self._count(rollouts)
+            self.count_sampled(rollouts)
             experience = self._experience(chosen, rollouts)
             weights = self.remember(chosen, experience.trajectories, rollouts)
             of_step = set(chosen)
             asked = [one for one in self.instructive() if one.question in of_step]
-            rng = random.Random(f"{self._unit_seed(step)}/asked")
+            rng = random.Random(f"{self.unit_seed(step)}/asked")
             info = vars(self.learn(asked, optimiser, step, rng)) if asked else {}
             bound = weights.bound[weights.bound.isfinite()]
             yield {

@@ -29,7 +29,7 @@ from latent_cot.methods.seeding import draw_distinct, slices
 from latent_cot.methods.state import Info, Phase, Seen, WeightedRationale
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import OBJECTIVES
-from latent_cot.objectives.importance import NEGLIGIBLE, ImportanceInfo
+from latent_cot.objectives.importance import NEGLIGIBLE
 from latent_cot.rationales.batch import shown
 from latent_cot.rationales.chain import check_rationale
 from latent_cot.rationales.experience import Experience, gather, weigh
@@ -132,7 +132,7 @@ class Method(FineTuning):
     def init(self, at: Phase) -> Iterator[Info]:
         """p before the first round: fine-tuned on the demonstrations' own rationales, if so configured."""
         if self._learns_demonstrations:
-            yield from self._fit("p", self._demonstrated, self.init_step)
+            yield from self.fine_tune("p", self.demonstrated, self.init_step)
 
     @phase(
         lambda self, _: self.config.init_step.steps if self.demonstrations else 0,
@@ -143,7 +143,7 @@ class Method(FineTuning):
         if self.state.unit == 0:
             self.lm.copy_adapter("p", "q")
         if self.demonstrations:
-            yield from self._fit("q", self._demonstrated, self.init_step)
+            yield from self.fine_tune("q", self.demonstrated, self.init_step)
 
     @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose_before(self, at: Phase) -> Iterator[Info]:
@@ -172,7 +172,7 @@ class Method(FineTuning):
                 reward_floor=e.reward_floor,
                 complete_only=spec.has_balance and OBJECTIVES[e.objective].complete_only,
                 max_tokens=self.config.max_batch_tokens,
-                generator=torch.Generator().manual_seed(self._unit_seed(unit)),
+                generator=torch.Generator().manual_seed(self.unit_seed(unit)),
                 is_correct=self.is_correct if self.tells_right else None,
             )
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
@@ -210,7 +210,7 @@ class Method(FineTuning):
             self.state.drawn = []
         for unit in range(self.state.unit, len(self._draw_units)):
             members = self._draw_units[unit]
-            sampled = self._sample("q", members, self._unit_seed(unit), n=c.samples, temperature=c.temperature)
+            sampled = self.sample_questions("q", members, self.unit_seed(unit), n=c.samples, temperature=c.temperature)
             drawn = [(i, rationale) for i, of_i in zip(members, sampled, strict=True) for rationale in of_i]
             right = [self.is_correct(self.questions[i], rationale) for i, rationale in drawn]
             chosen = [WeightedRationale(*one) for one, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
@@ -219,7 +219,7 @@ class Method(FineTuning):
                 of_question: dict[int, list[Rationale]] = {}
                 for one in chosen:
                     of_question.setdefault(one.question, []).append(one.rationale)
-                kept, _ = self._weigh(
+                kept = self._weigh(
                     list(of_question), self._experience(of_question, of_question.values(), self.joint_reward)
                 )
             self.state.drawn.extend(one._replace(rationale=replace(one.rationale, log_probs=None)) for one in kept)
@@ -236,7 +236,7 @@ class Method(FineTuning):
             self.start_model()
         if self.state.drawn:
             passes = self.config.m_step.steps * self.config.m_step.batch_size / len(self.state.drawn)
-            for info in self._fit("p", self.state.drawn, self.config.m_step):
+            for info in self.fine_tune("p", self.state.drawn, self.config.m_step):
                 yield {**info, "passes": passes}
             self.state.m_steps += self.config.m_step.steps > 0
         elif self.state.unit == 0:
@@ -254,7 +254,7 @@ class Method(FineTuning):
         leaks = self.config.q_sees == "question-and-answer" and self.config.m_step.target != "joint"
         writer: Reasoner = "p" if leaks else "q"
         for unit in range(self.state.unit, len(units)):
-            generator = torch.Generator().manual_seed(self._unit_seed(unit))
+            generator = torch.Generator().manual_seed(self.unit_seed(unit))
             examples = [self.data.validation[i] for i in units[unit]]
             queries = list(map(self.query, examples))
             prompts = [query.model_prompt if leaks else query.policy_prompt for query in queries]
@@ -309,16 +309,18 @@ class Method(FineTuning):
         """T of the log R / T that q is trained towards in the end."""
         return 1.0
 
-    def _sample(self, adapter: Reasoner, members: Sequence[int], seed: int, **sampling: Any) -> list[list[Rationale]]:
-        """Rationales for these training questions, on the budget. `sampling`: n and temperature of `rollout`."""
+    def sample_questions(
+        self, adapter: Reasoner, members: Sequence[int], seed: int, *, n: int = 1, temperature: float = 1.0
+    ) -> list[list[Rationale]]:
+        """`n` rationales for each of these training questions, on the budget."""
         queries = [self.query(self.questions[i]) for i in members]
         prompts = [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries]
         generator = torch.Generator().manual_seed(seed)
-        sampled = rollout(self.lm, adapter, prompts, self.rules, generator=generator, **sampling)
-        self._count(sampled)
+        sampled = rollout(self.lm, adapter, prompts, self.rules, n=n, temperature=temperature, generator=generator)
+        self.count_sampled(sampled)
         return sampled
 
-    def _count(self, sampled: Iterable[Sequence[Rationale]]) -> None:
+    def count_sampled(self, sampled: Iterable[Sequence[Rationale]]) -> None:
         """Put what was sampled on the budget."""
         for rationales in sampled:
             self.state.budget.sampled(rationales)
@@ -335,7 +337,7 @@ class Method(FineTuning):
         if c.max_staleness:
             found = ahead(self.lm, sample, first, c.steps, c.max_staleness)
         for step in range(first, c.steps):
-            torch.manual_seed(self._unit_seed(step))  # nothing of ours draws from it; a model's own code may
+            torch.manual_seed(self.unit_seed(step))  # nothing of ours draws from it; a model's own code may
             yield step, *next(found)
 
     @cached_property
@@ -346,7 +348,7 @@ class Method(FineTuning):
 
     def _rollouts(self, step: int, draw: Draw) -> tuple[list[int], Sequence[Sequence[Rationale]]]:
         """Training questions drawn for this step, and rationales from q for them, as many as an E-step samples."""
-        c, rng = self.config.e_step, random.Random(self._unit_seed(step))
+        c, rng = self.config.e_step, random.Random(self.unit_seed(step))
         chosen = draw_distinct(self.question_weights, c.questions, rng)
         prompts = [self.query(self.questions[i]).policy_prompt for i in chosen]
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
@@ -365,20 +367,20 @@ class Method(FineTuning):
         queries = [self.query(self.questions[i]) for i in members]
         return gather(queries, list(sampled), reward or self.reward, reference=reference)
 
-    def _weigh(self, members: Sequence[int], experience: Experience) -> tuple[list[WeightedRationale], ImportanceInfo]:
+    def _weigh(self, members: Sequence[int], experience: Experience) -> list[WeightedRationale]:
         """The distinct rationales sampled from q, with weights that add up to `m_step.samples` for each question;
         without those that weigh nothing."""
-        weight, info = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
+        weight, _ = weigh(self.lm, experience, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         sampled = torch.zeros(len(members)).index_add(0, experience.group.cpu(), experience.count.float().cpu())
         rows = zip(experience.group.tolist(), experience.rationales, weight.tolist(), strict=True)
         n = self.config.m_step.samples
         kept = [(g, rationale, w) for g, rationale, w in rows if w * sampled[g] > NEGLIGIBLE]
-        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in kept], info
+        return [WeightedRationale(members[g], rationale, n * w) for g, rationale, w in kept]
 
-    def _sampler_optimiser(self, **log_z: Any) -> AdapterOptimiser:
+    def sampler_optimiser(self, **log_z: Any) -> AdapterOptimiser:
         """That of q's training. `log_z`: as `AdapterOptimiser` has them."""
         c = self.config.e_step
-        return self._new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm, **log_z)
+        return self.new_optimiser("q", Schedule(c.learning_rate, c.steps, c.warmup, c.decay), c.max_grad_norm, **log_z)
 
     @property
     def safeguard(self) -> bool:

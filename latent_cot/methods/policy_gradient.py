@@ -98,9 +98,9 @@ class PolicyGradient(Method):
         c = self.config.policy_gradient
         e = self.config.e_step
         tokens = self.config.max_batch_tokens
-        optimiser = self._sampler_optimiser()
+        optimiser = self.sampler_optimiser()
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
-            self._count(rollouts)
+            self.count_sampled(rollouts)
             experience = self._experience(chosen, rollouts, reference=True)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]

@@ -41,7 +41,7 @@ class Rejection(Method):
         if self.state.unit == 0:
             if at.round == 1:
                 self.lm.copy_adapter("p", "q")
-            self.state.drawn = self._demonstrated
+            self.state.drawn = self.demonstrated
         known: dict[int, set[tuple[int, ...]]] = {}
         for one in self.state.drawn:
             known.setdefault(one.question, set()).add(tuple(one.rationale.tokens))
@@ -49,7 +49,9 @@ class Rejection(Method):
             order_seed = f"{self.config.seed}/{self.state.phase}"
             batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
             members = batch[: len(self._batches[unit])]
-            sampled = self._sample("p", members, self._unit_seed(unit), temperature=self.config.m_step.temperature)
+            sampled = self.sample_questions(
+                "p", members, self.unit_seed(unit), temperature=self.config.m_step.temperature
+            )
             drawn = [WeightedRationale(i, replace(z, log_probs=None)) for i, (z,) in zip(members, sampled, strict=True)]
             right = [one for one in drawn if self.is_correct(self.questions[one.question], one.rationale)]
             for one in right:

@@ -67,13 +67,13 @@ class SFT(Method):
         c = replace(self.config.m_step, target="candidates" if self.answers_at_once else "joint")
         every = self._every
         records = [WeightedRationale(i, NO_RATIONALE) for i in range(len(self.questions))]
-        records = records if self.answers_at_once else self._demonstrated
+        records = records if self.answers_at_once else self.demonstrated
         schedule = Schedule(c.learning_rate, c.steps, c.warmup, "constant")
-        self._new_optimiser("p", schedule, MAX_GRAD_NORM)
+        self.new_optimiser("p", schedule, MAX_GRAD_NORM)
         while (unit := self.state.unit) < self._fit_units:
             figures: Info = {}
             for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
-                figures = self._likelihood_step("p", records, c, step, sees_answer=self.task.answer_given)
+                figures = self.likelihood_step("p", records, c, step, sees_answer=self.task.answer_given)
                 self.state.m_steps = 1
             found = self.lm.processes.of_main(self._check(unit))
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
@@ -94,9 +94,9 @@ class SFT(Method):
         if not self._held_out:
             return 0
         if not self.task.is_measured:
-            return self._mark("p", self._held_out, unit).count("1")
+            return self.mark("p", self._held_out, unit).count("1")
         groups = [
-            self._lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.task.answer_given)
+            self.lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.task.answer_given)
             for example in self._held_out
         ]
         return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=self.config.max_batch_tokens)

@@ -28,7 +28,7 @@ Trees = Literal["flat", "masked", "paths"]
 def run_trees(
     model: PreTrainedModel,
     trees: Sequence[TokenTree],
-    kind: Trees = "flat",
+    kind: Trees,
     *,
     linear_head: bool,
     between: Callable[[], object] = lambda: None,
@@ -184,8 +184,8 @@ def _reads_positions(model: PreTrainedModel, tokens: list[int]) -> bool:
 
 
 def _changes_logits(model: PreTrainedModel) -> bool:
-    """Whether its configuration says so: small logits are all but the same when they are capped, until training makes
-    them larger."""
+    """Whether its configuration caps or scales logits. The trial cannot tell: small ones hardly change, and
+    training makes them larger."""
     config = model.config.get_text_config()
     scales = [getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "lm_head_multiplier")]
     return bool(getattr(config, "final_logit_softcapping", None)) or any(scale not in (None, 1) for scale in scales)

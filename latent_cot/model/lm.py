@@ -42,7 +42,7 @@ from latent_cot.model.tree import TokenTree
 from latent_cot.types import Reasoner, UsageError, first_line
 
 ADAPTERS: tuple[Reasoner, Reasoner] = ("p", "q")
-AdapterName = Literal["p", "q", "prior", "kept"]
+AdapterName = Reasoner | Literal["prior", "kept"]
 """The reasoners' adapters and, in a run that has them, what one once was: q before its first training, as a
 prior, and p or q before its present one, to go back to."""
 
@@ -94,9 +94,9 @@ class LanguageModel:
         except Exception as error:  # each architecture has its own
             raise _no_cache(base, first_line(error)) from error
         self.limit = min(limits_of(base), key=lambda limit: limit.tokens, default=None)
+        """How many tokens a text may have, and why; None: as many as it likes."""
         self.positions: int | None = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         """How many tokens the texts of its training had at most, where its configuration says so."""
-        """How many tokens a text may have, and why; None: as many as it likes."""
         self._refuse_without_cache(base)
         self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
         self._base_head = base.get_output_embeddings()

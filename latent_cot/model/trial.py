@@ -1,4 +1,4 @@
-"""Whether every adapted layer is trained as what its merged copy samples with, found by trying.
+"""A trial: does every adapted layer compute the same with its adapter (training) and with merged weights (sampling)?
 
 "All linear layers" include some with a forward pass of their own, which PEFT's layer does not know (Llama 4's router
 returns two tensors), and some whose weight the model reads without calling them (Jamba's `dt_proj`): their adapter has

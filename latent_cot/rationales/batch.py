@@ -41,7 +41,8 @@ class Trajectories:
         return self.log_reward.gather(1, torch.tensor([[len(rationale)] for rationale in self.rationales]))[:, 0]
 
     def only(self, counts: Mapping[Rationale, int]) -> Trajectories:
-        """Those in `counts`, so often, and its objects: an equal one may have been sampled at another temperature."""
+        """The rationales in `counts`, each so often. The objects are those of `counts`: an equal one may have the
+        `log_probs` of another temperature."""
         own = {rationale: rationale for rationale in counts}
         rows = [k for k, rationale in enumerate(self.rationales) if rationale in own]
         found = [own[self.rationales[k]] for k in rows]

@@ -106,10 +106,10 @@ def log_probs_by_sampler(experience: Experience) -> torch.Tensor:
 def log_probs_when_sampled(
     lm: LanguageModel, experience: Experience, codec: TextCodec, *, max_tokens: int
 ) -> torch.Tensor:
-    """(B,) log q(Z) of rationales sampled from q, nats, by the q that sampled them: q as it is now.
+    """(B,) log q(Z) of rationales, nats, under the q that sampled them. Without an engine that is q as it is now.
 
-    An engine elsewhere may have sampled them from an older q: then by its log q, which it has told. (Of equal
-    rationales, by that of the first; they differ only where the adapter was replaced between two of them.)
+    An engine elsewhere may have sampled them from an older q, and has told its log q. (Of equal rationales that of the
+    first counts; they differ only where the adapter was replaced between two of them.)
     """
     if lm.engine is not None:
         return log_probs_by_sampler(experience).sum(1)

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -97,8 +96,10 @@ def rollout(
     if lm.engine is None:
         own = _rollout_here(lm, reasoner, prompts, rules, heat, top_p, generator, batch_size)
     else:
-        sampling: dict[str, Any] = {"n": n, "temperature": heat.tolist(), "top_p": top_p, "generator": generator}
-        own = engine_rollout.rollout(partial(lm.complete, reasoner), prompts, rules, **sampling)
+        complete = partial(lm.complete, reasoner)
+        own = engine_rollout.rollout(
+            complete, prompts, rules, n=n, temperature=heat.tolist(), top_p=top_p, generator=generator
+        )
     return lm.processes.join(own)
 
 

@@ -28,7 +28,7 @@ def abort(*_: object) -> NoReturn:
 
 @contextmanager
 def aborting() -> Iterator[None]:
-    """Ctrl-C is `abort`, where it would be Python's own."""
+    """Within the block Ctrl-C calls `abort`, unless somebody else handles it."""
     was_aborted()
     ours = threading.current_thread() is threading.main_thread()
     ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -56,7 +56,7 @@ SLICING = (
     *("rollout.batch_size", "m_step.samples", "evaluation.votes"),
     *("evaluation.samples", "evaluation.size", "evaluation.diagnostics"),
 )
-"""They decide which questions are in a unit of work: within such a phase it must go on with the same."""
+"""These decide which questions are in a unit of work. Within a phase they must not change."""
 
 
 @dataclass

@@ -159,7 +159,7 @@ def test_an_error_within_a_unit_saves_nothing(
         raise RuntimeError("out of order")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Method, "_sample", fail)
+        patch.setattr(Method, "sample_questions", fail)
         with pytest.raises(RuntimeError, match="out of order"):
             lc.train(lc.configure("smoke"), output_dir=folder, **settings)
     assert lc.load(folder).status == "failed" and not list(folder.glob("checkpoints/*"))

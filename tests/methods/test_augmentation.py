@@ -176,7 +176,7 @@ def test_no_lesson_has_a_question_of_another_share(lm: LanguageModel, monkeypatc
     ]
     loop.optimiser = cast(Any, object())
     for step in range(60):
-        loop._likelihood_step("p", records, config.m_step, step, sees_answer=False)
+        loop.likelihood_step("p", records, config.m_step, step, sees_answer=False)
     own = {example.question for example in data.demonstrations}
     found = [asked(group, codec) for group in made]
     assert all(share_of(question) == "train" for question in found)

@@ -113,13 +113,13 @@ def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypat
 
 def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
-    original = Method._fit
+    original = Method.fine_tune
 
     def fit(self: Method, *arguments: Any) -> Iterator[Any]:
         begun.append((self.phases[self.state.phase].name, weights(self)["p"]))
         yield from original(self, *arguments)
 
-    monkeypatch.setattr(Method, "_fit", fit)
+    monkeypatch.setattr(Method, "fine_tune", fit)
     loop = make(lm, config_of("rejection"))
     list(loop.run())
     starts = [start for name, start in begun if name == "m_step"]
@@ -167,7 +167,7 @@ def test_many_equal_samples_all_count(lm: LanguageModel, monkeypatch: pytest.Mon
     n, rationale = 2000, Rationale((), (), (True,), "")
     monkeypatch.setattr(method_module, "weigh", lambda *_, **__: (torch.full((n,), 1 / n), None))
     sampled = SimpleNamespace(group=torch.zeros(n).long(), count=torch.ones(n), rationales=[rationale] * n)
-    kept, _ = make(lm, CONFIG)._weigh([0], cast("Any", sampled))
+    kept = make(lm, CONFIG)._weigh([0], cast("Any", sampled))
     assert len(kept) == n
 
 
