@@ -222,9 +222,10 @@ def other_model(source: Source, lm: LanguageModel) -> str | None:
 
 
 def shown_data(source: Source, task: Task) -> TaskData:
-    """Those that p's prompt may show: none, unless with `p_init: prompt` or few-shot prompting. Loading them is a
-    waste otherwise."""
-    return training_data(source, task) if shows_data(source) else TaskData((), (), ())
+    """Those that decide how the reasoners answer: p's prompt may show them, or fine-tuning has learned to write
+    rationales from them. Otherwise loading them is a waste, and there are none."""
+    needed = shows_data(source) or source.config.method == "sft"
+    return training_data(source, task) if needed else TaskData((), (), ())
 
 
 def shows_data(source: Source) -> bool:

@@ -25,9 +25,11 @@ from latent_cot.cli import main
 from latent_cot.config.settings import load_config
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, Stop, Token, pieces
+from latent_cot.methods.state import State
 from latent_cot.model.text import TextCodec
 from latent_cot.run.interrupts import stop_signals
 from latent_cot.run.run_folder import RunFolder
+from latent_cot.run.session import open_session
 from latent_cot.types import Rationale, ToolCall
 from tests.conftest import ROOT
 from tests.tiny import build_tokenizer
@@ -123,6 +125,25 @@ def test_a_callback_sees_each_unit_and_may_stop(run: lc.Run, tmp_path: Path, set
     assert finished.results["accuracy"] == run.results["accuracy"]
     assert finished.results["posterior"] == run.results["posterior"]
     assert list(finished.rationales()) == list(run.rationales())
+
+
+@pytest.mark.parametrize("method", ["sft", "few-shot", "grpo"])
+def test_a_run_answers_when_it_is_loaded_as_it_did_in_training(
+    tmp_path: Path, settings: dict[str, Any], method: str
+) -> None:
+    """How it answers may depend on its training data, which are loaded again only where they are needed."""
+    config = lc.configure(
+        "smoke", method=method, output_dir=tmp_path / "run", **{k: settings[k] for k in ("model", "precision")}
+    )
+    lc.train(config, progress=False)
+    loaded = lc.load(tmp_path / "run").in_memory()
+    training = open_session(config).loop(state=State(m_steps=loaded.state.m_steps))
+    assert loaded.reasoners == training.reasoners
+    example = next(iter(training.tests.values()))[0]
+    for reasoner in training.reasoners:
+        assert loaded.sampler_of(reasoner) == training.sampler_of(reasoner) is not None
+        assert loaded.judge_of(reasoner) == training.judge_of(reasoner)
+        assert loaded.test_text(reasoner, example) == training.test_text(reasoner, example)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the disk of the figures is full"), KeyboardInterrupt()])
