@@ -426,6 +426,10 @@ class UsageError(Exception):
     """
 
 
+class CodeError(UsageError):
+    """A fault of somebody's own code, and not of the row of data that it was asked about."""
+
+
 class ToolError(Exception):
     """A tool cannot, or may not, answer the chain's request. The chain goes on without a result."""
 

@@ -46,7 +46,7 @@ def load(name_or_path: str, options: Mapping[str, str] | None = None) -> Task:
     own_code = name_or_path not in names() and not described
     if not own_code and not task.code:
         return task
-    guarded = guard_task(task, f"task {task.name}")
+    guarded = guard_task(task, name_or_path if own_code else f"task {task.name}, {', '.join(task.code)}")
     if own_code:
         guard_data(guarded, name_or_path)
     # What is guarded can be copied, but not pickled: then it is loaded again. (`copy` asks the class, and not this.)
@@ -75,6 +75,8 @@ def _found(name_or_path: str) -> Task:
     lacking = [name for name in ("name", "description", "default_splits") if not hasattr(task, name)]
     if lacking:
         raise UsageError(f"{where}: the task lacks {', '.join(lacking)} (see tasks/README.md)")
+    if task.metrics and type(task).measure is Task.measure:
+        raise UsageError(f"{where}: {task.name} has `metrics`, and no `measure` that finds them (see tasks/README.md)")
     for member in ("tools", "default_splits"):
         if not isinstance(getattr(task, member), tuple):
             raise UsageError(f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}")

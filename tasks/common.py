@@ -98,10 +98,11 @@ def distinct_n(texts: Iterable[tuple[Sequence[str], int]], n: int) -> float:
     return len(grams) / grams.total() if grams else math.nan
 
 
-def made(task: Task, request: DataRequest, train: Iterator[Example], validation: Iterator[Example]) -> TaskData:
+def made(task: Task, request: DataRequest, train: Iterable[Example], validation: Iterable[Example]) -> TaskData:
     """The data of a task that makes its own questions: the first of each share. Raises UsageError for a file."""
     if request.train_file is not None:
         raise UsageError(f"--data.train-file: {task.name} makes its own questions; leave it out")
+    train = iter(train)  # a list, too, is gone through once
     return TaskData(
         demonstrations=tuple(islice(train, request.demonstrations)),
         unlabelled=tuple(replace(example, z=None) for example in islice(train, request.unlabelled)),

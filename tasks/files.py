@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from latent_cot import disk
-from latent_cot.types import Example, UsageError, first_line
+from latent_cot.types import CodeError, Example, UsageError, first_line
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LINE_CHARACTERS = 10_000
@@ -114,7 +114,7 @@ def examples_of(
 
     Raises UsageError, one for all rows that cannot be read or that `build` raises it for: a line each with the place
     and the reason, or one for all with the same reason, then their number and the `remedy`, unless it would leave no
-    row. Where `skipped` is given, a line for each is added to it instead.
+    row; CodeError at once. Where `skipped` is given, a line for each is added to it instead.
     """
     examples, bad, total = [], list[tuple[str, UsageError]](), 0
     for where, fields in rows:
@@ -123,6 +123,8 @@ def examples_of(
             if isinstance(fields, BadRow):
                 raise UsageError(fields.reason)
             example = build((where, fields))
+        except CodeError as error:
+            raise CodeError(f"{where}: {error}") from error
         except UsageError as error:
             bad.append((where, error))
         else:

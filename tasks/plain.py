@@ -146,11 +146,15 @@ def drawn_data(
         f"--data.unlabelled and --data.validation: {source}",
     )
     pairs, held_out = drawn[: request.unlabelled], drawn[request.unlabelled :]
-    unusable = Counter(reason for example in usable if (reason := example.meta.get("unusable")))
+    unusable = [(reason, example) for example in usable if (reason := example.meta.get("unusable"))]
+    first = {reason: example.meta["source"] for reason, example in reversed(unusable) if "source" in example.meta}
     notes = (
         f"{source}: {len(usable)} questions of {len(rows)} rows, {len(solved)} of them with a rationale.",
         *(f"{n} rows dropped: {reason}." for reason, n in dropped.items()),
-        *(f"{n} rationales dropped: {reason}." for reason, n in unusable.most_common()),
+        *(
+            f"{n} rationales dropped: {reason}{f' (the first: {first[reason]})' if reason in first else ''}."
+            for reason, n in Counter(reason for reason, _ in unusable).most_common()
+        ),
         *short,
     )
     return TaskData(tuple(demonstrations), tuple(replace(one, z=None) for one in pairs), tuple(held_out), notes)

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from latent_cot.types import Example, Task, TaskData, Tool, ToolError, UsageError, first_line
+from latent_cot.types import CodeError, Example, Task, TaskData, Tool, ToolError, UsageError, first_line
 
 SECONDS = 5.0
 """Of one call."""
@@ -64,7 +64,7 @@ class Guard:
     def call(
         self, member: str, function: Callable[..., Any], *args: Any, check: Callable[[Any], Any], **named: Any
     ) -> Any:
-        """What `check` makes of the function's result. Raises Failure, ToolError as the function does, and UsageError
+        """What `check` makes of the function's result. Raises Failure, ToolError as the function does, and CodeError
         where too many calls of this `member` have failed: others of the same tool or task may well work."""
         if self._busy:  # one of its functions calls another
             return function(*args, **named)
@@ -80,11 +80,11 @@ class Guard:
             kind = says = _kind(error)
             with suppress(Exception):  # what it says of itself is its own code too
                 says = kind if isinstance(error, Failure) else f"{kind}: {first_line(error)}"
-            self._first = self._first or says
+            self._first = self._first or f"`{member}` gave {says}"
             self.failures[member, kind] += 1
             failed = sum(count for (of, _), count in self.failures.items() if of == member)
             if self.calls[member] >= MIN_CALLS and failed > MAX_FAILED * self.calls[member]:
-                raise UsageError(f"{self.note}; mend it") from error
+                raise CodeError(f"{self.note}; mend it") from error
             raise Failure(kind) from error
         finally:
             self._busy = False
@@ -225,17 +225,21 @@ _DATA: dict[str, Callable[[Any], Any]] = {
 
 
 def guard_data(task: Task, file: str) -> None:
-    """Have a task, which is changed, raise UsageError where a function of its `file` returns no examples."""
+    """Have a task, which is changed, raise CodeError where a function of its `file` fails, or returns no examples."""
 
     def checked(name: str) -> Callable[..., Any]:
         function = getattr(task, name)
 
         def method(*args: Any, **named: Any) -> Any:
-            value = function(*args, **named)
             try:
-                return _DATA[name](value)
+                return _DATA[name](function(*args, **named))
             except Failure as failure:
-                raise UsageError(f"{file}: `{name}` returns {failure}; mend it (see tasks/README.md)") from failure
+                raise CodeError(f"{file}: `{name}` returns {failure}; mend it (see tasks/README.md)") from failure
+            except UsageError:
+                raise
+            except Exception as error:
+                says = f"{type(error).__name__}: {first_line(error)}"
+                raise CodeError(f"{file}: `{name}` raised {says}; mend it (see tasks/README.md)") from error
 
         return method
 

@@ -18,7 +18,16 @@ from latent_cot.types import UsageError, did_you_mean
 
 Kind = Literal["task", "tool"]
 
+_REMEDY = {
+    ("tool", False): 'put @latent_cot.tools.tool(trigger="...") above a function of the request',
+    ("task", False): "write a class that extends latent_cot.types.Task",
+    ("tool", True): "end the file with 'TOOL = ...', the one that is meant",
+    ("task", True): "end the file with 'TASK = ...', the one that is meant",
+}
+"""Kind, and whether the file defines any -> what to do."""
+
 # Greedy, so that the colon of `C:\tools\mine.py` is part of the path.
+_ROWS = "; rows of questions and answers by a YAML file (tasks/qa/README.md), or --task qa --data.options data FILE"
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?", re.DOTALL)
 
 
@@ -35,7 +44,7 @@ def load(package: str, known: Sequence[str], kind: Kind, name: str, fits: Callab
     if file is None:
         raise UsageError(
             f"unknown {kind} {name!r}.{did_you_mean(name, known)} A {kind} of your own is given as a Python file: "
-            f"./my_{kind}.py or ./my_{kind}.py:NAME."
+            f"./my_{kind}.py or ./my_{kind}.py:NAME{_ROWS if kind == 'task' else ''}."
         )
     path = disk.expanded(file["path"])
     if not path.is_file():
@@ -60,8 +69,8 @@ def pick(module: ModuleType, where: str, kind: Kind, fits: Callable[[Any], bool]
         name = default if hasattr(module, default) else known[0] if len(known) == 1 else None
     if name is None:
         raise UsageError(
-            f"{where}: defines {', '.join(known) or 'none'}, and no {default}; end the file with '{default} = ...', "
-            f"the {kind} that is meant (see {kind}s/README.md)"
+            f"{where}: defines {', '.join(known) or f'no {kind}'}, and no {default}; {_REMEDY[kind, bool(known)]} "
+            f"(see {kind}s/README.md)"
         )
     if not hasattr(module, name):
         raise UsageError(f"{where}: defines no {name!r}.{did_you_mean(name, known)}")

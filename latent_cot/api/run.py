@@ -577,4 +577,5 @@ def check_sampling(prefix: str = "", temperature: float | None = None, seed: int
     except ValueError as error:
         raise UsageError(f"{prefix}temperature is {temperature:g}; it must be {error}") from error
     if temperature == 0 and (votes := counts.get("votes") or 1) > 1:
-        raise UsageError(f"{prefix}votes is {votes}: at temperature 0 all chains of a question are the same; raise it")
+        remedy = f"give a {prefix}temperature above 0, or {prefix}votes 1"
+        raise UsageError(f"{prefix}votes is {votes}: at temperature 0 all chains of a question are the same; {remedy}")

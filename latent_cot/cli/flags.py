@@ -129,6 +129,8 @@ def _too_many(words: Sequence[str], flag: Flag | None, said: Sequence[str], comm
         return f"{words[0]!r:.80} belongs to no option; latent-cot {command} --help shows what there is"
     name, value = said[0].partition("=")[0], said[-1].rpartition("=")[2]
     what = f"{name} takes {flag.takes} word{'s' if flag.takes > 1 else ''}, and {words[0]!r:.80} is one more"
+    if flag.repeated and len(words) == 1 and name == "--set" and "=" not in value:
+        return f"{what}; write {name} {value}={words[0]}"
     if flag.repeated:
         return f"{what}; write {' '.join(f'{name} {one}' for one in (value, *words))}"
     if "comma-separated" in explanation(flag.owner, flag.field):

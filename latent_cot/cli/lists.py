@@ -63,7 +63,12 @@ _LISTS = {
         _methods,
         "Each is in a file of latent_cot/methods/, EM in latent_cot/em.py; settings: latent-cot fit --help-all.",
     ),
-    "tasks": (TasksOptions, _tasks, _OWN.format("task", "--task my_task.py", "tasks")),
+    "tasks": (
+        TasksOptions,
+        _tasks,
+        "Rows of questions and answers need no code (tasks/qa/README.md). "
+        + _OWN.format("task", "--task my_task.py", "tasks"),
+    ),
     "tools": (ToolsOptions, _tools, _OWN.format("tool", "--rollout.tools ./my_tool.py", "tools")),
 }
 

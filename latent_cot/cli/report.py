@@ -69,6 +69,8 @@ def run(argv: Sequence[str]) -> int:
     runs = [_open(target, options) for target in options.runs]
     path = disk.expanded(options.output) if options.output else runs[0].folder("report").path / "report.html"
     check_writable(path, "--output")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--output {path}: a report is an HTML file; give it a name that ends in .html")
     console = progress_console(to_stderr=False)
     names = _told_apart([one.folder("report") for one in runs])
     # Of each run no longer than it takes.

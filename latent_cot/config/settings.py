@@ -216,6 +216,9 @@ def _overlay(base: Any, record: Any, where: str, path: str = "") -> dict[str, An
         hint = did_you_mean(name, map(prefix.__add__, values))
         if not path and _describes_task(record):
             hint = _TASK_FILE
+        section, dot, setting = str(key).partition(".")
+        if dot and section in values:
+            hint = f" Write {section}: {{{setting}: {_short(record[key])}}}"
         raise UsageError(f"{where}: unknown setting {_short(name)}.{hint}")
     for key, own in values.items():
         if is_dataclass(own):
@@ -316,7 +319,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if METHODS[method].has_balance and e.steps and e.objective == "vargrad" and e.samples < 2:
         yield f"--e-step.samples is {e.samples}; vargrad compares the rationales of a question: give at least 2"
     if tests.votes > 1 and tests.temperature == 0:
-        yield f"--evaluation.votes is {tests.votes}: chains are the same at --evaluation.temperature 0; raise it"
+        remedy = "give an --evaluation.temperature above 0, or --evaluation.votes 1"
+        yield f"--evaluation.votes is {tests.votes}: chains are the same at --evaluation.temperature 0; {remedy}"
 
 
 def code_named(config: RunConfig) -> list[str]:

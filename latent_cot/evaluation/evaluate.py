@@ -21,7 +21,7 @@ from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import Counts
 from latent_cot.rationales.scoring import Group, score_rows
-from latent_cot.types import Example, Measured, Rationale, Sample, Task
+from latent_cot.types import CodeError, Example, Measured, Rationale, Sample, Task
 
 Judge = Literal["p", "q", "base"]
 """Who picks the answer among candidates: an adapter, or the base model as it is without any."""
@@ -255,10 +255,10 @@ def measure(task: Task, questions: Sequence[Measured]) -> dict[str, float | Sequ
     found = task.measure(questions)
     unknown = found.keys() - task.metrics.keys()
     if unknown:
-        raise ValueError(f"the task measures {', '.join(sorted(unknown))}, which its `metrics` do not name")
+        raise CodeError(f"{task.name}: `measure` gives {', '.join(sorted(unknown))}, which `metrics` does not name")
     for values in found.values():
         if isinstance(values, Sequence) and len(values) != len(questions):
-            raise ValueError(f"a metric has {len(values)} values for {len(questions)} questions")
+            raise CodeError(f"{task.name}: `measure` gives {len(values)} values for {len(questions)} questions")
     return {name: found[name] for name in task.metrics if name in found}
 
 

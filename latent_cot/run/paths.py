@@ -57,7 +57,7 @@ def check_writable(path: Path, option: str) -> None:
     elif os.path.lexists(path) and not path.is_symlink() and not path.is_file():
         what = "no regular file"
     elif not path.absolute().parent.is_dir():
-        what = "its folder does not exist"
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first, or name another")
     if what is not None:
         raise UsageError(f"{option} {path}: {what}; name a file")
     if not os.access(path if os.path.exists(path) else path.absolute().parent, os.W_OK):

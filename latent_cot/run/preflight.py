@@ -64,30 +64,42 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
     ]
     judges = min(len(data.validation), config.evaluation.diagnostics)
     if has_safeguard(config) and config.rounds and judges < FEWEST_TO_JUDGE:
-        why = f"with {judges or 'no'} validation questions no fall is beyond chance; it takes {FEWEST_TO_JUDGE}"
-        notes.append(f"No training that does harm can be taken back: {why} (--data.validation).")
+        there = f"there {'is' if judges == 1 else 'are'} {judges or 'none'}"
+        why = f"to judge it takes {FEWEST_TO_JUDGE} validation questions (--data.validation), and {there}"
+        notes.append(f"Training that does harm will not be taken back: {why}.")
     return Examples(task, chain_tools, data, {name: split.examples for name, split in splits.items()}, notes)
 
 
 def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
-    """A sentence on how many there are, if that is fewer than were asked for.
+    """A sentence on how many there are, if that is fewer than were asked for, and on what is odd about them.
 
     Raises UsageError if there are none, and for one without an answer, which is what a method learns from.
     """
     parts = {"demonstrations": data.demonstrations, "unlabelled": data.unlabelled, "validation": data.validation}
     if not (data.demonstrations or data.unlabelled):
-        raise UsageError(f"{task.name} has no examples to train with; look at the task's `load` and at its data")
+        why = " ".join(data.notes) or "look at the task's `load` and at its data"
+        raise UsageError(f"{task.name} has no examples to train with: {why}")
     for part, examples in parts.items():
         for example in examples:
             if example.y is None and not task.has_own_reward:
-                raise UsageError(f"{name_of(example)}: no answer, and --data.{part} need one; add it, or leave it out")
+                lacks = "its `y`, the answer as p writes it, is missing" if example.answer else "no answer"
+                raise UsageError(f"{name_of(example)}: {lacks}, and --data.{part} need one; add it, or leave it out")
             if part == "demonstrations" and example.z is None:
                 raise UsageError(f"{name_of(example)}: a demonstration without a rationale; give it its `z`")
             candidates = task.candidates(example)
             if candidates is not None and example.answer is not None and example.answer not in candidates:
                 raise UsageError(f"{name_of(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
     fewer = [f"{len(e)} of {n} {part}" for part, e in parts.items() if len(e) < (n := getattr(asked, part))]
-    return [f"There are {', '.join(fewer)}."] if fewer else []
+    notes = [f"There are {', '.join(fewer)}."] if fewer else []
+    learned = {example.x for example in (*data.demonstrations, *data.unlabelled)}
+    known = [example for example in data.validation if example.x in learned]
+    if known and len(learned) > 1:
+        first = f"the first is {name_of(known[0])}"
+        notes.append(f"{len(known)} validation questions are training questions, and say nothing of others: {first}.")
+    if spaced := [example for part in parts.values() for example in part if example.x.endswith(" ")]:
+        why = "to most models a word after a space is another than one with a space in it"
+        notes.append(f"{len(spaced)} prompts end with a space ({why}): the first is {name_of(spaced[0])}.")
+    return notes
 
 
 def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -> None:

@@ -197,7 +197,7 @@ def other_data(source: Source, data: TaskData) -> str | None:
     if not loaded or source.began_with.get("training") in (None, training_digest(data)):
         return None
     what = source.config.data.train_file or source.config.task
-    effect = "what is left out of tests, or shown in prompts, is of others"
+    effect = "questions that it has learned from may now be in its tests, and others be shown in prompts"
     return f"The training data are not those that this run was trained on: {effect}; restore them ({what})."
 
 

@@ -63,6 +63,12 @@ def refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) -> 
         "settings": f"it was saved with other settings (lora, {', '.join(SAME)}); put config.yaml right",
         "model": "it was saved with another model, or in another precision; restore it, or give the `precision`",
     }
+    settings = checkpoint.state.get("settings")
+    saved = dict(_leaves(settings)) if isinstance(settings, Mapping) else {}
+    for name, value in _leaves(own["settings"]):
+        if saved.get(name, value) != value:
+            how = f"it was saved with {name} {saved[name]!r:.80}, and config.yaml has {value!r:.80}"
+            raise UsageError(f"{checkpoint.path}: {how}; put config.yaml right, or start again in another --output-dir")
     for name, why in what.items():
         if checkpoint.state.get(name) != own[name]:
             raise UsageError(f"{checkpoint.path}: {why}, or start again in another --output-dir")

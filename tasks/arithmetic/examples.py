@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from latent_cot.tasks.arithmetic.expression import MAX_DIGITS, OPERATORS, Expression, parse, rationale, replay
-from latent_cot.tasks.files import Row, field, shorten
+from latent_cot.tasks.files import BadValue, Row, field, shorten
 from latent_cot.types import Example, UsageError
 
 _OURS = ("question", "answer", "rationale")
@@ -48,7 +48,8 @@ def parse_question(text: str, name: str = "question") -> Expression:
         if any(max(abs(step.left), abs(step.right)) >= 10**MAX_DIGITS for step in expression.steps()):
             raise ValueError(f"a step has a number of more than {MAX_DIGITS} digits, too many for the calculator")
     except ValueError as error:
-        raise UsageError(f"{name} {shorten(text)}: {error}; write it like '6 - 0 - 4'") from None
+        message = f"{name} {shorten(text)}: {error}; write it like '6 - 0 - 4'"
+        raise BadValue(message, "no sum", "; they are read as arithmetic: is another --task meant?") from None
     return expression
 
 

@@ -29,7 +29,7 @@ MAX_CHARACTERS = 10_000
 OWN_QUESTIONS = Spec(data=(str(Path(__file__).with_name("questions.csv")),), split_column="split")
 """A few, to try it with."""
 
-_REMEDY = "; correct them, or leave them out with --data.options skip_bad true"
+_REMEDY = "; correct them, or leave them out with --data.options skip_bad true (a task's file: skip_bad: true)"
 _DIGITS = re.compile("[0-9]{1,3}")
 
 
@@ -77,6 +77,9 @@ class QA(Task):
             raise UsageError(f"alphabet: {why}; add {lacking[0]!r}, or give another extract")
         if not FIELD.search(self._prompt):
             raise UsageError(f"prompt {shorten(self._prompt)} has no column; write one in braces, such as {{question}}")
+        if told := [name for name in FIELD.findall(self._prompt) if name in (s.answer, s.rationale)]:
+            why = f"shows {told[0]!r}, which is to be found out"
+            raise UsageError(f"prompt {shorten(self._prompt)} {why}; end it before that column")
 
     def configured(self, options: Mapping[str, str]) -> QA:
         """With the options in place of what the YAML file says. Raises UsageError."""
@@ -98,6 +101,8 @@ class QA(Task):
         asked = replace(request, validation=0) if validation else request
         data = drawn_data(", ".join(task.spec.data), train, tested, asked, fewer=True)
         notes = data.notes
+        if task.spec.split_column is not None or task.spec.share is not None:
+            notes = (f"{len(tests[0])} rows of the data are test questions.", *notes)
         if skipped := [*skipped, *tests[1]]:
             notes += (f"{len(skipped)} rows left out that cannot be used, the first: {skipped[0]}.",)
         return replace(data, validation=tuple(validation[: request.validation]) or data.validation, notes=notes)
@@ -125,8 +130,10 @@ class QA(Task):
 
     def _builder(self, rows: Sequence[Row]) -> Callable[[Row], Example]:
         """What makes an example of each. Where a column has the choices, an answer in digits may be a choice's text or
-        its number, from 0: the first that all rows' answers can be, JSON numbers a number first."""
+        its number, from 0. Where no choice is in digits it is a number; else the first that all rows' answers can be,
+        JSON numbers a number first."""
         as_texts, as_numbers, json_numbers = True, True, False
+        of_digits = not isinstance(self.spec.choices, str)
         for row in rows if isinstance(self.spec.choices, str) else ():
             value = row[1].get(self.spec.answer)
             with suppress(UsageError):
@@ -135,7 +142,8 @@ class QA(Task):
                     json_numbers |= isinstance(value, int)
                     as_texts &= digits[0] in shown
                     as_numbers &= int(digits[0]) < len(choices)
-        numbered = as_numbers and (json_numbers or not as_texts)
+                    of_digits |= any(map(_DIGITS.fullmatch, shown))
+        numbered = not of_digits or (as_numbers and (json_numbers or not as_texts))
         return partial(self._of_row, numbered=numbered)
 
     def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row], *, split: str | None) -> None:
@@ -143,6 +151,7 @@ class QA(Task):
         s, columns = self.spec, {name for _, fields in rows for name in fields}
         named = {"question": s.question, "answer": s.answer, "split_column": split}
         named |= {"choices": s.choices if isinstance(s.choices, str) else None}
+        named |= {"rationale": s.rationale if s.rationale != Spec().rationale else None}
         of_prompt = (name for name in FIELD.findall(self._prompt) if name not in ("question", "choices"))
         for setting, name in (*named.items(), *(("prompt", name) for name in of_prompt)):
             if columns and name is not None and name not in columns:
@@ -393,9 +402,12 @@ def _text(row: Row, name: str, required: bool = True) -> Any:
     where, fields = row
     value = fields.get(name)
     if value is None or (not required and isinstance(value, str) and not value.strip()):
-        return field(row, name, str) if required else None  # which says what is wrong
+        if required and name in fields:
+            raise UsageError(f"{where}: the field {name!r} must be a text or a number, not {kind_of(value)}")
+        return field(row, name, str) if required else None  # which says that it is missing
     if not isinstance(value, str | int | float) or value != value or value in (float("inf"), -float("inf")):
-        raise UsageError(f"{where}: the field {name!r} must be a text or a finite number, not {kind_of(value)}")
+        what = "a number that is not finite" if isinstance(value, float) else kind_of(value)
+        raise UsageError(f"{where}: the field {name!r} must be a text or a finite number, not {what}")
     text = f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value).strip()
     if not text or len(text) > MAX_CHARACTERS:
         length = f"more than {MAX_CHARACTERS:,}" if text else "0"
@@ -423,7 +435,8 @@ def _chosen(value: Any, answer: str, names: Sequence[Sequence[str]], *, numbered
             return choices[folded.index(answer.casefold())]
     if number < len(choices) and (isinstance(value, bool) or list(shown) == list(choices)):
         return choices[number]
-    raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(shown)}")
+    which = f", which are numbered 0 to {len(choices) - 1}" if _DIGITS.fullmatch(answer) and numbered else ""
+    raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(shown)}{which}")
 
 
 def _split(name: str) -> str:

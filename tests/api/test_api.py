@@ -82,6 +82,7 @@ def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
     [
         ({"roundz": 2}, "unknown setting 'roundz'. Did you mean 'rounds'"),
         ({"e_step": {"stepz": 2}}, "Did you mean 'e_step.steps'"),
+        ({"e_step.steps": 2}, r"unknown setting 'e_step.steps'. Write e_step: {steps: 2}"),
         ({"rounds": "two"}, "rounds is 'two'; it should be a valid integer"),
         ({"e_step": {"samples": 0}}, "e_step.samples is 0; it should be greater than 0"),
         ({"model": object()}, "is no setting that a file could hold; .* a model by a name"),

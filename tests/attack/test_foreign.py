@@ -133,6 +133,8 @@ def test_a_reward(kind: str, tmp_path: Path) -> None:
         ("example", "return {'x': '1'}", "`example` returns a dict instead of an Example"),
         ("example", "return Example('1', answer=7)", "an Example whose `answer` is an int instead of text"),
         ("example", "return Example(None)", "an Example whose `x` is None instead of text"),
+        ("example", "return {}['moon']", "`example` raised KeyError: 'moon'"),
+        ("split", "return [][1]", "`split` raised IndexError: list index out of range"),
     ],
 )
 def test_data_that_are_none(method: str, body: str, said: str, tmp_path: Path) -> None:
@@ -208,8 +210,8 @@ def test_a_tool_whose_requests_work_ends_the_run_too(tmp_path: Path) -> None:
         for _ in range(21):
             task.grade(EXAMPLE, task.answer(RATIONALE))
 
-    for name, asked in (("tool", ask), ("task", grade)):
-        with pytest.raises(UsageError, match=rf"{name} .*20 of 20 calls failed: 20 ZeroDivisionError"):
+    for name, asked in (("tool", ask), ("mine.py:", grade)):
+        with pytest.raises(UsageError, match=rf"{name}.*20 of 20 calls failed: 20 ZeroDivisionError"):
             asked()
 
 

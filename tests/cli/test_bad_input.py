@@ -47,7 +47,10 @@ def assert_refused(called: Called, *parts: str) -> None:
         (["eval", "absent-model"], ["absent-model", "no folder"]),
         (["eval", "smollm2-135"], ["smollm2-135", "Did you mean 'smollm2-135m'?"]),
         (["eval", ".", "--votes", "0"], ["--votes is 0"]),
-        (["eval", ".", "--votes", "3", "--temperature", "0"], ["--votes is 3", "raise it"]),
+        (
+            ["eval", ".", "--votes", "3", "--temperature", "0"],
+            ["--votes is 3", "give a --temperature above 0, or --votes 1"],
+        ),
         (["eval", ".", "--temperature", "nan"], ["--temperature is nan"]),
         (["eval", ".", "--temperature", "1e39"], ["--temperature is 1e+39", "from 0.001 to 1000"]),
         (["sample", ".", "--question", "1 + 1", "--temperature", "1e-45"], ["--temperature is", "0, which is greedy"]),

@@ -193,10 +193,10 @@ def test_the_published_test_files(cli: Cli, tiny_model_dir: Path, shared_data: P
     [
         (["--plot", "a.svg"], ["--plot a.svg", "nothing to draw"]),
         (["--plot", "a.gif", "--split", "operands=3..5"], ["must end with .svg, .pdf, .png"]),
-        (["--plot", "absent/a.svg", "--split", "operands=3..5"], ["its folder does not exist"]),
+        (["--plot", "absent/a.svg", "--split", "operands=3..5"], ["there is no folder absent; make it first"]),
         (["--split", "operands=3..x"], ["'3..x' is no number"]),
         (["--split", "operands=2..64,digits=1,2"], ["at most 100"]),
-        (["--answers", "absent/a.jsonl"], ["--answers absent/a.jsonl", "its folder does not exist"]),
+        (["--answers", "absent/a.jsonl"], ["--answers absent/a.jsonl", "there is no folder absent; make it first"]),
         (["--answers", "."], ["--answers .", "a folder"]),
         (["--exclude", "absent.json"], ["absent.json", "no such file"]),
     ],
@@ -318,7 +318,10 @@ def test_a_stopped_file_of_rationales_has_whole_lines(
         (["--question", "1 + 2", "--output", "a.jsonl"], "--output a.jsonl: is for the questions of --data FILE"),
         (["--data", "mine.jsonl", "--output", "a.jsonl", "--answer", "3"], "--answer: is that of --question"),
         (["--data", "mine.jsonl", "--output", "mine.jsonl"], "--output mine.jsonl: is the file that the questions are"),
-        (["--data", "mine.jsonl", "--output", "absent/a.jsonl"], "--output absent/a.jsonl: its folder does not exist"),
+        (
+            ["--data", "mine.jsonl", "--output", "absent/a.jsonl"],
+            "--output absent/a.jsonl: there is no folder absent; make it first",
+        ),
         (["--data", "absent.jsonl", "--output", "a.jsonl"], "absent.jsonl: no such file"),
     ],
 )

@@ -142,7 +142,11 @@ def test_one_runs_model_is_in_memory_at_a_time(
         (["absent"], ["absent"]),
         (["{run}", "--questions", "0"], ["--questions is 0"]),
         (["{run}", "--temperature", "-1"], ["--temperature is -1"]),
-        (["{run}", "-o", "absent/report.html"], ["--output absent/report.html", "its folder does not exist"]),
+        (["{run}", "-o", "report.pdf"], ["--output report.pdf: a report is an HTML file"]),
+        (
+            ["{run}", "-o", "absent/report.html"],
+            ["--output absent/report.html", "there is no folder absent; make it first"],
+        ),
         (["{run}", "--split", "nothing"], ["no test split 'nothing'"]),
     ],
 )

@@ -22,7 +22,7 @@ from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.scoring import Group
-from latent_cot.types import Measured
+from latent_cot.types import CodeError, Measured
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.measured import LengthTask
 from tests.oracles import scoring
@@ -121,7 +121,7 @@ def test_figures_of_questions_and_of_all_together() -> None:
     assert math.isnan(figures(task, questions)["length"].value)
     for wrong in ({"lenght": 3.0}, {"length": [1.0]}):
         task.given = wrong
-        with pytest.raises(ValueError, match=r"lenght|1 values for 2"):
+        with pytest.raises(CodeError, match=r"length: `measure` gives (lenght|1 values for 2)"):
             figures(task, questions)
 
 

@@ -154,8 +154,14 @@ def solve_with_card(folder: Path, hub: Path, questions: Sequence[Any]) -> list[t
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
+    asked = questions[:1] if isinstance(questions[0], str) else []  # on the command line too
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program, *asked],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     ours = [

@@ -94,13 +94,25 @@ def test_examples_need_answers_and_there_must_be_some() -> None:
     assert check_examples(task, data_of(EXAMPLE), DataConfig(demonstrations=0, unlabelled=1, validation=0)) == []
     asked = DataConfig(demonstrations=0, unlabelled=9, validation=5)
     assert check_examples(task, data_of(EXAMPLE), asked) == ["There are 1 of 9 unlabelled, 0 of 5 validation."]
-    with pytest.raises(UsageError, match="toy has no examples to train with"):
+    with pytest.raises(UsageError, match="toy has no examples to train with: look at the task's `load`"):
         check_examples(task, data_of(), asked)
+    with pytest.raises(UsageError, match=r"no examples to train with: 9 rows dropped: in a test file\.$"):
+        check_examples(task, dataclasses.replace(data_of(), notes=("9 rows dropped: in a test file.",)), asked)
     unknown = dataclasses.replace(EXAMPLE, y=None, answer=None, meta={"source": "mine.jsonl:3"})
     with pytest.raises(UsageError, match=r"mine\.jsonl:3: 'a': no answer, and --data\.unlabelled need one"):
         check_examples(task, data_of(EXAMPLE, unknown), asked)
     with pytest.raises(UsageError, match=r"--data\.validation need one"):
         check_examples(task, data_of(EXAMPLE, validation=(unknown,)), asked)
+
+
+def test_what_is_odd_about_examples_is_told() -> None:
+    task, asked = ToyTask(), DataConfig(demonstrations=0, unlabelled=2, validation=1)
+    other = dataclasses.replace(EXAMPLE, x="Q: b ", question="b")
+    known, spaced = check_examples(task, data_of(EXAMPLE, other, validation=(EXAMPLE,)), asked)
+    assert known.startswith("1 validation questions are training questions,") and known.endswith("the first is 'a'.")
+    assert spaced.startswith("1 prompts end with a space ") and spaced.endswith("the first is 'b'.")
+    only = DataConfig(demonstrations=0, unlabelled=1, validation=1)
+    assert check_examples(task, data_of(EXAMPLE, validation=(EXAMPLE,)), only) == [], "a task of one question"
 
 
 def test_an_answer_must_be_among_the_candidates() -> None:
@@ -173,9 +185,9 @@ def test_validation_questions_are_kept_out_of_tests_as_training_questions_are(tm
 @pytest.mark.parametrize(
     ("validation", "diagnostics", "method", "told"),
     [
-        (0, 32, "em", "no validation questions"),
-        (5, 32, "em", "5 validation questions"),
-        (40, 4, "forward-kl", "4 validation questions"),
+        (0, 32, "em", "and there are none"),
+        (5, 32, "em", "and there are 5"),
+        (1, 4, "forward-kl", "and there is 1"),
         (6, 32, "em", None),
         (0, 0, "em", None),  # so asked for
         (0, 32, "rejection", None),  # which never takes anything back
@@ -186,7 +198,7 @@ def test_too_few_validation_questions_are_told(
 ) -> None:
     changes = {"data": {"validation": validation}, "evaluation": {"diagnostics": diagnostics}}
     notes = load_examples(from_dict(changes, "x", load_config(method=method))).notes
-    found = [note for note in notes if note.startswith("No training that does harm can be taken back")]
+    found = [note for note in notes if note.startswith("Training that does harm will not be taken back")]
     assert found == [] if told is None else told in found[0]
     off = from_dict({"safeguard": False}, "x", from_dict(changes, "x", load_config(method=method)))
     assert not [note for note in load_examples(off).notes if "taken back" in note]

@@ -80,8 +80,8 @@ def test_single_class_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("x = 1", "mine.py: defines none, and no TASK; end the file with 'TASK = ...'"),
-        (f"class A:{MEMBERS}", "mine.py: defines none, and no TASK"),
+        ("x = 1", "mine.py: defines no task, and no TASK; write a class that extends latent_cot.types.Task"),
+        (f"class A:{MEMBERS}", "mine.py: defines no task, and no TASK"),
         (f"class A(Task):{MEMBERS}\nclass B(Task):{MEMBERS}", "defines A, B"),
         (f"class A(Task):{MEMBERS}    def __init__(self, size): ...", "A() failed: TypeError"),
         ("class A(Task): ...", "A lacks example, load, read, split (see tasks/README.md)"),

@@ -143,10 +143,10 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("", "defines none, and no TOOL; end the file with", id="empty"),
+        pytest.param("", "defines no tool, and no TOOL; put @latent_cot", id="empty"),
         pytest.param(
             ECHO.replace("__call__", "call").replace('trigger = "!"', ""),
-            "defines none, and no TOOL",
+            "defines no tool, and no TOOL",
             id="class lacks members",
         ),
         pytest.param("TOOL = 3\n", "the tool lacks name, description", id="TOOL is no tool"),

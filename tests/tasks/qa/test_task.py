@@ -22,7 +22,7 @@ from latent_cot.tasks.qa import answers
 from latent_cot.tasks.qa.same_text import same_text
 from latent_cot.tasks.qa.task import QA
 from latent_cot.tools.calculator import Calculator
-from latent_cot.types import DataRequest, Rationale, UsageError
+from latent_cot.types import CodeError, DataRequest, Rationale, UsageError
 from tests import samples
 from tests.tiny import build_tokenizer
 
@@ -514,6 +514,41 @@ def test_a_grader_that_gives_no_truth_value_is_told(tmp_path: Path, file: bool, 
         _ = [task.grade(example, "x") for _ in range(30)]
 
 
+def test_a_broken_grader_is_no_fault_of_the_rows(tmp_path: Path) -> None:
+    """Nor left out with `skip_bad`: nothing that it says of a row is true."""
+    (tmp_path / "mine.py").write_text("def f(answer):\n    return True\n")
+    records = [{"question": f"q{k}", "answer": "a", "rationale": "So. The answer is a"} for k in range(40)]
+    samples.write_rows(tmp_path / "rows.jsonl", records)
+    for skip in ("true", "false"):
+        (tmp_path / "mine.yaml").write_text(f"data: rows.jsonl\ngrade: mine.py:f\nskip_bad: {skip}\n")
+        task = tasks.load(f"{tmp_path}/mine.yaml")
+        with pytest.raises(CodeError, match=r"rows\.jsonl:\d+: task mine, .*\.py:f: 20 of 20 .*`grade` gave TypeErr"):
+            task.load(DataRequest(5, 5, 0))
+
+
+def test_a_prompt_that_tells_the_answer_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^prompt 'Q: {question} A: {answer}' shows 'answer', which is to be found"):
+        qa(prompt="Q: {question} A: {answer}")
+    with pytest.raises(UsageError, match=r"shows 'why', which is to be found out; end it before that column"):
+        qa(prompt="{question} {why}:", rationale="why")
+
+
+def test_a_column_of_rationales_that_no_row_has(tmp_path: Path) -> None:
+    """By its usual name it may be missing; one that was named is a mistake."""
+    data = rows(tmp_path, {"question": "q", "answer": "a", "why": "b"})
+    qa(data=data).read(data)
+    with pytest.raises(UsageError, match="`rationale` names the column 'wyh'; there are answer, question, why"):
+        qa(data=data, rationale="wyh").read(data)
+
+
+def test_one_number_out_of_range_is_the_fault_of_its_row(tmp_path: Path) -> None:
+    choices = ["cat", "dog", "cod", "ant"]
+    records = [{"question": f"q{k}", "options": choices, "answer": 4 if k == 8 else k % 4} for k in range(12)]
+    data = rows(tmp_path, *records)
+    with pytest.raises(UsageError, match=r"rows\.jsonl:9: the answer '4' is none of .*, which are numbered 0 to 3$"):
+        qa(data=data, choices="options", prompt="{question} {choices}").read(data)
+
+
 @pytest.mark.parametrize("skip_bad", ["false", "true"])
 @pytest.mark.parametrize(
     ("code", "message"),
@@ -560,7 +595,8 @@ def test_a_rationale_that_cannot_be_is_dropped_and_counted(tmp_path: Path) -> No
     test = samples.write_rows(tmp_path / "test.jsonl", [{"question": "t", "answer": 1}])
     data = qa().load(DataRequest(5, 5, 0, options=options | {"test": test}))
     assert [example.z for example in data.demonstrations] == [" It is 5."]
-    assert "7 rationales dropped: with another answer than the row has, or none." in data.notes
+    reason = "with another answer than the row has, or none"
+    assert f"7 rationales dropped: {reason} (the first: {tmp_path}/rows.jsonl:1)." in data.notes
 
 
 def test_a_blank_rationale_is_none(tmp_path: Path) -> None:
@@ -780,7 +816,7 @@ BAD: dict[str, str] = {
     '{"question": "' + "q" * 10_000 + '"}': "a line of more than 10,000 characters",
     '{"question": "\udcff"}': "not UTF-8 text",
     '{"answer": "A", "choices": ["a", "b"]}': "the field 'question' is missing; found: answer, choices",
-    '{"question": null, "answer": "A", "choices": ["a", "b"]}': "the field 'question' must be a string, not null",
+    '{"question": null, "answer": "A", "choices": ["a", "b"]}': "'question' must be a text or a number, not null",
     '{"question": "  ", "answer": "A", "choices": ["a", "b"]}': "the field 'question' has 0 characters",
     '{"question": ["q"], "answer": "A", "choices": ["a", "b"]}': "must be a text or a finite number, not a list",
     '{"question": "q\\u0000", "answer": "A", "choices": ["a", "b"]}': "has the control character",

@@ -147,8 +147,8 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
         "1 rows dropped: repeated.",
         "2 rows dropped: with different answers to one question.",
         "4 rows dropped: in a test file.",
-        "1 rationales dropped: an equation with its unknown not alone on the left.",
-        "1 rationales dropped: its value is not the answer.",
+        f"1 rationales dropped: an equation with its unknown not alone on the left (the first: {train}:15).",
+        f"1 rationales dropped: its value is not the answer (the first: {train}:16).",
     )
     assert TASK.load(request) == data
     assert all(e.z for e in data.demonstrations) and not any(e.z for e in data.unlabelled)
