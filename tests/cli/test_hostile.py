@@ -43,7 +43,7 @@ def configure(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda config: config["lora"].update(alpha=9), "saved with lora.alpha 16, and config.yaml has 9"),
+        (lambda config: config["lora"].update(alpha=9), "saved with lora.alpha 8, and config.yaml has 9"),
         (lambda config: config.update(q_sees="question-and-answer"), "with q_sees 'question', and config.yaml has"),
         (lambda config: config.update(precision="bf16"), "another model, or in another precision"),
     ],
