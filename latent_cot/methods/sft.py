@@ -51,7 +51,7 @@ class SFT(Method):
         if without and task.is_measured and config.sft.check_every:  # there are no right answers to be counted
             n = len(data.validation)
             told = f"{without} of {n} validation questions have no rationale, whose loss would tell when to stop"
-            raise UsageError(f"{told}: --sft.check-every 0 takes all steps, --data.validation 0 asks none")
+            raise UsageError(f"{told}; give --sft.check-every 0, which takes all steps")
 
     @property
     def answers_at_once(self) -> bool:
