@@ -387,7 +387,7 @@ class Run:
         source = self.source  # first: it may let go of the loop
         if self._loop is None:
             with self.while_loading():
-                data = reasoners.shown_data(source, self.task)
+                data = reasoners.needed_data(source, self.task)
                 self._loop = reasoners.load(source, data)
             self._tell(reasoners.other_task(source))
             self._tell(reasoners.other_data(source, data))

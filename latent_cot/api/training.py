@@ -178,7 +178,7 @@ def _run(
     told: dict[str, Any] = {"track": trackers, "followers": [on_unit]}
     session = carry_out(config, path, console, resume=resume, should_stop=lambda: stop, **told).session
     source = reasoners.find(str(path), None, trusted=True)
-    return Run(source, reasoners.loop_of(session, source, reasoners.shown_data(source, session.task)))
+    return Run(source, reasoners.loop_of(session, source, reasoners.needed_data(source, session.task)))
 
 
 def _stops(follower: Callback, unit: Unit) -> bool:

@@ -127,13 +127,15 @@ def _too_many(words: Sequence[str], flag: Flag | None, said: Sequence[str], comm
     """What is said of words that belong to nothing, behind `said`."""
     if flag is None or not flag.takes:
         return f"{words[0]!r:.80} belongs to no option; latent-cot {command} --help shows what there is"
-    name, value = said[0].partition("=")[0], said[-1].rpartition("=")[2]
+    name, _, value = said[0].partition("=")
+    value = said[-1] if len(said) > 1 else value
     what = f"{name} takes {flag.takes} word{'s' if flag.takes > 1 else ''}, and {words[0]!r:.80} is one more"
-    if flag.repeated and len(words) == 1 and name == "--set" and "=" not in value:
+    says = explanation(flag.owner, flag.field)
+    if "`flag=value`" in says and len(words) == 1 and "=" not in value:
         return f"{what}; write {name} {value}={words[0]}"
     if flag.repeated:
         return f"{what}; write {' '.join(f'{name} {one}' for one in (value, *words))}"
-    if "comma-separated" in explanation(flag.owner, flag.field):
+    if "comma-separated" in says:
         return f"{what}; write {name} {','.join([value, *words])}"
     return f"{what}; leave it out, or put a text with spaces into quotes"
 

@@ -64,9 +64,9 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
     ]
     judges = min(len(data.validation), config.evaluation.diagnostics)
     if has_safeguard(config) and config.rounds and judges < FEWEST_TO_JUDGE:
-        there = f"there {'is' if judges == 1 else 'are'} {judges or 'none'}"
-        why = f"to judge it takes {FEWEST_TO_JUDGE} validation questions (--data.validation), and {there}"
-        notes.append(f"Training that does harm will not be taken back: {why}.")
+        why = f"judging takes {FEWEST_TO_JUDGE} validation questions, and it has {judges or 'none'}"
+        flags = "--data.validation, --evaluation.diagnostics"
+        notes.append(f"Training that does harm will not be taken back: {why} ({flags}).")
     return Examples(task, chain_tools, data, {name: split.examples for name, split in splits.items()}, notes)
 
 

@@ -221,7 +221,7 @@ def other_model(source: Source, lm: LanguageModel) -> str | None:
     return f"The base model is not the one that this run was trained with: {what}; restore them."
 
 
-def shown_data(source: Source, task: Task) -> TaskData:
+def needed_data(source: Source, task: Task) -> TaskData:
     """Those that decide how the reasoners answer: p's prompt may show them, or fine-tuning has learned to write
     rationales from them. Otherwise loading them is a waste, and there are none."""
     needed = shows_data(source) or source.config.method == "sft"

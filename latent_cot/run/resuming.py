@@ -58,17 +58,18 @@ def is_finished(path: Path, config: RunConfig) -> bool:
 
 def refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) -> None:
     """Raises UsageError for a checkpoint of other training data, another model or precision, or other settings."""
-    what = {
+    saved = checkpoint.state.get("settings")
+    there = dict(_leaves(saved)) if isinstance(saved, Mapping) else {}
+    other = (
+        f"{name} {there[name]!r:.80}, and config.yaml has {value!r:.80}"
+        for name, value in _leaves(own["settings"])
+        if there.get(name, value) != value
+    )
+    what = {  # the settings first: other ones may draw other data
+        "settings": f"it was saved with {next(other, 'other settings')}; put config.yaml right",
         "training": f"the training data are not those that this run began with; restore them ({data})",
-        "settings": f"it was saved with other settings (lora, {', '.join(SAME)}); put config.yaml right",
         "model": "it was saved with another model, or in another precision; restore it, or give the `precision`",
     }
-    settings = checkpoint.state.get("settings")
-    saved = dict(_leaves(settings)) if isinstance(settings, Mapping) else {}
-    for name, value in _leaves(own["settings"]):
-        if saved.get(name, value) != value:
-            how = f"it was saved with {name} {saved[name]!r:.80}, and config.yaml has {value!r:.80}"
-            raise UsageError(f"{checkpoint.path}: {how}; put config.yaml right, or start again in another --output-dir")
     for name, why in what.items():
         if checkpoint.state.get(name) != own[name]:
             raise UsageError(f"{checkpoint.path}: {why}, or start again in another --output-dir")

@@ -32,6 +32,7 @@ from tests.cli.conftest import Cli
         (["compare", "--seeds", "0", "1"], "write --seeds 0,1"),
         (["eval", ".", "--split", "a", "b", "c"], "write --split a --split b --split c"),
         (["em", "--e-step.temperatures", "1", "2", "3"], "takes 2 words, and '3' is one more; leave it out"),
+        (["compare", "--set", "rounds=3", "shots=1"], "write --set rounds=3 --set shots=1"),
         (["compare", "--set", "rounds", "3"], "--set takes 1 word, and '3' is one more; write --set rounds=3"),
         (["sample", ".", "--question", "6", "-", "0"], "put a text with spaces into quotes"),
         (["tasks", "mine"], "'mine' belongs to no option; latent-cot tasks --help"),

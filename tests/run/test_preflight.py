@@ -185,9 +185,9 @@ def test_validation_questions_are_kept_out_of_tests_as_training_questions_are(tm
 @pytest.mark.parametrize(
     ("validation", "diagnostics", "method", "told"),
     [
-        (0, 32, "em", "and there are none"),
-        (5, 32, "em", "and there are 5"),
-        (1, 4, "forward-kl", "and there is 1"),
+        (0, 32, "em", "and it has none"),
+        (5, 32, "em", "and it has 5"),
+        (40, 4, "forward-kl", "and it has 4 (--data.validation, --evaluation.diagnostics)"),
         (6, 32, "em", None),
         (0, 0, "em", None),  # so asked for
         (0, 32, "rejection", None),  # which never takes anything back
