@@ -81,6 +81,8 @@ class Results:
     decoding: dict[str, Number] = field(default_factory=dict)
     training: str = ""
     """A digest of the training data; empty: of an earlier version."""
+    weights: str = ""
+    """Of the base model, likewise."""
 
 
 @dataclass

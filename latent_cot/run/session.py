@@ -461,4 +461,5 @@ def _describe(session: Session) -> dict[str, Any]:
         "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},
         "questions": _tested(session),
         "training": training_digest(session.data),
+        "weights": session.lm.base_digest(rounded=True),
     }

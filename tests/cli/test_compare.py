@@ -109,11 +109,12 @@ def test_other_questions_and_other_training_data_are_told(
     assert cli(*command, "--json").json["notes"] == []
     file = folder / "sft/seed0/results.json"
     results = json.loads(file.read_text())
-    results["questions"]["3-operands"] = results["training"] = "of another file"
+    results["questions"]["3-operands"] = results["training"] = results["weights"] = "of another file"
     file.write_text(json.dumps(results))
     notes = [
         "3-operands: sft (seed 0) had other test questions than the rest of that seed; do not compare them.",
         "sft (seed 0) had other training data than the rest of that seed, with the same settings.",
+        "sft (seed 0) had another base model than the rest, of the same name.",
     ]
     called = cli(*command)
     assert all(note in " ".join(called.out.split()) for note in notes)

@@ -442,6 +442,17 @@ def test_rows_that_have_learned_from_other_data_are_named() -> None:
     ]
 
 
+def test_rows_of_another_base_model_are_named() -> None:
+    def based(variant: str, weights: str, model: str = "./ours") -> dict[str, Any]:
+        return {**marked(variant, 0, p="1"), "weights": weights, "config": {"model": model}}
+
+    rows = [based("em", "a"), based("sft", "a"), based("large", "c", "./larger"), based("old", "")]
+    assert differing.notes(rows) == []
+    assert differing.notes([*rows, based("ppo", "b")]) == [
+        "ppo (seed 0) had another base model than the rest, of the same name."
+    ]
+
+
 def test_what_rows_are_compared_with() -> None:
     assert paired_difference.parse_target("em:p", REASONERS) == ("em", "p")
     with pytest.raises(UsageError, match="'emm' is not compared"):
