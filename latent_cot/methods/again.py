@@ -42,8 +42,8 @@ from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Rationale
 
 FEWEST = 8
-"""Rationales of a question that are learned together where what q gives them is subtracted: of one alone that would
-be all of it."""
+"""A question with so many rationales learns them together where what q gives them is subtracted: of one alone that
+would be all of it. More are learned in parts of half as many or more."""
 
 
 class LearnsAgain(Method):

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from latent_cot.config.methods import METHODS
+
 if TYPE_CHECKING:
     from latent_cot.config.schema import RunConfig
     from latent_cot.methods.state import Phase
@@ -47,6 +49,9 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
     """
     e = config.e_step
     rate = f"a lower --e-step.learning-rate (it is {e.learning_rate:g})"
+    teach = "more --data.demonstrations or --init-step.steps"
+    if METHODS[config.method].reads(config, "e_step.tempered_share"):
+        teach += f", or explore: a higher --e-step.tempered-share (it is {e.tempered_share:g})"
     norms = [info[name] for name in ("gradient_norm", "again_gradient_norm") if info.get(name) is not None]
     info = {name: value for name, value in info.items() if not (isinstance(value, float) and math.isnan(value))}
     if has_one_chain(info, own_reward=own_reward):
@@ -55,8 +60,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
         yield (
             "one_chain",
             f"q has collapsed: all samples of a question are the same chain, {what}. Variance 0 and ESS 100 % mean "
-            f"nothing then. Begin again with {rate}, with more --data.demonstrations or --init-step.steps, or with "
-            "higher --e-step.temperatures",
+            f"nothing then. Begin again with {rate}, or with {teach}",
         )
     if not all(map(math.isfinite, norms)):
         section = _TRAINED_BY.get(phase.name, "e_step")
@@ -72,8 +76,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
         yield (
             "nothing",
             "q learns nothing: no rationale that was sampled is worth anything, or none more than another (a variance "
-            "of 0 is no success then). Begin again with more --data.demonstrations or --init-step.steps, or with "
-            "higher --e-step.temperatures",
+            f"of 0 is no success then). Begin again with {teach}",
         )
     if (passes := info.get("passes") or 0.0) > MANY_PASSES:
         yield (
