@@ -18,6 +18,7 @@ import secrets
 import shutil
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -42,8 +43,10 @@ MAX_NAME_BYTES = 255
 
 _LARGEST = 10**MAX_DIGITS
 _TOKEN_BYTES = 8
-_NEW = re.compile(rf"\..+\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.new", re.DOTALL)
-"""The name of what is being written."""
+_NEW, _OLD = (re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.{suffix}", re.DOTALL) for suffix in ("new", "old"))
+"""The names of what is being written, and of what it takes the place of."""
+_ATTEMPTS = 100
+"""To make something new while other processes clear it away."""
 
 
 # -- paths and text --------------------------------------------------------------------------------------
@@ -163,8 +166,8 @@ def bounded(value: Any, where: str, *, any_text: bool = False) -> Any:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} is there twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r:.80} is there twice")
     return found
 
 
@@ -194,9 +197,8 @@ def decoded(kind: type[Decoded], value: Any, where: str) -> Decoded:
 
 def write(path: Path, data: bytes) -> None:
     """Put a file in place, at once. Raises OSError; the old one is then untouched."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(mode := os.lstat(path).st_mode) and not stat.S_ISLNK(mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))  # root could replace /dev/null
+    if is_special(path):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))  # root could replace /dev/null
     temporary, descriptor = _claimed(path, _new_file)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -222,9 +224,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def put_folder(new: Path, path: Path) -> None:
-    """Put a folder in the place of another, or of nothing. Raises OSError; the old one is then where it was."""
+    """Put a folder in the place of another, or of nothing. Raises OSError; the old one is then where it was. If the
+    process is killed in between, it has a name that ends in `.old`, and stays until there is another in its place."""
     sync(*new.rglob("*"), new)
-    away = _put_away(path)
+    away = _put_away(path, "old")
     try:
         os.replace(new, path)
     except BaseException:
@@ -238,22 +241,24 @@ def put_folder(new: Path, path: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder, or a link to one, if it is there: at once, so that nobody meets the half of it."""
-    if (away := _put_away(path)) is not None:
+    if (away := _put_away(path, "new")) is not None:
         _remove(away)
 
 
 def append(path: Path, data: bytes) -> None:
     """Append to a file, all or nothing. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "ab") as file:
-        size = os.fstat(descriptor).st_size
+    try:
+        size, left = os.fstat(descriptor).st_size, memoryview(data)
         try:
-            file.write(data)
-            file.flush()
+            while left:  # no buffer, which would write its rest when it is closed, into the room that is made below
+                left = left[os.write(descriptor, left) :]
         except BaseException:  # half a line would spoil the next one
             with suppress(OSError):
-                os.truncate(path, size)
+                os.ftruncate(descriptor, size)
             raise
+    finally:
+        os.close(descriptor)
 
 
 def keep_lines(path: Path, size: int = -1) -> None:
@@ -276,11 +281,14 @@ def sync(*paths: Path) -> None:
 
 
 def clear(folder: Path, name: str = "") -> None:
-    """Remove what killed processes have left in a folder of new files and folders; `name`: of those of this name."""
+    """Remove what killed processes have left in a folder of new files and folders, and of old ones that others have
+    taken the place of; `name`: of those of this name."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             start = f".{name}." if name else "."
-            if is_unfinished(entry.name) and entry.name.startswith(start):
+            old = _OLD.fullmatch(entry.name)
+            replaced = old is not None and os.path.lexists(folder / old[1])
+            if (is_unfinished(entry.name) or replaced) and entry.name.startswith(start):
                 _remove_unless_held(Path(entry.path))
 
 
@@ -289,9 +297,18 @@ def is_unfinished(name: str) -> bool:
     return _NEW.fullmatch(name) is not None
 
 
-def _put_away(path: Path) -> Path | None:
+def is_special(path: Path) -> bool:
+    """Whether there is a device, a pipe or a socket, or a link to one."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing, or a link that leads nowhere
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _put_away(path: Path, suffix: str) -> Path | None:
     """A folder, or a link to one, under another name; None: there is none."""
-    away = _fresh(path)
+    away = _fresh(path, suffix)
     try:
         os.replace(path, away)
     except FileNotFoundError:
@@ -299,11 +316,11 @@ def _put_away(path: Path) -> Path | None:
     return away
 
 
-def _fresh(path: Path) -> Path:
+def _fresh(path: Path, suffix: str = "new") -> Path:
     """A name that nobody can guess, beside `path`. What killed processes have left under such a name goes."""
     clear(path.parent, path.name)
     start = path.name.encode()[: MAX_NAME_BYTES - 2 * _TOKEN_BYTES - 6].decode(errors="ignore")
-    return path.with_name(f".{start}.{secrets.token_hex(_TOKEN_BYTES)}.new")
+    return path.with_name(f".{start}.{secrets.token_hex(_TOKEN_BYTES)}.{suffix}")
 
 
 def _remove(path: Path) -> None:
@@ -326,12 +343,12 @@ def _claimed(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
     """What is new beside `path`, and its descriptor, with a lock that says that this process is still at it: the kernel
     takes it back when the process ends. Another process may clear it away before it is locked; then there is another
     one. Raises OSError."""
-    while True:
+    for attempt in range(_ATTEMPTS):
         temporary = _fresh(path)
         try:
             descriptor = create(temporary)
         except FileNotFoundError:
-            if path.parent.is_dir():
+            if path.parent.is_dir() and attempt < _ATTEMPTS - 1:  # in /dev/fd there is nothing to be made
                 continue
             raise
         with suppress(OSError):  # there are file systems without locks
@@ -339,6 +356,7 @@ def _claimed(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
         if os.fstat(descriptor).st_nlink > 0:
             return temporary, descriptor
         os.close(descriptor)
+    raise OSError(errno.EBUSY, "is cleared away as soon as it is made", str(path))
 
 
 def _remove_unless_held(path: Path) -> None:

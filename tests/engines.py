@@ -86,6 +86,8 @@ class FakeVllm(ThreadingHTTPServer):
         self.completed = 0
         self.failures = 0
         """Requests that are answered by 503 before others are."""
+        self.lost_answers = 0
+        """Adapters that are loaded, and said not to be, before others are."""
         self.lock = threading.Lock()
 
     @property
@@ -114,9 +116,17 @@ class _Handler(BaseHTTPRequestHandler):
                 message = f"LoRA rank {rank} is greater than max_lora_rank {server.max_rank}."
                 self._answer(400, {"error": {"message": message}})
                 return
+            if body["lora_name"] in server.engine.adapters:
+                message = f"The lora adapter '{body['lora_name']}' has already been loaded."
+                self._answer(400, {"error": {"message": message}})
+                return
             with server.lock:
                 server.engine.load(body["lora_name"], Path(body["lora_path"]))
-            self._send(200, "Success: LoRA adapter added.")
+            if server.lost_answers:
+                server.lost_answers -= 1
+                self._send(502, "bad gateway")
+            else:
+                self._send(200, "Success: LoRA adapter added.")
         elif path == "unload_lora_adapter":
             del server.engine.adapters[body["lora_name"]]
             self._send(200, "Success")

@@ -16,6 +16,7 @@ import pytest
 
 from latent_cot import disk
 from latent_cot.run.export.folder import refuse_unless_free
+from latent_cot.run.paths import check_writable
 from latent_cot.run.run_folder import RunFolder, write_text
 from latent_cot.types import UsageError
 from tests.conftest import ROOT
@@ -140,6 +141,56 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
         with pytest.raises(OSError, match="broken"):
             disk.put_folder(new, tmp_path / "export")
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "old"]
+
+
+def test_a_folder_survives_a_kill_between_two_renames(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    (target / "old").mkdir(parents=True)
+    with disk.new_folder(target):
+        disk._put_away(target, "old")  # and no more
+    with disk.new_folder(target) as new:  # of the next process
+        (left,) = tmp_path.glob(".export.*.old")
+        assert (left / "old").exists()
+        disk.put_folder(new, target)
+    assert left.exists()
+    disk.clear(tmp_path)
+    assert os.listdir(tmp_path) == ["export"], "there is another in its place"
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a disk that is full in the middle of it, even if there is room again at once."""
+    log, write = tmp_path / "log", os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not data[:1] == b"a":
+            raise OSError(errno.ENOSPC, "no space left on device")
+        return write(descriptor, data[:3])
+
+    disk.append(log, b"one\n")
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="no space"):
+        disk.append(log, b"aaabbb\n")
+    assert log.read_bytes() == b"one\n"
+
+
+def test_a_link_to_a_pipe_and_a_place_without_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "link", Path("/dev/stdout").parent / "fd" / "99"):
+        with pytest.raises(OSError, match=r"no regular file|No such file"):
+            disk.write(path, b"")
+    with pytest.raises(UsageError, match=r"--output .*link: no regular file"):
+        check_writable(tmp_path / "link", "--output")
+    (tmp_path / "away").symlink_to("nowhere")
+    check_writable(tmp_path / "away", "--output")
+
+
+def test_a_file_needs_a_folder_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is put in place by renaming."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).is_file())
+    with pytest.raises(UsageError, match="cannot be written"):
+        check_writable(tmp_path / "file", "--output")
 
 
 HOLD = """

@@ -10,7 +10,9 @@ from __future__ import annotations
 if not __name__.startswith("latent_cot."):
     raise ImportError(f"import this package as `latent_cot.tools`, not as `{__name__}`")
 
+import builtins
 import inspect
+import keyword
 import pkgutil
 import re
 from collections.abc import Callable
@@ -22,6 +24,13 @@ from latent_cot.tools._foreign import ForeignTool
 from latent_cot.types import Tool, UsageError
 
 __all__ = ["FunctionTool", "load", "names", "tool"]
+
+OF_PROGRAMS = frozenset(
+    "sys signature Formatter torch PeftModel AutoModelForCausalLM AutoTokenizer GenerationConfig MODEL PROMPT BEGIN STOP "
+    "MAX_TOKENS tokenizer model judge CACHE plain read encode decode FIRST FORBIDDEN CHOICES TOOLS Chain reason answer "
+    "CANDIDATES solve".split()
+)
+"""Names that the program of an export has of its own, beside a function of each tool's name."""
 
 
 @dataclass
@@ -101,7 +110,12 @@ def load_unguarded(name: str) -> Tool:
         value = getattr(found, member)
         if not isinstance(value, str) or not value:
             raise UsageError(f"{where}: {member} must be a string that is not empty, not {value!r}")
-    if not found.name.replace("-", "_").isidentifier():  # an exported program has a function of this name
+    function = found.name.replace("-", "_")  # which an exported program has
+    if not function.isidentifier():
         raise UsageError(f"{where}: the tool's name {found.name!r:.80} must be made of letters, digits, - and _")
+    if keyword.iskeyword(function) or hasattr(builtins, function) or function in OF_PROGRAMS:
+        raise UsageError(
+            f"{where}: {found.name!r} is a name of Python's or of exported programs; name the tool otherwise"
+        )
     assert isinstance(found, Tool)
     return found

@@ -79,8 +79,9 @@ class Calculator:
 
     @property
     def portable(self) -> str:
-        """See `_portable_calculator.py`; of the default two operands a call, and without parentheses."""
-        return Path(__file__).with_name("_portable_calculator.py").read_text(encoding="utf-8")
+        """See `_portable_calculator.py`."""
+        source = Path(__file__).with_name("_portable_calculator.py").read_text(encoding="utf-8")
+        return source.replace("most = 2 ", f"most = {self.max_operands} ")
 
     def request(self, text: str) -> str:
         """The last expression of a chain: `"2 - 8"` of `" 6 - 0 = 6, 6 - 4 = 2, 2 - 8 ="`."""

@@ -103,8 +103,12 @@ def run(argv: Sequence[str]) -> int:
             own = "of training, validation or an excluded file" if options.exclude else "of training or validation"
             kept = f"; {split.repeated} repeat an earlier one and were kept" if split.repeated else ""
             say(console, f"{name}: {split.dropped} questions {own} were dropped{kept}", style="dim")
+    if answers is not None:  # before anything is printed: standard output may be closed
+        answers.add(found.records())
     *chains, temperature = (f"{name.replace('_', ' ')} {value:g}" for name, value in found.decoding.items())
     heading = f"{options.target}: {', '.join(chains)}, {temperature}, seed {options.seed}"
+    if options.plot is not None:
+        plots.save_plot(options.plot, found.curves, found.figures, heading)
     if options.json:
         record = {
             **asked.source.describe(),
@@ -128,10 +132,8 @@ def run(argv: Sequence[str]) -> int:
         if options.errors:
             _print_errors(console, asked, found)
     if answers is not None:
-        answers.add(found.records())
         say(console, f"written: {answers.path} ({answers.lines:,} lines)", style="dim", whole=True)
     if options.plot is not None:
-        plots.save_plot(options.plot, found.curves, found.figures, heading)
         say(console, f"drawn: {options.plot}", style="dim")
     return 0
 

@@ -146,9 +146,18 @@ def announce_loading(console: Console, run: Run) -> None:
     run.while_loading = partial(waiting, console, f"Loading {printable(run.config.model)}")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: not the status 1 of rich, which `verify` has for something else."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit as stop:
+            raise BrokenPipeError from stop
+
+
 def progress_console(*, to_stderr: bool) -> Console:
     """Where progress and tables go: standard error if standard output is kept for JSON."""
-    console = Console(stderr=to_stderr, highlight=False)
+    console = _Console(stderr=to_stderr, highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 110)  # a file has no edge: tables need not fold
     return console

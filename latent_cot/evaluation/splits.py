@@ -26,7 +26,8 @@ def numbers_of(task: Task, split: str) -> dict[str, int] | None:
         points = task.sweep(split).points
     except UsageError:
         return None
-    return dict(points.get(split, {})) or None
+    only = next(iter(points.values())) if len(points) == 1 else {}  # the name may be another for the same
+    return dict(points.get(split, only)) or None
 
 
 def splits_of(

@@ -37,6 +37,8 @@ AT_ONCE = 256
 """Requests in progress at one server."""
 MAX_LISTED = 1024
 """Tokens that vLLM lets a request allow, or forbid."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""For which vLLM has room."""
 _FORBIDDEN = -100.0
 """Added to the logit of a token that is forbidden, at temperatures up to `_HOTTEST`."""
 _HOTTEST = 3.0
@@ -224,6 +226,9 @@ class VllmServers:
                 server.call("load_lora_adapter", load)
             except _Lost as error:
                 self._lose(server, error)
+            except UsageError as error:
+                if "already been loaded" not in str(error):  # it was asked twice, as its first answer was lost
+                    raise
         for old in self._versions.replace(adapter, name):
             self._unload(old)
 
@@ -266,6 +271,14 @@ class VllmServers:
                 server.call("unload_lora_adapter", {"lora_name": name})
 
 
+def _room(rank: int) -> int:
+    """The smallest that vLLM has room for, of ranks at least this. Raises UsageError."""
+    if rank > LORA_RANKS[-1]:
+        why = f"--lora.rank {rank}: vLLM has adapters of rank {LORA_RANKS[-1]} at most"
+        raise UsageError(f"{why}; give a lower one, or --rollout.engine transformers")
+    return next(size for size in LORA_RANKS if size >= rank)
+
+
 class VllmHere:
     """vLLM in this process, with a second copy of the base model.
 
@@ -287,7 +300,7 @@ class VllmHere:
             model=str(folder),
             dtype=precision,
             enable_lora=True,
-            max_lora_rank=rank,
+            max_lora_rank=_room(rank),
             max_loras=2,
             logprobs_mode="processed_logprobs",
             skip_tokenizer_init=True,

@@ -138,5 +138,6 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
 
 
 def _first(config: Any, *names: str) -> int:
-    """The first of these settings that there is; 0: none."""
-    return next((value for name in names if (value := getattr(config, name, None))), 0)
+    """The first of these settings that there is, of layers of different sizes the largest; 0: none."""
+    value = next((value for name in names if (value := getattr(config, name, None))), 0)
+    return max(value) if isinstance(value, list | tuple) else value

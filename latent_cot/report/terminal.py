@@ -236,7 +236,7 @@ class Line:
         if always or last or now - self._shown_at >= (self._SECONDS if in_notebook else LINE_SECONDS):
             self._shown_at = now
             if not in_notebook:
-                self.console.print(Text(text), soft_wrap=True)
+                say(self.console, text, whole=True)
             elif not self.console.quiet:
                 self._put(share, text)
 

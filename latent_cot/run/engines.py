@@ -28,7 +28,7 @@ model's some 3."""
 
 def open_engine(config: RunConfig, lm: LanguageModel) -> Engine | None:
     """None: the model samples by itself. Raises UsageError for an engine that cannot be had."""
-    choice, vocabulary = config.rollout.engine, lm.base_config.vocab_size
+    choice, vocabulary = config.rollout.engine, lm.base_config.get_text_config().vocab_size
     if config.e_step.max_staleness and lm.processes.count > 1:
         raise UsageError("--e-step.max-staleness: with several processes sampling and training take turns; give 0")
     if choice.startswith("http"):
@@ -36,7 +36,7 @@ def open_engine(config: RunConfig, lm: LanguageModel) -> Engine | None:
     if choice == VLLM_HERE:
         return VllmHere(
             weights.resolve(config.model),
-            precision=str(lm.base_config.dtype).removeprefix("torch."),
+            precision=str(next(lm.peft.get_base_model().parameters()).dtype).removeprefix("torch."),
             rank=config.lora.rank,
             vocabulary=vocabulary,
             trust_remote_code=config.trust_remote_code,

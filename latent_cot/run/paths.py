@@ -54,13 +54,14 @@ def check_writable(path: Path, option: str) -> None:
     what = None
     if path.is_dir():
         what = "a folder"
-    elif os.path.lexists(path) and not path.is_symlink() and not path.is_file():
+    elif disk.is_special(path):
         what = "no regular file"
     elif not path.absolute().parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first, or name another")
     if what is not None:
         raise UsageError(f"{option} {path}: {what}; name a file")
-    if not os.access(path if os.path.exists(path) else path.absolute().parent, os.W_OK):
+    places = (path.absolute().parent, *([path] if os.path.exists(path) else []))  # it is put in place by renaming
+    if not all(os.access(place, os.W_OK) for place in places):
         raise UsageError(f"{option} {path}: cannot be written; name another file")
 
 

@@ -34,9 +34,14 @@ class About:
 @dataclass
 class Accuracy:
     accuracy: Number | None
+    """None: of no question."""
     correct: Count
     n: Count
     interval_95: tuple[Number, Number]
+
+    def __post_init__(self) -> None:
+        if self.n and self.accuracy is None:
+            raise ValueError(f"no accuracy of {self.n} questions")
 
 
 @dataclass

@@ -54,7 +54,7 @@ MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_
 """Sessions that agree in these can have the same model."""
 SLICING = (
     *("rollout.batch_size", "m_step.samples", "evaluation.votes"),
-    *("evaluation.samples", "evaluation.size", "evaluation.diagnostics"),
+    *("evaluation.samples", "evaluation.size", "evaluation.diagnostics", "evaluation.splits"),
 )
 """These decide which questions are in a unit of work. Within a phase they must not change."""
 
@@ -433,7 +433,8 @@ def _phases_until(loop: Method) -> list[list[Any]]:
 
 
 def _slices(config: RunConfig) -> dict[str, Any]:
-    return {name: attrgetter(name)(config) for name in SLICING}
+    found = {name: attrgetter(name)(config) for name in SLICING}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}  # as JSON has it
 
 
 def _read_adapters(session: Session, source: Path, adapters: Iterable[AdapterName]) -> None:

@@ -70,7 +70,7 @@ class Arithmetic(Task):
         `"operands=5,digits=2"`. `"validation-5-operands"` and the like: questions to choose settings by, which are
         in no test split and in no generated training set. Or all of a file or a data set, by its name, in its order.
 
-        500 questions by default, all there are if there are fewer. A longer split begins with the shorter.
+        `size` questions, 500 by default; all there are if there are fewer. A longer split begins with the shorter.
         """
         if is_source(name):
             return self.read(name)[:size]
@@ -82,9 +82,7 @@ class Arithmetic(Task):
             )
         validation = name.startswith(_VALIDATION)
         stream = questions(points[0], *(("validation", _VALIDATION_SEED) if validation else ("test", _SPLIT_SEED)))
-        if size is None:
-            return [build(question) for question in islice(stream, SPLIT_SIZE)]
-        return [build(question) for question in take(stream, size, f"split {name!r}")]
+        return [build(question) for question in islice(stream, SPLIT_SIZE if size is None else size)]
 
     def sweep(self, pattern: str) -> Sweep:
         """The splits of `"operands=3..10"`, of `"operands=3,5,8,digits=2"`, of a single split's name, of a file."""

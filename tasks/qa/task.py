@@ -433,7 +433,8 @@ def _chosen(value: Any, answer: str, names: Sequence[Sequence[str]], *, numbered
     for known in names:
         if answer.casefold() in (folded := [str(name).casefold() for name in known]):
             return choices[folded.index(answer.casefold())]
-    if number < len(choices) and (isinstance(value, bool) or list(shown) == list(choices)):
+    listed = list(shown) == list(choices) and not any(map(_DIGITS.fullmatch, shown))
+    if number < len(choices) and (isinstance(value, bool) or listed):
         return choices[number]
     which = f", which are numbered 0 to {len(choices) - 1}" if _DIGITS.fullmatch(answer) and numbered else ""
     raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(shown)}{which}")

@@ -108,9 +108,14 @@ class WordProblems(Task):
     def grade(self, example: Example, answer: str | None) -> bool:
         """Equal as numbers, but for rounding (`working.near`): `"0.50"` is `"1/2"`. What is no number is wrong. Where a
         row's equation is more exact than its answer, either is right."""
-        value = working.number(answer or "")
-        right = (example.answer, example.meta.get("stated"))
-        return value is not None and any(working.near(value, working.number(one or "")) for one in right)
+        value, right, stated = (
+            working.number(one or "") for one in (answer, example.answer, example.meta.get("stated"))
+        )
+        if value is None:
+            return False
+        # What the row states stands for its own answer only, not for one of another chain that is compared with this.
+        also = right is not None and working.near(right, stated) and working.near(value, stated)
+        return working.near(value, right) or also
 
     def mistake(self, example: Example, rationale: Rationale) -> str | None:
         """What a wrong chain did wrong first: see `mistakes.classify`."""

@@ -22,7 +22,7 @@ import latent_cot as lc
 from latent_cot.api.rationales import Rationales
 from latent_cot.api.results import Results
 from latent_cot.cli import main
-from latent_cot.config.settings import load_config
+from latent_cot.config.settings import load_config, parse_yaml, write_yaml
 from latent_cot.methods.method import Method
 from latent_cot.methods.scored import ScoredRationale, Stop, Token, pieces
 from latent_cot.methods.state import State
@@ -230,6 +230,11 @@ def test_a_run_does_not_go_on_with_other_slices_of_questions(
     text = file.read_text()
     file.write_text(text.replace("batch_size: 4\n", "batch_size: 2\n", 1))
     with pytest.raises(lc.UsageError, match=r"goes through its questions by other settings \(rollout\.batch_size"):
+        lc.resume(lc.load(tmp_path / "run"), progress=False)
+    changed = parse_yaml(text, "")
+    changed["evaluation"]["splits"].reverse()
+    file.write_text(write_yaml(changed))
+    with pytest.raises(lc.UsageError, match=r"by other settings \(.*evaluation\.splits"):
         lc.resume(lc.load(tmp_path / "run"), progress=False)
     file.write_text(text)
     assert lc.resume(lc.load(tmp_path / "run"), progress=False).status == "finished"

@@ -20,7 +20,7 @@ from latent_cot.config.schema import RolloutConfig
 from latent_cot.config.settings import from_dict
 from latent_cot.model import vllm
 from latent_cot.model.engine import Completion, Request
-from latent_cot.model.vllm import VllmServers, alphabet
+from latent_cot.model.vllm import VllmServers, _room, alphabet
 from latent_cot.types import UsageError
 from tests.conftest import ROOT
 from tests.engines import FakeVllm, ReferenceEngine, serving
@@ -66,6 +66,20 @@ def test_a_run_goes_on_with_the_server_that_is_left_and_ends_as_by_itself(
     assert max(gaps) < 1e-3  # in fp32
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["accuracy"]["1"]) == {"p", "q"}
+
+
+def test_an_adapter_that_was_loaded_though_the_answer_was_lost(
+    servers: tuple[FakeVllm, FakeVllm], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    server, _ = servers
+    server.lost_answers = 1
+    assert run(server.address, tmp_path / "run", tiny_model_dir) == 0
+
+
+def test_vllm_has_room_for_some_ranks_only() -> None:
+    assert [_room(rank) for rank in (1, 4, 8, 12, 512)] == [1, 8, 8, 16, 512]
+    with pytest.raises(UsageError, match=r"--lora\.rank 513: vLLM has adapters of rank 512 at most"):
+        _room(513)
 
 
 def test_a_run_without_a_server_is_saved_and_goes_on_by_itself(

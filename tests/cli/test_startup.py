@@ -150,6 +150,17 @@ def test_nobody_reads_to_the_end(argv: list[str]) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+def test_answers_are_written_though_nobody_reads_the_figures(finished: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    answers = tmp_path / "answers.jsonl"
+    command = [sys.executable, "-m", "latent_cot.cli", "eval", finished, "--size", "2", "--answers", answers]
+    with open(writer, "w") as closed:
+        done = subprocess.run(command, env=environment(), stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert answers.read_text()
+
+
 def test_version(cli: Cli) -> None:
     assert cli("--version").out == f"latent-cot {latent_cot.__version__}\n"
 

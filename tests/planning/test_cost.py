@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from latent_cot.planning import rounds
 from latent_cot.planning.cost import Cost, CostModel, batches
 from latent_cot.planning.hardware import GPUS, Hardware, Pass
 from latent_cot.planning.rounds import Texts
-from latent_cot.planning.shape import SHAPES, gated, shape_of
+from latent_cot.planning.shape import SHAPES, _first, gated, shape_of
 from latent_cot.run.session import Session, open_session
 from latent_cot.types import UsageError
 
@@ -89,6 +90,11 @@ def test_other_families_have_other_names(tmp_path: Path, config: PretrainedConfi
     assert (shape.inner, shape.kv_heads) == (inner, kv_heads)
     made = AutoModelForCausalLM.from_config(config)
     assert shape.weights == pytest.approx(sum(one.numel() for one in made.parameters()), abs=shape.layers)
+
+
+def test_layers_of_different_sizes_are_planned_as_the_largest() -> None:
+    config = SimpleNamespace(ffn_dim=None, intermediate_size=[64, 96, 64])  # as Gemma 3n has it
+    assert _first(config, "ffn_dim", "intermediate_size") == 96
 
 
 def test_what_sees_pictures_is_not_counted(tmp_path: Path) -> None:

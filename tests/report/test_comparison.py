@@ -101,6 +101,9 @@ def test_settings() -> None:
     assert parse_setting("evaluation.splits=[3-operands, a]", names)[1] == {
         "evaluation": {"splits": ["3-operands", "a"]}
     }
+    for text in ("true", "####", "Q: {question} A:", " abc", ""):
+        record = {"data": {"options": {"my-own": text}}}
+        assert parse_setting(f"em:data.options.my-own={text}", names) == ("em", record), "text, as it stands"
     for text in ("policy_gradient.kl", "=3", "grpo:policy_gradient.kl=1"):
         with pytest.raises(UsageError, match="--set"):
             parse_setting(text, names)
@@ -317,6 +320,17 @@ def test_metrics_over_seeds() -> None:
     assert found["likelihood"].deviation == pytest.approx(statistics.stdev([-10.0, -13.0]))
     assert math.isnan(sft.metrics["test"]["likelihood"].mean)
     assert sft.metrics["test"]["diversity"].deviation is None
+
+
+def test_a_metric_that_a_seed_lacks_is_that_of_the_others() -> None:
+    runs = [measured("em", 0, -10.0, 0.5), measured("em", 1, -13.0, 0.75)]
+    for lacking in runs:
+        figures = lacking["metrics"]["q"]["test"]
+        kept = figures.pop("diversity")
+        (em,) = table.summarise(runs)
+        mean = em.metrics["test"]["diversity"]
+        assert (mean.mean, mean.n) == ({0: 0.75, 1: 0.5}[lacking["seed"]], 5)
+        figures["diversity"] = kept
 
 
 def test_the_table_of_metrics() -> None:

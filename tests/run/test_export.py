@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from types import ModuleType
 from typing import Any, cast
 
 import huggingface_hub
@@ -23,14 +21,15 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from latent_cot import tasks, tools
+import latent_cot as lc
+from latent_cot import tasks
 from latent_cot.cli import main
 from latent_cot.config.schema import data_request
 from latent_cot.evaluation.evaluate import Outcome
@@ -41,6 +40,8 @@ from latent_cot.run import reasoners
 from latent_cot.run.export.description import _name, _portable, _tool, _without_folders
 from latent_cot.run.export.folder import refuse_unless_free
 from latent_cot.run.run_folder import RunFolder
+from latent_cot.tools import OF_PROGRAMS
+from latent_cot.tools.calculator import Calculator
 from latent_cot.types import DataRequest, Example, Rationale, Reasoner, Tool, ToolError, UsageError
 from tests.conftest import ROOT
 from tests.tiny import build_tiny_model
@@ -365,6 +366,9 @@ def test_a_chat_template(tmp_path: Path, hub: Path) -> None:
         found = solve_with_card(target, hub, [outcome.example.question for outcome in outcomes])
         assert found == [(outcome.rationales[0].text, outcome.answer) for outcome in outcomes]
         assert any(chain for chain, _ in found)
+        ending = "1 + 2?<|endoftext|>\n<|pad|>assistant\n 3"  # which it does not
+        [(chain, _)] = solve_with_card(target, hub, [ending])
+        assert chain == lc.load(folder).sample(ending, n=1, temperature=0, reasoner=reasoner)[0].text
         prompt = json.loads((target / "latent_cot.json").read_text())["prompt"]
         assert prompt == "<|pad|>user\nQuestion: {question} Answer:<|endoftext|>\n<|pad|>assistant\n"
 
@@ -552,21 +556,32 @@ def test_a_base_model_is_no_run(tiny_model_dir: Path, tmp_path: Path, capsys: py
     assert "no adapter to export" in refused(capsys, tiny_model_dir, tmp_path / "target")
 
 
+def test_no_tool_has_a_name_of_the_program() -> None:
+    program = (ROOT / "latent_cot" / "run" / "export" / "program.txt").read_text()
+    imported = re.findall(r"(?m)^(?:from \S+ )?import (.*)$", program)
+    made = re.findall(r"(?m)^(?:def |class )?([A-Za-z_]+)(?:\(| = |:$)", program)
+    assert {name for names in imported for name in names.split(", ")} | set(made) == OF_PROGRAMS
+
+
 # -- portable forms ------------------------------------------------------------------------------------
 
 
+CALCULATORS = {n: Calculator(max_operands=n) for n in (2, 3, 5)}
+
+
 @pytest.fixture(scope="module")
-def portable() -> Callable[[str], str | None]:
-    spec = importlib.util.spec_from_file_location("_portable", ROOT / "tools" / "_portable_calculator.py")
-    assert spec is not None and spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    calculator: Callable[[str], str | None] = module.calculator
-    return calculator
+def portable() -> dict[int, Callable[[str], str | None]]:
+    """Operands of a call -> the function that an export has."""
+    found = {}
+    for n, calculator in CALCULATORS.items():
+        namespace: dict[str, Any] = {}
+        exec(compile(calculator.portable, "portable", "exec"), namespace)  # noqa: S102
+        found[n] = namespace["calculator"]
+    return found
 
 
-def by_the_tool(text: str) -> str | None:
-    calculator = tools.load("calculator")
+def by_the_tool(text: str, operands: int = 2) -> str | None:
+    calculator = CALCULATORS[operands]
     try:
         return calculator(calculator.request(text))
     except ToolError:
@@ -581,22 +596,37 @@ EXPRESSIONS = st.builds(
     st.sampled_from("+-*/−×÷"),
     st.sampled_from(["", " "]),
 )
-ALPHABET = st.text(st.sampled_from(" ,.0123456789=+-*/;:\n"), max_size=30)
+ALPHABET = st.text(st.sampled_from(" ,.0123456789=+-*/();:\n"), max_size=30)
+NESTED = st.recursive(
+    st.from_regex(r"\A[0-9]{1,3}(\.[0-9]|/[0-9]{1,2})?\Z"),
+    lambda inner: st.builds(
+        "{1}{0}{2}{0}{3}{4}".format,
+        st.sampled_from(["", " "]),
+        st.sampled_from(["", "-", "(", "-("]),
+        inner,
+        st.builds("{}{}".format, st.sampled_from("+-*/"), inner),
+        st.sampled_from(["", ")"]),
+    ),
+    max_leaves=6,
+)
 
 
-@given(ALPHABET, st.one_of(EXPRESSIONS, ALPHABET), st.sampled_from(["", " "]))
+@given(ALPHABET, st.one_of(EXPRESSIONS, NESTED, ALPHABET), st.sampled_from(["", " "]), st.sampled_from([*CALCULATORS]))
+@example("", "1/549755813888 * 1/549755813888", " ", 2)
+@example("", "( 3 + 4 )", " ", 2)
+@example("", "9 - 3 + 8", " ", 3)
 def test_the_portable_calculator_is_the_tool(
-    portable: Callable[[str], str | None], before: str, expression: str, gap: str
+    portable: dict[int, Callable[[str], str | None]], before: str, expression: str, gap: str, operands: int
 ) -> None:
     text = f"{before}, {expression}{gap}="
-    assert portable(text) == by_the_tool(text)
+    assert portable[operands](text) == by_the_tool(text, operands)
 
 
 @pytest.mark.parametrize(
     "text", [" 6 - 0 =", "0.5 + .25 =", "1 / 3 =", "1 / 0 =", "1 / 1024 =", "5 =", "1,000 + 2 =", "8÷3="]
 )
-def test_the_portable_calculator_on_what_matters(portable: Callable[[str], str | None], text: str) -> None:
-    assert portable(text) == by_the_tool(text)
+def test_the_portable_calculator_on_what_matters(portable: dict[int, Callable[[str], str | None]], text: str) -> None:
+    assert portable[2](text) == by_the_tool(text)
 
 
 def test_the_portable_answer_is_the_tasks() -> None:

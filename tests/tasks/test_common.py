@@ -80,6 +80,8 @@ def test_a_question_written_otherwise_is_the_same() -> None:
         ("5 of them didn't go", "5 of them did n’t go"),
         ("It made 3,884 cars, 2,871,000 last year.", "It made 3884 cars, 2871000 last year."),
         ("Of 4,000, how many?", "Of 4000, how many?"),
+        ("Is it 3?", "\ufeffIs\u200b it 3?\xad"),
+        ("5 - 3, or 5 - 4", "5 \N{MINUS SIGN} 3, or 5 \N{EN DASH} 4"),
     ],
 )
 def test_how_a_question_is_set_does_not_tell_it_apart(one: str, other: str) -> None:

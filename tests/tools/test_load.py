@@ -154,6 +154,9 @@ def test_missing_file(tmp_path: Path) -> None:
         pytest.param(ECHO.replace('"!"', '""'), "trigger must be a string that is not empty", id="no trigger"),
         pytest.param(ECHO.replace('"echo"', "3"), "name must be a string", id="name is no string"),
         pytest.param(ECHO.replace('"echo"', '"an echo"'), "'an echo' must be made of letters", id="name with a space"),
+        pytest.param(ECHO.replace('"echo"', '"lambda"'), "'lambda' is a name of Python's", id="name is a keyword"),
+        pytest.param(ECHO.replace('"echo"', '"max"'), "'max' is a name of Python's", id="name is a builtin"),
+        pytest.param(ECHO.replace('"echo"', '"decode"'), "'decode' is a name of Python's", id="name of the program"),
         pytest.param(
             ECHO + ECHO.replace("Echo", "Other"),
             "defines Echo, Other, and no TOOL",

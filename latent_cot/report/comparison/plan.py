@@ -116,6 +116,8 @@ def parse_setting(text: str, known: Sequence[str]) -> tuple[str | None, dict[str
         raise UsageError(f"--set {text}: write it as flag=value or METHOD:flag=value, e.g. ppo:policy_gradient.kl=0.1")
     if colon and variant not in known:
         raise UsageError(f"--set {text}: {variant!r} is not compared.{did_you_mean(variant, known)}")
+    if option := re.fullmatch(r"(?:--)?data\.options\.(.+)", rest):  # text as it stands, as `--data.options` takes it
+        return (variant if colon else None), {"data": {"options": {option[1]: value}}}
     record: Any = parse_yaml(value, f"--set {text}") if value not in ("", "None", "null", "~") else None
     for key in reversed(rest.removeprefix("--").replace("-", "_").split(".")):
         record = {key: record}

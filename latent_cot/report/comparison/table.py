@@ -76,14 +76,17 @@ def _row(runs: Sequence[Mapping[str, Any]], reasoner: str) -> Row:
         reasoner,
         tuple(run["seed"] for run in runs),
         {split: _mean([of_run[split] for of_run in accuracies]) for split in accuracies[0]},
-        {
-            split: {name: _mean([of_run[split][name] for of_run in metrics]) for name in names}
-            for split, names in metrics[0].items()
-        },
+        {split: _means([of_run.get(split, {}) for of_run in metrics]) for split in metrics[0]},
         fmean(run["budget"]["trajectories"] for run in runs),
         fmean(run["budget"]["gradient_steps"] for run in runs),
         fmean(math.fsum(s for name, s in one.items() if name not in _NOT_TRAINING) for one in phases),
     )
+
+
+def _means(figures: Sequence[Mapping[str, Any]]) -> dict[str, Mean]:
+    """Of each metric, over the seeds that have it."""
+    names = dict.fromkeys(name for of_run in figures for name in of_run)
+    return {name: _mean([of_run[name] for of_run in figures if name in of_run]) for name in names}
 
 
 def _mean(figures: Sequence[Mapping[str, Any]]) -> Mean:

@@ -167,7 +167,7 @@ def metrics(events: Iterable[Mapping[str, Any]], task: Task) -> list[Json]:
     """The figures that a task has instead of right answers: a row a round, reasoner, split and metric."""
     latest: dict[tuple[Any, ...], Json] = {}
     for event in (event for event in events if event["kind"] == "evaluate"):
-        for name, found in event.get("metrics", {}).items():
+        for name, found in (event.get("metrics") or {}).items():
             place = {"round": event["round"], "reasoner": event["reasoner"], "split": event["split"], "metric": name}
             metric = task.metrics.get(name, Metric(""))
             about = {"description": metric.description, "better": metric.better, "text": metric_text(found, metric)}

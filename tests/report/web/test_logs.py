@@ -79,6 +79,11 @@ def test_what_looks_perfect_where_q_has_collapsed_is_left_out(folder: RunFolder)
     assert (found["steps"]["e_step"]["variance"][-1], found["steps"]["e_step"]["loss"][-1]) == (None, 0.5)
 
 
+def test_an_evaluation_may_say_that_it_has_no_metrics(folder: RunFolder) -> None:
+    folder.log("evaluate", round=3, unit=1, metrics=None, **accuracy("p", "3-operands", 1, 2))
+    assert not collected(folder).get("metrics")
+
+
 def test_accuracies_have_the_numbers_of_their_split(folder: RunFolder) -> None:
     rows = collected(folder, Example("", meta={"operands": 3, "digits": 1}))["accuracy"]
     assert len(rows) == 4

@@ -219,8 +219,7 @@ def test_split_sizes() -> None:
     larger = TASK.split("5-operands", 700)
     assert larger[:500] == TASK.split("5-operands")
     assert len({e.question for e in larger}) == 700
-    with pytest.raises(UsageError, match="but only"):
-        TASK.split("operands=2", 500)
+    assert TASK.split("operands=2", 500) == TASK.split("operands=2")
 
 
 @pytest.mark.parametrize(
@@ -248,6 +247,11 @@ def test_split_sizes() -> None:
 def test_bad_splits(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         TASK.split(name)
+
+
+@pytest.mark.parametrize("name", ["5-operands", "operands=5", "operands=5,digits=1", "5-operands-1-digits"])
+def test_a_split_has_its_numbers_by_any_of_its_names(name: str) -> None:
+    assert numbers_of(TASK, name) == {"operands": 5, "digits": 1}
 
 
 def test_a_file_is_a_split(tmp_path: Path) -> None:

@@ -275,6 +275,12 @@ def test_the_ways_to_name_one_of_the_same_choices(tmp_path: Path, choices: str, 
     assert one(tmp_path, {"question": "q", "answer": given}, choices=choices).answer == read
 
 
+def test_digits_among_the_same_choices_are_texts(tmp_path: Path) -> None:
+    """Else labels from 0 to 4 would be 1, 1, 2, 3, 4."""
+    with pytest.raises(UsageError, match="the answer '0' is none of the choices 1, 2, 3"):
+        one(tmp_path, {"question": "q", "answer": 0}, choices="1,2,3")
+
+
 def test_files_beside_the_project(shared_data: Path) -> None:
     """The published GSM8K: as many rationales as `word_problems` makes of it."""
     folder = shared_data / "gsm8k"

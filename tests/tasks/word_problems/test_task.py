@@ -100,6 +100,8 @@ def test_kinds_of_rows(tmp_path: Path) -> None:
     )
     assert rounded.answer == "2/3" and not TASK.grade(rounded, "0.666")
     assert TASK.grade(rounded, "0.6667") and TASK.grade(rounded, "2/3"), "what the row says is right too"
+    wrong = replace(rounded, answer="5")  # as votes are compared
+    assert not TASK.grade(wrong, "2/3") and not TASK.grade(wrong, "0.6667") and TASK.grade(wrong, "5")
     table = tmp_path / "a.csv"
     table.write_text('question,answer,equation\n"7 and 2, is?",14,x=7*2\n')
     assert TASK.read(str(table))[0].z == " 7 * 2 ="
