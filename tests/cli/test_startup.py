@@ -154,7 +154,7 @@ def test_answers_are_written_though_nobody_reads_the_figures(finished: Path, tmp
     reader, writer = os.pipe()
     os.close(reader)
     answers = tmp_path / "answers.jsonl"
-    command = [sys.executable, "-m", "latent_cot.cli", "eval", finished, "--size", "2", "--answers", answers]
+    command = [sys.executable, "-m", "latent_cot.cli", *map(str, ("eval", finished, "--size", 2, "--answers", answers))]
     with open(writer, "w") as closed:
         done = subprocess.run(command, env=environment(), stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
