@@ -39,6 +39,7 @@ from benchmarks.meter import Meter
 from latent_cot.config.schema import RunConfig, trained_tokens
 from latent_cot.config.settings import load_config
 from latent_cot.methods import e_step
+from latent_cot.methods.again import LearnsAgain
 from latent_cot.methods.method import Method
 from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -118,13 +119,13 @@ def configuration(workload: str, options: Options) -> RunConfig:
         shots=3,
         data=replace(config.data, options={"operands": "3"}),  # longer chains would not fit
         rollout=replace(config.rollout, granularity="token", min_tokens=5, max_tokens=options.paper_tokens),
-        e_step=replace(config.e_step, questions=1, samples=16, objective="subtb", tempered_share=0.0),
+        e_step=replace(config.e_step, questions=1, samples=16, objective="subtb", tempered_share=0.0, updates=1),
     )
 
 
 def run_workload(session: Session, machine: Machine, workload: str, options: Options) -> Report:
     """Ours, and in the paper's workload the plain way, and GRPO if asked for."""
-    loop = session.loop()
+    loop = cast("LearnsAgain", session.loop())
     if workload == "words":  # not in the configuration: the demonstrations are shorter
         loop.rules = replace(loop.rules, min_tokens=60)
     for phase, _ in loop.run():
@@ -182,18 +183,21 @@ def run_workload(session: Session, machine: Machine, workload: str, options: Opt
         def take_step(step: int) -> float:
             own = Meter(loop.lm, machine)
             with own.on():
-                one_step(loop, buffer, optimiser, options.steps + step)
+                one_step(loop, buffer, optimiser, options.steps + step, again=False)
             return sum(own.parts[part].seconds for part in ("merge", "rollout", "update"))
 
         report["grpo"] = compare_with_grpo(loop, take_step, options)
     return report
 
 
-def one_step(loop: Method, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step: int) -> Any:
-    """Collect and update, as the E-step does, on questions of the step's own."""
+def one_step(
+    loop: LearnsAgain, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step: int, *, again: bool = True
+) -> list[Trajectories]:
+    """Collect, update and, if `again`, learn again, as the E-step does, on questions of the step's own."""
     c = loop.config.e_step
     first = (step * c.questions) % max(1, len(loop.questions) - c.questions + 1)
-    queries = [loop.query(example) for example in loop.questions[first : first + c.questions]]
+    chosen = range(len(loop.questions))[first : first + c.questions]
+    queries = [loop.query(loop.questions[i]) for i in chosen]
     heat = sum(c.temperatures) / 2
     batches = e_step.collect(
         loop.lm,
@@ -205,6 +209,9 @@ def one_step(loop: Method, buffer: ReplayBuffer, optimiser: AdapterOptimiser, st
         samples=c.samples,
         generator=torch.Generator().manual_seed(step),
     )
+    if again and c.updates > 1:
+        own = [[z for z, n in zip(t.rationales, t.sampled, strict=True) for _ in range(n)] for t in batches]
+        loop.remember(chosen, batches, own)
     e_step.update(
         loop.lm,
         batches,
@@ -217,6 +224,8 @@ def one_step(loop: Method, buffer: ReplayBuffer, optimiser: AdapterOptimiser, st
         huber_delta=c.huber_delta,
         max_tokens=trained_tokens(loop.config),
     )
+    if again:
+        loop.learn_again(optimiser, step)
     return batches
 
 
@@ -231,7 +240,7 @@ def compare_with_grpo(loop: Method, take_step: Callable[[int], float], options: 
     own: list[float] = []
     figures = grpo_step_seconds(
         weights.resolve(options.model),
-        [loop.model_prefix + example.x for example in loop.questions],
+        [example.x for example in loop.questions],
         lora_config(loop.config.lora),
         completion_tokens=options.grpo_tokens,
         dtype=cast("torch.dtype", loop.lm.peft.get_base_model().dtype),

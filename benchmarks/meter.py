@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from benchmarks.machine import Machine, synchronise
-from latent_cot.methods import e_step, m_step
+from latent_cot.methods import again, e_step, m_step
+from latent_cot.methods.again import LearnsAgain
 from latent_cot.model.kv_cache import KVCache, SlotLayer
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree, flatten
@@ -51,6 +52,10 @@ class Part:
         return {**vars(self), "share_of_limit": share, "binds": binds if self.tokens else None}
 
 
+TRAINED = ("update", "again")
+"""Parts with a backward pass."""
+
+
 @dataclass
 class Meter:
     """Times the parts of `latent_cot.methods.e_step`, and M-steps, while it is switched on."""
@@ -75,6 +80,8 @@ class Meter:
                 (e_step, "rollout", "rollout"),
                 (Reward, "with_reference", "reward"),
                 (e_step, "update", "update"),
+                (LearnsAgain, "remember", "remember"),
+                (again, "update", "again"),
                 (m_step, "update", "update"),
                 (ReplayBuffer, "add", "buffer"),
                 (ReplayBuffer, "sample", "buffer"),
@@ -107,7 +114,7 @@ class Meter:
 
     def _hidden(self, _: LanguageModel, model: nn.Module, trees: Sequence[TokenTree]) -> None:
         tokens = len(flatten(trees).rows.unique())  # the trees' common beginning is there once
-        if self._part == "update":
+        if self._part in TRAINED:
             self._add(tokens, tokens * (4 * self.weights + 6 * self.lora_weights))
         else:
             self._add(tokens, tokens * 2 * self.weights)
@@ -115,7 +122,7 @@ class Meter:
     def _logits(self, lm: LanguageModel, hidden: torch.Tensor, ids: torch.Tensor | None = None) -> None:
         vocabulary, width = lm._base_head.weight.shape
         columns = vocabulary if ids is None else len(ids)
-        passes = 2 if self._part == "update" else 1
+        passes = 2 if self._part in TRAINED else 1
         self._add(0, passes * 2 * hidden.shape[0] * width * columns)
 
     def _decode(

@@ -107,8 +107,10 @@ class MethodSpec:
                 raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
             if of_step:
                 config = replace(config, e_step=replace(e, steps=(budget.trajectories // rounds - drawn) // of_step))
-        if self.fine_tunes(config) and not self.trains_q:
+        if self.fine_tunes(config) and not self.has_balance:  # EM's own variants have each a full M-step
             steps = budget.gradient_steps // rounds
+            if self.trains_q:  # what q's training leaves, and at least its own
+                steps = max(steps - config.e_step.steps * config.e_step.updates, config.m_step.steps)
             if not self.samples and not config.sft.check_every:  # it takes them all: no more than suit it
                 steps = min(steps, config.m_step.steps)
             config = replace(config, m_step=replace(config.m_step, steps=steps))

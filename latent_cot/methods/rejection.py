@@ -10,7 +10,7 @@ got wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from latent_cot.methods.m_step import epoch_batch
@@ -19,6 +19,7 @@ from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Phase, WeightedRationale
 from latent_cot.rationales.batch import shown
+from latent_cot.types import Rationale
 
 PER_QUESTION = 4
 """Distinct right chains kept for a question, at most: ReST-EM's guard against easy questions."""
@@ -53,16 +54,27 @@ class Rejection(Method):
                 "p", members, self.unit_seed(unit), temperature=self.config.m_step.temperature
             )
             drawn = [WeightedRationale(i, replace(z, log_probs=None)) for i, (z,) in zip(members, sampled, strict=True)]
-            right = [one for one in drawn if self.is_correct(self.questions[one.question], one.rationale)]
+            marks = self._judged(members, [one.rationale for one in drawn])
+            right = [one for one, good in zip(drawn, marks, strict=True) if good]
             for one in right:
                 own = known.setdefault(one.question, set())
                 tokens = tuple(one.rationale.tokens)
                 if len(own) < PER_QUESTION and tokens not in own:
                     own.add(tokens)
                     self.state.drawn.append(one)
-            share = {"accuracy": len(right) / len(members)} if self.tells_right else {}
+            judged = self.tells_right or not self.task.is_measured
+            share = {"accuracy": len(right) / len(members)} if judged else {}
             samples = [shown(self.questions[one.question], one.rationale) for one in drawn[:2]]
             yield {"drawn": len(members), "kept": len(self.state.drawn), **share, "samples": samples}
+
+    def _judged(self, members: Sequence[int], rationales: Sequence[Rationale]) -> list[bool]:
+        """Whether each rationale arrives at its training question's answer; where that is one of a few candidates,
+        whether p picks it. All do where there is no right answer."""
+        examples = [self.questions[i] for i in members]
+        if self.tells_right or self.task.is_measured:
+            return [self.is_correct(example, z) for example, z in zip(examples, rationales, strict=True)]
+        answers = self.decide("p", examples, [[z] for z in rationales])
+        return [self.task.grade(example, answer) for example, (answer,) in zip(examples, answers, strict=True)]
 
     def start_model(self) -> None:
         """An M-step fine-tunes the starting point, not the last p."""
