@@ -18,6 +18,7 @@ import torch
 from latent_cot import em as em_module
 from latent_cot.config.schema import MethodName
 from latent_cot.em import EM
+from latent_cot.evaluation.evaluate import NO_RATIONALE
 from latent_cot.methods import again as again_module
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
@@ -26,15 +27,18 @@ from latent_cot.methods import m_step as m_step_module
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
 from latent_cot.methods.again import Samples, samples_of
-from latent_cot.methods.forward_kl import ForwardKL
+from latent_cot.methods.m_step import epoch_batch
 from latent_cot.methods.method import Method
-from latent_cot.methods.state import Seen, State
+from latent_cot.methods.state import Phase, Seen, State
 from latent_cot.model.lm import LanguageModel
+from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import rollout as rollout_module
 from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.experience import log_probs_by_sampler
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Example, Rationale
+from tests.engines import ReferenceEngine
 from tests.loops import CONFIG, answer_questions, make
 from tests.methods.test_methods import config_of, policy, weights
 from tests.worlds import PlainTask, ToyTask, language_model
@@ -63,15 +67,32 @@ def spy(
     return calls
 
 
-def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("objective", "complete_only", "log_z_rate"), [("tb", True, 0.1), ("prefix-tb", False, 0.3)])
+def test_what_the_e_step_is_given(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, objective: Any, complete_only: bool, log_z_rate: float
+) -> None:
     updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "sample")
     diagnoses = spy(monkeypatch, method_module, "diagnose")
-    tempered = {"reward_temperatures": (1.0, 0.4), "reward_temperature_steps": 3}
-    e_step = dataclasses.replace(CONFIG.e_step, objective="tb", replay_share=0.0, **tempered)  # type: ignore[arg-type]
+    e_step = dataclasses.replace(
+        CONFIG.e_step,
+        objective=objective,
+        replay_share=0.0,
+        huber_delta=2.0,
+        reward_floor=3.0,
+        reward_temperatures=(1.0, 0.4),
+        reward_temperature_steps=3,
+        decay="constant",
+        max_grad_norm=7.0,
+    )
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, e_step=e_step))
     list(em.run())
     assert [options["reward_temperature"] for _, options in updates] == pytest.approx([1.0, 0.8, 0.6, 0.4])
-    assert {options["reward_temperature"] for _, options in diagnoses} == {0.4}
+    assert {(options["huber_delta"], options["reward_floor"]) for _, options in updates} == {(2.0, 3.0)}
+    figures = ("reward_temperature", "reward_floor", "complete_only")
+    assert {tuple(options[name] for name in figures) for _, options in diagnoses} == {(0.4, 3.0, complete_only)}
+    (optimiser,) = {arguments[3] for arguments, _ in updates}
+    assert (optimiser.schedule, optimiser.max_grad_norm) == (Schedule(1e-2, 4, 1, "constant"), 7.0)
+    assert optimiser.adam.param_groups[1]["lr"] == log_z_rate
     starts = [options["log_z"] for _, options in updates]
     assert all(len(set(of_step)) == 1 and len(of_step) == e_step.questions for of_step in starts)  # one for all
     assert len({of_step[0] for of_step in starts}) == e_step.steps  # it is learned
@@ -79,6 +100,12 @@ def test_what_the_e_step_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyP
     assert {one.tempered_share for one in behaviours} == {e_step.tempered_share}
     low, high = e_step.temperatures
     assert all(low <= one.temperature <= high for one in behaviours)
+
+
+@pytest.mark.parametrize(("max_tokens", "tolerance"), [(8, 0.0), (9, 0.25)])
+def test_short_chains_have_no_near_ones(lm: LanguageModel, max_tokens: int, tolerance: float) -> None:
+    loop = make(lm, dataclasses.replace(CONFIG, rollout=dataclasses.replace(CONFIG.rollout, max_tokens=max_tokens)))
+    assert cast(EM, loop).buffer.tolerance == tolerance
 
 
 def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,20 +138,56 @@ def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypat
     assert updates[0][1]["log_z"][0] == pytest.approx(expected, abs=1e-3)
 
 
-def test_rejection_fine_tunes_the_start_each_round(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = []
+@pytest.mark.parametrize(
+    ("method", "q_sees", "writer", "n"),
+    [("em", "question", "q", 2), ("em", "question-and-answer", "q", 2), ("rejection", "question", "p", 1)],
+)
+def test_who_draws_for_the_m_step(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str, q_sees: str, writer: str, n: int
+) -> None:
+    asked = spy(monkeypatch, method_module, "rollout")
+    m_step = dataclasses.replace(CONFIG.m_step, samples=2, temperature=0.7)
+    loop = make(lm, config_of(method, q_sees=q_sees, p_init="prompt", shots=1, m_step=m_step))
+    for phase, _ in loop.run():
+        if phase.name in ("draw", "sample"):
+            break
+        asked.clear()
+    (((_, adapter, prompts, _), how),) = asked
+    of_p = epoch_batch(len(loop.questions), loop.config.rollout.batch_size, 0, f"{loop.config.seed}/{loop.state.phase}")
+    queries = [loop.query(loop.questions[i]) for i in (loop._draw_units[0] if writer == "q" else of_p)]
+    assert prompts == [query.policy_prompt if writer == "q" else query.model_prompt for query in queries]
+    assert (adapter, how["n"], how["temperature"]) == (writer, n, 0.7)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Phase, dict[str, Any]]]:
+    """The phase of each fine-tuning to come, and the adapters before its first step."""
+    found: list[tuple[Phase, dict[str, Any]]] = []
     original = Method.fine_tune
 
     def fit(self: Method, *arguments: Any) -> Iterator[Any]:
-        begun.append((self.phases[self.state.phase].name, weights(self)["p"]))
+        found.append((self.phases[self.state.phase], weights(self)))
         yield from original(self, *arguments)
 
     monkeypatch.setattr(Method, "fine_tune", fit)
+    return found
+
+
+def test_rejection_fine_tunes_the_start_each_round(
+    lm: LanguageModel, begun: list[tuple[Phase, dict[str, Any]]]
+) -> None:
     loop = make(lm, config_of("rejection"))
     list(loop.run())
-    starts = [start for name, start in begun if name == "m_step"]
+    starts = [before["p"] for phase, before in begun if phase.name == "m_step"]
     assert len(starts) == 2
     assert starts[0] == starts[1] == weights(loop)["q"]
+
+
+def test_a_q_that_sees_y_starts_from_p(lm: LanguageModel, begun: list[tuple[Phase, dict[str, Any]]]) -> None:
+    loop = make(lm, config_of("em", q_sees="question-and-answer"))
+    next(phase for phase, _ in loop.run() if phase.name == "warm_start_q")
+    phase, before = begun[-1]
+    assert phase == Phase(1, "warm_start_q") and before["q"] == before["p"] == weights(loop)["p"]
 
 
 def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +200,31 @@ def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: p
         for (_, judge, _, examples, prompts, *_), _ in asked
     }
     assert bare == {("p", False), ("base", True)}
+
+
+def test_nobody_reads_the_answer_who_has_to_pick_it(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = spy(monkeypatch, evaluator_module, "read_answers")
+    rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
+    loop = make(lm, dataclasses.replace(CONFIG, q_sees="question-and-answer", rollout=rollout), PlainTask())
+    example = loop.questions[0]
+    loop.decide("q", [example], [[NO_RATIONALE]])
+    (((_, _, _, _, prompts, *_), _),) = asked
+    assert prompts == [loop.rules.codec.encode_prompt(example.x)] != [loop.test_prompt("q", example)]
+
+
+def test_p_decides_after_the_rationales_that_q_is_tested_with(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch of questions after its own."""
+    monkeypatch.setattr(evaluator_module, "BATCHES_AT_ONCE", 1)
+    asked = spy(monkeypatch, evaluator_module, "read_answers")
+    rollout = dataclasses.replace(CONFIG.rollout, batch_size=2)
+    m_step = dataclasses.replace(CONFIG.m_step, target="answer")
+    list(make(lm, dataclasses.replace(CONFIG, rounds=1, rollout=rollout, m_step=m_step)).run())
+    judges = [judge for (_, judge, *_), _ in asked]
+    assert judges == ["p", "p", "base", "base", "p", "p"]
+    rationales = [given for (_, _, _, _, _, given, _), _ in asked]
+    assert rationales[2:4] == rationales[4:] and rationales[2] != rationales[3]
 
 
 @pytest.mark.parametrize("method", ["ppo", "forward-kl"])
@@ -218,6 +306,22 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
     assert [arguments[1] for arguments, _ in floors] == [7.0, 7.0]
     given = [{name: options[name] for name in ("epochs", "kl")} for _, options in updates]
     assert given == [{"epochs": 2, "kl": 0.4 if method == "grpo" else 0.0}] * 2
+
+
+@pytest.mark.parametrize("by_engine", [False, True])
+def test_ppo_asks_an_engine_how_likely_it_found_what_it_has_sampled(
+    lm: LanguageModel, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, by_engine: bool
+) -> None:
+    updates = spy(monkeypatch, policy_gradient_module, "update")
+    evaluation = dataclasses.replace(CONFIG.evaluation, every_round=False, diagnostics=0)
+    loop = make(lm, config_of("ppo", p_init="base", evaluation=evaluation))
+    with lm.sampling_by(ReferenceEngine(tiny_model("llama")) if by_engine else None):
+        next(loop.run())
+    (((_, experience, *_), options),) = updates
+    if by_engine:
+        assert torch.equal(options["sampler"], log_probs_by_sampler(experience)) and options["sampler"].any()
+    else:
+        assert options["sampler"] is None
 
 
 def learned_weights(call: tuple[Any, dict[str, Any]], loop: Method) -> dict[int, dict[Rationale, float]]:
@@ -316,7 +420,7 @@ def test_only_what_q_has_written_at_temperature_1_is_learned_again(
             kept: Counter[tuple[int, Rationale]] = Counter()
             for one in loop.state.seen:
                 kept[one.question, one.rationale] += one.times
-            assert kept <= own
+            assert kept == own
             assert all(arguments[1] == info["reward_temperature"] for arguments, _ in weighed)
             replayed += info.get("replayed", 0.0)
             weighed.clear()
@@ -402,19 +506,25 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
     updates = spy(monkeypatch, again_module, "update")
     e_step = dataclasses.replace(CONFIG.e_step, steps=12, questions=1, samples=12, updates=3, replay_share=0.0)
     loop = make(lm, config_of("forward-kl", e_step=e_step))
-    remember, chosen = cast(ForwardKL, loop).remember, list[Sequence[int]]()
+    sample, chosen, sampled = loop._rollouts, list[Sequence[int]](), Counter[tuple[int, Rationale]]()
 
-    def remembered(of_step: Sequence[int], *arguments: Any) -> Any:
+    def rollouts(step: int, draw: Any) -> Any:
+        of_step, drawn = sample(step, draw)
         chosen.append(of_step)
-        return remember(of_step, *arguments)
+        sampled.update((i, z) for i, of_one in zip(of_step, drawn, strict=True) for z in of_one)
+        return of_step, drawn
 
-    monkeypatch.setattr(loop, "remember", remembered)
+    monkeypatch.setattr(loop, "_rollouts", rollouts)
     known: list[Seen] = []
     done = again = visited_again = 0
     for phase, info in loop.run():
         if phase.name == "e_step":
             own = loop.state.seen
             assert all(one.right == loop.is_correct(loop.questions[one.question], one.rationale) for one in own)
+            kept: Counter[tuple[int, Rationale]] = Counter()
+            for one in own:
+                kept[one.question, one.rationale] += one.times
+            assert kept == sampled
             right = {one.question for one in own if one.right}
             now = samples_of([one for one in own if one.question in right])
             fresh = {*chosen[-1]} & right
@@ -431,6 +541,8 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
             assert {arguments[5] for arguments, _ in calls} <= {loop.state.unit - 1}
             assert ("loss" in info, "again_loss" in info) == (bool(fresh), bool(now))
             known = list(own)
+        else:
+            sampled.clear()
         done = len(updates)
     assert again and visited_again
 
