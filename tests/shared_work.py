@@ -83,7 +83,8 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         log_z=log_z[:-1],
     )
     found["e_step"] = [info.loss, info.variance, info.log_z, info.gradient_norm, *(z.item() for z in log_z)]
-    learned = m_step.update(lm, "p", groups, rules, optimiser("p"), 0, max_tokens=100)
+    weights = [[0.1 * (g + 1) * (k + 1) for k in range(len(group.rationales))] for g, group in enumerate(groups)]
+    learned = m_step.update(lm, "p", groups, rules, optimiser("p"), 0, max_tokens=100, weights=weights)
     found["m_step"] = [learned.loss, learned.gradient_norm]
     single = m_step.update(lm, "p", groups[:1], rules, optimiser("p"), 0, max_tokens=100)  # one has nothing to do
     found["one question"] = [
@@ -98,7 +99,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, kl=0.1, max_tokens=100
     )
     found["policy"] = [policy.loss, policy.clipped, policy.gradient_norm]
-    weight, weights = experience.weigh(lm, seen, rules.codec, max_tokens=100)
+    weight, importance = experience.weigh(lm, seen, rules.codec, max_tokens=100)
     own = [t.policy_group for t in seen.trajectories]
     samples = []
     for g, group in enumerate(own):
@@ -106,7 +107,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         share = seen.count[rows] / seen.count[rows].sum()
         samples.append(again.Samples(list(group.rationales), weight[rows], share, share.log(), 0.5))
     kl = again.update(lm, own, samples, rules, optimiser("q"), 0, divisor=len(own), max_tokens=100)
-    found["forward-kl"] = [kl.loss, kl.gradient_norm, *weights.ess.tolist(), *weights.bound.tolist()]
+    found["forward-kl"] = [kl.loss, kl.gradient_norm, *importance.ess.tolist(), *importance.bound.tolist()]
     for adapter in ("p", "q"):
         found[adapter] = [weight.flatten().tolist() for weight in lm.parameters(adapter).values()]
     return found

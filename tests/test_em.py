@@ -147,6 +147,16 @@ def test_each_phase_trains_what_it_should(lm: LanguageModel) -> None:
     }
 
 
+def test_q_goes_on_in_each_round_from_where_it_is(lm: LanguageModel) -> None:
+    em = make_em(lm, dataclasses.replace(CONFIG, safeguard=False))
+    found = {}
+    for phase, _ in em.run():
+        found[phase] = {a: [w.tolist() for w in lm.parameters(a).values()] for a in ADAPTERS}
+        if phase == Phase(2, "diagnose_before"):
+            break
+    assert found[phase] == found[Phase(1, "evaluate")] and found[phase]["q"] != found[phase]["p"]
+
+
 @pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
 def test_what_makes_validation_questions_less_likely_is_taken_back(
     lm: LanguageModel,

@@ -88,6 +88,27 @@ def test_a_chain_without_an_answer_is_never_right(lm: LanguageModel) -> None:
         assert not outcome.correct
 
 
+class NumberTask(ToyTask):
+    """Numbers count, however they are written."""
+
+    said: tuple[str, ...] = ("1,000", "5", "1000", "5", "1000.0")
+
+    def grade(self, example: Example, answer: str | None) -> bool:
+        return answer is not None and float(answer.replace(",", "")) == float(str(example.answer).replace(",", ""))
+
+    def answer(self, rationale: Rationale) -> str | None:
+        first, *others = self.said
+        self.said = (*others, first)
+        return first
+
+
+def test_equal_answers_vote_together(lm: LanguageModel) -> None:
+    rules = ChainRules(TextCodec(lm.tokenizer, allowed_characters="ab"), max_tokens=1)
+    example = Example("a?", answer="1000")
+    (found,) = answer_questions(lm, "q", NumberTask(), [example], rules, votes=5, temperature=1.0)
+    assert (found.answer, found.correct) == ("1,000", True)
+
+
 def test_the_answers_of_a_task_with_a_tool(lm: LanguageModel) -> None:
     task = ToyTask()
     examples = [Example("a?", None, None, gold, "a") for gold in map(str, range(10))]

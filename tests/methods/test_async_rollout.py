@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from latent_cot.config.schema import MethodName, RunConfig
 from latent_cot.config.settings import check
+from latent_cot.methods import async_rollout
 from latent_cot.methods.async_rollout import ahead
 from latent_cot.methods.state import Phase
 from latent_cot.model.engine import Completion, Request
@@ -87,11 +89,22 @@ def test_the_samplers_go_on_while_the_trainer_trains(lm: LanguageModel) -> None:
                 break
             time.sleep(0.05)
         assert len(engine.asked) == 3  # steps 1 and 2 have been begun, and 3 has not
-        threading.Timer(0.3, engine.may_answer.set).start()
-        start = time.monotonic()
+        engine.may_answer.set()
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "sampler_waited"), [(3.0, 9.0, 1.0), (11.0, 13.5, 0.0)], ids=["the sampler", "the trainer"]
+)
+def test_who_waits(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, began: float, ended: float, sampler_waited: float
+) -> None:
+    """For rollouts that the trainer asks for at 10 and has at 14."""
+    clock = iter([10.0, began, ended, 14.0])
+    monkeypatch.setattr(async_rollout, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with lm.sampling_by(Slow()), told(lm, 0, 1, 1) as sampling:
         _, figures = next(sampling)
-        waited = time.monotonic() - start
-    assert figures["trainer_waited"] + figures["sampler_waited"] >= 0.5 * min(waited, 0.3)
+    expected = {"sampling_seconds": ended - began, "trainer_waited": 4.0, "sampler_waited": sampler_waited}
+    assert figures == {"staleness": 0, **expected}
 
 
 def test_what_a_sampler_raises_reaches_the_trainer(lm: LanguageModel) -> None:

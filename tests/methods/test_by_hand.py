@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
-from latent_cot.methods import again, m_step, policy_gradient
-from latent_cot.methods.policy_gradient import PPO
+from latent_cot.methods import again, e_step, m_step, policy_gradient
+from latent_cot.methods.policy_gradient import GRPO, PPO, floored
 from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import Schedule
 from latent_cot.model.text import TextCodec
-from latent_cot.objectives.balance import Balance, below_floor, temper, trajectory_balance
+from latent_cot.objectives.balance import IMPOSSIBLE, Balance, below_floor, temper, trajectory_balance
 from latent_cot.objectives.importance import importance_weights
 from latent_cot.rationales.batch import action_mask
 from latent_cot.rationales.chain import ChainRules
@@ -100,6 +102,24 @@ def test_advantages_of_ppo() -> None:
     torch.testing.assert_close(found, raw / (scale + 0.1))
 
 
+def test_advantages_of_grpo() -> None:
+    mask, none = torch.tensor([[True, True], [True, False]]), torch.zeros(2, 2)
+    reward = torch.tensor([0.0, 1.0])
+    experience = Experience([], [], torch.tensor([3.0, 1.0]), torch.tensor([0, 0]), mask, none, reward)
+    found = GRPO.advantages(cast("GRPO", None), experience, none, reward)
+    # Of 0, 0, 0, 1 the mean is 0.25, the standard deviation 0.5.
+    torch.testing.assert_close(found, torch.tensor([[-0.25, -0.25], [0.75, 0.0]]) / (0.5 + 0.1))
+
+
+@pytest.mark.parametrize(("floor", "raised"), [(10.0, [-15.0, -15.0]), (None, [-40.0, -5.0 - IMPOSSIBLE])])
+def test_rewards_far_below_the_best_of_their_question_are_raised(floor: float | None, raised: list[float]) -> None:
+    """Where nothing is worth anything, all are alike."""
+    log_reward, group = torch.tensor([-5.0, -40.0, -math.inf, -math.inf, -30.0]), torch.tensor([0, 0, 0, 1, 2])
+    nothing = torch.zeros(5, 1)
+    found = floored(Experience([], [], torch.ones(5), group, nothing.bool(), nothing, log_reward), floor)
+    assert found.tolist() == [-5.0, *raised, 0.0, -30.0]
+
+
 @pytest.mark.parametrize("behind", [None, 1.0])
 def test_a_policy_gradient_with_a_kl_penalty(
     lm: LanguageModel, rules: ChainRules, seen: Experience, behind: float | None
@@ -114,7 +134,7 @@ def test_a_policy_gradient_with_a_kl_penalty(
     info = policy_gradient.update(
         lm, seen, old, advantage, rules, optimiser, 0, epochs=1, kl=0.7, max_tokens=200, sampler=sampler
     )
-    total, cut, actions = torch.zeros(()), 0.0, 0.0
+    total, cut, actions, drift = torch.zeros(()), 0.0, 0.0, 0.0
     with lm.trainable("q") as model:
         for rows, log_p in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):
             for k, row in enumerate(rows):
@@ -126,9 +146,39 @@ def test_a_policy_gradient_with_a_kl_penalty(
                         total = total + seen.count[row] * (0.7 * (gap.exp() - gap - 1) - gain)
                         cut += float(seen.count[row]) * (ratio > 2)
                         actions += float(seen.count[row])
+                        drift += float(seen.count[row] * (old[row, i] - seen.reference[row, i]))
         expected = autograd(total / seen.count.sum(), optimiser)
     torch.testing.assert_close(optimiser.gradient, expected, rtol=1e-3, atol=1e-5)
+    assert info.kl == pytest.approx(drift / 12, rel=1e-4)
     assert info.weight_cut == pytest.approx(cut / actions) and (cut > 0) == (sampler is not None)
+
+
+# -- dropout ---------------------------------------------------------------------------------------------
+
+
+def test_only_fine_tuning_drops_out(tiny_model: Callable[[str], Path], rules: ChainRules, seen: Experience) -> None:
+    lm = language_model(tiny_model("llama"))
+    for _, layer in lm._adapted:
+        layer.lora_dropout["q"] = nn.Dropout(0.5)
+    groups = [t.policy_group for t in seen.trajectories]
+    one = torch.ones(3)
+    samples = [again.Samples(list(group.rationales), one, one, one, 0.0) for group in groups]
+    balance: dict[str, Any] = {"objective": "vargrad", "reward_floor": None, "huber_delta": None}
+    updates: dict[str, Callable[..., object]] = {
+        "likelihood": partial(m_step.update, lm, "q", groups, rules),
+        "balance": partial(e_step.update, lm, seen.trajectories, rules, reward_temperature=1.0, **balance),
+        "forward KL": partial(again.update, lm, groups, samples, rules, divisor=3),
+    }
+
+    def gradient(name: str, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        optimiser = no_step(lm, "q")
+        updates[name](optimiser, 0, max_tokens=200)
+        found: torch.Tensor = optimiser.gradient
+        return found
+
+    drops_out = {name for name in updates if not torch.equal(gradient(name, 0), gradient(name, 1))}
+    assert drops_out == {"likelihood"}
 
 
 # -- weighted likelihoods --------------------------------------------------------------------------------

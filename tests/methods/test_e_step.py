@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from latent_cot.config.schema import RunConfig
+from latent_cot.config.schema import EStepConfig, RunConfig
 from latent_cot.methods import e_step
 from latent_cot.methods.e_step import Behaviour, _temperatures, collect, offer, update
+from latent_cot.methods.exploration import draw_behaviour
 from latent_cot.methods.state import Phase
 from latent_cot.methods.trouble import PATIENCE, Watch
 from latent_cot.model.architecture import Trees
@@ -452,6 +453,14 @@ def test_questions_with_one_chain(questions: list[Trajectories], share: float) -
     assert ("collapsed" in seen.get("warning", "")) == (share == 1)
 
 
+def test_the_mean_reward_is_that_of_what_was_sampled_and_is_worth_anything() -> None:
+    questions = [of_question([3, 1], 4), of_question([2])]
+    for question, rewards in zip(questions, ([-1.0, -9.0, -50.0], [-math.inf, -50.0]), strict=True):
+        question.log_reward[:, 1] = torch.tensor(rewards)
+    assert describe(questions)["log_reward"] == -3.0
+    assert "log_reward" not in describe(questions[1:])
+
+
 def test_of_one_sample_nothing_can_be_told() -> None:
     assert "single" not in describe([of_question([1]), of_question([1])])
 
@@ -459,6 +468,14 @@ def test_of_one_sample_nothing_can_be_told() -> None:
 def test_on_policy_and_tempered_rationales_are_mixed_within_a_question() -> None:
     assert _temperatures(Behaviour(1.3, tempered_share=0.25), 8) == [1.3] * 2 + [1.0] * 6
     assert _temperatures(Behaviour(), 3) == [1.0] * 3
+
+
+@pytest.mark.parametrize("mix", [False, True])
+def test_what_is_replayed_is_a_share_of_each_question_or_of_the_questions(mix: bool) -> None:
+    config, rng = EStepConfig(replay_share=0.25, mix_replay=mix), random.Random(0)
+    shares = [draw_behaviour(config, rng).replay_share for _ in range(4000)]
+    assert set(shares) == ({0.25} if mix else {0.0, 1.0})
+    assert sum(shares) / 4000 == pytest.approx(0.25, abs=0.03)
 
 
 def test_what_is_replayed_tells_nothing_of_the_present_sampler(lm: LanguageModel, rules: ChainRules) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import DataConfig, EStepConfig, RunConfig, SFTConfig
@@ -87,6 +88,19 @@ def test_a_stopped_run_is_the_run_that_was_never_stopped(
     assert set(loop.state.results()["accuracy"][last]) == set(loop.reasoners)
     assert units == {(phase.round, phase.name): loop.units(phase) for phase in loop.phases}
     assert outcome(run_in_parts(lm, config, tmp_path, 1)) == expected, "stopped after each unit"
+
+
+def test_a_run_with_dropout_is_repeatable_and_can_be_stopped(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    lm, config = language_model(tiny_model("llama"), perturb=False), config_of("sft")
+    outcomes = []
+    for dropout in (0.0, 0.5):
+        for _, layer in lm._adapted:
+            layer.lora_dropout["p"] = nn.Dropout(dropout)
+        loop = make(lm, config)
+        list(loop.run())
+        outcomes.append(outcome(loop))
+    assert outcomes[0]["p"] != outcomes[1]["p"]
+    assert outcome(run_in_parts(lm, config, tmp_path, 1)) == outcomes[1]
 
 
 class AllRight(ToyTask):
@@ -202,6 +216,12 @@ OTHER_E_STEP = EStepConfig(
 )
 
 
+def outcome_of(lm: LanguageModel, config: RunConfig) -> dict[str, Any]:
+    loop = make(lm, config)
+    list(loop.run())
+    return outcome(loop)
+
+
 @pytest.mark.parametrize(
     ("method", "changes"),
     [*((name, {}) for name, method in METHODS.items() if method.ignores(WORLD)), ("gflownet", AGAIN)],
@@ -217,23 +237,22 @@ def test_settings_that_it_does_not_read_change_nothing(lm: LanguageModel, method
         other[section] = dataclasses.replace(of_section, **{name: getattr(others, name) for name in names})
     changed = dataclasses.replace(own, **other)
     assert not other_settings(own, changed)
-    outcomes = []
-    for config in (own, changed):
-        loop = make(lm, config)
-        list(loop.run())
-        outcomes.append(outcome(loop))
-    assert outcomes[0] == outcomes[1]
+    assert outcome_of(lm, own) == outcome_of(lm, changed)
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "name"),
     [("gflownet", AGAIN, "e_step.updates"), ("rejection", {}, "e_step.questions"), ("ppo", {}, "e_step.warmup")],
 )
-def test_settings_that_it_reads_make_another_run(method: str, changes: dict[str, Any], name: str) -> None:
+def test_settings_that_it_reads_make_another_run(
+    lm: LanguageModel, method: str, changes: dict[str, Any], name: str
+) -> None:
     own, (section, field) = config_of(method, **changes), name.split(".")
     of_section = getattr(own, section)
     other = dataclasses.replace(of_section, **{field: getattr(of_section, field) + 1})
-    assert [path for path, *_ in other_settings(own, dataclasses.replace(own, **{section: other}))] == [name]
+    changed = dataclasses.replace(own, **{section: other})
+    assert [path for path, *_ in other_settings(own, changed)] == [name]
+    assert outcome_of(lm, own) != outcome_of(lm, changed)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -352,6 +371,33 @@ def test_sft_stops_early_and_keeps_the_best(lm: LanguageModel) -> None:
     assert loop.state.budget.gradient_steps == 3 + 6 * 2
     assert weights(loop)["p"] == seen[3][1], "not the best one"
     assert seen[4][1] != seen[3][1]
+
+
+def test_sft_stops_by_the_loss_where_nothing_is_right(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr("latent_cot.methods.m_step.held_out_loss", lambda *_, **__: next(losses))
+    m_step = dataclasses.replace(SFT, steps=40, interpolation=1.0)
+    rollout = dataclasses.replace(WORLD.rollout, granularity="token")
+    loop = make(lm, config_of("sft", m_step=m_step, rollout=rollout), LengthTask())
+    seen = []
+    for phase, info in loop.run():
+        if phase.name == "fit":
+            seen.append((info["validation_loss"], info["best_loss"], weights(loop)["p"]))
+        elif phase.round == 1:
+            break
+    assert loop.state.checks == [-3, -1, -2, -2, -2]
+    assert [told for *told, _ in seen] == [[3, 3], [1, 1], [2, 1], [2, 1], [2, 1]]
+    assert weights(loop)["p"] == seen[1][2] != seen[-1][2]
+
+
+def test_sft_ends_with_an_interpolation(lm: LanguageModel) -> None:
+    found = {}
+    for share in (1.0, 0.5):
+        m_step = dataclasses.replace(SFT, interpolation=share)
+        list(make(lm, config_of("sft", sft=SFTConfig(check_every=0), m_step=m_step)).run())
+        found[share] = {name: weight.clone() for name, weight in lm.parameters("p").items()}
+    for name, weight in found[1.0].items():
+        torch.testing.assert_close(found[0.5][name], weight * (0.5 if "lora_B" in name else 1.0))
 
 
 def test_sft_that_is_best_untrained_reads_what_it_read_then(lm: LanguageModel) -> None:

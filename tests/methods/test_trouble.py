@@ -9,7 +9,7 @@ import pytest
 
 from latent_cot.config.methods import FEWEST_TO_JUDGE
 from latent_cot.config.schema import RunConfig
-from latent_cot.evaluation.diagnostics import clear_fall
+from latent_cot.evaluation.diagnostics import clear_fall, mean_figures
 from latent_cot.methods.state import Phase
 from latent_cot.methods.trouble import PATIENCE, Watch, has_one_chain
 
@@ -101,6 +101,14 @@ def test_a_fall_beyond_chance(rises: list[float], fall: tuple[int, int] | None) 
     before = [-math.inf if not rise < math.inf else -3.0 for rise in rises]
     after = [-3.0 if rise == math.inf else -math.inf if math.isnan(rise) else -3.0 + rise for rise in rises]
     assert clear_fall(before, after) == fall
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error"), [([-1.0, -4.0, math.nan, -4.0], 1.0), ([-1.0], math.nan), ([-1.0, -math.inf], math.nan)]
+)
+def test_the_error_of_a_mean_bound(bounds: list[float], error: float) -> None:
+    means = mean_figures([{"bound": bound} for bound in bounds])
+    assert means["bound_error"] == pytest.approx(error, nan_ok=True)
 
 
 @pytest.mark.parametrize("n", range(12))

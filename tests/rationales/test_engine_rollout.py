@@ -20,8 +20,8 @@ from tests.worlds import ALPHABET
 def test_an_engine_may_write_what_it_was_asked_for_only(more: dict[str, object]) -> None:
     codec = TextCodec(build_tokenizer(), allowed_characters=ALPHABET)
     rules = ChainRules(codec, max_tokens=5, **more)  # type: ignore[arg-type]
-    (one,) = codec.encode("1")
-    for wrong in ([one] * 6, [one, codec.stop_id], []):
+    one, outside = codec.encode("1a")  # "a" is not in the alphabet
+    for wrong in ([one] * 6, [one, codec.stop_id], [], [outside]):
         written = [Completion(wrong, [-1.0] * len(wrong))]
         with pytest.raises(UsageError, match="which no rationale may be"):
             rollout(partial(_answer, written), [[5]], rules)
