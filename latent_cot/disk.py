@@ -195,6 +195,15 @@ def decoded(kind: type[Decoded], value: Any, where: str) -> Decoded:
 # -- writing ---------------------------------------------------------------------------------------------
 
 
+def is_special(path: Path) -> bool:
+    """Whether there is a device, a pipe or a socket, or a link to one."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing, or a link that leads nowhere
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def write(path: Path, data: bytes) -> None:
     """Put a file in place, at once. Raises OSError; the old one is then untouched."""
     if is_special(path):
@@ -295,15 +304,6 @@ def clear(folder: Path, name: str = "") -> None:
 def is_unfinished(name: str) -> bool:
     """Whether a file or folder of this name is what a killed process has left of a new one."""
     return _NEW.fullmatch(name) is not None
-
-
-def is_special(path: Path) -> bool:
-    """Whether there is a device, a pipe or a socket, or a link to one."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # nothing, or a link that leads nowhere
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _put_away(path: Path, suffix: str) -> Path | None:

@@ -25,11 +25,45 @@ from latent_cot.types import Tool, UsageError
 
 __all__ = ["FunctionTool", "load", "names", "tool"]
 
-OF_PROGRAMS = frozenset(
-    "sys signature Formatter torch PeftModel AutoModelForCausalLM AutoTokenizer GenerationConfig MODEL PROMPT BEGIN STOP "
-    "MAX_TOKENS tokenizer model judge CACHE plain read encode decode FIRST FORBIDDEN CHOICES TOOLS Chain reason answer "
-    "CANDIDATES solve".split()
-)
+OF_PROGRAMS = {
+    *(
+        "sys",
+        "signature",
+        "Formatter",
+        "torch",
+        "PeftModel",
+        "AutoModelForCausalLM",
+        "AutoTokenizer",
+        "GenerationConfig",
+    ),
+    *(
+        "MODEL",
+        "PROMPT",
+        "BEGIN",
+        "STOP",
+        "MAX_TOKENS",
+        "CACHE",
+        "FIRST",
+        "FORBIDDEN",
+        "CHOICES",
+        "TOOLS",
+        "CANDIDATES",
+    ),
+    *(
+        "tokenizer",
+        "model",
+        "judge",
+        "plain",
+        "read",
+        "encode",
+        "text_of",
+        "decode",
+        "Chain",
+        "reason",
+        "answer",
+        "solve",
+    ),
+}
 """Names that the program of an export has of its own, beside a function of each tool's name."""
 
 
