@@ -26,43 +26,10 @@ from latent_cot.types import Tool, UsageError
 __all__ = ["FunctionTool", "load", "names", "tool"]
 
 OF_PROGRAMS = {
-    *(
-        "sys",
-        "signature",
-        "Formatter",
-        "torch",
-        "PeftModel",
-        "AutoModelForCausalLM",
-        "AutoTokenizer",
-        "GenerationConfig",
-    ),
-    *(
-        "MODEL",
-        "PROMPT",
-        "BEGIN",
-        "STOP",
-        "MAX_TOKENS",
-        "CACHE",
-        "FIRST",
-        "FORBIDDEN",
-        "CHOICES",
-        "TOOLS",
-        "CANDIDATES",
-    ),
-    *(
-        "tokenizer",
-        "model",
-        "judge",
-        "plain",
-        "read",
-        "encode",
-        "text_of",
-        "decode",
-        "Chain",
-        "reason",
-        "answer",
-        "solve",
-    ),
+    *("sys", "signature", "Formatter", "torch", "PeftModel", "AutoModelForCausalLM", "AutoTokenizer"),
+    *("GenerationConfig", "MODEL", "PROMPT", "BEGIN", "STOP", "MAX_TOKENS", "CACHE", "FIRST", "FORBIDDEN"),
+    *("CHOICES", "TOOLS", "CANDIDATES", "tokenizer", "model", "judge", "plain", "read", "encode", "text_of"),
+    *("decode", "Chain", "reason", "answer", "solve"),
 }
 """Names that the program of an export has of its own, beside a function of each tool's name."""
 
