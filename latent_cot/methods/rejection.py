@@ -54,7 +54,7 @@ class Rejection(Method):
                 "p", members, self.unit_seed(unit), temperature=self.config.m_step.temperature
             )
             drawn = [WeightedRationale(i, replace(z, log_probs=None)) for i, (z,) in zip(members, sampled, strict=True)]
-            marks = self._judged(members, [one.rationale for one in drawn])
+            marks = self._marks(members, [one.rationale for one in drawn])
             right = [one for one, good in zip(drawn, marks, strict=True) if good]
             for one in right:
                 own = known.setdefault(one.question, set())
@@ -62,16 +62,19 @@ class Rejection(Method):
                 if len(own) < PER_QUESTION and tokens not in own:
                     own.add(tokens)
                     self.state.drawn.append(one)
-            judged = self.tells_right or not self.task.is_measured
-            share = {"accuracy": len(right) / len(members)} if judged else {}
+            share = {"accuracy": len(right) / len(members)} if self.tells_right or self._picks else {}
             samples = [shown(self.questions[one.question], one.rationale) for one in drawn[:2]]
             yield {"drawn": len(members), "kept": len(self.state.drawn), **share, "samples": samples}
 
-    def _judged(self, members: Sequence[int], rationales: Sequence[Rationale]) -> list[bool]:
-        """Whether each rationale arrives at its training question's answer; where that is one of a few candidates,
-        whether p picks it. All do where there is no right answer."""
+    @property
+    def _picks(self) -> bool:
+        """Whether the answer is one of a few candidates, which p picks behind a rationale."""
+        return not self.tells_right and not self.task.is_measured
+
+    def _marks(self, members: Sequence[int], rationales: Sequence[Rationale]) -> list[bool]:
+        """Whether each rationale leads to its training question's answer. All do where there is no right answer."""
         examples = [self.questions[i] for i in members]
-        if self.tells_right or self.task.is_measured:
+        if not self._picks:
             return [self.is_correct(example, z) for example, z in zip(examples, rationales, strict=True)]
         answers = self.decide("p", examples, [[z] for z in rationales])
         return [self.task.grade(example, answer) for example, (answer,) in zip(examples, answers, strict=True)]

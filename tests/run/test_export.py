@@ -9,7 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,8 +21,6 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
-from hypothesis import example, given
-from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
@@ -41,8 +39,7 @@ from latent_cot.run.export.description import _name, _portable, _tool, _without_
 from latent_cot.run.export.folder import refuse_unless_free
 from latent_cot.run.run_folder import RunFolder
 from latent_cot.tools import OF_PROGRAMS
-from latent_cot.tools.calculator import Calculator
-from latent_cot.types import DataRequest, Example, Rationale, Reasoner, Tool, ToolError, UsageError
+from latent_cot.types import DataRequest, Example, Rationale, Reasoner, Tool, UsageError
 from tests.conftest import ROOT
 from tests.tiny import build_tiny_model
 
@@ -564,69 +561,6 @@ def test_no_tool_has_a_name_of_the_program() -> None:
 
 
 # -- portable forms ------------------------------------------------------------------------------------
-
-
-CALCULATORS = {n: Calculator(max_operands=n) for n in (2, 3, 5)}
-
-
-@pytest.fixture(scope="module")
-def portable() -> dict[int, Callable[[str], str | None]]:
-    """Operands of a call -> the function that an export has."""
-    found = {}
-    for n, calculator in CALCULATORS.items():
-        namespace: dict[str, Any] = {}
-        exec(compile(calculator.portable, "portable", "exec"), namespace)  # noqa: S102
-        found[n] = namespace["calculator"]
-    return found
-
-
-def by_the_tool(text: str, operands: int = 2) -> str | None:
-    calculator = CALCULATORS[operands]
-    try:
-        return calculator(calculator.request(text))
-    except ToolError:
-        return None
-
-
-NUMBERS = st.from_regex(r"\A-? ?([0-9]{1,13}(\.[0-9]{1,12})?|\.[0-9]{1,12})\Z")
-EXPRESSIONS = st.builds(
-    lambda a, b, operator, gap: f"{a}{gap}{operator}{gap}{b}",
-    NUMBERS,
-    NUMBERS,
-    st.sampled_from("+-*/−×÷"),
-    st.sampled_from(["", " "]),
-)
-ALPHABET = st.text(st.sampled_from(" ,.0123456789=+-*/();:\n"), max_size=30)
-NESTED = st.recursive(
-    st.from_regex(r"\A[0-9]{1,3}(\.[0-9]|/[0-9]{1,2})?\Z"),
-    lambda inner: st.builds(
-        "{1}{0}{2}{0}{3}{4}".format,
-        st.sampled_from(["", " "]),
-        st.sampled_from(["", "-", "(", "-("]),
-        inner,
-        st.builds("{}{}".format, st.sampled_from("+-*/"), inner),
-        st.sampled_from(["", ")"]),
-    ),
-    max_leaves=6,
-)
-
-
-@given(ALPHABET, st.one_of(EXPRESSIONS, NESTED, ALPHABET), st.sampled_from(["", " "]), st.sampled_from([*CALCULATORS]))
-@example("", "1/549755813888 * 1/549755813888", " ", 2)
-@example("", "( 3 + 4 )", " ", 2)
-@example("", "9 - 3 + 8", " ", 3)
-def test_the_portable_calculator_is_the_tool(
-    portable: dict[int, Callable[[str], str | None]], before: str, expression: str, gap: str, operands: int
-) -> None:
-    text = f"{before}, {expression}{gap}="
-    assert portable[operands](text) == by_the_tool(text, operands)
-
-
-@pytest.mark.parametrize(
-    "text", [" 6 - 0 =", "0.5 + .25 =", "1 / 3 =", "1 / 0 =", "1 / 1024 =", "5 =", "1,000 + 2 =", "8÷3="]
-)
-def test_the_portable_calculator_on_what_matters(portable: dict[int, Callable[[str], str | None]], text: str) -> None:
-    assert portable[2](text) == by_the_tool(text)
 
 
 def test_the_portable_answer_is_the_tasks() -> None:
