@@ -297,11 +297,17 @@ class Evaluator(Resumable):
 
     @phase(
         lambda self, number: len(self._evaluation_units(number)),
-        when=lambda self, number: self.config.evaluation.every_round or number == self.rounds,
+        when=lambda self, number: (
+            self.config.evaluation.every_round or number == self.rounds or self._was_tested(number)
+        ),
     )
     def evaluate(self, at: Phase) -> Iterator[Info]:
         """The accuracy of each reasoner on each test split, or the task's own figures of its rationales."""
         yield from self._measure(at) if self.task.is_measured else self._grade(at)
+
+    def _was_tested(self, number: int) -> bool:
+        """As the last of fewer rounds was, when a finished run has been given more."""
+        return str(number) in {**self.state.right, **self.state.metrics}
 
     def _grade(self, at: Phase) -> Iterator[Info]:
         units = self._evaluation_units(at.round)

@@ -120,6 +120,18 @@ def test_a_finished_run_goes_on_to_more_rounds(cli: Cli, tmp_path: Path, tiny_mo
     assert settings[0] == settings[1]
 
 
+def test_a_round_that_was_the_last_one_stays_tested(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Phases are counted: without that test of round 1 the run would be somewhere else."""
+    folder = tmp_path / "run"
+    command = [*SMOKE, "--model", tiny_model_dir, "--evaluation.no-every-round", "--output-dir", folder, "--json"]
+    first = cli(*command)
+    assert first.status == 0, first.err
+    longer = cli("em", "--output-dir", folder, "--resume", "--rounds", 2, "--json")
+    assert longer.status == 0, longer.err
+    assert list(first.json["accuracy"]) == ["1"] and list(longer.json["accuracy"]) == ["1", "2"]
+    assert longer.json["accuracy"]["1"] == first.json["accuracy"]["1"]
+
+
 def test_code_that_a_whole_command_names_is_the_users_own(
     cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path
 ) -> None:
