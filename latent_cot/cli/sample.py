@@ -47,7 +47,7 @@ class SampleOptions:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
     """How many to sample, for each question."""
     reasoner: Reasoner | None = None
-    """The sampler q or the model p. Default: q if the run has one that sees the question only."""
+    """The sampler q or the model p. Default: q if it answers test questions, else p."""
     temperature: float = 1.0
     """Sampling temperature; 0 is greedy. The log-probability shown is that at temperature 1."""
     seed: int = 0

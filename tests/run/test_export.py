@@ -459,7 +459,7 @@ def test_the_card_says_what_was_measured(run: Path, tmp_path: Path) -> None:
         low, high = (f"{100 * bound:.1f}" for bound in one["interval_95"])
         assert f"| `{split}` | {100 * one['accuracy']:.1f} | {low} to {high} | {one['n']} |" in body
     assert "demonstrated rationale: 40; questions with no more than their answer: 8" in body
-    assert "before q's training (n = 4)" in body
+    assert "before q's training (n = 4 questions)" in body
     assert "## Limits" in body and "## Licence" in body
 
 

@@ -19,6 +19,7 @@ from latent_cot.types import JOINT
 
 _FIGURES = {
     "variance": "variance of log R − log q over prefixes, nats²: 0 where q is the posterior",
+    "elbo": "{total} less KL(q ‖ posterior), a lower bound, nats: what the training of q raises",
     "bound": "importance-weighted lower bound on {total}, nats",
     "ess": "effective sample size of the weights R(Z) / q(Z), as a share: 1 where q is the posterior",
 }

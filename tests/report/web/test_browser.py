@@ -95,6 +95,8 @@ def test_a_task_without_answers_and_rewards(open_page: Open, small: Json) -> Non
     masses = shares(opened.texts(f"{CHAIN} .meter"))
     assert masses == sorted(masses, reverse=True), "without a reward the order is q's"
     assert opened.page.get_by_role("button", name="✗ wrong").count() == 0
+    opened.page.keyboard.press("w")
+    assert opened.page.locator(CHAIN).count() == 5, "a key for which there is no button does nothing"
 
 
 def test_figures_of_a_task_without_right_answers(open_page: Open, small: Json) -> None:
@@ -127,6 +129,13 @@ def test_a_round_that_is_being_tested_takes_no_curve_away(open_page: Open, small
     opened.see_all()
     assert "Right answers by operands" in opened.texts("figure figcaption strong")
     assert opened.texts("p.lead")[0].startswith("After round 2, p, the model, is ")
+
+
+def test_figures_without_a_chart_are_open(open_page: Open, small: Json) -> None:
+    row = {**small["accuracy"][0], "split": "test", "numbers": None}
+    for rows, is_open in (([{**row, "round": 1}], True), ([{**row, "round": n} for n in (0, 1)], False)):
+        opened = open_page({**small, "accuracy": rows})
+        assert opened.page.locator("#accuracy table").is_visible() == is_open
 
 
 def test_rounds_are_in_the_order_of_their_numbers(open_page: Open, small: Json) -> None:
@@ -298,6 +307,7 @@ def test_hover_and_focus_tell_a_tokens_figures(open_page: Open, small: Json) -> 
     opened.page.keyboard.press("Escape")
     assert opened.page.locator("#tooltip").is_hidden()
 
+    opened.page.mouse.move(1, 1)
     opened.page.locator(f"{CHAIN} [tabindex='0']").first.focus()
     assert "s₀" in tooltip() and f"{nodes['log_reward'][0]:.3f}" in tooltip()
     opened.page.keyboard.press("ArrowRight")
@@ -310,6 +320,9 @@ def test_hover_and_focus_tell_a_tokens_figures(open_page: Open, small: Json) -> 
         "[...document.querySelectorAll('.chain')].indexOf(document.activeElement.closest('.chain'))"
     )
     assert second == 1
+    opened.page.evaluate("window.scrollBy({ top: 40, behavior: 'instant' })")
+    opened.page.wait_for_timeout(200)
+    assert opened.page.locator("#tooltip").is_visible(), "focus scrolls the page; its figures stay"
 
 
 def test_a_tap_tells_them_too(open_page: Open, small: Json) -> None:
@@ -427,6 +440,8 @@ def test_weights_are_greyed_where_no_chain_is_right(open_page: Open, both: Json)
     for k, moot in ((0, 0), (1, 5)):
         opened.page.locator(".question-item").nth(k).click()
         assert opened.page.locator(".pane:first-child .meter.moot").count() == moot
+        said = opened.page.locator(".pane:first-child").get_by_text("No sampled chain is right").count()
+        assert said == (moot > 0)
 
 
 def test_a_selection_has_an_address(open_page: Open, both: Json) -> None:
@@ -541,6 +556,19 @@ def test_two_runs_side_by_side(open_page: Open, small: Json) -> None:
     assert opened.texts(".pane h4") == ["other", "other"]
     assert "e_step.name" in opened.page.inner_text("#settings table")
     assert {"made-up, q", "other, q"} <= set(opened.texts("#accuracy .legend-item"))
+
+
+def test_the_pickers_name_what_is_shown(open_page: Open, both: Json) -> None:
+    other = copy.deepcopy(both) | {"name": "other"}
+    opened = open_page(both, other)
+
+    def picked() -> list[str]:
+        right = [opened.page.get_by_label(f"Run on the {side}") for side in ("left", "right")]
+        return [str(one.evaluate("e => e.selectedOptions[0].textContent")) for one in right]
+
+    assert picked() == opened.texts(".pane h4") == ["made-up, p", "other, p"]
+    opened.page.get_by_label("Run on the left").select_option("1")
+    assert picked() == opened.texts(".pane h4") == ["made-up, q", "other, p"]
 
 
 # -- hostile text ------------------------------------------------------------------------------------------

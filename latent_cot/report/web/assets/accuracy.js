@@ -46,7 +46,8 @@ function showAccuracy(report, section) {
       ),
     );
   }
-  section.append(el("details", {}, el("summary", {}, "All figures"), accuracyTable(runs)));
+  const drawn = curves.length || rounds.size > 1;
+  section.append(el("details", { open: !drawn }, el("summary", {}, "All figures"), accuracyTable(runs)));
 }
 
 function splitsOf(runs) {

@@ -73,19 +73,24 @@ function describeNode(question, samples, node, isState) {
   return { heading, rows };
 }
 
-function meter(label, share, moot = null) {
+function meter(label, share, moot = false) {
   const bar = el("span.bar", { "aria-hidden": "true" });
   bar.style.setProperty("--share", String(share));
   return el(
     moot ? "span.meter.moot" : "span.meter",
-    { title: moot },
+    {},
     el("span.label", {}, label),
     bar,
     el("b", {}, percent(share)),
   );
 }
 
-const MOOT = "No sampled chain is right: these are shares of next to nothing, and say nothing of the posterior.";
+const MOOT =
+  "No sampled chain is right: posterior weights are shares of next to nothing here, and say nothing of the posterior.";
+
+function isMoot(question) {
+  return question.known && question.figures.right === 0;
+}
 
 /** "= 14", or that there is none; nothing where nobody asks. */
 function answerOf({ answer, right }) {
@@ -110,7 +115,7 @@ function chainElement(question, samples, chain, colour) {
       verdict(chain),
       answerOf(chain),
       chain.cut ? el("span.tag", { title: "stopped by force at the largest number of tokens" }, "cut") : null,
-      question.known ? meter("posterior", chain.weight, question.figures.right === 0 ? MOOT : null) : null,
+      question.known ? meter("posterior", chain.weight, isMoot(question)) : null,
       meter(samples.reasoner, chain.q),
       el(
         "span.numbers",

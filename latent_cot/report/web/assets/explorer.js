@@ -92,7 +92,7 @@ class Explorer {
   layout(section) {
     const kinds = new Set(this.runs.map((run) => run.samples.reasoner));
     const own = kinds.size > 1 ? "log q or p" : `log ${this.runs[0].samples.reasoner}`;
-    const graded = this.entries.some((entry) =>
+    this.graded = this.entries.some((entry) =>
       [...entry.by.values()].some((question) => question.chains.some((chain) => chain.right !== null)),
     );
     const splits = [...new Set(this.entries.map((entry) => entry.split))];
@@ -146,7 +146,7 @@ class Explorer {
     this.count = el("p.note.count", { role: "status" });
     this.panes = el("div.panes");
     this.legend = el("div.legends");
-    this.help = helpDialog();
+    this.help = helpDialog(this.graded);
     this.order = el(
       "select",
       { "aria-label": "Order", onchange: () => this.set("order", this.order.value) },
@@ -160,7 +160,7 @@ class Explorer {
         this.search,
         this.split,
         this.order,
-        graded ? this.outcome.element : null,
+        this.graded ? this.outcome.element : null,
         kinds.has("q") ? this.colour.element : null,
         this.view.element,
         this.runs.length > 1 ? this.runPickers() : null,
@@ -199,7 +199,7 @@ class Explorer {
             this.filter();
           },
         },
-        this.runs.map((run, r) => el("option", { value: r, selected: r === k }, printable(run.name))),
+        this.runs.map((run, r) => el("option", { value: r, selected: run === this.shown[k] }, printable(run.name))),
       ),
     );
     return pickers;
@@ -392,6 +392,7 @@ class Explorer {
         {},
         numbers.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))),
       ),
+      isMoot(question) ? el("p.note", {}, MOOT) : null,
     );
     const pane = el("article.card.pane", {}, head);
     pane.question = question;
@@ -455,7 +456,7 @@ class Explorer {
       q: () => this.colour.set("q"),
       p: () => this.colour.set("p"),
       t: () => this.view.set(this.state.view === "tree" ? "chains" : "tree"),
-      w: () => this.outcome.set(cycle[this.state.outcome]),
+      ...(this.graded ? { w: () => this.outcome.set(cycle[this.state.outcome]) } : {}),
       "?": () => this.help.showModal(),
     };
     actions[key]?.();
@@ -488,13 +489,13 @@ function keepInView(item, list) {
     list.scrollTop = top + item.offsetHeight - list.clientHeight;
 }
 
-function helpDialog() {
+function helpDialog(graded) {
   const keys = [
     ["/", "search"],
     ["j  k", "next, previous question"],
     ["q  p", "colour by log q, by log p"],
     ["t", "list or tree"],
-    ["w", "all, right, wrong chains"],
+    ...(graded ? [["w", "all, right, wrong chains"]] : []),
     ["← →", "from token to token"],
     ["↑ ↓", "from chain to chain, in the list from question to question"],
     ["Esc", "leave the search field; close"],

@@ -4,7 +4,9 @@ class Tooltip {
   constructor(element) {
     this.element = element;
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
-    document.addEventListener("scroll", () => this.hide(), { passive: true, capture: true });
+    // Focus scrolls what it finds off the screen into view; its figures go along.
+    const scrolled = () => (this.target && this.target === document.activeElement ? this.place() : this.hide());
+    document.addEventListener("scroll", scrolled, { passive: true, capture: true });
   }
 
   /** Show what `describe` says of the [data-node] element below `container` that is hovered, focused or tapped. */
@@ -34,7 +36,11 @@ class Tooltip {
       ),
     );
     this.element.hidden = false;
-    const box = target.getBoundingClientRect();
+    this.place();
+  }
+
+  place() {
+    const box = this.target.getBoundingClientRect();
     const own = this.element.getBoundingClientRect();
     const below = box.bottom + 8 + own.height < window.innerHeight;
     this.element.style.left = `${Math.max(8, Math.min(box.left, window.innerWidth - own.width - 8))}px`;

@@ -10,11 +10,11 @@ function showSettings(report, section) {
       "p",
       {},
       several ? `${plural(differing.size, "setting")} of ${names.length} differ. ` : "",
-      "To run it again: ",
+      "To run one again, from its folder: ",
       el(
         "code",
         {},
-        `latent-cot ${report.runs[0].method === "em" ? "em" : "fit"} --config ${printable(report.runs[0].name)}/config.yaml --output-dir NEW`,
+        `latent-cot ${report.runs[0].method === "em" ? "em" : "fit"} --config config.yaml --output-dir NEW`,
       ),
     ),
   );

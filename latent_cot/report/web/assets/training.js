@@ -12,6 +12,7 @@ const PHASES = {
 };
 const FIGURES = {
   loss: ["loss", "per question"],
+  again_loss: ["loss of what is learned again", "forward KL, per question"],
   log_reward: ["log-reward", "mean log p(Z Y | X) of the sampled chains, nats"],
   variance: ["Var(log R − log q)", "nats²; 0 once q is the posterior"],
   accuracy: ["right", "share of the sampled chains"],
@@ -19,6 +20,8 @@ const FIGURES = {
   single: ["one chain", "share of questions whose samples are all one chain"],
   kl: ["KL", "from the start, nats"],
   ess: ["effective sample size", "÷ n"],
+  log_z: ["log Z", "as the loss estimates it, mean over questions, nats"],
+  cut: ["cut", "share of the chains that were stopped by force"],
   elbo: ["ELBO", "log p(Y | X) − KL(q ‖ posterior), nats"],
   bound: ["mean log p(Y | X), estimated", "of the questions, by importance sampling, nats; above 0 only by chance"],
   validation: ["validation", "share right"],
@@ -31,7 +34,7 @@ const FIGURES = {
   age: ["age of these", "steps since they were sampled, mean"],
 };
 const SKEWED = new Set(["loss", "variance"]); // from 0 to a few large values: drawn on a square root scale
-const SHARES = new Set(["accuracy", "distinct", "single", "ess", "validation", "mass", "replayed"]);
+const SHARES = new Set(["accuracy", "distinct", "single", "cut", "ess", "validation", "mass", "replayed"]);
 
 function showTraining(report, section) {
   const runs = report.runs;
