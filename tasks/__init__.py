@@ -16,8 +16,8 @@ from typing import Any
 
 from latent_cot import disk
 from latent_cot.tools import _user_file
-from latent_cot.tools._foreign import guard_data, guard_task
-from latent_cot.types import Task, UsageError
+from latent_cot.tools._foreign import guard_needed, guard_task, needed
+from latent_cot.types import Metric, Task, UsageError
 
 __all__ = ["FILES", "code_of", "files_of", "load", "names", "settings_of"]
 
@@ -42,13 +42,17 @@ def load(name_or_path: str, options: Mapping[str, str] | None = None) -> Task:
         raise UsageError(f"--task {name_or_path}: a run is of one; give one task")
     options = options or {}
     described = name_or_path.endswith(FILES)
-    task = _described(name_or_path, options) if described else _found(name_or_path).configured(options)
     own_code = name_or_path not in names() and not described
+    task = _described(name_or_path, options) if described else _found(name_or_path)
+    if own_code:
+        task = needed(name_or_path, "configured", task.configured, options)
+    elif not described:
+        task = task.configured(options)
     if not own_code and not task.code:
         return task
     guarded = guard_task(task, name_or_path if own_code else f"task {task.name}, {', '.join(task.code)}")
     if own_code:
-        guard_data(guarded, name_or_path)
+        guard_needed(guarded, name_or_path)
     # What is guarded can be copied, but not pickled: then it is loaded again. (`copy` asks the class, and not this.)
     named = name_or_path if name_or_path in names() else str(disk.expanded(name_or_path).absolute())
     again = load, (named, dict(options))
@@ -80,7 +84,26 @@ def _found(name_or_path: str) -> Task:
     for member in ("tools", "default_splits"):
         if not isinstance(getattr(task, member), tuple):
             raise UsageError(f"{where}: {member} must be a tuple of names, e.g. ('a',), not {getattr(task, member)!r}")
+    for members, kind, what in _MEMBERS:
+        for member in members:
+            if not isinstance(value := getattr(task, member), kind):
+                raise UsageError(f"{where}: {member} must be {what}, not {value!r:.80}")
+    if any(not isinstance(metric, Metric) for metric in task.metrics.values()):
+        raise UsageError(f"{where}: `metrics` must map names to latent_cot.types.Metric")
+    step, characters = task.step_delimiter or "", task.allowed_characters
+    if characters is not None and (lacking := sorted(set(step) - set(characters))):
+        raise UsageError(
+            f"{where}: no step could end: {lacking[0]!r} of the step_delimiter is not among the allowed_characters"
+        )
     return task
+
+
+_MEMBERS = (
+    (("name", "description", "opening"), str, "a text"),
+    (("stop", "allowed_characters", "step_delimiter", "portable"), (str, type(None)), "a text or None"),
+    (("metrics", "mistakes"), Mapping, "a mapping"),
+)
+"""Attributes of a task, and what they may be."""
 
 
 def code_of(name: str, options: Mapping[str, str]) -> list[str]:

@@ -105,8 +105,16 @@ def distinct_n(texts: Iterable[tuple[Sequence[str], int]], n: int) -> float:
     return len(grams) / grams.total() if grams else math.nan
 
 
-def made(task: Task, request: DataRequest, train: Iterable[Example], validation: Iterable[Example]) -> TaskData:
-    """The data of a task that makes its own questions: the first of each share. Raises UsageError for a file."""
+def made(
+    task: Task,
+    request: DataRequest,
+    train: Iterable[Example],
+    validation: Iterable[Example],
+    options: Iterable[str] = (),
+) -> TaskData:
+    """The data of a task that makes its own questions: the first of each share. Raises UsageError for a file, and for
+    an option that is none of the task's `options`."""
+    check_options(task.name, request.options, options)
     if request.train_file is not None:
         raise UsageError(f"--data.train-file: {task.name} makes its own questions; leave it out")
     train = iter(train)  # a list, too, is gone through once

@@ -255,6 +255,15 @@ def _dataset_rows(source: str) -> Iterator[Row]:
         raise UsageError(f"{source}: cannot be read {place}: {first_line(error)}") from error
 
 
+_NO_TEXT = {
+    b"PK": ("a spreadsheet or an archive", "export it as CSV"),
+    b"\x1f\x8b": ("a compressed file", "unpack it"),
+    b"\xff\xfe": ("UTF-16 text", "save the file as UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "save the file as UTF-8"),
+}
+"""How a file begins that is no text in UTF-8 -> what it is, and what to do."""
+
+
 def _read_text(path: str) -> str:
     """A file of at most 64 MiB, its bytes that are not UTF-8 as surrogates. Raises UsageError."""
     try:
@@ -263,6 +272,9 @@ def _read_text(path: str) -> str:
         raise _no_such_file(path) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UsageError(f"{path}: cannot be read: {error}") from None
+    for begins, (what, remedy) in _NO_TEXT.items():
+        if data.startswith(begins):
+            raise UsageError(f"{path}: {what}; {remedy}")
     return data.decode("utf-8-sig", errors="surrogateescape")
 
 
@@ -303,7 +315,8 @@ class CsvRow(dict[str, Any]):
 def _csv_rows(path: str, text: str) -> Iterator[Row]:
     delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write each of them
     lines, before = list(io.StringIO(text, newline="")), 0
-    reader = csv.reader(lines, strict=True, delimiter=delimiter)
+    spaced = f"{delimiter} " in text.partition("\n")[0]
+    reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=spaced)
     names: list[str] = []
     while True:
         begins = before + reader.line_num + 1  # a field may have several lines
@@ -312,7 +325,7 @@ def _csv_rows(path: str, text: str) -> Iterator[Row]:
             values = next(reader, None)
         except csv.Error as error:  # a quote that is not closed takes all lines behind it: on with the next
             rest = (lines[k] for k in range(begins, len(lines)))
-            before, reader = begins, csv.reader(rest, strict=True, delimiter=delimiter)
+            before, reader = begins, csv.reader(rest, strict=True, delimiter=delimiter, skipinitialspace=spaced)
             yield where, BadRow(f"not valid CSV: {error}; look at the quotes from here on")
             continue
         if values is None:
@@ -320,7 +333,7 @@ def _csv_rows(path: str, text: str) -> Iterator[Row]:
         if not any(map(str.strip, values)):
             continue
         if not names:
-            names = values
+            names = [name.strip() for name in values]
             if _NOT_UTF_8.search("".join(names)):
                 raise UsageError(f"{where}: not UTF-8 text; save the file as UTF-8")
             if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -328,7 +341,8 @@ def _csv_rows(path: str, text: str) -> Iterator[Row]:
         elif _NOT_UTF_8.search("".join(values)):
             yield where, BadRow("not UTF-8 text; save the file as UTF-8")
         elif len(values) != len(names):
-            yield where, BadRow(f"not {len(names)} fields, as the first line has; put text with a comma into quotes")
+            quotes = f"put text with {delimiter!r} in it into quotes, and no space between {delimiter!r} and a quote"
+            yield where, BadRow(f"its fields are {len(values)}, those of the first line {len(names)}; {quotes}")
         else:
             yield where, CsvRow(zip(names, values, strict=True))
 

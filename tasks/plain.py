@@ -25,11 +25,14 @@ class PlainTask(Task):
         return examples_of(read_rows(path), self._of_row)
 
     def _of_row(self, row: Row) -> Example:
-        answer = row[1].get("answer")
+        question, answer = field(row, "question", str).strip(), row[1].get("answer")
         answer = str(answer) if type(answer) is int else field(row, "answer", str, required=False)
-        example = self.example(field(row, "question", str), answer)
+        for name, text in (("question", question), ("answer", answer)):
+            if text is not None and not text.strip():
+                raise UsageError(f"the field {name!r} is empty; write it, or take the row out")
+        example = self.example(question, answer and answer.strip())
         rationale = field(row, "rationale", str, required=False)
-        return example if rationale is None else replace(example, z=rationale)
+        return replace(example, z=rationale) if rationale and rationale.strip() else example
 
 
 class SourceTask(Task):

@@ -74,7 +74,7 @@ def tool(
                 inspect.signature(function).bind("")
         except TypeError as error:
             raise UsageError(f"{called}: a tool is called with one text, the request: {error}") from error
-        says = description or (function.__doc__ or called).strip().splitlines()[0]
+        says = description or (function.__doc__ or "").strip().partition("\n")[0] or called
         made = FunctionTool(called, trigger, says, function, isolated)
         made.__module__ = getattr(function, "__module__", __name__)  # where `load` looks for it
         return made

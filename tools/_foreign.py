@@ -22,12 +22,13 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
-from latent_cot.types import CodeError, Example, Task, TaskData, Tool, ToolError, UsageError, first_line
+from latent_cot.types import CodeError, Example, Sweep, Task, TaskData, Tool, ToolError, UsageError, first_line
 
 SECONDS = 5.0
 """Of one call."""
@@ -177,6 +178,12 @@ def _truth(value: Any) -> bool:
     return bool(value)
 
 
+def failures(guarded: Iterable[object]) -> list[str]:
+    """A sentence on each of these tasks and tools whose code has failed."""
+    guards = {id(guard): guard for one in guarded if isinstance(guard := getattr(one, "guard", None), Guard)}
+    return [guard.note for guard in guards.values() if guard.note]
+
+
 # -- tasks -----------------------------------------------------------------------------------------------
 
 _METHODS: dict[str, tuple[Callable[[Any], Any], Any]] = {
@@ -215,36 +222,51 @@ def _task_data(value: Any) -> Any:
     return value
 
 
-_DATA: dict[str, Callable[[Any], Any]] = {
+def _of(*kinds: type, what: str) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kinds):
+            raise Failure(f"{_named(value)} instead of {what}")
+        return value
+
+    return check
+
+
+_NEEDED: dict[str, Callable[[Any], Any]] = {
     "load": _task_data,
     "split": _examples,
     "read": _examples,
     "example": _example,
+    "configured": _of(Task, what="a Task"),
+    "sweep": _of(Sweep, what="a Sweep"),
+    "posterior_prompt": _of(str, what="a text"),
+    "allows": bool,
+    "texts": _of(Sequence, type(None), what="texts, or None"),
+    "candidates": _of(Mapping, type(None), what="a mapping of answers to texts, or None"),
+    "measure": _of(Mapping, what="a mapping of metrics to numbers"),
+    "require": _of(type(None), what="nothing"),
 }
-"""Method of a task that gives examples -> what refuses another result. No chain can go on without them."""
+"""Method of a task -> what refuses a wrong result. Nothing can go on without one."""
 
 
-def guard_data(task: Task, file: str) -> None:
-    """Have a task, which is changed, raise CodeError where a function of its `file` fails, or returns no examples."""
+def needed(file: str, name: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """What a method of a task returns. Raises CodeError, naming the `file`, where that fails or is nothing of use."""
+    try:
+        return _NEEDED[name](function(*args, **named))
+    except Failure as failure:
+        raise CodeError(f"{file}: `{name}` returns {failure}; mend it (see tasks/README.md)") from failure
+    except UsageError:
+        raise
+    except Exception as error:
+        says = f"{type(error).__name__}: {first_line(error)}"
+        raise CodeError(f"{file}: `{name}` raised {says}; mend it (see tasks/README.md)") from error
 
-    def checked(name: str) -> Callable[..., Any]:
-        function = getattr(task, name)
 
-        def method(*args: Any, **named: Any) -> Any:
-            try:
-                return _DATA[name](function(*args, **named))
-            except Failure as failure:
-                raise CodeError(f"{file}: `{name}` returns {failure}; mend it (see tasks/README.md)") from failure
-            except UsageError:
-                raise
-            except Exception as error:
-                says = f"{type(error).__name__}: {first_line(error)}"
-                raise CodeError(f"{file}: `{name}` raised {says}; mend it (see tasks/README.md)") from error
-
-        return method
-
-    for name in _DATA:
-        object.__setattr__(task, name, checked(name))  # it may be a frozen dataclass
+def guard_needed(task: Task, file: str) -> None:
+    """Have a task, which is changed, call its own methods by `needed`."""
+    for name in _NEEDED:
+        if getattr(type(task), name) is not getattr(Task, name):
+            # It may be a frozen dataclass.
+            object.__setattr__(task, name, partial(needed, file, name, getattr(task, name)))
 
 
 def guard_task(task: Task, where: str) -> Task:

@@ -25,6 +25,7 @@ from latent_cot.run import reasoners
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.printable import printable
 from latent_cot.run.run_folder import RunFolder
+from latent_cot.tools._foreign import failures
 from latent_cot.types import Example, Rationale, Reasoner, Task, TaskData, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ class Run:
                     weighed = writer is not None and as_it_is
                     yield self._scored(loop, example, counts, writer or asked, weighed=weighed, reasoner=asked)
                     items.advance()
+        self._tell_failures(loop)
 
     def score(
         self,
@@ -328,7 +330,9 @@ class Run:
             if numbers
         }
         names = [reasoner] if reasoner else self.reasoners
-        found = _asked(self.in_memory(), self.task, splits, names, {**decoding, "seed": seed}, progress=progress)
+        loop = self.in_memory()
+        found = _asked(loop, self.task, splits, names, {**decoding, "seed": seed}, progress=progress)
+        self._tell_failures(loop)
         return Evaluation(self.task, splits, [curve for curve in curves if curve.axes], points, decoding, **found)
 
     def export(
@@ -405,6 +409,11 @@ class Run:
         if note is not None and note not in self.notes:
             self.notes.append(note)
             self.on_note(note)
+
+    def _tell_failures(self, loop: Method) -> None:
+        """Where code of the user's own has failed, an answer counts as wrong."""
+        for note in failures((self.task, loop.task, *loop.rules.tools)):
+            self._tell(note)
 
     def _example(self, question: str | Example, answer: str | int | None) -> Example:
         if not isinstance(question, str | Example):

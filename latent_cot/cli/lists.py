@@ -11,6 +11,7 @@ from latent_cot import tasks, tools
 from latent_cot.cli import fill
 from latent_cot.cli.options import Switch, parse, print_json
 from latent_cot.config.methods import METHODS
+from latent_cot.types import UsageError
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ _LISTS = {
 def run(argv: Sequence[str], command: str) -> int:
     """The command; returns 0."""
     kind, find, how_to_add = _LISTS[command]
+    if argv and not argv[0].startswith("-"):
+        raise UsageError(
+            f"latent-cot {command} lists those that are built in, and takes no {argv[0]!r:.80}. {how_to_add}"
+        )
     options = parse(kind, argv, command)
     found = find()
     if options.json:

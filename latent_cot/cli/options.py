@@ -20,7 +20,7 @@ from latent_cot.cli.flags import explanation, refuse_unknown
 from latent_cot.config.settings import load_config
 from latent_cot.report.terminal import say, waiting
 from latent_cot.run.printable import printable
-from latent_cot.types import finite
+from latent_cot.types import UsageError, finite
 
 if TYPE_CHECKING:
     from latent_cot.api.run import Run
@@ -89,6 +89,8 @@ def _together(option: str, argv: Sequence[str]) -> list[str]:
         behind = arg == option or (behind and not arg.startswith("--"))
         (values if behind else kept).append(arg)
     values = [value for value in values if value != option]
+    if wrong := [name for name in values[::2] if "=" in name] or (values[-1:] if len(values) % 2 else []):
+        raise UsageError(f"{option} takes names and values in turn, {option} NAME VALUE: look at {wrong[0]!r:.80}")
     return [*kept, option, *values] if values else kept
 
 

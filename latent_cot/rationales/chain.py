@@ -232,10 +232,18 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
                 remedy = "raise --rollout.max-tokens or, in tests, --evaluation.max-tokens"
                 raise UsageError(f"{it} has more than {rules.max_tokens} tokens: {remedy}")
             chain.push(token)
-        if written and len(chain.calls) > called and (result := chain.calls[-1].result) is not None:
+        if len(chain.calls) == called or (result := chain.calls[-1].result) is None:
+            continue
+        if written:
             if not rest.startswith(result) and (other := _NUMBER.match(rest)) and _NUMBER.match(result):
                 raise UsageError(f"{it}: {chain.calls[-1].tool} writes {result!r} there, not {other[0]!r}")
             rest = rest.removeprefix(result)
+        elif rules.step_delimiter and re.match(
+            rf"\s*{re.escape(result.strip())}\s*(?:{re.escape(rules.step_delimiter)}|$)", rest
+        ):
+            raise UsageError(
+                f"{it}: it holds the result {result.strip()!r} that {chain.calls[-1].tool} writes; leave it out"
+            )
     for call in chain.calls:
         if call.error:
             raise UsageError(f"{it}: the call {call.request!r} fails: {call.error}")

@@ -93,7 +93,7 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
     notes = [f"There are {', '.join(fewer)}."] if fewer else []
     learned = {example.x for example in (*data.demonstrations, *data.unlabelled)}
     known = [example for example in data.validation if example.x in learned]
-    if known and len(learned) > 1:
+    if known and not task.one_question:
         first = f"the first is {name_of(known[0])}"
         notes.append(f"{len(known)} validation questions are training questions, and say nothing of others: {first}.")
     if spaced := [example for part in parts.values() for example in part if example.x.endswith(" ")]:
@@ -114,7 +114,13 @@ def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -
         strange = [c for c in tool.trigger if task.allowed_characters is not None and c not in task.allowed_characters]
         if strange:
             which = f"{strange[0]!r}, which is not among the characters of a rationale of {task.name}"
-            raise UsageError(f"{it} has {which}; give the tool another trigger, or leave it out")
+            remedy = "give the tool another trigger, or leave it out"
+            if name in task.tools:
+                it, remedy = (
+                    f"{task.name}: the trigger {tool.trigger!r} of its tool {name}",
+                    "add it to allowed_characters",
+                )
+            raise UsageError(f"{it} has {which}; {remedy}")
 
 
 def codec_of(tokenizer: PreTrainedTokenizerBase, task: Task, chain_tools: Sequence[Tool]) -> TextCodec:

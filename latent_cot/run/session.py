@@ -46,6 +46,7 @@ from latent_cot.run.resuming import SAME, changed_settings, refuse_others, refus
 from latent_cot.run.run_folder import Checkpoint, Follower, RunFolder
 from latent_cot.run.schemas import Resources
 from latent_cot.tasks.common import fingerprint, training_digest
+from latent_cot.tools._foreign import failures
 from latent_cot.types import Example, Task, TaskData, UsageError, first_line
 
 SAVE_EVERY = 60.0
@@ -82,8 +83,7 @@ class Session:
     @property
     def failures(self) -> list[str]:
         """A sentence on each, the task and the tools, whose code has failed."""
-        guards = [getattr(one, "guard", None) for one in (self.task, *self.rules.tools)]
-        return [guard.note for guard in guards if guard is not None and guard.note]
+        return failures((self.task, *self.rules.tools))
 
     def loop(self, data: TaskData | None = None, **arguments: Any) -> Method:
         """The method's loop. `data`: other training examples than the session's own."""
@@ -127,7 +127,8 @@ def open_session(
     if codec.chat:
         notes.append("Questions go through the model's chat template: a rationale is the assistant's turn.")
     elif task.opening:
-        notes.append(f"This model has no chat template: the opening {task.opening!r} is left out.")
+        why = "This model has no chat template" if task.chat else "Without `chat` there is no template"
+        notes.append(f"{why}: the opening {task.opening!r} is left out.")
     if not codec.has_stop:
         end = codec.tokenizer.convert_ids_to_tokens(codec.stop_id)
         notes.append(f"The stop {task.stop!r} is several tokens to this model: a rationale ends with {end} instead.")

@@ -57,7 +57,12 @@ def find(pattern: str, text: str) -> str | None:
         found = list(regex.finditer(pattern, text[-MAX_CHARACTERS:], regex.ASCII, timeout=SECONDS))
     except TimeoutError:
         return None
-    return ((found[-1][found[-1].re.groups] or "").lstrip(_BEFORE).rstrip(_BEHIND) or None) if found else None
+    return bare(found[-1][found[-1].re.groups] or "") if found else None
+
+
+def bare(text: str) -> str | None:
+    """An answer without the punctuation around it; None if there is nothing else."""
+    return text.lstrip(_BEFORE).rstrip(_BEHIND) or None
 
 
 def portable(pattern: str) -> str | None:

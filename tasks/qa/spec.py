@@ -146,8 +146,8 @@ class Spec(BaseModel):
     @classmethod
     def _a_share_or_files(cls, value: str) -> str:
         share = _number(value)
-        if share is not None and not 0 < share < 1:
-            raise ValueError("a share between 0 and 1, or files")
+        if (share is not None and not 0 < share < 1) or re.fullmatch(r"[\d.,]+\s*%|\d+,\d+", value):
+            raise ValueError("a share between 0 and 1, such as 0.2, or files")
         return value
 
     @field_validator("extract")
@@ -197,6 +197,9 @@ def read_spec(file: str) -> Spec:
         if key.value in lines:
             raise UsageError(f"{file}:{key.start_mark.line + 1}: {key.value!r} is there twice")
         lines[str(key.value)] = key.start_mark.line + 1
+    if record.get("answer_marker") == "" and "#" in text.splitlines()[lines["answer_marker"] - 1]:
+        where = f"{file}:{lines['answer_marker']}"
+        raise UsageError(f'{where}: a # begins a comment in YAML: put the marker into quotes, answer_marker: "####"')
     found = checked({str(key): value for key, value in record.items()}, lambda name: f"{file}:{lines[name]}: {name}")
     for name in found.tools:
         if ".py" not in name and name not in tools.names():

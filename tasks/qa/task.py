@@ -133,6 +133,7 @@ class QA(Task):
         its number, from 0. Where no choice is in digits it is a number; else the first that all rows' answers can be,
         JSON numbers a number first."""
         as_texts, as_numbers, json_numbers = True, True, False
+        least, from_one = len(LETTERS), False
         of_digits = not isinstance(self.spec.choices, str)
         for row in rows if isinstance(self.spec.choices, str) else ():
             value = row[1].get(self.spec.answer)
@@ -143,6 +144,12 @@ class QA(Task):
                     as_texts &= digits[0] in shown
                     as_numbers &= int(digits[0]) < len(choices)
                     of_digits |= any(map(_DIGITS.fullmatch, shown))
+                    least, from_one = min(least, int(digits[0])), from_one or int(digits[0]) == len(choices)
+        if from_one and least == 1 and not of_digits:
+            name = repr(self.spec.answer)
+            raise UsageError(
+                f"{name} numbers the choices from 1, and here the first is 0: subtract 1, or write letters"
+            )
         numbered = not of_digits or (as_numbers and (json_numbers or not as_texts))
         return partial(self._of_row, numbered=numbered)
 
@@ -228,7 +235,9 @@ class QA(Task):
             return answer == example.answer
         if self.grading == "number":
             return answers.same_number(answer, example.answer, self.spec.tolerance)
-        return answer == example.answer if self.grading == "exact" else same_text(answer, example.answer)
+        if self.grading == "exact":
+            return answers.bare(answer) == answers.bare(example.answer)
+        return same_text(answer, example.answer)
 
     def allows(self, piece: str) -> bool:
         """A rationale that a line break ends is one line."""
@@ -262,6 +271,13 @@ class QA(Task):
             answer = written(value)
         if answer is not None and self.spec.choices and answer not in choices:
             raise UsageError(f"the answer {shorten(answer)} is none of {', '.join(choices) or 'the choices'}")
+        if (
+            answer is not None
+            and self.extract.startswith("after:")
+            and ("\n" in answer or answers.bare(answer) is None)
+        ):
+            why = "has a line break" if "\n" in answer else "is punctuation only"
+            raise UsageError(f"the answer {shorten(answer)} {why}: `extract: {self.extract}` never reads that")
         y = None if answer is None else self._target(answer)
         return Example(x, y, None, answer, question, {"choices": tuple(choices)} if self.spec.choices else {})
 
@@ -431,7 +447,10 @@ def _chosen(value: Any, answer: str, names: Sequence[Sequence[str]], *, numbered
     if numbered and number < len(choices):
         return choices[number]
     for known in names:
-        if answer.casefold() in (folded := [str(name).casefold() for name in known]):
+        if answer in (exact := list(map(str, known))):
+            return choices[exact.index(answer)]
+    for known in names:  # in other capitals, where that names one
+        if (folded := [str(name).casefold() for name in known]).count(answer.casefold()) == 1:
             return choices[folded.index(answer.casefold())]
     listed = list(shown) == list(choices) and not any(map(_DIGITS.fullmatch, shown))
     if number < len(choices) and (isinstance(value, bool) or listed):
@@ -467,7 +486,7 @@ def _without_results(text: str, tools: Sequence[Any]) -> tuple[str, str | None]:
             result = str(tool(tool.request(seen)))
         except ToolError:
             raise working.Unusable("with a call that its tool refuses") from None
-        if stated := re.match(rf"\s*{re.escape(result.strip())}(?!\w|[.,/]\d)", rest):
+        if stated := re.match(rf"\s*{re.escape(result.strip())}(?!\w|[.,/]\d)", rest, re.IGNORECASE):
             rest = rest[stated.end() :]
         elif re.match(r"\s*[-\u2212$]?\d", rest):
             raise working.Unusable("with a stated result that its tool does not give")

@@ -43,7 +43,7 @@ class WordProblems(Task):
         check_options(self.name, options, ("form", "tests"))
         form = options.get("form", FORMS[0])
         if form not in FORMS:
-            raise UsageError(f"--data.options form={form}: it is {' or '.join(FORMS)}.{did_you_mean(form, FORMS)}")
+            raise UsageError(f"--data.options form {form}: it is {' or '.join(FORMS)}.{did_you_mean(form, FORMS)}")
         return WordProblems(form)
 
     def load(self, request: DataRequest) -> TaskData:

@@ -135,6 +135,13 @@ def test_a_reward(kind: str, tmp_path: Path) -> None:
         ("example", "return Example(None)", "an Example whose `x` is None instead of text"),
         ("example", "return {}['moon']", "`example` raised KeyError: 'moon'"),
         ("split", "return [][1]", "`split` raised IndexError: list index out of range"),
+        ("candidates", "return ['a', 'b']", "`candidates` returns a list instead of a mapping"),
+        ("candidates", "return {}['moon']", "`candidates` raised KeyError: 'moon'"),
+        ("allows", "return 1 / 0", "`allows` raised ZeroDivisionError"),
+        ("sweep", "return 'x'", "`sweep` returns a str instead of a Sweep"),
+        ("measure", "return None", "`measure` returns None instead of a mapping"),
+        ("posterior_prompt", "return None", "`posterior_prompt` returns None instead of a text"),
+        ("texts", "return 7", "`texts` returns an int instead of texts, or None"),
     ],
 )
 def test_data_that_are_none(method: str, body: str, said: str, tmp_path: Path) -> None:
@@ -145,6 +152,36 @@ def test_data_that_are_none(method: str, body: str, said: str, tmp_path: Path) -
         getattr(task, method)("x")
     assert str(error.value).startswith(f"{file}: ") and said in str(error.value)
     assert task.grade(EXAMPLE, "1") is True
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return None", "`configured` returns None instead of a Task"),
+        ("return {}['moon']", "`configured` raised KeyError"),
+    ],
+)
+def test_options_that_nobody_takes(body: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        tasks.load(written(tmp_path, TASK, body, method="configured"), {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    ("member", "said"),
+    [
+        ("stop = 5", "stop must be a text or None, not 5"),
+        ("mistakes = ['a']", "mistakes must be a mapping"),
+        ("metrics = {'m': 'text'}\n    measure = lambda self, questions: {}", "must map names to latent_cot.types.Metric"),
+        ("allowed_characters, step_delimiter = 'ab', 'a.'", "no step could end: '.' of the step_delimiter"),
+    ],
+)
+def test_members_that_cannot_be(member: str, said: str, tmp_path: Path) -> None:
+    file = written(tmp_path, TASK, "return True", method="grade")
+    path = Path(file)
+    head, line, rest = path.read_text().partition("    name")
+    path.write_text(f"{head}    {member}\n{line}{rest}")
+    with pytest.raises(UsageError, match=said):
+        tasks.load(file)
 
 
 @pytest.mark.parametrize("kind", BODIES)

@@ -349,3 +349,40 @@ def test_a_sampler_that_sees_the_answer_is_sampled_but_not_tested(
     assert "--reasoner q: in this run q sees the answer" in refused.err
     sampled = cli("sample", folder, "--question", QUESTION, "--reasoner", "q", "-n", 2, "--json")
     assert sampled.json["reasoner"] == "q"
+
+
+FAILS = """
+from latent_cot.tasks.plain import PlainTask
+from latent_cot.types import Example, TaskData
+
+
+class Fails(PlainTask):
+    name, description, default_splits = "fails", "fails now and then", ("test",)
+    asked = 0
+
+    def example(self, question, answer=None):
+        return Example(f"Say {question}:", answer="a", question=question)
+
+    def load(self, request):
+        return TaskData((), (), ())
+
+    def split(self, name, size=None):
+        return [self.example(str(n)) for n in range(6)]
+
+    def answer(self, rationale):
+        Fails.asked += 1
+        return {}["moon"] if Fails.asked % 3 == 0 else "a"
+"""
+
+
+def test_code_that_fails_is_told(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """An answer counts as wrong then, so that the figure alone would be of something else."""
+    (tmp_path / "fails.py").write_text(FAILS)
+    task = ["--task", tmp_path / "fails.py"]
+    called = cli("eval", tiny_model_dir, *task, "--max-tokens", 2, "--json")
+    assert called.status == 0, called.err
+    assert called.json["results"]["p"]["test"]["correct"] == 4
+    (note,) = [note for note in called.json["notes"] if "calls failed" in note]
+    assert "2 of 6 calls failed: 2 KeyError" in note and note in called.err.replace("\n", " ")
+    called = cli("sample", tiny_model_dir, *task, "--question", "x", "-n", 6)
+    assert called.status == 0 and "calls failed" in called.out.replace("\n", " ")

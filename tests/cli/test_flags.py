@@ -35,7 +35,10 @@ from tests.cli.conftest import Cli
         (["compare", "--set", "rounds=3", "shots=1"], "write --set rounds=3 --set shots=1"),
         (["compare", "--set", "rounds", "3"], "--set takes 1 word, and '3' is one more; write --set rounds=3"),
         (["sample", ".", "--question", "6", "-", "0"], "put a text with spaces into quotes"),
-        (["tasks", "mine"], "'mine' belongs to no option; latent-cot tasks --help"),
+        (["tasks", "mine.py"], "takes no 'mine.py'. Rows of questions"),
+        (["tools", "./mine.py"], "a Python file: --rollout.tools ./my_tool.py"),
+        (["em", "--data.options", "digits=2"], "--data.options NAME VALUE: look at 'digits=2'"),
+        (["em", "--data.options", "digits", "2", "operands"], "--data.options NAME VALUE: look at 'operands'"),
         (["em", "--json", "mine"], "'mine' belongs to no option"),
     ],
 )

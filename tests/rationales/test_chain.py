@@ -232,6 +232,15 @@ def test_a_demonstration_the_policy_could_not_write_is_refused(
         encode_rationale(text, ChainRules(single, [CountTool()], **settings))
 
 
+def test_a_demonstration_without_the_results_is_wanted(single: TextCodec) -> None:
+    rules = ChainRules(single, [CountTool()], step_delimiter=",")
+    for text in ("a= 1, b", "a=1", "ab=, 12= 6,"):
+        with pytest.raises(UsageError, match="it holds the result '[16]' that count writes; leave it out"):
+            encode_rationale(text, rules)
+    assert encode_rationale("a= 12", rules).text == "a= 1 12", "what follows is a number of its own"
+    assert encode_rationale("a= 1 + 1", rules).text == "a= 1 1 + 1"
+
+
 def test_a_written_result_that_the_tool_does_not_give_is_refused(single: TextCodec) -> None:
     """What is written behind a call is else taken for what the model wrote behind the result."""
     rules = ChainRules(single, [CountTool()])

@@ -35,9 +35,9 @@ def _example(row: Row) -> Example:
     [
         ("", "the file has no examples; write a line with the fields' names"),
         ("name,text\n", "the file has no examples"),
-        ("name,text\na,b\na\n", "rows.CSV:3: not 2 fields"),
+        ("name,text\na,b\na\n", "rows.CSV:3: its fields are 1, those of the first line 2"),
         ("name,text,name\na,b,c\n", "rows.CSV:1: two columns are called 'name'"),
-        ("name,text\na,b,c\n", "rows.CSV:2: not 2 fields"),
+        ("name,text\na,b,c\n", "rows.CSV:2: its fields are 3, those of the first line 2"),
         ('name,text\na,"b" c\n', "rows.CSV:2: not valid CSV"),
         ('name,text\na,"b\n', "rows.CSV:2: not valid CSV"),
         (f"name,text\na,{'b' * 200_000}\n", "rows.CSV:2: not valid CSV: field larger than"),
@@ -47,6 +47,27 @@ def test_a_bad_csv_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         examples_of(read_rows(write(tmp_path, text)), _example)
     assert message in str(refused.value)
+
+
+def test_a_space_behind_each_comma_is_none_of_the_text(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name, text\nana, "a, b"\nben,  c \n')
+    assert [row for _, row in read_rows(path)] == [{"name": "ana", "text": "a, b"}, {"name": "ben", "text": "c "}]
+    path = write(tmp_path, "name,text\nana, 1 + 2 =\n")
+    assert [row for _, row in read_rows(path)] == [{"name": "ana", "text": " 1 + 2 ="}], "as a chain begins"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"PK\x03\x04", "a spreadsheet or an archive; export it as CSV"),
+        (b"\x1f\x8b\x08", "a compressed file; unpack it"),
+        ("name,text".encode("utf-16"), "UTF-16 text; save the file as UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_called_by_its_name(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "rows.csv").write_bytes(data)
+    with pytest.raises(UsageError, match=said):
+        read_rows(str(tmp_path / "rows.csv"))
 
 
 def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path: Path) -> None:
@@ -103,7 +124,7 @@ def test_every_bad_row_is_in_one_list(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UsageError) as refused:
         examples_of(read_rows(str(path)), _example)
     first, second, third, count = str(refused.value).splitlines()
-    assert first.startswith(f"{path}:3: not 2 fields")
+    assert first.startswith(f"{path}:3: its fields are ")
     assert second == f"{path}:4: not UTF-8 text; save the file as UTF-8"
     assert third.startswith(f"{path}:5: not valid CSV")
     assert count == "3 of 5 rows cannot be used"

@@ -48,6 +48,18 @@ def test_what_is_left_to_write(tmp_path: Path) -> None:
     assert not task.grade(first, "X") and not task.grade(first, None)
 
 
+def test_blank_fields_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(TASK)
+    task, rows = tasks.load(str(tmp_path / "echo.py")), tmp_path / "rows.jsonl"
+    rows.write_text('{"question": " x ", "answer": " z", "rationale": " "}\n')
+    (example,) = task.read(str(rows))
+    assert (example.question, example.answer, example.z) == ("x", "z", None)
+    for name, other in (("question", "answer"), ("answer", "question")):
+        rows.write_text(f'{{"{name}": " ", "{other}": "a"}}\n')
+        with pytest.raises(UsageError, match=f"the field '{name}' is empty"):
+            task.read(str(rows))
+
+
 def test_a_row_without_a_question_is_refused(tmp_path: Path) -> None:
     (tmp_path / "echo.py").write_text(TASK)
     (tmp_path / "rows.jsonl").write_text('{"answer": "z"}\n')

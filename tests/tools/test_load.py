@@ -235,6 +235,8 @@ def triple(request: str) -> str:
         assert double(double.request(chain)) == " 8"
     with pytest.raises(UsageError, match="defines double, triple, and no TOOL"):
         tools.load(path)
+    blank = write(text.replace("Twice a number.", " ").replace("Of its digits only.", ""), "blank.py")
+    assert tools.load(f"{blank}:double").description == "double"
     only = write(text.partition('\n\n@tool(name="triple')[0])
     assert tools.load(only)("2") == " 4"
     assert tools.load(write("from latent_cot.tools.calculator import Calculator\n" + ECHO, "b.py")).name == "echo"

@@ -84,7 +84,7 @@ def test_a_file_that_is_elsewhere_is_not_taken(tmp_path: Path, monkeypatch: pyte
         ),
         ("data: a.csv\ndata: b.csv\n", "mine.yaml:2: 'data' is there twice"),
         ("data: a.csv\ntolerance: 3\n", "mine.yaml:2: tolerance should be less than or equal to 1"),
-        ("data: a.csv\ntest: 5\n", "mine.yaml:2: test should be a share between 0 and 1, or files"),
+        ("data: a.csv\ntest: 5\n", "mine.yaml:2: test should be a share between 0 and 1, such as 0.2, or files"),
         ("data: a.csv\nskip_bad: perhaps\n", "mine.yaml:2: skip_bad should be a valid boolean"),
         (
             "data: a.csv\nextract: first\n",
@@ -124,6 +124,20 @@ def test_a_bad_file_is_told_with_its_line(tmp_path: Path, text: str, message: st
     assert str(tmp_path / message.partition(":")[0]) in str(refused.value) or message == "of at most one group"
     assert message in str(refused.value)
     assert len(str(refused.value)) < 400
+
+
+def test_a_marker_of_crosses_is_put_into_quotes(tmp_path: Path) -> None:
+    file = task_file(tmp_path, "data: x.csv\nanswer_marker: ####\n")
+    with pytest.raises(UsageError, match=r'mine\.yaml:2: a # begins a comment in YAML.*answer_marker: "####"'):
+        read_spec(file)
+    assert read_spec(task_file(tmp_path, 'data: x.csv\nanswer_marker: "####"\n')).answer_marker == "####"
+    assert read_spec(task_file(tmp_path, "data: x.csv\nanswer_marker:\n")).answer_marker is None
+
+
+@pytest.mark.parametrize("share", ["20%", "0,2", "12.5 %", "1.5"])
+def test_a_share_is_a_number_between_0_and_1(share: str) -> None:
+    with pytest.raises(UsageError, match=r"a share between 0 and 1, such as 0\.2"):
+        tasks.load("qa").configured({"data": "x.csv", "test": share})
 
 
 def test_a_file_that_is_not_there() -> None:

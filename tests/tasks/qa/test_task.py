@@ -263,6 +263,40 @@ def test_answers_in_digits_are_all_texts_or_all_numbers(tmp_path: Path, rows: li
     assert "".join(example.answer or "" for example in task._data[0]) == read
 
 
+def test_choices_that_differ_in_capitals(tmp_path: Path) -> None:
+    for given, read in (("mW", "A"), ("MW", "B")):
+        record = {"question": "q", "options": "mW|MW", "answer": given}
+        assert one(tmp_path, record, choices="options").answer == read
+        assert one(tmp_path, {"question": "q", "answer": given}, choices="mW,MW").answer == given
+    with pytest.raises(UsageError, match="none of the choices mW, MW"):
+        one(tmp_path, {"question": "q", "answer": "Mw"}, choices="mW,MW")
+
+
+def test_choices_numbered_from_1_are_told_and_not_left_out(tmp_path: Path) -> None:
+    records = [{"question": f"q{n}", "options": "a|b|c", "answer": n} for n in (1, 2, 3)]
+    for answers_of, refused in ((records, True), ([*records, {**records[0], "answer": 0}], False)):
+        task = qa(data=rows(tmp_path, *answers_of), choices="options", prompt="{question} {choices}", skip_bad="true")
+        if refused:
+            with pytest.raises(UsageError, match="numbers the choices from 1"):
+                _ = task._data
+        else:
+            assert "".join(example.answer or "" for example in task._data[0]) == "BCA"
+
+
+@pytest.mark.parametrize("answer", ["U.S.", "Yahoo!", '"Hamlet"', "5."])
+def test_an_exact_answer_with_punctuation_around_it_can_be_right(tmp_path: Path, answer: str) -> None:
+    task = qa(data="x.csv", grade="exact")
+    (example,) = task.read(rows(tmp_path, {"question": "q", "answer": answer}))
+    assert task.grade(example, task.answer(chain(f" So the answer is {answer}.")))
+    assert not task.grade(example, task.answer(chain(f" So the answer is {answer.lower()}x.")))
+
+
+@pytest.mark.parametrize(("answer", "why"), [("?", "is punctuation only"), ("x\ny", "has a line break")])
+def test_an_answer_that_no_chain_can_state_is_refused(tmp_path: Path, answer: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        one(tmp_path, {"question": "q", "answer": answer})
+
+
 def test_an_answer_in_digits_that_can_be_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the answer '7' is none of the choices 1, 2"):
         one(tmp_path, {"question": "q", "options": "1|2", "answer": 7}, choices="options")

@@ -185,7 +185,7 @@ def test_the_repeat_with_a_rationale_is_kept(tmp_path: Path) -> None:
 def test_options() -> None:
     with pytest.raises(UsageError, match=r"no option 'frm'.*Did you mean 'form'"):
         TASK.load(DataRequest(options={"frm": "words"}))
-    with pytest.raises(UsageError, match=r"form=word: .*Did you mean 'words'"):
+    with pytest.raises(UsageError, match=r"form word: .*Did you mean 'words'"):
         TASK.configured({"form": "word"})
     with pytest.raises(UsageError, match=r"no-such\.jsonl"):
         TASK.load(DataRequest(options={"tests": "no-such.jsonl"}))
