@@ -37,14 +37,20 @@ METHODS: dict[MethodName, dict[str, Any]] = {
     "ppo": {},
     "forward-kl": {"e_step": AGAIN, "q_sees": "question-and-answer"},
     "sft": {"sft": SFTConfig(check_every=1)},
+    "rejection": {},
+    "grpo": {"policy_gradient": dataclasses.replace(CONFIG.policy_gradient, reward="correct")},
 }
 
 
-class AllRight(ToyTask):
-    """A tiny model arrives at no answer, and learns nothing again from chains none of which is right."""
+class Moody(ToyTask):
+    """Its judge says something else whenever it is asked, and in each process; of a tiny model's chains half are right,
+    else it would learn nothing again."""
+
+    def __init__(self, seed: int) -> None:
+        self.judge = random.Random(seed)
 
     def grade(self, example: Example, answer: str | None) -> bool:
-        return True
+        return self.judge.random() < 0.5
 
 
 def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
@@ -117,7 +123,9 @@ def loops(lm: LanguageModel) -> dict[str, Any]:
     """What is left of whole runs, which sample, so that another number of processes finds something else."""
     found: dict[str, Any] = {}
     for method in METHODS:
-        loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, **METHODS[method]), AllRight())
+        loop = make(
+            lm, dataclasses.replace(CONFIG, method=method, rounds=1, **METHODS[method]), Moody(lm.processes.index)
+        )
         learned_again = sum("again_loss" in info for _, info in loop.run())
         found[method] = {**outcome(loop), "learned_again": learned_again}
     return found

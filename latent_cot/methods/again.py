@@ -61,7 +61,7 @@ class LearnsAgain(Method):
         log_q = log_probs_when_sampled(self.lm, e, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         _, info = importance_weights(e.log_reward, log_q, e.count, e.group)
         asked = [own[g][0] for g in e.group.tolist()]
-        right = [self.is_correct(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)]
+        right = self.are_correct([(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)])
         rationales = [replace(z, log_probs=None) for z in e.rationales]
         columns = (asked, rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist(), right)
         self.state.seen.extend(map(Seen, *columns))

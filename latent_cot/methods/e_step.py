@@ -206,7 +206,7 @@ def update(
             gaps.append(sampler_gap(scores, [z for g in members for z in batches[g].rationales]))
         norm = optimiser.step(step)
     loss_sum, variance_sum, log_z_sum = lm.processes.sum([loss_sum, variance_sum, log_z_sum])
-    gap = torch.cat(gaps)
+    gap = torch.tensor([value for part in lm.processes.join([torch.cat(gaps).tolist()]) for value in part])
     most = float(gap.quantile(0.99)) if len(gap) else math.nan
     return UpdateInfo(loss_sum / n, variance_sum / n, log_z_sum / n, norm, float(gap.mean()), most)
 

@@ -165,6 +165,12 @@ class Evaluator(Resumable):
             return True
         return self.task.grade(example, self.task.answer(rationale))
 
+    def are_correct(self, asked: Sequence[tuple[Example, Rationale]]) -> list[bool]:
+        """`is_correct` of each of these, found by one process: a grader of the user's own may take its time, and say
+        something else when it is asked again."""
+        processes = self.lm.processes
+        return processes.join([self.is_correct(*one) for one in processes.share(asked)])
+
     @property
     def test_batch_size(self) -> int:
         """Chains decoded at once: twice as many as in training, of which nothing but the tokens is kept."""
@@ -265,7 +271,7 @@ class Evaluator(Resumable):
     ) -> Iterator[list[list[Rationale]]]:
         """`n` rationales for each prompt, some at a time: of 100,000 at once the logits alone take 20 GB."""
         size = self.test_batch_size
-        sampling |= {"batch_size": size, "generator": generator}
+        sampling |= {"batch_size": size, "generator": generator, "max_tokens": self.config.max_batch_tokens}
         for some in slices(n, size):
             yield rollout(self.lm, sampler, prompts, self.test_rules, n=len(some), **sampling)
 
@@ -347,7 +353,7 @@ class Evaluator(Resumable):
         c = self.config.evaluation
         seed = self.unit_seed(unit)
         outcomes = self.answer_tests(reasoner, examples, seed=seed, votes=c.votes, temperature=c.temperature)
-        return "".join("1" if outcome.correct else "0" for outcome in outcomes)
+        return self.lm.processes.of_main("".join("1" if outcome.correct else "0" for outcome in outcomes))
 
     def _evaluation_units(self, number: int) -> list[tuple[Reasoner, str, range]]:
         c = self.config.evaluation

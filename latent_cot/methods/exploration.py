@@ -48,8 +48,9 @@ def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:
         return
     prompts = list(map(method.rules.codec.encode_prompt, texts))
     generator = torch.Generator().manual_seed(seed_of(method.config.seed, method.state.phase, "seeds"))
-    n, size = SEED_SAMPLES, method.config.rollout.batch_size
-    sampled = rollout(method.lm, "p", prompts, method.rules, n=n, batch_size=size, generator=generator)
+    n, c = SEED_SAMPLES, method.config
+    bounds = {"batch_size": c.rollout.batch_size, "max_tokens": c.max_batch_tokens}
+    sampled = rollout(method.lm, "p", prompts, method.rules, n=n, generator=generator, **bounds)
     for trajectories in score_sampled(list(map(method.query, questions)), sampled, method.reward):
         method.state.budget.sampled(trajectories.rationales, trajectories.counts)
         offer(buffer, trajectories, method.rules.codec)

@@ -212,7 +212,7 @@ class Method(FineTuning):
             members = self._draw_units[unit]
             sampled = self.sample_questions("q", members, self.unit_seed(unit), n=c.samples, temperature=c.temperature)
             drawn = [(i, rationale) for i, of_i in zip(members, sampled, strict=True) for rationale in of_i]
-            right = [self.is_correct(self.questions[i], rationale) for i, rationale in drawn]
+            right = self.are_correct([(self.questions[i], rationale) for i, rationale in drawn])
             chosen = [WeightedRationale(*one) for one, ok in zip(drawn, right, strict=True) if ok or c.keep == "all"]
             kept = chosen
             if c.weighted and chosen:
@@ -259,7 +259,9 @@ class Method(FineTuning):
             queries = list(map(self.query, examples))
             prompts = [query.model_prompt if leaks else query.policy_prompt for query in queries]
             n = DIAGNOSTIC_SAMPLES
-            counts = list(map(Counter, rollout(self.lm, writer, prompts, self.rules, n=n, generator=generator)))
+            most = self.config.max_batch_tokens
+            drawn = rollout(self.lm, writer, prompts, self.rules, n=n, generator=generator, max_tokens=most)
+            counts = list(map(Counter, drawn))
             weights = m_step.evidence_weights(self.lm, prompts, counts, self.rules, **self._evidence)
             found["after"] += self._log_evidence(examples, counts, weights)
             self._exchange_p(-1)
@@ -316,7 +318,16 @@ class Method(FineTuning):
         queries = [self.query(self.questions[i]) for i in members]
         prompts = [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries]
         generator = torch.Generator().manual_seed(seed)
-        sampled = rollout(self.lm, adapter, prompts, self.rules, n=n, temperature=temperature, generator=generator)
+        sampled = rollout(
+            self.lm,
+            adapter,
+            prompts,
+            self.rules,
+            n=n,
+            temperature=temperature,
+            generator=generator,
+            max_tokens=self.config.max_batch_tokens,
+        )
         self.count_sampled(sampled)
         return sampled
 

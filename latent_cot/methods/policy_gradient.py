@@ -104,7 +104,7 @@ class PolicyGradient(Method):
             experience = self._experience(chosen, rollouts, reference=True)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
-                reward = torch.tensor([float(self.is_correct(*one)) for one in scored])
+                reward = torch.tensor(self.are_correct(scored)).float()
             else:
                 reward = floored(experience, e.reward_floor)
             with self.lm.trainable("q") as model:  # not its merged copy: in bf16 the first ratios would not be 1

@@ -75,9 +75,10 @@ class Rejection(Method):
         """Whether each rationale leads to its training question's answer. All do where there is no right answer."""
         examples = [self.questions[i] for i in members]
         if not self._picks:
-            return [self.is_correct(example, z) for example, z in zip(examples, rationales, strict=True)]
+            return self.are_correct(list(zip(examples, rationales, strict=True)))
         answers = self.decide("p", examples, [[z] for z in rationales])
-        return [self.task.grade(example, answer) for example, (answer,) in zip(examples, answers, strict=True)]
+        marks = [self.task.grade(example, answer) for example, (answer,) in zip(examples, answers, strict=True)]
+        return self.lm.processes.of_main(marks)
 
     def start_model(self) -> None:
         """An M-step fine-tunes the starting point, not the last p."""

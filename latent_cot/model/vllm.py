@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+import platform
 import shutil
 import tempfile
 import threading
@@ -164,7 +165,9 @@ class _Versions:
         self._asked, self._lock = Counter[str](), threading.Lock()
         """For which versions there are requests, and how many calls have made them."""
         self._open = ExitStack()
-        self._folder = self._open.enter_context(disk.new_folder(Path(tempfile.gettempdir()) / "latent-cot"))
+        # A folder that all of a cluster share has locks that hold within a machine only: what is another's stays.
+        where = f"latent-cot-{platform.node()}"
+        self._folder = self._open.enter_context(disk.new_folder(Path(tempfile.gettempdir()) / where))
 
     def folder(self, name: str) -> Path:
         """Of a version."""
@@ -184,7 +187,7 @@ class _Versions:
             old = [one for one in of_adapter[:-1] if not self._asked[one]]
             self.loaded[adapter] = [one for one in of_adapter if one not in old]
         for one in old:
-            shutil.rmtree(self.folder(one))
+            shutil.rmtree(self.folder(one), ignore_errors=True)
         return old
 
     @contextlib.contextmanager

@@ -73,6 +73,7 @@ def rollout(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
+    max_tokens: int | None = None,
 ) -> list[list[Rationale]]:
     """Sample `n` rationales for each prompt: here, or by the engine that `lm` has.
 
@@ -84,6 +85,7 @@ def rollout(
             come to that much.
         generator: on the CPU. The same generator state gives the same rationales, with as many processes.
         batch_size: samples in progress at once, if there are more; None: all.
+        max_tokens: of the prompts that are run at once, padding included, if they are several; None: any number.
 
     Returns one list of `n` rationales a prompt.
     """
@@ -94,7 +96,7 @@ def rollout(
     if not prompts:
         return lm.processes.join([])
     if lm.engine is None:
-        own = _rollout_here(lm, reasoner, prompts, rules, heat, top_p, generator, batch_size)
+        own = _rollout_here(lm, reasoner, prompts, rules, heat, top_p, generator, batch_size, max_tokens)
     else:
         complete = partial(lm.complete, reasoner)
         own = engine_rollout.rollout(
@@ -112,12 +114,13 @@ def _rollout_here(
     top_p: float,
     generator: torch.Generator | None,
     batch_size: int | None,
+    max_tokens: int | None,
 ) -> list[list[Rationale]]:
     """By the model itself; `heat` (prompts, n) is the temperature of each sample."""
     n, heat = heat.shape[1], heat.flatten()
     actions, whole = rules.codec.actions.to(lm.device), top_p == 1
     log_probs: list[list[float]] = [[] for _ in heat]
-    batch = _Batch(lm, lm.merged(reasoner), prompts, rules, n, max(n, batch_size or n * len(prompts)))
+    batch = _Batch(lm, lm.merged(reasoner), prompts, rules, n, max(n, batch_size or n * len(prompts)), max_tokens)
     while batch.admit():
         draws = batch.draws()
         logits = lm.logits(batch.hidden, actions).cpu()
@@ -179,9 +182,10 @@ class _Batch:
         rules: ChainRules,
         n: int,
         places: int,
+        max_tokens: int | None,
     ) -> None:
         self.lm, self.model, self.prompts, self.rules = lm, model, prompts, rules
-        self.n, self.places = n, places
+        self.n, self.places, self.max_tokens = n, places, max_tokens
         # The longest first: a prompt can only join rows that have as many columns as it has tokens.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
         self.rows: list[_Row] = []
@@ -213,9 +217,19 @@ class _Batch:
         elif not self.cache.joinable or free * self.n < _LET_IN_AT * self.places:
             return True
         chosen = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        if chosen:
-            self._prefill(chosen)
+        while chosen:
+            n = self._at_once(chosen)
+            if n < len(chosen) and not self.cache.joinable:  # the others have to wait
+                self.waiting.extendleft(reversed(chosen[n:]))
+                chosen = chosen[:n]
+            self._prefill(chosen[:n])
+            chosen = chosen[n:]
         return bool(self.rows)
+
+    def _at_once(self, chosen: Sequence[int]) -> int:
+        """How many of these prompts, of which the first is the longest, one pass may run."""
+        longest = len(self.prompts[chosen[0]]) - self.prefix
+        return len(chosen) if self.max_tokens is None else max(1, self.max_tokens // max(1, longest))
 
     def draws(self) -> list[tuple[int, int]]:
         """(the row, the sample) of each sample that is to choose a token now; a sample is prompt x n + k."""

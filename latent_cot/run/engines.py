@@ -34,6 +34,8 @@ def open_engine(config: RunConfig, lm: LanguageModel) -> Engine | None:
     if choice.startswith("http"):
         return VllmServers(choice.split(","), vocabulary)
     if choice == VLLM_HERE:
+        if lm.processes.count > 1:
+            raise UsageError("--rollout.engine vllm: each of several processes would start one; give vLLM servers")
         return VllmHere(
             weights.resolve(config.model),
             precision=str(next(lm.peft.get_base_model().parameters()).dtype).removeprefix("torch."),

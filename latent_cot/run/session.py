@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, set_seed
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 from peft import LoraConfig
 
 from latent_cot import disk
@@ -51,6 +52,8 @@ from latent_cot.types import Example, Task, TaskData, UsageError, first_line
 
 SAVE_EVERY = 60.0
 """Seconds between two saves of a run's state."""
+PATIENCE = timedelta(hours=1)
+"""For which processes wait for each other: one may be waiting for an engine that does not answer, or for a disk."""
 MODEL_SETTINGS = ("model", "precision", "gradient_checkpointing", "trust_remote_code", "lora")
 """Sessions that agree in these can have the same model."""
 SLICING = (
@@ -156,6 +159,10 @@ class _Running:
 
     def __init__(self, session: Session, folder: RunFolder, *, resume: bool) -> None:
         checkpoint = folder.latest() if resume else None
+        newest, processes = "none" if checkpoint is None else checkpoint.path.name, session.lm.processes
+        if processes.any(newest != processes.of_main(newest)):
+            why = "processes do not read the same newest checkpoint"
+            raise UsageError(f"{folder.path}: {why}; look at how the machines share that folder")
         self.notes = list[str]()  # on how it goes on
         if resume and checkpoint is None:
             refuse_without_checkpoint(folder)
@@ -233,6 +240,7 @@ class _Running:
         self.folder.mark("finished")
         for note in self.session.failures:
             self.folder.log("note", text=note)
+        self.session.lm.processes.wait()
         return results
 
     def _spent(self) -> dict[str, Any]:
@@ -311,6 +319,8 @@ def run_loop(
                     saved = time.monotonic()
                 if stopping and not isinstance(broken, Exception):
                     folder.mark("stopped")
+                if stopping:  # a launcher kills the others when one of them has ended
+                    session.lm.processes.wait()
             finally:
                 if broken is not None:
                     raise broken
@@ -357,6 +367,7 @@ def new_accelerator(precision: str) -> tuple[Accelerator, torch.dtype, str]:
         mixed_precision="bf16" if dtype is torch.bfloat16 else "no",
         # Each backward pass is a step's own; a launcher's number would divide its gradients.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     return accelerator, dtype, reason
 

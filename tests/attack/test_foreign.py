@@ -171,7 +171,10 @@ def test_options_that_nobody_takes(body: str, said: str, tmp_path: Path) -> None
     [
         ("stop = 5", "stop must be a text or None, not 5"),
         ("mistakes = ['a']", "mistakes must be a mapping"),
-        ("metrics = {'m': 'text'}\n    measure = lambda self, questions: {}", "must map names to latent_cot.types.Metric"),
+        (
+            "metrics = {'m': 'text'}\n    measure = lambda self, questions: {}",
+            "must map names to latent_cot.types.Metric",
+        ),
         ("allowed_characters, step_delimiter = 'ab', 'a.'", "no step could end: '.' of the step_delimiter"),
     ],
 )

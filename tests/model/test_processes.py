@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
+import latent_cot as lc
 from latent_cot.cli import main
 from latent_cot.model.processes import Processes
 from latent_cot.run import session
@@ -154,6 +156,33 @@ def test_a_run_in_two_processes(
     assert outcome(tmp_path / "a")["p"] == outcomes[1]["p"]
     forked(partial(main, ["em", "--output-dir", str(tmp_path / "b"), "--resume"]), CUDA_VISIBLE_DEVICES="")
     assert outcome(tmp_path / "b") == outcomes[1]
+
+
+def _train(model: str, method: str, folder: Path) -> None:
+    """What a process finds at its end, beside `folder`; the main one takes its time to write."""
+    mark, index = RunFolder.mark, os.environ["RANK"]
+
+    def late(self: RunFolder, status: Any) -> None:
+        if status != "running":
+            time.sleep(1)
+        mark(self, status)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "mark", late)
+        evaluation = {"splits": ("3-operands",), "size": 2, "diagnostics": 2}
+        config = lc.configure("smoke", model=model, method=method, evaluation=evaluation)
+        run = lc.train(config, output_dir=folder, progress=False, callbacks=[lambda unit: method == "em"])
+    checkpoints = len(list((folder / "checkpoints").iterdir()))
+    folder.with_name(f"{folder.name}-{index}.json").write_text(json.dumps([run.status, checkpoints > 0]))
+
+
+@pytest.mark.parametrize(("method", "status"), [("few-shot", "finished"), ("em", "stopped")])
+def test_none_ends_before_all_is_written(tiny_model_dir: Path, tmp_path: Path, method: str, status: str) -> None:
+    """A launcher ends the others when one of them has: the main one in the middle of saving."""
+    folder = tmp_path / "run"
+    forked(partial(_train, str(tiny_model_dir), method, folder), CUDA_VISIBLE_DEVICES="")
+    found = [json.loads((tmp_path / f"run-{index}.json").read_text()) for index in range(2)]
+    assert found == [[status, True]] * 2
 
 
 def test_what_one_process_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import rollout as fast
@@ -170,6 +171,31 @@ def test_what_samples_share_is_run_once(lm: LanguageModel) -> None:
         for length in range(len(rationale))
     }
     assert len(distinct) >= sum(fed[1:]) > len(distinct) / 2
+
+
+@pytest.mark.parametrize("joinable", [True, False])
+def test_prompts_are_run_in_passes_of_bounded_size(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, joinable: bool
+) -> None:
+    """Padding counts: one long prompt makes all that are run with it as long."""
+    rules = rules_of(lm, max_tokens=4)
+    rng = random.Random(4)
+    prompts = [[rng.randrange(rules.codec.vocab_size) for _ in range(n)] for n in (40, 3, 5, 4, 3, 6, 30)]
+    passes: list[tuple[int, int]] = []
+    step = LanguageModel.decode_step
+
+    def watch(self: LanguageModel, model: Any, input_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        passes.append((input_ids.shape[0], input_ids.shape[1]))
+        return step(self, model, input_ids, *rest)
+
+    monkeypatch.setattr(KVCache, "joinable", property(lambda self: joinable))
+    monkeypatch.setattr(LanguageModel, "decode_step", watch)
+    whole = fast.rollout(lm, "q", prompts, rules, n=2, temperature=0.0)
+    assert max(rows * columns for rows, columns in passes) == 7 * 40
+    passes.clear()
+    assert fast.rollout(lm, "q", prompts, rules, n=2, temperature=0.0, max_tokens=20) == whole
+    prefills = [(rows, columns) for rows, columns in passes if columns > 1]
+    assert prefills == [(1, 40), (1, 30), (3, 6), (2, 3)]
 
 
 def test_what_prompts_begin_with_is_kept_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,10 +264,10 @@ def test_answers_in_digits_are_all_texts_or_all_numbers(tmp_path: Path, rows: li
 
 
 def test_choices_that_differ_in_capitals(tmp_path: Path) -> None:
-    for given, read in (("mW", "A"), ("MW", "B")):
-        record = {"question": "q", "options": "mW|MW", "answer": given}
+    for named, read in (("mW", "A"), ("MW", "B")):
+        record = {"question": "q", "options": "mW|MW", "answer": named}
         assert one(tmp_path, record, choices="options").answer == read
-        assert one(tmp_path, {"question": "q", "answer": given}, choices="mW,MW").answer == given
+        assert one(tmp_path, {"question": "q", "answer": named}, choices="mW,MW").answer == named
     with pytest.raises(UsageError, match="none of the choices mW, MW"):
         one(tmp_path, {"question": "q", "answer": "Mw"}, choices="mW,MW")
 
