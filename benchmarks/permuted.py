@@ -16,8 +16,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
+from latent_cot.evaluation.evaluate import Accuracy
 from latent_cot.tasks.arithmetic import TASK
 from latent_cot.tasks.arithmetic.examples import parse_question
 from latent_cot.types import DataRequest, Example
@@ -70,8 +69,8 @@ def _share(right: Sequence[bool], seeds: int) -> str:
     """In %, with Wilson's 95 % interval for one seed's questions."""
     if not right:
         return "–"
-    interval = binomtest(round(sum(right) / seeds), round(len(right) / seeds)).proportion_ci(0.95, method="wilson")
-    return f"{100 * sum(right) / len(right):.1f} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
+    low, high = Accuracy(round(sum(right) / seeds), round(len(right) / seeds)).interval()
+    return f"{100 * sum(right) / len(right):.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 if __name__ == "__main__":

@@ -74,8 +74,7 @@ class EM(LearnsAgain):
                 step=step,
                 ends_only=objective.complete_only,
             )
-            for batch in batches:
-                self.state.budget.sampled(batch.rationales, batch.sampled)
+            self.count_sampled(sampled)
 
             # Train q on the balance of these (objectives/balance.py).
             target: dict[str, Any] = {

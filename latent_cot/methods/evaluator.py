@@ -88,7 +88,7 @@ class Evaluator(Resumable):
 
     @property
     def reasoners(self) -> tuple[Reasoner, ...]:
-        """Which adapters can answer a question whose answer is not known, once the method has trained them."""
+        """Which adapters can answer test questions, once the method has trained them."""
         return METHODS[self.config.method].reasoners(self.config, self.task.answer_given)
 
     def sampler_of(self, reasoner: Reasoner) -> Reasoner | None:

@@ -51,6 +51,6 @@ def fill_buffer(buffer: ReplayBuffer, method: Method) -> None:
     n, c = SEED_SAMPLES, method.config
     bounds = {"batch_size": c.rollout.batch_size, "max_tokens": c.max_batch_tokens}
     sampled = rollout(method.lm, "p", prompts, method.rules, n=n, generator=generator, **bounds)
+    method.count_sampled(sampled)
     for trajectories in score_sampled(list(map(method.query, questions)), sampled, method.reward):
-        method.state.budget.sampled(trajectories.rationales, trajectories.counts)
         offer(buffer, trajectories, method.rules.codec)

@@ -68,11 +68,10 @@ class Budget:
     gradient_steps: Count = 0
     """Optimiser steps of either adapter, those on the demonstrations included."""
 
-    def sampled(self, rationales: Sequence[Rationale], counts: Sequence[int] | None = None) -> None:
-        """Count these rationales, each as often as it was sampled (None: once)."""
-        for rationale, count in zip(rationales, counts or [1] * len(rationales), strict=True):
-            self.trajectories += count
-            self.tokens += count * len(rationale)
+    def sampled(self, rationales: Sequence[Rationale]) -> None:
+        """Count these."""
+        self.trajectories += len(rationales)
+        self.tokens += sum(map(len, rationales))
 
 
 @dataclass

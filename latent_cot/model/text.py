@@ -145,6 +145,10 @@ class TextCodec:
         index[self.actions] = torch.arange(len(self.actions))
         return index
 
+    def is_action(self, token: int) -> bool:
+        """Whether the policy may choose it: a token of the alphabet, or the stop."""
+        return 0 <= token < self.vocab_size and int(self.action_index[token]) >= 0
+
     @cached_property
     def stop_index(self) -> int:
         """Index of the stop among `actions`."""

@@ -177,7 +177,7 @@ def check_rationale(rationale: Rationale, codec: TextCodec) -> None:
     if not all(0 <= token < codec.vocab_size for token in rationale.tokens):
         raise ValueError(f"the rationale {rationale.text!r:.80} has a token that the model does not have")
     chosen = [token for token, own in zip(rationale.tokens, rationale.policy_mask, strict=True) if own]
-    if codec.stop_id in chosen or any(codec.action_index[token] < 0 for token in chosen):
+    if codec.stop_id in chosen or not all(map(codec.is_action, chosen)):
         raise ValueError(f"the rationale {rationale.text!r:.80} has a token that may not be chosen")
     if not all(call.position >= 0 and call.n_tokens >= 0 and call.position + call.n_tokens <= n for call in calls):
         raise ValueError(f"the rationale {rationale.text!r:.80} has a call where it has no token")
@@ -192,7 +192,7 @@ def replayed(rationale: Rationale, rules: ChainRules) -> Rationale:
     it, codec, chain = f"rationale {rationale.text!r:.80}", rules.codec, Chain(rules)
     other = UsageError(f"{it}: was written with another tokenizer, other tools or other rules; score its text instead")
     for token in (token for token, own in zip(rationale.tokens, rationale.policy_mask, strict=True) if own):
-        if not 0 <= token < codec.vocab_size or codec.action_index[token] < 0 or token == codec.stop_id:
+        if not codec.is_action(token) or token == codec.stop_id:
             raise other
         if chain.full:
             raise UsageError(f"{it} has more than {rules.max_tokens} tokens: raise --evaluation.max-tokens")
@@ -226,7 +226,7 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
         segment = rest[: min(cuts)] if cuts else rest
         rest, called = rest[len(segment) :], len(chain.calls)
         for token in codec.encode(segment):
-            if codec.action_index[token] < 0 or token == codec.stop_id:
+            if not codec.is_action(token) or token == codec.stop_id:
                 raise UsageError(f"{it}: the token {codec.pieces[token]!r} is not one a rationale may contain")
             if chain.full:
                 remedy = "raise --rollout.max-tokens or, in tests, --evaluation.max-tokens"

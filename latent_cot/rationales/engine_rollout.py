@@ -56,7 +56,7 @@ class _Open:
         """Add what was written, up to the stop, a tool's result or the longest length. Raises UsageError for what no
         engine may write."""
         tokens = completion.tokens
-        known = all(0 <= token < codec.vocab_size and codec.action_index[token] >= 0 for token in tokens)
+        known = all(map(codec.is_action, tokens))
         stops = codec.stop_id in tokens and not self.chain.may_stop
         if not known or stops or not 0 < len(tokens) == len(completion.log_probs) <= self.asked:
             raise UsageError(f"--rollout.engine: it has written {completion}, which no rationale may be; leave it out")

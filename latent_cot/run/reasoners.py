@@ -41,7 +41,7 @@ class Source:
 
     @cached_property
     def reasoners(self) -> tuple[Reasoner, ...]:
-        """Those that answer a question whose answer is not known."""
+        """Those that answer test questions."""
         if self.folder is None or (METHODS[self.config.method].trains_q and not self.has_q):
             return ("p",)
         task = tasks.load(self.config.task, self.config.data.options)

@@ -59,10 +59,10 @@ def is_finished(path: Path, config: RunConfig) -> bool:
 def refuse_others(checkpoint: Checkpoint, own: Mapping[str, Any], data: str) -> None:
     """Raises UsageError for a checkpoint of other training data, another model or precision, or other settings."""
     saved = checkpoint.state.get("settings")
-    there = dict(_leaves(saved)) if isinstance(saved, Mapping) else {}
+    there = dict(leaves(saved)) if isinstance(saved, Mapping) else {}
     other = (
         f"{name} {there[name]!r:.80}, and config.yaml has {value!r:.80}"
-        for name, value in _leaves(own["settings"])
+        for name, value in leaves(own["settings"])
         if there.get(name, value) != value
     )
     what = {  # the settings first: other ones may draw other data
@@ -95,7 +95,7 @@ def changed_settings(checkpoint: Checkpoint, folder: RunFolder, settings: Mappin
     """
     file = folder.path / "config.yaml"
     saved = disk.decoded(dict[str, Any], checkpoint.state.get("config", {}), f"{checkpoint.path}: config")
-    there, here, known = (dict(_leaves(record)) for record in (saved, folder.config, settings))
+    there, here, known = (dict(leaves(record)) for record in (saved, folder.config, settings))
     if lacking := [name for name in there if name in known and name not in here]:
         raise UsageError(f"{file}: lacks {', '.join(lacking[:5])}, which it had; restore it")
     for name, value in here.items():
@@ -103,10 +103,11 @@ def changed_settings(checkpoint: Checkpoint, folder: RunFolder, settings: Mappin
             yield f"config.yaml has {name} {value!r:.80} now; it was {there[name]!r:.80}."
 
 
-def _leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting, by its whole name such as `e_step.steps`, and its value."""
     for name, value in record.items():
         if isinstance(value, dict) and name != "options":
-            yield from _leaves(value, f"{path}{name}.")
+            yield from leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 

@@ -337,12 +337,14 @@ def load_reasoners(session: Session, folder: RunFolder) -> None:
 
 def lora_config(settings: LoraSettings) -> LoraConfig:
     """PEFT's configuration of an adapter."""
-    rank = settings.rank
-    alpha = settings.alpha
-    dropout = settings.dropout
-    targets = settings.target_modules
-    modules = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
+    named = settings.target_modules
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=named if named == "all-linear" else [name.strip() for name in named.split(",")],
+        task_type="CAUSAL_LM",
+    )
 
 
 def _choose_precision(wanted: str) -> tuple[torch.dtype, str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_cot import disk
 from latent_cot.run import schemas
+from latent_cot.run.resuming import leaves
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
@@ -183,12 +184,8 @@ def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
     return {f"posterior/{when}/{name}": value for name, value in figures.items() if name != "n"}
 
 
-def flat(settings: Mapping[str, Any], path: str = "") -> dict[str, str | int | float | bool]:
+def flat(settings: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """`{"e_step": {"steps": 40}}` as `{"e_step.steps": 40}`; what is no number or truth value is text."""
-    found: dict[str, str | int | float | bool] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{path}{name}.")
-        else:
-            found[f"{path}{name}"] = value if isinstance(value, str | int | float | bool) else str(value)
-    return found
+    return {
+        name: value if isinstance(value, str | int | float | bool) else str(value) for name, value in leaves(settings)
+    }
