@@ -23,16 +23,16 @@ import torch
 
 from benchmarks import records
 from latent_cot.methods.policy_gradient import ppo_advantages, update
-from latent_cot.methods.verify import exact
-from latent_cot.methods.verify.run import Settings, train
-from latent_cot.methods.verify.staleness import LaggingSampler
-from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.experience import Experience, action_log_probs, gather
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
+from latent_cot.verify import exact
+from latent_cot.verify.run import train
+from latent_cot.verify.staleness import LaggingSampler
+from latent_cot.verify.worlds import WORLDS, Settings, World, build
 
 METHODS = ("pooled-subtb", "ppo", "ppo, weighted")
 

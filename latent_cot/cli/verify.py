@@ -17,7 +17,8 @@ from latent_cot.report.terminal import Items, say
 from latent_cot.types import Task, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from latent_cot.methods.verify.run import Case, Result, Settings
+    from latent_cot.verify.run import Case, Result
+    from latent_cot.verify.worlds import Settings
 
 Names = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -59,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(VerifyOptions, argv, "verify")
     import torch
 
-    from latent_cot.methods.verify.run import Settings
+    from latent_cot.verify.worlds import Settings
 
     if options.task is not None:
         return _verify_task(options)
@@ -78,8 +79,8 @@ def _verify_task(options: VerifyOptions) -> int:
         raise UsageError(f"{flags} are of the worlds, and --task is instead of them: leave out one")
     from latent_cot.config.settings import check, load_config, refuse_task_code
     from latent_cot.evaluation.diagnostics import mean_figures
-    from latent_cot.run.listed import CheckedEStep
     from latent_cot.run.session import open_session
+    from latent_cot.verify.real_model import CheckedEStep
 
     config = load_config(options.preset, options.config, "em", options.task)
     check(config)
@@ -116,10 +117,10 @@ def _verify_task(options: VerifyOptions) -> int:
 
 
 def _cases(options: VerifyOptions) -> list[Case]:
-    from latent_cot.methods.verify import run as verify
-    from latent_cot.methods.verify.faults import FAULTS
-    from latent_cot.methods.verify.worlds import WORLDS
     from latent_cot.objectives import OBJECTIVES
+    from latent_cot.verify import run as verify
+    from latent_cot.verify.faults import FAULTS
+    from latent_cot.verify.worlds import WORLDS
 
     behind = options.staleness
     if behind and verify.BY_EM in options.objective:
@@ -141,13 +142,12 @@ def _cases(options: VerifyOptions) -> list[Case]:
 
 
 def _verify(cases: Sequence[Case], settings: Settings, options: VerifyOptions) -> int:
-    from latent_cot.methods.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT, run_case
-    from latent_cot.run.world_e_step import train_by_em
+    from latent_cot.verify.run import KL_LIMIT, LOG_Z_LIMIT, TV_LIMIT, run_case
 
     console = progress_console(to_stderr=options.json)
     started = time.perf_counter()
     with Items(console, "steps", sum(case.steps for case in cases)) as items:
-        results = [run_case(case, settings, items.advance, by_em=train_by_em) for case in cases]
+        results = [run_case(case, settings, items.advance) for case in cases]
     seconds = time.perf_counter() - started
     passed = all(result.ok for result in results)
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from benchmarks import records, staleness
-from latent_cot.methods.verify import exact
-from latent_cot.methods.verify.run import Settings
-from latent_cot.methods.verify.worlds import WORLDS, build
 from latent_cot.rationales.experience import gather
 from latent_cot.rationales.reward import Reward
+from latent_cot.verify import exact
+from latent_cot.verify.worlds import WORLDS, Settings, build
 
 
 @pytest.mark.parametrize("name", ["tool", "xy"])

@@ -18,7 +18,6 @@ from latent_cot.config.settings import with_method
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
 from latent_cot.methods.e_step import Behaviour, collect, update
-from latent_cot.methods.verify.exact import enumerate_rationales, log_probs
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -29,6 +28,7 @@ from latent_cot.rationales.reward import Reward, own_log_rewards
 from latent_cot.rationales.scoring import Group, Query, score, score_rows
 from latent_cot.tasks.random_numbers import TASK
 from latent_cot.types import DataRequest, Example, UsageError
+from latent_cot.verify.exact import enumerate_rationales, log_probs
 from tests.loops import CONFIG, make
 from tests.worlds import CountTool, ToyTask, language_model
 

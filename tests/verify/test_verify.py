@@ -13,14 +13,13 @@ from transformers import PreTrainedModel
 
 from latent_cot.cli import main
 from latent_cot.config.schema import EStepConfig
-from latent_cot.methods.verify import exact, run
-from latent_cot.methods.verify.faults import FAULTS, injected
-from latent_cot.methods.verify.run import Settings, train
-from latent_cot.methods.verify.staleness import LaggingSampler
-from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.objectives.balance import temper
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.run.world_e_step import train_by_em
+from latent_cot.verify import exact, run
+from latent_cot.verify.faults import FAULTS, injected
+from latent_cot.verify.run import train
+from latent_cot.verify.staleness import LaggingSampler
+from latent_cot.verify.worlds import WORLDS, Settings, World, build
 from tests.worlds import prefix_log_rewards
 
 
@@ -178,7 +177,7 @@ def test_quick_run_passes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ems_own_e_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both losses, the floor, the Huber cap, bounded gradients, hotter samples and a tool, all at once."""
     monkeypatch.setitem(WORLDS, "floor", replace(WORLDS["floor"], steps=200))
-    result = run.run_case(run.Case("floor", run.BY_EM), Settings(), by_em=train_by_em)
+    result = run.run_case(run.Case("floor", run.BY_EM), Settings())
     assert result.case.steps == 100 and result.case.required and result.case.floor == EStepConfig().reward_floor
     assert result.worst("kl") < 0.03 < 3 < result.worst("kl_before")
 
@@ -186,7 +185,7 @@ def test_ems_own_e_step(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_ems_own_e_step_learns_every_world(world: str) -> None:
-    assert run.run_case(run.Case(world, run.BY_EM), Settings(), by_em=train_by_em).learned
+    assert run.run_case(run.Case(world, run.BY_EM), Settings()).learned
 
 
 @pytest.mark.slow

@@ -157,3 +157,24 @@ def _language_model(tokenizer: PreTrainedTokenizerFast, spec: WorldSpec) -> Lang
                 weight.copy_(0.02 * torch.randn(weight.shape, generator=generator))
     lm.copy_adapter("p", "q")
     return lm
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How q is trained; the same in all worlds. At reward temperature 1: another would change what q
+    converges to."""
+
+    samples: int = 96
+    """Rationales sampled for each question of each step."""
+    learning_rate: float = 5e-3
+    warmup: int = 10
+    max_grad_norm: float = 0.3
+    huber_delta: float = 3.0
+    log_z_learning_rate: float = 0.2
+    on_policy: float = 0.4
+    """Share of questions whose rationales are sampled from q at temperature 1."""
+    tempered: float = 0.3
+    """Share sampled at a temperature from 1 to `temperature_high`. The rest are replayed."""
+    temperature_high: float = 2.0
+    max_batch_tokens: int = 1 << 16
+    seed: int = 0

@@ -16,11 +16,11 @@ import torch
 from latent_cot.em import EM
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase
-from latent_cot.methods.verify.exact import Distance, distance, log_partition
 from latent_cot.rationales.batch import score_sampled
 from latent_cot.rationales.chain import encode_rationale
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example, Rationale, UsageError
+from latent_cot.verify.exact import Distance, distance, log_partition
 
 QUESTIONS = 16
 """Validation questions that are compared, at most."""

@@ -19,14 +19,15 @@ import torch
 from latent_cot.config.schema import EStepConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods.e_step import Behaviour, collect, update
-from latent_cot.methods.verify import exact
-from latent_cot.methods.verify.faults import FAULTS, injected
-from latent_cot.methods.verify.staleness import LaggingSampler
-from latent_cot.methods.verify.worlds import WORLDS, World, build
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import OBJECTIVES, Objective
 from latent_cot.rationales.buffer import ReplayBuffer
 from latent_cot.rationales.reward import Reward
+from latent_cot.verify import exact
+from latent_cot.verify.by_em import train_by_em
+from latent_cot.verify.faults import FAULTS, injected
+from latent_cot.verify.staleness import LaggingSampler
+from latent_cot.verify.worlds import WORLDS, Settings, World, build
 
 KL_LIMIT = 0.01
 """Largest KL(q ‖ posterior) that passes, nats."""
@@ -42,27 +43,6 @@ QUICK_WORLDS = ("tool", "xy")
 QUICK_OBJECTIVES = ("subtb", "pooled-subtb")
 
 _DIAGNOSTIC_SAMPLES = 256
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How q is trained; the same in all worlds. At reward temperature 1: another would change what q
-    converges to."""
-
-    samples: int = 96
-    """Rationales sampled for each question of each step."""
-    learning_rate: float = 5e-3
-    warmup: int = 10
-    max_grad_norm: float = 0.3
-    huber_delta: float = 3.0
-    log_z_learning_rate: float = 0.2
-    on_policy: float = 0.4
-    """Share of questions whose rationales are sampled from q at temperature 1."""
-    tempered: float = 0.3
-    """Share sampled at a temperature from 1 to `temperature_high`. The rest are replayed."""
-    temperature_high: float = 2.0
-    max_batch_tokens: int = 1 << 16
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,14 +161,8 @@ class Result:
         }
 
 
-EStep = Callable[[World, int, Settings, Callable[[], None]], None]
-"""Trains q in a world for so many steps, and tells each; a log Z(X) is no parameter of it."""
-
-
-def run_case(
-    case: Case, settings: Settings, on_step: Callable[[], None] = lambda: None, *, by_em: EStep | None = None
-) -> Result:
-    """Build the world, train q, compare. `by_em` is for `BY_EM` (`latent_cot.run.world_e_step.train_by_em`)."""
+def run_case(case: Case, settings: Settings, on_step: Callable[[], None] = lambda: None) -> Result:
+    """Build the world, train q, compare."""
     started = time.perf_counter()
     world = build(WORLDS[case.world])
     codec, rationales = world.rules.codec, exact.enumerate_rationales(world.rules)
@@ -206,8 +180,7 @@ def run_case(
         if case.objective != BY_EM:
             log_z = train(world, case.objective, case.steps, settings, on_step, staleness=case.staleness)
         else:
-            assert by_em is not None, "methods know nothing of em.py"
-            by_em(world, case.steps, settings, on_step)
+            train_by_em(world, case.steps, settings, on_step)
             log_z = None
     estimates = log_z or _estimated_log_z(world, case, settings)
     columns = zip(world.queries, before, distances(), joints, estimates, strict=True)

@@ -12,9 +12,9 @@ import yaml
 
 from latent_cot import configure
 from latent_cot.cli import main
-from latent_cot.run.listed import CheckedEStep, figures
 from latent_cot.run.session import open_session
 from latent_cot.tasks.word_problems import TASK, working
+from latent_cot.verify.real_model import CheckedEStep, figures
 from tests.oracles import scoring
 
 

@@ -10,10 +10,9 @@ from latent_cot.config.schema import EStepConfig, RolloutConfig, RunConfig
 from latent_cot.em import EM
 from latent_cot.methods.phases import Steps
 from latent_cot.methods.state import State
-from latent_cot.methods.verify.run import Settings
-from latent_cot.methods.verify.worlds import World
 from latent_cot.rationales.scoring import Query
 from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData
+from latent_cot.verify.worlds import Settings, World
 
 
 class WorldTask(Task):
@@ -57,9 +56,9 @@ class WorldEStep(EM):
 
 
 def train_by_em(world: World, steps: int, settings: Settings, on_step: Callable[[], None]) -> None:
-    """Train q, as `methods.verify.run.EStep`. Sizes, rates and how q explores are those of the worlds, all else is
-    default. (With q's own samples alone, the default, it is chance whether a rationale of `floor` with a tenth of the
-    posterior is found; with hotter ones, but none replayed, it is lost again.)"""
+    """Train q with so many batches; `on_step` is called after each. Sizes, rates and how q explores are those of the
+    worlds, all else is default. (With q's own samples alone, the default, it is chance whether a rationale of `floor`
+    with a tenth of the posterior is found; with hotter ones, but none replayed, it is lost again.)"""
     e_step = EStepConfig(
         steps=steps,
         questions=len(world.queries),
