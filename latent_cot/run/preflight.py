@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -91,6 +92,14 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
                 raise UsageError(f"{name_of(example)}: its answer {example.answer!r} is none of {sorted(candidates)}")
     fewer = [f"{len(e)} of {n} {part}" for part, e in parts.items() if len(e) < (n := getattr(asked, part))]
     notes = [f"There are {', '.join(fewer)}."] if fewer else []
+    if more := [f"{len(e)} {part} ({n})" for part, e in parts.items() if len(e) > (n := getattr(asked, part))]:
+        notes.append(f"The task gives more than was asked for: {', '.join(more)}.")
+    answers = defaultdict[str, set[str | None]](set)
+    for example in (*data.demonstrations, *data.unlabelled):
+        answers[example.x].add(example.answer)
+    if several := [example for example in data.unlabelled if len(answers[example.x]) > 1]:
+        first = f"the first is {name_of(several[0])}"
+        notes.append(f"{len(several)} training examples have a question that has another answer elsewhere: {first}.")
     learned = {example.x for example in (*data.demonstrations, *data.unlabelled)}
     known = [example for example in data.validation if example.x in learned]
     if known and not task.one_question:

@@ -111,6 +111,11 @@ def test_what_is_odd_about_examples_is_told() -> None:
     known, spaced = check_examples(task, data_of(EXAMPLE, other, validation=(EXAMPLE,)), asked)
     assert known.startswith("1 validation questions are training questions,") and known.endswith("the first is 'a'.")
     assert spaced.startswith("1 prompts end with a space ") and spaced.endswith("the first is 'b'.")
+    unlike = dataclasses.replace(EXAMPLE, answer="another")
+    (said,) = check_examples(task, data_of(EXAMPLE, unlike), DataConfig(demonstrations=0, unlabelled=2, validation=0))
+    assert said.startswith("2 training examples have a question that has another answer elsewhere: the first is 'a'")
+    (said,) = check_examples(task, data_of(EXAMPLE), DataConfig(demonstrations=0, unlabelled=0, validation=0))
+    assert said == "The task gives more than was asked for: 1 unlabelled (0)."
     only = DataConfig(demonstrations=0, unlabelled=1, validation=1)
     assert len(check_examples(task, data_of(EXAMPLE, validation=(EXAMPLE,)), only)) == 1
     task = type("One", (ToyTask,), {"one_question": True})()
