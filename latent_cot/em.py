@@ -152,7 +152,7 @@ class EM(LearnsAgain):
 
 
 class GFlowNet(EM):
-    """GFlowNet fine-tuning: one E-step, no M-step (with `--preset paper` as in the paper's tables). The sampler is the
+    """GFlowNet fine-tuning: one E-step, no M-step (with `--preset paper` near the paper's tables: `docs/differences.md`). The sampler is the
     reasoner."""
 
     def algorithm(self) -> Steps:

@@ -300,6 +300,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             yield f"{why} with --e-step.tempered-share {e.tempered_share:g}: lower it, or give --e-step.updates 1"
         if e.replay_share == 1:
             yield f"{why} with --e-step.replay-share 1: lower it, or give --e-step.updates 1"
+    if METHODS[method].has_balance and e.objective == "subtb" and rollout.min_tokens and e.steps:
+        why = "ties the states of a chain to each other only, so that nothing before the first of them is learned"
+        remedy = f"with --rollout.min-tokens {rollout.min_tokens} give --e-step.objective pooled-subtb"
+        yield f"--e-step.objective subtb {why}: {remedy}"
     if e.max_staleness and not rollout.engine.startswith("http"):
         remedy = "give the addresses of vLLM servers, or --e-step.max-staleness 0"
         yield f"--e-step.max-staleness: --rollout.engine {rollout.engine} samples where q is trained; {remedy}"

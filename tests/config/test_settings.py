@@ -332,6 +332,10 @@ def test_the_papers_share_of_demonstrations() -> None:
         ({"p_init": "prompt", "shots": 51}, "--shots is 51"),
         ({"lora": {"dropout": 1.0}}, "--lora.dropout is 1.0"),
         ({"rollout": {"min_tokens": 41}}, "--rollout.min-tokens is 41"),
+        (
+            {"rollout": {"min_tokens": 1}, "e_step": {"objective": "subtb"}},
+            "--e-step.objective subtb ties the states of a chain to each other only",
+        ),
         ({"m_step": {"batch_size": 0}}, "--m-step.batch-size is 0"),
         ({"evaluation": {"votes": 3}}, "--evaluation.votes is 3"),
         ({"e_step": {"objective": "vargrad", "samples": 1}}, "--e-step.samples is 1; vargrad"),
