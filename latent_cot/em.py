@@ -152,8 +152,8 @@ class EM(LearnsAgain):
 
 
 class GFlowNet(EM):
-    """GFlowNet fine-tuning: one E-step, no M-step (with `--preset paper` near the paper's tables: `docs/differences.md`). The sampler is the
-    reasoner."""
+    """GFlowNet fine-tuning: one E-step, no M-step. The sampler is the reasoner. With `--preset paper` it is near what
+    the paper's tables have (`docs/differences.md`)."""
 
     def algorithm(self) -> Steps:
         yield from self.init(0)

@@ -311,6 +311,8 @@ class Run:
         temperature = usual if temperature is None else temperature
         decoding = {"max_tokens": max_tokens or configured.max_tokens, **own, "temperature": temperature}
         self.task.require()
+        if temperature == 0 and own.get("samples", 1) > 1:
+            self._tell(f"All {own['samples']} rationales of a question are the same one: the temperature is 0.")
         if reasoner is not None:
             self.source.require(reasoner)
         named = _names("split", split)

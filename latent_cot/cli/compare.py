@@ -50,8 +50,8 @@ class CompareOptions:
     seeds: str = "0"
     """Seeds, comma-separated."""
     budget: str | None = None
-    """`trajectories=5120` (and `gradient-steps=160`) for each run; `none`: each as it is configured. Default: what EM
-    spends as configured."""
+    """`trajectories=5120` for each run that samples, and `gradient-steps=160` for those that fine-tune p and are no
+    variant of EM's; `none`: each as it is configured. Default: what EM spends as configured."""
     preset: str | None = None
     """A set of defaults: `cpu` (used if none is given), `paper` or `smoke`."""
     config: str | None = None
@@ -96,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
             say(console, f"  {plan.command_of(one, options.preset)}", whole=True)
         return 0
     refuse_unwritable(path)
-    if status := _carry_out(options, runs, done, console):
+    if status := _carry_out(options, runs, done, console, budgeted=budget is not None):
         return status
     of_runs = [records.record_of(one, options.preset) for one in runs]
     compared = [] if target is None else paired_difference.differences(of_runs, target)
@@ -181,15 +181,20 @@ def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | No
     return runs, budget, path
 
 
-def _first_examples(runs: Sequence[PlannedRun]) -> dict[str, Examples]:
+def _first_examples(runs: Sequence[PlannedRun], *, budgeted: bool) -> dict[str, Examples]:
     """Those of each variant's first run, by its name. Raises UsageError where it cannot learn from them, or has none:
-    its turn may come hours later."""
+    its turn may come hours later; or where they are fewer than a budget was made for."""
     found = {}
     for one in {one.variant: one for one in reversed(runs)}.values():
         from latent_cot.methods.method import method_class  # here: torch takes seconds, and there may be nothing to do
 
         try:
             found[one.name] = examples = load_examples(one.config)
+            for part in ("demonstrations", "unlabelled") if budgeted else ():
+                asked, there = getattr(one.config.data, part), len(getattr(examples.data, part))
+                if there < asked:
+                    what = f"there are {there} of {asked} {part}, for which the budget is counted"
+                    raise UsageError(f"{what}: give --set data.{part}={there}, or --budget none")
             method_class(one.config.method).check(one.config, examples.task, examples.data)
         except UsageError as error:
             raise UsageError(f"{one.variant}: {error}") from error
@@ -223,11 +228,13 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _carry_out(options: CompareOptions, runs: Sequence[PlannedRun], done: Collection[str], console: Console) -> int:
+def _carry_out(
+    options: CompareOptions, runs: Sequence[PlannedRun], done: Collection[str], console: Console, *, budgeted: bool
+) -> int:
     """Do what is left to do. Returns 0, or the status of a signal."""
     tracking.check(options.track)
     loaded: Session | None = None
-    examples = _first_examples([one for one in runs if one.name not in done])
+    examples = _first_examples([one for one in runs if one.name not in done], budgeted=budgeted)
     for number, one in enumerate(runs, 1):
         title = f"{one.name} ({number} of {len(runs)})"
         if one.name in done:

@@ -244,7 +244,8 @@ def _measured(options: PlanOptions) -> Hardware:
     import torch  # here, as all that takes seconds
 
     precision, threads = options.settings.precision, torch.get_num_threads()
-    like = f"{platform.node()}, {threads} threads, {precision}, torch {torch.__version__}, latent-cot {__version__}"
+    at = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} threads"
+    like = f"{platform.node()}, {at}, {precision}, torch {torch.__version__}, latent-cot {__version__}"
     with suppress(OSError, UsageError, RuntimeError):  # none yet, or another version's; a user without a home
         cache = user_cache_path("latent-cot") / _CACHE
         known = disk.decoded(Measured, disk.parse_json(disk.read(cache, 2**16), str(cache)), str(cache))

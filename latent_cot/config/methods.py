@@ -66,7 +66,8 @@ class MethodSpec:
 
     def ignores(self, config: RunConfig) -> Collection[str]:
         """Settings, and sections of them, that it does not read, beside those of other methods."""
-        return (*self._unread_e_step, *(self.unread if self.fine_tunes(config) else ("m_step",)))
+        rounds = () if self.has_rounds else ("rounds",)
+        return (*rounds, *self._unread_e_step, *(self.unread if self.fine_tunes(config) else ("m_step",)))
 
     def reads(self, config: RunConfig, path: str) -> bool:
         """Whether it reads this setting of a section, such as `m_step.target`."""
@@ -86,11 +87,17 @@ class MethodSpec:
         questions = config.data.demonstrations + config.data.unlabelled
         return questions * config.m_step.samples if self.draws and self.fine_tunes(config) else 0
 
+    def sampled(self, config: RunConfig) -> int:
+        """Rationales that a step samples, of different questions where q is trained."""
+        e, data = config.e_step, config.data
+        different = data.unlabelled + (data.demonstrations if e.demonstration_weight else 0)
+        return (min(e.questions, different) if self.trains_q else e.questions) * e.samples
+
     def planned(self, config: RunConfig) -> PlannedBudget:
         """What a configuration costs. Replayed rationales, early stopping and, where samples are learned again, too
         few with a right rationale make it less."""
         e = config.e_step
-        sampled = e.steps * e.questions * e.samples if self.samples else 0
+        sampled = e.steps * self.sampled(config) if self.samples else 0
         steps = e.steps * e.updates if self.trains_q else 0
         steps += config.m_step.steps if self.fine_tunes(config) else 0
         rounds = config.rounds if self.has_rounds else 1
@@ -101,12 +108,14 @@ class MethodSpec:
         e, drawn = config.e_step, self.drawn(config)
         rounds = max(1, config.rounds) if self.has_rounds else 1
         if self.samples:
-            of_step = e.questions * e.samples if e.steps else 0
+            of_step = self.sampled(config) if e.steps else 0
             if budget.trajectories // rounds < of_step + drawn:
                 least = rounds * (of_step + drawn)
                 raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
-            if of_step:
-                config = replace(config, e_step=replace(e, steps=(budget.trajectories // rounds - drawn) // of_step))
+            if of_step:  # of fewer steps as many as before are spent on warming up
+                steps = (budget.trajectories // rounds - drawn) // of_step
+                warmup = e.warmup if steps >= e.steps else e.warmup * steps // e.steps
+                config = replace(config, e_step=replace(e, steps=steps, warmup=warmup))
         if self.fine_tunes(config) and not self.has_balance:  # EM's own variants have each a full M-step
             steps = budget.gradient_steps // rounds
             if self.trains_q:  # what q's training leaves, and at least its own

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from latent_cot.types import DataRequest, Task
 
+COMPLETE_ONLY = ("vargrad", "tb")
+"""Objectives that score Y behind complete rationales only, not behind each prefix."""
 DIAGNOSTIC_SAMPLES = 16
 """Rationales sampled for each validation question on which q is compared with the posterior."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 1e3

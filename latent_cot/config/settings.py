@@ -318,6 +318,14 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield f"--q-sees {config.q_sees}: with --method {method} q sees the {q_sees}; give --q-sees {q_sees}"
     if method == "sft" and data.demonstrations and config.sft.check_every and not data.validation:
         yield "--method sft learns --data.demonstrations and is stopped by --data.validation; give some"
+    if METHODS[method].has_balance and e.steps:
+        for name in ("tempered_share", *(("replay_share",) if e.mix_replay else ())):
+            if (share := getattr(e, name)) and not round(share * e.samples):
+                what = f"{flag(f'e_step.{name}')} is {share:g}: that is no whole one of --e-step.samples {e.samples}"
+                yield f"{what}; give 0, or at least {1 / e.samples:g}"
+    if config.m_step.samples > 1 and config.m_step.temperature == 0 and METHODS[method].drawn(config):
+        remedy = "give a higher one, or --m-step.samples 1"
+        yield f"--m-step.samples is {config.m_step.samples}: --m-step.temperature 0 draws the same each time; {remedy}"
     if method in ("ppo", "grpo") and e.samples < 2:
         yield f"--e-step.samples is {e.samples}; with --method {method} it must be at least 2, to compare them"
     if METHODS[method].has_balance and e.steps and e.objective == "vargrad" and e.samples < 2:

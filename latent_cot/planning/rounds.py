@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from latent_cot.config.methods import METHODS, has_safeguard
-from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig, trained_tokens
+from latent_cot.config.schema import COMPLETE_ONLY, DIAGNOSTIC_SAMPLES, RunConfig, trained_tokens
 from latent_cot.planning.cost import Cost, CostModel, batches
 
 
@@ -71,15 +71,16 @@ def m_step(costs: CostModel, texts: Texts, size: float, max_tokens: int) -> Cost
 
 
 def e_step_memory(costs: CostModel, texts: Texts, questions: float, samples: float, max_tokens: int) -> float:
-    """Bytes of the activations of an update of q; paths through a tree are padded to the longest."""
-    tokens = min(tree_tokens(texts, questions, samples), max_tokens)
+    """Bytes of the activations of an update of q; paths through a tree are padded to the longest, and a question's tree
+    is never divided."""
+    tokens = max(tree_tokens(texts, 1, samples), min(tree_tokens(texts, questions, samples), max_tokens))
     return costs.activations(tokens, texts.prompt + texts.longest)
 
 
 def m_step_memory(costs: CostModel, texts: Texts, size: float, max_tokens: int) -> dict[str, float]:
     """Bytes of the activations and logits of an update of p."""
     length = texts.prompt + texts.chain + texts.answer - 1
-    tokens = min(size * length, max_tokens)
+    tokens = max(length, min(size * length, max_tokens))
     logits = costs.logits(tokens / length * texts.answer)
     return {"M-step: activations": costs.activations(tokens, length), "M-step: logits": logits}
 
@@ -128,7 +129,8 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
     def share(items: int) -> int:
         return math.ceil(items / devices)
 
-    step = e_step(costs, texts, share(e.questions), e.samples, limit, trained)
+    rewarded = replace(texts, states=1.0) if e.objective in COMPLETE_ONLY else texts
+    step = e_step(costs, rewarded, share(e.questions), e.samples, limit, trained)
     if c.method in ("ppo", "grpo"):
         step["update"] *= e.updates
     elif e.updates > 1:
@@ -139,14 +141,14 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
         step["update"] += e_step(costs, alone, share(2 * e.questions), 1, limit, trained)["update"] * (e.updates - 1)
     questions = (c.data.demonstrations + c.data.unlabelled) * m.samples
     places = min(questions, c.rollout.batch_size)
-    tests = share(splits * c.evaluation.size * c.evaluation.votes)
+    tests = share(splits * c.evaluation.size * (c.evaluation.samples or c.evaluation.votes))
     tested_at_once = 2 * c.rollout.batch_size
     tested = sample(costs, alone, tests, 1, tested_at_once)
     checked = share(min(c.evaluation.diagnostics, c.data.validation))
     compared = sample(costs, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)
-    scored = reward(costs, texts, checked, DIAGNOSTIC_SAMPLES, limit)
+    scored = reward(costs, rewarded, checked, DIAGNOSTIC_SAMPLES, limit)
     prior = e.prior == "sampler"
-    rows = max(share(e.questions) * e.samples * texts.distinct, min(tests, tested_at_once))
+    tested_longest = max(texts.longest, c.evaluation.max_tokens)
     first = m_step(costs, lesson, share(c.init_step.batch_size), trained)
     return Round(
         initial={
@@ -162,7 +164,10 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
         },
         held=costs.held(2 + prior, 2 + has_safeguard(c) + prior),
         working={
-            "rollout: keys and values": costs.cache(rows, texts.prompt + texts.longest),
+            "rollout: keys and values": max(
+                costs.cache(share(e.questions) * e.samples * texts.distinct, texts.prompt + texts.longest),
+                costs.cache(min(tests, tested_at_once), texts.prompt + tested_longest),
+            ),
             "E-step: activations": e_step_memory(costs, texts, share(e.questions), e.samples, trained),
             **m_step_memory(costs, lesson, share(m.batch_size), trained),
         },

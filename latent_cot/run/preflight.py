@@ -63,6 +63,10 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
         for name, s in splits.items()
         if s.dropped
     ]
+    ways = config.decode.strategy if config.method == "decode" else "sample"
+    n = config.evaluation.samples or task.samples
+    if task.is_measured and n > 1 and config.evaluation.temperature == 0 and "beam" not in ways:
+        notes.append(f"All {n} rationales of a test question will be the same one: --evaluation.temperature is 0.")
     judges = min(len(data.validation), config.evaluation.diagnostics)
     if has_safeguard(config) and config.rounds and judges < FEWEST_TO_JUDGE:
         why = f"judging takes {FEWEST_TO_JUDGE} validation questions, and it has {judges or 'none'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -347,3 +348,15 @@ def test_a_signal_while_a_run_is_finished_stops_the_comparison(
     called = cli(*SMOKE, "--methods", "few-shot,em", "--output-dir", tmp_path / "new")
     assert called.status == 143 and "Stopped in few-shot" in called.out
     assert carried == [tmp_path / "new" / "few-shot" / "seed0"]
+
+
+def test_a_budget_is_not_counted_for_questions_that_are_not_there(cli: Cli, tmp_path: Path) -> None:
+    """EM draws for each question, the others sample as often as they are told: they would get more."""
+    rows = [{"question": f"what is {n}?", "answer": str(n)} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text("data: rows.jsonl\n")
+    command = ["compare", "--preset", "smoke", "--task", tmp_path / "mine.yaml", "--methods", "rejection"]
+    command += ["--set", "data.demonstrations=0", "--set", "data.unlabelled=25", "--output-dir", tmp_path / "found"]
+    called = cli(*command)
+    assert called.status == 2
+    assert re.search(r"there are \d+ of 25 unlabelled, for which the budget is counted", called.err), called.err

@@ -50,7 +50,9 @@ def test_eval(cli: Cli, fitted: Path) -> None:
     assert called.json["decoding"] == {"max_tokens": 40, "samples": 7, "temperature": 1.0}
     assert list(called.json["results"]["q"]["test"]) == list(TASK.metrics)
     assert cli(*options, "--json").out == called.out, "the seed decides"
-    other = cli(*options, "--json", "--temperature", 0).json["results"]["q"]["test"]
+    cold = cli(*options, "--json", "--temperature", 0).json
+    assert any("are the same one: the temperature is 0" in note for note in cold["notes"])
+    other = cold["results"]["q"]["test"]
     assert other["distinct"]["value"] <= 3
     shown = cli(*options)
     assert "samples 7" in shown.out
@@ -110,6 +112,7 @@ def test_sample(cli: Cli, fitted: Path) -> None:
 
 def test_compare(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
     settings = ["precision=fp32", "evaluation.splits=[test]", "rollout.granularity=token", "evaluation.samples=4"]
+    settings += ["data.demonstrations=2", "data.unlabelled=2"]
     command = ["compare", "--preset", "smoke", "--task", FILE, "--model", tiny_model_dir, "--seeds", "0,1"]
     command += [word for setting in settings for word in ("--set", setting)]
     called = cli(*command, "--methods", "few-shot,gflownet", "--output-dir", tmp_path / "all")

@@ -338,6 +338,12 @@ def test_the_papers_share_of_demonstrations() -> None:
         ),
         ({"m_step": {"batch_size": 0}}, "--m-step.batch-size is 0"),
         ({"evaluation": {"votes": 3}}, "--evaluation.votes is 3"),
+        (
+            {"m_step": {"samples": 3, "temperature": 0.0}},
+            "--m-step.samples is 3: --m-step.temperature 0 draws the same",
+        ),
+        ({"e_step": {"tempered_share": 0.05}}, "--e-step.tempered-share is 0.05: that is no whole one of"),
+        ({"e_step": {"replay_share": 0.05, "mix_replay": True}}, "--e-step.replay-share is 0.05: that is no whole"),
         ({"e_step": {"objective": "vargrad", "samples": 1}}, "--e-step.samples is 1; vargrad"),
         ({"evaluation": {"temperature": 1e39}}, "--evaluation.temperature is 1e+39; it should be 0, which is greedy"),
         ({"e_step": {"temperatures": (1.0, 1e4)}}, "--e-step.temperatures is 10000"),

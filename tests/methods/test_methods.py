@@ -256,6 +256,13 @@ def test_settings_that_it_reads_make_another_run(
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_more_rounds_are_another_run_where_there_are_rounds(method: str) -> None:
+    own = config_of(method)
+    found = other_settings(own, dataclasses.replace(own, rounds=own.rounds + 3))
+    assert [path for path, *_ in found] == (["rounds"] if METHODS[method].has_rounds else [])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_it_is_tested_after_the_last_round_only_if_so_configured(lm: LanguageModel, method: str) -> None:
     evaluation = dataclasses.replace(CONFIG.evaluation, every_round=False)
     loop = make(lm, config_of(method, evaluation=evaluation))
@@ -275,6 +282,29 @@ def test_a_budget_is_kept(method: str) -> None:
             assert planned.trajectories > 0.98 * spend.trajectories
     if method != "gflownet":  # whose E-step is by default one of EM's, not two with what is drawn
         assert METHODS[method].planned(METHODS[method].fit_to_budget(config, own)) == METHODS[method].planned(config)
+
+
+def test_a_budget_counts_what_a_step_can_ask() -> None:
+    """A step asks different questions: of five there are no eight. Rejection sampling goes through them again."""
+    few = dataclasses.replace(RunConfig(), data=DataConfig(5, 0, 0))
+    own = METHODS["em"].planned(few)
+    assert own.trajectories == few.rounds * (few.e_step.steps * 5 * few.e_step.samples + 5)
+    for method in ("gflownet", "grpo", "ppo", "rejection"):
+        fitted = METHODS[method].fit_to_budget(with_method(few, method), own)
+        planned = METHODS[method].planned(fitted).trajectories
+        assert 0.9 * own.trajectories < planned <= own.trajectories
+    none = dataclasses.replace(
+        few, data=DataConfig(5, 3, 0), e_step=dataclasses.replace(few.e_step, demonstration_weight=0)
+    )
+    assert METHODS["gflownet"].planned(none).trajectories == few.e_step.steps * 3 * few.e_step.samples
+
+
+def test_fewer_steps_warm_up_for_fewer() -> None:
+    own = RunConfig()
+    fitted = METHODS["em"].fit_to_budget(dataclasses.replace(own, rounds=3), METHODS["em"].planned(own))
+    assert 0 < fitted.e_step.steps < own.e_step.steps
+    assert fitted.e_step.warmup == own.e_step.warmup * fitted.e_step.steps // own.e_step.steps
+    assert METHODS["em"].fit_to_budget(own, METHODS["em"].planned(own)) == own
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])

@@ -21,7 +21,9 @@ from transformers import (
     PretrainedConfig,
 )
 
+from latent_cot.config.schema import COMPLETE_ONLY
 from latent_cot.config.settings import load_config
+from latent_cot.objectives import OBJECTIVES
 from latent_cot.planning import rounds
 from latent_cot.planning.cost import Cost, CostModel, batches
 from latent_cot.planning.hardware import GPUS, Hardware, Pass
@@ -229,6 +231,47 @@ def test_a_round_is_linear_in_its_steps() -> None:
         k: v for k, v in once.later.items() if k != "M-step"
     }
     assert math.isclose(twice.peak, once.peak)
+
+
+def test_a_question_is_never_divided() -> None:
+    """However few tokens a pass may have, an update of q has one question's tree, and one of p a whole text."""
+    costs, texts = CostModel(SHAPES["7b"], GPUS["h100"], 16), Texts(60, 1000, 1000, 8, 2, 1.0)
+    config = load_config()
+    tree, text = costs.activations(60 + 8 * 1000, 60 + 1000), 60 + 1000 + 8 - 1
+    for limit in (3072, 1536):
+        working = rounds.plan(replace(config, max_batch_tokens=limit), texts, costs, 1, 4).working
+        assert working["E-step: activations"] == tree
+    assert rounds.m_step_memory(costs, texts, 8, 500)["M-step: activations"] == costs.activations(text, text)
+
+
+def test_tests_are_planned_as_they_sample() -> None:
+    costs, texts = CostModel(SHAPES["7b"], GPUS["h100"], 16), Texts(16, 24, 40, 8, 2, 1.0)
+    config = load_config()
+
+    def of(**changes: Any) -> rounds.Round:
+        return rounds.plan(replace(config, evaluation=replace(config.evaluation, **changes)), texts, costs, 1, splits=4)
+
+    assert of(samples=10).later["evaluation"] == of(votes=10, temperature=0.5).later["evaluation"]
+    assert of(samples=10).later["evaluation"].seconds > of().later["evaluation"].seconds
+    part = "rollout: keys and values"
+    assert of(max_tokens=4000).working[part] > of(max_tokens=400).working[part] > of(max_tokens=40).working[part]
+
+
+def test_some_objectives_ask_for_y_once_a_chain() -> None:
+    assert {name for name, one in OBJECTIVES.items() if one.complete_only} == set(COMPLETE_ONLY)
+    costs, texts = CostModel(SHAPES["7b"], GPUS["h100"], 16), Texts(16, 24, 40, 8, 15, 1.0)
+    config = load_config()
+    seconds = {
+        (name, states): rounds.plan(
+            replace(config, e_step=replace(config.e_step, objective=name)), replace(texts, states=states), costs, 1, 4
+        )
+        .later["E-step: reward"]
+        .seconds
+        for name in ("pooled-subtb", "vargrad")
+        for states in (1, 15)
+    }
+    assert seconds["vargrad", 15] == seconds["vargrad", 1] == seconds["pooled-subtb", 1]
+    assert seconds["pooled-subtb", 15] > seconds["pooled-subtb", 1]
 
 
 @pytest.mark.parametrize("method", ["em", "forward-kl", "ppo"])

@@ -223,3 +223,13 @@ def test_gaps_that_a_model_would_not_see_are_told(tmp_path: Path, tiny_model_dir
         asked = dataclasses.replace(config, model=str(folder), augmentation=augmentation)
         notes = open_session(asked, load_data=False).notes
         assert any("--augmentation.gap-share does nothing" in note for note in notes) == told
+
+
+def test_copies_of_one_chain_are_told(tmp_path: Path) -> None:
+    changes = {"task": "random_numbers", "evaluation": {"temperature": 0.0, "samples": 5}}
+    said = "All 5 rationales of a test question will be the same one: --evaluation.temperature is 0."
+    assert said in load_examples(from_dict(changes, "x", load_config(task="random_numbers"))).notes
+    warm = from_dict(
+        {"evaluation": {"temperature": 1.0}}, "x", from_dict(changes, "x", load_config(task="random_numbers"))
+    )
+    assert said not in load_examples(warm).notes
