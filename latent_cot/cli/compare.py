@@ -190,11 +190,14 @@ def _first_examples(runs: Sequence[PlannedRun], *, budgeted: bool) -> dict[str, 
 
         try:
             found[one.name] = examples = load_examples(one.config)
-            for part in ("demonstrations", "unlabelled") if budgeted else ():
-                asked, there = getattr(one.config.data, part), len(getattr(examples.data, part))
-                if there < asked:
-                    what = f"there are {there} of {asked} {part}, for which the budget is counted"
-                    raise UsageError(f"{what}: give --set data.{part}={there}, or --budget none")
+            there = {part: len(getattr(examples.data, part)) for part in ("demonstrations", "unlabelled")}
+            lacking = {part: n for part, n in there.items() if n < getattr(one.config.data, part)}
+            if budgeted and lacking:
+                what = ", ".join(f"{n} of {getattr(one.config.data, part)} {part}" for part, n in lacking.items())
+                remedy = " ".join(f"--set data.{part}={n}" for part, n in lacking.items())
+                raise UsageError(
+                    f"there are {what}, and the budget is counted by them: give {remedy}, or --budget none"
+                )
             method_class(one.config.method).check(one.config, examples.task, examples.data)
         except UsageError as error:
             raise UsageError(f"{one.variant}: {error}") from error

@@ -43,8 +43,8 @@ class ReportOptions:
     split: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Test splits to take questions from, or `validation`. Repeatable. Default: validation, and the run's."""
     reasoner: Reasoner | None = None
-    """Who writes the rationales: the sampler q or the model p. Default: all of the run
-    that answer test questions, p first."""
+    """Who writes the rationales: the sampler q or the model p. Default: all of the run that answer test
+    questions, p first."""
     temperature: float = 1.0
     """Sampling temperature. Log-probabilities are those at temperature 1."""
     seed: int = 0

@@ -112,7 +112,7 @@ class MethodSpec:
             if budget.trajectories // rounds < of_step + drawn:
                 least = rounds * (of_step + drawn)
                 raise UsageError(f"--budget: too few trajectories; a single step takes {least} of them; give more")
-            if of_step:  # of fewer steps as many as before are spent on warming up
+            if of_step:  # of fewer steps the same share warms up
                 steps = (budget.trajectories // rounds - drawn) // of_step
                 warmup = e.warmup if steps >= e.steps else e.warmup * steps // e.steps
                 config = replace(config, e_step=replace(e, steps=steps, warmup=warmup))
