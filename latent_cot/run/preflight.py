@@ -151,17 +151,24 @@ def codec_of(tokenizer: PreTrainedTokenizerBase, task: Task, chain_tools: Sequen
     )
 
 
-def check_lengths(examples: Iterable[Example], codec: TextCodec, limit: Limit | None) -> None:
-    """Raises UsageError where a question and its answer alone are longer than a text may be: it could come up hours
-    after a run has begun."""
+def check_lengths(examples: Iterable[Example], codec: TextCodec, limit: Limit | None, max_tokens: int) -> list[str]:
+    """A sentence on questions behind which a rationale of `max_tokens` has no room.
+
+    Raises UsageError where a question and its answer alone are longer than a text may be: it could come up hours after
+    a run has begun."""
     if limit is None:
-        return
+        return []
+    most, narrow = f"the model's texts have {limit.tokens} at most ({limit.reason})", 0
     for example in examples:
         tokens = len(codec.encode_prompt(example.x)) + len(codec.encode(example.y or ""))
         if tokens >= limit.tokens:
-            most = f"the model's texts have {limit.tokens} at most ({limit.reason})"
             remedy = "take the question out, or give another model"
             raise UsageError(f"{name_of(example)} has {tokens} tokens, without a rationale, and {most}; {remedy}")
+        narrow += tokens + max_tokens > limit.tokens
+    if not narrow:
+        return []
+    why = f"behind {narrow} questions there is no room for a rationale of {max_tokens} tokens, and one that fills it"
+    return [f"In tokens, {most}: {why} ends the run (--rollout.max-tokens, --evaluation.max-tokens)."]
 
 
 def long_prompts(examples: Iterable[Example], codec: TextCodec, positions: int | None) -> Iterator[str]:

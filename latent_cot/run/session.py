@@ -141,7 +141,7 @@ def open_session(
     rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     parts = (data.demonstrations, data.unlabelled, data.validation, *found.tests.values())
     asked = [example for part in parts for example in part]
-    check_lengths(asked, codec, lm.limit)
+    notes += check_lengths(asked, codec, lm.limit, max(r.max_tokens, config.evaluation.max_tokens))
     notes += long_prompts(asked, codec, lm.positions)
     notes += check_demonstrations(task, data.demonstrations, rules)
     if config.method == "sft" and task.is_measured and config.sft.check_every:  # their loss tells when to stop

@@ -163,6 +163,11 @@ def test_a_question_that_is_too_long_is_named_before_a_run(tmp_path: Path, tiny_
         open_session(dataclasses.replace(config, data=data, precision="fp32"))
     plain = dataclasses.replace(config, data=data, precision="fp32", model=str(tiny_model("llama")))
     open_session(plain)  # its positions are rotary
+    file.write_text("\n".join(map(json.dumps, [{"question": f"What is {n}?", "answer": str(n)} for n in range(20)])))
+    for tokens, said in ((400, False), (511, True)):
+        rollout_config = dataclasses.replace(config.rollout, max_tokens=tokens)
+        notes = open_session(dataclasses.replace(plain, model=config.model, rollout=rollout_config)).notes
+        assert any(f"no room for a rationale of {tokens} tokens" in note for note in notes) == said
 
 
 def test_what_tools_put_in_may_leave_no_room(tiny_model: Callable[[str], Path]) -> None:
