@@ -70,6 +70,8 @@ def test_actions_are_the_allowed_tokens_and_the_stop(tokenizer: PreTrainedTokeni
         allowed = piece != "" and set(piece) <= set(ALPHABET)
         assert (token in actions) == (allowed or token == codec.stop_id)
         assert int(codec.action_index[token]) == (actions.index(token) if token in actions else -1)
+        assert codec.is_action(token) == (token in actions)
+    assert not codec.is_action(-1) and not codec.is_action(codec.vocab_size)
     assert actions[codec.stop_index] == codec.stop_id
 
 

@@ -21,7 +21,7 @@ from latent_cot.types import Rationale, ToolCall, rationale_to_json
 from tests.oracles import buffer as oracle
 
 CODEC: Any = SimpleNamespace(
-    vocab_size=2**21, stop_id=2**20, action_index=torch.where(torch.arange(2**21) == 99, -1, 0)
+    vocab_size=2**21, stop_id=2**20, is_action=lambda token: 0 <= token < 2**21 and token != 99
 )
 """Of a large alphabet, to which 99 does not belong."""
 
