@@ -13,7 +13,8 @@ from latent_cot.types import Task
 
 ROOT = Path(__file__).parents[2]
 README_EXAMPLE = "the example of tasks/README.md"
-EXAMPLES = [str(ROOT / "examples" / name) for name in ("elapsed.py", "middle.py")]
+KINDS = ("kinds.py:Discount", "kinds.py:Letters")
+EXAMPLES = [str(ROOT / "examples" / name) for name in ("elapsed.py", "middle.py", *KINDS)]
 
 
 @pytest.fixture(scope="session")
