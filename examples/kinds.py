@@ -18,7 +18,8 @@ dragon forest helmet ticket music radio pizza cargo menu tofu panda taxi khaki p
 
 
 class Kind(PlainTask):
-    """`text` makes a question, of so many parts, and `solved` solves one, or gives None for what is none."""
+    """`text` makes a question, of the size that a split's name has, and `solved` solves one, or gives None for what is
+    none."""
 
     begins, asks = "", ""
     """What stands in X before and behind the question."""
@@ -40,10 +41,10 @@ class Kind(PlainTask):
         return Example(self.begins + text + self.asks, y, z, right, text)
 
     def questions(self, share, split, seed):
-        n = split.partition("-")[0]
-        rng = random.Random(f"{share} {n} {seed}" if n.isdecimal() else f"{share} {seed}")
+        sizes = re.findall(r"\d+", split)
+        rng = random.Random(" ".join([share, *sizes, str(seed)]))
         while True:
-            text = self.text(rng, int(n) if n.isdecimal() else 0)
+            text = self.text(rng, *map(int, sizes))
             if share_of(text) == share:
                 yield self.example(text)
 
@@ -72,7 +73,7 @@ class Discount(Kind):
         "Everything is {d} percent cheaper today. What do {n} {t}s cost that were {p} dollars each?",
     )
 
-    def text(self, rng, n):
+    def text(self, rng, n=None):
         form, thing = rng.randrange(3), rng.choice(THINGS.split())
         p, d, n = rng.randrange(2, 100), rng.choice(range(5, 100, 5)), rng.randrange(2, 10)
         return self.forms[form].format(t=thing, p=p, d=d, n=n)

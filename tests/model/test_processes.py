@@ -160,15 +160,19 @@ def test_a_run_in_two_processes(
 
 def _train(model: str, method: str, folder: Path) -> None:
     """What a process finds at its end, beside `folder`; the main one takes its time to write."""
-    mark, index = RunFolder.mark, os.environ["RANK"]
+    save, mark, index = RunFolder.save, RunFolder.mark, os.environ["RANK"]
 
-    def late(self: RunFolder, status: Any) -> None:
-        if status != "running":
-            time.sleep(1)
+    def save_late(self: RunFolder, *arguments: Any) -> None:
+        time.sleep(1)
+        save(self, *arguments)
+
+    def mark_late(self: RunFolder, status: Any) -> None:
+        time.sleep(status != "running")
         mark(self, status)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "mark", late)
+        patch.setattr(RunFolder, "save", save_late)
+        patch.setattr(RunFolder, "mark", mark_late)
         evaluation = {"splits": ("3-operands",), "size": 2, "diagnostics": 2}
         config = lc.configure("smoke", model=model, method=method, evaluation=evaluation)
         run = lc.train(config, output_dir=folder, progress=False, callbacks=[lambda unit: method == "em"])
