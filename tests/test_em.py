@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,6 +156,103 @@ def test_q_goes_on_in_each_round_from_where_it_is(lm: LanguageModel) -> None:
         if phase == Phase(2, "diagnose_before"):
             break
     assert found[phase] == found[Phase(1, "evaluate")] and found[phase]["q"] != found[phase]["p"]
+
+
+@pytest.mark.parametrize("p_is_nearer", [True, False])
+def test_q_begins_a_later_round_as_p_where_p_is_clearly_nearer(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, p_is_nearer: bool
+) -> None:
+    """By the ELBO of the same validation questions; then its figures before the E-step, and what it is put back to, are
+    those of p. Wherever the run is stopped and resumed."""
+    compared: list[tuple[Sequence[float], Sequence[float]]] = []
+
+    def watched(before: Sequence[float], after: Sequence[float]) -> Fall | None:
+        frame = inspect.currentframe()
+        if frame is None or frame.f_back is None or frame.f_back.f_code.co_name != "_begin_as_p_if_nearer":
+            return None  # nothing is taken back
+        compared.append((before, after))
+        return Fall(3, 1) if p_is_nearer else None
+
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", watched)
+    em = make_em(lm, CONFIG)
+    weights = {}
+    for phase, info in em.run():
+        weights[phase] = {a: [w.tolist() for w in lm.parameters(a).values()] for a in (*ADAPTERS, "kept")}
+        last = em.state.unit == em.units(phase)
+        assert ("note" in info) == (p_is_nearer and last and phase == Phase(2, "diagnose_before"))
+        if phase == Phase(2, "diagnose_before") and last:
+            elbo = [of["elbo"] for of in em.state.posterior["2"]["before"]]
+            assert set(em.state.posterior["2"]) == {"before"}
+            again: list[dict[str, float]] = []
+            em.state.unit -= 1
+            em._diagnose(again, "q")
+            em.state.unit += 1
+            assert again == em.state.posterior["2"]["before"][-len(again) :]
+    ((of_p, of_q),) = compared
+    assert of_p != of_q and elbo == (of_p if p_is_nearer else of_q)
+    start = weights[Phase(2, "diagnose_before")]
+    assert start["q"] == start["kept"] == weights[Phase(1, "evaluate")]["p" if p_is_nearer else "q"]
+    assert em.state.results()["begun_as_p"] == ([2] if p_is_nearer else [])
+    expected = outcome(em)
+    assert outcome(run_in_parts(lm, CONFIG, tmp_path, 1)) == expected
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"q_sees": "question-and-answer"},  # p has never read what q reads
+        {"m_step": dataclasses.replace(FIT, target="answer")},  # p does not write rationales
+        {"e_step": dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, 0.5))},  # the ELBO is not q's aim
+        {"safeguard": False},
+        {"method": "forward-kl"},  # nor that
+    ],
+)
+def test_q_goes_on_where_p_is_no_start_for_it(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: None)
+    loop = make(lm, dataclasses.replace(CONFIG, **other))
+    for _ in loop.run():
+        assert "of_p" not in loop.state.posterior.get("2", {})
+
+
+def test_q_goes_on_where_no_m_step_has_changed_p(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
+    em = make_em(lm, CONFIG)
+    for _ in em.run():
+        assert "of_p" not in em.state.posterior.get("2", {})
+    assert (1, "m_step") in em.state.taken_back
+
+
+def test_questions_that_were_asked_of_q_only_are_not_compared(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user may change a setting, by which p may be q's start, where a run is stopped in the middle of asking q."""
+    starts: list[Phase] = []
+    monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: None)
+
+    def watched(self: EM, at: Phase, of_round: object) -> dict[str, Any]:
+        starts.append(at)
+        return {}
+
+    monkeypatch.setattr(EM, "_begin_as_p_if_nearer", watched)
+    cold = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, 0.5))
+    em = make_em(lm, dataclasses.replace(CONFIG, e_step=cold))
+    for phase, _ in em.run():
+        if phase == Phase(2, "diagnose_before"):
+            break
+    em.config = CONFIG
+    for _ in em.run():
+        pass
+    assert not starts and len(em.state.posterior["2"]["before"]) == 2
+    assert set(em.state.posterior["2"]) == {"before", "after"}
+
+
+def test_a_run_without_validation_questions_has_results(lm: LanguageModel) -> None:
+    em = make_em(lm, dataclasses.replace(CONFIG, evaluation=dataclasses.replace(CONFIG.evaluation, diagnostics=0)))
+    for _ in em.run():
+        pass
+    assert em.state.results()["posterior"] == {}
 
 
 @pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])

@@ -398,6 +398,7 @@ class Run:
             self._tell(reasoners.other_task(source))
             self._tell(reasoners.other_data(source, data))
             self._tell(reasoners.other_model(source, self._loop.lm))
+            self._tell(reasoners.other_precision(source, self._loop.lm))
         return self._loop
 
     def training_data(self) -> TaskData:

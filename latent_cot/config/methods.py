@@ -219,3 +219,10 @@ FEWEST_TO_JUDGE = 6
 def has_safeguard(config: RunConfig) -> bool:
     """Whether training that makes the validation questions less likely is taken back."""
     return config.safeguard and METHODS[config.method].safeguarded and config.evaluation.diagnostics > 0
+
+
+def may_begin_as_p(config: RunConfig) -> bool:
+    """Whether q begins a later round as p, if that is the better start: where both read X only and write rationales,
+    and q is trained to raise the ELBO, by which they are compared."""
+    alike = config.q_sees == "question" and config.m_step.target == "joint"
+    return has_safeguard(config) and METHODS[config.method].has_balance and alike and config.e_step.steps > 0

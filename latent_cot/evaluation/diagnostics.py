@@ -23,7 +23,7 @@ from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Query, score_in_batches
-from latent_cot.types import Example, Rationale
+from latent_cot.types import Example, Rationale, Reasoner
 
 NOTICEABLE = 0.1
 """Nats by which a figure of a question has to change: a tenth of its probability."""
@@ -107,6 +107,7 @@ def diagnose(
     rules: ChainRules,
     reward: Reward,
     *,
+    sampler: Reasoner = "q",
     n: int,
     reward_temperature: float,
     reward_floor: float | None,
@@ -118,16 +119,17 @@ def diagnose(
     """Figures for each query, from `n` rationales sampled from q at temperature 1.
 
     Args:
+        sampler: who is asked: q, or p as if it were q.
         reward_temperature, reward_floor: as in the loss; they apply to `variance` and `log_z` only.
         complete_only: as the loss, `variance`, `log_z` and `censored` take complete rationales, not all their prefixes.
         max_tokens: padded size of a forward pass; bounds memory.
         is_correct: None: nobody can tell, and `accuracy` is NaN.
     """
-    sampled = rollout(lm, "q", [query.policy_prompt for query in queries], rules, n=n, generator=generator)
+    sampled = rollout(lm, sampler, [query.policy_prompt for query in queries], rules, n=n, generator=generator)
     trajectories = score_sampled(queries, sampled, reward, ends_only=complete_only)
     figures: dict[int, PosteriorFigures] = {}
     groups = [t.policy_group for t in trajectories]
-    for members, scores in score_in_batches(lm, lm.merged("q"), groups, rules.codec, max_tokens=max_tokens):
+    for members, scores in score_in_batches(lm, lm.merged(sampler), groups, rules.codec, max_tokens=max_tokens):
         of_members = [trajectories[g] for g in members]
         b = balance_of(
             scores, of_members, temperature=reward_temperature, floor=reward_floor, complete_only=complete_only

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from latent_cot.config.methods import METHODS, has_safeguard
+from latent_cot.config.methods import METHODS, has_safeguard, may_begin_as_p
 from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
 from latent_cot.methods import m_step
@@ -147,44 +147,73 @@ class Method(FineTuning):
 
     @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose_before(self, at: Phase) -> Iterator[Info]:
-        """How far q is from the posterior before its training."""
+        """How far q is from the posterior before its training. Where p is clearly nearer by now, q begins as p."""
         if self.state.unit == 0:
             self.start_sampler(at.round)
-        yield from self._diagnose(at, "before")
+        compares = at.round > 1 and self._may_begin_as_p
+        for is_last in self._diagnoses():
+            of_round = self.state.posterior.setdefault(str(at.round), {})
+            of_q = of_round.setdefault("before", [])
+            of_p = of_round.setdefault("of_p", []) if compares else []
+            compares = compares and len(of_p) == len(of_q)  # else it was switched on by a user in the middle of this
+            self._diagnose(of_q, "q")
+            note: Info = {}
+            if compares:
+                self._diagnose(of_p, "p")
+                note = self._begin_as_p_if_nearer(at, of_round) if is_last else {}
+            if is_last:
+                of_round.pop("of_p", None)
+                if self.safeguard:
+                    self.lm.copy_adapter("q", "kept")
+            yield self._means(of_round["before"]) | note
 
     @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose(self, at: Phase) -> Iterator[Info]:
         """How far q is from the posterior after it. If it is clearly farther than before, q is put back."""
-        yield from self._diagnose(at, "after")
+        for is_last in self._diagnoses():
+            found = self.state.posterior.setdefault(str(at.round), {}).setdefault("after", [])
+            self._diagnose(found, "q")
+            yield self._means(found) | (self._put_back_if_fallen(at, found) if is_last else {})
 
-    def _diagnose(self, at: Phase, when: str) -> Iterator[Info]:
-        """Compare q with the posterior on validation questions."""
-        e, spec = self.config.e_step, METHODS[self.config.method]
-        units = self._diagnostic_units
-        for unit in range(self.state.unit, len(units)):
-            figures = diagnose(
-                self.lm,
-                [self.query(self.data.validation[i]) for i in units[unit]],
-                self.rules,
-                self.reward,
-                n=DIAGNOSTIC_SAMPLES,
-                reward_temperature=self.final_reward_temperature,
-                reward_floor=e.reward_floor,
-                complete_only=spec.has_balance and OBJECTIVES[e.objective].complete_only,
-                max_tokens=self.config.max_batch_tokens,
-                generator=torch.Generator().manual_seed(self.unit_seed(unit)),
-                is_correct=self.is_correct if self.tells_right else None,
-            )
-            found = self.state.posterior.setdefault(str(at.round), {}).setdefault(when, [])
-            found.extend(self.lm.processes.of_main([vars(f) for f in figures]))
-            means: Info = mean_figures(found)
-            if self.final_reward_temperature != 1:
-                means["reward_temperature"] = self.final_reward_temperature
-            if unit == len(units) - 1 and when == "after":
-                means |= self._put_back_if_fallen(at, found)
-            elif unit == len(units) - 1 and self.safeguard:
-                self.lm.copy_adapter("q", "kept")
-            yield means
+    def _diagnoses(self) -> Iterator[bool]:
+        """The units of a comparison with the posterior that are left: is it the last one?"""
+        n = len(self._diagnostic_units)
+        return (unit == n - 1 for unit in range(self.state.unit, n))
+
+    def _diagnose(self, found: list[dict[str, float]], sampler: Reasoner) -> None:
+        """Compare q, or p in its place, with the posterior on the validation questions of the present unit."""
+        e, spec, unit = self.config.e_step, METHODS[self.config.method], self.state.unit
+        figures = diagnose(
+            self.lm,
+            [self.query(self.data.validation[i]) for i in self._diagnostic_units[unit]],
+            self.rules,
+            self.reward,
+            sampler=sampler,
+            n=DIAGNOSTIC_SAMPLES,
+            reward_temperature=self.final_reward_temperature,
+            reward_floor=e.reward_floor,
+            complete_only=spec.has_balance and OBJECTIVES[e.objective].complete_only,
+            max_tokens=self.config.max_batch_tokens,
+            generator=torch.Generator().manual_seed(self.unit_seed(unit)),
+            is_correct=self.is_correct if self.tells_right else None,
+        )
+        found.extend(self.lm.processes.of_main([vars(f) for f in figures]))
+
+    def _means(self, found: Sequence[Mapping[str, float]]) -> Info:
+        tempered = self.final_reward_temperature != 1
+        return mean_figures(found) | ({"reward_temperature": self.final_reward_temperature} if tempered else {})
+
+    def _begin_as_p_if_nearer(self, at: Phase, of_round: dict[str, list[dict[str, float]]]) -> Info:
+        """q ← p, if q's ELBO is lower than p's for more validation questions than chance explains. Else q goes on from
+        where it is: what its E-steps have learned is in no p."""
+        lower = clear_fall(*([of["elbo"] for of in of_round[name]] for name in ("of_p", "before")))
+        if lower is None:
+            return {}
+        self.lm.copy_adapter("p", "q")
+        of_round["before"] = of_round["of_p"]
+        self.state.begun_as_p.append(at.round)
+        note = f"q begins as p: its ELBO is higher for {lower.fell} validation questions and lower for {lower.rose}"
+        return {"note": note}
 
     def _put_back_if_fallen(self, at: Phase, found: Sequence[Mapping[str, float]]) -> Info:
         """Did q's training lower the ELBO of more questions than chance explains, of those that it changed? Then q is
@@ -397,6 +426,11 @@ class Method(FineTuning):
     def safeguard(self) -> bool:
         """Whether training that makes the validation questions less likely is taken back."""
         return has_safeguard(self.config) and bool(self._diagnostic_units)
+
+    @property
+    def _may_begin_as_p(self) -> bool:
+        comparable = self.safeguard and self.final_reward_temperature == 1  # else the ELBO is not what q is trained by
+        return comparable and self.state.model_trained and may_begin_as_p(self.config)
 
     @property
     def _can_validate(self) -> bool:

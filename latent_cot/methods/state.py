@@ -20,6 +20,7 @@ Info = dict[str, Any]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Marks = Annotated[str, Field(pattern="^[01]*$")]
 When = Annotated[str, Field(pattern="^(before|after)$")]
+Compared = Annotated[str, Field(pattern="^(before|after|of_p)$")]
 Round = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
@@ -98,12 +99,16 @@ class State:
     """round -> reasoner -> split -> metric -> `evaluation.evaluate.Figure.to_json()`."""
     sampled: list[list[Sample]] = field(default_factory=list)
     """The samples of each question so far of the split that is being measured."""
-    posterior: dict[Round, dict[When, list[dict[str, float]]]] = field(default_factory=dict)
-    """round -> "before" or "after" q's training -> figures of each validation question."""
+    posterior: dict[Round, dict[Compared, list[dict[str, float]]]] = field(default_factory=dict)
+    """round -> "before" or "after" q's training -> figures of each validation question; "of_p", of p as it is before,
+    until it is known whether q begins as p."""
     log_y: dict[Round, dict[When, list[float]]] = field(default_factory=dict)
     """round -> "before" or "after" p's training -> log p(Y | X) of each validation question, in nats."""
     taken_back: list[tuple[Count, Literal["e_step", "m_step"]]] = field(default_factory=list)
     """In which round which training has made the validation questions less likely, and was taken back."""
+
+    begun_as_p: list[Count] = field(default_factory=list)
+    """The rounds before whose E-step q was put where p is: `posterior` has that q before it."""
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = disk.schema(State).dump_python(self, mode="json")
@@ -132,7 +137,7 @@ class State:
         posterior and how likely p finds Y (round -> before and after its training; means over the validation
         questions), and what it cost."""
         posterior = {
-            number: {when: {**mean_figures(found), "n": len(found)} for when, found in of_round.items()}
+            number: {w: {**mean_figures(of), "n": len(of)} for w, of in of_round.items() if w != "of_p" and of}
             for number, of_round in self.posterior.items()
         }
         accuracy = {
@@ -149,5 +154,6 @@ class State:
             "posterior": posterior,
             "log_y": {n: {when: fmean(of) for when, of in found.items()} for n, found in self.log_y.items()},
             "taken_back": self.taken_back,
+            "begun_as_p": self.begun_as_p,
             "budget": asdict(self.budget),
         }

@@ -175,6 +175,11 @@ class LanguageModel:
         self._make_room(adapter)
         return dict(self._weights[adapter])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the base model's weights."""
+        return next(self.peft.get_base_model().parameters()).dtype
+
     @torch.no_grad()
     def base_digest(self, *, rounded: bool = False) -> str:
         """A short hash of the base model: of all its shapes and types, and of a few values of each weight.

@@ -174,14 +174,20 @@ class TextCodec:
 
     # -- helpers -------------------------------------------------------------------------------------
 
+    @property
+    def around_turn(self) -> tuple[str, str]:
+        """What a chat template puts before and behind what the user says."""
+        before, found, after = self.prompt_text(_NO_TEXT).partition(_NO_TEXT)
+        if not found:
+            raise UsageError("the model's chat template does not show what the user says; take another --model")
+        return before, after
+
     def _encode_chat(self, text: str) -> list[int]:
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         if not any(token in text for token in special):
             return self._with_special(self.prompt_text(text))
         # What the user writes ends no turn: it is encoded by itself, without special tokens.
-        before, found, after = self.prompt_text(_NO_TEXT).partition(_NO_TEXT)
-        if not found:
-            raise UsageError("the model's chat template does not show what the user says; take another --model")
+        before, after = self.around_turn
         return [*self._with_special(before), *self._plain(text), *self._with_special(after)]
 
     def _with_special(self, text: str) -> list[int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from latent_cot.config.methods import METHODS, has_safeguard
+from latent_cot.config.methods import METHODS, has_safeguard, may_begin_as_p
 from latent_cot.config.schema import COMPLETE_ONLY, DIAGNOSTIC_SAMPLES, RunConfig, trained_tokens
 from latent_cot.planning.cost import Cost, CostModel, batches
 
@@ -147,6 +147,7 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
     checked = share(min(c.evaluation.diagnostics, c.data.validation))
     compared = sample(costs, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)
     scored = reward(costs, rewarded, checked, DIAGNOSTIC_SAMPLES, limit)
+    starts = c.rounds > 1 and may_begin_as_p(c)
     prior = e.prior == "sampler"
     tested_longest = max(texts.longest, c.evaluation.max_tokens)
     first = m_step(costs, lesson, share(c.init_step.batch_size), trained)
@@ -159,7 +160,8 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
             **{f"E-step: {part}": cost * e.steps for part, cost in step.items()},
             "draw": sample(costs, alone, share(places), 1, places) * batches(questions, places),
             "M-step": m_step(costs, lesson, share(m.batch_size), trained) * m.steps,
-            "checks": compared * 3 + scored * 6 if checked else Cost(),  # of q twice, under q and p, and of p
+            # Of q twice, under q and p, and of p; in a later round perhaps of p as q besides.
+            "checks": compared * (3 + starts) + scored * (6 + 2 * starts) if checked else Cost(),
             "evaluation": tested * len(METHODS[c.method].reasoners(c, False)),
         },
         held=costs.held(2 + prior, 2 + has_safeguard(c) + prior),

@@ -324,6 +324,8 @@ class Display(Line):
         )
         if text := info.get("warning"):
             warn(self.console, text)
+        if text := info.get("note"):
+            self._say(f"  {text}")
         if self.console.is_jupyter:  # tables would fill the cell: the run that is returned shows them
             return
         if info.get("samples") and progress.unit % SAMPLES_EVERY == 1:

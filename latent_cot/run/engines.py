@@ -38,7 +38,7 @@ def open_engine(config: RunConfig, lm: LanguageModel) -> Engine | None:
             raise UsageError("--rollout.engine vllm: each of several processes would start one; give vLLM servers")
         return VllmHere(
             weights.resolve(config.model),
-            precision=str(next(lm.peft.get_base_model().parameters()).dtype).removeprefix("torch."),
+            precision=str(lm.dtype).removeprefix("torch."),
             rank=config.lora.rank,
             vocabulary=vocabulary,
             trust_remote_code=config.trust_remote_code,

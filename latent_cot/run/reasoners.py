@@ -221,6 +221,17 @@ def other_model(source: Source, lm: LanguageModel) -> str | None:
     return f"The base model is not the one that this run was trained with: {what}; restore them."
 
 
+def other_precision(source: Source, lm: LanguageModel) -> str | None:
+    """A sentence where `precision: auto` means other weights on this machine than on that where the run was trained."""
+    if other_model(source, lm) or source.began_with.get("model") in (None, lm.base_digest()):
+        return None
+    here, there = ("bf16", "fp32") if str(lm.dtype) == "torch.bfloat16" else ("fp32", "bf16")
+    return (
+        f"The base model is in {here} on this machine; the run was trained in {there}, and its figures are of that: "
+        f"some answers may be others here. precision: {there} in its config.yaml loads it as it was."
+    )
+
+
 def needed_data(source: Source, task: Task) -> TaskData:
     """Those that decide how the reasoners answer: p's prompt may show them, or fine-tuning has learned to write
     rationales from them. Otherwise loading them is a waste, and there are none."""

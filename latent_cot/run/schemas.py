@@ -79,6 +79,7 @@ class Results:
     resources: Resources
     log_y: dict[Round, dict[Literal["before", "after"], Number | None]] = field(default_factory=dict)
     taken_back: list[tuple[Count, Literal["e_step", "m_step"]]] = field(default_factory=list)
+    begun_as_p: list[Count] = field(default_factory=list)
     accuracy: dict[Round, dict[str, dict[str, Accuracy]]] = field(default_factory=dict)
     metrics: dict[Round, dict[str, dict[str, dict[str, Figure]]]] = field(default_factory=dict)
     right: dict[Round, dict[str, dict[str, str]]] = field(default_factory=dict)

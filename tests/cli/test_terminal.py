@@ -262,6 +262,12 @@ def test_a_collapse_is_no_variance_of_0() -> None:
     assert "color: #800000" in console.export_html(), "in red"
 
 
+def test_a_note_of_a_unit_of_work_is_shown() -> None:
+    loop, console = Loop(), Console(width=80, file=io.StringIO(), record=True)
+    Display(console).on_unit(loop, loop.phases[0], {"note": "p stays as it is"})  # type: ignore[arg-type]
+    assert "  p stays as it is" in console.export_text().splitlines()
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_words_stay_whole_on_a_terminal(width: int) -> None:
     text = "a sentence of many words " * 12 + "/a/path/that/is/long" * 6 + " and its end"

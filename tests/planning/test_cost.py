@@ -257,6 +257,15 @@ def test_tests_are_planned_as_they_sample() -> None:
     assert of(max_tokens=4000).working[part] > of(max_tokens=400).working[part] > of(max_tokens=40).working[part]
 
 
+@pytest.mark.parametrize(("q_sees", "share"), [("question", 4 / 3), ("question-and-answer", 1)])
+def test_a_later_round_may_compare_p_with_q_besides(q_sees: Any, share: float) -> None:
+    costs, texts = CostModel(SHAPES["7b"], GPUS["h100"], 16), Texts(16, 24, 40, 8, 2, 1.0)
+    one, two = (
+        rounds.plan(replace(load_config(), rounds=n, q_sees=q_sees), texts, costs, 1, 4).later["checks"] for n in (1, 2)
+    )
+    assert two.seconds == pytest.approx(one.seconds * share)
+
+
 def test_some_objectives_ask_for_y_once_a_chain() -> None:
     assert {name for name, one in OBJECTIVES.items() if one.complete_only} == set(COMPLETE_ONLY)
     costs, texts = CostModel(SHAPES["7b"], GPUS["h100"], 16), Texts(16, 24, 40, 8, 15, 1.0)

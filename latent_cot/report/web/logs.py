@@ -29,7 +29,7 @@ POSTERIOR = {"diagnose_before": "before", "diagnose": "after"}
 """Phases that compare q with the posterior -> when, relative to q's training."""
 LOGGED_STEPS = 3
 """Of each phase that logs rationales: from so many steps, the first to the last, samples are shown."""
-_NOT_FIGURES = {"time", "kind", "round", "unit"}
+_NOT_FIGURES = {"time", "kind", "round", "unit", "note"}
 
 
 def collect(source: Source, folder: RunFolder, task: Task, data: TaskData) -> Json:

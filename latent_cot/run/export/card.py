@@ -70,7 +70,9 @@ def _literal(value: object) -> str:
     """A string, or strings, as Python source in the usual quotes."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_literal, value))})"
-    return printable(json.dumps(value, ensure_ascii=False))
+    # `printable` would make line breaks of these two.
+    source = json.dumps(value, ensure_ascii=False).replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
+    return printable(source)
 
 
 def _plain(text: object) -> str:

@@ -69,6 +69,7 @@ def describe(
     *,
     other_data: bool = False,
     other_model: bool = False,
+    other_precision: bool = False,
 ) -> dict[str, Any]:
     """Everything but the weights: what the model card is made of and, but for the programs, `latent_cot.json`.
 
@@ -77,6 +78,7 @@ def describe(
         examples: test questions, at least one.
         other_data: the loop's training data are not those that the run has learned from: nothing is said of them.
         other_model: its base model is not the one that the run was trained with.
+        other_precision: it is loaded in another precision.
 
     Raises UsageError if it cannot be used by itself, or a portable form or the run's files are broken.
     """
@@ -107,8 +109,8 @@ def describe(
         "reasoner": reasoner,
         **{name: getattr(c, name) for name in ("method", "q_sees", "seed", "rounds", "trust_remote_code")},
         "log_reward": loop.reward.name,
-        # Of the weights with which it was trained and tested.
-        "dtype": str(next(loop.lm.peft.get_base_model().parameters()).dtype).removeprefix("torch."),
+        # Of the weights as they are loaded: as they were trained and tested, unless `other_precision`.
+        "dtype": str(loop.lm.dtype).removeprefix("torch."),
         "prompt": prompt,
         "fields": fields,
         "example": example,
@@ -117,6 +119,7 @@ def describe(
         "begins": wanted[: -len(plain)] if ids != wanted and wanted[-len(plain) :] == plain else [],
         # Special tokens that the text of a prompt names are those tokens, of a chat template; else they are characters.
         "chat": codec.chat,
+        "turn": _turn(loop, prompt) if codec.chat and fields != ["prompt"] else None,
         "stop": codec.pieces[codec.stop_id],
         "stop_id": codec.stop_id,
         "allowed_characters": loop.task.allowed_characters,
@@ -131,6 +134,7 @@ def describe(
         "writes_rationales": sampler is not None,  # else the answer follows the question at once
         "other_data": other_data,
         "other_model": other_model,
+        "other_precision": other_precision,
         # None: the data are others than those that it was trained on.
         "demonstrations": None if other_data else len(loop.data.demonstrations),
         "unlabelled": None if other_data else len(loop.data.unlabelled),
@@ -178,6 +182,14 @@ def _prompt(
         if [found[0].format(question=e.question, answer=e.answer) for e in examples] == prompts:
             return found
     return "{prompt}", ["prompt"], prompts[0]
+
+
+def _turn(loop: Method, prompt: str) -> tuple[str, str, str]:
+    """Of a chat template's prompt what stands before the user's turn, the form of that turn, and what stands behind it:
+    the run encodes each by itself where a question names a special token."""
+    head, tail = loop.test_rules.codec.around_turn
+    before, behind = (text.replace("{", "{{").replace("}", "}}") for text in (head, tail))
+    return head, prompt.removeprefix(before).removesuffix(behind), tail
 
 
 def _forbidden(loop: Method) -> list[int]:

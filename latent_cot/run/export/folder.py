@@ -83,8 +83,9 @@ def build(
             text, program = render(description, base, merge)
             disk.write(card, text.encode())
             disk.write(new / "solve.py", program.encode())
-            for path in new.iterdir():
-                path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
+            for path in new.rglob("*"):  # a tokenizer may have a folder of chat templates
+                if path.is_file():
+                    path.chmod(card.stat().st_mode)  # safetensors' files can be read by their owner only
             disk.put_folder(new, target)
     except (OSError, SafetensorError) as error:  # transformers writes by safetensors, which has an error of its own
         raise UsageError(f"{target}: cannot be written ({error}); give another folder") from error
@@ -121,13 +122,14 @@ def _save_adapter(lm: LanguageModel, reasoner: Reasoner, base: Base, folder: Pat
 
 @torch.no_grad()
 def _save_merged(lm: LanguageModel, reasoner: Reasoner, base: Base, folder: Path, trust: bool) -> None:
-    """The weights that the run was tested with, to the last bit: merged and rounded as `LanguageModel.merged` does."""
+    """The weights that the run was tested with, to the last bit (in the same precision): merged and rounded as
+    `LanguageModel.merged` does."""
     wrapped = lm.peft.get_base_model()
-    dtype = next(wrapped.parameters()).dtype
-    model, _ = weights.load_model_and_tokenizer(base.folder, dtype=dtype, trust_remote_code=trust)
+    model, _ = weights.load_model_and_tokenizer(base.folder, dtype=lm.dtype, trust_remote_code=trust)
     for name, layer in wrapped.named_modules():
         if isinstance(layer, LoraLayer):
             target: Any = model.get_submodule(name)
             target.weight.copy_(lora.merged_weight(layer, reasoner))
+    model.generation_config = GenerationConfig()  # ours follows; what the base model has may be refused here
     with weights.quiet_transformers():
         model.save_pretrained(folder)

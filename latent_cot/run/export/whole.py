@@ -61,13 +61,16 @@ def export(
             raise UsageError(f"{of_run.given}: the prompt shows examples. {other_data}")
         loop = reasoners.load(source, data)
     other_model = reasoners.other_model(source, loop.lm)
+    other_precision = reasoners.other_precision(source, loop.lm)
     splits = source.config.evaluation.splits or task.default_splits
     if not splits:
         raise UsageError(f"{of_run.given}: {task.name} has no test split whose questions the card could show")
     examples = task.split(splits[0])
-    other = {"other_data": other_data is not None, "other_model": other_model is not None}
-    description = describe(loop, reasoner, of_run, examples, **other)
+    other = {"data": other_data, "model": other_model, "precision": other_precision}
+    description = describe(
+        loop, reasoner, of_run, examples, **{f"other_{what}": note is not None for what, note in other.items()}
+    )
     folder.build(loop, reasoner, base, description, target, merge=merge)
-    notes = [note for note in (reasoners.other_task(source), other_data, other_model) if note is not None]
+    notes = [note for note in (reasoners.other_task(source), *other.values()) if note is not None]
     missing = [tool["name"] for tool in description["tools"] if tool["is_left_to_write"]]
     return Exported(reasoner, base.name, notes, missing)
