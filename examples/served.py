@@ -6,15 +6,17 @@
 
 A server knows nothing of a chain's tools. So its text is read as it is written, and where it ends with a tool's
 trigger, such as `=`, the connection is closed, the tool is called, and the server goes on behind the result. What it
-writes is never evaluated. Any server with OpenAI's completions API will do, if it takes the stop from
-`generation_config.json`. The alphabet, without which a model writes what it was never trained to write, it has from
-there too (transformers), or from `logit_bias` (OpenAI's API, vLLM).
+writes is never evaluated, and no code of the folder is run. Any server with OpenAI's completions API will do, if it
+takes the stop from `generation_config.json`. The alphabet, without which a model writes what it was never trained to
+write, it has from there too (transformers), or from `logit_bias` (OpenAI's API, vLLM). Where the export says
+`"special_tokens": false`, the server has to take `add_special_tokens`: vLLM does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -60,7 +62,8 @@ def result_of(text: str, called: Mapping[str, Tool]) -> str | None:
 def alphabet(folder: Path) -> dict[int, int]:
     """The tokens that a chain may have, as `logit_bias`: more of these, or less of all others, whichever are fewer."""
     forbidden = set(read(folder / "generation_config.json").get("suppress_tokens") or ())
-    allowed = set(range(read(folder / "config.json")["vocab_size"])) - forbidden
+    config = read(folder / "config.json")
+    allowed = set(range(config.get("text_config", config)["vocab_size"])) - forbidden
     return dict.fromkeys(allowed, 100) if len(allowed) < len(forbidden) else dict.fromkeys(forbidden, -100)
 
 
@@ -100,16 +103,21 @@ def main() -> None:
     given = parser.parse_args()
     try:
         settings = read(given.folder / "latent_cot.json")
-    except OSError as error:
+        if not (given.folder / "config.json").exists():
+            raise SystemExit(f"{given.folder}: an adapter alone; a server needs a model: latent-cot export --merge")
+        bias, named = alphabet(given.folder), [tool["name"] for tool in settings["tools"]]
+    except (OSError, ValueError, KeyError) as error:
         raise SystemExit(f"{given.folder}: no exported model ({error})") from error
-    if not (given.folder / "config.json").exists():
-        raise SystemExit(f"{given.folder}: an adapter alone; a server needs a model: latent-cot export --merge")
     try:
-        found = [tools.load(name) for name in given.tools or [tool["name"] for tool in settings["tools"]]]
+        if unknown := [] if given.tools else [name for name in named if name not in tools.names()]:
+            # A name may be that of a file, whose code would be run: the user's alone is.
+            raise UsageError(f"this package has no tool {printable(unknown[0])!r}")
+        called = {tool.trigger: tool for tool in map(tools.load, given.tools or named)}
     except UsageError as error:
         raise SystemExit(f"{error}; name tools of your own, all that it has, by --tools FILE.py") from error
-    called = {tool.trigger: tool for tool in found}
-    request = {"model": given.model or str(given.folder), "temperature": 0, "logit_bias": alphabet(given.folder)}
+    request = {"model": given.model or str(given.folder), "temperature": 0, "logit_bias": bias}
+    if "answer" in settings["fields"]:
+        raise SystemExit("prompts of this model hold the answer, too: solve.py takes both")
     if settings.get("begins"):
         raise SystemExit("prompts of this model begin with special tokens that a server cannot be told to put there")
     if not settings["special_tokens"]:  # the prompt has them already
@@ -118,6 +126,8 @@ def main() -> None:
         prompt = settings["prompt"].format_map(dict.fromkeys(settings["fields"], question))
         try:
             chain = reason(given.url, request, prompt, called, settings["max_tokens"], settings["stop"])
+        except urllib.error.HTTPError as error:
+            raise SystemExit(f"{given.url}: {error}: {printable(error.read(2000).decode(errors='replace'))}") from error
         except OSError as error:
             raise SystemExit(f"{given.url}: {error}; is the server there?") from error
         print(f"{question} ->{printable(chain)}")

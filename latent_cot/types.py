@@ -54,8 +54,9 @@ class Example:
 
     @property
     def key(self) -> str:
-        """X and Y. The same key, the same posterior. (Two stories may begin alike and end differently.)"""
-        return f"{self.x}\0{self.y or ''}"
+        """X and Y, or the answer where there is no Y. The same key, the same posterior. (Two stories may begin alike
+        and end differently; a task's own reward may depend on the answer.)"""
+        return f"{self.x}\0{(self.answer or '') if self.y is None else self.y}"
 
 
 JOINT = "log p(Z Y | X)"

@@ -52,8 +52,8 @@ _THOUSANDS = re.compile(r"(?<![\w.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9
 
 def words(text: str) -> tuple[str, ...]:
     """What tells two questions apart, whatever their spaces, capitals and ordinary punctuation: words, numbers, and all
-    other signs, such as operators and brackets, or the `!` of a factorial. `3,884` is 3884, and `did n't` didn't; what
-    cannot be seen (a zero-width space, a soft hyphen) is nothing, and each minus sign and dash a hyphen."""
+    other signs, such as operators and brackets, or the `!` of a factorial and of `!=`. `3,884` is 3884, and `did n't`
+    didn't. What cannot be seen (a zero-width space, a soft hyphen) is nothing; each minus sign and dash is a hyphen."""
     text = unicodedata.normalize("NFC", text).casefold()
     if not text.isascii():
         kinds = {character: unicodedata.category(character) for character in set(text)}
@@ -63,7 +63,7 @@ def words(text: str) -> tuple[str, ...]:
         text = text.replace("\N{MINUS SIGN}", "-")
     plain = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     plain = re.sub(r"\s+(?=n['’]t\b)", "", plain)
-    found = re.findall(r"""(?<![\w.])\.[0-9]+|\w+|[^\w\s.,;:?!'"’‘“”]|(?<=[0-9)])!""", plain)
+    found = re.findall(r"""(?<![\w.])\.[0-9]+|\w+|[^\w\s.,;:?!'"’‘“”]|(?<=[0-9)])!|!(?==)""", plain)
     return tuple(found or text.split())
 
 

@@ -2,10 +2,10 @@
 Face hub, each with the place to name in an error. None is trusted.
 
 A data set is written `hub:OWNER/NAME`, with its configuration, split and the column to read as `text` where they
-matter: `hub:openai/gsm8k?config=main&split=test`; so is a folder, `rows/?split=test`. Parquet, folders and the hub are
-read by `datasets`, row by row: only the rows that are looked at are fetched. Data is read, never run: a data set that
-brings a program of its own is refused by `datasets` itself. The other files are read here: `datasets` stops at the
-first bad row of a text file, and does not say in which line it is.
+matter: `hub:openai/gsm8k?config=main&split=test`; so is a folder, `rows/?split=test`. Parquet and the hub are read by
+`datasets`, row by row: only the rows that are looked at are fetched. Data is read, never run: a data set that brings a
+program of its own is refused by `datasets` itself. The other files are read here, those of a folder too: `datasets`
+stops at the first bad row of a text file, does not say in which line it is, and makes numbers and nulls of text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import io
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,8 @@ MAX_HUB_ROWS = 100_000
 
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet")
 """How the names of files end; others are read as JSON."""
+_TEXTS = {".csv", ".tsv", ".json", ".jsonl", ".ndjson"}
+"""How those of a folder's files end that are read here."""
 
 MAX_LISTED = 50
 """Lines in one error."""
@@ -79,14 +82,15 @@ class BadValue(UsageError):
 def read_rows(source: str) -> list[Row]:
     """The rows of a source.
 
-    * A data set of the hub, a folder of files, a `.parquet` file: the first `MAX_HUB_ROWS` rows.
+    * A data set of the hub, a `.parquet` file, a folder of these: the first `MAX_HUB_ROWS` rows.
+    * Another folder: those of its CSV and JSON files, each as by its own name, sorted by their names.
     * A `.csv` or `.tsv` file: its first line names the fields, which are all text, and shows what divides them.
     * A `.txt` file: each line has the one field `text`.
     * Any other file: one JSON list of objects or one object a line (the content tells which).
 
     Lines and items are counted from 1; empty lines are skipped. What is not of this form, not UTF-8, or a line of text
     or of JSON of more than 10,000 characters is a `BadRow`. Raises UsageError for a file that is absent, empty or too
-    large (64 MiB).
+    large (64 MiB), for a CSV file whose first line cannot be read, and for a folder of both text and Parquet files.
     """
     name = source.partition("?")[0].lower()
     if source.startswith(HUB) or name.endswith(".parquet") or disk.expanded(source.partition("?")[0]).is_dir():
@@ -238,6 +242,9 @@ def _dataset_rows(source: str) -> Iterator[Row]:
     if not on_hub and not path.exists():
         raise _no_such_file(name)
     try:
+        if not on_hub and path.is_dir() and (files := _text_files(source, path, config, split)):
+            yield from _folder_rows(source, files, column)
+            return
         if on_hub or path.is_dir():
             rows: Any = datasets.load_dataset(name if on_hub else str(path), config, split=split, streaming=True)
         else:
@@ -253,6 +260,61 @@ def _dataset_rows(source: str) -> Iterator[Row]:
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         place = "from the hub" if on_hub else "by datasets"
         raise UsageError(f"{source}: cannot be read {place}: {first_line(error)}") from error
+
+
+def _text_files(source: str, folder: Path, config: str | None, split: str) -> list[str]:
+    """The CSV and JSON files of a folder's split, sorted; none where it has no such file in any split.
+
+    Raises UsageError for a folder that has Parquet files too, or another split only, and what `datasets` raises.
+    """
+    found = _files_by_split(folder, config)
+    every = [Path(file) for files in found.values() for file in files]
+    if not any(file.suffix.lower() in _TEXTS for file in every):
+        return []
+    if binary := next((file for file in every if file.suffix.lower() == ".parquet"), None):
+        raise UsageError(f"{source}: it has text files and Parquet files, such as {binary.name}; name those to read")
+    if split not in found:
+        raise UsageError(f"{source}: there is no split {split!r}; there are {', '.join(found)}")
+    named = source.partition("?")[0]
+    paths = (os.path.join(named, os.path.relpath(file, folder.resolve())) for file in set(found[split]))
+    # One that is compressed is among them, to be refused: left out, nobody would miss its rows.
+    return sorted(file for file in paths if _TEXTS & {ending.lower() for ending in Path(file).suffixes})
+
+
+def _files_by_split(folder: Path, config: str | None) -> Mapping[str, Sequence[str]]:
+    """The whole paths of a folder's files, as `datasets` finds them: as its README says, else by their names."""
+    from datasets import load_dataset_builder
+    from datasets.data_files import get_data_patterns, resolve_pattern
+
+    readme = folder / "README.md"
+    text = disk.read(readme, MAX_FILE_BYTES).decode(errors="replace") if readme.is_file() else ""
+    told = text.startswith("---") and re.search("^configs:", text.partition("\n---")[0], re.MULTILINE)
+    if config is not None or told or (folder / ".huggingface.yaml").is_file():
+        found: Mapping[str, Sequence[str]] = load_dataset_builder(str(folder), config).config.data_files or {}
+        return {str(split): files for split, files in found.items()}
+    base, by_name = folder.resolve().as_posix(), defaultdict[str, list[str]](list)
+    for split, patterns in get_data_patterns(base).items():
+        for pattern in patterns:
+            with suppress(FileNotFoundError):  # nothing is called so
+                by_name[str(split)] += resolve_pattern(pattern, base)
+    return by_name
+
+
+def _folder_rows(source: str, files: Sequence[str], column: str | None) -> Iterator[Row]:
+    """Those of each file, with the column to read as `text`."""
+    total = 0
+    for file in files:
+        rows = read_rows(file)
+        if (total := total + len(rows)) > MAX_ROWS:
+            raise UsageError(f"{source}: more than {MAX_ROWS:,} examples; name fewer of its files")
+        for where, fields in rows:
+            if column is None or isinstance(fields, BadRow):
+                yield where, fields
+            elif column not in fields:
+                yield where, BadRow(f"there is no column {column!r}; there are {', '.join(fields)}")
+            else:
+                fields["text"] = fields[column]
+                yield where, fields
 
 
 _NO_TEXT = {
@@ -313,9 +375,11 @@ class CsvRow(dict[str, Any]):
 
 
 def _csv_rows(path: str, text: str) -> Iterator[Row]:
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write each of them
     lines, before = list(io.StringIO(text, newline="")), 0
-    spaced = f"{delimiter} " in text.partition("\n")[0]
+    first = next(filter(str.strip, lines), "")
+    tabs = path.lower().endswith(".tsv") and ("\t" in first or not re.search("[,;]", first))
+    delimiter = "\t" if tabs else max(",;\t", key=first.count)  # spreadsheets write each of them
+    spaced = f"{delimiter} " in first
     reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=spaced)
     names: list[str] = []
     while True:
@@ -324,6 +388,9 @@ def _csv_rows(path: str, text: str) -> Iterator[Row]:
         try:
             values = next(reader, None)
         except csv.Error as error:  # a quote that is not closed takes all lines behind it: on with the next
+            if not names:
+                why = f"not valid CSV: {error}; look at the quotes of this line, which names the columns"
+                raise UsageError(f"{where}: {why}") from None
             rest = (lines[k] for k in range(begins, len(lines)))
             before, reader = begins, csv.reader(rest, strict=True, delimiter=delimiter, skipinitialspace=spaced)
             yield where, BadRow(f"not valid CSV: {error}; look at the quotes from here on")

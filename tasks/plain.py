@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
+from itertools import combinations
 
 from latent_cot.tasks.common import check_options, distinct, share_of, words
 from latent_cot.tasks.files import Row, examples_of, field, is_source, read_rows, sources
@@ -118,17 +119,24 @@ def prompt_words(example: Example) -> tuple[str, ...]:
 
 
 def drawn_data(
-    source: str, rows: Sequence[Example], tested: Set[tuple[str, ...]], request: DataRequest, *, fewer: bool = False
+    source: str,
+    rows: Sequence[Example],
+    tested: Set[tuple[str, ...]],
+    request: DataRequest,
+    grade: Callable[[Example, str | None], bool],
+    *,
+    fewer: bool = False,
 ) -> TaskData:
     """Demonstrations drawn at random from the questions with a rationale, pairs and validation questions from the
     others, with notes on what was dropped: questions with `prompt_words` in `tested`, or with several answers.
 
     Args:
+        grade: the task's, which says when two answers are the same.
         fewer: if there are fewer than `request` asks for, take as many as there are, a fifth of them for validation.
 
     Raises UsageError, unless `fewer`, if there are not enough.
     """
-    usable, dropped = _usable(rows, tested)
+    usable, dropped = _usable(rows, tested, grade)
     short: tuple[str, ...] = ()
     solved = [example for example in usable if example.z is not None]
     if fewer:
@@ -163,7 +171,9 @@ def drawn_data(
     return TaskData(tuple(demonstrations), tuple(replace(one, z=None) for one in pairs), tuple(held_out), notes)
 
 
-def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list[Example], Counter[str]]:
+def _usable(
+    rows: Iterable[Example], tested: Set[tuple[str, ...]], grade: Callable[[Example, str | None], bool]
+) -> tuple[list[Example], Counter[str]]:
     """One example of each question that is not tested, with a rationale if there is one; why others were dropped."""
     usable = list[Example]()
     dropped = Counter[str]()
@@ -173,9 +183,17 @@ def _usable(rows: Iterable[Example], tested: Set[tuple[str, ...]]) -> tuple[list
     for key, same in groups.items():
         if key in tested:
             dropped["in a test file"] += len(same)
-        elif len({example.meta.get("means", example.answer) for example in same}) > 1:
+        elif not _agree(same, grade):
             dropped["with different answers to one question"] += len(same)
         else:
             usable.append(next((example for example in same if example.z is not None), same[0]))
             dropped["repeated"] += len(same) - 1
     return usable, +dropped
+
+
+def _agree(same: Iterable[Example], grade: Callable[[Example, str | None], bool]) -> bool:
+    """Whether one question's answers are all the same. Of two numbers one may be the other, rounded: either way round
+    is tried. What an answer `means`, where its letter does not say, has no grade."""
+    different = distinct(same, lambda example: example.meta.get("means", example.answer))
+    pairs = combinations(different, 2)
+    return all("means" not in a.meta and (grade(a, b.answer) or grade(b, a.answer)) for a, b in pairs)

@@ -26,7 +26,7 @@ from latent_cot.types import Tool, UsageError
 __all__ = ["FunctionTool", "load", "names", "tool"]
 
 OF_PROGRAMS = {
-    *("sys", "signature", "Formatter", "torch", "PeftModel", "AutoModelForCausalLM", "AutoTokenizer"),
+    *("sys", "signature", "torch", "PeftModel", "AutoModelForCausalLM", "AutoTokenizer"),
     *("GenerationConfig", "MODEL", "PROMPT", "BEGIN", "STOP", "MAX_TOKENS", "CACHE", "FIRST", "FORBIDDEN"),
     *("CHOICES", "TOOLS", "CANDIDATES", "tokenizer", "model", "judge", "plain", "read", "encode", "text_of"),
     *("decode", "Chain", "reason", "answer", "solve"),

@@ -159,6 +159,13 @@ def _text(value: Any) -> str:
     return str.__str__(value)
 
 
+def _request(value: Any) -> str:
+    """A long one is the chain's doing, and what reads it may be this toolkit's own code: it is refused."""
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        raise ToolError(f"the request has {len(value)} characters, at most {MAX_CHARACTERS}")
+    return _text(value)
+
+
 def _text_or_none(value: Any) -> str | None:
     return None if value is None else _text(value)
 
@@ -294,6 +301,10 @@ def guard_task(task: Task, where: str) -> Task:
 # -- tools -----------------------------------------------------------------------------------------------
 
 
+_MEMBERS: dict[str, Callable[[Any], str]] = {"request": _request, "__call__": _text}
+"""Member of a tool -> what refuses a wrong result."""
+
+
 class ForeignTool:
     """A tool within the limits: whatever else than a text it comes to is a failed call.
 
@@ -317,12 +328,13 @@ class ForeignTool:
         return self._call("__call__", request)
 
     def _call(self, member: str, text: str) -> str:
+        check = _MEMBERS[member]
         try:
             with self._one_at_a_time:
                 if self._process is None:
-                    return str(self.guard.call(member, getattr(self.tool, member), text, check=_text))
+                    return str(self.guard.call(member, getattr(self.tool, member), text, check=check))
                 self._process.start()
-                return str(self.guard.call(member, self._process.ask, member, text, check=_text))
+                return str(self.guard.call(member, self._process.ask, member, text, check=check))
         except Failure as failure:
             raise ToolError(f"the tool failed: {failure}") from failure
 
@@ -392,7 +404,7 @@ def serve(name: str) -> None:
         member, text = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, SECONDS)  # nobody catches it: it ends this process, whatever that is at
         try:
-            answer = ["done", _text(getattr(tool, member)(text))]
+            answer = ["done", _MEMBERS[member](getattr(tool, member)(text))]
         except ToolError as error:
             answer = ["refused", str(error)[:MAX_CHARACTERS]]
         except BaseException as error:

@@ -9,7 +9,10 @@ def calculator(text: str) -> str | None:
     from operator import add, mul, sub, truediv
 
     most = 2  # operands
-    request = re.split(r"[;:=?!\r\n]|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))", text[:-1])[-1].strip()
+    ends = r"[;:=?\r\n]|(?<![0-9)])!|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3})"
+    *before, request = re.split(ends, text[:-1][-256:])  # what is longer is refused in any case
+    if before or len(text) <= 256:
+        request = request.strip()
     fraction = r"(?<![0-9./])[0-9]+/[0-9]+(?![0-9./])"
     known = re.compile(rf" *({fraction}|[0-9]+(?:\.[0-9]+)?|\.[0-9]+|[-+*/()])")
     asked = request.translate(str.maketrans("\u2212\u00d7\u00f7", "-*/")) if len(request) <= 64 else ""

@@ -30,8 +30,9 @@ MAX_RESULT_CHARACTERS = 32
 
 # Where an expression begins in a chain: after a comma, the last result's `=`, a line or a sentence.
 # A full stop before a digit is a decimal point. The comma of `1,000` does not cut either: it stays in the
-# request, which is then refused; cut there, `1,000 + 2` would be 2. [0-9]: \d takes the digits of any script.
-_BOUNDARY = re.compile(r"[;:=?!\r\n]|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3}(?![0-9]))")
+# request, which is then refused; cut there, `1,000 + 2` would be 2. Nor does that of `1,0000`, or the factorial of
+# `3! - 2`. [0-9]: \d takes the digits of any script.
+_BOUNDARY = re.compile(r"[;:=?\r\n]|(?<![0-9)])!|\.(?![0-9])|(?<![0-9]),|,(?![0-9]{3})")
 
 _TOKEN = re.compile(
     r" *(?:(?P<fraction>(?<![0-9./])[0-9]+/[0-9]+(?![0-9./]))|(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"

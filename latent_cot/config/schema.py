@@ -341,7 +341,8 @@ class RunConfig(Section):
     """Demonstrations in the prompt, with the tools' results written out: of `p_init: prompt`, and of `few-shot`."""
     safeguard: Switch = True
     """Take back an E-step (of EM, GFlowNet) that has lowered the ELBO, and an M-step (of EM, forward KL) that has
-    lowered log p(Y | X), of more validation questions than chance would have it (`evaluation.diagnostics` of them)."""
+    lowered log p(Y | X), of more validation questions than chance would have it (`evaluation.diagnostics` of them); and
+    let EM's q begin a later round as p where p's ELBO is as clearly the higher one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: Switch = False

@@ -38,8 +38,8 @@ class PosteriorFigures:
     (tempered) posterior; states of which only a bound is known count where q gives them too much. NaN where no sample
     is worth anything."""
     censored: float
-    """Share of the states of which only a bound is known: those below the reward floor. If it is large, the variance
-    says little."""
+    """Share of the states of which only a bound is known: prefixes below the reward floor, and impossible chains. If it
+    is large, the variance says little."""
     bound: float
     """Importance-weighted lower bound on log Z(X) = log Σ_Z R(Z), nats, untempered: log of the mean of R(Z) / q(Z).
     With R(Z) = p(Z Y | X) that is log p(Y | X), with Z as the sampler forms it."""
@@ -125,7 +125,8 @@ def diagnose(
         max_tokens: padded size of a forward pass; bounds memory.
         is_correct: None: nobody can tell, and `accuracy` is NaN.
     """
-    sampled = rollout(lm, sampler, [query.policy_prompt for query in queries], rules, n=n, generator=generator)
+    prompts = [query.policy_prompt for query in queries]
+    sampled = rollout(lm, sampler, prompts, rules, n=n, generator=generator, max_tokens=max_tokens)
     trajectories = score_sampled(queries, sampled, reward, ends_only=complete_only)
     figures: dict[int, PosteriorFigures] = {}
     groups = [t.policy_group for t in trajectories]

@@ -346,17 +346,16 @@ class Method(FineTuning):
         """`n` rationales for each of these training questions, on the budget."""
         queries = [self.query(self.questions[i]) for i in members]
         prompts = [query.policy_prompt if adapter == "q" else query.model_prompt for query in queries]
-        generator = torch.Generator().manual_seed(seed)
-        sampled = rollout(
-            self.lm,
-            adapter,
-            prompts,
-            self.rules,
-            n=n,
-            temperature=temperature,
-            generator=generator,
-            max_tokens=self.config.max_batch_tokens,
-        )
+        sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "generator": torch.Generator().manual_seed(seed),
+            "max_tokens": self.config.max_batch_tokens,
+        }
+        sampled: list[list[Rationale]] = [[] for _ in prompts]
+        for some in slices(n, self.config.rollout.batch_size):  # no more of a question are sampled at once
+            drawn = rollout(self.lm, adapter, prompts, self.rules, n=len(some), **sampling)
+            for of_one, rationales in zip(sampled, drawn, strict=True):
+                of_one.extend(rationales)
         self.count_sampled(sampled)
         return sampled
 
@@ -371,7 +370,7 @@ class Method(FineTuning):
         """The steps of the present phase that are left, each with what `sample` makes of it by q, and how that came to
         be: in its turn, or ahead."""
         first, c = self.state.unit, self.config.e_step
-        draw = partial(rollout, self.lm, "q")
+        draw = partial(rollout, self.lm, "q", max_tokens=self.config.max_batch_tokens)
         found: Iterator[tuple[Rollouts, Mapping[str, float]]]
         found = ((sample(step, draw), {}) for step in range(first, c.steps))
         if c.max_staleness:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -31,7 +32,8 @@ class TextCodec:
         allowed_characters: a rationale's tokens consist of these characters only; None for no limit.
         allows: a further condition on a token's text; None for none.
         triggers: the texts that call tools. No action has one before its end (" = 1"): the tool would not be called,
-            and what follows be taken for its result.
+            and what follows be taken for its result. (One that two tokens make up, the second of which goes past it, is
+            a failed call: `Chain`.)
         chat: a prompt is the user's turn of the tokenizer's chat template, if it has one ...
         opening: ... and this is how the assistant's turn begins, such as `<think>`.
     """
@@ -111,6 +113,15 @@ class TextCodec:
                 return anchored[len(alone) :]
         return self._plain(text)
 
+    def encode_chosen(self, text: str) -> list[int]:
+        """Ids of `text` as a policy may choose them: what follows a trigger is encoded by itself, since no action goes
+        past one."""
+        if not self._triggers:
+            return self.encode(text)
+        runs = "|".join(f"(?:{re.escape(trigger)})+" for trigger in self._triggers)
+        parts = re.findall(rf".*?(?:{runs}|\Z)", text, re.DOTALL)
+        return [token for part in parts if part for token in self.encode(part)]
+
     # -- ids to text ---------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -165,10 +176,18 @@ class TextCodec:
             ends |= {*self.encode(suffix)[-1:]}
         return frozenset(ends)
 
+    def going_past(self, suffix: str) -> frozenset[int]:
+        """Tokens that begin with the rest of a `suffix` whose beginning stands before them, and go on behind it."""
+        rests = [suffix[n:] for n in range(1, len(suffix))]
+        if not rests:
+            return frozenset()
+        past = (i for i, piece in enumerate(self.pieces) if any(piece != r and piece.startswith(r) for r in rests))
+        return frozenset(past)
+
     def _is_allowed(self, piece: str) -> bool:
         if self._allowed_characters is not None and not (piece and set(piece) <= set(self._allowed_characters)):
             return False
-        if any(_has_before_its_end(trigger, piece) for trigger in self._triggers):
+        if any(has_before_its_end(trigger, piece) for trigger in self._triggers):
             return False
         return self._allows is None or self._allows(piece)
 
@@ -235,8 +254,8 @@ class TextCodec:
         return next((i for i in self._with_special(after) if i in self._special), None) if said else None
 
 
-def _has_before_its_end(trigger: str, piece: str) -> bool:
-    """Whether there is something behind a trigger in a piece. Behind "=" in "==" is nothing but the trigger itself."""
+def has_before_its_end(trigger: str, piece: str) -> bool:
+    """Whether there is something behind a trigger in a text. Behind "=" in "==" is nothing but the trigger itself."""
     end = piece
     while end.endswith(trigger):
         end = end.removesuffix(trigger)

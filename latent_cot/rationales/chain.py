@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from latent_cot.model.text import TextCodec
+from latent_cot.model.text import TextCodec, has_before_its_end
 from latent_cot.types import Rationale, Tool, ToolCall, ToolError, UsageError
 
 Granularity = Literal["token", "step"]
@@ -45,6 +45,11 @@ class ChainRules:
     def asking(self) -> dict[str, Set[int]]:
         """Tool's trigger -> the tokens that can complete it: cheap to look up; the text decides."""
         return {tool.trigger: self.codec.ending_with(tool.trigger) for tool in self.tools}
+
+    @cached_property
+    def passing(self) -> dict[str, Set[int]]:
+        """Tool's trigger -> the tokens that can complete it and go past it; none, if it is of one character."""
+        return {tool.trigger: self.codec.going_past(tool.trigger) for tool in self.tools}
 
     @cached_property
     def allowed(self) -> Mapping[bool, Sequence[int]]:
@@ -97,6 +102,7 @@ class Chain:
         """Add a token that the policy chose. Returns the tokens that a tool adds behind it."""
         self._append(token, chosen=True)
         self.n_chosen += 1
+        self._fail_where_passed(token)
         result = self._call_tools(token)
         for injected in result or ():
             self._append(injected, chosen=False)
@@ -128,6 +134,18 @@ class Chain:
         if after_result or delimiter is None or self.tokens[-1] not in self.rules.delimiting:
             return after_result
         return self.rules.codec.decode(self.tokens).endswith(delimiter)
+
+    def _fail_where_passed(self, token: int) -> None:
+        """A trigger that this token completes and goes past is a failed call: what follows is no tool's result."""
+        codec = self.rules.codec
+        for tool in self.rules.tools:
+            if token not in self.rules.passing[tool.trigger]:
+                continue
+            recent = self.tokens[-4 * len(tool.trigger) : -1]  # of at most four bytes a character
+            begun, piece = codec.decode(recent)[1 - len(tool.trigger) :], codec.pieces[token]
+            if has_before_its_end(tool.trigger, begun + piece):
+                error = f"the token {piece!r} goes past the trigger {tool.trigger!r}"
+                self.calls.append(ToolCall(tool.name, len(self.tokens), "", None, error=error))
 
     def _call_tools(self, token: int) -> list[int] | None:
         """The tokens of the result; None if no tool was called, or the call failed."""
@@ -206,6 +224,16 @@ def replayed(rationale: Rationale, rules: ChainRules) -> Rationale:
 _NUMBER = re.compile(r"\s*[-\u2212]?[0-9]+")
 
 
+def _begins_with(result: str, text: str, step_delimiter: str | None) -> bool:
+    """Whether a text begins with a tool's result and goes on as behind one: not with more of a number or a word. Where
+    nothing ends a step, a line of its own may begin with the number that the last one came to."""
+    if not (own := re.escape(result.strip())):
+        return False
+    if step_delimiter:
+        return re.match(rf"\s*{own}\s*(?:{re.escape(step_delimiter)}|$)", text) is not None
+    return re.match(rf"[^\S\r\n]*{own}(?:[;\s]|,(?![0-9]{{3}})|\.(?![0-9])|\Z)", text) is not None
+
+
 def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> Rationale:
     """A demonstrated rationale (without the tools' results) as the trajectory that would sample it.
 
@@ -238,9 +266,7 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
             if not rest.startswith(result) and (other := _NUMBER.match(rest)) and _NUMBER.match(result):
                 raise UsageError(f"{it}: {chain.calls[-1].tool} writes {result!r} there, not {other[0]!r}")
             rest = rest.removeprefix(result)
-        elif rules.step_delimiter and re.match(
-            rf"\s*{re.escape(result.strip())}\s*(?:{re.escape(rules.step_delimiter)}|$)", rest
-        ):
+        elif _begins_with(result, rest, rules.step_delimiter):
             raise UsageError(
                 f"{it}: it holds the result {result.strip()!r} that {chain.calls[-1].tool} writes; leave it out"
             )

@@ -254,9 +254,10 @@ def own_log_reward(task: Task, example: Example, rationale: Rationale, n: int, c
 
 
 def _is_canonical(rationale: Rationale, n: int, codec: TextCodec) -> bool:
-    """Are the first n tokens those of the tokenizer? As in `encode_rationale`, what stands between two tool calls is
-    encoded by itself; the tools' results are none of the policy's."""
-    starts = [0, *(call.position + call.n_tokens for call in rationale.calls)]
-    ends = [*(call.position for call in rationale.calls), n]
+    """Are the first n tokens those of the tokenizer? What stands between two results is encoded by itself; the results
+    are none of the policy's. A call that wrote nothing parts nothing: " ==" is two triggers as one token is."""
+    written = [call for call in rationale.calls if call.n_tokens]
+    starts = [0, *(call.position + call.n_tokens for call in written)]
+    ends = [*(call.position for call in written), n]
     pieces = [rationale.tokens[start : min(end, n)] for start, end in zip(starts, ends, strict=True) if start < n]
-    return all(codec.encode(codec.decode(piece)) == list(piece) for piece in pieces)
+    return all(codec.encode_chosen(codec.decode(piece)) == list(piece) for piece in pieces)

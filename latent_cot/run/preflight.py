@@ -151,24 +151,65 @@ def codec_of(tokenizer: PreTrainedTokenizerBase, task: Task, chain_tools: Sequen
     )
 
 
-def check_lengths(examples: Iterable[Example], codec: TextCodec, limit: Limit | None, max_tokens: int) -> list[str]:
-    """A sentence on questions behind which a rationale of `max_tokens` has no room.
+def check_rules(config: RunConfig, found: Examples, rules: ChainRules, limit: Limit | None) -> list[str]:
+    """Of what a chain may be with this model: `check_triggers`, and the sentences of `check_lengths`."""
+    check_triggers(rules)
+    return check_lengths(config, found, rules, limit)
+
+
+def check_triggers(rules: ChainRules) -> None:
+    """Raises UsageError for a tool's trigger, or the delimiter of steps, that no token of a rationale can end: to this
+    tokenizer a character that is allowed may be several tokens, which are not."""
+    chosen, why = rules.allowed[False], "no token that a rationale may have with this model ends"
+    for tool in rules.tools:
+        if rules.asking[tool.trigger].isdisjoint(chosen):
+            remedy = "give the tool another trigger, leave it out (--rollout.tools), or take another --model"
+            raise UsageError(f"tool {tool.name}: {why} its trigger {tool.trigger!r}; {remedy}")
+    delimiter = rules.step_delimiter if rules.granularity == "step" else None
+    if delimiter is not None and rules.delimiting.isdisjoint(chosen):
+        remedy = "give the task another one, --rollout.granularity token, or another --model"
+        raise UsageError(f"{why} the task's step_delimiter {delimiter!r}; {remedy}")
+
+
+def check_lengths(config: RunConfig, found: Examples, rules: ChainRules, limit: Limit | None) -> list[str]:
+    """A sentence on questions behind which the longest rationale, or what tools put into it, has no room.
 
     Raises UsageError where a question and its answer alone are longer than a text may be: it could come up hours after
     a run has begun."""
+    from latent_cot.rationales.chain import MAX_RESULT_TOKENS
+
     if limit is None:
         return []
-    most, narrow = f"the model's texts have {limit.tokens} at most ({limit.reason})", 0
-    for example in examples:
+    codec, max_tokens = rules.codec, max(config.rollout.max_tokens, config.evaluation.max_tokens)
+    most, narrow, tight = f"the model's texts have {limit.tokens} at most ({limit.reason})", 0, 0
+    for example, given in _asked(config, found):
         tokens = len(codec.encode_prompt(example.x)) + len(codec.encode(example.y or ""))
+        if given:
+            tokens = max(tokens, len(codec.encode_prompt(found.task.posterior_prompt(example))))
         if tokens >= limit.tokens:
             remedy = "take the question out, or give another model"
             raise UsageError(f"{name_of(example)} has {tokens} tokens, without a rationale, and {most}; {remedy}")
         narrow += tokens + max_tokens > limit.tokens
-    if not narrow:
-        return []
-    why = f"behind {narrow} questions there is no room for a rationale of {max_tokens} tokens, and one that fills it"
-    return [f"In tokens, {most}: {why} ends the run (--rollout.max-tokens, --evaluation.max-tokens)."]
+        tight += tokens + max_tokens + MAX_RESULT_TOKENS > limit.tokens
+    said = ""
+    if narrow:
+        why = f"behind {narrow} questions there is no room for a rationale of {max_tokens} tokens"
+        ends = "and one that fills it ends the run (--rollout.max-tokens, --evaluation.max-tokens)"
+        said = f"In tokens, {most}: {why}, {ends}."
+    if tight and rules.tools:
+        why = f"What a tool puts in, {MAX_RESULT_TOKENS} tokens at most a call, counts too"
+        so = "" if narrow else f", of {limit.tokens} ({limit.reason}): --rollout.max-tokens, --evaluation.max-tokens"
+        said += f"{' ' if said else ''}{why}, and behind {tight} questions a full rationale leaves less room{so}."
+    return [said] if said else []
+
+
+def _asked(config: RunConfig, found: Examples) -> Iterator[tuple[Example, bool]]:
+    """Each question, and whether somebody reads its answer with it: q in training, or a reasoner in tests."""
+    data, to_q = found.data, config.q_sees == "question-and-answer" and METHODS[config.method].trains_q
+    for part in (data.demonstrations, data.unlabelled, data.validation):
+        yield from ((example, to_q) for example in part)
+    for split in found.tests.values():
+        yield from ((example, found.task.answer_given) for example in split)
 
 
 def long_prompts(examples: Iterable[Example], codec: TextCodec, positions: int | None) -> Iterator[str]:

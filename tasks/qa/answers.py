@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -20,12 +21,18 @@ MAX_CHARACTERS = 10_000
 """Of a rationale, from its end, in which is searched."""
 AFTER = "after:So the answer is"
 
+_GAP = r"[ '’\u00a0\u2009\u202f]"
+"""What may stand between thousands, and the spaces between a number and a fraction."""
 _NUMBER = (
-    rf"(?<![\w.^])(?<!\^[-+])(?<!\d,)(?<!\d[eE][-+])[-{DASHES}]?\$?"
+    rf"(?<![\w.^⁄])(?<!\^[-+])(?<!\d,)(?<!\d/)(?<!\d[eE][-+])[-{DASHES}]?\$?"
+    rf"(?!(?<=\d{_GAP})\d+/\d)(?!\d+{_GAP}(?:\d+/\d|[¼-¾⅐-⅞]))"
+    rf"(?!(?:(?<=(?<!\d)\d{_GAP})|(?<=(?<!\d)\d\d{_GAP})|(?<=(?<!\d)\d\d\d{_GAP}))\d{{3}}(?!\d))"
+    rf"(?!\d{{1,3}}{_GAP}\d{{3}}(?!\d))"
     r"(?>(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-    rf"(?!,\d|[eE][-+]?\d|\s?\^|[{SMALL}]|\s?[x*×·]\s?10\s?[\^{SMALL}])(?:/\d+)?"
+    rf"(?!,\d|[eE][-+]?\d|\s?\^|[{SMALL}¼-¾⅐-⅞⁄]|\s?[x*×·]\s?10\s?[\^{SMALL}])(?:/\d+)?+(?![.,/]\d|_\d)"
 )
-"""Not a part of what may be read in two ways or is no number of ours: `0,5`, `1e-3`, `3×10⁸`."""
+"""Not a part of what may be read in two ways or is no number of ours: `0,5`, `1e-3`, `3×10⁸`, `3 1/2`, `5 000`,
+`1.000.000`."""
 _BEFORE = " \n\t,;:!?\"'*"
 _BEHIND = f"{_BEFORE}."
 
@@ -67,10 +74,14 @@ def bare(text: str) -> str | None:
 
 def portable(pattern: str) -> str | None:
     """The same as source code that needs the standard library only (`Task.portable`); None where its `re` has no such
-    pattern."""
+    pattern, or reads it otherwise: `[[:digit:]]`, of which it warns, and `{e<=1}`, an approximate match."""
     try:
-        re.compile(pattern)
-    except re.error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            re.compile(pattern)
+    except (re.error, FutureWarning):
+        return None
+    if re.search(r"(?<!\\)\{[^{}]*[eids][^{}]*\}", pattern):
         return None
     return PORTABLE.format(pattern=pattern, before=_BEFORE, behind=_BEHIND)
 

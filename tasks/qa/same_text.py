@@ -25,10 +25,22 @@ _AMOUNT = (
 """A number: its sign, its currency with a sign behind it, its digits, and a power of ten, as in `3e8` and `3×10^8`."""
 _WORD = regex.compile(
     rf"{_AMOUNT}|[\w\p{{M}}\p{{N}}]+|(?<=\w)#+|\p{{Sm}}|\p{{Sc}}|[\p{{So}}--©®™℠]|[{_SIGNS}]|\^(?=\s*[-+({{\w])"
-    r"|(?<=[\w)\]}])[*/](?=[\w(\[{])|(?<=\s)[-*/](?=\s)|(?<!\w)-(?=\w)",
+    r"|(?<=[\w)\]}])[*/](?=[\w(\[{])|(?<=\s)[-*/](?=\s)|(?<!\w)-(?=[\w(\p{Sm}])"
+    r"|(?<=[\w)\]}])-(?=\W*$)|(?<=(?<!\w)\p{L})-(?!\w)",
     regex.VERSION1,
 )
-"""Of an answer: a number, a word, an operator, or another sign that counts."""
+"""Of an answer: a number, a word, an operator, or another sign that counts. A `-` is one before a number, a word or an
+operator, between spaces, and behind what ends an answer or is one letter: `A-`, not `post-war`."""
+_WHOLE = regex.compile(
+    rf"(?<before>[\s(\[*_'\"]*)[-{DASHES}]\s+(?=(?:\p{{Sc}}\s?)?(?:[0-9]+(?:,[0-9]{{3}})*(?:\.[0-9]+)?|\.[0-9]+)"
+    rf"(?:/[0-9]+)?(?:\s?(?:[{_SIGNS}°]|\p{{Sc}}))?[\s.,;:!?)\]*_'\"]*$)"
+)
+"""A minus sign with spaces behind it where the whole answer is a number: elsewhere it is a list's."""
+_APOSTROPHE = regex.compile(
+    r"(?<=\p{L}\p{L})['’](?=\p{L})|(?<=\p{L})['’](?=\p{L}\p{L})|(?<=(?<!\w)[iI])['’](?=[mMdD](?!\w))"
+    r"|(?<=[0-9])['’](?=[sS](?!\w))"
+)
+"""Of a word: in `f'g` it is a prime."""
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
@@ -44,10 +56,17 @@ def _plain(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     text = regex.sub(r"(\$\$?)(?!\s)([^$]+)(?<!\s)\1(?![0-9])", r"\2", text)  # LaTeX's dollars are no money
     text = regex.sub(r"\\(?:times|cdot)\b", "×", text)
+    text = regex.sub(r"(?<=(?<!\w)\p{L})\.(?=\p{L}(?!\w))", "", text)  # U.S.
+    text = _APOSTROPHE.sub("", text)
+    text = regex.sub(r"(?<!\w)(['\"])((?:(?!\1).)*)\1(?!\w)", r"\2", text)  # quotes: what is left may be primes
+    text = regex.sub(r"(?<=[0-9])['\"](?=\W*\w)", lambda mark: "′" if mark[0] == "'" else "″", text)
+    text = text.replace("!=", "≠")
     text = regex.sub("(?<=[0-9])(?=[¼-¾⅐-⅞])", " ", text)
     text = regex.sub("[¼-¾⅐-⅞]", lambda one: unicodedata.normalize("NFKC", one[0]), text).translate({0x2044: "/"})
     text = regex.sub(rf"[{SMALL}]+", lambda power: f"^{power[0].translate(_POWERS)}", text).translate(_INDICES)
     text = regex.sub(r"\^\s*[{(]\s*([-+]?\w+[-+]?)\s*[})]", r"^\1", text)
+    text = regex.sub(r"(?<![\w\p{M}\p{Sc})\]}|%‰‱°!∞′″‴⁗'\"’”]\s*)\N{MINUS SIGN}\s*(?=\S)", "-", text)
+    text = _WHOLE.sub(r"\g<before>-", text) if _WHOLE.match(text) else text
     text = regex.sub(rf"(?<!\w)[{DASHES}](?=\p{{Sc}}?\s?\.?[0-9])|\N{{MINUS SIGN}}", "-", text)
     text = unicodedata.normalize("NFC", text.casefold())
     text = regex.sub(r"(?<=[0-9])(?:\s+[x*·⋅∙]\s+|[x*·⋅∙])(?=[0-9])", "×", text)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from latent_cot import tools
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, last_result, words
@@ -21,7 +22,7 @@ from latent_cot.tasks.qa.same_text import same_text
 from latent_cot.tasks.qa.spec import FIELD, Spec, read_spec
 from latent_cot.tasks.qa.typed import LETTERS, Form
 from latent_cot.tasks.word_problems import working
-from latent_cot.tools.calculator import written
+from latent_cot.tools.calculator import Calculator, written
 from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, ToolError, UsageError
 
 MAX_CHARACTERS = 10_000
@@ -31,6 +32,20 @@ OWN_QUESTIONS = Spec(data=(str(Path(__file__).with_name("questions.csv")),), spl
 
 _REMEDY = "; correct them, or leave them out with --data.options skip_bad true (a task's file: skip_bad: true)"
 _DIGITS = re.compile("[0-9]{1,3}")
+
+
+class _Digits(NamedTuple):
+    """An answer in digits, of a row whose choices a column has, without labels."""
+
+    number: int
+    choices: int
+    """How many there are."""
+    is_text: bool
+    """Whether it is the text of one of them."""
+    in_json: bool
+    """Whether it is a JSON number."""
+    among_digits: bool
+    """Whether one of the choices is in digits, too."""
 
 
 class QA(Task):
@@ -56,6 +71,7 @@ class QA(Task):
         self._lettered = isinstance(s.choices, str)
         form = "Question: {question}\n{choices}\nAnswer:" if self._lettered else "Question: {question} Answer:"
         self._prompt = s.prompt or form
+        self._digits_in: dict[str, Set[_Digits]] = {}
         self._form = Form(self._prompt, None if isinstance(s.choices, str) else s.choices or ())
         if self.extract == "last-result":
             self.portable = PORTABLE_LAST_RESULT
@@ -99,7 +115,7 @@ class QA(Task):
         tests, train, validation, skipped = task._tests, *task._training
         tested = {prompt_words(example) for example in (*tests[0], *validation)}
         asked = replace(request, validation=0) if validation else request
-        data = drawn_data(", ".join(task.spec.data), train, tested, asked, fewer=True)
+        data = drawn_data(", ".join(task.spec.data), train, tested, asked, task.grade, fewer=True)
         notes = data.notes
         if task.spec.split_column is not None or task.spec.share is not None:
             notes = (f"{len(tests[0])} rows of the data are test questions.", *notes)
@@ -115,43 +131,66 @@ class QA(Task):
 
     def read(self, path: str) -> list[Example]:
         self._load_code()
-        rows = read_rows(path)
+        rows = self._rows(path)
         self._refuse_unknown_columns(path, rows, split=None)  # all of it are tests, whatever it says
-        return examples_of(rows, self._builder(rows))
+        return examples_of(rows, self._builder([path]))
 
     def _read(self, sources: Sequence[str]) -> tuple[list[Example], list[str]]:
         """The examples of the rows, and why others were left out."""
         skipped: list[str] = []
         self._load_code()
-        rows = [row for source in sources for row in read_rows(source.strip())]
+        sources = [source.strip() for source in sources]
+        rows = [row for source in sources for row in self._rows(source)]
         self._refuse_unknown_columns(", ".join(sources), rows, split=self.spec.split_column)
         bad = skipped if self.spec.skip_bad else None
-        return examples_of(rows, self._builder(rows), bad, remedy=_REMEDY), skipped
+        return examples_of(rows, self._builder(sources), bad, remedy=_REMEDY), skipped
 
-    def _builder(self, rows: Sequence[Row]) -> Callable[[Row], Example]:
-        """What makes an example of each. Where a column has the choices, an answer in digits may be a choice's text or
-        its number, from 0. Where no choice is in digits it is a number; else the first that all rows' answers can be,
-        JSON numbers a number first."""
-        as_texts, as_numbers, json_numbers = True, True, False
-        least, from_one = len(LETTERS), False
-        of_digits = not isinstance(self.spec.choices, str)
+    def _rows(self, source: str) -> list[Row]:
+        """A source's, whose answers in digits are kept: they are told apart for all sources at once."""
+        rows, found = read_rows(source), set[_Digits]()
         for row in rows if isinstance(self.spec.choices, str) else ():
             value = row[1].get(self.spec.answer)
             with suppress(UsageError):
                 choices, shown, labels = self._choices(row)
                 if not labels and not isinstance(value, bool) and (digits := _DIGITS.fullmatch(str(value).strip())):
-                    json_numbers |= isinstance(value, int)
-                    as_texts &= digits[0] in shown
-                    as_numbers &= int(digits[0]) < len(choices)
-                    of_digits |= any(map(_DIGITS.fullmatch, shown))
-                    least, from_one = min(least, int(digits[0])), from_one or int(digits[0]) == len(choices)
-        if from_one and least == 1 and not of_digits:
-            name = repr(self.spec.answer)
-            raise UsageError(
-                f"{name} numbers the choices from 1, and here the first is 0: subtract 1, or write letters"
-            )
-        numbered = not of_digits or (as_numbers and (json_numbers or not as_texts))
-        return partial(self._of_row, numbered=numbered)
+                    among = any(map(_DIGITS.fullmatch, shown))
+                    number = int(digits[0])
+                    found.add(_Digits(number, len(choices), digits[0] in shown, isinstance(value, int), among))
+        self._digits_in[source] = found
+        return rows
+
+    def _builder(self, sources: Sequence[str]) -> Callable[[Row], Example]:
+        """What makes an example of each of the sources' rows, which have been read. Where a column has the choices, an
+        answer in digits may be a choice's text or its number, from 0. Where no choice is in digits it is a number; else
+        `_numbered` says what all are."""
+        if not isinstance(self.spec.choices, str):
+            return partial(self._of_row, numbered=False)
+        found = set[_Digits]().union(*(self._digits_in[source] for source in sources))
+        if not any(one.among_digits for one in found):
+            if any(one.number == one.choices for one in found) and min(found).number == 1:
+                name = repr(self.spec.answer)
+                raise UsageError(
+                    f"{name} numbers the choices from 1, and here the first is 0: subtract 1, or write letters"
+                )
+            return partial(self._of_row, numbered=True)
+        try:
+            numbered = self._numbered
+        except UsageError as error:
+            why = "all rows of `data` and `test` tell whether answers in digits are choices' texts or their numbers"
+            raise UsageError(f"{', '.join(sources)}: {why}: {error}") from None
+        return partial(self._of_row, numbered=_are_numbers(found) if numbered is None else numbered)
+
+    @cached_property
+    def _numbered(self) -> bool | None:
+        """Whether answers in digits are the numbers of choices, by all rows of `data` and `test`: a file that is read
+        later has the labels that it would have there. None if these have none."""
+        tests = self.spec.test.split(",") if self.spec.share is None else []
+        sources = [*self.spec.data, *map(str.strip, tests)]
+        for source in sources:
+            if source not in self._digits_in:
+                self._rows(source)
+        found = set[_Digits]().union(*(self._digits_in[source] for source in sources))
+        return _are_numbers(found) if found else None
 
     def _refuse_unknown_columns(self, sources: str, rows: Sequence[Row], *, split: str | None) -> None:
         """One error for all rows, where a setting names a column that none has."""
@@ -376,7 +415,8 @@ class QA(Task):
         """As a chain writes it: on one line if a line break ends it, without the tools' results. Raises Unusable."""
         result, delimiter = None, self.step_delimiter
         if "calculator" in self.tools and "<<" in text:
-            z, result = working.linearise(working.of_annotated(text), working.number(example.answer or ""), words=True)
+            value = working.number(example.answer or "") if self.grading == "number" else None
+            z, result = working.linearise(working.of_annotated(text), value, words=True)
         else:
             z = " " + (" ".join(text.split()) if self.stop == "\n" else text.strip())
             if self._loaded_tools:
@@ -459,6 +499,15 @@ def _chosen(value: Any, answer: str, names: Sequence[Sequence[str]], *, numbered
     raise UsageError(f"the answer {shorten(answer)} is none of the choices {', '.join(shown)}{which}")
 
 
+def _are_numbers(found: Set[_Digits]) -> bool:
+    """Whether answers in digits are the numbers of choices. Where no choice is in digits they are; else they are the
+    first that all can be, texts or numbers, and JSON numbers a number first."""
+    as_texts, as_numbers = all(one.is_text for one in found), all(one.number < one.choices for one in found)
+    in_json = any(one.in_json for one in found)
+    among = any(one.among_digits for one in found)
+    return not among or (as_numbers and (in_json or not as_texts))
+
+
 def _split(name: str) -> str:
     """A row's share, as data sets call it. Raises UsageError."""
     known = {"train": "train", "training": "train", "test": "test"}
@@ -486,9 +535,19 @@ def _without_results(text: str, tools: Sequence[Any]) -> tuple[str, str | None]:
             result = str(tool(tool.request(seen)))
         except ToolError:
             raise working.Unusable("with a call that its tool refuses") from None
-        if stated := re.match(rf"\s*{re.escape(result.strip())}(?!\w|[.,/]\d)", rest, re.IGNORECASE):
-            rest = rest[stated.end() :]
-        elif re.match(r"\s*[-\u2212$]?\d", rest):
+        if (length := _stated(rest, result, isinstance(tool, Calculator))) is not None:
+            rest = rest[length:]
+        elif re.match(r"\s*[-\u2212]?(?:\$\s?)?\.?\d", rest):
             raise working.Unusable("with a stated result that its tool does not give")
         seen += result
     return kept + rest, result
+
+
+def _stated(text: str, result: str, is_number: bool) -> int | None:
+    """The length of what a text states first, if that is a tool's result; else None. A number may be written
+    otherwise: `$7`, `1,000` and `0.50`."""
+    end = r"(?!\w|[.,/]\d)"
+    if is_number and (found := working.RESULT.match(text)) and re.match(end, text[found.end() :]):
+        return found.end() if working.near(Fraction(result.strip()), working.number(found[0])) else None
+    same = re.match(rf"\s*{re.escape(result.strip())}{end}", text, re.IGNORECASE)
+    return same.end() if same else None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 from latent_cot.tasks.common import PORTABLE_LAST_RESULT, check_options, last_result
@@ -57,7 +59,7 @@ class WordProblems(Task):
         end = None if request.train_file else _N_OWN_TRAINING
         rows = [example for name in sources(source) for example in task.read(name)][:end]
         tested = {prompt_words(example) for name in tests if name.strip() for example in task.split(name.strip())}
-        return drawn_data(source, rows, tested, request)
+        return drawn_data(source, rows, tested, request, self.grade)
 
     def split(self, name: str, size: int | None = None) -> list[Example]:
         """`"test"`, of the task's own questions; or all of a file or a data set, by its name, in its order."""
@@ -123,7 +125,10 @@ class WordProblems(Task):
 
     def _of_row(self, row: Row) -> Example:
         given = row[1].get("answer")
-        text = str(given) if type(given) in (int, float) else field(row, "answer", str)
+        if type(given) is float and math.isfinite(given):
+            text = f"{Decimal(repr(given)):f}"  # str writes 1e-05
+        else:
+            text = str(given) if type(given) is int else field(row, "answer", str)
         solution, annotated, answer = text.rpartition("####")
         example = self.example(field(row, "question", str), answer)
         rationale, equation = (field(row, name, str, required=False) for name in ("rationale", "equation"))

@@ -21,7 +21,7 @@ CALCULATOR = Calculator()
 
 _AMOUNT = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _NUMBER = re.compile(rf"([+-]?)(?:\$ ?)?([+-]?)({_AMOUNT})(?:/([0-9]+))?")
-_RESULT = re.compile(rf" *-?\$? ?(?:{_AMOUNT})(?:/[0-9]+)?")
+RESULT = re.compile(rf" *[-\u2212]?\$? ?(?:{_AMOUNT})(?:/[0-9]+)?")
 """A result that a text has written out, behind a call."""
 _EQUATION = re.compile(r"\s*(?:[A-Za-z]+\s*=)?([^=A-Za-z]+)")
 _ANNOTATION = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
@@ -143,7 +143,7 @@ def of_annotated(text: str) -> list[Piece]:
         # A quotient without spaces would be a fraction, one operand: here it is a step.
         expression = match[1].replace("/", " / ").lstrip(" +")
         pieces.append(Piece(_LINE_END.sub(". ", words), expression, match[2]))
-        result = _RESULT.match(text, match.end())
+        result = RESULT.match(text, match.end())
         position = result.end() if result else match.end()
     return pieces
 
@@ -154,7 +154,7 @@ def of_written(text: str) -> list[Piece]:
     first, *parts = text.split("=")
     for part in parts:
         request = CALCULATOR.request(f"{first}=")
-        result = _RESULT.match(part)
+        result = RESULT.match(part)
         pieces.append(Piece(first.rstrip().removesuffix(request), request, result[0] if result else ""))
         first = part[result.end() :] if result else part
     if first.strip(" .") or not pieces:
@@ -171,6 +171,7 @@ def linearise(pieces: Iterable[Piece], answer: Fraction | None, words: bool) -> 
     """A rationale without its results, and the value that it arrives at. Raises Unusable.
 
     Args:
+        answer: what that value has to be; None: whatever it is.
         words: whether it has the words of the solution too, each call behind a colon.
     """
     z, value, said = "", None, ""
@@ -199,6 +200,6 @@ def linearise(pieces: Iterable[Piece], answer: Fraction | None, words: bool) -> 
         z += ",".join(f" {request} =" for request in requests)
     if value is None:
         raise Unusable("nothing to compute")
-    if not near(Fraction(value), answer):
+    if answer is not None and not near(Fraction(value), answer):
         raise Unusable("its value is not the answer")
     return z, value

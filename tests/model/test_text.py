@@ -114,6 +114,22 @@ def test_tokens_that_can_complete_a_suffix(tokenizer: PreTrainedTokenizerBase, s
     assert all(codec.pieces[token].endswith(suffix[-1]) for token in found)
 
 
+def test_what_follows_a_trigger_is_chosen_by_itself() -> None:
+    """No action goes past one; two of them may be one token."""
+    tokenizer = build_tokenizer(merges=[("=", "="), ("=", ","), ("-", ">"), (">", "=")])
+    codec = TextCodec(tokenizer, triggers=["=", "->"])
+    for text, expected in {
+        "1=,2": ["1", "=", ",", "2"],
+        "==,=": ["==", ",", "="],
+        "1->=": ["1", "->", "="],
+        "\n=\n": ["\n", "=", "\n"],
+        "": [],
+    }.items():
+        assert [codec.pieces[token] for token in codec.encode_chosen(text)] == expected
+    assert "=," in {codec.pieces[token] for token in codec.encode("1=,2")}
+    assert TextCodec(tokenizer).encode_chosen("1=,2") == codec.encode("1=,2")
+
+
 def test_special_tokens_without_a_name_are_no_actions(tiny_model: Callable[[str], Path]) -> None:
     """As trained vocabularies have many, such as `<repo_name>`."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from latent_cot import disk
 from latent_cot.rationales.buffer import ReplayBuffer
-from latent_cot.types import Rationale, ToolCall, rationale_to_json
+from latent_cot.types import Example, Rationale, ToolCall, rationale_to_json
 from tests.oracles import buffer as oracle
 
 CODEC: Any = SimpleNamespace(
@@ -52,6 +52,14 @@ def test_best_first_and_bounded() -> None:
     assert offer(buffer, (3,), -2)
     assert not offer(buffer, (4,), -5)
     assert [item.rationale.tokens for item in buffer.stored("x")] == [(2,), (3,)]
+
+
+def test_questions_that_differ_in_what_is_known_of_them_are_kept_apart() -> None:
+    """Without Y a reward of the task's own may still depend on the answer. What Y says, the answer need not."""
+    kept = [Example("x", y=y, answer=answer) for y, answer in ((". 1", "1"), (". 2", "2"), (None, "1"), (None, "2"))]
+    assert len({example.key for example in [*kept, Example("x"), Example("z")]}) == 6
+    assert Example("x", y=". 1", answer="1").key == Example("x", y=". 1").key
+    assert Example("x").key == Example("x", y="").key
 
 
 def test_without_capacity_it_takes_nothing() -> None:

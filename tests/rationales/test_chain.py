@@ -241,6 +241,29 @@ def test_a_demonstration_without_the_results_is_wanted(single: TextCodec) -> Non
     assert encode_rationale("a= 1 + 1", rules).text == "a= 1 1 + 1"
 
 
+@pytest.mark.parametrize("text", ["a= 1, b", "a=1", "ab=, 12= 6,", "a= 1 b", "a= 1. b", "a= 1\nb"])
+def test_a_result_is_left_out_where_no_delimiter_ends_a_step(tiny_model: Callable[[str], Path], text: str) -> None:
+    codec = TextCodec(AutoTokenizer.from_pretrained(tiny_model("llama")))
+    with pytest.raises(UsageError, match=r"it holds the result '[16]' that count writes; leave it out"):
+        encode_rationale(text, ChainRules(codec, [CountTool()]))
+
+
+@pytest.mark.parametrize("behind", ["", " 12", " 1b", " 1,000", " 1.5", "\n1 + 1", ", 1"])
+def test_what_goes_on_otherwise_is_no_result(tiny_model: Callable[[str], Path], behind: str) -> None:
+    codec = TextCodec(AutoTokenizer.from_pretrained(tiny_model("llama")))
+    assert encode_rationale(f"a={behind}", ChainRules(codec, [CountTool()])).text == f"a= 1{behind}"
+
+
+@pytest.mark.parametrize("delimiter", [None, ","])
+def test_a_result_that_is_nothing_is_in_no_demonstration(single: TextCodec, delimiter: str | None) -> None:
+    class Silent(CountTool):
+        def __call__(self, request: str) -> str:
+            return ""
+
+    rules = ChainRules(single, [Silent()], step_delimiter=delimiter)
+    assert encode_rationale("a=, b", rules).text == "a=, b"
+
+
 def test_a_written_result_that_the_tool_does_not_give_is_refused(single: TextCodec) -> None:
     """What is written behind a call is else taken for what the model wrote behind the result."""
     rules = ChainRules(single, [CountTool()])
@@ -284,3 +307,55 @@ def test_a_run_has_no_token_that_passes_its_tools_by(tmp_path: Path) -> None:
     session = open_session(config, load_data=False)
     pieces = session.rules.codec.pieces
     assert "=-" in pieces and "=-" not in {pieces[token] for token in session.rules.codec.actions.tolist()}
+
+
+class Arrow(CountTool):
+    name = "arrow"
+    trigger = "->"
+
+    def request(self, text: str) -> str:
+        return text.removesuffix("->").rsplit(",", 1)[-1]
+
+
+@pytest.fixture(scope="module")
+def straddling() -> TextCodec:
+    tokenizer = build_tokenizer(merges=[(">", "="), (">", "-"), (">-", ">")])
+    return TextCodec(tokenizer, triggers=["->", "="])
+
+
+def pushed(rules: ChainRules, *pieces: str) -> Rationale:
+    chain = Chain(rules)
+    for piece in pieces:
+        chain.push(rules.codec.pieces.index(piece))
+    return chain.finish()
+
+
+def test_a_trigger_that_a_token_goes_past_is_a_failed_call(straddling: TextCodec) -> None:
+    """As "-" and ">=": no tool was called, and what follows is the model's guess."""
+    arrow = ChainRules(straddling, [Arrow()])
+    rationale = pushed(arrow, "5", "-", ">=", " ", "3")
+    assert rationale.text == "5->= 3" and rationale.failed
+    error = "the token '>=' goes past the trigger '->'"
+    assert rationale.calls == (ToolCall("arrow", 3, "", None, error=error),)
+    assert stopped_at(rationale, 2, straddling).calls == ()
+    assert pushed(arrow, "5", "-", ">").text == "5-> 1"
+    assert not pushed(arrow, "5", " ", ">=").calls, "it had not begun"
+    assert not pushed(arrow, "-", "5", ">=").calls
+    (call,) = pushed(arrow, "5", "-", ">->").calls
+    assert call.request == "5->", "behind the first is nothing but the trigger itself"
+
+
+def test_a_token_that_goes_past_one_trigger_may_call_another_tool(straddling: TextCodec) -> None:
+    """As an export does, which looks at the end of the text."""
+    rationale = pushed(ChainRules(straddling, [Arrow(), CountTool()]), "5", "-", ">=")
+    assert [(call.tool, call.result, call.position) for call in rationale.calls] == [
+        ("arrow", None, 3),
+        ("count", " 3", 3),
+    ]
+    assert rationale.failed and rationale.text == "5->= 3"
+
+
+def test_nothing_goes_past_a_trigger_of_one_character(straddling: TextCodec) -> None:
+    rules = ChainRules(straddling, [Arrow(), CountTool()])
+    assert rules.passing["="] == frozenset()
+    assert {straddling.pieces[token] for token in rules.passing["->"]} == {">=", ">-", ">->"}

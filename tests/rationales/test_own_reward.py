@@ -27,9 +27,10 @@ from latent_cot.rationales.experience import gather
 from latent_cot.rationales.reward import Reward, own_log_rewards
 from latent_cot.rationales.scoring import Group, Query, score, score_rows
 from latent_cot.tasks.random_numbers import TASK
-from latent_cot.types import DataRequest, Example, UsageError
+from latent_cot.types import DataRequest, Example, ToolError, UsageError
 from latent_cot.verify.exact import enumerate_rationales, log_probs
 from tests.loops import CONFIG, make
+from tests.tiny import build_tokenizer
 from tests.worlds import CountTool, ToyTask, language_model
 
 EXAMPLE = Example("x", question="x")
@@ -73,6 +74,26 @@ def test_each_text_counts_once(lm: LanguageModel, tools: tuple[CountTool, ...]) 
     assert set(spelled.values()) == {1}
     assert set(spelled) == {r.text for r in rationales if "a" not in r.text and _fits(r.text, rules)}
     assert len(spelled) < sum("a" not in r.text for r in rationales)
+
+
+def test_each_text_counts_once_where_calls_fail() -> None:
+    """ " ==" is one token, or " =" and "=": two calls that fail, or one. "=," is one too, but no action."""
+
+    class Broken(CountTool):
+        def __call__(self, request: str) -> str:
+            raise ToolError("no")
+
+    merges = [(" ", "="), (" =", "="), ("=", "="), ("=", ","), (" =", ",")]
+    codec = TextCodec(build_tokenizer(merges=merges), allowed_characters=" =,1", triggers=["="])
+    rationales = enumerate_rationales(ChainRules(codec, [Broken()], max_tokens=3))
+    rewards = own_log_rewards(Lengths(), EXAMPLE, rationales, codec, ends_only=True)
+    worth = Counter(
+        rationale.text for rationale, row in zip(rationales, rewards, strict=True) if row[len(rationale)] > -math.inf
+    )
+    assert set(worth.values()) == {1}
+    assert {" ==", "==", " =,", " ==,", "=1="} <= set(worth)
+    short = {rationale.text for rationale in rationales if len(codec.encode_chosen(rationale.text)) <= 3}
+    assert set(worth) == short
 
 
 def _fits(text: str, rules: ChainRules) -> bool:

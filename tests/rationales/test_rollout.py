@@ -15,12 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from latent_cot.evaluation import diagnostics
+from latent_cot.methods import method
 from latent_cot.model.kv_cache import KVCache
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import rollout as fast
 from latent_cot.rationales.chain import MAX_RESULT_TOKENS, ChainRules
 from latent_cot.types import Rationale
+from tests.loops import CONFIG, make
 from tests.oracles import rollout as oracle
 from tests.oracles import scoring
 from tests.worlds import ALPHABET, NO_SHRINKING, FakeTool, language_model
@@ -345,3 +348,43 @@ def test_nucleus_sampling_draws_the_likeliest_tokens_only(tiny_model: Callable[[
     for k in kept:
         expected = float(share[k]) / total
         assert counts[int(codec.actions[k])] / n == pytest.approx(expected, abs=5 * (expected / n) ** 0.5)
+
+
+def test_training_and_diagnostics_bound_their_prefill(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `max_batch_tokens`, as tests do. A rollout of a step had no bound."""
+    given: dict[str, list[int | None]] = {"method": [], "diagnostics": []}
+    for module in (method, diagnostics):
+        name = module.__name__.rsplit(".", 1)[-1]
+
+        def spied(*arguments: Any, name: str = name, **settings: Any) -> Any:
+            given[name].append(settings.get("max_tokens"))
+            return fast.rollout(*arguments, **settings)
+
+        monkeypatch.setattr(module, "rollout", spied)
+    config = dataclasses.replace(CONFIG, rounds=1, max_batch_tokens=120)
+    for _ in make(language_model(tiny_model("llama"), perturb=False), config).run():
+        pass
+    assert given["diagnostics"] and given["method"]
+    assert {*given["diagnostics"], *given["method"]} == {120}
+
+
+@pytest.mark.parametrize(("n", "parts"), [(4, [4]), (5, [5]), (12, [5, 5, 2])])
+def test_no_more_samples_of_a_question_at_once_than_the_batch_size(
+    tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, n: int, parts: list[int]
+) -> None:
+    lm, asked = language_model(tiny_model("llama"), perturb=False), list[int]()
+    rollout = dataclasses.replace(CONFIG.rollout, batch_size=5)
+    loop = make(lm, dataclasses.replace(CONFIG, rollout=rollout))
+
+    def spied(*arguments: Any, n: int, **settings: Any) -> list[list[Rationale]]:
+        asked.append(n)
+        return fast.rollout(*arguments, n=n, **settings)
+
+    monkeypatch.setattr(method, "rollout", spied)
+    sampled = loop.sample_questions("q", [0, 1], 7, n=n)
+    assert asked == parts and [len(of_one) for of_one in sampled] == [n, n]
+    if len(parts) == 1:  # then nothing is other than it was
+        prompts = [loop.query(loop.questions[i]).policy_prompt for i in (0, 1)]
+        assert sampled == fast.rollout(lm, "q", prompts, loop.rules, n=n, generator=torch.Generator().manual_seed(7))

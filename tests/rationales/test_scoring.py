@@ -46,11 +46,12 @@ def random_groups(codec: TextCodec, rng: random.Random, size: int = 3, longest: 
     """Prompts and answers of different lengths; chains with tools, cut ones, repeated and shared ones, empty ones."""
     groups = []
     for _ in range(size):
+        tools = [FakeTool()] if rng.random() < 0.8 else []
         rules = ChainRules(
             codec,
-            [FakeTool()] if rng.random() < 0.8 else [],
+            tools,
             granularity=rng.choice(["token", "step"]),
-            step_delimiter=rng.choice([None, "."]) or ".",
+            step_delimiter=rng.choice([None, "."]) if tools else ".",  # something has to end a step
             min_tokens=rng.choice([0, 0, 2]),
             max_tokens=longest,
         )

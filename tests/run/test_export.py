@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -35,6 +36,7 @@ from latent_cot.model import weights
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales import chain
 from latent_cot.run import reasoners
+from latent_cot.run.export.card import _literal
 from latent_cot.run.export.description import _name, _portable, _tool, _without_folders
 from latent_cot.run.export.folder import refuse_unless_free
 from latent_cot.run.run_folder import RunFolder
@@ -296,22 +298,73 @@ def test_chains_that_a_server_writes(run: Path, tmp_path: Path, capsys: pytest.C
     assert any("=" in line for line in found if line in expected)
 
 
+SERVED: dict[str, dict[str, Any]] = {
+    "latent_cot.json": {"tools": [], "fields": ["question"], "special_tokens": True, "prompt": "{question} ="},
+    "config.json": {"text_config": {"vocab_size": 8}},
+    "generation_config.json": {},
+}
+
+
 @pytest.mark.parametrize(
-    ("names", "files", "said"),
+    ("files", "settings", "said"),
     [
-        ([], [], "no exported model"),
-        ([], ["latent_cot.json"], "an adapter alone; a server needs a model: latent-cot export --merge"),
-        (["modulo"], ["latent_cot.json", "config.json"], "unknown tool 'modulo'.*by --tools FILE"),
+        ([], {}, "no exported model"),
+        (["latent_cot.json"], {}, "an adapter alone; a server needs a model: latent-cot export --merge"),
+        (["latent_cot.json", "config.json"], {}, "no exported model .*generation_config"),
+        (list(SERVED), {"tools": [{"name": "modulo"}]}, "no tool 'modulo'.*by --tools FILE"),
+        (list(SERVED), {"fields": ["question", "answer"]}, "hold the answer, too: solve.py takes both"),
     ],
 )
 def test_what_cannot_be_served_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], files: list[str], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], settings: dict[str, Any], said: str
 ) -> None:
     for file in files:
-        (tmp_path / file).write_text(json.dumps({"tools": [{"name": name} for name in names]}))
+        changes = settings if file == "latent_cot.json" else {}
+        (tmp_path / file).write_text(json.dumps(SERVED[file] | changes))
     monkeypatch.setattr(sys, "argv", ["served.py", str(tmp_path), "1 + 2"])
     with pytest.raises(SystemExit, match=said):
         runpy.run_path(str(ROOT / "examples" / "served.py"), run_name="__main__")
+
+
+def test_no_code_of_an_export_is_run_to_serve_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tool's name could be that of a file."""
+    (tmp_path / "evil.py").write_text("print('run')\nfrom latent_cot.tools.calculator import Calculator as TOOL\n")
+    for file, content in SERVED.items():
+        tool = {"tools": [{"name": f"{tmp_path / 'evil.py'}:TOOL"}]} if file == "latent_cot.json" else {}
+        (tmp_path / file).write_text(json.dumps(content | tool))
+    monkeypatch.setattr(sys, "argv", ["served.py", str(tmp_path), "1 + 2"])
+    with pytest.raises(SystemExit, match=r"no tool .*evil\.py"):
+        runpy.run_path(str(ROOT / "examples" / "served.py"), run_name="__main__")
+    assert not capsys.readouterr().out
+
+
+def test_what_a_server_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(422)
+            self.end_headers()
+            self.wfile.write(b"unexpected field: add_special_tokens")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    for file, content in SERVED.items():
+        more = {"special_tokens": False, "max_tokens": 9, "stop": "."} if file == "latent_cot.json" else {}
+        (tmp_path / file).write_text(json.dumps(content | more))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        monkeypatch.setattr(sys, "argv", ["served.py", str(tmp_path), "1 + 2", "--url", url])
+        try:
+            with pytest.raises(SystemExit, match=r"422.*unexpected field: add_special_tokens"):
+                runpy.run_path(str(ROOT / "examples" / "served.py"), run_name="__main__")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 CHAT_TEMPLATE = (
@@ -346,7 +399,7 @@ def test_a_chat_template(tmp_path: Path, hub: Path) -> None:
     """p, q and the exported program read the same turns."""
     model = build_tiny_model(tmp_path / "model", variant="distinct_pad")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "with_tools": CHAT_TEMPLATE}
     tokenizer.save_pretrained(model)
     settings = "init_step: {steps: 30, learning_rate: 0.01}\nrollout: {max_tokens: 120}\ndata: {demonstrations: 8}\n"
     (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{max_tokens: 40, size: 4}}\n")
@@ -368,6 +421,12 @@ def test_a_chat_template(tmp_path: Path, hub: Path) -> None:
         assert chain == lc.load(folder).sample(ending, n=1, temperature=0, reasoner=reasoner)[0].text
         prompt = json.loads((target / "latent_cot.json").read_text())["prompt"]
         assert prompt == "<|pad|>user\nQuestion: {question} Answer:<|endoftext|>\n<|pad|>assistant\n"
+        turn = ("<|pad|>user\n", "Question: {question} Answer:", "<|endoftext|>\n<|pad|>assistant\n")
+        assert repr(turn).replace("'", '"') in (target / "solve.py").read_text(), (
+            "as the run encodes them, each by itself"
+        )
+        (others,) = [path for path in target.iterdir() if path.is_dir()]
+        assert others.stat().st_mode & 0o111, "a folder of templates can be entered"
 
 
 @pytest.mark.real_model
@@ -396,6 +455,52 @@ def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline_hub")
+def test_another_precision_than_the_runs_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`precision: auto` is decided by the machine."""
+    elsewhere = tmp_path / "run"
+    shutil.copytree(run, elsewhere)
+    config = elsewhere / "config.yaml"
+    config.write_text(config.read_text().replace("precision: fp32", "precision: bf16"))
+    for folder, told in ((run, False), (elsewhere, True)):
+        target = tmp_path / f"exported-{told}"
+        assert main(["export", str(folder), str(target), "--reasoner", "q", "--merge"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("is in bf16 on this machine; the run was trained in fp32" in said) == told
+        assert ("trained and tested in another precision" in (target / "README.md").read_text()) == told
+
+
+def test_results_without_a_figure_are_exported(run: Path, tmp_path: Path, offline_hub: None) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    results = json.loads((folder / "results.json").read_text())
+    number = max(results["accuracy"])
+    unknown = {"accuracy": None, "correct": 0, "n": 0, "interval_95": [0.0, 1.0]}
+    results["accuracy"][number]["q"] = {"empty": unknown}
+    results["posterior"] = {number: {"before": {}}}
+    (folder / "results.json").write_text(json.dumps(results))
+    assert main(["export", str(folder), str(tmp_path / "exported"), "--reasoner", "q"]) == 0
+    assert "| `empty` | - | 0.0 to 100.0 | 0 |" in (tmp_path / "exported" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\u2029c", "\u200b\xad\x85\x1b", "a\"'\\\n"])
+def test_text_in_a_program_is_that_text(text: str) -> None:
+    assert ast.literal_eval(_literal(text)) == text
+    assert ast.literal_eval(_literal((text, text))) == (text, text)
+
+
+@pytest.mark.usefixtures("offline_hub")
+@pytest.mark.parametrize("flags", [[], ["--merge"]])
+def test_no_file_of_an_export_names_a_path_of_this_machine(
+    run: Path, hub: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    target = tmp_path / "exported"
+    assert main(["export", str(run), str(target), "--reasoner", "q", *flags]) == 0
+    texts = {path.name: path.read_text(errors="replace") for path in target.iterdir()}
+    of_machine = [str(tmp_path), str(run.parent), str(hub), str(weights.resolve(weights.DEFAULT_MODEL).parent)]
+    assert not [name for name, text in texts.items() if any(path in text for path in of_machine)]
+
+
+@pytest.mark.usefixtures("offline_hub")
 def test_others_can_load_what_it_names(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "exported"
     assert main(["export", str(run), str(target), "--reasoner", "q"]) == 0
@@ -413,8 +518,6 @@ def test_others_can_load_what_it_names(run: Path, tmp_path: Path) -> None:
     assert settings["prompt"] == "Question: {question} = ? Answer:"
     assert [tool["trigger"] for tool in settings["tools"]] == ["="]
     assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {(target / "README.md").stat().st_mode & 0o777}
-    named = [path.name for path in target.iterdir() if str(tmp_path) in path.read_text(errors="replace")]
-    assert not named, "a path of this machine"
 
 
 @pytest.mark.usefixtures("offline_hub")

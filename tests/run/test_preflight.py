@@ -10,21 +10,33 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from latent_cot.config.schema import DataConfig
 from latent_cot.config.settings import from_dict, load_config
+from latent_cot.model.limits import Limit
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
-from latent_cot.run.preflight import check_demonstrations, check_examples, check_tools, load_examples
+from latent_cot.run.preflight import (
+    Examples,
+    check_demonstrations,
+    check_examples,
+    check_lengths,
+    check_tools,
+    check_triggers,
+    load_examples,
+)
 from latent_cot.run.session import open_session
 from latent_cot.tasks.common import check_answers
 from latent_cot.tools._foreign import guard_task
 from latent_cot.types import DataRequest, Example, Rationale, Task, TaskData, UsageError
 from tests.loops import CONFIG, make
-from tests.tiny import build_tokenizer
+from tests.tiny import END, build_tokenizer
 from tests.worlds import ALPHABET, CountTool, FakeTool, PlainTask, ToyTask, language_model
 
 
@@ -46,6 +58,111 @@ def test_tools_that_could_never_be_called() -> None:
     with pytest.raises(UsageError, match=r"--rollout\.tools arrow: its trigger '->' has '-', which is not among"):
         check_tools(task, ["count", "arrow"], [CountTool(), Arrow()])
     check_tools(PlainTask(), ["arrow"], [Arrow()])  # whose rationales are of any characters
+
+
+class Double(CountTool):
+    name = "double"
+    trigger = "⇒"
+
+
+@pytest.fixture(scope="module")
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A byte-level vocabulary, in which an arrow is three tokens."""
+    vocabulary = {piece: i for i, piece in enumerate([END, *sorted(ByteLevel.alphabet())])}
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
+
+
+def test_a_trigger_that_no_token_can_end_is_refused(of_bytes: PreTrainedTokenizerFast) -> None:
+    """Its characters are allowed, but the bytes that they are to this tokenizer are not."""
+    narrow = TextCodec(of_bytes, allowed_characters=f" 0123456789={Double.trigger}")
+    check_tools(dataclasses.replace(ToyTask(), allowed_characters=f" {Double.trigger}"), ["double"], [Double()])
+    check_triggers(ChainRules(narrow, [CountTool()]))
+    with pytest.raises(UsageError, match=r"^tool double: no token .* ends its trigger '⇒'; give the tool another"):
+        check_triggers(ChainRules(narrow, [CountTool(), Double()]))
+    check_triggers(ChainRules(TextCodec(of_bytes, triggers=[Double.trigger]), [Double()]))  # of any token
+    stops = TextCodec(of_bytes, stop="=", allowed_characters="12=")
+    with pytest.raises(UsageError, match=r"^tool count: no token"):  # but the one that ends a rationale
+        check_triggers(ChainRules(stops, [CountTool()]))
+
+
+def test_a_step_delimiter_that_no_token_can_end_is_refused(of_bytes: PreTrainedTokenizerFast) -> None:
+    narrow = TextCodec(of_bytes, allowed_characters=" 0123456789,⇒")
+    check_triggers(ChainRules(narrow, granularity="step", step_delimiter=","))
+    check_triggers(ChainRules(narrow, step_delimiter="⇒"))  # which is not looked at
+    with pytest.raises(UsageError, match=r"ends the task's step_delimiter '⇒'; give the task another"):
+        check_triggers(ChainRules(narrow, granularity="step", step_delimiter="⇒"))
+
+
+def test_a_session_refuses_a_trigger_that_its_model_cannot_write(tmp_path: Path, tiny_model_dir: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from latent_cot.tools import tool\n"
+        "@tool(trigger='⇒')\ndef halve(request):\n    return ' 1'\n"
+        "from latent_cot.tasks.plain import PlainTask\n"
+        "from latent_cot.types import Example, TaskData\n"
+        "class Mine(PlainTask):\n"
+        "    name, description, default_splits = 'mine', 'mine', ()\n"
+        "    allowed_characters, tools = ' 12⇒', (f'{__file__}:halve',)\n"
+        "    def load(self, request):\n"
+        "        return TaskData((), (Example('Q: 1', '. 1', answer='1'),), ())\n"
+        "    def split(self, name, size=None): return []\n"
+        "    def example(self, question, answer=None): return Example(question, answer=answer)\n",
+        encoding="utf-8",
+    )
+    smoke = load_config("smoke")
+    config = dataclasses.replace(smoke, task=f"{file}:Mine", model=str(tiny_model_dir), p_init="base")
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(smoke.evaluation, splits=()))
+    data = DataConfig(demonstrations=0, unlabelled=1, validation=0)
+    with pytest.raises(UsageError, match=r"^tool halve: no token that a rationale may have with this model ends"):
+        open_session(dataclasses.replace(config, data=data, precision="fp32"))
+
+
+@pytest.mark.parametrize(
+    ("given", "in_tests", "most", "said"),
+    [
+        # X and Y have 40 tokens, X with Y before it 72; a rationale has 8.
+        ("question", False, 48, []),
+        ("question", False, 47, ["behind 1 questions there is no room for a rationale of 8 tokens"]),
+        ("question-and-answer", False, 80, []),
+        ("question-and-answer", False, 79, ["behind 1 questions there is no room for a rationale of 8 tokens"]),
+        ("question", True, 79, ["behind 1 questions there is no room for a rationale of 8 tokens"]),
+    ],
+)
+def test_what_q_reads_is_counted(tiny_model_dir: Path, given: Any, in_tests: bool, most: int, said: list[str]) -> None:
+    class Told(ToyTask):
+        answer_given = in_tests
+
+        def posterior_prompt(self, example: Example) -> str:
+            return "y" * 32 + super().posterior_prompt(example)
+
+    lm = language_model(tiny_model_dir)
+    codec = TextCodec(lm.tokenizer, allowed_characters="ab")
+    example = Example("x" * 30, "y" * 10)
+    data = TaskData((), (), ()) if in_tests else data_of(example)
+    found = Examples(Told(), [], data, {"test": [example]} if in_tests else {}, [])
+    notes = check_lengths(dataclasses.replace(CONFIG, q_sees=given), found, ChainRules(codec), Limit(most, "a table"))
+    assert len(notes) == len(said) and all(one in note for one, note in zip(said, notes, strict=True))
+    if given != "question":
+        with pytest.raises(UsageError, match="has 72 tokens, without a rationale"):
+            check_lengths(dataclasses.replace(CONFIG, q_sees=given), found, ChainRules(codec), Limit(72, "a table"))
+
+
+def test_room_for_a_tools_result_is_told(tiny_model_dir: Path) -> None:
+    codec = TextCodec(language_model(tiny_model_dir).tokenizer, allowed_characters="ab=")
+    found = Examples(ToyTask(), [], data_of(Example("x" * 30, "y" * 10)), {}, [])
+
+    def notes(most: int, *tools: CountTool) -> list[str]:
+        return check_lengths(CONFIG, found, ChainRules(codec, tools), Limit(most, "a table"))
+
+    assert notes(112, CountTool()) == [] and notes(111) == []
+    (note,) = notes(111, CountTool())
+    counts = "What a tool puts in, 64 tokens at most a call, counts too, and behind 1 questions a full rationale"
+    assert note.startswith(f"{counts} leaves less room, of 111 (a table): --rollout.max-tokens")
+    (note,) = notes(47, CountTool())
+    assert note.startswith("In tokens, the model's texts have 47 at most")
+    assert note.endswith(f"(--rollout.max-tokens, --evaluation.max-tokens). {counts} leaves less room.")
 
 
 def test_demonstrations_arrive_at_their_answers(tiny_model: Callable[[str], Path]) -> None:

@@ -97,7 +97,15 @@ def test_not_all_commas_are_those_of_thousands(numbers: tuple[str, str]) -> None
 
 
 @pytest.mark.parametrize(
-    "questions", [("(2 + 3) * 4", "2 + (3 * 4)"), ("5!", "5"), ("(()", "())"), ("1 - 2", "1 + 2"), ("?", "?!")]
+    "questions",
+    [
+        ("(2 + 3) * 4", "2 + (3 * 4)"),
+        ("5!", "5"),
+        ("(()", "())"),
+        ("1 - 2", "1 + 2"),
+        ("?", "?!"),
+        ("Is 3 != 4?", "Is 3 = 4?"),
+    ],
 )
 def test_signs_tell_questions_apart(questions: tuple[str, str]) -> None:
     assert len(set(map(words, questions))) == 2

@@ -41,6 +41,8 @@ def _example(row: Row) -> Example:
         ('name,text\na,"b" c\n', "rows.CSV:2: not valid CSV"),
         ('name,text\na,"b\n', "rows.CSV:2: not valid CSV"),
         (f"name,text\na,{'b' * 200_000}\n", "rows.CSV:2: not valid CSV: field larger than"),
+        ('name,"te"xt\na,b\nc,d\n', "rows.CSV:1: not valid CSV: ',' expected after '\"'; look at the quotes"),
+        ('\n"name,text\na,b\n', "rows.CSV:2: not valid CSV"),
     ],
 )
 def test_a_bad_csv_file(tmp_path: Path, text: str, message: str) -> None:
@@ -110,6 +112,24 @@ def test_an_integer_of_a_csv_file(tmp_path: Path) -> None:
         field(rows[2], "answer", int)
     with pytest.raises(UsageError, match="must be an integer without quotes, not a string"):
         field(("x:1", {"answer": "12"}), "answer", int)
+
+
+def test_a_bad_first_line_is_not_left_out(tmp_path: Path) -> None:
+    """The second line named the columns, and its row was lost."""
+    with pytest.raises(UsageError, match=r"rows\.CSV:1: .*, which names the columns"):
+        read_rows(write(tmp_path, 'name,"text" \na,b\n"c",d\n'))
+
+
+def test_blank_lines_and_tabs_do_not_hide_what_divides_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, " \r\n\nname;text\na;1,5\n")
+    assert read_rows(path) == [(f"{path}:4", {"name": "a", "text": "1,5"})]
+    table = tmp_path / "rows.tsv"
+    table.write_text("name, first, last\ttext\nann, b, c\td\n")
+    assert read_rows(str(table)) == [(f"{table}:2", {"name, first, last": "ann, b, c", "text": "d"})]
+    table.write_text("text\none, two\n")
+    assert read_rows(str(table)) == [(f"{table}:2", {"text": "one, two"})]
+    table.write_text("name,text\na,b\n")  # which is CSV by another name
+    assert read_rows(str(table)) == [(f"{table}:2", {"name": "a", "text": "b"})]
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])

@@ -98,7 +98,61 @@ def test_parquet_files_and_folders(tmp_path: Path, form: str) -> None:
     source = f"{tmp_path}/{form}"
     found = read_rows(source)
     assert [fields for _, fields in found] == (rows[2:] if "test" in form else rows)
-    assert found[0][0] == f"{source}, row 1"
+    places = {"folder": "folder/train.jsonl:1", "folder?split=test": "folder/test.jsonl:1"}
+    assert found[0][0] == f"{tmp_path}/{places.get(form, f'{form}, row 1')}"
+
+
+def test_a_file_is_read_alike_by_its_name_and_by_its_folder(tmp_path: Path) -> None:
+    """`datasets` took the second half of a row for its question, `NA` for nothing and `007` for 7."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "b.csv").write_text("question,answer\nAnn has 2 pens, and buys 3 more. How many?,5\nx,NA\ny,007\n")
+    named = read_rows(f"{folder}/b.csv")
+    assert read_rows(str(folder)) == read_rows(f"{folder}/?split=train") == named
+    with pytest.raises(UsageError, match=r"b\.csv:2: its fields are 3, those of the first line 2"):
+        examples_of(read_rows(f"{folder}/"), lambda row: Example(field(row, "question", str)))
+    assert isinstance(read_rows(f"{folder}/")[1][1], files.CsvRow)
+    (folder / "c.jsonl").write_text('{"question": "z"}\n')
+    (folder / "a.TSV").write_text("question\tanswer\nw\t1,5\n")
+    (folder / "LICENSE").write_text("free")
+    places = [Path(where).name for where, _ in read_rows(str(folder))]
+    assert places == ["a.TSV:2", "b.csv:2", "b.csv:3", "b.csv:4", "c.jsonl:1"]
+    as_text = [row for _, row in read_rows(f"{folder}?column=answer")]
+    assert [row["text"] for row in (as_text[0], *as_text[2:4])] == ["1,5", "NA", "007"]
+    with pytest.raises(UsageError, match="there is no column 'answer'; there are question"):
+        as_text[4]["text"]
+    with pytest.raises(UsageError, match=r"rows/\?split=test: there is no split 'test'; there are train"):
+        read_rows(f"{folder}/?split=test")
+
+
+def test_splits_of_a_folder_of_texts(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.jsonl").write_text(json.dumps({"text": name}))
+    (tmp_path / "test" / "1.csv").write_text("text\nmore\n")
+    assert [row["text"] for _, row in read_rows(f"{tmp_path}/")] == ["train"]
+    assert [row["text"] for _, row in read_rows(f"{tmp_path}/?split=test")] == ["test", "more"]
+    data = "[{split: train, path: test/0.jsonl}, {split: test, path: train/0.jsonl}]"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {data}\n---\n")
+    assert [row["text"] for _, row in read_rows(f"{tmp_path}/?split=test")] == ["train"]
+
+
+def test_folders_whose_rows_would_be_missed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    datasets.Dataset.from_list([{"text": "c"}]).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match=r"it has text files and Parquet files, such as b\.parquet; name those"):
+        read_rows(f"{tmp_path}/")
+    (tmp_path / "b.parquet").unlink()
+    (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(UsageError, match=r"b\.jsonl\.gz: a compressed file; unpack it"):
+        read_rows(f"{tmp_path}/")
+    (tmp_path / "b.jsonl.gz").rename(tmp_path / "b.jsonl")
+    (tmp_path / "b.jsonl").write_text('{"text": "c"}\n{"text": "d"}\n')
+    monkeypatch.setattr(files, "MAX_ROWS", 3)
+    with pytest.raises(UsageError, match="more than 3 examples; name fewer of its files"):
+        read_rows(f"{tmp_path}/")
 
 
 @pytest.mark.parametrize(

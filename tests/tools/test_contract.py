@@ -71,9 +71,3 @@ def test_is_pure(name: str) -> None:
         assert tool(request) == other(request) == result
         with pytest.raises(ToolError):  # a refusal leaves nothing behind
             tool("")
-
-
-def test_no_trigger_ends_another() -> None:
-    triggers = [tools.load(name).trigger for name in tools.names()]
-    clashes = [(a, b) for i, a in enumerate(triggers) for j, b in enumerate(triggers) if i != j and a.endswith(b)]
-    assert not clashes

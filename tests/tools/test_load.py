@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot import tools
-from latent_cot.tools._foreign import ForeignTool
+from latent_cot.tools._foreign import MAX_CHARACTERS, MIN_CALLS, ForeignTool
 from latent_cot.types import ToolError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -305,3 +305,33 @@ def test_readme_lists_every_tool_and_the_limits() -> None:
         "characters of a result": calculator.MAX_RESULT_CHARACTERS,
     }.items():
         assert f"| {row} | {limit} |" in text
+
+
+LONG = """
+from latent_cot.tools import tool
+
+@tool(name="upper", trigger="#", isolated={isolated})
+def upper(request):
+    \"\"\"Upper case.\"\"\"
+    return request.upper()
+"""
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_long_request_is_refused_and_not_counted(write: Write, isolated: bool) -> None:
+    """What the chain has written for long without a comma, the toolkit's own code reads."""
+    tool = tools.load(write(LONG.format(isolated=isolated)))
+    assert isinstance(tool, ForeignTool)
+    assert len(tool.request("a" * MAX_CHARACTERS + "#")) == MAX_CHARACTERS
+    for _ in range(2 * MIN_CALLS):  # of failures a run would have ended
+        with pytest.raises(ToolError, match=r"^the request has 4097 characters, at most 4096$"):
+            tool.request("a" * (MAX_CHARACTERS + 1) + "#")
+    assert tool.guard.note is None
+    assert tool("a") == "A"
+
+
+def test_a_request_that_is_no_text_is_counted(write: Write) -> None:
+    tool = tools.load(write(ECHO.replace('return text.removesuffix("!")', "return 7")))
+    with pytest.raises(ToolError, match="the tool failed: an int instead of text"):
+        tool.request("1!")
+    assert isinstance(tool, ForeignTool) and tool.guard.failures.total() == 1

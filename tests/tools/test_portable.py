@@ -42,7 +42,9 @@ EXPRESSIONS = st.builds(
     st.sampled_from("+-*/−×÷"),
     st.sampled_from(["", " "]),
 )
-ALPHABET = st.text(st.sampled_from(" ,.0123456789=+-*/();:\n"), max_size=30)
+ALPHABET = st.text(st.sampled_from(" ,.0123456789=+-*/();:!?\n"), max_size=30)
+GAPS = st.one_of(st.sampled_from(["", ", "]), st.integers(200, 320).map(lambda n: " " * n))
+"""Before an expression. So much of a chain is looked at: in a longer gap the limit is."""
 NESTED = st.recursive(
     st.from_regex(r"\A[0-9]{1,3}(\.[0-9]|/[0-9]{1,2})?\Z"),
     lambda inner: st.builds(
@@ -57,15 +59,35 @@ NESTED = st.recursive(
 )
 
 
-@given(ALPHABET, st.one_of(EXPRESSIONS, NESTED, ALPHABET), st.sampled_from(["", " "]), st.sampled_from([*CALCULATORS]))
-@example("", "1/549755813888 * 1/549755813888", " ", 2)
-@example("", "( 3 + 4 )", " ", 2)
-@example("", "9 - 3 + 8", " ", 3)
+@given(
+    ALPHABET,
+    GAPS,
+    st.one_of(EXPRESSIONS, NESTED, ALPHABET),
+    st.sampled_from(["", " "]),
+    st.sampled_from([*CALCULATORS]),
+)
+@example("", ", ", "1/549755813888 * 1/549755813888", " ", 2)
+@example("", ", ", "( 3 + 4 )", " ", 2)
+@example("", ", ", "9 - 3 + 8", " ", 3)
+@example("", " " * 300, "3 + 4", " ", 2)
+@example("", " " * 250, "3 + 4", "", 2)
+@example("", " " * 251, "3 + 4", "", 2)
+@example("1,", " " * 300, "3 + 4", "", 2)
+@example("", "", "3! - 2 + 1", " ", 3)
+@example("", "", "1,0000 + 2", " ", 2)
 def test_the_portable_calculator_is_the_tool(
-    portable: dict[int, Callable[[str], str | None]], before: str, expression: str, gap: str, operands: int
+    portable: dict[int, Callable[[str], str | None]], before: str, ahead: str, expression: str, gap: str, operands: int
 ) -> None:
-    text = f"{before}, {expression}{gap}="
+    text = f"{before}{ahead}{expression}{gap}="
     assert portable[operands](text) == by_the_tool(text, operands)
+
+
+def test_a_request_beyond_what_is_looked_at_is_refused_by_both(
+    portable: dict[int, Callable[[str], str | None]],
+) -> None:
+    for gap in (0, 200, 251, 300, 1000):
+        text = f"{' ' * gap}3 + 4 ="
+        assert portable[2](text) == by_the_tool(text) == (" 7" if gap <= 250 else None)
 
 
 @pytest.mark.parametrize(

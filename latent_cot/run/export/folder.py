@@ -106,7 +106,7 @@ def _write_settings(loop: Method, description: Mapping[str, Any], folder: Path, 
         suppress_tokens=description["forbidden"] or None,
     ).save_pretrained(folder)
     # The programs are in the model card, the tokens in the generation settings.
-    settings = {key: value for key, value in description.items() if key not in ("answer", "forbidden")}
+    settings = {key: value for key, value in description.items() if key not in ("answer", "forbidden", "turn")}
     settings["tools"] = [{key: tool[key] for key in ("name", "description", "trigger")} for tool in settings["tools"]]
     settings |= {"format": 1, "latent_cot": __version__, "merged": merge}
     text = json.dumps(finite(settings), indent=2, ensure_ascii=False, allow_nan=False)
@@ -130,6 +130,5 @@ def _save_merged(lm: LanguageModel, reasoner: Reasoner, base: Base, folder: Path
         if isinstance(layer, LoraLayer):
             target: Any = model.get_submodule(name)
             target.weight.copy_(lora.merged_weight(layer, reasoner))
-    model.generation_config = GenerationConfig()  # ours follows; what the base model has may be refused here
     with weights.quiet_transformers():
         model.save_pretrained(folder)

@@ -44,7 +44,8 @@ def rows(folder: Path, *records: dict[str, Any]) -> str:
 
 
 def one(folder: Path, record: dict[str, Any], **options: str) -> Any:
-    (example,) = qa(data="x.csv", **options).read(rows(folder, record))
+    file = rows(folder, record)
+    (example,) = qa(data=file, **options).read(file)
     return example
 
 
@@ -79,7 +80,18 @@ def test_gsm8k(tmp_path: Path) -> None:
         ("it is 10", "without a tool's result at the end"),
         ("500 * 0.02 = 10,000", "with a stated result that its tool does not give"),
         ("20 / 2 = 10/3", "with a stated result that its tool does not give"),
-        ("0 - 10 = \N{MINUS SIGN}10", "with a stated result that its tool does not give"),
+        ("0 - 10 = \N{MINUS SIGN}10", "with another answer than the row has, or none"),
+        ("12 + 3 = - 5 =", " 12 + 3 = - 5 ="),  # less five: none is stated
+        ("2 + 5 = $7, 7 + 3 = $ 10", " 2 + 5 =, 7 + 3 ="),
+        ("500 + 500 = 1,000, 1000 / 100 = 10.0.", " 500 + 500 =, 1000 / 100 ="),
+        ("1 / 2 = 0.50, 0.5 * 20 = 10", " 1 / 2 =, 0.5 * 20 ="),
+        ("1 / 2 = .5, 0.5 * 20 = 10", " 1 / 2 =, 0.5 * 20 ="),
+        ("3 - 5 = \N{MINUS SIGN}2, -2 * -5 = 10", " 3 - 5 =, -2 * -5 ="),
+        ("3 - 5 = -$2, -2 * -5 = 10", " 3 - 5 =, -2 * -5 ="),
+        ("2 / 3 = 0.667, 2/3 * 15 = 10", " 2 / 3 =, 2/3 * 15 ="),
+        ("1 / 2 = .6, 0.5 * 20 = 10", "with a stated result that its tool does not give"),
+        ("2 + 5 = $ 8, 7 + 3 = 10", "with a stated result that its tool does not give"),
+        ("500 + 500 = 1,0000, 1000 / 100 = 10", "with a stated result that its tool does not give"),
     ],
 )
 def test_written_results_are_left_to_the_tool(tmp_path: Path, rationale: str, z: str) -> None:
@@ -126,6 +138,28 @@ def test_choices_in_another_order_are_the_same_question(tmp_path: Path) -> None:
     assert any("1 rows dropped: in a test file" in note for note in data.notes)
     assert any("2 rows dropped: with different answers to one question" in note for note in data.notes)
     assert any("1 rows dropped: repeated" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("answers", "options", "kept"),
+    [
+        (("Paris", "the paris."), {"grade": "text"}, True),
+        (("Paris", "paris"), {"grade": "exact"}, False),
+        (("0.667", "2/3"), {"grade": "number"}, True),
+        (("2/3", "0.667", "0.6667"), {"grade": "number"}, True),
+        (("2/3", "0.667", "0.668"), {"grade": "number"}, False),
+        (("few", "a few"), {"choices": "few,a few"}, False),
+    ],
+)
+def test_answers_that_the_grade_calls_the_same_are_no_others(
+    tmp_path: Path, answers: tuple[str, ...], options: dict[str, str], kept: bool
+) -> None:
+    options |= {"data": rows(tmp_path, *({"question": "Which?", "answer": answer} for answer in answers))}
+    options |= {"test": samples.write_rows(tmp_path / "t.jsonl", [{"question": "t", "answer": answers[0]}])}
+    data = qa().load(DataRequest(0, 9, 0, options=options))
+    assert [example.answer for example in data.unlabelled] == [answers[0]] * kept
+    why = "repeated" if kept else "with different answers to one question"
+    assert f"{len(answers) - kept} rows dropped: {why}." in data.notes
 
 
 def test_boolq(tmp_path: Path) -> None:
@@ -263,6 +297,32 @@ def test_answers_in_digits_are_all_texts_or_all_numbers(tmp_path: Path, rows: li
     assert "".join(example.answer or "" for example in task._data[0]) == read
 
 
+def test_a_row_has_one_choice_wherever_it_is_read(tmp_path: Path) -> None:
+    """Training read a choice's text, and a test file of one of its rows a number: right answers were wrong."""
+
+    def written(name: str, *records: tuple[str, Any]) -> str:
+        return samples.write_rows(
+            tmp_path / name, [{"question": a, "options": a, "answer": given} for a, given in records]
+        )
+
+    texts, numbers = [("1|2|14", "1"), ("8|4|2", "2")], [("1|2|14", "1"), ("8|4|6", "2")]
+    data, part = written("data.jsonl", *numbers), written("part.jsonl", numbers[0])
+    task = qa(data=data, choices="options", test=part)
+    assert [e.answer for e in (*task._training[0], *task.split("test"), *task.read(part))] == ["B", "C", "B", "B"]
+    assert [e.answer for e in qa(data=data, choices="options").read(part)] == ["B"]
+    either = written("either.jsonl", *texts)  # alone they would be texts, but the tests can be numbers only
+    task = qa(data=either, choices="options", test=data)
+    assert [e.answer for e in (*task._training[0], *task.split("test"))] == ["B", "C", "B", "C"]
+    assert [e.answer for e in qa(data=either, choices="options").read(either)] == ["A", "C"]
+    letters = written("letters.jsonl", ("1|2|14", "A"))
+    assert [e.answer for e in qa(data=letters, choices="options").read(part)] == ["A"]  # as its own rows are
+    assert [e.answer for e in qa(choices="options").read(part)] == ["A"]
+    with pytest.raises(UsageError, match=r"part\.jsonl: all rows of `data` and `test` tell .*: none\.jsonl: no such f"):
+        qa(data="none.jsonl", choices="options").read(part)
+    words = written("words.jsonl", ("rock|fish", "1"))
+    assert [e.answer for e in qa(data="none.jsonl", choices="options").read(words)] == ["B"]  # it cannot be a text
+
+
 def test_choices_that_differ_in_capitals(tmp_path: Path) -> None:
     for named, read in (("mW", "A"), ("MW", "B")):
         record = {"question": "q", "options": "mW|MW", "answer": named}
@@ -343,6 +403,13 @@ def test_files_beside_the_project(shared_data: Path) -> None:
         ("last-number", " a 7, or 2.25,5", "7"),
         ("last-number", " a 7, or 1e-3", "7"),
         ("last-number", " 3, 4", "4"),
+        *(("last-number", f" a 7, or {one}", "7") for one in ("3 1/2", "3½", "3 ½", "3⁄4", "1.000.000", "1_000")),
+        *(("last-number", f" a 7, or {one}.", "7") for one in ("5 000", "-12 345 678.5", "5\u202f000", "1'000")),
+        *(("last-number", f" a 7, or {one}", "7") for one in ("100 200 300", "1/2.5", "12/05/2024")),
+        ("last-number", " 7 and 3 4", "4"),
+        ("last-number", " in 1999 100", "100"),
+        ("last-number", " a 7\n100", "100"),
+        ("last-number", " 24/7.", "24/7"),
         ("after:####", " a #### 1 #### 2 ", "2"),
         ("after:So it is", " So it is the sky.", "the sky"),
         ("after:So it is", " So it is", None),
@@ -470,8 +537,54 @@ def test_what_no_word_says_counts_in_texts(right: str, answer: str, same: bool) 
     assert same_text(answer, right) is same_text(right, answer) is same
 
 
+@pytest.mark.parametrize(
+    ("right", "answer", "same"),
+    [
+        ("\N{MINUS SIGN} 5", "5", False),
+        ("\N{MINUS SIGN} 5", "-5", True),
+        ("- 5", "5", False),
+        ("(- 5)", "-5", True),
+        ("– $5.00.", "-$5", True),
+        ("- 3/4", "-0.75", True),
+        ("- 5 m", "5 m", True),  # of a list
+        ("- Paris", "Paris", True),
+        ("Paris -", "Paris", True),
+        ("\N{MINUS SIGN} x", "x", False),
+        ("x = \N{MINUS SIGN} 5", "x = -5", True),
+        ("n \N{MINUS SIGN} 1", "n - 1", True),
+        ("-√2", "√2", False),
+        ("-∞", "∞", False),
+        ("-(x+1)", "(x+1)", False),
+        ("A-", "A", False),
+        ("A-", "A+", False),
+        ("A-", "**A\N{MINUS SIGN}**.", True),
+        ("A-, B+", "A, B+", False),
+        ("O2-", "O2", False),
+        ("well-known", "well known", True),
+        ("pre- and post-war", "pre and post war", True),
+        ("!=5", "=5", False),
+        ("x != 5", "x ≠ 5", True),
+        ("5'3\"", "5\"3'", False),
+        ("5' tall", '5" tall', False),
+        ("5' tall", "5′ tall", True),
+        ("\"5\" apples, '3' pears", "5 apples, 3 pears", True),
+        ("U.S.", "US", True),
+        ("the U.S.A.", "USA", True),
+        ("5 p.m.", "5 pm", True),
+        ("3.5", "35", False),
+        ("don't", "dont", True),
+        ("I’m", "im", True),
+        ("1990's", "1990s", True),
+        ("f'g", "fg", False),
+    ],
+)
+def test_signs_are_told_from_punctuation_in_texts(right: str, answer: str, same: bool) -> None:
+    assert same_text(answer, right) is same_text(right, answer) is same
+
+
 PIECES = "3 3.0 -3 –3 +3 10 1,000 2,05 ⁸ ₂ ^ ^8 × x × * / % ‰ € $ ′ ″ - – ½ a A the B m sky e8 ( ) . , ! ' _"
-WORDS = "sky a H₂O x² 3.0 -4 1,000 50% 10€ C++ m/s Straße"
+PIECES += " != \" A- U.S. don't √ \N{MINUS SIGN}"
+WORDS = "sky a H₂O x² 3.0 -4 1,000 50% 10€ C++ m/s Straße U.S. don't A- 5′"
 PARTS = st.sampled_from(PIECES.split())
 TEXTS = st.lists(st.one_of(PARTS, st.just(" ")), max_size=10).map("".join) | st.text(max_size=20)
 
@@ -716,6 +829,18 @@ def test_what_is_told_of_answers_with_units_works(tmp_path: Path) -> None:
     example = one(tmp_path, record, **told)
     assert example.z == " 60 + 3 =. So the answer is 63 apples."
     assert qa(data="x.csv", **told).grade(example, "63 Apples")
+
+
+@pytest.mark.parametrize(("answer", "choices"), [("63 apples", ""), ("B", "62|63")])
+def test_annotated_rationales_of_answers_that_are_no_numbers(tmp_path: Path, answer: str, choices: str) -> None:
+    """All were dropped: a value was compared with what is none."""
+    told = {"tools": "calculator", "grade": "text", "extract": "after:So the answer is", "answer_marker": "####"}
+    record = {"question": "q", "answer": f"She has 60+3=<<60+3=63>>63 of them.\n#### {answer}", "options": choices}
+    more = {"choices": "options"} if choices else {}
+    example = one(tmp_path, record, **told, **more)
+    assert (example.answer, example.z) == (answer, f" She has: 60 + 3 =. So the answer is {answer}.")
+    wrong = record | {"answer": "60+3=<<60+3=63>>63\n#### 64"}
+    assert one(tmp_path, wrong, **told | {"grade": "number"}).meta["unusable"] == "its value is not the answer"
 
 
 def test_where_all_rows_are_left_out_it_is_told_why(tmp_path: Path) -> None:

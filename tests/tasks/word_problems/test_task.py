@@ -157,6 +157,30 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     assert TASK.split(test) == TASK.read(test)
 
 
+@pytest.mark.parametrize(("given", "text"), [(0.00001, "0.00001"), (1e16, "1" + 16 * "0"), (-2.5, "-2.5"), (5.0, "5")])
+def test_a_json_number_is_read_however_python_writes_it(tmp_path: Path, given: float, text: str) -> None:
+    (example,) = TASK.read(write(tmp_path / "a.jsonl", [{"question": "2 pens?", "answer": given}]))
+    assert example.answer == text
+
+
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "2 pens?", "answer": 1e999}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl:1: "):
+        TASK.read(str(tmp_path / "a.jsonl"))
+
+
+def test_rows_that_agree_are_kept(tmp_path: Path) -> None:
+    """One said 0.667, the other 2/3: both were dropped as if nobody knew which is right."""
+    row = {"question": "Of 2 pens and 3?", "answer": "0.667"}
+    for both in ([row, row | {"equation": "2/3"}], [row | {"equation": "2/3"}, row], [row, row | {"answer": "0.6667"}]):
+        data = TASK.load(DataRequest(0, 1, 0, train_file=write(tmp_path / "a.jsonl", both)))
+        assert [example.answer for example in data.unlabelled] == ["2/3" if "equation" in str(both) else "0.667"]
+        assert "1 rows dropped: repeated." in data.notes
+    apart = [row | {"equation": "2/3"}, row | {"answer": "0.668"}]
+    data = TASK.load(DataRequest(0, 0, 0, train_file=write(tmp_path / "a.jsonl", [*apart, ROWS[0]])))
+    assert "2 rows dropped: with different answers to one question." in data.notes
+
+
 def test_a_rounded_equation_gives_no_rationale_and_no_answer(tmp_path: Path) -> None:
     """(1.6667 − 0.75) / 0.6667 is 9167/6667; the answer to the question is 1.375."""
     row = {
