@@ -106,7 +106,6 @@ class State:
     """round -> "before" or "after" p's training -> log p(Y | X) of each validation question, in nats."""
     taken_back: list[tuple[Count, Literal["e_step", "m_step"]]] = field(default_factory=list)
     """In which round which training has made the validation questions less likely, and was taken back."""
-
     begun_as_p: list[Count] = field(default_factory=list)
     """The rounds before whose E-step q was put where p is: `posterior` has that q before it."""
 
