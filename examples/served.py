@@ -109,8 +109,8 @@ def main() -> None:
     except (OSError, ValueError, KeyError) as error:
         raise SystemExit(f"{given.folder}: no exported model ({error})") from error
     try:
-        if unknown := [] if given.tools else [name for name in named if name not in tools.names()]:
-            # A name may be that of a file, whose code would be run: the user's alone is.
+        unknown = [name for name in named if name not in tools.names()]
+        if unknown and not given.tools:  # it may be a file's: no code is run but that of files the user names
             raise UsageError(f"this package has no tool {printable(unknown[0])!r}")
         called = {tool.trigger: tool for tool in map(tools.load, given.tools or named)}
     except UsageError as error:

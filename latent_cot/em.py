@@ -41,8 +41,8 @@ class EM(LearnsAgain):
         yield from self.evaluate(0)
         yield from self.warm_start_q(1)  # only where q sees Y: q ← p, fine-tuned to write Z behind X and Y
         for number in range(1, self.rounds + 1):
-            # Where q sees X only: q ← p in the first round, and where p is the nearer to the posterior by now; without
-            # E-steps in each. How far is q from it?
+            # Where q sees X only: q ← p in the first round, later where p is nearer to the posterior, and always where
+            # there are no E-steps. How far is q from the posterior?
             yield from self.diagnose_before(number)
             if self.config.e_step.steps:
                 yield from self.e_step(number)  # train q towards the posterior of p

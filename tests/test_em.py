@@ -158,9 +158,12 @@ def test_q_goes_on_in_each_round_from_where_it_is(lm: LanguageModel) -> None:
     assert found[phase] == found[Phase(1, "evaluate")] and found[phase]["q"] != found[phase]["p"]
 
 
-@pytest.mark.parametrize("p_is_nearer", [True, False])
+@pytest.mark.parametrize(
+    ("config", "p_is_nearer"),
+    [(CONFIG, True), (CONFIG, False), (dataclasses.replace(VARIANTS["learned again"], rounds=2), True)],
+)
 def test_q_begins_a_later_round_as_p_where_p_is_clearly_nearer(
-    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, p_is_nearer: bool
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: RunConfig, p_is_nearer: bool
 ) -> None:
     """By the ELBO of the same validation questions; then its figures before the E-step, and what it is put back to, are
     those of p. Wherever the run is stopped and resumed."""
@@ -174,7 +177,7 @@ def test_q_begins_a_later_round_as_p_where_p_is_clearly_nearer(
         return Fall(3, 1) if p_is_nearer else None
 
     monkeypatch.setattr("latent_cot.methods.method.clear_fall", watched)
-    em = make_em(lm, CONFIG)
+    em = make_em(lm, config)
     weights = {}
     for phase, info in em.run():
         weights[phase] = {a: [w.tolist() for w in lm.parameters(a).values()] for a in (*ADAPTERS, "kept")}
@@ -194,7 +197,7 @@ def test_q_begins_a_later_round_as_p_where_p_is_clearly_nearer(
     assert start["q"] == start["kept"] == weights[Phase(1, "evaluate")]["p" if p_is_nearer else "q"]
     assert em.state.results()["begun_as_p"] == ([2] if p_is_nearer else [])
     expected = outcome(em)
-    assert outcome(run_in_parts(lm, CONFIG, tmp_path, 1)) == expected
+    assert outcome(run_in_parts(lm, config, tmp_path, 1)) == expected
 
 
 @pytest.mark.parametrize(

@@ -151,12 +151,6 @@ def codec_of(tokenizer: PreTrainedTokenizerBase, task: Task, chain_tools: Sequen
     )
 
 
-def check_rules(config: RunConfig, found: Examples, rules: ChainRules, limit: Limit | None) -> list[str]:
-    """Of what a chain may be with this model: `check_triggers`, and the sentences of `check_lengths`."""
-    check_triggers(rules)
-    return check_lengths(config, found, rules, limit)
-
-
 def check_triggers(rules: ChainRules) -> None:
     """Raises UsageError for a tool's trigger, or the delimiter of steps, that no token of a rationale can end: to this
     tokenizer a character that is allowed may be several tokens, which are not."""

@@ -38,7 +38,8 @@ from latent_cot.run.paths import changed_task, task_digest
 from latent_cot.run.preflight import (
     Examples,
     check_demonstrations,
-    check_rules,
+    check_lengths,
+    check_triggers,
     codec_of,
     load_examples,
     long_prompts,
@@ -141,7 +142,8 @@ def open_session(
     rules = ChainRules(codec, found.tools, r.granularity, task.step_delimiter, r.min_tokens, r.max_tokens)
     parts = (data.demonstrations, data.unlabelled, data.validation, *found.tests.values())
     asked = [example for part in parts for example in part]
-    notes += check_rules(config, found, rules, lm.limit)
+    check_triggers(rules)
+    notes += check_lengths(config, found, rules, lm.limit)
     notes += long_prompts(asked, codec, lm.positions)
     notes += check_demonstrations(task, data.demonstrations, rules)
     if config.method == "sft" and task.is_measured and config.sft.check_every:  # their loss tells when to stop
