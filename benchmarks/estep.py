@@ -2,7 +2,7 @@
 
 One run measures, on the machine at hand:
 
-* `default`: the E-step of `latent-cot em --task arithmetic` with its defaults, from the p that it starts with
+* `default`: the E-step of `latent-cot fit --method em-x --task arithmetic`, from the p that it starts with
   (fine-tuned on the demonstrations first, which takes a minute or two and is not timed);
 * `untrained`: the same from the untouched base model, whose chains are long and all different: what an E-step costs
   when nothing is shared;
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace, model: str) -> Report:
 def configuration(workload: str, options: Options) -> RunConfig:
     """What is run: the defaults, or the paper's settings."""
     task = "word_problems" if workload == "words" else "arithmetic"
-    config = replace(load_config(task=task), model=options.model, seed=options.seed)
+    config = replace(load_config(task=task, method="em-x"), model=options.model, seed=options.seed)
     if workload == "default":
         return config
     if workload == "untrained":

@@ -1,4 +1,5 @@
-"""Does the E-step of a task's preset come apart? Its first steps from many seeds and numbers of demonstrations.
+"""Does the E-step of a task's preset come apart, with q(Z | X)? Its first steps from many seeds and numbers of
+demonstrations.
 
     python -m benchmarks.stability docs/results/stability.json --demonstrations 5 10 50 --seeds 20
 

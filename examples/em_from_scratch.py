@@ -1,8 +1,8 @@
 """EM with a GFlowNet sampler and a calculator, from scratch: the algorithm on one page.
 
 Plain torch and transformers, one chain at a time, nothing cached, nothing clever: to be read, and to hold the library
-against. `latent-cot em --task arithmetic` has what is left out here: three further steps of q a batch by forward KL, a
-reward floor, a Huber cap, learning-rate schedules, colder draws, what takes bad steps back, lessons, interpolation,
+against. `latent-cot em --task arithmetic` has what is left out here: a q that reads Y too, three further steps of it a
+batch by forward KL, a floor, a Huber cap, schedules, colder draws, what takes bad steps back, lessons, interpolation,
 LoRA. Only here half of the chains are tempered. The paper: Hu et al., "Amortizing intractable inference ..." (2024).
 
     X   "Question: 6 - 0 - 4 = ? Answer:"

@@ -146,7 +146,8 @@ def drawn_data(
         asked = request
         request = replace(request, demonstrations=shown, unlabelled=rest, validation=validation)
         if request != asked:
-            short = (f"Fewer than asked for: {shown} demonstrations, {rest} pairs, {validation} for validation.",)
+            held_out_too = f", {validation} for validation" if asked.validation else ""
+            short = (f"Fewer than asked for: {shown} demonstrations, {rest} pairs{held_out_too}.",)
     where = f"--data.demonstrations: {source}, with a rationale,"
     demonstrations = draw(solved, request.demonstrations, f"demonstrations {request.seed}", where)
     chosen = {example.x for example in demonstrations}

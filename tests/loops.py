@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import (
     EStepConfig,
     EvaluationConfig,
     InitStepConfig,
+    MethodName,
     MStepConfig,
     RolloutConfig,
     RunConfig,
@@ -46,6 +48,11 @@ CONFIG = RunConfig(
     m_step=FIT,
     evaluation=EvaluationConfig(max_tokens=8, votes=2, temperature=1.0, diagnostics=2),
 )
+
+
+def of_method(method: MethodName, config: RunConfig = CONFIG) -> RunConfig:
+    """Another method with the same settings, but for what its q must see."""
+    return dataclasses.replace(config, method=method, q_sees=METHODS[method].q_sees or config.q_sees)
 
 
 def make(lm: LanguageModel, config: RunConfig, task: ToyTask | None = None, **arguments: Any) -> Method:

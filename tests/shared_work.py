@@ -27,7 +27,7 @@ from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Example
-from tests.loops import CONFIG, make, outcome
+from tests.loops import CONFIG, make, of_method, outcome
 from tests.methods.test_e_step import queries
 from tests.worlds import FakeTool, ToyTask, language_model, random_chain
 
@@ -35,7 +35,7 @@ AGAIN = dataclasses.replace(CONFIG.e_step, updates=3)
 METHODS: dict[MethodName, dict[str, Any]] = {
     "em": {"e_step": AGAIN},
     "ppo": {},
-    "forward-kl": {"e_step": AGAIN, "q_sees": "question-and-answer"},
+    "forward-kl": {"e_step": AGAIN},
     "sft": {"sft": SFTConfig(check_every=1)},
     "rejection": {},
     "grpo": {"policy_gradient": dataclasses.replace(CONFIG.policy_gradient, reward="correct")},
@@ -123,9 +123,8 @@ def loops(lm: LanguageModel) -> dict[str, Any]:
     """What is left of whole runs, which sample, so that another number of processes finds something else."""
     found: dict[str, Any] = {}
     for method in METHODS:
-        loop = make(
-            lm, dataclasses.replace(CONFIG, method=method, rounds=1, **METHODS[method]), Moody(lm.processes.index)
-        )
+        config = dataclasses.replace(of_method(method), rounds=1, **METHODS[method])
+        loop = make(lm, config, Moody(lm.processes.index))
         learned_again = sum("again_loss" in info for _, info in loop.run())
         found[method] = {**outcome(loop), "learned_again": learned_again}
     return found

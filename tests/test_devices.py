@@ -13,7 +13,7 @@ import torch
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree
 from latent_cot.run.session import new_accelerator
-from tests.loops import CONFIG, FIT, make
+from tests.loops import CONFIG, FIT, make, of_method
 from tests.worlds import language_model
 
 
@@ -42,7 +42,7 @@ def test_a_device_without_float64(lm: LanguageModel, method: Any) -> None:
     """A round, its diagnoses and weights included."""
     fit = dataclasses.replace(FIT, samples=3, weighted=method != "grpo")
     policy = dataclasses.replace(CONFIG.policy_gradient, fine_tune=True)
-    config = dataclasses.replace(CONFIG, method=method, rounds=1, m_step=fit, policy_gradient=policy, safeguard=True)
+    config = dataclasses.replace(of_method(method), rounds=1, m_step=fit, policy_gradient=policy, safeguard=True)
     phases = {phase.name for phase, _ in make(lm, config).run()}
     assert "m_step" in phases
     tree = TokenTree()

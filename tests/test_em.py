@@ -29,31 +29,27 @@ from latent_cot.rationales.reward import Reward
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import DataRequest, Example, Rationale, UsageError
-from tests.loops import CONFIG, FIT, make, outcome, run_in_parts
+from tests.loops import CONFIG, FIT, make, of_method, outcome, run_in_parts
 from tests.worlds import PlainTask, ToyTask, language_model
 
+X_ONLY = dataclasses.replace(CONFIG, q_sees="question")
+AGAIN = dataclasses.replace(CONFIG.e_step, samples=12, updates=3, tempered_share=0.0, replay_share=0.0)
 VARIANTS = {
-    "q sees X": CONFIG,
-    "q sees X and Y": dataclasses.replace(
-        CONFIG,
-        q_sees="question-and-answer",
-        e_step=dataclasses.replace(CONFIG.e_step, objective="subtb", huber_delta=None),
+    "q sees X and Y": CONFIG,
+    "q sees X": X_ONLY,
+    "subtb": dataclasses.replace(
+        CONFIG, e_step=dataclasses.replace(CONFIG.e_step, objective="subtb", huber_delta=None)
     ),
     "prompt": dataclasses.replace(CONFIG, p_init="prompt", shots=2, rounds=1),
     "log Z is learned": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, objective="tb")
     ),
-    "the sampler is the prior": dataclasses.replace(
-        CONFIG, q_sees="question-and-answer", e_step=dataclasses.replace(CONFIG.e_step, prior="sampler")
-    ),
+    "the sampler is the prior": dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, prior="sampler")),
     "drawn ones are weighted": dataclasses.replace(
         CONFIG, rounds=1, m_step=dataclasses.replace(FIT, samples=3, weighted=True)
     ),
-    "learned again": dataclasses.replace(
-        CONFIG,
-        rounds=1,
-        e_step=dataclasses.replace(CONFIG.e_step, samples=12, updates=3, tempered_share=0.0, replay_share=0.0),
-    ),
+    "learned again": dataclasses.replace(CONFIG, rounds=1, e_step=AGAIN),
+    "learned again, q sees X": dataclasses.replace(X_ONLY, rounds=1, e_step=AGAIN),
     "replayed ones beside sampled ones": dataclasses.replace(
         CONFIG, rounds=1, e_step=dataclasses.replace(CONFIG.e_step, mix_replay=True)
     ),
@@ -99,11 +95,13 @@ def test_another_seed_gives_another_run(lm: LanguageModel) -> None:
     assert results[0]["loop"]["drawn"] != results[1]["loop"]["drawn"]
 
 
-def test_the_phases_and_their_units(lm: LanguageModel) -> None:
-    em = make_em(lm, CONFIG)
+@pytest.mark.parametrize(("config", "tested"), [(CONFIG, ["p"]), (X_ONLY, ["q", "p"])])
+def test_the_phases_and_their_units(lm: LanguageModel, config: RunConfig, tested: list[str]) -> None:
+    em = make_em(lm, config)
     assert [(phase.round, phase.name) for phase in em.phases] == [
         (0, "init"),
         (0, "evaluate"),
+        *([(1, "warm_start_q")] if config == CONFIG else []),
         *(
             (number, name)
             for number in (1, 2)
@@ -114,20 +112,22 @@ def test_the_phases_and_their_units(lm: LanguageModel) -> None:
     assert counts == {(phase.round, phase.name): em.units(phase) for phase in em.phases}
     # 3 test questions, 12 // 2 a batch: one unit for each reasoner; before the first round only p is tested
     assert em.units(em.phases[1]) == 1
-    assert em.units(em.phases[-1]) == 2
+    assert em.units(em.phases[-1]) == len(tested)
     assert set(em.state.results()["accuracy"]["0"]) == {"p"}
-    assert set(em.state.results()["accuracy"]["2"]) == {"p", "q"}
+    assert set(em.state.results()["accuracy"]["2"]) == set(tested)
     assert all(figures["test"]["n"] == 3 for figures in em.state.results()["accuracy"]["2"].values())
     assert em.state.results()["posterior"]["2"]["after"]["n"] == 2
 
 
-def test_each_phase_trains_what_it_should(lm: LanguageModel) -> None:
-    """init and M-step: p only; E-step: q only, from q = p; drawing and testing: neither."""
+@pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
+def test_each_phase_trains_what_it_should(lm: LanguageModel, q_sees: Any) -> None:
+    """init and M-step: p only; E-step: q only, from q = p, or from what has learned to read Y; drawing and testing:
+    neither."""
 
     def weights() -> dict[str, list[list[float]]]:
         return {a: [w.tolist() for w in lm.parameters(a).values()] for a in ADAPTERS}
 
-    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1))
+    em = make_em(lm, dataclasses.replace(CONFIG, rounds=1, q_sees=q_sees))
     before = weights()
     changed: dict[str, set[str]] = {}
     for phase, _ in em.run():
@@ -135,11 +135,14 @@ def test_each_phase_trains_what_it_should(lm: LanguageModel) -> None:
         changed.setdefault(phase.name, set()).update(a for a in ADAPTERS if after[a] != before[a])
         before = after
         if phase.name == "diagnose_before":
-            assert after["p"] == after["q"]
+            assert (after["p"] == after["q"]) == (q_sees == "question")
+    begins: dict[str, set[str]] = {"diagnose_before": {"q"}}
+    if q_sees == "question-and-answer":
+        begins = {"warm_start_q": {"q"}, "diagnose_before": set()}
     assert changed == {
         "init": {"p"},
         "evaluate": set(),
-        "diagnose_before": {"q"},
+        **begins,
         "e_step": {"q"},
         "diagnose": set(),
         "draw": set(),
@@ -160,7 +163,7 @@ def test_q_goes_on_in_each_round_from_where_it_is(lm: LanguageModel) -> None:
 
 @pytest.mark.parametrize(
     ("config", "p_is_nearer"),
-    [(CONFIG, True), (CONFIG, False), (dataclasses.replace(VARIANTS["learned again"], rounds=2), True)],
+    [(X_ONLY, True), (X_ONLY, False), (dataclasses.replace(X_ONLY, e_step=AGAIN), True)],
 )
 def test_q_begins_a_later_round_as_p_where_p_is_clearly_nearer(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: RunConfig, p_is_nearer: bool
@@ -214,14 +217,14 @@ def test_q_goes_on_where_p_is_no_start_for_it(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: None)
-    loop = make(lm, dataclasses.replace(CONFIG, **other))
+    loop = make(lm, dataclasses.replace(X_ONLY, **other))
     for _ in loop.run():
         assert "of_p" not in loop.state.posterior.get("2", {})
 
 
 def test_q_goes_on_where_no_m_step_has_changed_p(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
-    em = make_em(lm, CONFIG)
+    em = make_em(lm, X_ONLY)
     for _ in em.run():
         assert "of_p" not in em.state.posterior.get("2", {})
     assert (1, "m_step") in em.state.taken_back
@@ -240,11 +243,11 @@ def test_questions_that_were_asked_of_q_only_are_not_compared(
 
     monkeypatch.setattr(EM, "_begin_as_p_if_nearer", watched)
     cold = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, 0.5))
-    em = make_em(lm, dataclasses.replace(CONFIG, e_step=cold))
+    em = make_em(lm, dataclasses.replace(X_ONLY, e_step=cold))
     for phase, _ in em.run():
         if phase == Phase(2, "diagnose_before"):
             break
-    em.config = CONFIG
+    em.config = X_ONLY
     for _ in em.run():
         pass
     assert not starts and len(em.state.posterior["2"]["before"]) == 2
@@ -332,7 +335,7 @@ def test_an_e_step_with_another_aim_than_the_elbo_is_not_taken_back(
     """Nor is a fall told where nothing should have raised it."""
     monkeypatch.setattr("latent_cot.methods.method.clear_fall", lambda before, after: Fall(1, 0))
     e_step = dataclasses.replace(CONFIG.e_step, reward_temperatures=(1.0, temperature))
-    loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, e_step=e_step))
+    loop = make(lm, dataclasses.replace(of_method(method), rounds=1, e_step=e_step))
     told = [info["taken_back"] for _, info in loop.run() if "elbo_fell" in info]
     assert told == expected
     assert ((1, "e_step") in loop.state.taken_back) == (expected == [True])
@@ -502,7 +505,7 @@ class LenientTask(ToyTask):
 
 def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
     """q is p, and only the M-step is left; there is nothing to look at after a training of q."""
-    config = dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, steps=0))
+    config = dataclasses.replace(X_ONLY, e_step=dataclasses.replace(CONFIG.e_step, steps=0))
     em = make_em(lm, config)
     of_round = ("diagnose_before", "draw", "m_step", "validate", "evaluate")
     assert [(phase.round, phase.name) for phase in em.phases if phase.round] == [
@@ -517,6 +520,15 @@ def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
     assert set(results["posterior"]["2"]) == {"before"}
     assert set(results["accuracy"]["2"]) == {"p", "q"}
     assert outcome(run_in_parts(lm, config, tmp_path, 1)) == expected
+
+
+def test_without_an_e_step_a_q_that_sees_the_answer_stays_as_the_demonstrations_made_it(lm: LanguageModel) -> None:
+    em = make_em(lm, dataclasses.replace(CONFIG, e_step=dataclasses.replace(CONFIG.e_step, steps=0)))
+    found = {}
+    for phase, _ in em.run():
+        found[phase] = {a: [w.tolist() for w in lm.parameters(a).values()] for a in ADAPTERS}
+    start = found[Phase(1, "warm_start_q")]
+    assert start["q"] != start["p"] != found[phase]["p"] and found[phase]["q"] == start["q"]
 
 
 def test_the_reward_is_the_configured_one(lm: LanguageModel) -> None:
@@ -581,7 +593,7 @@ def test_what_q_and_p_read(lm: LanguageModel) -> None:
 
 def test_demonstrations_in_the_prompt_until_p_is_trained(lm: LanguageModel) -> None:
     """With the tools' results in them."""
-    em = make_em(lm, dataclasses.replace(CONFIG, p_init="prompt", shots=2))
+    em = make_em(lm, dataclasses.replace(X_ONLY, p_init="prompt", shots=2))
     shown = "a? a= 2. It is 2.\nab? ab= 3. It is 3.\n"
     assert em.model_prefix == shown
     codec = em.rules.codec

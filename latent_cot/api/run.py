@@ -288,7 +288,7 @@ class Run:
             split: a test split, such as `"5-operands"`, several along a number, `"operands=3..8"`, or a list of these.
                 None given: the task's own.
             files: a file of questions, in the task's format, or several.
-            reasoner: "q" or "p"; None: all that it has.
+            reasoner: "q" or "p"; None: all that answer test questions.
             size: the first questions of each split only; None: all of them.
             votes: chains a question; above 1 the majority of their answers decides.
             samples: rationales a question, for a task with metrics; None: the run's, or as many as the task likes.

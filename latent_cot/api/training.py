@@ -34,8 +34,8 @@ class Unit:
 
     round: int
     phase: str
-    """"init", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate", or what else the
-    method has."""
+    """"init", "warm_start_q", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate", or
+    what else the method has."""
     number: int
     """Of this unit within its phase, from 1."""
     of: int

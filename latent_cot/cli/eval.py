@@ -49,7 +49,7 @@ class EvalOptions:
     exclude: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A file whose questions are dropped like those the run was trained on. Repeatable."""
     reasoner: Reasoner | None = None
-    """The sampler q or the model p. Default: both, where the run has both."""
+    """The sampler q or the model p. Default: both, where both answer test questions."""
     votes: int = 1
     """Chains a question; above 1 the majority of their answers decides."""
     temperature: float | None = None

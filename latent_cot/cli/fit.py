@@ -39,8 +39,8 @@ _NO_SETTINGS = {"--resume", "--json", "--output-dir", "--trust-code", "--track",
 class FitOptions:
     """Train a model to reason, and evaluate it after each round. `latent-cot methods` lists the methods.
 
-    Settings come from the preset, then from the task's preset of that name, then from the method (em-xy: --q-sees
-    question-and-answer), then from the file of --config, then from the flags below; each overrides the one before. A
+    Settings come from the preset, then from the task's preset of that name, then from the method (em-x: --q-sees
+    question), then from the file of --config, then from the flags below; each overrides the one before. A
     method reads the sections that it needs. --print-config shows the outcome.
     """
 

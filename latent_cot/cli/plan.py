@@ -18,7 +18,7 @@ from latent_cot import __version__, disk, tasks
 from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import TRANSFORMERS, RunConfig
-from latent_cot.config.settings import check, flag, refuse_task_code
+from latent_cot.config.settings import check, flag, from_dict, refuse_task_code
 from latent_cot.planning.cost import Cost, CostModel
 from latent_cot.planning.hardware import GPUS, Hardware
 from latent_cot.planning.layout import Layout, layouts, split, suggested
@@ -106,6 +106,8 @@ class Assumed:
     texts: Texts
     origin: Mapping[str, str]
     """Field of `Texts` -> `given` by a flag, `counted` or `estimated` in the data, or `assumed`."""
+    data: Mapping[str, int]
+    """How many examples of each part there are, where that is known."""
     notes: Sequence[str]
 
 
@@ -132,6 +134,8 @@ def run(argv: Sequence[str]) -> int:
     splits = len(task.default_splits if names is None else names)
     assumed = _assumed(options, config, task)
     texts = assumed.texts
+    if options.questions is None:
+        config = from_dict({"data": assumed.data}, "the data", config)
     found = layouts(config, texts, costs, options.gpus, splits)
     chosen = suggested(found)
     if options.json:
@@ -150,7 +154,7 @@ def _config(options: PlanOptions) -> RunConfig:
     """The settings of the run. Raises UsageError for an option out of range."""
     config = options.settings
     if METHODS[config.method].target != METHODS["em"].target:
-        raise UsageError(f"--method {config.method}: rounds of em and em-xy are planned; leave it out")
+        raise UsageError(f"--method {config.method}: rounds of em and em-x are planned; leave it out")
     if config.rollout.engine != TRANSFORMERS:
         it = f"--rollout.engine {config.rollout.engine}"
         raise UsageError(f"{it}: rollouts by {TRANSFORMERS} are planned; leave it out")
@@ -199,7 +203,7 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
         distinct=options.distinct,
     )
     origin = {name: "given" if name in given else known.how if name in found else "assumed" for name in flags}
-    return Assumed(texts, origin, _notes(texts, origin, known))
+    return Assumed(texts, origin, known.data, _notes(texts, origin, known))
 
 
 def _notes(texts: Texts, origin: Mapping[str, str], known: Lengths) -> list[str]:

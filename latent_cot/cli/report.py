@@ -43,8 +43,8 @@ class ReportOptions:
     split: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Test splits to take questions from, or `validation`. Repeatable. Default: validation, and the run's."""
     reasoner: Reasoner | None = None
-    """Who writes the rationales: the sampler q or the model p. Default: all of the run that answer test
-    questions, p first."""
+    """Who writes the rationales: the sampler q or the model p. Default: those that answer test questions, p
+    first, and a q that has read their answers."""
     temperature: float = 1.0
     """Sampling temperature. Log-probabilities are those at temperature 1."""
     seed: int = 0
@@ -140,7 +140,9 @@ def _samples(
 
     settings = {name: getattr(options, name) for name in ("samples", "temperature", "seed")}
     loop = one.in_memory()
-    asked = (options.reasoner,) if options.reasoner else tuple(sorted(one.reasoners))  # p leads
+    reads = one.source.has_q and all(loop.q_reads(example) for of_split in questions.values() for example in of_split)
+    both: tuple[Reasoner, ...] = ("p", "q") if reads and "p" in one.reasoners else one.reasoners
+    asked = (options.reasoner,) if options.reasoner else tuple(sorted(both))  # p leads
     writers = tuple(dict.fromkeys(loop.sampler_of(reasoner) or reasoner for reasoner in asked))
     total = len(writers) * sum(map(len, questions.values()))
     with Items(console, f"{one.folder('report').path.name}: questions", total) as progress:

@@ -16,7 +16,8 @@ from latent_cot.types import Reasoner, UsageError
 
 
 class PlannedBudget(NamedTuple):
-    """What training may cost, or is going to cost. Round 0 (`init_step`), which all methods share, is left out."""
+    """What training may cost, or is going to cost. Round 0 (`init_step`), which all methods share, is left out, and
+    so is what a q that sees Y learns before its first round."""
 
     trajectories: int
     """Rationales sampled."""
@@ -137,7 +138,7 @@ def _em_reasoners(config: RunConfig, answer_given: bool) -> Reasoners:
 
 
 _EM = MethodSpec(
-    "EM: a GFlowNet E-step on q(Z | X), or on q(Z | X, Y) with --q-sees question-and-answer, and an M-step on p",
+    "EM: a GFlowNet E-step on q(Z | X, Y), or on q(Z | X) with --q-sees question, and an M-step on p",
     "latent_cot.em:EM",
     reasoners=_em_reasoners,
     has_balance=True,
@@ -205,8 +206,8 @@ METHODS: Mapping[str, MethodSpec] = {
         safeguarded=True,
     ),
     "em": _EM,
-    "em-xy": replace(
-        _EM, description="EM with the sampler q(Z | X, Y), which sees the answer", q_sees="question-and-answer"
+    "em-x": replace(
+        _EM, description="EM with the sampler q(Z | X), which can answer test questions itself", q_sees="question"
     ),
 }
 """A method's name -> what it is."""

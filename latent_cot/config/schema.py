@@ -119,7 +119,8 @@ class EStepConfig(Section):
     sample from q at temperature 1, replay nothing, and have no objective and no reward temperature."""
 
     steps: Count = 40
-    """Batches of rationales that q learns in a round. 0: no E-step; a q that sees X only is then the present p."""
+    """Batches of rationales that q learns in a round. 0: no E-step; q is then the present p or, if it
+    sees Y, what the demonstrations have made of it."""
     questions: Few = 8
     """Questions a step."""
     samples: Few = 8
@@ -303,7 +304,7 @@ class DecodeConfig(Section):
     """Chains for each rationale that is asked for: beams, or samples of which the likeliest are kept."""
 
 
-MethodName = Literal["few-shot", "decode", "sft", "ppo", "grpo", "rejection", "forward-kl", "gflownet", "em", "em-xy"]
+MethodName = Literal["few-shot", "decode", "sft", "ppo", "grpo", "rejection", "forward-kl", "gflownet", "em", "em-x"]
 """Those of `config.methods.METHODS`."""
 
 SECTIONS: Mapping[MethodName, str] = {
@@ -329,9 +330,9 @@ class RunConfig(Section):
     """Seeds everything: the data, the rollouts, the adapters."""
     method: MethodName = "em"
     """The method (`latent-cot methods`)."""
-    q_sees: Literal["question", "question-and-answer"] = "question"
-    """What q sees: the question only, so that it can answer unseen ones itself; or the answer too, so that it can
-    be the posterior, and p is the reasoner."""
+    q_sees: Literal["question", "question-and-answer"] = "question-and-answer"
+    """What q sees: the answer too, so that it can be the posterior, and p is the reasoner; or the question only, so
+    that it can answer unseen ones itself, as a p that only decides needs it (`m_step.target`)."""
     rounds: Count = 2
     """Rounds of EM, of rejection sampling, or of forward KL."""
     p_init: Literal["demonstrations", "base", "prompt"] = "demonstrations"
@@ -342,7 +343,7 @@ class RunConfig(Section):
     safeguard: Switch = True
     """Take back an E-step (of EM, GFlowNet) that has lowered the ELBO, and an M-step (of EM, forward KL) that has
     lowered log p(Y | X), of more validation questions than chance would have it (`evaluation.diagnostics` of them); and
-    let EM's q begin a later round as p where p's ELBO is as clearly the higher one."""
+    let an EM's q that sees X only begin a later round as p where p's ELBO is as clearly the higher one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 where the hardware has it, else fp32."""
     gradient_checkpointing: Switch = False

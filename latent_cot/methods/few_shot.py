@@ -18,6 +18,10 @@ class FewShot(Method):
         if not data.demonstrations and any(example.y is None for example in data.unlabelled[: config.shots]):
             what = f"the examples of {task.name} have no answer"
             raise UsageError(f"--shots {config.shots}: {what} to show; give --data.demonstrations, or --shots 0")
+        picks = task.is_measured or all(map(task.candidates, (*data.unlabelled, *data.validation)))
+        if not data.demonstrations and not picks:
+            why = f"{task.name} reads the answer off a rationale, and none is shown how to write one"
+            raise UsageError(f"--method few-shot: {why}; give --data.demonstrations")
 
     def algorithm(self) -> Steps:
         yield from self.evaluate(0)

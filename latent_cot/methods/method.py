@@ -84,7 +84,10 @@ class Method(FineTuning):
             refuse_idle_reward_settings(rewarded, task, questions)
             if config.q_sees == "question-and-answer":
                 for example in (*questions, *data.validation):
-                    task.posterior_prompt(example)  # which raises UsageError where q lacks an answer
+                    try:
+                        task.posterior_prompt(example)
+                    except UsageError as error:
+                        raise UsageError(f"{error}; give it, or --q-sees question") from error
         if c.weighted and spec.reads(config, "m_step.weighted"):
             if task.has_own_reward:
                 raise UsageError(f"--m-step.weighted: {name} has a reward of its own, not a probability; leave it out")

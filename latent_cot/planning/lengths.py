@@ -49,6 +49,8 @@ class Lengths:
     how: Counted = "counted"
     examples: int = 0
     """In how many."""
+    data: Mapping[str, int] = field(default_factory=dict)
+    """Part of `RunConfig.data` -> how many examples a run would have, which may be fewer than were asked for."""
     why_not: str | None = None
     """Why the data could not be looked at, or the tokens not be counted."""
 
@@ -57,10 +59,11 @@ def lengths_of(config: RunConfig, task: Task) -> Lengths:
     """Of the questions, demonstrations and answers that a run would learn from."""
     if on_hub := _on_hub(config):
         return Lengths(why_not=f"{on_hub} is on the hub")
-    request = data_request(config)
-    few = {name: min(LOOKED_AT, getattr(request, name)) for name in ("demonstrations", "unlabelled", "validation")}
+    parts = ("demonstrations", "unlabelled", "validation")
     try:
-        data = task.load(replace(request, **few))
+        data = task.load(data_request(config))
+        counts = {part: len(getattr(data, part)) for part in parts}
+        data = replace(data, **{part: getattr(data, part)[:LOOKED_AT] for part in parts})
         examples = [*data.demonstrations, *data.unlabelled]
         prompts = [task.posterior_prompt(one) if config.q_sees != "question" else one.x for one in examples]
     except (UsageError, OSError) as error:
@@ -70,8 +73,8 @@ def lengths_of(config: RunConfig, task: Task) -> Lengths:
     try:
         tokens = _counted(config, task, data, prompts)
     except UsageError as error:
-        return Lengths(_estimated(config, task, data, prompts), "estimated", len(examples), first_line(error))
-    return Lengths(tokens, "counted", len(examples))
+        return Lengths(_estimated(config, task, data, prompts), "estimated", len(examples), counts, first_line(error))
+    return Lengths(tokens, "counted", len(examples), counts)
 
 
 def _counted(config: RunConfig, task: Task, data: TaskData, prompts: Sequence[str]) -> dict[str, float]:

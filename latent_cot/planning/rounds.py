@@ -151,9 +151,10 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
     prior = e.prior == "sampler"
     tested_longest = max(texts.longest, c.evaluation.max_tokens)
     first = m_step(costs, lesson, share(c.init_step.batch_size), trained)
+    learn_first = (c.p_init == "demonstrations") + (c.q_sees == "question-and-answer" and c.rounds > 0)
     return Round(
         initial={
-            "fine-tuning": first * (c.init_step.steps if c.p_init == "demonstrations" else 0),
+            "fine-tuning": first * c.init_step.steps * learn_first * (c.data.demonstrations > 0),
             "evaluation": tested * c.evaluation.every_round,
         },
         later={

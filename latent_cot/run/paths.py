@@ -25,10 +25,14 @@ _LARGEST_FILE = 1 << 20
 
 
 def task_digest(config: RunConfig) -> str | None:
-    """A digest of the user's own task, which a YAML file or code describes; None for a built-in one. (Of the data there
-    is another digest.)"""
+    """A digest of the user's own task, which a YAML file or code describes, and of `rollout.tools`; None for a built-in
+    one. (Of the data there is another digest.)"""
     described = [settings_of(config.task)] if config.task.endswith(FILES) else []
-    code = (re.sub(r"(?<=\.py):\w+$", "", name) for name in code_of(config.task, config.data.options))
+    named = [
+        *code_of(config.task, config.data.options),
+        *(tool for tool in config.rollout.tools or () if ".py" in tool),
+    ]
+    code = (re.sub(r"(?<=\.py):\w+$", "", name) for name in named)
     texts = [disk.user_text(file, _LARGEST_FILE) for file in dict.fromkeys(code) if Path(file).is_file()]
     return digest([*described, *texts]) if described or texts else None
 
@@ -81,7 +85,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     tools = config.rollout.tools
     if tools is not None:  # FILE.py or FILE.py:NAME
         tools = tuple(in_full(tool) if ".py" in tool else tool for tool in tools)
-    task = in_full(config.task) if config.task.endswith((".py", *FILES)) else config.task
+    is_file = config.task.endswith(FILES) or re.search(r"\.py(:\w+)?$", config.task)  # FILE.py:NAME too
+    task = in_full(config.task) if is_file else config.task
     model = in_full(config.model) if (disk.expanded(config.model) / "config.json").is_file() else config.model
     of_files = (*DATA_OPTIONS, *CODE_OPTIONS)
     options = {name: listed(text) if name in of_files else text for name, text in config.data.options.items()}

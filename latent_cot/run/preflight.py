@@ -72,7 +72,22 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
         why = f"judging takes {FEWEST_TO_JUDGE} validation questions, and it has {judges or 'none'}"
         flags = "--data.validation, --evaluation.diagnostics"
         notes.append(f"Training that does harm will not be taken back: {why} ({flags}).")
+    notes += _on_what_q_sees(config, task, data)
+    shows = config.method == "few-shot" or config.p_init == "prompt"
+    if shows and 0 < (there_are := len(data.demonstrations)) < config.shots:
+        notes.append(f"--shots {config.shots}: the prompt shows {there_are} demonstrations, which are all there are.")
     return Examples(task, chain_tools, data, {name: split.examples for name, split in splits.items()}, notes)
+
+
+def _on_what_q_sees(config: RunConfig, task: Task, data: TaskData) -> Iterator[str]:
+    """A sentence where q reads the answer, so that p writes the rationales of tests, and has not learned to."""
+    spec, remedy = METHODS[config.method], "in tests p writes them, unless --q-sees question lets q do it"
+    if not spec.trains_q or config.q_sees == "question" or task.answer_given:
+        return
+    if spec.draws and spec.reads(config, "m_step.target") and config.m_step.target != "joint":
+        yield f"p only learns to decide, after rationales of a q that has read the answer: {remedy}."
+    elif task.has_own_reward and all(one.answer is None for one in data.unlabelled):
+        yield f"There is no answer that q could read before its rationales: {remedy}."
 
 
 def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
@@ -176,25 +191,37 @@ def check_lengths(config: RunConfig, found: Examples, rules: ChainRules, limit: 
         return []
     codec, max_tokens = rules.codec, max(config.rollout.max_tokens, config.evaluation.max_tokens)
     most, narrow, tight = f"the model's texts have {limit.tokens} at most ({limit.reason})", 0, 0
+    before = _shown_tokens(config, found.data, codec)
     for example, given in _asked(config, found):
-        tokens = len(codec.encode_prompt(example.x)) + len(codec.encode(example.y or ""))
+        tokens = before + len(codec.encode_prompt(example.x)) + len(codec.encode(example.y or ""))
         if given:
-            tokens = max(tokens, len(codec.encode_prompt(found.task.posterior_prompt(example))))
+            shown = before if found.task.answer_given else 0
+            tokens = max(tokens, shown + len(codec.encode_prompt(found.task.posterior_prompt(example))))
         if tokens >= limit.tokens:
-            remedy = "take the question out, or give another model"
+            fewer = "give fewer --shots, " if before else ""
+            remedy = f"{fewer}take the question out, or give another model"
             raise UsageError(f"{name_of(example)} has {tokens} tokens, without a rationale, and {most}; {remedy}")
         narrow += tokens + max_tokens > limit.tokens
         tight += tokens + max_tokens + MAX_RESULT_TOKENS > limit.tokens
     said = ""
     if narrow:
         why = f"behind {narrow} questions there is no room for a rationale of {max_tokens} tokens"
-        ends = "and one that fills it ends the run (--rollout.max-tokens, --evaluation.max-tokens)"
+        shots = ", --shots" if before else ""
+        ends = f"and one that fills it ends the run (--rollout.max-tokens, --evaluation.max-tokens{shots})"
         said = f"In tokens, {most}: {why}, {ends}."
     if tight and rules.tools:
         why = f"What a tool puts in, {MAX_RESULT_TOKENS} tokens at most a call, counts too"
         so = "" if narrow else f", of {limit.tokens} ({limit.reason}): --rollout.max-tokens, --evaluation.max-tokens"
         said += f"{' ' if said else ''}{why}, and behind {tight} questions a full rationale leaves less room{so}."
     return [said] if said else []
+
+
+def _shown_tokens(config: RunConfig, data: TaskData, codec: TextCodec) -> int:
+    """Tokens of the demonstrations before each question that p reads, without the tools' results."""
+    if config.method != "few-shot" and config.p_init != "prompt":
+        return 0
+    shown = (data.demonstrations or data.unlabelled)[: config.shots]
+    return sum(len(codec.encode(f"{one.x}{one.z or ''}{one.y or ''}\n")) for one in shown)
 
 
 def _asked(config: RunConfig, found: Examples) -> Iterator[tuple[Example, bool]]:

@@ -85,8 +85,8 @@ class Source:
             why = "an untrained model has the reasoner p only"
         elif reasoner == "q" and METHODS[self.config.method].trains_q and not self.has_q:
             why = "this run has not come to its first round" if self.config.rounds else "without a round there is no q"
-        elif reasoner == "q" and self.config.q_sees == "question-and-answer":
-            why = "in this run q sees the answer (--q-sees question-and-answer), so that it cannot be tested"
+        elif reasoner == "q" and METHODS[self.config.method].trains_q and self.config.q_sees == "question-and-answer":
+            why = "in this run q sees the answer (--q-sees question-and-answer), so that it answers nothing new"
         raise UsageError(f"--reasoner {reasoner}: {why}; use {other}")
 
 

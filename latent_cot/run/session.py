@@ -478,5 +478,6 @@ def _describe(session: Session) -> dict[str, Any]:
         "decoding": {name: getattr(c.evaluation, name) for name in ("max_tokens", "votes", "temperature")},
         "questions": _tested(session),
         "training": training_digest(session.data),
+        "task_files": task_digest(c),
         "weights": session.lm.base_digest(rounded=True),
     }

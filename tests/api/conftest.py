@@ -12,7 +12,8 @@ import latent_cot as lc
 
 @pytest.fixture(scope="session")
 def settings(tiny_model_dir: Path) -> dict[str, Any]:
-    return {"model": str(tiny_model_dir), "precision": "fp32", "progress": False}
+    """Its runs have two reasoners."""
+    return {"model": str(tiny_model_dir), "precision": "fp32", "q_sees": "question", "progress": False}
 
 
 @pytest.fixture(scope="session")

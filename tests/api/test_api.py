@@ -73,7 +73,7 @@ def test_settings_on_top_of_a_preset(tmp_path: Path) -> None:
     assert lc.configure(rounds=np.int64(3)).rounds == 3
     splits = np.array(["3-operands", "4-operands"])
     assert lc.configure(evaluation={"splits": splits}).evaluation.splits == ("3-operands", "4-operands")
-    assert lc.configure(method="em-xy").q_sees == "question-and-answer"
+    assert lc.configure().q_sees == "question-and-answer" and lc.configure(method="em-x").q_sees == "question"
     assert lc.configure(task="random_numbers") == load_config(task="random_numbers") != lc.configure()
 
 
@@ -415,7 +415,7 @@ def test_a_finished_run_whose_file_asks_for_more_goes_on(tmp_path: Path, run: lc
 def test_without_a_round_there_is_no_q(tmp_path: Path, settings: dict[str, Any]) -> None:
     for q_sees in ("question", "question-and-answer"):
         folder = tmp_path / q_sees
-        run = lc.train(lc.configure("smoke", rounds=0, q_sees=q_sees), output_dir=folder, **settings)
+        run = lc.train(lc.configure("smoke", rounds=0), output_dir=folder, **settings | {"q_sees": q_sees})
         assert run.status == "finished" and run.reasoners == run.adapters == ("p",)
         assert run.sample(QUESTION, n=2).reasoner == "p" and run.score(QUESTION, CHAIN)[0].log_q is None
         assert set(run.evaluate("3-operands", size=2, progress=False).figures) == {"p"}

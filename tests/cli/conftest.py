@@ -53,11 +53,20 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture(scope="session")
+def default_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """The folder of a finished run, whose q has read the answers. Do not write into it."""
+    return _run(tmp_path_factory.mktemp("default") / "run", tiny_model_dir)
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """The folder of a finished run. Do not write into it."""
+    """The folder of a finished run with two reasoners, p and a q(Z | X). Do not write into it."""
+    return _run(tmp_path_factory.mktemp("finished") / "run", tiny_model_dir, "--q-sees", "question")
+
+
+def _run(folder: Path, model: Path, *flags: str) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert main([*SMOKE, "--model", str(tiny_model_dir), "--output-dir", str(folder)]) == 0
+    assert main([*SMOKE, *flags, "--model", str(model), "--output-dir", str(folder)]) == 0
     return folder
 
 

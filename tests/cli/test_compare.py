@@ -47,7 +47,7 @@ def refuse_to_load(*_: Any, **__: Any) -> None:
 def test_every_method_has_a_row_and_a_run(compared: Path) -> None:
     found = json.loads((compared / "comparison.json").read_text())
     assert [run["variant"] for run in found["runs"]] == list(METHODS)
-    assert {(row["variant"], row["reasoner"]) for row in found["rows"]} >= {("em", "q"), ("em", "p"), ("sft", "p")}
+    assert {(row["variant"], row["reasoner"]) for row in found["rows"]} >= {("em-x", "q"), ("em", "p"), ("sft", "p")}
     for row in found["rows"]:
         assert list(row["cells"]) == ["3-operands", "4-operands"]
         assert all(cell["n"] == 8 for cell in row["cells"].values())
@@ -94,7 +94,7 @@ def test_what_is_done_is_not_done_again(
 
     fewer = cli(*again, "--methods", "sft,em")
     assert fewer.status == 0
-    assert "The table is without decode, em-xy, " in fewer.out and "name them too" in " ".join(fewer.out.split())
+    assert "The table is without decode, em-x, " in fewer.out and "name them too" in " ".join(fewer.out.split())
 
     changed = cli(*again, "--set", "sft:m_step.learning_rate=0.5")
     assert changed.status == 2
@@ -316,8 +316,7 @@ def test_em_is_for_em(cli: Cli, tmp_path: Path) -> None:
 def test_a_q_that_was_not_trained_is_not_shown(cli: Cli, compared: Path, tmp_path: Path) -> None:
     """What q would see is set, and sft reads nothing of it."""
     folder = Path(shutil.copytree(compared / "sft" / "seed0", tmp_path / "run"))
-    settings = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(settings.replace("q_sees: question\n", "q_sees: question-and-answer\n"))
+    assert "q_sees: question-and-answer\n" in (folder / "config.yaml").read_text()
     refused = cli("sample", folder, "--reasoner", "q", "--question", "1 + 2", "--answer", 3)
     assert refused.status == 2 and "q" in refused.err
 

@@ -128,7 +128,7 @@ def test_a_documented_file_can_be_read(block: Block) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, default_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where everything is run: the documented files, the tasks' own data files, and a finished run, twice."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("latent_cot.cli.plan.user_cache_path", lambda *_, **__: tmp_path)
@@ -143,7 +143,7 @@ def folder(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> P
         rows = [{"str_query": f"Question: {n} - 0 - 4 = ? Answer:", "num_sol": int(n) - 4} for n in (first, "90")]
         Path(name).write_text(json.dumps(rows[: 2 if name == "test.json" else 1]))
     for name in ("mine", "other"):
-        shutil.copytree(finished, f"runs/{name}")
+        shutil.copytree(default_run, f"runs/{name}")
     return tmp_path
 
 
@@ -157,13 +157,13 @@ def task_of(run: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def run_of(finished: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def run_of(default_run: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Task -> a finished run of it."""
 
     @functools.cache
     def make(task: str) -> Path:
         if task == "arithmetic":
-            return finished
+            return default_run
         run = tmp_path_factory.mktemp("other") / "run"
         AcceleratorState._reset_state(reset_partial_state=True)
         smoke = ["fit", "--method", "gflownet", "--task", task, *SMOKE[3:], "--model", str(tiny_model_dir)]

@@ -340,7 +340,7 @@ def test_a_sampler_that_sees_the_answer_is_sampled_but_not_tested(
     cli: Cli, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     folder = tmp_path / "run"
-    settings = ["--q-sees", "question-and-answer", "--p-init", "prompt", "--evaluation.size", 2]
+    settings = ["--p-init", "prompt", "--evaluation.size", 2]
     assert cli(*SMOKE, *settings, "--model", tiny_model_dir, "--output-dir", folder).status == 0
     options = ["eval", folder, "--split", "3-operands", "--size", 2]
     assert set(cli(*options, "--json").json["results"]) == {"p"}

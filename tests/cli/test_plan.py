@@ -70,7 +70,7 @@ def test_what_fits_nowhere_is_said(cli: Cli) -> None:
         (["--distinct", "2"], "--distinct 2: is a share"),
         (["--chain-tokens", "nan"], "--chain-tokens nan: give a number above 0"),
         (["--questions", "3"], "--questions 3: fewer than the 50 --data.demonstrations"),
-        (["--method", "ppo"], "--method ppo: rounds of em and em-xy are planned"),
+        (["--method", "ppo"], "--method ppo: rounds of em and em-x are planned"),
         (["--precision", "fp32"], "--precision fp32: GPUs are planned in bf16"),
         (["--rollout.engine", "vllm"], "--rollout.engine vllm: rollouts by transformers are planned"),
         (["--model", "7c"], "--model 7c: no configuration can be read"),
@@ -168,9 +168,11 @@ def test_texts_are_as_long_as_those_of_the_data(cli: Cli, sheet: Path, tiny_mode
     found = cli(*BIG, "--json", *SHEET, "--model", tiny_model_dir).json
     assert set(found["texts_from"].values()) == {"counted"}
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    data = tasks.load("sheet.yaml").load(DataRequest(validation=200))
+    task = tasks.load("sheet.yaml")
+    data = task.load(DataRequest(validation=200))
     examples = [*data.demonstrations, *data.unlabelled]
-    assert found["texts"]["prompt"] == pytest.approx(fmean(len(tokenizer(one.x)["input_ids"]) for one in examples))
+    read_by_q = [task.posterior_prompt(one) for one in examples]
+    assert found["texts"]["prompt"] == pytest.approx(fmean(len(tokenizer(text)["input_ids"]) for text in read_by_q))
     assert found["texts"]["chain"] == pytest.approx(
         fmean(len(tokenizer(one.z)["input_ids"]) for one in data.demonstrations)
     )

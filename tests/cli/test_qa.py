@@ -66,7 +66,7 @@ def test_gsm8k_without_code(
 
 def test_a_question_without_an_answer_is_one_for_p_where_q_sees_it(cli: Cli, files: Path, tiny_model_dir: Path) -> None:
     """A q that sees Y has learned no prompt without it: log q of one would mean nothing."""
-    called = cli("fit", "--method", "em-xy", *GSM8K, *SMOKE, "--model", tiny_model_dir, "--output-dir", "run")
+    called = cli("fit", "--method", "em", *GSM8K, *SMOKE, "--model", tiny_model_dir, "--output-dir", "run")
     assert called.status == 0, called.err
     question = "Ann has 2 figs and 9 nuts. How many are that?"
     asked = ["sample", "run", "--question", question, "-n", 2]

@@ -48,6 +48,16 @@ def test_a_report_of_a_run(cli: Cli, run: Path) -> None:
     assert all(sum(chain["count"] for chain in question["chains"]) == 3 for question in samples["questions"])
 
 
+def test_a_q_that_has_read_the_answers_is_shown_beside_p(cli: Cli, default_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(default_run, tmp_path / "mine"))
+    assert cli("report", run, *SMALL).status == 0
+    (shown,) = data_of(run / "report.html")["runs"]
+    samples = shown["samples"]
+    assert (samples["reasoner"], samples["sees_answer"]) == ("p", False)
+    assert [(beside["reasoner"], beside["sees_answer"]) for beside in samples["beside"]] == [("q", True)]
+    assert {row["reasoner"] for row in shown["accuracy"]} == {"p"}
+
+
 def test_from_the_logs_alone(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent_cot.run.reasoners.load", None)
     called = cli("report", run, "--no-model")

@@ -176,9 +176,8 @@ class GivenAnswerTask(LengthTask):
 @pytest.mark.parametrize(
     ("method", "q_sees", "reasoners"),
     [
-        ("em-xy", "question-and-answer", ("q",)),
         ("em", "question-and-answer", ("q",)),
-        ("em", "question", ("q", "p")),
+        ("em-x", "question", ("q", "p")),
         ("few-shot", "question", ("p",)),
     ],
 )

@@ -38,7 +38,7 @@ def task() -> LengthTask:
 
 
 def config_of(method: str) -> RunConfig:
-    config = with_method(WORLD, method)
+    config = dataclasses.replace(with_method(WORLD, method), q_sees="question-and-answer")
     check(config)
     return config
 
@@ -62,7 +62,7 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Group]]:
     return seen
 
 
-@pytest.mark.parametrize(("method", "adapter"), [("sft", "p"), ("gflownet", "q"), ("em-xy", "q")])
+@pytest.mark.parametrize(("method", "adapter"), [("sft", "p"), ("gflownet", "q"), ("em", "q")])
 def test_what_reads_the_answer_learns_to_stop_behind_the_rationale(
     lm: LanguageModel, lessons: list[tuple[str, Group]], method: str, adapter: str
 ) -> None:
@@ -81,12 +81,12 @@ def test_what_reads_the_answer_learns_to_stop_behind_the_rationale(
     assert starts and all(name == adapter and lesson in posterior for name, lesson in starts)
 
 
-@pytest.mark.parametrize("method", ["few-shot", "sft", "gflownet", "em-xy"])
+@pytest.mark.parametrize("method", ["few-shot", "sft", "gflownet", "em"])
 def test_whoever_is_tested_reads_the_answer(lm: LanguageModel, method: str) -> None:
     loop = make(lm, config_of(method), task())
     list(loop.run())
     last = loop.state.metrics[max(loop.state.metrics)]
-    assert list(last) == list(loop.reasoners) == (["q"] if method in ("gflownet", "em-xy") else ["p"])
+    assert list(last) == list(loop.reasoners) == (["q"] if method in ("gflownet", "em") else ["p"])
     (example, *_) = loop.tests["test"]
     for reasoner in loop.reasoners:
         assert loop.test_text(reasoner, example).endswith(loop.task.posterior_prompt(example))
@@ -114,13 +114,13 @@ class PlainPrompt(LengthTask):
 
 def test_an_answer_that_q_would_read_is_missed_before_training() -> None:
     asked = PlainPrompt(stop=".", allowed_characters=" abc.", answer_given=True)
-    data, method = asked.load(DataRequest()), method_class("em-xy")
+    data, method = asked.load(DataRequest()), method_class("em")
     known = [dataclasses.replace(example, answer=example.question) for example in data.unlabelled]
     data = TaskData((), tuple(known), ())
-    method.check(config_of("em-xy"), asked, data)
+    method.check(config_of("em"), asked, data)
     data = dataclasses.replace(data, validation=(dataclasses.replace(known[0], answer=None),))
-    with pytest.raises(UsageError, match=r"question '\w+': its answer is needed"):
-        method.check(config_of("em-xy"), asked, data)
+    with pytest.raises(UsageError, match=r"question '\w+': its answer is needed .*give it, or --q-sees question"):
+        method.check(config_of("em"), asked, data)
     method.check(dataclasses.replace(config_of("em"), q_sees="question"), asked, data)
 
 

@@ -22,7 +22,7 @@ from latent_cot.model.engine import Completion, Request
 from latent_cot.model.lm import LanguageModel
 from latent_cot.types import UsageError
 from tests.engines import ReferenceEngine
-from tests.loops import CONFIG, make
+from tests.loops import CONFIG, make, of_method
 from tests.worlds import language_model
 
 
@@ -140,7 +140,7 @@ def test_a_phase_with_staleness_has_the_questions_and_the_budget_of_one_without(
     found = {}
     for staleness in (0, 2):
         e_step = dataclasses.replace(CONFIG.e_step, max_staleness=staleness, learning_rate=1e-9, replay_share=0.0)
-        loop = make(lm, dataclasses.replace(CONFIG, method=method, rounds=1, e_step=e_step))
+        loop = make(lm, dataclasses.replace(of_method(method), rounds=1, e_step=e_step))
         with lm.sampling_by(ReferenceEngine(tiny_model("llama"))):
             figures = []
             for phase, info in loop.run():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from latent_cot import tasks
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import DataConfig, EStepConfig, RunConfig, SFTConfig
 from latent_cot.config.settings import check, other_settings, with_method
@@ -70,7 +71,7 @@ AGAIN = {"e_step": dataclasses.replace(WORLD.e_step, samples=12, updates=3, temp
 @pytest.mark.parametrize(
     ("method", "changes"),
     [  # EM: see test_em.py
-        *((name, {}) for name in METHODS if name not in ("em", "em-xy")),
+        *((name, {}) for name in METHODS if name not in ("em", "em-x")),
         *FINE_TUNED.items(),
         ("forward-kl", AGAIN),
     ],
@@ -362,6 +363,13 @@ def test_few_shot_has_answers_to_show() -> None:
         FewShot.check(asked, TASK, TASK.load(DataRequest(demonstrations=0, unlabelled=1, validation=0)))
 
 
+def test_few_shot_shows_how_a_rationale_is_written_where_the_answer_is_read_off_it() -> None:
+    asked = RunConfig(method="few-shot", data=DataConfig(0, 8, 0))
+    arithmetic = tasks.load("arithmetic")
+    with pytest.raises(UsageError, match="arithmetic reads the answer off a rationale, and none is shown"):
+        FewShot.check(asked, arithmetic, arithmetic.load(DataRequest(demonstrations=0, unlabelled=8, validation=0)))
+
+
 def test_forward_kl_without_an_e_step(lm: LanguageModel) -> None:
     """q is then the present p in each round, and there is nothing to compare."""
     loop = make(lm, config_of("forward-kl", q_sees="question", **NO_E_STEP))
@@ -537,7 +545,7 @@ def test_settings_that_make_no_sense(method: str, changes: dict[str, Any], parts
     assert all(part in str(refused.value) for part in parts)
 
 
-@pytest.mark.parametrize(("method", "q_sees"), [("em-xy", "question"), ("ppo", "question-and-answer")])
+@pytest.mark.parametrize(("method", "q_sees"), [("em-x", "question-and-answer"), ("ppo", "question-and-answer")])
 def test_a_condition_that_contradicts_the_method(method: str, q_sees: Any) -> None:
     with pytest.raises(UsageError, match=f"--q-sees {q_sees}"):
         check(dataclasses.replace(with_method(WORLD, method), q_sees=q_sees))

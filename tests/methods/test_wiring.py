@@ -76,6 +76,7 @@ def test_what_the_e_step_is_given(
     e_step = dataclasses.replace(
         CONFIG.e_step,
         objective=objective,
+        samples=6,
         replay_share=0.0,
         huber_delta=2.0,
         reward_floor=3.0,
@@ -193,7 +194,8 @@ def test_a_q_that_sees_y_starts_from_p(lm: LanguageModel, begun: list[tuple[Phas
 def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = spy(monkeypatch, evaluator_module, "read_answers")
     m_step = dataclasses.replace(CONFIG.m_step, steps=0)
-    loop = make(lm, dataclasses.replace(CONFIG, p_init="prompt", shots=2, rounds=1, m_step=m_step))
+    config = dataclasses.replace(CONFIG, q_sees="question", p_init="prompt", shots=2, rounds=1, m_step=m_step)
+    loop = make(lm, config)
     list(loop.run())
     bare = {
         (judge, prompts == [loop.rules.codec.encode_prompt(example.x) for example in examples])
@@ -219,7 +221,7 @@ def test_p_decides_after_the_rationales_that_q_is_tested_with(
     asked = spy(monkeypatch, evaluator_module, "read_answers")
     rollout = dataclasses.replace(CONFIG.rollout, batch_size=2)
     m_step = dataclasses.replace(CONFIG.m_step, target="answer")
-    list(make(lm, dataclasses.replace(CONFIG, rounds=1, rollout=rollout, m_step=m_step)).run())
+    list(make(lm, dataclasses.replace(CONFIG, q_sees="question", rounds=1, rollout=rollout, m_step=m_step)).run())
     judges = [judge for (_, judge, *_), _ in asked]
     assert judges == ["p", "p", "base", "base", "p", "p"]
     rationales = [given for (_, _, _, _, _, given, _), _ in asked]
@@ -361,7 +363,7 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
         max_grad_norm=100.0,
         objective="vargrad",
     )
-    loop = make(lm, config_of("em", rounds=1, e_step=e_step))
+    loop = make(lm, config_of("em", rounds=1, seed=1, e_step=e_step))
     done, learned = 0, 0
     for phase, _ in loop.run():
         if phase.name == "e_step":
@@ -376,7 +378,7 @@ def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.Mo
         done = len(again)
         order.clear()
     assert learned and len(balance) == 6 and all(options["objective"] == "vargrad" for _, options in balance)
-    assert loop.state.budget.gradient_steps == CONFIG.init_step.steps + 6 + learned
+    assert loop.state.budget.gradient_steps == 2 * CONFIG.init_step.steps + 6 + learned  # p and q learn to read
 
 
 def test_only_what_q_has_written_at_temperature_1_is_learned_again(

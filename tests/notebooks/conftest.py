@@ -24,7 +24,9 @@ SMOKE: dict[str, Any] = {"rollout": {"max_tokens": 90}, "evaluation": {"size": 4
 def small_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     """A finished run of the arithmetic task on the tiny model. Do not write into it."""
     folder = tmp_path_factory.mktemp("notebooks") / "run"
-    config = lc.configure("smoke", model=str(tiny_model_dir), precision="fp32", output_dir=folder, **SMOKE)
+    config = lc.configure(
+        "smoke", model=str(tiny_model_dir), precision="fp32", output_dir=folder, q_sees="question", **SMOKE
+    )
     lc.train(config, progress=False)
     return folder
 

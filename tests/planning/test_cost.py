@@ -266,6 +266,18 @@ def test_a_later_round_may_compare_p_with_q_besides(q_sees: Any, share: float) -
     assert two.seconds == pytest.approx(one.seconds * share)
 
 
+@pytest.mark.parametrize(
+    ("changes", "times"),
+    [({}, 2), ({"q_sees": "question"}, 1), ({"p_init": "base"}, 1), ({"p_init": "base", "rounds": 0}, 0)],
+)
+def test_a_q_that_sees_the_answer_learns_to_read_it_first(changes: dict[str, Any], times: int) -> None:
+    costs, texts = CostModel(SHAPES["7b"], GPUS["h100"], 16), Texts(16, 24, 40, 8, 2, 1.0)
+    config = load_config()
+    p_only = rounds.plan(replace(config, q_sees="question"), texts, costs, 1, 4).initial["fine-tuning"]
+    found = rounds.plan(replace(config, **changes), texts, costs, 1, 4).initial["fine-tuning"]
+    assert p_only.seconds > 0 and found == p_only * times
+
+
 def test_some_objectives_ask_for_y_once_a_chain() -> None:
     assert {name for name, one in OBJECTIVES.items() if one.complete_only} == set(COMPLETE_ONLY)
     costs, texts = CostModel(SHAPES["7b"], GPUS["h100"], 16), Texts(16, 24, 40, 8, 15, 1.0)

@@ -45,6 +45,18 @@ def test_a_sampler_that_sees_the_answer_reads_more() -> None:
     assert seen.tokens["answer"] == usual.tokens["answer"] and usual.how == "estimated" and usual.examples == 250
 
 
+def test_how_many_examples_there_are(tmp_path: Path) -> None:
+    """A plan is of these, not of as many as were asked for."""
+    rows = "".join(f"What is {k} and {k}?,{2 * k}\n" for k in range(40))
+    (tmp_path / "mine.csv").write_text(f"question,answer\n{rows}")
+    (tmp_path / "mine.yaml").write_text("data: mine.csv\n")
+    config = replace(load_config(task=str(tmp_path / "mine.yaml")), model="7b")
+    found = lengths_of(config, tasks.load(config.task))
+    assert found.data["demonstrations"] == 0 and 0 < sum(found.data.values()) <= 40
+    as_asked = {"demonstrations": 50, "unlabelled": 1000, "validation": CONFIG.data.validation}
+    assert lengths_of(replace(CONFIG, model="7b"), TASK).data == as_asked
+
+
 def test_what_a_folder_holds_beside_files_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     os.mkfifo(tmp_path / "tokenizer.json")

@@ -53,6 +53,7 @@ TASK = ThreeTask()
 EXAMPLES = [TASK.example(question) for question in ("aab", "ab", "ccb")]
 DIRECT = dataclasses.replace(
     CONFIG,
+    q_sees="question",
     p_init="base",
     rollout=RolloutConfig(granularity="token", max_tokens=4, batch_size=6),
     data=DataConfig(demonstrations=0, unlabelled=3, validation=0),
@@ -224,6 +225,8 @@ def test_q_writes_for_a_p_that_learned_to_decide(fresh: LanguageModel, tmp_path:
     assert set(em.state.right["2"]) == {"p", "q"}
     joint = dataclasses.replace(DIRECT, m_step=dataclasses.replace(DIRECT.m_step, target="joint"))
     assert make(fresh, joint, TASK, state=em.state).sampler_of("p") == "p"
+    has_read_y = dataclasses.replace(DIRECT, q_sees="question-and-answer")
+    assert make(fresh, has_read_y, TASK, state=em.state).sampler_of("p") == "p", "nobody gives q the answer in tests"
     expected = outcome(make_and_run(fresh, DIRECT))
     assert outcome(run_in_parts(fresh, DIRECT, tmp_path, 3, TASK)) == expected
 

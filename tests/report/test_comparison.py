@@ -47,7 +47,7 @@ def test_the_rows_of_a_fair_comparison_cost_the_same() -> None:
     """But for those of which the file says otherwise."""
     own = PlannedBudget(3610, 480)
     other = {
-        "em": PlannedBudget(3610, 600),
+        **dict.fromkeys(("em", "em-x"), PlannedBudget(3610, 600)),
         "em-no-e-step": PlannedBudget(1050, 480),
         **dict.fromkeys(("rejection", "rejection-cold", "rejection-2", "rejection-4"), PlannedBudget(3584, 480)),
         "sft-260": PlannedBudget(0, 260),
@@ -465,6 +465,23 @@ def test_rows_of_another_base_model_are_named() -> None:
     assert differing.notes([*rows, based("ppo", "b")]) == [
         "ppo (seed 0) had another base model than the rest, of the same name."
     ]
+
+
+def test_rows_of_another_task_of_that_name_are_named() -> None:
+    def graded(variant: str, task_files: str | None, task: str = "./ours.yaml") -> dict[str, Any]:
+        return {**marked(variant, 0, p="1"), "task_files": task_files, "config": {"task": task}}
+
+    rows = [graded("em", "a"), graded("sft", "a"), graded("other", "c", "./theirs.py"), graded("shipped", None, "qa")]
+    assert differing.notes(rows) == []
+    (note,) = differing.notes([*rows, graded("ppo", "b")])
+    assert note.startswith("ppo (seed 0) had another task file, or tool,")
+
+
+def test_seeds_bound_a_difference_of_shares_by_what_it_can_be() -> None:
+    wins = {("em", 0), ("sft", 1)}
+    pairs = [marked(name, seed, p=str(int((name, seed) in wins))) for seed in (0, 1) for name in ("em", "sft")]
+    (found,) = paired_difference.differences(pairs, ("em", "p"))
+    assert found.over_seeds == {"near": (-1.0, 1.0)} and found.means == {"near": 0.0}
 
 
 def test_what_rows_are_compared_with() -> None:

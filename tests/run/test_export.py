@@ -128,7 +128,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
         command = ["em", "--preset", "smoke", "--precision", "fp32", "--model", HUB_ID, "--output-dir", str(folder)]
-        assert main([*command, "--config", str(folder.parent / "settings.yaml")]) == 0
+        assert main([*command, "--q-sees", "question", "--config", str(folder.parent / "settings.yaml")]) == 0
     return folder
 
 
@@ -440,7 +440,7 @@ def test_the_real_model_answers_alike(flags: list[str], tmp_path: Path) -> None:
         settings = "rounds: 1\ninit_step: {steps: 40, batch_size: 8}\ndata: {demonstrations: 50, unlabelled: 8}\n"
         (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [4-operands], max_tokens: 60}}\n")
         arguments = ["--config", str(tmp_path / "settings.yaml"), "--output-dir", str(folder)]
-        assert main(["em", "--preset", "smoke", "--precision", "fp32", *arguments]) == 0
+        assert main(["em", "--preset", "smoke", "--precision", "fp32", "--q-sees", "question", *arguments]) == 0
     base = weights.resolve(weights.DEFAULT_MODEL)
     snapshot(tmp_path / "hub", weights.HUB_ID, base)
     target = tmp_path / "exported"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from latent_cot.config.schema import DataConfig, EvaluationConfig, RolloutConfig, RunConfig
-from latent_cot.run.paths import refuse_moved, with_absolute_paths
+from latent_cot.run.paths import refuse_moved, task_digest, with_absolute_paths
 from latent_cot.types import UsageError
 
 
@@ -43,6 +43,7 @@ def test_files_are_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "extract": "after:a.jsonl?",
     }
     assert with_absolute_paths(replace(config, task="task.yaml")).task == f"{here}/task.yaml"
+    assert with_absolute_paths(replace(config, task="task.py:Sums")).task == f"{here}/task.py:Sums"
     assert with_absolute_paths(found) == found
     assert with_absolute_paths(RunConfig()) == RunConfig()
 
@@ -95,3 +96,12 @@ def test_files_of_a_task_file_are_named_where_they_were_moved(tmp_path: Path) ->
     (tmp_path / "rows.csv").unlink()
     refuse_moved(config, file, data=False)
     refuse_moved(replace(config, data=DataConfig(options={"data": f"{tmp_path}/tests.csv"})), file)  # instead of it
+
+
+def test_a_tool_of_ones_own_is_a_part_of_the_task(tmp_path: Path) -> None:
+    tool = tmp_path / "modulo.py"
+    config = replace(RunConfig(), rollout=RolloutConfig(tools=("calculator", f"{tool}:modulo")))
+    tool.write_text("a = 1\n")
+    before = task_digest(config)
+    tool.write_text("a = 2\n")
+    assert before is not None and task_digest(config) != before and task_digest(RunConfig()) is None

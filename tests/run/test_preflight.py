@@ -149,6 +149,25 @@ def test_what_q_reads_is_counted(tiny_model_dir: Path, given: Any, in_tests: boo
             check_lengths(dataclasses.replace(CONFIG, q_sees=given), found, ChainRules(codec), Limit(72, "a table"))
 
 
+def test_what_a_prompt_shows_is_counted(tiny_model_dir: Path) -> None:
+    codec = TextCodec(language_model(tiny_model_dir).tokenizer, allowed_characters="ab")
+    shown = Example("x" * 30, "y" * 10, "ab", "y", "x")
+    data = TaskData((shown, shown), (), ())
+    found = Examples(ToyTask(), [], data, {}, [])
+
+    def refused(limit: int, **changes: Any) -> list[str]:
+        return check_lengths(dataclasses.replace(CONFIG, **changes), found, ChainRules(codec), Limit(limit, "a table"))
+
+    few_shot: dict[str, Any] = {"method": "few-shot", "q_sees": "question", "shots": 2}
+    assert refused(200, **few_shot) == [] and refused(120) == []
+    (note,) = refused(130, **few_shot)  # 2 of 43 tokens, X and Y of 40
+    assert "--shots)" in note
+    with pytest.raises(UsageError, match=r"has 126 tokens, without a rationale, .*; give fewer --shots, take"):
+        refused(120, **few_shot)
+    with pytest.raises(UsageError, match="has 126 tokens"):
+        refused(120, p_init="prompt", shots=2, q_sees="question")
+
+
 def test_room_for_a_tools_result_is_told(tiny_model_dir: Path) -> None:
     codec = TextCodec(language_model(tiny_model_dir).tokenizer, allowed_characters="ab=")
     found = Examples(ToyTask(), [], data_of(Example("x" * 30, "y" * 10)), {}, [])
@@ -355,3 +374,28 @@ def test_copies_of_one_chain_are_told(tmp_path: Path) -> None:
         {"evaluation": {"temperature": 1.0}}, "x", from_dict(changes, "x", load_config(task="random_numbers"))
     )
     assert said not in load_examples(warm).notes
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, False),  # the preset has q(Z | X)
+        ({"q_sees": "question-and-answer"}, True),
+        ({"q_sees": "question-and-answer", "m_step": {"target": "joint"}}, False),
+        ({"q_sees": "question-and-answer", "method": "sft"}, False),
+    ],
+)
+def test_a_p_that_only_decides_needs_a_q_that_can_be_asked(flags: dict[str, Any], said: bool) -> None:
+    config = from_dict(flags, "x", load_config("smoke", task="subjectivity"))
+    assert any("p only learns to decide" in note for note in load_examples(config).notes) == said
+
+
+def test_fewer_demonstrations_than_the_prompt_was_to_show_are_told(tmp_path: Path) -> None:
+    rows = [{"question": f"Tom has {n} apples and buys 3. How many?", "answer": n + 3} for n in range(40)]
+    shown = [{**row, "rationale": f" {n} + 3 = {n + 3}"} if n < 2 else row for n, row in enumerate(rows)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
+    (tmp_path / "mine.yaml").write_text("data: mine.jsonl\ntools: calculator\n")
+    for shots, said in ((2, False), (5, True)):
+        config = from_dict({"method": "few-shot", "shots": shots}, "x", load_config(task=str(tmp_path / "mine.yaml")))
+        notes = load_examples(config).notes
+        assert any(f"--shots {shots}: the prompt shows 2 demonstrations" in note for note in notes) == said

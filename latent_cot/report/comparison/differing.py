@@ -12,8 +12,8 @@ from latent_cot.report.comparison.records import Record
 
 def notes(records: Sequence[Record]) -> list[str]:
     """A sentence for each set of rows whose test questions are not those of most others of the same seed, one for those
-    whose training data are not, though their settings are, and one for those whose base model is not, though its name
-    is."""
+    whose training data are not, though their settings are, and one for those whose task's files, or base model, are
+    not, though they have the same name."""
     splits: dict[str, list[str]] = {}
     for split in dict.fromkeys(split for record in records for split in record["questions"]):
         tested = [record for record in records if split in record["questions"]]
@@ -27,6 +27,9 @@ def notes(records: Sequence[Record]) -> list[str]:
     groups = [(one["seed"], json.dumps(one["config"]["data"], sort_keys=True)) for one in known]
     if names := _others(known, groups, [one["training"] for one in known]):
         found.append(f"{names} had other training data than the rest of that seed, with the same settings.")
+    known = [record for record in records if record.get("task_files")]
+    if names := _others(known, [(one["config"]["task"],) for one in known], [one["task_files"] for one in known]):
+        found.append(f"{names} had another task file, or tool, than the rest: prompts and grades may be others.")
     known = [record for record in records if record.get("weights")]
     if names := _others(known, [(one["config"]["model"],) for one in known], [one["weights"] for one in known]):
         found.append(f"{names} had another base model than the rest, of the same name.")

@@ -82,10 +82,15 @@ def differences(records: Sequence[Record], target: Target) -> list[PairedDiffere
             values = {
                 split: [one[split].value for one in each] for split in each[0] if all(split in one for one in each)
             }
-            between = {split: intervals.over_seeds(of_seeds) for split, of_seeds in values.items()}
+            between = {split: _clipped(intervals.over_seeds(of_seeds)) for split, of_seeds in values.items()}
             means = {split: fmean(of_seeds) for split, of_seeds in values.items()}
             found.append(PairedDifference(variant, reasoner, against, tuple(common), together, between, means))
     return found
+
+
+def _clipped(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Of a difference of two shares."""
+    return None if interval is None else (max(-1.0, interval[0]), min(1.0, interval[1]))
 
 
 def _of_right(runs: Sequence[tuple[Outcomes, Outcomes]]) -> dict[str, Difference]:

@@ -51,6 +51,7 @@ def record_of(run: PlannedRun, preset: str | None) -> dict[str, Any]:
         **shown,
         "questions": results["questions"],
         "training": results.get("training", ""),
+        "task_files": results.get("task_files"),
         "weights": results.get("weights", ""),
         "posterior": results["posterior"],
         "budget": {**results["budget"], "planned": METHODS[run.config.method].planned(run.config)._asdict()},

@@ -76,7 +76,7 @@ def facts(source: Source, task: Task, folder: RunFolder, data: TaskData) -> list
     budget = results.get("budget")
     resources = results.get("resources", {})
     sees = {"question": "the question only, q(Z | X)", "question-and-answer": "the answer, q(Z | X, Y)"}[config.q_sees]
-    samples = "q" in source.reasoners or config.q_sees == "question-and-answer"
+    samples = METHODS[config.method].trains_q
     spent = "{trajectories:,} rationales sampled, {gradient_steps:,} gradient steps"
     found = {
         "task": task.description,

@@ -118,7 +118,7 @@ def test_facts(folder: RunFolder) -> None:
         "that there are, not asked for"
     )
     assert facts["model"] == "smollm2-135m, LoRA of rank 16"
-    assert "q sees the question only" in facts["method"]
+    assert "q sees the answer" in facts["method"]
     assert "time" not in facts
     budget = {"trajectories": 1, "tokens": 2, "gradient_steps": 3}
     resources = {"seconds": 675, "peak_memory_bytes": 3_300_000_000}

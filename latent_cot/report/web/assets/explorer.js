@@ -182,7 +182,7 @@ class Explorer {
     const { samples } = this.runs[0];
     const names = [...new Set(this.runs.map((run) => run.samples.reasoner))].join(" and from ");
     return (
-      `${samples.n} rationales a question, sampled from ${names}${samples.sees_answer ? " (which sees the answer)" : ""} at temperature ${samples.temperature}, on questions kept out of training. ` +
+      `${samples.n} rationales a question, sampled from ${names}${this.runs.some((run) => run.samples.sees_answer) ? " (q sees the answer)" : ""} at temperature ${samples.temperature}, on questions kept out of training. ` +
       `Sorted by posterior weight: R ÷ the sum of R over the distinct chains, with log R = ${samples.log_reward} in nats. Hover, tap or tab to a token for its figures.`
     );
   }
