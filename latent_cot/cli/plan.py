@@ -134,8 +134,7 @@ def run(argv: Sequence[str]) -> int:
     splits = len(task.default_splits if names is None else names)
     assumed = _assumed(options, config, task)
     texts = assumed.texts
-    if options.questions is None:
-        config = from_dict({"data": assumed.data}, "the data", config)
+    config = from_dict({"data": assumed.data}, "the data", config)
     found = layouts(config, texts, costs, options.gpus, splits)
     chosen = suggested(found)
     if options.json:
@@ -186,7 +185,7 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
     known = Lengths()
     if len(given) < len(flags):
         with waiting(progress_console(to_stderr=True), "Looking at the task's data"):
-            known = lengths_of(config, task)
+            known = lengths_of(config, task, whole=options.questions is None)
     found = {name: value for name, value in known.tokens.items() if name not in given}
     if "chain" in given:  # the states are those of other chains
         found.pop("states", None)

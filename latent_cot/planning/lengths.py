@@ -55,14 +55,16 @@ class Lengths:
     """Why the data could not be looked at, or the tokens not be counted."""
 
 
-def lengths_of(config: RunConfig, task: Task) -> Lengths:
-    """Of the questions, demonstrations and answers that a run would learn from."""
+def lengths_of(config: RunConfig, task: Task, *, whole: bool = True) -> Lengths:
+    """Of the questions, demonstrations and answers that a run would learn from. `whole`: whether they are counted, too,
+    and not only looked at, a few of each kind."""
     if on_hub := _on_hub(config):
         return Lengths(why_not=f"{on_hub} is on the hub")
-    parts = ("demonstrations", "unlabelled", "validation")
+    request, parts = data_request(config), ("demonstrations", "unlabelled", "validation")
+    few = {part: min(LOOKED_AT, getattr(request, part)) for part in parts}
     try:
-        data = task.load(data_request(config))
-        counts = {part: len(getattr(data, part)) for part in parts}
+        data = task.load(request if whole else replace(request, **few))
+        counts = {part: len(getattr(data, part)) for part in parts} if whole else {}
         data = replace(data, **{part: getattr(data, part)[:LOOKED_AT] for part in parts})
         examples = [*data.demonstrations, *data.unlabelled]
         prompts = [task.posterior_prompt(one) if config.q_sees != "question" else one.x for one in examples]

@@ -164,7 +164,7 @@ def test_a_grader_of_ones_own(cli: Cli, files: Path, tiny_model_dir: Path) -> No
     Path("grade.py").write_text(CODE)
     Path("mine.yaml").write_text("data: sheet.csv\nquestion: item\nanswer: colour\ngrade: grade.py:same\n")
     arguments = ["--task", "mine.yaml", *SMOKE, "--model", tiny_model_dir, "--output-dir", "run", "--trust-code"]
-    called = cli("fit", "--method", "few-shot", *arguments)
+    called = cli("fit", "--method", "decode", *arguments)
     assert called.status == 0, called.err
     assert Path("ran").exists()
     assert "--trust-code" in called.out

@@ -382,9 +382,9 @@ def test_rows_beside_one_of_them() -> None:
     between = intervals.of_matched_proportions(np.array([0.5, -1, -0.5, -1]))
     assert sft.interval_95 == between
     # The seeds' differences are -.75 and -.25: mean -.5, standard error .25, and t = 12.706 of one degree of freedom.
-    assert found[0].over_seeds["near"] == pytest.approx((-0.5 - 12.706 * 0.25, -0.5 + 12.706 * 0.25), abs=1e-3)
+    assert found[0].over_seeds["near"] == (-1.0, 1.0)  # of -0.5 +- 12.706 * 0.25
     low, high = (f"{100 * x:+.1f}" for x in between)
-    shown = f"-50.0 ({low} to {high}; seeds -367.7 to +267.7)"
+    shown = f"-50.0 ({low} to {high}; seeds -100.0 to +100.0)"
     assert paired_difference.difference_text(found[0], "near") == shown
     text = table.to_markdown("toy", [paired_difference.table_of(found)], {}, {})
     assert "% right, less that of the row named:" in text
@@ -424,7 +424,7 @@ def test_seeds_may_be_asked_other_questions_each() -> None:
     (sft,) = paired_difference.differences(records, ("em", "p"))
     assert not sft.splits
     assert sft.means == {"near": pytest.approx(-0.625)}
-    low, high = -0.625 - 12.706 * 0.125, -0.625 + 12.706 * 0.125
+    low, high = -1.0, -0.625 + 12.706 * 0.125  # -2.2 is no difference of shares
     assert sft.over_seeds["near"] == pytest.approx((low, high), abs=1e-3)
     assert paired_difference.difference_text(sft, "near") == f"-62.5 (seeds {100 * low:+.1f} to {100 * high:+.1f})"
 

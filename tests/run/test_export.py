@@ -222,7 +222,16 @@ def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Pa
     settings = "p_init: base\nrollout: {granularity: token, tools: []}\nm_step: {steps: 8, learning_rate: 0.02}\n"
     (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [test]}}\n")
     folder, target = tmp_path / "run", tmp_path / "exported"
-    arguments = ["--task", str(tmp_path / "parity.py"), "--model", str(tiny_model_dir), "--output-dir", str(folder)]
+    arguments = [
+        "--task",
+        str(tmp_path / "parity.py"),
+        "--model",
+        str(tiny_model_dir),
+        "--output-dir",
+        str(folder),
+        "--q-sees",
+        "question",
+    ]
     base = ["em", "--preset", "smoke", "--precision", "fp32", "--config", str(tmp_path / "settings.yaml")]
     assert main([*base, *arguments]) == 0
     cases: list[tuple[Reasoner, list[str]]] = [("p", []), ("q", ["--merge"])]
@@ -404,7 +413,7 @@ def test_a_chat_template(tmp_path: Path, hub: Path) -> None:
     settings = "init_step: {steps: 30, learning_rate: 0.01}\nrollout: {max_tokens: 120}\ndata: {demonstrations: 8}\n"
     (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{max_tokens: 40, size: 4}}\n")
     folder, target = tmp_path / "run", tmp_path / "exported"
-    arguments = ["--task", "qa", "--model", str(model), "--output-dir", str(folder)]
+    arguments = ["--task", "qa", "--model", str(model), "--output-dir", str(folder), "--q-sees", "question"]
     base = ["em", "--preset", "smoke", "--precision", "fp32", "--config", str(tmp_path / "settings.yaml")]
     assert main([*base, *arguments]) == 0
     notes = [event["text"] for event in RunFolder.open(folder).events() if event["kind"] == "note"]
