@@ -35,15 +35,15 @@ def adapters(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name / "adapter_model.safetensors").read_bytes() for name in "pq"}
 
 
-def test_a_run_from_end_to_end(finished: Path) -> None:
-    results = json.loads((finished / "results.json").read_text())
+def test_a_run_from_end_to_end(default_run: Path) -> None:
+    results = json.loads((default_run / "results.json").read_text())
     assert set(results["accuracy"]) == {"0", "1"}
-    assert set(results["accuracy"]["1"]) == {"p", "q"}
-    assert set(results["accuracy"]["1"]["q"]) == {"3-operands", "4-operands"}
-    assert results["accuracy"]["1"]["q"]["3-operands"]["n"] == 8
-    assert json.loads((finished / "run.json").read_text())["status"] == "finished"
-    assert all(n == 1 for n in units(finished).values())
-    config = from_dict(yaml.safe_load((finished / "config.yaml").read_text()), "x")
+    assert set(results["accuracy"]["1"]) == {"p"}, "q has read the answers"
+    assert set(results["accuracy"]["1"]["p"]) == {"3-operands", "4-operands"}
+    assert results["accuracy"]["1"]["p"]["3-operands"]["n"] == 8
+    assert json.loads((default_run / "run.json").read_text())["status"] == "finished"
+    assert all(n == 1 for n in units(default_run).values())
+    config = from_dict(yaml.safe_load((default_run / "config.yaml").read_text()), "x")
     assert config.rounds == 1  # the preset's
     assert Path(config.model).is_absolute()
 
@@ -64,7 +64,7 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_run(
     cli: Cli,
     tmp_path: Path,
     tiny_model_dir: Path,
-    finished: Path,
+    default_run: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "run"
@@ -85,13 +85,13 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_run(
 
     resumed = cli("em", "--output-dir", folder, "--resume", "--task", "arithmetic", "--seed", 0, "--json")
     assert resumed.status == 0, resumed.err
-    assert units(folder) == units(finished)
-    assert resumed.json["accuracy"] == json.loads((finished / "results.json").read_text())["accuracy"]
-    assert adapters(folder) == adapters(finished)
+    assert units(folder) == units(default_run)
+    assert resumed.json["accuracy"] == json.loads((default_run / "results.json").read_text())["accuracy"]
+    assert adapters(folder) == adapters(default_run)
 
 
 def test_the_same_command_starts_goes_on_and_leaves_what_is_finished(
-    cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, default_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a job does that a cluster stops and starts again."""
     folder = tmp_path / "run"
@@ -101,16 +101,18 @@ def test_the_same_command_starts_goes_on_and_leaves_what_is_finished(
         assert cli(*command).status == 130
     assert len(units(folder)) == 1
     assert cli(*command).status == 0
-    assert units(folder) == units(finished) and adapters(folder) == adapters(finished)
+    assert units(folder) == units(default_run) and adapters(folder) == adapters(default_run)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
     again = cli(*command, "--json")
     assert again.status == 0 and "Finished already" in again.err
-    assert again.json["accuracy"] == json.loads((finished / "results.json").read_text())["accuracy"]
+    assert again.json["accuracy"] == json.loads((default_run / "results.json").read_text())["accuracy"]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")} == before
 
 
-def test_a_finished_run_goes_on_to_more_rounds(cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path) -> None:
-    longer, whole = Path(shutil.copytree(finished, tmp_path / "longer")), tmp_path / "whole"
+def test_a_finished_run_goes_on_to_more_rounds(
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, default_run: Path
+) -> None:
+    longer, whole = Path(shutil.copytree(default_run, tmp_path / "longer")), tmp_path / "whole"
     called = cli("em", "--output-dir", longer, "--resume", "--rounds", 2)
     assert called.status == 0, called.err
     assert "The run goes on to 2 rounds; it had 1." in called.out
@@ -133,12 +135,12 @@ def test_a_round_that_was_the_last_one_stays_tested(cli: Cli, tmp_path: Path, ti
 
 
 def test_code_that_a_whole_command_names_is_the_users_own(
-    cli: Cli, tmp_path: Path, tiny_model_dir: Path, finished: Path
+    cli: Cli, tmp_path: Path, tiny_model_dir: Path, default_run: Path
 ) -> None:
-    folder, tool = Path(shutil.copytree(finished, tmp_path / "run")), tmp_path / "tool.py"
+    folder, tool = Path(shutil.copytree(default_run, tmp_path / "run")), tmp_path / "tool.py"
     tool.touch()
     file = folder / "config.yaml"
-    settings = yaml.safe_load((finished / "config.yaml").read_text())
+    settings = yaml.safe_load((default_run / "config.yaml").read_text())
     settings["rollout"]["tools"] = [str(tool)]
     file.write_text(yaml.safe_dump(settings))
     resume = ["--output-dir", folder, "--resume", "--print-config"]
@@ -180,10 +182,10 @@ def test_a_run_does_not_go_on_with_other_training_data(
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(
-    cli: Cli, finished: Path, tmp_path: Path, tiny_model_dir: Path
+    cli: Cli, default_run: Path, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
+    shutil.copytree(default_run, folder)
     shutil.rmtree(folder / "checkpoints")
     files = {path: path.read_bytes() for path in folder.rglob("*.json*")}
     assert "Finished already" in cli("em", "--output-dir", folder, "--resume").out
