@@ -89,8 +89,9 @@ def run(argv: Sequence[str]) -> int:
     replace(found, items=tuple(best)).table().show(console)
     reward = asked.in_memory().reward.name
     weight = f"its count × R / {writer}, as a share of all"
-    reads = "q has read Y" if asked.config.q_sees == "question-and-answer" and asked.source.has_q else "given X"
-    say(console, f"log q, log p: of Z, {reads}; log R: {reward}; in nats; weight: {weight}", style="dim")
+    has_read = asked.config.q_sees == "question-and-answer" and asked.source.has_q
+    names = "log q (q has read Y), log p" if has_read else "log q, log p"
+    say(console, f"{names}: of Z given X; log R: {reward}; in nats; weight: {weight}", style="dim")
     return 0
 
 
