@@ -155,6 +155,7 @@ def test_an_e_step_that_learns_again_becomes_the_posterior(
     )
     config = RunConfig(
         p_init="base",
+        q_sees="question",  # `latent-cot verify --objective em` has a world in which it sees Y
         rounds=1,
         rollout=RolloutConfig(granularity="token", max_tokens=3),
         e_step=e_step,
