@@ -477,13 +477,6 @@ def test_rows_of_another_task_of_that_name_are_named() -> None:
     assert note.startswith("ppo (seed 0) had another task file, or tool,")
 
 
-def test_seeds_bound_a_difference_of_shares_by_what_it_can_be() -> None:
-    wins = {("em", 0), ("sft", 1)}
-    pairs = [marked(name, seed, p=str(int((name, seed) in wins))) for seed in (0, 1) for name in ("em", "sft")]
-    (found,) = paired_difference.differences(pairs, ("em", "p"))
-    assert found.over_seeds == {"near": (-1.0, 1.0)} and found.means == {"near": 0.0}
-
-
 def test_what_rows_are_compared_with() -> None:
     assert paired_difference.parse_target("em:p", REASONERS) == ("em", "p")
     with pytest.raises(UsageError, match="'emm' is not compared"):

@@ -219,19 +219,11 @@ def test_results_that_are_too_long_are_refused_by_both(
 def test_a_task_with_candidates_and_braces_in_its_prompt(tmp_path: Path, hub: Path, tiny_model_dir: Path) -> None:
     """p judges by itself what follows its chains, q leaves that to the base model."""
     (tmp_path / "parity.py").write_text(CANDIDATES_TASK)
-    settings = "p_init: base\nrollout: {granularity: token, tools: []}\nm_step: {steps: 8, learning_rate: 0.02}\n"
+    settings = "q_sees: question\np_init: base\nrollout: {granularity: token, tools: []}\n"
+    settings += "m_step: {steps: 8, learning_rate: 0.02}\n"
     (tmp_path / "settings.yaml").write_text(f"{settings}evaluation: {{splits: [test]}}\n")
     folder, target = tmp_path / "run", tmp_path / "exported"
-    arguments = [
-        "--task",
-        str(tmp_path / "parity.py"),
-        "--model",
-        str(tiny_model_dir),
-        "--output-dir",
-        str(folder),
-        "--q-sees",
-        "question",
-    ]
+    arguments = ["--task", str(tmp_path / "parity.py"), "--model", str(tiny_model_dir), "--output-dir", str(folder)]
     base = ["em", "--preset", "smoke", "--precision", "fp32", "--config", str(tmp_path / "settings.yaml")]
     assert main([*base, *arguments]) == 0
     cases: list[tuple[Reasoner, list[str]]] = [("p", []), ("q", ["--merge"])]
