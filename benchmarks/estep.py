@@ -211,7 +211,7 @@ def one_step(
     )
     if again and c.updates > 1:
         own = [[z for z, n in zip(t.rationales, t.sampled, strict=True) for _ in range(n)] for t in batches]
-        loop.remember(chosen, batches, own)
+        loop.remember(chosen, batches, own, loop.marks(batches))
     e_step.update(
         loop.lm,
         batches,

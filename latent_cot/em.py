@@ -85,8 +85,9 @@ class EM(LearnsAgain):
             }
             if log_z and step == 0:
                 self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
-            if c.updates > 1:
-                self.remember(chosen, batches, own)  # before the update: log q is that of the q that sampled them
+            marks = self.marks(batches)
+            if c.updates > 1:  # before the update: log q is that of the q that sampled them
+                self.remember(chosen, batches, own, marks)
             info = update(
                 self.lm,
                 batches,
@@ -102,7 +103,7 @@ class EM(LearnsAgain):
 
             # And, by forward KL, on what was sampled so far for some of the questions (methods/again.py).
             again = self.learn_again(optimiser, step, temperature=target["reward_temperature"])
-            figures = describe(batches, self.is_correct if self.tells_right else None)
+            figures = describe(batches, marks if self.tells_right else None)
             figures["reward_temperature"] = target["reward_temperature"]
             yield {**vars(info), **again, **figures, **timing, "samples": shown_samples(batches)}
         self.state.seen = []

@@ -89,7 +89,7 @@ class HandMade(Method):
         return self._sampler
 
     def judge_of(self, reasoner: Reasoner) -> Judge:
-        return self._judge or self._sampler or "p"
+        return self._judge or "p"
 
     def test_text(self, reasoner: Reasoner, example: Example) -> str:
         return self._prefix + example.x

@@ -192,7 +192,7 @@ METHODS: Mapping[str, MethodSpec] = {
     ),
     "forward-kl": replace(
         _EM,
-        description="EM with an E-step by forward KL: q(Z | X, Y) learns its own samples, by their posterior weight",
+        description="EM with an E-step by forward KL: q learns its own samples, by their posterior weight",
         target="latent_cot.methods.forward_kl:ForwardKL",
         has_balance=False,
     ),

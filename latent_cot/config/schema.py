@@ -143,8 +143,8 @@ class EStepConfig(Section):
     """Deviations beyond this many nats count linearly. None: squared error."""
     reward_floor: PositiveAmount | None = 10.0
     """Nats below the best reward of a question. Of a prefix that is worth less, the loss uses only that it is worth no
-    more than that; a complete chain's reward counts as it is (`objectives.balance.below_floor`). `ppo` and `grpo`,
-    which see complete chains only, raise lower rewards to the floor. None: no floor."""
+    more than that; a complete chain's reward counts as it is (`objectives.balance.below_floor`), if it is not 10,000
+    nats lower. `ppo` and `grpo`, which see complete chains only, raise lower rewards to the floor. None: no floor."""
     reward_temperatures: tuple[Temperature, Temperature] = (1.0, 1.0)
     """The reward is log R / T. T goes linearly from the first value, at step 0, to the second, at the step
     `reward_temperature_steps`, and stays there."""
@@ -218,7 +218,8 @@ class MStepConfig(Section):
     candidates after Z. With the last two p learns no rationale: in tests it decides after those of q or, if q reads Y,
     after its own, which it has not learned to write."""
     keep: Literal["correct", "all"] = "correct"
-    """Train on the drawn rationales that arrive at Y, or on all of them."""
+    """Train on the drawn rationales that arrive at Y, or on all of them. None is left out where p picks an
+    answer among candidates, or where none is right."""
     weighted: Switch = False
     """Weight the distinct rationales of a question by p(Z Y | X) / q(Z), normalised to add up to `samples`: what is
     learned is then an average over the posterior, which q only approximates. It takes several, at temperature 1."""
@@ -262,7 +263,8 @@ class EvaluationConfig(Section):
     max_tokens: Positive = 120
     """Tokens a chain may choose: more than in training, since test questions may be longer."""
     diagnostics: Count = 32
-    """Validation questions on which q is compared with the posterior before and after each E-step; 0: none."""
+    """Validation questions on which q is compared with the posterior before and after each E-step; 0: none, and
+    no `safeguard`, which judges by them."""
     votes: Few = 1
     """Chains a question: above 1 the majority decides."""
     temperature: SamplingTemperature = 0.0

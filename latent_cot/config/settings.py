@@ -290,16 +290,18 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if rollout.min_tokens > most:
         remedy = "no chain could stop; lower the one or raise the other"
         yield f"--rollout.min-tokens is {rollout.min_tokens}, above --{of_most}.max-tokens ({most}): {remedy}"
-    if e.demonstration_weight * data.demonstrations + data.unlabelled == 0:
+    asks = METHODS[method].trains_q and e.steps
+    if asks and e.demonstration_weight * data.demonstrations + data.unlabelled == 0:
         yield "--e-step.demonstration-weight is 0 and --data.unlabelled too: no question is left to draw; raise one"
     if e.temperatures[0] > e.temperatures[1]:
         yield "--e-step.temperatures {} {}: the first is above the second".format(*e.temperatures)
     if METHODS[method].has_balance and e.updates > 1 and e.steps:
         why = f"--e-step.updates {e.updates} learns again what q samples at temperature 1, and that is nothing"
-        if round(e.tempered_share * e.samples) == e.samples:
+        fresh = e.samples - (round(e.replay_share * e.samples) if e.mix_replay else 0)
+        if e.replay_share == 1 or not fresh:
+            yield f"{why} with --e-step.replay-share {e.replay_share:g}: lower it, or give --e-step.updates 1"
+        elif any(round(e.tempered_share * n) == n for n in (fresh, e.samples)):
             yield f"{why} with --e-step.tempered-share {e.tempered_share:g}: lower it, or give --e-step.updates 1"
-        if e.replay_share == 1:
-            yield f"{why} with --e-step.replay-share 1: lower it, or give --e-step.updates 1"
     if METHODS[method].has_balance and e.objective == "subtb" and rollout.min_tokens and e.steps:
         why = "ties the states of a chain to each other only, so that nothing before the first of them is learned"
         remedy = f"with --rollout.min-tokens {rollout.min_tokens} give --e-step.objective pooled-subtb"
@@ -312,7 +314,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             if getattr(varied, name):
                 what = f"{flag(f'augmentation.{name}')} is about whole steps"
                 yield f"{what}: with --rollout.granularity token there are none; give 0"
-    if varied.concat_questions and target != "joint":
+    if varied.concat_questions and target != "joint" and METHODS[method].reads(config, "m_step.target"):
         yield f"--augmentation.concat-questions leaves no answer to be learned by --m-step.target {target}; give 0"
     if q_sees not in (None, config.q_sees):
         yield f"--q-sees {config.q_sees}: with --method {method} q sees the {q_sees}; give --q-sees {q_sees}"
@@ -333,6 +335,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if tests.votes > 1 and tests.temperature == 0:
         remedy = "give an --evaluation.temperature above 0, or --evaluation.votes 1"
         yield f"--evaluation.votes is {tests.votes}: chains are the same at --evaluation.temperature 0; {remedy}"
+    decode = config.decode
+    draws = "beam" not in decode.strategy and (decode.strategy != "sample" or decode.multiple > 1)
+    if method == "decode" and draws and tests.temperature == 0:
+        what = f"--decode.strategy {decode.strategy} --decode.multiple {decode.multiple}"
+        yield f"{what}: chains are the same at --evaluation.temperature 0; give a higher one"
 
 
 def code_named(config: RunConfig) -> list[str]:

@@ -23,7 +23,7 @@ from latent_cot.rationales.rollout import Counts
 from latent_cot.rationales.scoring import Group, score_rows
 from latent_cot.types import CodeError, Example, Measured, Rationale, Sample, Task
 
-Judge = Literal["p", "q", "base"]
+Judge = Literal["p", "base"]
 """Who picks the answer among candidates: an adapter, or the base model as it is without any."""
 
 MISTAKES: Mapping[str, str] = {

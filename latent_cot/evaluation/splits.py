@@ -67,8 +67,9 @@ def splits_of(
 
 
 def _enough_of(task: Task, name: str, size: int | None, seen: Sequence[Example]) -> list[Example]:
-    """A split's first questions, so many that `size` are left without those that were seen, if it has them."""
-    wanted = size
+    """A split's first questions, so many that `size` are left without those that were seen, if it has them: a task of
+    the user's own may draw from few questions again and again."""
+    wanted, most = size, 10 * ((size or 0) + len(seen))
     while True:
         try:
             examples = task.split(name, wanted)
@@ -77,6 +78,6 @@ def _enough_of(task: Task, name: str, size: int | None, seen: Sequence[Example])
                 raise
             return examples  # it has no more
         kept, dropped = drop_seen(examples, seen)
-        if size is None or wanted is None or len(kept) >= size or len(examples) < wanted:
+        if size is None or wanted is None or len(kept) >= size or not len(examples) == wanted < most:
             return examples
         wanted = size + dropped

@@ -14,7 +14,7 @@ import math
 import operator
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from statistics import fmean
@@ -39,7 +39,7 @@ from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import experience_of, log_probs_when_sampled
 from latent_cot.rationales.scoring import Group, score_in_batches
-from latent_cot.types import Rationale
+from latent_cot.types import Example, Rationale
 
 FEWEST = 8
 """A question with so many rationales learns them together where what q gives them is subtracted: of one alone that
@@ -50,7 +50,11 @@ class LearnsAgain(Method):
     """What methods share whose E-step keeps what it samples, in `state.seen`."""
 
     def remember(
-        self, chosen: Sequence[int], trajectories: Sequence[Trajectories], sampled: Sequence[Sequence[Rationale]]
+        self,
+        chosen: Sequence[int],
+        trajectories: Sequence[Trajectories],
+        sampled: Sequence[Sequence[Rationale]],
+        is_right: Callable[[Example, Rationale], bool],
     ) -> ImportanceInfo:
         """Keep what q, as it is, has `sampled` at temperature 1 for these training questions, of their `trajectories`.
         Returns what the weights of these samples are like."""
@@ -61,7 +65,7 @@ class LearnsAgain(Method):
         log_q = log_probs_when_sampled(self.lm, e, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         _, info = importance_weights(e.log_reward, log_q, e.count, e.group)
         asked = [own[g][0] for g in e.group.tolist()]
-        right = self.are_correct([(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)])
+        right = [is_right(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)]
         rationales = [replace(z, log_probs=None) for z in e.rationales]
         columns = (asked, rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist(), right)
         self.state.seen.extend(map(Seen, *columns))

@@ -31,6 +31,7 @@ from latent_cot.methods.phases import Resumable, phase
 from latent_cot.methods.seeding import seed_of, slices
 from latent_cot.methods.state import Info, Phase, State
 from latent_cot.model.lm import LanguageModel
+from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.reward import own_log_reward
 from latent_cot.rationales.rollout import Counts, rollout
@@ -171,6 +172,12 @@ class Evaluator(Resumable):
         processes = self.lm.processes
         return processes.join([self.is_correct(*one) for one in processes.share(asked)])
 
+    def marks(self, trajectories: Sequence[Trajectories]) -> Callable[[Example, Rationale], bool]:
+        """`is_correct` of these rationales, each asked once."""
+        asked = [(t.query.example, rationale) for t in trajectories for rationale in t.rationales]
+        found = {(e.key, z): right for (e, z), right in zip(asked, self.are_correct(asked), strict=True)}
+        return lambda example, rationale: found[example.key, rationale]
+
     @property
     def test_batch_size(self) -> int:
         """Chains decoded at once: twice as many as in training, of which nothing but the tokens is kept."""
@@ -220,7 +227,7 @@ class Evaluator(Resumable):
     ) -> list[list[Sample]]:
         c, codec = self.config.evaluation, self.rules.codec
         sampling = {"n": c.samples or self.task.samples, "temperature": c.temperature, **other}
-        counts = self.draw_tests(reasoner, examples, seed=seed, **sampling)
+        _, counts = self.rationales_of(reasoner, examples, seed=seed, **sampling)
         groups = [
             Group(codec.encode_prompt(example.x), list(of_one), codec.encode(example.y or ""))
             for example, of_one in zip(examples, counts, strict=True)

@@ -41,4 +41,5 @@ class FewShot(Method):
         return "".join(f"{example.x}{example.y}\n" for example in self.data.unlabelled[: self.n_shown])
 
     def sampler_of(self, reasoner: Reasoner) -> Reasoner | None:
-        return super().sampler_of(reasoner) if self.data.demonstrations else None
+        answers_at_once = not (self.data.demonstrations or self.task.is_measured)
+        return None if answers_at_once else super().sampler_of(reasoner)

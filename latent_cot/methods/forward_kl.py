@@ -44,7 +44,8 @@ class ForwardKL(LearnsAgain):
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self.count_sampled(rollouts)
             experience = self._experience(chosen, rollouts)
-            weights = self.remember(chosen, experience.trajectories, rollouts)
+            marks = self.marks(experience.trajectories)
+            weights = self.remember(chosen, experience.trajectories, rollouts, marks)
             of_step = set(chosen)
             asked = [one for one in self.instructive() if one.question in of_step]
             rng = random.Random(f"{self.unit_seed(step)}/asked")
@@ -55,7 +56,7 @@ class ForwardKL(LearnsAgain):
                 **self.learn_again(optimiser, step),
                 "ess": float(weights.ess.mean()),
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
-                **describe(experience.trajectories, self.is_correct if self.tells_right else None),
+                **describe(experience.trajectories, marks if self.tells_right else None),
                 **timing,
                 "samples": shown_samples(experience.trajectories),
             }

@@ -76,10 +76,20 @@ class Method(FineTuning):
                 )
             if c.target == "answer" and not all(example.y for example in questions):
                 raise UsageError(f"--m-step.target answer: {name} has questions without an answer; give joint")
+        trained = spec.fine_tunes(config) and (config.rounds > 0 or not spec.has_rounds)
+        if task.answer_given and spec.samples and trained and "p" in spec.reasoners(config, True):
+            why = f"tests of {name} give the answer, which its p does not learn to read"
+            may_read = spec.trains_q and spec.q_sees is None
+            remedy = "--q-sees question-and-answer" if may_read else "--method sft, gflownet or em"
+            raise UsageError(f"--method {config.method}: {why}; give {remedy}")
         if config.augmentation.concat_questions and not task.can_be_joined(questions):
             why = f"in questions of {name} that are joined the steps would be others"
             raise UsageError(f"--augmentation.concat-questions: {why}; give 0")
         if spec.trains_q:
+            asked = (*data.unlabelled, *(data.demonstrations if config.e_step.demonstration_weight else ()))
+            if config.e_step.steps and not asked:
+                remedy = "raise it, or give questions without a rationale"
+                raise UsageError(f"--e-step.demonstration-weight is 0, and there are demonstrations only: {remedy}")
             rewarded = config.e_step if spec.has_balance else replace(config.e_step, prior="model")
             refuse_idle_reward_settings(rewarded, task, questions)
             if config.q_sees == "question-and-answer":
@@ -266,11 +276,11 @@ class Method(FineTuning):
             if self.safeguard:
                 self.lm.copy_adapter("p", "kept")
             self.start_model()
+            self.state.m_steps += bool(self.state.drawn) and self.config.m_step.steps > 0
         if self.state.drawn:
             passes = self.config.m_step.steps * self.config.m_step.batch_size / len(self.state.drawn)
             for info in self.fine_tune("p", self.state.drawn, self.config.m_step):
                 yield {**info, "passes": passes}
-            self.state.m_steps += self.config.m_step.steps > 0
         elif self.state.unit == 0:
             yield {"note": "no rationale arrives at its answer: p stays as it is"}
 

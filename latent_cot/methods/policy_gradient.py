@@ -102,9 +102,10 @@ class PolicyGradient(Method):
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self.count_sampled(rollouts)
             experience = self._experience(chosen, rollouts, reference=True)
+            marks = self.marks(experience.trajectories)
             if c.reward == "correct":
                 scored = [(t.query.example, rationale) for t in experience.trajectories for rationale in t.rationales]
-                reward = torch.tensor(self.are_correct(scored)).float()
+                reward = torch.tensor([float(marks(*one)) for one in scored])
             else:
                 reward = floored(experience, e.reward_floor)
             with self.lm.trainable("q") as model:  # not its merged copy: in bf16 the first ratios would not be 1
@@ -125,7 +126,7 @@ class PolicyGradient(Method):
             self.state.budget.gradient_steps += e.updates
             yield {
                 **vars(info),
-                **describe(experience.trajectories, self.is_correct if self.tells_right else None),
+                **describe(experience.trajectories, marks if self.tells_right else None),
                 **timing,
                 "samples": shown_samples(experience.trajectories),
             }
@@ -170,7 +171,7 @@ class PolicyInfo:
 
     loss: float
     kl: float
-    """Estimate of KL(q || p) of a rationale, nats (the mean of log q − log p), of the q that sampled."""
+    """Estimate of KL(q || p) of a rationale, nats (the mean of log q − log p), by q as it is before the batch."""
     clipped: float
     """Share of actions whose gradient the clipping has cut off."""
     weight_cut: float

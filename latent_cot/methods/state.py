@@ -84,7 +84,7 @@ class State:
     unit: Count = 0
     """Units of that phase that are done."""
     m_steps: Count = 0
-    """How many M-steps have changed p for good."""
+    """How many M-steps have changed p for good, the one under way included."""
     drawn: list[WeightedRationale] = field(default_factory=list)
     """Rationales for the M-step."""
     seen: list[Seen] = field(default_factory=list)

@@ -270,18 +270,22 @@ def check_demonstrations(
         # One more: what is as long as may be is stopped by force, and teaches no stop.
         remedy = f"raise --rollout.max-tokens, to {longest + 1} for all"
         raise UsageError(f"{long}: {remedy}; the longest is that of {which}")
+    full = [example for example, n in zip(examples, tokens, strict=True) if n == rules.max_tokens]
+    why = f"have {rules.max_tokens} tokens, as many as a rationale may have, and teach no stop"
+    remedy = f"--rollout.max-tokens {rules.max_tokens + 1} mends it; the first is that of"
+    notes = [f"{len(full)} of {len(tokens)} {what} {why}: {remedy} {name_of(full[0])}."] if full else []
     if task.is_measured or task.has_own_reward or any(map(task.candidates, examples)):
-        return []  # there is no answer to be read off a rationale
+        return notes  # there is no answer to be read off a rationale
     answers = [task.answer(rationale) for rationale in rationales]
     wrong = [k for k, example in enumerate(examples) if not task.grade(example, answers[k])]
     if not wrong:
-        return []
+        return notes
     example, answer = examples[wrong[0]], answers[wrong[0]]
     first = f"{example.asked!r} at {answer!r}, not at {example.answer!r}{_failed(task)}"
     if len(wrong) == len(examples):
         remedy = "look at the task's `answer` and `grade`, and at the examples' `z` and `answer`"
         raise UsageError(f"no demonstration of {task.name} arrives at its own answer: {first}; {remedy}")
-    return [f"{len(wrong)} of {len(examples)} demonstrations do not arrive at their own answer: {first}."]
+    return [*notes, f"{len(wrong)} of {len(examples)} demonstrations do not arrive at their own answer: {first}."]
 
 
 def _failed(task: Task) -> str:

@@ -114,7 +114,7 @@ class Trained:
     """Of the loop's state in a checkpoint, what sampling needs to know."""
 
     m_steps: Count
-    """How many M-steps have changed p."""
+    """How many M-steps have changed p, one under way included."""
 
 
 @dataclass

@@ -439,6 +439,9 @@ def _restored(session: Session, checkpoint: Checkpoint) -> Method:
     if changed := [split for split in loop.state.tested if split in now and was.get(split) != now[split]]:
         remedy = "restore them, or start again in another --output-dir"
         raise UsageError(f"the test {changed[0]} has other questions than when this run was tested on it; {remedy}")
+    if has_safeguard(session.config) and not (checkpoint.path / "kept").exists():
+        why = "evaluation.diagnostics was 0 when it was saved, and the safeguard has nothing to put back"
+        raise UsageError(f"{checkpoint.path}: {why}; put config.yaml right, or start again in another --output-dir")
     _read_adapters(session, checkpoint.path, checkpointed_adapters(session.config))
     return loop
 

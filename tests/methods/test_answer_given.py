@@ -121,7 +121,30 @@ def test_an_answer_that_q_would_read_is_missed_before_training() -> None:
     data = dataclasses.replace(data, validation=(dataclasses.replace(known[0], answer=None),))
     with pytest.raises(UsageError, match=r"question '\w+': its answer is needed .*give it, or --q-sees question"):
         method.check(config_of("em"), asked, data)
-    method.check(dataclasses.replace(config_of("em"), q_sees="question"), asked, data)
+    without = PlainPrompt(stop=".", allowed_characters=" abc.")
+    method.check(dataclasses.replace(config_of("em"), q_sees="question"), without, data)
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        ("em", "--q-sees question-and-answer"),
+        ("em-x", "--method sft, gflownet or em"),
+        ("rejection", "--method sft, gflownet or em"),
+        ("ppo", "--method sft, gflownet or em"),
+    ],
+)
+def test_a_p_that_would_not_know_what_it_reads_in_tests_is_refused(method: str, remedy: str) -> None:
+    config = dataclasses.replace(with_method(WORLD, method), q_sees="question")
+    config = dataclasses.replace(config, policy_gradient=dataclasses.replace(config.policy_gradient, fine_tune=True))
+    data, of = task().load(DataRequest()), method_class(method)
+    with pytest.raises(UsageError, match=f"--method {method}: .* its p does not learn to read; give {remedy}$"):
+        of.check(config, task(), data)
+    of.check(config, dataclasses.replace(task(), answer_given=False), data)
+    if method in ("em", "em-x"):  # of no round there is only p as it begins
+        of.check(dataclasses.replace(config, rounds=0), task(), data)
+    if method == "ppo":  # q(Z | X) is tested alone
+        of.check(dataclasses.replace(config, policy_gradient=WORLD.policy_gradient), task(), data)
 
 
 def test_a_sampler_that_needs_an_answer_nobody_gives(tiny_model_dir: Path) -> None:

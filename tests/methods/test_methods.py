@@ -14,14 +14,14 @@ from torch import nn
 from latent_cot import tasks
 from latent_cot.config.methods import METHODS, PlannedBudget
 from latent_cot.config.schema import DataConfig, EStepConfig, RunConfig, SFTConfig
-from latent_cot.config.settings import check, other_settings, with_method
+from latent_cot.config.settings import check, load_config, other_settings, with_method
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.method import Method, method_class
 from latent_cot.methods.rejection import PER_QUESTION
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.model.tree import TokenTree
 from latent_cot.tasks.random_numbers import TASK
-from latent_cot.types import DataRequest, Example, UsageError
+from latent_cot.types import DataRequest, Example, Rationale, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.measured import LengthTask
 from tests.worlds import ToyTask, language_model
@@ -368,6 +368,71 @@ def test_few_shot_shows_how_a_rationale_is_written_where_the_answer_is_read_off_
     arithmetic = tasks.load("arithmetic")
     with pytest.raises(UsageError, match="arithmetic reads the answer off a rationale, and none is shown"):
         FewShot.check(asked, arithmetic, arithmetic.load(DataRequest(demonstrations=0, unlabelled=8, validation=0)))
+
+
+def test_few_shot_writes_sentences_where_there_is_nothing_to_answer(lm: LanguageModel) -> None:
+    """In tests, and where its rationales are shown."""
+    rollout = dataclasses.replace(WORLD.rollout, granularity="token")
+    config = config_of("few-shot", shots=0, rollout=rollout, data=DataConfig(0, 2, 0))
+    loop = make(lm, config, LengthTask())
+    loop.data, loop.demonstrations = dataclasses.replace(loop.data, demonstrations=()), []
+    writer, drawn = loop.rationales_of("p", loop.tests["test"], n=3, seed=0, temperature=1.0)
+    assert writer == "p" and any(len(z) for of_one in drawn for z in of_one)
+    (measured, *_) = loop.sample_tests("p", loop.tests["test"], seed=0, n=3, temperature=1.0)
+    assert {one.rationale for one in measured.samples} == set(drawn[0])
+
+
+@pytest.mark.parametrize("task", ["subjectivity", "random_numbers"])
+def test_what_q_sees_is_the_tasks_own_for_each_way_of_training_it(task: str) -> None:
+    seen = {method: load_config(task=task, method=method).q_sees for method in ("em", "gflownet", "forward-kl")}
+    assert set(seen.values()) == {"question"}
+    assert load_config(method="forward-kl").q_sees == "question-and-answer"
+
+
+@pytest.mark.parametrize("method", ["em", "rejection"])
+def test_a_p_in_the_middle_of_its_training_is_no_untrained_one(lm: LanguageModel, method: str) -> None:
+    """Stopped there, it is sampled from without the demonstrations that it is not being trained behind."""
+    loop = make(lm, config_of(method, p_init="prompt", shots=2, m_step=dataclasses.replace(WORLD.m_step, steps=3)))
+    trained = []
+    for phase, _ in loop.run():
+        if phase.name == "m_step":
+            trained.append((loop.state.m_steps, loop.test_text("p", loop.data.validation[0])))
+    assert trained and set(trained[: 3 if len(trained) > 1 else 1]) == {(1, loop.data.validation[0].x)}
+
+
+def test_without_a_question_to_draw_nothing_begins() -> None:
+    """Rows may all have rationales, whatever was asked for."""
+    config = config_of("em", e_step=dataclasses.replace(WORLD.e_step, demonstration_weight=0.0))
+    task = ToyTask()
+    data = dataclasses.replace(task.load(DataRequest()), unlabelled=())
+    with pytest.raises(UsageError, match=r"--e-step\.demonstration-weight is 0, and there are demonstrations only"):
+        method_class("em").check(config, task, data)
+    method_class("em").check(config_of("em"), task, data)
+    method_class("sft").check(config_of("sft", e_step=config.e_step), task, data)
+
+
+@pytest.mark.parametrize("method", ["em", "forward-kl", "grpo"])
+def test_a_grader_is_asked_once_for_each_rationale(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """It may take its time, and what is logged is then what was learned from."""
+    loop = make(lm, config_of(method, evaluation=dataclasses.replace(WORLD.evaluation, diagnostics=0)))
+    steps = ("policy" if method == "grpo" else "e_step",)
+    asked: list[tuple[str, Rationale]] = []
+    really = loop.is_correct
+
+    def is_correct(example: Example, rationale: Rationale) -> bool:
+        asked.append((example.key, rationale))
+        return really(example, rationale)
+
+    monkeypatch.setattr(loop, "is_correct", is_correct)
+    found = 0
+    for phase, info in loop.run():
+        if phase.name in steps:
+            assert len(asked) == len(set(asked)) > 0 and "accuracy" in info
+            found += 1
+        asked.clear()
+    assert found
 
 
 def test_forward_kl_without_an_e_step(lm: LanguageModel) -> None:

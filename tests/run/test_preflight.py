@@ -19,7 +19,7 @@ from latent_cot.config.schema import DataConfig
 from latent_cot.config.settings import from_dict, load_config
 from latent_cot.model.limits import Limit
 from latent_cot.model.text import TextCodec
-from latent_cot.rationales.chain import ChainRules
+from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.run.preflight import (
@@ -193,6 +193,10 @@ def test_demonstrations_arrive_at_their_answers(tiny_model: Callable[[str], Path
         UsageError, match=r"^2 of 2 validation rationales have more than 1 tokens: raise --rollout\.max"
     ):
         check_demonstrations(task, right, short, what="validation rationales")
+    longest = max(sum(encode_rationale(one.z or "", rules).policy_mask) for one in right)
+    (full,) = check_demonstrations(task, right, dataclasses.replace(rules, max_tokens=longest))
+    assert f"have {longest} tokens, as many as a rationale may have, and teach no stop" in full
+    assert f"--rollout.max-tokens {longest + 1} mends it" in full
     wrong = dataclasses.replace(right[0], answer="77")
     (note,) = check_demonstrations(task, [*right, wrong], rules)
     assert note == "1 of 3 demonstrations do not arrive at their own answer: 'a' at '2', not at '77'."
