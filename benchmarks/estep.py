@@ -175,7 +175,7 @@ def run_workload(session: Session, machine: Machine, workload: str, options: Opt
     delivered = 2 * meter.weights * tokens / machine.matmul_flops
     report["rollout_limit_without_sharing"] = delivered / meter.parts["rollout"].seconds
     if plain_seconds.total:
-        rate = c.samples * options.plain_questions / plain_seconds.total
+        rate = c.samples * min(options.plain_questions, options.steps) / plain_seconds.total
         report["plain"] = {"trajectories_per_second": rate, "seconds": vars(plain_seconds)}
         report["times_plain"] = report["trajectories_per_second"] / rate
     if options.grpo_tokens and workload != "paper":

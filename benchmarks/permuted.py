@@ -41,6 +41,8 @@ def table(comparison: Any) -> list[str]:
     cells: dict[tuple[str, str, str], list[tuple[bool, bool]]] = defaultdict(list)
     seeds: dict[str, set[int]] = defaultdict(set)
     for run in comparison["runs"]:
+        if "right" not in run:
+            continue
         seeds[run["variant"]].add(run["config"]["seed"])
         data = run["config"]["data"]
         names = ("demonstrations", "validation", "train_file", "options")
@@ -48,7 +50,7 @@ def table(comparison: Any) -> list[str]:
         settings = {name: data[name] for name in names}
         loaded = TASK.load(DataRequest(seed=run["config"]["seed"], unlabelled=unlabelled, **settings))
         training = [*loaded.demonstrations, *loaded.unlabelled]
-        for reasoner, splits in run.get("right", {}).items():
+        for reasoner, splits in run["right"].items():
             for split, marks in splits.items():
                 again = permuted(TASK.split(split, len(marks)), training)
                 pairs = zip(again, (mark == "1" for mark in marks), strict=True)

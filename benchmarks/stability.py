@@ -39,8 +39,9 @@ def measure(demonstrations: int, seed: int, settings: Mapping[str, Any]) -> dict
         run = lc.train(config, output_dir=f"{folder}/run", progress=False, **settings)
         events, posterior = run.events, run.results["posterior"]["1"]
         right = events[events["kind"] == "e_step"]["accuracy"].tolist()
+    named = {"model": settings["model"]} if "model" in settings else {}
     figures = {when: {name: means[name] for name in FIGURES} for when, means in posterior.items()}
-    return {"demonstrations": demonstrations, "seed": seed, "right": right, **figures}
+    return {"demonstrations": demonstrations, "seed": seed, "right": right, **named, **figures}
 
 
 def lowest(right: Sequence[float], window: int = WINDOW) -> float:
@@ -77,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="as in `latent-cot em`")
     options = parser.parse_args(argv)
     runs = records.load(options.file)
+    if others := [run for run in runs if run.get("model") != options.model]:
+        parser.error(f"{options.file}: has runs of {others[0].get('model', 'the default model')}; give another file")
     done = {(run["demonstrations"], run["seed"]) for run in runs}
     settings = {"model": options.model} if options.model else {}
     for seed in range(options.seeds):

@@ -199,13 +199,13 @@ def e_step(q: PreTrainedModel, p: PreTrainedModel, data: list[Example], v: Vocab
         torch.nn.utils.clip_grad_norm_(q.parameters(), 100.0)
         optimiser.step()
         optimiser.zero_grad()
-        print(f"E-step {step + 1}/{steps}  loss {float(loss.detach()):.3g}")
+        print(f"E-step {step + 1}/{steps}  loss of its last question {loss.item():.3g}")
 
 
 def m_step(p: PreTrainedModel, data: list[tuple[Example, Chain]], v: Vocabulary, steps: int) -> None:
     """Fine-tune p on rationales drawn from q: raise log p(Z Y | X)."""
     optimiser = torch.optim.AdamW(p.parameters(), lr=1e-5)
-    for step in range(steps):
+    for step in range(steps if data else 0):
         batch = random.choices(data, k=8)
         for example, chain in batch:
             tokens, _ = log_policy(p, example.x, chain, v)
@@ -213,7 +213,7 @@ def m_step(p: PreTrainedModel, data: list[tuple[Example, Chain]], v: Vocabulary,
             loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        print(f"M-step {step + 1}/{steps}  loss {float(loss.detach()):.3g}")
+        print(f"M-step {step + 1}/{steps}  loss of its last question {len(batch) * loss.item():.3g}")
 
 
 def is_right(chain: Chain, example: Example, v: Vocabulary) -> bool:

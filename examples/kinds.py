@@ -2,10 +2,12 @@
 
 import random
 import re
+from fractions import Fraction
 from itertools import islice
 
 from latent_cot.tasks.common import last_result, made, share_of
 from latent_cot.tasks.plain import PlainTask
+from latent_cot.tools.calculator import written
 from latent_cot.types import Example, UsageError, did_you_mean
 
 THINGS = "coat lamp book chair ticket bag phone"
@@ -84,7 +86,7 @@ class Discount(Kind):
             if (found := re.fullmatch(pattern, text)) and all(found[name].isdecimal() for name in "pdn"):
                 p, d, n = (int(found[name]) for name in "pdn")
                 z = f" {p} * {n} =, 100 - {d} =, {p * n} * {100 - d} =, {p * n * (100 - d)} / 100 ="
-                price = f"{p * n * (100 - d) / 100:g}"
+                price = written(Fraction(p * n * (100 - d), 100))
                 return z, f"\nIt is {price} dollars.", price
         return None
 

@@ -263,7 +263,7 @@ def needed(file: str, name: str, function: Callable[..., Any], *args: Any, **nam
         raise CodeError(f"{file}: `{name}` returns {failure}; mend it (see tasks/README.md)") from failure
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() too, which would end the command as if all were well
         says = f"{type(error).__name__}: {first_line(error)}"
         raise CodeError(f"{file}: `{name}` raised {says}; mend it (see tasks/README.md)") from error
 

@@ -79,7 +79,7 @@ def pick(module: ModuleType, where: str, kind: Kind, fits: Callable[[Any], bool]
         raise UsageError(f"{where}: {name} lacks {', '.join(lacking)} (see {kind}s/README.md)")
     try:
         return value() if isinstance(value, type) else value
-    except Exception as error:  # the user's constructor may raise anything
+    except (Exception, SystemExit) as error:  # the user's constructor may raise anything
         raise UsageError(
             f"{where}: {name}() failed: {type(error).__name__}: {error}; end the file with '{default} = {name}(...)'"
         ) from error

@@ -303,6 +303,12 @@ class Run:
         check_sampling(
             votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
+        if self.task.is_measured and votes > 1:
+            raise UsageError(f"votes: the task {self.task.name} has no right answers, only figures; leave it out")
+        if samples is not None and not self.task.is_measured:
+            raise UsageError(
+                f"samples: the task {self.task.name} has right answers; it has chains that vote: use votes"
+            )
         configured = self.config.evaluation
         own, usual = {"votes": votes}, 0.0 if votes == 1 else 0.5
         if self.task.is_measured:
@@ -357,6 +363,8 @@ class Run:
         done = export(self.source, of_run, self.task, target, reasoner=reasoner, merge=merge, force=force)
         for note in done.notes:
             self._tell(note)
+        if done.left_to_write:
+            self._tell(f"The card's program lacks {', '.join(done.left_to_write)} (docs/exporting.md).")
         return target
 
     # -- how it looks --------------------------------------------------------------------------------

@@ -42,13 +42,12 @@ def chain_html(scored: ScoredRationale, by: Reasoner) -> str:
     ⊤ wherever it might have stopped. Hovering shows the numbers."""
     parts: list[str] = []
     stops = {stop.position: stop for stop in scored.stops}
-    failed = {call.position: call for call in scored.rationale.calls if call.result is None}
+    failed = [call for call in scored.rationale.calls if call.result is None]
     tools = {call.position: call for call in scored.rationale.calls if call.result is not None}
     for i, token in enumerate(scored.tokens):
         if i in stops:
             parts.append(_stop(stops[i], by, last=False))
-        if i in failed:
-            parts.append(_failed(failed[i].error))
+        parts += [_failed(call.error) for call in failed if call.position == i]
         if token.chosen:
             parts.append(_token(token, by))
         elif i in tools:
@@ -56,8 +55,7 @@ def chain_html(scored: ScoredRationale, by: Reasoner) -> str:
             title = escaped(f"{tools[i].tool}: {tools[i].request.strip()}")
             parts.append(f'<b class="tool" title="{title}">{escaped(text)}</b>')
     n = len(scored.tokens)
-    if n in failed:
-        parts.append(_failed(failed[n].error))
+    parts += [_failed(call.error) for call in failed if call.position == n]
     if not n:
         parts.append(f'<span class="dim">{EMPTY}</span>')
     parts.append('<span class="dim"> [cut]</span>' if scored.rationale.truncated else _stop(stops[n], by, last=True))

@@ -117,6 +117,7 @@ def run(argv: Sequence[str]) -> int:
             "decoding": found.decoding,
             "notes": asked.notes,
             "dropped": {name: split.dropped for name, split in found.splits.items()},
+            "repeated": {name: split.repeated for name, split in found.splits.items()},
             "results": found.figures,
             "curves": [curve.to_json() for curve in found.curves],
         }

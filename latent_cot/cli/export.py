@@ -78,6 +78,7 @@ def run(argv: Sequence[str]) -> int:
                 "merged": options.merge,
                 "base_model": done.base,
                 "notes": done.notes,
+                "left_to_write": done.left_to_write,
             }
         )
     return 0

@@ -187,6 +187,12 @@ class EStepConfig(Section):
     """Largest norm of the gradient. The balance losses' are 5 to 60, forward KL's some 50 times smaller: 1 makes the
     steps of both about equally long. With --e-step.updates 1 give 100, which is for accidents only."""
 
+    @property
+    def rewards_joint(self) -> bool:
+        """Whether log R is log p(Z Y | X), for a task without a reward of its own."""
+        other = self.wrong_candidate_penalty or self.copy_penalty or self.score_tool_tokens
+        return self.prior == "model" and self.answer_reward == "joint" and self.answer_weight == 1 and not other
+
 
 @dataclass(frozen=True)
 class InitStepConfig(Section):

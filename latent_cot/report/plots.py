@@ -25,10 +25,11 @@ MARKERS = "osD^vP"
 
 
 def trained_splits(points: Mapping[str, Mapping[str, int]], training: Iterable[Example]) -> set[str]:
-    """The splits with the same numbers as a training question, whose numbers are read off its `meta`."""
+    """The splits with the same numbers as a training question, whose numbers are read off its `meta`. One that is not
+    there is 0."""
     names = tuple(dict.fromkeys(name for numbers in points.values() for name in numbers))
-    seen = {tuple(map(example.meta.get, names)) for example in training}
-    return {split for split, numbers in points.items() if tuple(map(numbers.get, names)) in seen}
+    seen = {tuple(example.meta.get(name, 0) for name in names) for example in training}
+    return {split for split, numbers in points.items() if tuple(numbers.get(name, 0) for name in names) in seen}
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def figure_in(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def save_plot(path: Path, curves: Sequence[Curve], results: Figures, title: str) -> None:
-    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that occur in training are shaded.
+    """A panel a curve, a line a reasoner, with 95 % intervals; the numbers that all of its lines have in training are
+    shaded.
 
     Raises as `figure_in` does.
     """
@@ -153,7 +155,8 @@ def _draw(axes: Axes, curve: Curve, results: Figures) -> None:
             marker = MARKERS[len(axes.get_lines()) % len(MARKERS)]
             (line,) = axes.plot(where, right, marker=marker, markersize=4, label=plain(name))
             axes.fill_between(where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    for number, value in enumerate(sorted({places[split] for split in curve.trained})):
+    others = {places[split] for split in curve.points if split not in curve.trained}
+    for number, value in enumerate(sorted({places[split] for split in curve.trained} - others)):
         # "_": once in the legend is enough
         label = "_again" if number else "as in training"
         axes.axvspan(value - 0.5, value + 0.5, color="0.92", zorder=0, linewidth=0, label=label)

@@ -15,6 +15,7 @@ _PUBLISHED = ("str_query", "num_sol", "str_rationale", "str_sol")
 def build(question: Expression, z: str | None = None) -> Example:
     """The example of a question; its answer is computed."""
     answer = str(question.value)
+    operators = "".join(operator for operator in OPERATORS if operator in question.operators)
     return Example(
         x=f"Question: {question.text} = ? Answer:",
         y=f". The answer is {answer}.",
@@ -24,9 +25,15 @@ def build(question: Expression, z: str | None = None) -> Example:
         meta={
             "operands": len(question.operands),
             "digits": max(len(str(abs(operand))) for operand in question.operands),
-            "operators": "".join(operator for operator in OPERATORS if operator in question.operators),
+            "operators": operators,
+            **products_in(operators),
         },
     )
+
+
+def products_in(operators: str) -> dict[str, int]:
+    """What questions with these operators have beside their operands and digits, to tell them from sums."""
+    return {"products": 1} if "*" in operators else {}
 
 
 def demonstrate(question: Expression) -> Example:
@@ -59,7 +66,7 @@ def from_row(row: Row) -> Example:
     fields = row[1]
     known = _PUBLISHED if "str_query" in fields else _OURS
     for name in fields:
-        meant = difflib.get_close_matches(name, [k for k in known if k not in fields], n=1)
+        meant = difflib.get_close_matches(name, [k for k in known if k not in fields], n=1, cutoff=0.8)
         if name not in known and meant:
             raise UsageError(f"unknown field {shorten(name)}; did you mean {meant[0]!r}?")
     question = parse_question(field(row, known[0], str), known[0])

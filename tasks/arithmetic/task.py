@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, product
 
-from latent_cot.tasks.arithmetic.examples import build, demonstrate, from_row, parse_question
+from latent_cot.tasks.arithmetic.examples import build, demonstrate, from_row, parse_question, products_in
 from latent_cot.tasks.arithmetic.expression import integer
 from latent_cot.tasks.arithmetic.generate import Settings, questions, take
 from latent_cot.tasks.arithmetic.mistakes import MISTAKES, classify
@@ -93,7 +93,14 @@ class Arithmetic(Task):
         except UsageError as error:
             raise UsageError(f"split {pattern!r}: {error}") from None
         share = _VALIDATION if pattern.startswith(_VALIDATION) else ""
-        values = {share + _name(point): {"operands": point.operands[0], "digits": point.digits[0]} for point in points}
+        values = {
+            share + _name(point): {
+                "operands": point.operands[0],
+                "digits": point.digits[0],
+                **products_in(point.operators),
+            }
+            for point in points
+        }
         varying = (axis for axis in ("operands", "digits") if len({value[axis] for value in values.values()}) > 1)
         return Sweep(pattern, tuple(varying), values)
 

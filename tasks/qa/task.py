@@ -149,7 +149,9 @@ class QA(Task):
         """A source's, whose answers in digits are kept: they are told apart for all sources at once."""
         rows, found = read_rows(source), set[_Digits]()
         for row in rows if isinstance(self.spec.choices, str) else ():
-            value = row[1].get(self.spec.answer)
+            value, marker = row[1].get(self.spec.answer), self.spec.answer_marker
+            if isinstance(value, str) and marker is not None:
+                value = value.rpartition(marker)[2]
             with suppress(UsageError):
                 choices, shown, labels = self._choices(row)
                 if not labels and not isinstance(value, bool) and (digits := _DIGITS.fullmatch(str(value).strip())):

@@ -811,6 +811,8 @@ def test_bad_evaluations(run: lc.Run, settings: dict[str, Any]) -> None:
         run.evaluate(files=5)  # type: ignore[arg-type]
     with pytest.raises(lc.UsageError, match="size is 0"):
         run.evaluate(size=0)
+    with pytest.raises(lc.UsageError, match="samples: the task arithmetic has right answers; .*: use votes"):
+        run.evaluate(samples=3)
     with pytest.raises(lc.UsageError, match="an untrained model has the reasoner p only"):
         lc.load(settings["model"]).evaluate(reasoner="q")
 
@@ -827,6 +829,8 @@ def test_a_task_with_metrics_instead_of_right_answers(tmp_path: Path, settings: 
     frame = run.results.to_pandas()
     assert set(frame["metric"]) <= set(run.task.metrics)
     assert frame["value"].notna().any()
+    with pytest.raises(lc.UsageError, match="votes: the task random_numbers has no right answers, only figures"):
+        run.evaluate(votes=3)
     found = run.evaluate(progress=False)
     assert set(found.to_pandas()["metric"]) == set(frame["metric"])
     answers = found.answers()

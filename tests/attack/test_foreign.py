@@ -135,6 +135,7 @@ def test_a_reward(kind: str, tmp_path: Path) -> None:
         ("example", "return Example(None)", "an Example whose `x` is None instead of text"),
         ("example", "return {}['moon']", "`example` raised KeyError: 'moon'"),
         ("split", "return [][1]", "`split` raised IndexError: list index out of range"),
+        ("split", "raise SystemExit", "`split` raised SystemExit"),
         ("candidates", "return ['a', 'b']", "`candidates` returns a list instead of a mapping"),
         ("candidates", "return {}['moon']", "`candidates` raised KeyError: 'moon'"),
         ("allows", "return 1 / 0", "`allows` raised ZeroDivisionError"),

@@ -54,3 +54,6 @@ def test_a_file_is_filled_in_pieces(
     assert done == [(4, 0), (4, 1)]
     assert len(records.load(file)) == 2
     assert "| 4 | 2 | 0 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # another model's figures would be shown as this one's
+        stability.main([str(file), "--demonstrations", "4", "--seeds", "1"])
+    assert f"has runs of {tiny_model_dir}; give another file" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from latent_cot.methods.rejection import PER_QUESTION
 from latent_cot.model.lm import ADAPTERS, LanguageModel
 from latent_cot.model.tree import TokenTree
 from latent_cot.tasks.random_numbers import TASK
-from latent_cot.types import DataRequest, Example, Rationale, UsageError
+from latent_cot.types import JOINT, DataRequest, Example, Rationale, UsageError
 from tests.loops import CONFIG, make, outcome, run_in_parts
 from tests.measured import LengthTask
 from tests.worlds import ToyTask, language_model
@@ -433,6 +433,19 @@ def test_a_grader_is_asked_once_for_each_rationale(
             found += 1
         asked.clear()
     assert found
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [(name, method) for name in tasks.names() for method in ("em", "grpo") if (name, method) != ("infilling", "grpo")],
+)
+def test_a_report_knows_whether_the_reward_is_the_joint_probability(lm: LanguageModel, task: str, method: str) -> None:
+    config = load_config(task=task, method=method)
+    loop = make(lm, dataclasses.replace(WORLD, e_step=dataclasses.replace(config.e_step, prior="model")))
+    loop.task = tasks.load(task)
+    e = dataclasses.replace(config.e_step, prior="model")
+    assert (loop.reward.name == JOINT) == (e.rewards_joint and not loop.task.has_own_reward)
+    assert not EStepConfig(prior="sampler").rewards_joint
 
 
 def test_forward_kl_without_an_e_step(lm: LanguageModel) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from latent_cot import tasks
 from latent_cot.report.plots import BAR_WIDTH, Curve, check_plot, curve_table, save_plot
 from latent_cot.types import Example, Sweep, UsageError
 
@@ -51,6 +52,28 @@ def test_points_know_whether_there_were_such_questions_in_training() -> None:
     assert curve.to_json()["points"][0] == {"split": "4-1", "bits": 4, "colours": 1, "trained": True}
 
 
+def test_products_are_no_sums_of_as_many_numbers() -> None:
+    task = tasks.load("arithmetic")
+    sums, products = task.split("3-operands", 20), task.split("operands=3,operators=*", 20)
+    for training, trained in ((sums, [True, False, False]), (products, [True, True])):
+        operators = ("+-", "*", "+-*")[-len(trained) :]
+        curves = [Curve.of(task.sweep(f"operands=3..4,operators={one}"), training) for one in operators]
+        assert [bool(curve.trained) for curve in curves] == trained
+
+
+@pytest.mark.parametrize(("training", "shaded"), [([(4, 1)], []), ([(4, 1), (4, 2), (8, 1)], [4])])
+def test_what_is_shaded_was_trained_in_each_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: list[tuple[int, int]], shaded: list[int]
+) -> None:
+    from matplotlib.axes import Axes
+
+    places: list[float] = []
+    monkeypatch.setattr(Axes, "axvspan", lambda self, low, high, **_: places.append((low + high) / 2))
+    seen = [Example("?", meta={"bits": bits, "colours": colours, "size": 3}) for bits, colours in training]
+    save_plot(tmp_path / "curve.svg", [Curve.of(SWEEP, seen)], RESULTS, "title")
+    assert places == shaded
+
+
 def test_a_line_for_each_value_of_the_second_number() -> None:
     assert Curve.of(SWEEP, []).lines() == {"1 colours": ["4-1", "8-1"], "2 colours": ["4-2", "8-2"]}
     assert Curve(("bits",), {"4-1": {"bits": 4}, "8-1": {"bits": 8}}).lines() == {"": ["4-1", "8-1"]}
@@ -83,7 +106,8 @@ def test_the_same_figures_give_the_same_file(tmp_path: Path, suffix: str) -> Non
     files = [tmp_path / f"{name}.{suffix}" for name in "ab"]
     for file in files:
         check_plot(file)
-        save_plot(file, [Curve.of(SWEEP, TRAINING), Curve.of(SWEEP, [])], RESULTS, "mine: $x$ and $")
+        both = [*TRAINING, Example("?", meta={"bits": 4, "colours": 2, "size": 3})]
+        save_plot(file, [Curve.of(SWEEP, both), Curve.of(SWEEP, [])], RESULTS, "mine: $x$ and $")
     first, second = (file.read_bytes() for file in files)
     assert first == second
     if suffix == "svg":

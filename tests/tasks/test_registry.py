@@ -84,6 +84,7 @@ def test_single_class_in_a_file(tmp_path: Path) -> None:
         (f"class A:{MEMBERS}", "mine.py: defines no task, and no TASK"),
         (f"class A(Task):{MEMBERS}\nclass B(Task):{MEMBERS}", "defines A, B"),
         (f"class A(Task):{MEMBERS}    def __init__(self, size): ...", "A() failed: TypeError"),
+        (f"class A(Task):{MEMBERS}    def __init__(self): raise SystemExit", "A() failed: SystemExit"),
         ("class A(Task): ...", "A lacks example, load, read, split (see tasks/README.md)"),
         ("TASK = 1", "int is no task; its class has to extend latent_cot.types.Task"),
         (f"class A:{MEMBERS}\nTASK = A()", "A is no task; its class has to extend latent_cot.types.Task"),

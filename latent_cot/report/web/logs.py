@@ -49,6 +49,7 @@ def collect(source: Source, folder: RunFolder, task: Task, data: TaskData) -> Js
         "model": config.model,
         "method": config.method,
         "q_sees": config.q_sees,
+        "joint": config.e_step.rewards_joint and not task.has_own_reward,
         "status": folder.about.status,
         "facts": facts(source, task, folder, data),
         "settings": folder.config,

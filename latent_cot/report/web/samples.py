@@ -114,7 +114,6 @@ def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> 
     for scored in rationales:
         z, by_sampler = scored.rationale, "log_p" if scored.log_q is None else "log_q"
         stops = {stop.position: stop for stop in scored.stops}
-        asked = {call.position: call for call in z.calls}
         for i in range(len(z) + 1):
             if z.tokens[:i] in node_of:
                 continue
@@ -132,9 +131,9 @@ def _tree(rationales: Sequence[ScoredRationale], vocabulary: dict[str, int]) -> 
                     "log_reward": _nats(stop, "log_reward"),
                 }
             )
-            if i in asked:
-                call = {name: getattr(asked[i], name) for name in ("tool", "request", "result", "error")}
-                calls.append({"node": node, **call})
+            for call in (call for call in z.calls if call.position == i):
+                told = {name: getattr(call, name) for name in ("tool", "request", "result", "error")}
+                calls.append({"node": node, **told})
     columns = {name: [row[name] for row in nodes] for name in nodes[0]}
     return {"nodes": columns, "calls": calls}, [node_of[one.rationale.tokens] for one in rationales]
 

@@ -464,6 +464,46 @@ def test_a_selection_has_an_address(open_page: Open, both: Json) -> None:
     opened.requests[:] = opened.requests[:1]  # the file, asked for again
 
 
+def test_the_address_of_a_question_of_a_run_that_is_not_shown(open_page: Open, small: Json) -> None:
+    """A third run has validation questions of its own; its question's address is kept, and the page loaded again."""
+    third = copy.deepcopy(small) | {"name": "third"}
+    for n, question in enumerate(third["samples"]["questions"]):
+        question["question"], question["prompt"] = f"9 * {n}", f"Question: 9 * {n} = ? Answer:"
+    opened = open_page(small, {**small, "name": "other"}, third)
+    n = len(small["samples"]["questions"])
+    opened.page.evaluate(f"window.location.hash = '#q={n + 1}'")
+    opened.page.reload()
+    opened.page.wait_for_selector("body[data-ready]")
+    assert opened.texts(".pane .prompt code") == ["Question: 9 * 1 = ? Answer:"]
+    assert opened.page.get_by_label("Run on the left").input_value() == "2"
+    opened.requests[:] = opened.requests[:1]
+
+
+def test_of_another_reward_nothing_is_called_log_p_of_y(open_page: Open, small: Json) -> None:
+    opened = open_page({**small, "joint": False})
+    opened.see_all()
+    titles, text = opened.texts("#training figure figcaption strong"), opened.page.inner_text("#training")
+    assert "mean log Z(X), estimated" in titles and "mean log R of the sampled chains" in text
+    assert "log p(Y | X)" not in text and "log p(Z Y | X)" not in text
+
+
+def test_test_and_validation_questions_are_no_line(open_page: Open, small: Json) -> None:
+    again = [{**row, "split": f"validation-{row['split']}"} for row in small["accuracy"]]
+    opened = open_page({**small, "accuracy": [*small["accuracy"], *again]})
+    opened.see_all()
+    assert "Right answers by operands" not in opened.texts("figure figcaption strong")
+
+
+def test_two_calls_at_one_place_are_both_told(open_page: Open, small: Json) -> None:
+    run = copy.deepcopy(small)
+    question = sampled(run)
+    failed = {"tool": "search", "request": "", "result": None, "error": "there is nothing to search for"}
+    question["calls"].insert(0, {"node": question["calls"][0]["node"], **failed})
+    opened = open_page(run)
+    assert opened.page.locator(f"{CHAIN} .failed:has-text('search')").count() > 0
+    assert opened.page.locator(f"{CHAIN} .tool").count() > 0
+
+
 def test_escape_gives_the_keys_back(open_page: Open, small: Json) -> None:
     opened = open_page(small)
     opened.page.keyboard.press("/")

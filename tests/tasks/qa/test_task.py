@@ -297,6 +297,15 @@ def test_answers_in_digits_are_all_texts_or_all_numbers(tmp_path: Path, rows: li
     assert "".join(example.answer or "" for example in task._data[0]) == read
 
 
+def test_answers_in_digits_behind_a_marker_are_read_as_others_are(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    options = ["1", "2", "3", "4"]
+    records = [{"question": f"q{n}", "options": options, "answer": f"so it is #### {n}"} for n in (2, 1, 3, 4)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = qa(data=str(file), choices="options", prompt="{question} {choices}", answer_marker="####")
+    assert "".join(example.answer or "" for example in task.read(str(file))) == "BACD"
+
+
 def test_a_row_has_one_choice_wherever_it_is_read(tmp_path: Path) -> None:
     """Training read a choice's text, and a test file of one of its rows a number: right answers were wrong."""
 

@@ -96,7 +96,12 @@ function curvesOf(runs, series, start) {
       });
     }
   }
-  return [...curves.values()].filter((curve) => new Set(curve.points.map((point) => point.x)).size > 1);
+  // Splits of one number, such as those of test and of validation questions, are no points of one line.
+  const lines = ({ points }) => [...d3.group(points, (point) => point.series).values()];
+  const isCurve = (line) => new Set(line.map((point) => point.x)).size === line.length;
+  return [...curves.values()].filter(
+    (curve) => new Set(curve.points.map((point) => point.x)).size > 1 && lines(curve).every(isCurve),
+  );
 }
 
 /** "1 digit", "3 digits". */

@@ -2,7 +2,7 @@
 
 /** The tokens of some nodes of a question, in order, as elements that know their node. A tool's tokens are one frame. */
 function tokenElements(question, samples, path, colour) {
-  const { nodes, callAt } = question;
+  const { nodes, callsAt } = question;
   const elements = [];
   let frame = null;
   for (const node of path) {
@@ -19,8 +19,7 @@ function tokenElements(question, samples, path, colour) {
           el(`span.token.s${level(nodes[`log_${colour}`][node])}`, { "data-node": node, tabindex: "-1" }, text),
         );
       }
-      const call = callAt.get(node);
-      if (call?.error)
+      for (const call of (callsAt.get(node) ?? []).filter((one) => one.error))
         elements.push(el("span.failed", { "data-node": node, tabindex: "-1" }, `✗ ${printable(call.tool)}`));
     }
     const stop = nodes[`stop_${colour}`][node];
@@ -41,16 +40,17 @@ function tokenElements(question, samples, path, colour) {
 
 /** What is known of a prefix, for the tooltip: [label, value] pairs behind a heading. */
 function describeNode(question, samples, node, isState) {
-  const { nodes, callAt } = question;
+  const { nodes, callsAt } = question;
   const index = nodes.token[node];
   const chance = (log) => `${fixed(log, 3)}  (${percent(Math.exp(log))})`;
   const rows = [];
   let heading;
   if (index === null) heading = "the empty rationale s₀";
   else if (nodes.log_q[node] === null) {
+    const answeredAt = (place) => callsAt.get(place)?.find((one) => !one.error);
     let asked = node;
-    while (asked > 0 && !callAt.has(asked)) asked = nodes.parent[asked];
-    const call = callAt.get(asked);
+    while (asked > 0 && !answeredAt(asked)) asked = nodes.parent[asked];
+    const call = answeredAt(asked);
     heading = call
       ? `${printable(call.tool)}: ${printable(call.request.trim())} → ${printable((call.result ?? "").trim())}`
       : "a tool's result";
@@ -61,8 +61,8 @@ function describeNode(question, samples, node, isState) {
       rows.push([`log ${samples.reasoner}`, chance(nodes.log_q[node])]);
       if (samples.reasoner !== "p") rows.push(["log p", chance(nodes.log_p[node])]);
     }
-    const call = callAt.get(node);
-    if (call?.error) rows.push([`${printable(call.tool)} refused`, printable(call.error)]);
+    for (const call of (callsAt.get(node) ?? []).filter((one) => one.error))
+      rows.push([`${printable(call.tool)} refused`, printable(call.error)]);
   }
   if (nodes.log_reward[node] !== null) rows.push(["log R of this prefix", fixed(nodes.log_reward[node], 3)]);
   if (nodes.stop_q[node] !== null) {

@@ -14,7 +14,7 @@ function seriesOf(runs, reasonersOf) {
       found.push({
         run,
         reasoner,
-        label: runs.length > 1 ? `${run.name}, ${reasoner}` : reasoner,
+        label: runs.length > 1 ? `${printable(run.name)}, ${reasoner}` : reasoner,
         colour: COLOURS[kind % COLOURS.length],
         symbol: SYMBOLS[(reasoner === "q" ? 0 : 1) + (runs.length > 1 ? 2 * (r % 2) : 0)],
         dash: DASHES[reasoner] ?? null,

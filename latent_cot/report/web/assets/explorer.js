@@ -68,6 +68,11 @@ class Explorer {
     const asked = new URLSearchParams(window.location.hash.slice(1));
     const entry = this.entries.find((one) => String(one.id) === asked.get("q"));
     if (!entry) return;
+    if (!this.shown.some((run) => entry.by.has(run))) {
+      this.shown[0] = this.runs.find((run) => entry.by.has(run));
+      this.pickers[0].value = String(this.runs.indexOf(this.shown[0]));
+      this.filter();
+    }
     if (["chains", "tree"].includes(asked.get("view"))) this.view.set(asked.get("view"));
     if (["q", "p"].includes(asked.get("colour"))) this.colour.set(asked.get("colour"));
     if (!this.visible.includes(entry)) {
@@ -189,20 +194,20 @@ class Explorer {
 
   /** Which two runs are shown. */
   runPickers() {
-    const pickers = ["left", "right"].map((side, k) =>
+    this.pickers = ["left", "right"].map((side, k) =>
       el(
         "select",
         {
           "aria-label": `Run on the ${side}`,
           onchange: () => {
-            this.shown = pickers.map((one) => this.runs[Number(one.value)]);
+            this.shown = this.pickers.map((one) => this.runs[Number(one.value)]);
             this.filter();
           },
         },
         this.runs.map((run, r) => el("option", { value: r, selected: run === this.shown[k] }, printable(run.name))),
       ),
     );
-    return pickers;
+    return this.pickers;
   }
 
   set(name, value) {

@@ -33,6 +33,12 @@ const FIGURES = {
   sampler_waited: ["samplers waited", "seconds for the trainer"],
   age: ["age of these", "steps since they were sampled, mean"],
 };
+/** Where R is another one than p(Z Y | X). */
+const OF_ANOTHER_REWARD = {
+  log_reward: ["log-reward", "mean log R of the sampled chains, nats"],
+  elbo: ["ELBO", "log Z(X) − KL(q ‖ posterior), nats"],
+  bound: ["mean log Z(X), estimated", "of the questions, by importance sampling, nats"],
+};
 const SKEWED = new Set(["loss", "variance"]); // from 0 to a few large values: drawn on a square root scale
 const SHARES = new Set(["accuracy", "distinct", "single", "cut", "ess", "validation", "mass", "replayed"]);
 
@@ -83,8 +89,13 @@ function showTraining(report, section) {
   for (const [title, figures] of charts) section.append(el("h3", {}, title), el("div.grid", {}, figures));
 }
 
+/** What the figures are called: by the reward of all runs, or, where these have several, of any. */
+function labelsOf(series) {
+  return series.some(({ run }) => run.joint === false) ? { ...FIGURES, ...OF_ANOTHER_REWARD } : FIGURES;
+}
+
 function stepChart(phase, name, series) {
-  const [label, unit] = FIGURES[name];
+  const [label, unit] = labelsOf(series)[name];
   const rows = [];
   const bordersOf = series.map(() => new Map());
   for (const [s, one] of series.entries()) {
@@ -156,7 +167,7 @@ function stepChart(phase, name, series) {
 }
 
 function posteriorChart(name, series) {
-  const [label, unit] = { ...FIGURES, mass: ["mass", "q's probability of the sampled chains"] }[name];
+  const [label, unit] = { ...labelsOf(series), mass: ["mass", "q's probability of the sampled chains"] }[name];
   const share = name === "ess" || name === "mass";
   const rows = series.flatMap((one) =>
     one.run.posterior

@@ -8,7 +8,7 @@ function weigh(question, samples) {
   question.weighed = true;
   const { nodes, chains } = question;
   question.dense = d3.sum(nodes.stop_q, (stop) => stop !== null) > nodes.parent.length / 2; // states at every token?
-  question.callAt = new Map(question.calls.map((call) => [call.node, call]));
+  question.callsAt = d3.group(question.calls, (call) => call.node); // one that failed may stand where another begins
   for (const chain of chains) {
     chain.path = pathTo(nodes, chain.leaf);
     chain.logQ = d3.sum(chain.path, (node) => nodes.log_q[node] ?? 0) + (nodes.stop_q[chain.leaf] ?? 0);
