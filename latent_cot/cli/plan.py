@@ -135,6 +135,8 @@ def run(argv: Sequence[str]) -> int:
     assumed = _assumed(options, config, task)
     texts = assumed.texts
     config = from_dict({"data": assumed.data}, "the data", config)
+    chains = (config.evaluation.samples or task.samples) if task.is_measured else config.evaluation.votes
+    config = replace(config, evaluation=replace(config.evaluation, samples=chains))
     found = layouts(config, texts, costs, options.gpus, splits)
     chosen = suggested(found)
     if options.json:
@@ -183,7 +185,7 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
     }
     given = {name: value for name, value in flags.items() if value is not None}
     known = Lengths()
-    if len(given) < len(flags):
+    if len(given) < len(flags) or options.questions is None:
         with waiting(progress_console(to_stderr=True), "Looking at the task's data"):
             known = lengths_of(config, task, whole=options.questions is None)
     found = {name: value for name, value in known.tokens.items() if name not in given}

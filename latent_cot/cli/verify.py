@@ -12,6 +12,7 @@ from rich.text import Text
 
 from latent_cot import tasks
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
+from latent_cot.config.schema import TRANSFORMERS
 from latent_cot.report.tables import Cell, Table
 from latent_cot.report.terminal import Items, say
 from latent_cot.types import Task, UsageError, did_you_mean
@@ -85,6 +86,8 @@ def _verify_task(options: VerifyOptions) -> int:
     config = load_config(options.preset, options.config, "em", options.task)
     check(config)
     refuse_task_code(config, trusted=options.trust_code)
+    if config.rollout.engine != TRANSFORMERS:
+        raise UsageError(f"rollout.engine {config.rollout.engine}: the check samples by {TRANSFORMERS}; leave it out")
     task = tasks.load(config.task, config.data.options)
     if type(task).texts is Task.texts:  # before a model is loaded
         raise UsageError(f"--task {options.task}: {task.name} lists no rationales (`Task.texts`)")

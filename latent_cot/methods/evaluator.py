@@ -311,7 +311,8 @@ class Evaluator(Resumable):
     @phase(
         lambda self, number: len(self._evaluation_units(number)),
         when=lambda self, number: (
-            self.config.evaluation.every_round or number == self.rounds or self._was_tested(number)
+            bool(self.tests)
+            and (self.config.evaluation.every_round or number == self.rounds or self._was_tested(number))
         ),
     )
     def evaluate(self, at: Phase) -> Iterator[Info]:

@@ -134,7 +134,7 @@ class State:
     def results(self) -> dict[str, Any]:
         """Accuracies, which questions are right, and metrics (round -> reasoner -> split), how near q came to the
         posterior and how likely p finds Y (round -> before and after its training; means over the validation
-        questions), and what it cost."""
+        questions), what it cost, and how many M-steps have changed p."""
         posterior = {
             number: {w: {**mean_figures(of), "n": len(of)} for w, of in of_round.items() if w != "of_p" and of}
             for number, of_round in self.posterior.items()
@@ -155,4 +155,5 @@ class State:
             "taken_back": self.taken_back,
             "begun_as_p": self.begun_as_p,
             "budget": asdict(self.budget),
+            "m_steps": self.m_steps,
         }

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -100,9 +101,11 @@ class LanguageModel:
         self._refuse_without_cache(base)
         self.capabilities = replace(self.capabilities, cascade=self._cascades(base))
         self._base_head = base.get_output_embeddings()
-        # Copied before PEFT wraps the layers; only the adapted weights get storage of their own.
+        # Copied before PEFT wraps the layers; all weights are the base model's own until they are known to be adapted.
         copied = () if self.sharded else ADAPTERS
-        self._copies: dict[AdapterName, PreTrainedModel] = {name: copy.deepcopy(base) for name in copied}
+        self._copies: dict[AdapterName, PreTrainedModel] = {
+            name: _copy_sharing(base, base.parameters()) for name in copied
+        }
         self._fresh: set[AdapterName] = set()
         self.engine: Engine | None = None
         """What samples in place of the merged copies, if anything does (`sampling_by`)."""
@@ -134,9 +137,11 @@ class LanguageModel:
         self._checkpointed = _checkpoint_layers(self._base) if gradient_checkpointing else []
         for model in self._copies.values():
             for name, _ in self._adapted:
-                if (packed := pack_linear(model.get_submodule(name))) is not None:
+                own: Any = model.get_submodule(name)
+                if (packed := pack_linear(own)) is not None:
                     model.set_submodule(name, packed)
-            self._share_frozen(model)
+                else:
+                    own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
         if self.sharded:
             self.processes.empty_pass = self._empty_pass
         else:
@@ -159,6 +164,7 @@ class LanguageModel:
         self._weights[name] = self._weights_of(name)
         for weight in self._weights[name].values():
             weight.requires_grad_(False)
+        self.peft.eval()  # its dropout is new, and in training mode
         self._active = None  # PEFT has switched on the gradients of an adapter
 
     def _changed(self, *adapters: AdapterName) -> None:
@@ -168,7 +174,7 @@ class LanguageModel:
 
     def _weights_of(self, adapter: AdapterName) -> dict[str, nn.Parameter]:
         weights = self.peft.named_parameters()
-        return {name: weight for name, weight in weights if "lora_" in name and f".{adapter}." in name}
+        return {name: weight for name, weight in weights if _is_of(name, adapter)}
 
     def parameters(self, adapter: AdapterName) -> dict[str, nn.Parameter]:
         """The adapter's own weights by name."""
@@ -205,7 +211,7 @@ class LanguageModel:
         """Make `target` equal to `source`."""
         weights = self.parameters(source)
         for name, weight in self.parameters(target).items():
-            weight.copy_(weights[name.replace(f".{target}.", f".{source}.")])
+            weight.copy_(weights[_renamed(name, target, source)])
         self._changed(target)
 
     @torch.no_grad()
@@ -213,7 +219,7 @@ class LanguageModel:
         """Make each what the other is."""
         weights = self.parameters(one)
         for name, weight in self.parameters(other).items():
-            twin = weights[name.replace(f".{other}.", f".{one}.")]
+            twin = weights[_renamed(name, other, one)]
             was = weight.clone()
             weight.copy_(twin)
             twin.copy_(was)
@@ -336,8 +342,9 @@ class LanguageModel:
         if self.sharded:
             return self._reasoner(adapter)
         if adapter not in self._copies:  # a spare one, most of which are never run
-            self._copies[adapter] = copy.deepcopy(self._copies["q"])
-            self._share_frozen(self._copies[adapter])
+            like, adapted = self._copies["q"], {name for name, _ in self._adapted}
+            frozen = (w for name, w in like.named_parameters() if name.removesuffix(".weight") not in adapted)
+            self._copies[adapter] = _copy_sharing(like, frozen)
         model = self._copies[adapter]
         if adapter not in self._fresh:
             for name, layer in self._adapted:
@@ -439,14 +446,6 @@ class LanguageModel:
                 found.append(self.decode_step(base, rest[:, 2:], seen, rest[:, 2:], cache))
         return len(found) == 2 and close(found[1], found[0])
 
-    def _share_frozen(self, model: PreTrainedModel) -> None:
-        """Let a copy hold only the adapted weights itself; all others are the base model's own."""
-        adapted = {name for name, _ in self._adapted}
-        frozen = {name.replace(".base_layer.", "."): w for name, w in self._base.named_parameters()}
-        for name, weight in model.named_parameters():
-            if name.removesuffix(".weight") not in adapted:
-                weight.data = frozen[name].data
-
     # -- forward passes ------------------------------------------------------------------------------
 
     def hidden(self, model: PreTrainedModel, trees: Sequence[TokenTree]) -> Tensor:
@@ -527,6 +526,22 @@ class LanguageModel:
     def new_cache(self, model: PreTrainedModel, beginning: KVCache | None = None) -> KVCache:
         """An empty cache, or one whose rows all go on behind the single row of `beginning`."""
         return KVCache(model.config, beginning, apart=self.capabilities.cascade)
+
+
+def _copy_sharing(model: PreTrainedModel, weights: Iterable[Tensor]) -> PreTrainedModel:
+    """A copy that has these weights in common with the model."""
+    return copy.deepcopy(model, {id(weight): weight for weight in weights})
+
+
+def _is_of(name: str, adapter: AdapterName) -> bool:
+    """Whether the name of a parameter is that of an adapter's: `layers.0.q_proj.lora_A.q.weight`. A layer may be called
+    `q`, too."""
+    return re.search(rf"\.lora_\w+\.{adapter}\b", name) is not None
+
+
+def _renamed(name: str, of: AdapterName, to: AdapterName) -> str:
+    """The name of the same parameter of another adapter."""
+    return re.sub(rf"(\.lora_\w+)\.{of}\b", rf"\1.{to}", name)
 
 
 def _no_cache(base: PreTrainedModel, reason: str) -> UsageError:

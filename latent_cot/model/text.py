@@ -232,7 +232,10 @@ class TextCodec:
     @property
     def _first(self) -> int:
         first = self.tokenizer.bos_token_id
-        return int(self.tokenizer.eos_token_id if first is None else first)
+        first = self.tokenizer.eos_token_id if first is None else first
+        if first is None:
+            raise UsageError("the tokenizer has no token that an empty prompt could begin with; take another --model")
+        return int(first)
 
     def _stop_id(self, stop: str | None) -> int:
         if stop is not None and len(ids := self.encode(stop)) == 1:

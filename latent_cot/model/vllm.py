@@ -26,11 +26,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 import urllib3
 
 from latent_cot import disk
 from latent_cot.model.engine import Completion, Request
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, first_line
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 600.0
 """A server that does not take a connection, or gives no answer, for so long, or fails, three times, is lost."""
@@ -299,16 +300,21 @@ class VllmHere:
             raise UsageError(f"--rollout.engine vllm: pip install 'latent-cot[vllm]' ({error})") from error
         self.notes: list[str] = []
         self._vocabulary, self._versions = vocabulary, _Versions()
-        self._llm: Any = LLM(
-            model=str(folder),
-            dtype=precision,
-            enable_lora=True,
-            max_lora_rank=_room(rank),
-            max_loras=2,
-            logprobs_mode="processed_logprobs",
-            skip_tokenizer_init=True,
-            trust_remote_code=trust_remote_code,
-        )
+        room = _room(rank)
+        try:
+            self._llm: Any = LLM(
+                model=str(folder),
+                dtype=precision,
+                enable_lora=True,
+                max_lora_rank=room,
+                max_loras=2,
+                logprobs_mode="processed_logprobs",
+                skip_tokenizer_init=True,
+                trust_remote_code=trust_remote_code,
+                **_share_of_card(),
+            )
+        except Exception as error:  # each of its parts has its own
+            raise UsageError(f"--rollout.engine vllm: it does not start: {first_line(error)}") from error
 
     def put(self, adapter: str, save: Callable[[Path], None]) -> None:
         name = self._versions.new(adapter, save)
@@ -331,6 +337,14 @@ class VllmHere:
     def close(self) -> None:
         del self._llm
         self._versions.close()
+
+
+def _share_of_card() -> dict[str, float]:
+    """Half of what is free of a GPU, on which the model that is trained lies already: the rest is for its training."""
+    if not torch.cuda.is_available():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": 0.5 * free / total}
 
 
 def _number(name: str) -> int:

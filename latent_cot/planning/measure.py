@@ -7,10 +7,12 @@ what it takes.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -20,6 +22,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from latent_cot import disk
 from latent_cot.config.schema import LoraSettings
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.packed import pack_linear
@@ -68,7 +71,7 @@ def this_machine(clock: Clock = time.perf_counter, precision: str = "auto") -> H
         passes = _Passes(accelerator, dtype)
         merge = dtype.itemsize * SHAPE.linear / seconds(passes.merge)
         if device.type != "cuda":  # its memory is the machine's
-            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            memory = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _allowed())
         else:
             memory, resident = torch.cuda.mem_get_info(device)[1], CONTEXT_BYTES
         kernels = KERNELS if device.type == "cpu" and dtype is torch.bfloat16 else 0
@@ -83,6 +86,18 @@ def this_machine(clock: Clock = time.perf_counter, precision: str = "auto") -> H
             updating.append((n, seconds(partial(passes.update, trees)), ideal.update(n, CONTEXT, 1, 0).seconds))
     decode, score, update = (_beside(ideal, found) for found in (decoding, scoring, updating))
     return replace(bare, decode=decode, score=score, update=update)
+
+
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux tells of a control group, in its second and its first version."""
+
+
+def _allowed() -> float:
+    """Bytes that a container's control group leaves its processes; infinity where nothing says so."""
+    for file in _LIMITS:
+        with suppress(OSError, ValueError), disk.opened(file) as opened:  # there may be none, and it may be "max"
+            return float(int(opened.read(64)))
+    return math.inf
 
 
 def _rates(device: torch.device, dtype: torch.dtype, seconds: Callable[..., float]) -> tuple[float, float]:

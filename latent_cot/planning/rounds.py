@@ -131,9 +131,11 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
 
     rewarded = replace(texts, states=1.0) if e.objective in COMPLETE_ONLY else texts
     step = e_step(costs, rewarded, share(e.questions), e.samples, limit, trained)
-    if c.method in ("ppo", "grpo"):
-        step["update"] *= e.updates
-    elif e.updates > 1:
+    prior = e.prior == "sampler"
+    if prior:  # log p(Z | X) is that of q as it was
+        tokens = tree_tokens(texts, share(e.questions), e.samples)
+        step["reward"] += costs.score(tokens, texts.context, batches(tokens, limit), 0)
+    if e.updates > 1:
         # log q of what may be learned again, and that: of twice as many questions, of which hardly more than a chain
         # each weighs anything.
         tokens = tree_tokens(texts, share(e.questions), e.samples)
@@ -148,7 +150,6 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
     compared = sample(costs, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)
     scored = reward(costs, rewarded, checked, DIAGNOSTIC_SAMPLES, limit)
     starts = c.rounds > 1 and may_begin_as_p(c)
-    prior = e.prior == "sampler"
     tested_longest = max(texts.longest, c.evaluation.max_tokens)
     first = m_step(costs, lesson, share(c.init_step.batch_size), trained)
     learn_first = (c.p_init == "demonstrations") + (c.q_sees == "question-and-answer" and c.rounds > 0)
@@ -161,8 +162,13 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
             **{f"E-step: {part}": cost * e.steps for part, cost in step.items()},
             "draw": sample(costs, alone, share(places), 1, places) * batches(questions, places),
             "M-step": m_step(costs, lesson, share(m.batch_size), trained) * m.steps,
-            # Of q twice, under q and p, and of p; in a later round perhaps of p as q besides.
-            "checks": compared * (3 + starts) + scored * (6 + 2 * starts) if checked else Cost(),
+            # Of q twice, under q and p; by q's, of p before and after; in a later round perhaps of p as q besides. Each
+            # pass puts p back, and forth again.
+            "checks": compared * (3 + starts)
+            + scored * (7 + 2 * starts)
+            + costs.merge() * (2 * batches(checked * DIAGNOSTIC_SAMPLES, c.rollout.batch_size))
+            if checked
+            else Cost(),
             "evaluation": tested * len(METHODS[c.method].reasoners(c, False)),
         },
         held=costs.held(2 + prior, 2 + has_safeguard(c) + prior),

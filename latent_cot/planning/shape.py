@@ -90,7 +90,7 @@ def shape_of(model: str, *, trust_remote_code: bool = False) -> Shape:
 
     Raises UsageError for what is none of these, and for a mixture of experts, whose tokens use a part of its weights.
     """
-    if model in SHAPES:
+    if model in SHAPES and not (disk.expanded(model) / "config.json").exists():
         return SHAPES[model]
     import torch  # here: a short name need not wait for it
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM

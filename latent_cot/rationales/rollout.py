@@ -316,7 +316,8 @@ class _Batch:
         dead = min(row.start for row in self.rows)
         if self.waiting:  # those who wait must still find room
             dead = min(dead, self.columns - (len(self.prompts[self.waiting[0]]) - self.prefix))
-        if dead >= _DEAD_COLUMNS:
+        # A model that counts columns, whatever stands in them, has no room for dead ones.
+        if dead >= (_DEAD_COLUMNS if self.lm.capabilities.columns is None else 1):
             self.cache.drop_columns(dead)
             self.columns -= dead
             for row in self.rows:

@@ -233,16 +233,21 @@ def _asked(config: RunConfig, found: Examples) -> Iterator[tuple[Example, bool]]
         yield from ((example, found.task.answer_given) for example in split)
 
 
-def long_prompts(examples: Iterable[Example], codec: TextCodec, positions: int | None) -> Iterator[str]:
-    """A sentence on prompts that are longer than the texts that the model was trained with, where it can read them.
+def long_prompts(
+    config: RunConfig, data: TaskData, examples: Iterable[Example], codec: TextCodec, positions: int | None
+) -> Iterator[str]:
+    """A sentence on prompts, with the demonstrations that they show, that are longer than the texts that the model was
+    trained with, where it can read them.
 
     Args:
         positions: how many tokens these had at most, as its configuration says.
     """
     if positions is None:
         return
-    may_be = [example.x for example in examples if len(example.x.encode()) > positions]  # a token has a byte or more
-    if n := sum(len(codec.encode_prompt(x)) > positions for x in may_be):
+    room = positions - _shown_tokens(config, data, codec)
+    # A token has a byte or more, and a chat template some dozens.
+    may_be = [example.x for example in examples if len(example.x.encode()) + 64 > room]
+    if n := sum(len(codec.encode_prompt(x)) > room for x in may_be):
         yield f"The prompts of {n} questions have more tokens than the model's max_position_embeddings, {positions}."
 
 

@@ -31,6 +31,10 @@ _LONGEST_NAME = 96
 """Of a model on the hub, in characters."""
 
 
+_IN_RESULTS = {"training": "training", "weights": "weights", "task": "task_files"}
+"""What a checkpoint says -> its name in `results.json`."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What the user named: a run folder, or a base model."""
@@ -65,10 +69,17 @@ class Source:
     @cached_property
     def began_with(self) -> Mapping[str, Any]:
         """What its newest checkpoint says that a run has learned from and with: `training` and `weights`, among others,
-        are digests of the data and the base model. Nothing for a base model, and where no checkpoint is left."""
+        are digests of the data and the base model. Where none is left, what `results.json` says of that; nothing for a
+        base model."""
         with suppress(UsageError):  # they are damaged
             checkpoint = self.folder.latest() if self.folder is not None else None
-            return {} if checkpoint is None else checkpoint.state
+            if checkpoint is not None:
+                return checkpoint.state
+        if self.folder is None or not self.finished:
+            return {}
+        with suppress(UsageError):
+            found = self.folder.results
+            return {name: found[of] for name, of in _IN_RESULTS.items() if of in found}
         return {}
 
     def describe(self) -> dict[str, str | None]:
@@ -171,7 +182,7 @@ def loop_of(session: Session, source: Source, data: TaskData) -> Method:
     """The loop of a source whose adapters are in the session's model already."""
     from latent_cot.methods.state import State
 
-    trained = source.folder is not None  # taken to be complete if all checkpoints were deleted or damaged
+    trained = source.folder is not None and _changed_p(source.folder)  # where there is no checkpoint
     try:
         checkpoint = source.folder.latest() if source.folder is not None else None
         if checkpoint is not None:  # all that is needed of its state, whatever another version has saved besides
@@ -181,6 +192,13 @@ def loop_of(session: Session, source: Source, data: TaskData) -> Method:
         if not source.finished:
             raise
     return session.loop(data, state=State(m_steps=int(trained)))
+
+
+def _changed_p(folder: RunFolder) -> bool:
+    """Whether an M-step has changed p, by the results of a finished run."""
+    with suppress(UsageError):
+        return int(folder.results.get("m_steps", 1)) > 0
+    return True
 
 
 def training_data(source: Source, task: Task) -> TaskData:

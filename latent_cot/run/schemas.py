@@ -89,6 +89,10 @@ class Results:
     """A digest of the training data; empty: of an earlier version."""
     weights: str = ""
     """Of the base model, likewise."""
+    m_steps: Count = 1
+    """How many have changed p; of an earlier version, some."""
+    task_files: str | None = None
+    """A digest of the task's own files, if it has any."""
 
 
 @dataclass

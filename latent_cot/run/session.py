@@ -144,7 +144,7 @@ def open_session(
     asked = [example for part in parts for example in part]
     check_triggers(rules)
     notes += check_lengths(config, found, rules, lm.limit)
-    notes += long_prompts(asked, codec, lm.positions)
+    notes += long_prompts(config, data, asked, codec, lm.positions)
     notes += check_demonstrations(task, data.demonstrations, rules)
     if config.method == "sft" and task.is_measured and config.sft.check_every:  # their loss tells when to stop
         notes += check_demonstrations(task, data.validation, rules, what="validation rationales")

@@ -811,7 +811,7 @@ def test_bad_evaluations(run: lc.Run, settings: dict[str, Any]) -> None:
         run.evaluate(files=5)  # type: ignore[arg-type]
     with pytest.raises(lc.UsageError, match="size is 0"):
         run.evaluate(size=0)
-    with pytest.raises(lc.UsageError, match="samples: the task arithmetic has right answers; .*: use votes"):
+    with pytest.raises(lc.UsageError, match=r"samples: the task arithmetic has right answers; .*: use votes"):
         run.evaluate(samples=3)
     with pytest.raises(lc.UsageError, match="an untrained model has the reasoner p only"):
         lc.load(settings["model"]).evaluate(reasoner="q")

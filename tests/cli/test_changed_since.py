@@ -71,7 +71,9 @@ def test_other_training_data_are_told(cli: Cli, tmp_path: Path, tiny_model_dir: 
     settings_of = json.loads((tmp_path / "after/latent_cot.json").read_text())
     assert settings_of["unlabelled"] is None and settings_of["other_data"]
 
-    shutil.rmtree(run / "checkpoints")  # then nobody knows
+    shutil.rmtree(run / "checkpoints")  # then the results know
+    assert cli(*asked, "--json").json["notes"] == [note]
+    (run / "results.json").unlink()
     assert cli(*asked, "--json").json["notes"] == []
 
 

@@ -134,6 +134,16 @@ def test_a_round_that_was_the_last_one_stays_tested(cli: Cli, tmp_path: Path, ti
     assert longer.json["accuracy"]["1"] == first.json["accuracy"]["1"]
 
 
+def test_a_run_without_tests_goes_on_to_more_rounds(cli: Cli, tmp_path: Path, tiny_model_dir: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "untested.yaml"
+    file.write_text("evaluation: {splits: [], every_round: false}\n")
+    command = [*SMOKE, "--config", file, "--model", tiny_model_dir, "--output-dir", folder]
+    first = cli(*command)
+    assert first.status == 0, first.err
+    longer = cli("em", "--output-dir", folder, "--resume", "--rounds", 2)
+    assert longer.status == 0, longer.err
+
+
 def test_code_that_a_whole_command_names_is_the_users_own(
     cli: Cli, tmp_path: Path, tiny_model_dir: Path, default_run: Path
 ) -> None:

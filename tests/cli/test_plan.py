@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -108,6 +109,33 @@ def test_round_0_is_tested_where_each_round_is(cli: Cli) -> None:
     assert seconds[0] > seconds[1] == 0
 
 
+def test_tests_have_as_many_rationales_as_the_task_likes(cli: Cli) -> None:
+    flags = [[], ["--evaluation.samples", tasks.load("random_numbers").samples], ["--evaluation.samples", 1]]
+    seconds = [
+        cli(*BIG, "--task", "random_numbers", "--precision", "bf16", "--json", *of).json["layouts"][0]["round"][
+            "evaluation"
+        ]["seconds"]
+        for of in flags
+    ]
+    assert seconds[0] == seconds[1] > seconds[2]
+
+
+def test_a_folder_is_planned_and_not_the_model_whose_short_name_it_has(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7b").symlink_to(tiny_model_dir)
+    assert "15.23" not in cli(*BIG).out
+
+
+def test_a_containers_memory_is_what_it_may_have(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("4294967296\n")
+    monkeypatch.setattr(measure, "_LIMITS", (str(tmp_path / "absent"), str(tmp_path / "memory.max")))
+    assert measure._allowed() == 2**32
+    (tmp_path / "memory.max").write_text("max\n")
+    assert measure._allowed() == math.inf
+
+
 def test_a_mixture_of_experts_is_refused(cli: Cli, tmp_path: Path) -> None:
     from transformers import MixtralConfig
 
@@ -142,7 +170,7 @@ def test_texts_are_as_long_as_they_are_said_to_be(cli: Cli, monkeypatch: pytest.
     flags = [word for name, value in lengths.items() for word in (f"--{names.get(name, name)}", str(value))]
     with monkeypatch.context() as patched:
         patched.delattr(plan, "lengths_of")  # all is said: there is nothing to look for
-        found = cli(*BIG, "--json", *flags).json
+        found = cli(*BIG, "--json", *flags, "--questions", 1050).json
     assert found["texts"] == lengths and set(found["texts_from"].values()) == {"given"} and found["notes"] == []
     one = cli(*BIG, "--json", "--chain-tokens", 32).json
     assert one["texts"]["chain"] == 32 and one["texts"]["states"] == 2

@@ -16,11 +16,11 @@ from torch import nn
 from latent_cot.model import architecture
 from latent_cot.model import tree as tree_module
 from latent_cot.model.architecture import Capabilities, Trees, run_trees
-from latent_cot.model.lm import LanguageModel
+from latent_cot.model.lm import LanguageModel, _is_of, _renamed
 from latent_cot.model.tree import TokenTree
 from latent_cot.model.weights import load_model_and_tokenizer
 from latent_cot.types import UsageError
-from tests.worlds import language_model, shake
+from tests.worlds import is_gpt2, language_model, shake
 
 IDS = [5, 6, 7, 8, 9]
 
@@ -129,6 +129,21 @@ def test_parameters_are_disjoint_and_matched(lm: LanguageModel) -> None:
     p, q = lm.parameters("p"), lm.parameters("q")
     assert len(p) == len(q) > 0
     assert not {id(w) for w in p.values()} & {id(w) for w in q.values()}
+
+
+def test_a_layer_may_be_called_as_an_adapter_is() -> None:
+    name = "model.layers.0.attn.q.lora_A.p.weight"
+    assert _is_of(name, "p") and not _is_of(name, "q")
+    assert _renamed(name, "p", "q") == "model.layers.0.attn.q.lora_A.q.weight"
+    assert _renamed("model.p.attn.p.lora_B.p.weight", "p", "prior") == "model.p.attn.p.lora_B.prior.weight"
+
+
+def test_one_more_adapter_has_no_dropout_switched_on(folder: Path) -> None:
+    base, tokenizer = load_model_and_tokenizer(folder, dtype=torch.float32)
+    lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, fan_in_fan_out=is_gpt2(base))
+    lm = LanguageModel(base, tokenizer, lora)
+    lm.copy_adapter("q", "prior")
+    assert not any(module.training for module in lm.peft.modules())
 
 
 def test_the_frozen_weights_are_held_once(lm: LanguageModel) -> None:

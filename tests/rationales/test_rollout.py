@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from latent_cot.evaluation import diagnostics
 from latent_cot.methods import method
 from latent_cot.model.kv_cache import KVCache
+from latent_cot.model.limits import Limit
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales import rollout as fast
@@ -65,6 +66,21 @@ def expected(lm: LanguageModel, prompt: Sequence[int], rules: ChainRules, **opti
             step_delimiter=rules.step_delimiter,
             **options,
         )
+
+
+@pytest.mark.parametrize("batch_size", [None, 2, 3, 4])
+def test_a_model_that_counts_columns_has_room_for_each_text_that_fits(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, batch_size: int | None
+) -> None:
+    """Of a row that goes on where others have ended, too."""
+    rules = dataclasses.replace(rules_of(lm), tools=(), max_tokens=25)
+    monkeypatch.setattr(lm, "capabilities", dataclasses.replace(lm.capabilities, columns=45))
+    monkeypatch.setattr(lm, "limit", Limit(45, "index_topk of its configuration", of_rows=True))
+    prompts = [[5 + k % 7 for k in range(20)] for _ in range(40)]
+    drawn = fast.rollout(
+        lm, "q", prompts, rules, n=1, batch_size=batch_size, generator=torch.Generator().manual_seed(0)
+    )
+    assert max(len(z) for (z,) in drawn) > 15, "all are short"
 
 
 def favour_trigger(noise: torch.Tensor, rules: ChainRules) -> torch.Tensor:

@@ -67,6 +67,12 @@ def test_flags_that_would_be_ignored_are_refused(flags: list[str], capsys: pytes
     assert "leave" in capsys.readouterr().err
 
 
+def test_an_engine_would_not_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("rollout: {engine: 'http://127.0.0.1:1'}\ne_step: {max_staleness: 4}\n")
+    assert main(["verify", "--task", "word_problems", "--preset", "smoke", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "the check samples by transformers; leave it out" in capsys.readouterr().err
+
+
 def test_the_sums_are_those_of_the_oracle(tiny_model_dir: Path) -> None:
     data = {"demonstrations": 4, "unlabelled": 8, "validation": 3}
     loop = open_session(
