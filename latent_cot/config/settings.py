@@ -335,11 +335,6 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if tests.votes > 1 and tests.temperature == 0:
         remedy = "give an --evaluation.temperature above 0, or --evaluation.votes 1"
         yield f"--evaluation.votes is {tests.votes}: chains are the same at --evaluation.temperature 0; {remedy}"
-    decode = config.decode
-    draws = "beam" not in decode.strategy and (decode.strategy != "sample" or decode.multiple > 1)
-    if method == "decode" and draws and tests.temperature == 0:
-        what = f"--decode.strategy {decode.strategy} --decode.multiple {decode.multiple}"
-        yield f"{what}: chains are the same at --evaluation.temperature 0; give a higher one"
 
 
 def code_named(config: RunConfig) -> list[str]:

@@ -36,6 +36,10 @@ class Decoding(Method):
         c, it = config.decode, f"--decode.strategy {config.decode.strategy}"
         if not task.is_measured and not _is_plain(config):
             raise UsageError(f"{it}: the task {task.name} has right answers; give sample and --decode.multiple 1")
+        draws = "beam" not in c.strategy and not _is_plain(config)
+        if draws and config.evaluation.temperature == 0:
+            what = f"{it} --decode.multiple {c.multiple}"
+            raise UsageError(f"{what}: chains are the same at --evaluation.temperature 0; give a higher one")
         if tool_names(config, task) and c.strategy in ("beam", "diverse-beam"):
             raise UsageError(f"{it}: its chains cannot call tools; give rollout: {{tools: []}} in --config")
 

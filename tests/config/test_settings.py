@@ -352,14 +352,6 @@ def test_the_papers_share_of_demonstrations() -> None:
             {"e_step": {"replay_share": 0.5, "mix_replay": True, "tempered_share": 0.9}},  # 3.6 of 4
             "and that is nothing with --e-step.tempered-share 0.9: lower it",
         ),
-        (
-            {"method": "decode", "decode": {"strategy": "nucleus"}},
-            "--decode.strategy nucleus --decode.multiple 1: chains are the same at --evaluation.temperature 0",
-        ),
-        (
-            {"method": "decode", "decode": {"multiple": 4}},
-            "--decode.strategy sample --decode.multiple 4: chains are the same at",
-        ),
         ({"e_step": {"objective": "vargrad", "samples": 1}}, "--e-step.samples is 1; vargrad"),
         ({"evaluation": {"temperature": 1e39}}, "--evaluation.temperature is 1e+39; it should be 0, which is greedy"),
         ({"e_step": {"temperatures": (1.0, 1e4)}}, "--e-step.temperatures is 10000"),
@@ -386,8 +378,6 @@ def test_a_value_out_of_range_names_its_flag(changes: dict[str, Any], named: str
         {"evaluation": {"votes": 3, "temperature": 0.5}},
         {"evaluation": {"diagnostics": 0}},
         {"e_step": {"replay_share": 0.9, "mix_replay": True}},  # 7.2 of 8: one is sampled
-        {"method": "decode", "decode": {"strategy": "beam"}},
-        {"method": "decode", "decode": {"strategy": "nucleus"}, "evaluation": {"temperature": 1.0}},
         # Of settings that the method does not read.
         {"method": "sft", "data": {"unlabelled": 0}, "e_step": {"demonstration_weight": 0.0}},
         {"e_step": {"steps": 0, "demonstration_weight": 0.0}, "data": {"unlabelled": 0}},

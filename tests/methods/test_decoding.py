@@ -121,6 +121,15 @@ def test_what_it_refuses() -> None:
 
     with pytest.raises(UsageError, match="cannot call tools"):
         check_loop(config_of(strategy="beam"), WithTool())
+    for many in ({"strategy": "nucleus"}, {"multiple": 4}):
+        config = config_of(**many)
+        greedy = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, temperature=0.0))
+        with pytest.raises(UsageError, match=r"chains are the same at --evaluation\.temperature 0; give a higher one"):
+            check_loop(greedy, LengthTask())
+        check_loop(
+            dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, temperature=1.0)),
+            LengthTask(),
+        )
     check_loop(config_of("step"), ToyTask())  # sampled as ever
     with pytest.raises(UsageError, match=r"--decode.multiple is 0"):
         check(config_of(multiple=0))
