@@ -33,7 +33,10 @@ class PlainTask(Task):
                 raise UsageError(f"the field {name!r} is empty; write it, or take the row out")
         example = self.example(question, answer and answer.strip())
         rationale = field(row, "rationale", str, required=False)
-        return replace(example, z=rationale) if rationale and rationale.strip() else example
+        if not rationale or not rationale.strip():
+            return example
+        # To most models a word behind a space is another one: a chain begins with it, behind the question.
+        return replace(example, z=rationale if rationale[0].isspace() else f" {rationale}")
 
 
 class SourceTask(Task):
@@ -134,11 +137,18 @@ def drawn_data(
         grade: the task's, which says when two answers are the same.
         fewer: if there are fewer than `request` asks for, take as many as there are, a fifth of them for validation.
 
-    Raises UsageError, unless `fewer`, if there are not enough.
+    Raises UsageError, unless `fewer`, if there are not enough, and where no rationale of several can be used.
     """
     usable, dropped = _usable(rows, tested, grade)
     short: tuple[str, ...] = ()
     solved = [example for example in usable if example.z is not None]
+    unusable = [(reason, example) for example in usable if (reason := example.meta.get("unusable"))]
+    first = {reason: example.meta["source"] for reason, example in reversed(unusable) if "source" in example.meta}
+    if unusable and not solved and request.demonstrations:
+        why, n = Counter(reason for reason, _ in unusable).most_common(1)[0]
+        where = f" (the first: {first[why]})" if why in first else ""
+        none = f"none of {len(unusable)} rationales can be used, {n} of them dropped {why}{where}"
+        raise UsageError(f"{source}: {none}; mend them, or give --data.demonstrations 0")
     if fewer:
         validation = min(request.validation, len(usable) // 5)
         shown = min(request.demonstrations, len(solved), len(usable) - validation)
@@ -158,8 +168,6 @@ def drawn_data(
         f"--data.unlabelled and --data.validation: {source}",
     )
     pairs, held_out = drawn[: request.unlabelled], drawn[request.unlabelled :]
-    unusable = [(reason, example) for example in usable if (reason := example.meta.get("unusable"))]
-    first = {reason: example.meta["source"] for reason, example in reversed(unusable) if "source" in example.meta}
     notes = (
         f"{source}: {len(usable)} questions of {len(rows)} rows, {len(solved)} of them with a rationale.",
         *(f"{n} rows dropped: {reason}." for reason, n in dropped.items()),

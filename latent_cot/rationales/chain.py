@@ -229,8 +229,9 @@ def _begins_with(result: str, text: str, step_delimiter: str | None) -> bool:
     nothing ends a step, a line of its own may begin with the number that the last one came to."""
     if not (own := re.escape(result.strip())):
         return False
-    if step_delimiter:
-        return re.match(rf"\s*{own}\s*(?:{re.escape(step_delimiter)}|$)", text) is not None
+    if step_delimiter:  # or a word, such as a unit
+        ends = rf"\s*{own}\s*(?:{re.escape(step_delimiter)}|$)|[^\S\r\n]*{own}[^\S\r\n]+[^\W\d]"
+        return re.match(ends, text) is not None
     return re.match(rf"[^\S\r\n]*{own}(?:[;\s]|,(?![0-9]{{3}})|\.(?![0-9])|\Z)", text) is not None
 
 

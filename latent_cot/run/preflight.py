@@ -124,10 +124,31 @@ def check_examples(task: Task, data: TaskData, asked: DataConfig) -> list[str]:
     if known and not task.one_question:
         first = f"the first is {name_of(known[0])}"
         notes.append(f"{len(known)} validation questions are training questions, and say nothing of others: {first}.")
+    notes += _joints(task, data)
     if spaced := [example for part in parts.values() for example in part if example.x.endswith(" ")]:
         why = "to most models a word after a space is another than one with a space in it"
         notes.append(f"{len(spaced)} prompts end with a space ({why}): the first is {name_of(spaced[0])}.")
     return notes
+
+
+def _joints(task: Task, data: TaskData) -> Iterator[str]:
+    """Sentences on what stands where X, Z and Y meet, and on Y that cannot be told from each other."""
+    examples = [*data.demonstrations, *data.unlabelled]
+    bare = [one for one in data.demonstrations if one.z and one.z[0].isalnum() and one.x[-1:].strip()]
+    if bare and not task.chat:
+        why = "most models would begin it with a space, and another token"
+        yield f"{len(bare)} rationales begin directly behind the question ({why}): the first is {name_of(bare[0])}."
+    if joined := [one for one in examples if one.y and one.y[0].isalnum()]:
+        why = "a space, or the stop, is missing"
+        yield f"{len(joined)} `y` begin directly behind the rationale ({why}): the first is {name_of(joined[0])}."
+    if task.has_own_reward:
+        return
+    if empty := [one for one in examples if one.y is not None and not one.y.strip()]:
+        why = "any rationale explains it"
+        yield f"{len(empty)} `y` have no text ({why}): the first is {name_of(empty[0])}."
+    answers = {one.answer for one in examples}
+    if len(answers) > 1 and len({one.y for one in examples}) == 1:
+        yield f"All `y` are the same, of {len(answers)} answers: p would learn nothing of these."
 
 
 def check_tools(task: Task, names: Sequence[str], chain_tools: Sequence[Tool]) -> None:
@@ -287,9 +308,11 @@ def check_demonstrations(
         return notes
     example, answer = examples[wrong[0]], answers[wrong[0]]
     first = f"{example.asked!r} at {answer!r}, not at {example.answer!r}{_failed(task)}"
-    if len(wrong) == len(examples):
+    if len(wrong) > len(examples) / 2:
         remedy = "look at the task's `answer` and `grade`, and at the examples' `z` and `answer`"
-        raise UsageError(f"no demonstration of {task.name} arrives at its own answer: {first}; {remedy}")
+        some = "no demonstration" if len(wrong) == len(examples) else f"{len(wrong)} of {len(examples)} demonstrations"
+        what = "arrives at its" if len(wrong) == len(examples) else "do not arrive at their"
+        raise UsageError(f"{some} of {task.name} {what} own answer: {first}; {remedy}")
     return [*notes, f"{len(wrong)} of {len(examples)} demonstrations do not arrive at their own answer: {first}."]
 
 

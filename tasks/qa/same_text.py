@@ -68,6 +68,8 @@ def _plain(text: str) -> str:
     text = regex.sub(r"(?<![\w\p{M}\p{Sc})\]}|%‰‱°!∞′″‴⁗'\"’”]\s*)\N{MINUS SIGN}\s*(?=\S)", "-", text)
     text = _WHOLE.sub(r"\g<before>-", text) if _WHOLE.match(text) else text
     text = regex.sub(rf"(?<!\w)[{DASHES}](?=\p{{Sc}}?\s?\.?[0-9])|\N{{MINUS SIGN}}", "-", text)
+    # Of numbers: 3-5 is no list. In `B-12` it is a hyphen, and 2x-3 has one letter.
+    text = regex.sub(rf"(?<=[0-9)\]]|[0-9]\p{{L}})[-{DASHES}](?=[0-9(\[])", " - ", text)
     text = unicodedata.normalize("NFC", text.casefold())
     text = regex.sub(r"(?<=[0-9])(?:\s+[x*·⋅∙]\s+|[x*·⋅∙])(?=[0-9])", "×", text)
     return text.strip()

@@ -87,6 +87,8 @@ class QA(Task):
             )
         if s.tolerance and self.grading != "number":
             raise UsageError(f"tolerance {s.tolerance:g}: answers are graded as {self.grading}; add grade number")
+        if self.stop is not None and self.stop == self.step_delimiter:
+            raise UsageError(f"stop {self.stop!r} ends each step, too: no rationale could have two; give another one")
         marker = self.extract.removeprefix("after:") if self.extract.startswith("after:") else ""
         if s.alphabet is not None and (lacking := sorted(set(marker) - set(s.alphabet))):
             why = f"no rationale could write {marker!r}, which its answer follows"
@@ -424,6 +426,10 @@ class QA(Task):
             if self._loaded_tools:
                 z, result = _without_results(z, self._loaded_tools)
         if self.extract.startswith("after:") and (marker := self.extract.removeprefix("after:")) not in z:
+            if said := _SAID.search(z):  # the answer is said already, and may be another one
+                if not self.grade(example, said[1].rstrip(" .!")):
+                    raise working.Unusable("with another answer than the row has, or none")
+                z = z[: said.start()].rstrip() or z
             z += f"{'' if z[-1] in '.!?' else '.'} {marker} {example.answer}"
         if delimiter is not None and not z.endswith((delimiter, *(tool.trigger for tool in self._loaded_tools))):
             z += delimiter
@@ -440,6 +446,10 @@ class QA(Task):
             if not self.grade(example, found):
                 raise working.Unusable("with another answer than the row has, or none")
         return z
+
+
+_SAID = re.compile(r"(?i)\b(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+)?answer\s+is:?\s+(.+)\Z")
+"""How people end a rationale."""
 
 
 def from_file(file: str, options: Mapping[str, str]) -> QA:

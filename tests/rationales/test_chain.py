@@ -234,7 +234,7 @@ def test_a_demonstration_the_policy_could_not_write_is_refused(
 
 def test_a_demonstration_without_the_results_is_wanted(single: TextCodec) -> None:
     rules = ChainRules(single, [CountTool()], step_delimiter=",")
-    for text in ("a= 1, b", "a=1", "ab=, 12= 6,"):
+    for text in ("a= 1, b", "a=1", "ab=, 12= 6,", "a= 1 b, c"):
         with pytest.raises(UsageError, match=r"it holds the result '[16]' that count writes; leave it out"):
             encode_rationale(text, rules)
     assert encode_rationale("a= 12", rules).text == "a= 1 12", "what follows is a number of its own"

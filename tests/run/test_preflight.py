@@ -251,7 +251,7 @@ def test_what_is_odd_about_examples_is_told() -> None:
     known, spaced = check_examples(task, data_of(EXAMPLE, other, validation=(EXAMPLE,)), asked)
     assert known.startswith("1 validation questions are training questions,") and known.endswith("the first is 'a'.")
     assert spaced.startswith("1 prompts end with a space ") and spaced.endswith("the first is 'b'.")
-    unlike = dataclasses.replace(EXAMPLE, answer="another")
+    unlike = dataclasses.replace(EXAMPLE, answer="another", y=". It is another.")
     (said,) = check_examples(task, data_of(EXAMPLE, unlike), DataConfig(demonstrations=0, unlabelled=2, validation=0))
     assert said.startswith("2 training examples have a question that has another answer elsewhere: the first is 'a'")
     (said,) = check_examples(task, data_of(EXAMPLE), DataConfig(demonstrations=0, unlabelled=0, validation=0))
@@ -260,6 +260,36 @@ def test_what_is_odd_about_examples_is_told() -> None:
     assert len(check_examples(task, data_of(EXAMPLE, validation=(EXAMPLE,)), only)) == 1
     task = type("One", (ToyTask,), {"one_question": True})()
     assert check_examples(task, data_of(EXAMPLE, validation=(EXAMPLE,)), only) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"z": "a="}, "2 rationales begin directly behind the question"),
+        ({"y": "It is 2."}, "6 `y` begin directly behind the rationale"),
+        ({"y": ""}, "6 `y` have no text (any rationale explains it)"),
+        ({"y": ". It is 2."}, "All `y` are the same, of 3 answers: p would learn nothing of these."),
+    ],
+)
+def test_where_texts_are_joined(changes: dict[str, Any], said: str) -> None:
+    task = ToyTask()
+    data = task.load(DataRequest(demonstrations=2, unlabelled=4))
+    assert not check_examples(task, dataclasses.replace(data, validation=()), DataConfig(2, 4, 0))
+    shown = tuple(dataclasses.replace(one, **changes) for one in data.demonstrations)
+    others = tuple(one if "z" in changes else dataclasses.replace(one, **changes) for one in data.unlabelled)
+    notes = check_examples(task, TaskData(shown, others, ()), DataConfig(2, 4, 0))
+    assert [note for note in notes if note.startswith(said)]
+
+
+def test_half_of_the_demonstrations_may_not_be_wrong(tiny_model: Callable[[str], Path]) -> None:
+    task, rules = ToyTask(), make(language_model(tiny_model("llama"), perturb=False), CONFIG).rules
+    right = task.load(DataRequest()).demonstrations
+    wrong = [dataclasses.replace(one, answer="77") for one in right]
+    assert check_demonstrations(task, [*right, *wrong], rules)
+    with pytest.raises(
+        UsageError, match=r"^4 of 6 demonstrations of toy do not arrive at their own answer: 'a' at '2',"
+    ):
+        check_demonstrations(task, [*wrong, *right, *wrong], rules)
 
 
 def test_an_answer_must_be_among_the_candidates() -> None:

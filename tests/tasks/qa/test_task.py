@@ -306,6 +306,42 @@ def test_answers_in_digits_behind_a_marker_are_read_as_others_are(tmp_path: Path
     assert "".join(example.answer or "" for example in task.read(str(file))) == "BACD"
 
 
+@pytest.mark.parametrize(
+    ("rationale", "z"),
+    [
+        ("14 + 22 = 36. The answer is 41.", None),
+        ("14 + 22 = 36, so the answer is 41", None),
+        ("14 + 22 = 36. The answer is 36.", " 14 + 22 = 36. So the answer is 36"),
+        ("14 + 22 = 36. So the answer is 36", " 14 + 22 = 36. So the answer is 36"),
+        ("The answer is 36.", " The answer is 36. So the answer is 36"),
+        ("14 + 22 = 36.", " 14 + 22 = 36. So the answer is 36"),
+    ],
+)
+def test_a_rationale_that_says_the_answer_is_taken_at_its_word(tmp_path: Path, rationale: str, z: str | None) -> None:
+    """What is put behind it is the row's answer, whatever stands before."""
+    row = {"question": "What is 14 plus 22?", "answer": 36, "rationale": rationale}
+    made = one(tmp_path, row)
+    assert (made.z or "").rstrip(".") == (z or "")
+    assert (made.meta.get("unusable") == "with another answer than the row has, or none") == (z is None)
+
+
+def test_where_no_rationale_can_be_used_nothing_begins(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": f"q {n}?", "answer": n, "rationale": f"It is {n} * 1 = {n}. Good."} for n in range(9)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = qa(data=str(file), test=str(file), tools="calculator")
+    why = (
+        r"none of 9 rationales can be used, 9 of them dropped .* \(the first: .*rows\.jsonl:1\); mend them, or give --"
+    )
+    with pytest.raises(UsageError, match=why):
+        qa(data=str(file), tools="calculator").load(DataRequest(2, 2, 0))
+
+
+def test_a_stop_that_ends_each_step_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"stop '\.' ends each step, too"):
+        qa(data="x.csv", stop=".")
+
+
 def test_a_row_has_one_choice_wherever_it_is_read(tmp_path: Path) -> None:
     """Training read a choice's text, and a test file of one of its rows a number: right answers were wrong."""
 
@@ -482,7 +518,15 @@ def test_texts_are_compared(tmp_path: Path, grade: str, answer: str, right: bool
         ("A", "the A", True),
         ("A", "the", False),
         ("2 to 5", "2-5", False),
-        ("3-5 days", "3 5 days", True),  # no sign, but a hyphen
+        ("3-5 days", "3 5 days", False),
+        ("3-5 days", "3 - 5 days", True),
+        ("3-5", "3, 5", False),
+        ("1914–1918", "1914-1918", True),
+        ("10-30", "10:30", False),
+        ("2x-1", "2x - 1", True),
+        ("(x+1)-(y)", "(x+1) - (y)", True),
+        ("vitamin B-12", "vitamin B 12", True),  # no sign, but a hyphen
+        ("5 -3", "5 - 3", False),
         ("x > 5", "x < 5", False),
         ("n + 1", "n - 1", False),
         ("2^3", "2*3", False),
