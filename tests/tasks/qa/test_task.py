@@ -329,9 +329,8 @@ def test_where_no_rationale_can_be_used_nothing_begins(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"question": f"q {n}?", "answer": n, "rationale": f"It is {n} * 1 = {n}. Good."} for n in range(9)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = qa(data=str(file), test=str(file), tools="calculator")
     why = (
-        r"none of 9 rationales can be used, 9 of them dropped .* \(the first: .*rows\.jsonl:1\); mend them, or give --"
+        r"none of 8 rationales can be used, 8 of them dropped .* \(the first: .*rows\.jsonl:1\); mend them, or give --"
     )
     with pytest.raises(UsageError, match=why):
         qa(data=str(file), tools="calculator").load(DataRequest(2, 2, 0))
