@@ -185,7 +185,7 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
     }
     given = {name: value for name, value in flags.items() if value is not None}
     known = Lengths()
-    if len(given) < len(flags) or options.questions is None:
+    if len(given) < len(flags):
         with waiting(progress_console(to_stderr=True), "Looking at the task's data"):
             known = lengths_of(config, task, whole=options.questions is None)
     found = {name: value for name, value in known.tokens.items() if name not in given}

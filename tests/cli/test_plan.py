@@ -170,7 +170,7 @@ def test_texts_are_as_long_as_they_are_said_to_be(cli: Cli, monkeypatch: pytest.
     flags = [word for name, value in lengths.items() for word in (f"--{names.get(name, name)}", str(value))]
     with monkeypatch.context() as patched:
         patched.delattr(plan, "lengths_of")  # all is said: there is nothing to look for
-        found = cli(*BIG, "--json", *flags, "--questions", 1050).json
+        found = cli(*BIG, "--json", *flags).json
     assert found["texts"] == lengths and set(found["texts_from"].values()) == {"given"} and found["notes"] == []
     one = cli(*BIG, "--json", "--chain-tokens", 32).json
     assert one["texts"]["chain"] == 32 and one["texts"]["states"] == 2
