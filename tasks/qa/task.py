@@ -202,6 +202,9 @@ class QA(Task):
         named = {"question": s.question, "answer": s.answer, "split_column": split}
         named |= {"choices": s.choices if isinstance(s.choices, str) else None}
         named |= {"rationale": s.rationale if s.rationale != Spec().rationale else None}
+        own = Spec().rationale or ""
+        if s.rationale == own and own not in columns and (meant := [n for n in columns if n.casefold() == own]):
+            raise UsageError(f"{sources}: nobody reads the column {meant[0]!r}; name it, `rationale: {meant[0]}`")
         of_prompt = (name for name in FIELD.findall(self._prompt) if name not in ("question", "choices"))
         for setting, name in (*named.items(), *(("prompt", name) for name in of_prompt)):
             if columns and name is not None and name not in columns:
@@ -302,7 +305,8 @@ class QA(Task):
         return FIELD.sub(lambda match: str(fields[match[1]]), self._prompt).strip()
 
     def _target(self, answer: str) -> str:
-        stop, target = self.stop or "\n", FIELD.sub(lambda _: answer, self.spec.target)
+        twice = answer.endswith(".") and not answer.endswith("..") and "{answer}." in self.spec.target
+        stop, target = self.stop or "\n", FIELD.sub(lambda _: answer[:-1] if twice else answer, self.spec.target)
         return f"{stop}{'' if stop[-1].isspace() or target[:1].isspace() else ' '}{target}"
 
     def _build(self, x: str, question: str, answer: str | None, choices: Sequence[str]) -> Example:

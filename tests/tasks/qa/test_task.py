@@ -336,6 +336,18 @@ def test_where_no_rationale_can_be_used_nothing_begins(tmp_path: Path) -> None:
         qa(data=str(file), tools="calculator").load(DataRequest(2, 2, 0))
 
 
+def test_a_column_in_other_capitals_is_no_rationale_that_nobody_reads(tmp_path: Path) -> None:
+    row = {"question": "q?", "answer": "a", "Rationale": "So it is."}
+    with pytest.raises(UsageError, match="nobody reads the column 'Rationale'; name it, `rationale: Rationale`"):
+        one(tmp_path, row)
+    assert one(tmp_path, row, rationale="Rationale").z
+
+
+@pytest.mark.parametrize(("answer", "said"), [("No.", "No."), ("No", "No."), ("and so on...", "and so on....")])
+def test_the_full_stop_of_an_answer_is_not_written_twice(tmp_path: Path, answer: str, said: str) -> None:
+    assert one(tmp_path, {"question": "q?", "answer": answer}).y == f"\nThe answer is {said}"
+
+
 def test_a_stop_that_ends_each_step_is_refused() -> None:
     with pytest.raises(UsageError, match=r"stop '\.' ends each step, too"):
         qa(data="x.csv", stop=".")
