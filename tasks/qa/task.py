@@ -204,7 +204,8 @@ class QA(Task):
         named |= {"rationale": s.rationale if s.rationale != Spec().rationale else None}
         own = Spec().rationale or ""
         if s.rationale == own and own not in columns and (meant := [n for n in columns if n.casefold() == own]):
-            raise UsageError(f"{sources}: nobody reads the column {meant[0]!r}; name it, `rationale: {meant[0]}`")
+            remedy = f"name it, `rationale: {meant[0]}`, or give `rationale: none`"
+            raise UsageError(f"{sources}: nobody reads the column {meant[0]!r}; {remedy}")
         of_prompt = (name for name in FIELD.findall(self._prompt) if name not in ("question", "choices"))
         for setting, name in (*named.items(), *(("prompt", name) for name in of_prompt)):
             if columns and name is not None and name not in columns:

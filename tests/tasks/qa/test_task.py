@@ -340,7 +340,7 @@ def test_a_column_in_other_capitals_is_no_rationale_that_nobody_reads(tmp_path: 
     row = {"question": "q?", "answer": "a", "Rationale": "So it is."}
     with pytest.raises(UsageError, match="nobody reads the column 'Rationale'; name it, `rationale: Rationale`"):
         one(tmp_path, row)
-    assert one(tmp_path, row, rationale="Rationale").z
+    assert one(tmp_path, row, rationale="Rationale").z and not one(tmp_path, row, rationale="none").z
 
 
 @pytest.mark.parametrize(("answer", "said"), [("No.", "No."), ("No", "No."), ("and so on...", "and so on....")])
