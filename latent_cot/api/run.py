@@ -303,12 +303,7 @@ class Run:
         check_sampling(
             votes=votes, samples=samples, size=size, max_tokens=max_tokens, temperature=temperature, seed=seed
         )
-        if self.task.is_measured and votes > 1:
-            raise UsageError(f"votes: the task {self.task.name} has no right answers, only figures; leave it out")
-        if samples is not None and not self.task.is_measured:
-            raise UsageError(
-                f"samples: the task {self.task.name} has right answers; it has chains that vote: use votes"
-            )
+        check_for_task(self.task, votes=votes, samples=samples)
         configured = self.config.evaluation
         own, usual = {"votes": votes}, 0.0 if votes == 1 else 0.5
         if self.task.is_measured:
@@ -568,6 +563,16 @@ MOST = 1_000_000
 
 
 _NEED_NOT_BE = ("samples", "size", "max_tokens")
+
+
+def check_for_task(task: Task, prefix: str = "", *, votes: int, samples: int | None) -> None:
+    """Raises UsageError for votes where there are no right answers, and for samples where there are. `prefix`: `--`, if
+    these are flags."""
+    if samples is not None and not task.is_measured:
+        why = f"the task {task.name} has right answers; it has chains that vote"
+        raise UsageError(f"{prefix}samples: {why}: use {prefix}votes")
+    if votes > 1 and task.is_measured:
+        raise UsageError(f"{prefix}votes: the task {task.name} has no right answers, only figures; leave it out")
 
 
 def check_sampling(prefix: str = "", temperature: float | None = None, seed: int = 0, **counts: int | None) -> None:

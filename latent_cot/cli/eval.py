@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from latent_cot import disk
-from latent_cot.api.run import Run, check_sampling, load
+from latent_cot.api.run import Run, check_for_task, check_sampling, load
 from latent_cot.cli.options import Switch, announce_loading, parse, print_json, progress_console
 from latent_cot.report import plots
 from latent_cot.report.tables import Cell, Table, figure_table
@@ -174,9 +174,8 @@ def _print_errors(console: Console, asked: Run, found: Evaluation) -> None:
 
 
 def _check_for_task(options: EvalOptions, task: Task) -> None:
-    if options.samples is not None and not task.is_measured:
-        raise UsageError(f"--samples: the task {task.name} has right answers; it has chains that vote: use --votes")
-    for flag, given in (("votes", options.votes > 1), ("errors", options.errors), ("plot", options.plot is not None)):
+    check_for_task(task, "--", votes=options.votes, samples=options.samples)
+    for flag, given in (("errors", options.errors), ("plot", options.plot is not None)):
         if given and task.is_measured:
             raise UsageError(f"--{flag}: the task {task.name} has no right answers, only figures; leave it out")
     if options.plot is not None:

@@ -78,6 +78,6 @@ def _enough_of(task: Task, name: str, size: int | None, seen: Sequence[Example])
                 raise
             return examples  # it has no more
         kept, dropped = drop_seen(examples, seen)
-        if size is None or wanted is None or len(kept) >= size or not len(examples) == wanted < most:
+        if size is None or wanted is None or len(kept) >= size or len(examples) < wanted or wanted >= most:
             return examples
         wanted = size + dropped

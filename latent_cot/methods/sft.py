@@ -95,13 +95,12 @@ class SFT(Method):
             return 0
         if not self.task.is_measured:
             return self.mark("p", self._held_out, unit).count("1")
-        lessons = [
-            self.lesson(example, encode_rationale(example.z or "", self.rules), sees_answer=self.task.answer_given)
-            for example in self._held_out
-        ]
-        # As in tests: a p that nothing was learned by reads demonstrations first, if it is so configured.
-        prompts = [self.test_prompt("p", example) for example in self._held_out]
-        groups = [replace(lesson, prompt=prompt) for lesson, prompt in zip(lessons, prompts, strict=True)]
+        groups = []
+        for example in self._held_out:
+            rationale = encode_rationale(example.z or "", self.rules)
+            lesson = self.lesson(example, rationale, sees_answer=self.task.answer_given)
+            # As in tests: an untrained p reads demonstrations first, if it is so configured.
+            groups.append(replace(lesson, prompt=self.test_prompt("p", example)))
         return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=self.config.max_batch_tokens)
 
     def _shown_check(self, found: float, best: float) -> Info:
