@@ -1,8 +1,8 @@
 """THE ALGORITHM: EM with a GFlowNet sampler, after Hu et al., "Amortizing intractable inference in large language
 models" (ICLR 2024).
 
-X is a question, Y its answer, Z the rationale between them, which is not seen. The language model p gives p(Z Y | X).
-The sampler q(Z | X), or q(Z | X, Y), is the same model with an adapter of its own.
+X is a question, Y its answer, Z the rationale between them, which is not seen. The language model p gives p(Z Y | X);
+the sampler is q(Z | X, Y), or q(Z | X). Both are one frozen base model, each with a LoRA adapter of its own.
 
 The phases that other methods have too are in `methods/method.py` (fine-tuning, drawing, the M-step) and in
 `methods/evaluator.py` (tests); what makes it resumable is in `methods/phases.py`. The algorithm on one page, without
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from latent_cot.config.schema import trained_tokens
-from latent_cot.methods.again import LearnsAgain
-from latent_cot.methods.e_step import assemble, mean_log_z, sample, update
+from latent_cot.methods.e_step import assemble, balance_step, mean_log_z, sample
 from latent_cot.methods.exploration import draw_behaviour, fill_buffer, reward_temperature
+from latent_cot.methods.forward_kl_steps import ForwardKLSteps
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.seeding import draw_distinct
 from latent_cot.methods.state import Info, Phase
@@ -32,17 +32,16 @@ from latent_cot.rationales.rollout import Draw
 from latent_cot.types import Rationale
 
 
-class EM(LearnsAgain):
+class EM(ForwardKLSteps):
     """Alternate a GFlowNet E-step and an M-step."""
 
     def algorithm(self) -> Steps:
         """The method, from top to bottom."""
         yield from self.init(0)  # p ← the base model, fine-tuned on the demonstrations
         yield from self.evaluate(0)
-        yield from self.warm_start_q(1)  # only where q sees Y: q ← p, fine-tuned to write Z behind X and Y
         for number in range(1, self.rounds + 1):
-            # Where q sees X only: q ← p in the first round, later where p is nearer to the posterior, and always where
-            # there are no E-steps. How far is q from the posterior?
+            yield from self.start_q(number)  # first round: q ← p; where q sees Y, fine-tuned to write Z behind X and Y
+            # How far is q from the posterior? Where q sees X only and p is clearly nearer by now, q ← p.
             yield from self.diagnose_before(number)
             if self.config.e_step.steps:
                 yield from self.e_step(number)  # train q towards the posterior of p
@@ -64,7 +63,8 @@ class EM(LearnsAgain):
         log_z = [self.log_z] if objective.log_z_rate else []
         optimiser = self.sampler_optimiser(log_z=log_z, log_z_rate=objective.log_z_rate)
         for step, (chosen, sampled, own, seed), timing in self.rollouts_of_steps(self._sample_step):
-            # Under p, score every prefix of the samples: log R(z_{1:i}) = log p(z_{1:i} Y | X).
+            # Score the samples under p: log R(z_{1:i}) = log p(z_{1:i} Y | X) of every prefix, or of the whole only,
+            # as the objective has it. Rationales from the replay buffer, if there is one, are added.
             batches = assemble(
                 [self.query(self.questions[i]) for i in chosen],
                 sampled,
@@ -88,7 +88,7 @@ class EM(LearnsAgain):
             marks = self.marks(batches)
             if c.updates > 1:  # before the update: log q is that of the q that sampled them
                 self.remember(chosen, batches, own, marks)
-            info = update(
+            info = balance_step(
                 self.lm,
                 batches,
                 self.rules,
@@ -101,11 +101,11 @@ class EM(LearnsAgain):
             )
             self.state.budget.gradient_steps += 1
 
-            # And, by forward KL, on what was sampled so far for some of the questions (methods/again.py).
-            again = self.learn_again(optimiser, step, temperature=target["reward_temperature"])
+            # And, by forward KL, on what was sampled so far for some of the questions (methods/forward_kl_steps.py).
+            forward_kl = self.forward_kl_steps(optimiser, step, temperature=target["reward_temperature"])
             figures = describe(batches, marks if self.tells_right else None)
             figures["reward_temperature"] = target["reward_temperature"]
-            yield {**vars(info), **again, **figures, **timing, "samples": shown_samples(batches)}
+            yield {**vars(info), **forward_kl, **figures, **timing, "samples": shown_samples(batches)}
         self.state.seen = []
 
     def _sample_step(
@@ -133,11 +133,6 @@ class EM(LearnsAgain):
         self.buffer = ReplayBuffer(128, tolerance) if c.replay_share else ReplayBuffer(0)
         self.log_z = torch.nn.Parameter(torch.zeros(()))  # one for all: a step asks few of the questions
 
-    def start_sampler(self, number: int) -> None:
-        super().start_sampler(number)
-        if number == 1 and self.reward.prior is not None:
-            self.lm.copy_adapter("q", "prior")
-
     @property
     def final_reward_temperature(self) -> float:
         return reward_temperature(self.config.e_step, self.config.e_step.steps)
@@ -160,7 +155,7 @@ class GFlowNet(EM):
     def algorithm(self) -> Steps:
         yield from self.init(0)
         yield from self.evaluate(0)
-        yield from self.warm_start_q(1)
+        yield from self.start_q(1)
         yield from self.diagnose_before(1)
         yield from self.e_step(1)
         yield from self.diagnose(1)

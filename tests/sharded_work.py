@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule, load_optimizer, save_optimizer
 from latent_cot.model.text import TextCodec
@@ -80,7 +80,7 @@ def half(lm: LanguageModel, *, resume: Path | None = None, save: Path | None = N
     asked = queries(5)
     groups = [Group(one.model_prompt, [random_chain(rules, rng, 5) for _ in range(2)], one.answer) for one in asked]
     for step in (0, 1) if resume is None else (2, 3):
-        m_step.update(lm, "p", groups, rules, optimiser, step, max_tokens=100)
+        likelihood.likelihood_step(lm, "p", groups, rules, optimiser, step, max_tokens=100)
     if save is not None and lm.processes.main:
         lm.save_adapter("p", save)
         save_optimizer(optimiser.adam, save)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from latent_cot.config.schema import MethodName, SFTConfig
-from latent_cot.methods import again, e_step, m_step, policy_gradient
+from latent_cot.methods import e_step, forward_kl_steps, likelihood, policy_gradient
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -75,7 +75,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
         return AdapterOptimiser(lm.parameters(adapter), schedule, 1.0, processes=lm.processes, **options)
 
     log_z = [torch.nn.Parameter(torch.zeros(())) for _ in [*asked, None]]  # the last one's question is not asked
-    info = e_step.update(
+    info = e_step.balance_step(
         lm,
         batches,
         rules,
@@ -90,9 +90,9 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     )
     found["e_step"] = [info.loss, info.variance, info.log_z, info.gradient_norm, *(z.item() for z in log_z)]
     weights = [[0.1 * (g + 1) * (k + 1) for k in range(len(group.rationales))] for g, group in enumerate(groups)]
-    learned = m_step.update(lm, "p", groups, rules, optimiser("p"), 0, max_tokens=100, weights=weights)
+    learned = likelihood.likelihood_step(lm, "p", groups, rules, optimiser("p"), 0, max_tokens=100, weights=weights)
     found["m_step"] = [learned.loss, learned.gradient_norm]
-    single = m_step.update(lm, "p", groups[:1], rules, optimiser("p"), 0, max_tokens=100)  # one has nothing to do
+    single = likelihood.likelihood_step(lm, "p", groups[:1], rules, optimiser("p"), 0, max_tokens=100)  # an idle one
     found["one question"] = [
         single.loss,
         single.gradient_norm,
@@ -101,7 +101,7 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     seen = experience.gather(asked, sampled, reward, reference=True)
     with lm.trainable("q") as model:
         old = experience.action_log_probs(lm, model, seen, rules.codec, max_tokens=100)
-    policy = policy_gradient.update(
+    policy = policy_gradient.policy_gradient_step(
         lm, seen, old - 0.1, seen.mask * 0.5, rules, optimiser("q"), 0, epochs=2, kl=0.1, max_tokens=100
     )
     found["policy"] = [policy.loss, policy.clipped, policy.gradient_norm]
@@ -111,8 +111,8 @@ def gradients(lm: LanguageModel, rules: ChainRules) -> dict[str, Any]:
     for g, group in enumerate(own):
         rows = seen.group == g
         share = seen.count[rows] / seen.count[rows].sum()
-        samples.append(again.Samples(list(group.rationales), weight[rows], share, share.log(), 0.5))
-    kl = again.update(lm, own, samples, rules, optimiser("q"), 0, divisor=len(own), max_tokens=100)
+        samples.append(forward_kl_steps.Samples(list(group.rationales), weight[rows], share, share.log(), 0.5))
+    kl = forward_kl_steps.forward_kl_step(lm, own, samples, rules, optimiser("q"), 0, divisor=len(own), max_tokens=100)
     found["forward-kl"] = [kl.loss, kl.gradient_norm, *importance.ess.tolist(), *importance.bound.tolist()]
     for adapter in ("p", "q"):
         found[adapter] = [weight.flatten().tolist() for weight in lm.parameters(adapter).values()]
@@ -125,7 +125,7 @@ def loops(lm: LanguageModel) -> dict[str, Any]:
     for method in METHODS:
         config = dataclasses.replace(of_method(method), rounds=1, **METHODS[method])
         loop = make(lm, config, Moody(lm.processes.index))
-        learned_again = sum("again_loss" in info for _, info in loop.run())
+        learned_again = sum("forward_kl_loss" in info for _, info in loop.run())
         found[method] = {**outcome(loop), "learned_again": learned_again}
     return found
 

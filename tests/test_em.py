@@ -19,7 +19,7 @@ from latent_cot import tasks
 from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, MethodName, RolloutConfig, RunConfig
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import Fall, clear_fall
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.methods.exploration import reward_temperature
 from latent_cot.methods.seeding import draw_distinct, seed_of, slices
 from latent_cot.methods.state import Budget, Phase, Seen, State, WeightedRationale
@@ -101,15 +101,16 @@ def test_the_phases_and_their_units(lm: LanguageModel, config: RunConfig, tested
     assert [(phase.round, phase.name) for phase in em.phases] == [
         (0, "init"),
         (0, "evaluate"),
-        *([(1, "warm_start_q")] if config == CONFIG else []),
+        (1, "start_q"),
         *(
             (number, name)
             for number in (1, 2)
             for name in ("diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate")
         ),
     ]
+    assert bool(em.units(Phase(1, "start_q"))) == (config == CONFIG), "only a q that reads Y is fine-tuned"
     counts = Counter((phase.round, phase.name) for phase, _ in em.run())
-    assert counts == {(phase.round, phase.name): em.units(phase) for phase in em.phases}
+    assert counts == {(phase.round, phase.name): units for phase in em.phases if (units := em.units(phase))}
     # 3 test questions, 12 // 2 a batch: one unit for each reasoner; before the first round only p is tested
     assert em.units(em.phases[1]) == 1
     assert em.units(em.phases[-1]) == len(tested)
@@ -138,7 +139,7 @@ def test_each_phase_trains_what_it_should(lm: LanguageModel, q_sees: Any) -> Non
             assert (after["p"] == after["q"]) == (q_sees == "question")
     begins: dict[str, set[str]] = {"diagnose_before": {"q"}}
     if q_sees == "question-and-answer":
-        begins = {"warm_start_q": {"q"}, "diagnose_before": set()}
+        begins = {"start_q": {"q"}, "diagnose_before": set()}
     assert changed == {
         "init": {"p"},
         "evaluate": set(),
@@ -301,7 +302,7 @@ def test_what_is_likelier_stays(lm: LanguageModel) -> None:
     prompts = [em.query(example).policy_prompt for example in examples]
     sampled = rollout(lm, "q", prompts, em.rules, n=DIAGNOSTIC_SAMPLES, generator=generator)
     counts = list(map(Counter, sampled))
-    weights = m_step.evidence_weights(lm, prompts, counts, em.rules, target="joint", max_tokens=3072)
+    weights = likelihood.evidence_weights(lm, prompts, counts, em.rules, target="joint", max_tokens=3072)
     assert em._log_evidence(examples, counts, weights) == after[:1]
     lm.swap_adapters("p", "kept")
     assert all(torch.equal(weight, p[name]) for name, weight in lm.parameters("p").items())
@@ -414,7 +415,7 @@ def test_a_q_that_sees_the_answer_learns_the_stop_among_its_actions(lm: Language
     example, rationale = em.data.demonstrations[0], em.demonstrations[0]
     lesson = em.lesson(example, rationale, sees_answer=True)
     assert lesson.prompt == em.query(example).policy_prompt
-    loss = m_step.held_out_loss(lm, "q", [lesson], em.rules, max_tokens=3072)
+    loss = likelihood.held_out_loss(lm, "q", [lesson], em.rules, max_tokens=3072)
     log_q = float(score(lm, lm.merged("q"), [lesson], em.rules.codec).log_complete)
     assert loss == pytest.approx(-log_q / (sum(rationale.policy_mask) + 1))
 
@@ -507,7 +508,7 @@ def test_em_without_an_e_step(lm: LanguageModel, tmp_path: Path) -> None:
     """q is p, and only the M-step is left; there is nothing to look at after a training of q."""
     config = dataclasses.replace(X_ONLY, e_step=dataclasses.replace(CONFIG.e_step, steps=0))
     em = make_em(lm, config)
-    of_round = ("diagnose_before", "draw", "m_step", "validate", "evaluate")
+    of_round = ("start_q", "diagnose_before", "draw", "m_step", "validate", "evaluate")
     assert [(phase.round, phase.name) for phase in em.phases if phase.round] == [
         (r, n) for r in (1, 2) for n in of_round
     ]
@@ -527,7 +528,7 @@ def test_without_an_e_step_a_q_that_sees_the_answer_stays_as_the_demonstrations_
     found = {}
     for phase, _ in em.run():
         found[phase] = {a: [w.tolist() for w in lm.parameters(a).values()] for a in ADAPTERS}
-    start = found[Phase(1, "warm_start_q")]
+    start = found[Phase(1, "start_q")]
     assert start["q"] != start["p"] != found[phase]["p"] and found[phase]["q"] == start["q"]
 
 

@@ -113,7 +113,7 @@ def test_it_runs(
     monkeypatch.setattr(scratch, "MAX_TOKENS", 12)
     torch.manual_seed(0)
     random.seed(0)
-    scratch.em(p, vocabulary, size=4, steps=1, n_tests=1)
+    scratch.em(p, vocabulary, size=4, steps=1, tests=1)
     assert any(not torch.equal(old, new) for old, new in zip(before, p.parameters(), strict=True))
     assert "5 operands: p " in capsys.readouterr().out
 

@@ -34,7 +34,7 @@ class Unit:
 
     round: int
     phase: str
-    """"init", "warm_start_q", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate", or
+    """"init", "start_q", "diagnose_before", "e_step", "diagnose", "draw", "m_step", "validate", "evaluate", or
     what else the method has."""
     number: int
     """Of this unit within its phase, from 1."""

@@ -26,6 +26,7 @@ from latent_cot.report.terminal import say
 from latent_cot.run import tracking
 from latent_cot.run.paths import with_absolute_paths
 from latent_cot.run.preflight import Examples, load_examples
+from latent_cot.run.resuming import is_run
 from latent_cot.run.run_folder import write_text
 from latent_cot.types import UsageError
 
@@ -90,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
     if options.dry_run:
         for one in runs:
             planned = METHODS[one.config.method].planned(one.config)
-            state = "finished" if one.name in done else "begun, goes on" if _begun(one) else "to do"
+            state = "finished" if one.name in done else "begun, goes on" if is_run(one.folder) else "to do"
             cost = f"{planned.trajectories} trajectories, {planned.gradient_steps} gradient steps"
             say(console, f"{one.folder}: {state}; {cost}")
             say(console, f"  {plan.command_of(one, options.preset)}", whole=True)
@@ -140,10 +141,6 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _begun(one: PlannedRun) -> bool:
-    return (one.folder / "config.yaml").exists()
-
-
 def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | None, Path]:
     """The runs, in the order in which they are done, their budget, and the comparison's folder."""
     variants = _variants(options)
@@ -160,7 +157,7 @@ def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | No
     spend = METHODS["em"].planned(base)
     budget = spend if options.budget is None else plan.parse_budget(options.budget, spend)
     path = disk.expanded(options.output_dir or f"runs/compare-{Path(base.task).stem}")
-    if (path / "config.yaml").exists():
+    if is_run(path):
         raise UsageError(f"--output-dir {path}: holds a run; give another folder")
     # Seed after seed: if it is stopped halfway, every method has been run with the first seeds.
     runs = []
@@ -243,7 +240,7 @@ def _carry_out(
         if one.name in done:
             say(console, f"{title}: finished already", style="dim")
             continue
-        there = _begun(one)
+        there = is_run(one.folder)
         say(console, f"{title}: {'going on' if there else 'begins'}", style="bold")
         own = examples.pop(one.name, None)
         carried = carry_out(

@@ -1,5 +1,5 @@
 """What the E-step does with a batch: sample rationales, score them under p, update q once by balance. The updates by
-forward KL that follow are in `again.py`."""
+forward KL that follow are in `forward_kl_steps.py`."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class UpdateInfo:
     """The 99th percentile of the same, nats."""
 
 
-def update(
+def balance_step(
     lm: LanguageModel,
     batches: Sequence[Trajectories],
     rules: ChainRules,

@@ -1,5 +1,5 @@
 """Fine-tuning p, and a q that reads Y, on rationales: lessons are made of them (`augmentation.py`) and learned
-(`m_step.py`), in round 0 and in each M-step."""
+(`likelihood.py`), in round 0 and in each M-step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from latent_cot.config.schema import MStepConfig, trained_tokens
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.methods.augmentation import frame_of, vary
 from latent_cot.methods.evaluator import Evaluator
 from latent_cot.methods.state import Info, WeightedRationale
@@ -43,21 +43,21 @@ class FineTuning(Evaluator):
         self.new_optimiser(adapter, Schedule(c.learning_rate, c.steps, c.warmup), MAX_GRAD_NORM)
         sees_answer = adapter == "q" and self.config.q_sees == "question-and-answer"
         for step in range(self.state.unit, c.steps):
-            info = self.likelihood_step(adapter, records, c, step, sees_answer=sees_answer)
+            info = self.fine_tuning_step(adapter, records, c, step, sees_answer=sees_answer)
             if step == c.steps - 1:  # before the unit is over, so that what is saved then has it
                 self.lm.interpolate(adapter, c.interpolation)
             yield info
 
-    def likelihood_step(
+    def fine_tuning_step(
         self, adapter: Reasoner, records: Sequence[WeightedRationale], c: MStepConfig, step: int, *, sees_answer: bool
     ) -> Info:
         assert self.optimiser is not None
         torch.manual_seed(self.unit_seed(step))  # for LoRA's dropout
         rng = random.Random(self.unit_seed(step))
-        batch = m_step.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
+        batch = likelihood.epoch_batch(len(records), c.batch_size, step, f"{self.config.seed}/{self.state.phase}")
         chosen = [records[k] for k in batch]
         lessons = [self.lesson(self.questions[one.question], one.rationale, sees_answer=sees_answer) for one in chosen]
-        target: m_step.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
+        target: likelihood.Target = "joint" if sees_answer else c.target  # who has read Y learns to write Z
         variations = dict(vars(self.config.augmentation))
         if sees_answer:  # a question joined to others has another answer
             variations["concat_questions"] = 0
@@ -71,7 +71,7 @@ class FineTuning(Evaluator):
                 others_of = other_answers(self.task, self.questions[one.question], self.rules.codec)
                 lesson = replace(lesson, others=others_of)
             groups.append(lesson)
-        info = m_step.update(
+        info = likelihood.likelihood_step(
             self.lm,
             adapter,
             groups,

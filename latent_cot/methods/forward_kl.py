@@ -2,9 +2,10 @@
 (Bornschein & Bengio, 2015), for rationales "Variational reasoning for language models" (Zhou et al., ICLR 2026, arXiv
 2509.22637).
 
-Samples of q itself are weighted by w ∝ p(Z Y | X) / q(Z), and q learns to write them (`again.py`). Each batch is
-learned from several times, beside later ones: a sample is weighted by the q that sampled it, and all of a question
-together. With `--m-step.weighted` and several `--m-step.samples` p learns from such weights too, as in the paper.
+Samples of q itself are weighted by w ∝ p(Z Y | X) / q(Z), and q learns to write them (`forward_kl_steps.py`). Each
+batch is learned from several times, beside later ones: a sample is weighted by the q that sampled it, and all of a
+question together. With `--m-step.weighted` and several `--m-step.samples` p learns from such weights too, as in the
+paper.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from latent_cot.methods.again import LearnsAgain
+from latent_cot.methods.forward_kl_steps import ForwardKLSteps
 from latent_cot.methods.phases import Steps, phase
 from latent_cot.methods.state import Info, Phase
 from latent_cot.rationales.batch import describe, shown_samples
 
 
-class ForwardKL(LearnsAgain):
+class ForwardKL(ForwardKLSteps):
     """EM's loop, with another E-step."""
 
     def algorithm(self) -> Steps:
         yield from self.init(0)
         yield from self.evaluate(0)
-        yield from self.warm_start_q(1)
         for number in range(1, self.rounds + 1):
+            yield from self.start_q(number)
             yield from self.diagnose_before(number)
             if self.config.e_step.steps:
                 yield from self.e_step(number)
@@ -53,7 +54,7 @@ class ForwardKL(LearnsAgain):
             bound = weights.bound[weights.bound.isfinite()]
             yield {
                 **info,
-                **self.learn_again(optimiser, step),
+                **self.forward_kl_steps(optimiser, step),
                 "ess": float(weights.ess.mean()),
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
                 **describe(experience.trajectories, marks if self.tells_right else None),

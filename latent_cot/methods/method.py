@@ -21,7 +21,7 @@ import torch
 from latent_cot.config.methods import METHODS, has_safeguard, may_begin_as_p
 from latent_cot.config.schema import DIAGNOSTIC_SAMPLES, RunConfig
 from latent_cot.evaluation.diagnostics import clear_fall, diagnose, mean_figures
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.methods.async_rollout import Rollouts, ahead
 from latent_cot.methods.fine_tuning import FineTuning
 from latent_cot.methods.phases import phase
@@ -124,6 +124,10 @@ class Method(FineTuning):
         tests = {name: len(questions) for name, questions in self.tests.items()}
         if state.phase > len(phases) or state.unit > (self.units(phases[state.phase]) if phases[state.phase :] else 0):
             raise ValueError(f"it is at unit {state.unit} of phase {state.phase}, which there is not")
+        if state.unit and phases[state.phase].name != state.phase_name:
+            raise ValueError(
+                f"it is in {state.phase_name!r}, where there is {phases[state.phase].name!r}: of another version"
+            )
         kept: list[WeightedRationale | Seen] = [*state.drawn, *state.seen]
         if any(one.question >= len(self.questions) for one in kept):
             raise ValueError("a rationale is of no training question")
@@ -148,21 +152,22 @@ class Method(FineTuning):
             yield from self.fine_tune("p", self.demonstrated, self.init_step)
 
     @phase(
-        lambda self, _: self.config.init_step.steps if self.demonstrations else 0,
-        when=lambda self, _: self.config.q_sees == "question-and-answer" and bool(self.rounds),
+        lambda self, _: self.config.init_step.steps if self.demonstrations and self._q_reads_y else 0,
+        when=lambda self, number: number == 1 or not (self._q_reads_y or self.config.e_step.steps),
     )
-    def warm_start_q(self, at: Phase) -> Iterator[Info]:
-        """A start for a q that sees Y: its prompt is one that p has never read."""
+    def start_q(self, at: Phase) -> Iterator[Info]:
+        """q ← p; a q that reads Y is then fine-tuned on the demonstrations, for p has never read its prompt. In later
+        rounds only a q that has no training of its own begins as p."""
         if self.state.unit == 0:
             self.lm.copy_adapter("p", "q")
-        if self.demonstrations:
+        if self.demonstrations and self._q_reads_y:
             yield from self.fine_tune("q", self.demonstrated, self.init_step)
+        if self.reward.prior is not None and at.round == 1:  # part of q's reward: what q is now
+            self.lm.copy_adapter("q", "prior")
 
     @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose_before(self, at: Phase) -> Iterator[Info]:
         """How far q is from the posterior before its training. Where p is clearly nearer by now, q begins as p."""
-        if self.state.unit == 0:
-            self.start_sampler(at.round)
         compares = at.round > 1 and self._may_begin_as_p
         for is_last in self._diagnoses():
             of_round = self.state.posterior.setdefault(str(at.round), {})
@@ -293,7 +298,7 @@ class Method(FineTuning):
         units = self._diagnostic_units
         found = self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
         # A p that only decides would read Y off the rationales of a q that has read it: in tests it has its own.
-        leaks = self.config.q_sees == "question-and-answer" and self.config.m_step.target != "joint"
+        leaks = self._q_reads_y and self.config.m_step.target != "joint"
         writer: Reasoner = "p" if leaks else "q"
         for unit in range(self.state.unit, len(units)):
             generator = torch.Generator().manual_seed(self.unit_seed(unit))
@@ -304,15 +309,14 @@ class Method(FineTuning):
             most = self.config.max_batch_tokens
             drawn = rollout(self.lm, writer, prompts, self.rules, n=n, generator=generator, max_tokens=most)
             counts = list(map(Counter, drawn))
-            weights = m_step.evidence_weights(self.lm, prompts, counts, self.rules, **self._evidence)
+            weights = likelihood.evidence_weights(self.lm, prompts, counts, self.rules, **self._evidence)
             found["after"] += self._log_evidence(examples, counts, weights)
             self._exchange_p(-1)
             found["before"] += self._log_evidence(examples, counts, weights)
+            self._exchange_p(1)
             figures: Info = {f"log_y_{when}": fmean(of) for when, of in found.items()}
-            fall = clear_fall(found["before"], found["after"]) if unit == len(units) - 1 else None
-            if fall is None:
-                self._exchange_p(1)
-            else:
+            if unit == len(units) - 1 and (fall := clear_fall(found["before"], found["after"])):
+                self._exchange_p(-1)
                 self.state.taken_back.append((at.round, "m_step"))
                 figures |= {"log_y_fell": fall.fell, "log_y_rose": fall.rose, "taken_back": True}
             yield figures
@@ -331,7 +335,7 @@ class Method(FineTuning):
             compared = self.config.m_step.target == "candidates"
             others = other_answers(self.task, query.example, self.rules.codec) if compared else ()
             groups.append(Group(query.model_prompt, list(of_question), query.answer, others))
-        found = m_step.log_evidence(self.lm, groups, weights, self.rules, **self._evidence)
+        found = likelihood.log_evidence(self.lm, groups, weights, self.rules, **self._evidence)
         return self.lm.processes.of_main(found)
 
     @property
@@ -339,11 +343,6 @@ class Method(FineTuning):
         return {"target": self.config.m_step.target, "max_tokens": self.config.max_batch_tokens}
 
     # -- what they share -----------------------------------------------------------------------------
-
-    def start_sampler(self, number: int) -> None:
-        """q ← p at the beginning, if q reads what p reads; of each round, if it has no training of its own."""
-        if self.config.q_sees == "question" and (number == 1 or not self.config.e_step.steps):
-            self.lm.copy_adapter("p", "q")
 
     def start_model(self) -> None:
         """Before an M-step: p goes on from where it is. Rejection sampling begins again here."""
@@ -447,6 +446,10 @@ class Method(FineTuning):
     @property
     def _can_validate(self) -> bool:
         return self.safeguard and not self.task.has_own_reward and all(one.y for one in self.data.validation)
+
+    @property
+    def _q_reads_y(self) -> bool:
+        return self.config.q_sees == "question-and-answer"
 
     @property
     def _learns_demonstrations(self) -> bool:

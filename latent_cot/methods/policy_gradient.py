@@ -84,6 +84,7 @@ class PolicyGradient(Method):
     def algorithm(self) -> Steps:
         yield from self.init(0)
         yield from self.evaluate(0)
+        yield from self.start_q(1)
         yield from self.diagnose_before(1)
         yield from self.policy(1)
         yield from self.diagnose(1)
@@ -110,7 +111,7 @@ class PolicyGradient(Method):
                 reward = floored(experience, e.reward_floor)
             with self.lm.trainable("q") as model:  # not its merged copy: in bf16 the first ratios would not be 1
                 old = action_log_probs(self.lm, model, experience, self.rules.codec, max_tokens=tokens)
-            info = update(
+            info = policy_gradient_step(
                 self.lm,
                 experience,
                 old,
@@ -188,7 +189,7 @@ def floored(experience: Experience, floor: float | None) -> torch.Tensor:
     return torch.maximum(log_reward, torch.where(best.isfinite(), least, 0.0))
 
 
-def update(
+def policy_gradient_step(
     lm: LanguageModel,
     experience: Experience,
     old: torch.Tensor,

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.evaluation.evaluate import NO_RATIONALE
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.methods.fine_tuning import MAX_GRAD_NORM
 from latent_cot.methods.method import Method
 from latent_cot.methods.phases import Steps, phase
@@ -73,7 +73,7 @@ class SFT(Method):
         while (unit := self.state.unit) < self._fit_units:
             figures: Info = {}
             for step in range(max(0, unit - 1) * every, min(unit * every, c.steps)):
-                figures = self.likelihood_step("p", records, c, step, sees_answer=self.task.answer_given)
+                figures = self.fine_tuning_step("p", records, c, step, sees_answer=self.task.answer_given)
                 self.state.m_steps = 1
             found = self.lm.processes.of_main(self._check(unit))
             if found > max(self.state.checks, default=-math.inf) or not self._held_out:
@@ -101,7 +101,7 @@ class SFT(Method):
             lesson = self.lesson(example, rationale, sees_answer=self.task.answer_given)
             # As in tests: an untrained p reads demonstrations first, if it is so configured.
             groups.append(replace(lesson, prompt=self.test_prompt("p", example)))
-        return -m_step.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=self.config.max_batch_tokens)
+        return -likelihood.held_out_loss(self.lm, "p", groups, self.rules, max_tokens=self.config.max_batch_tokens)
 
     def _shown_check(self, found: float, best: float) -> Info:
         if not self._held_out:

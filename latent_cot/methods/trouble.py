@@ -23,7 +23,7 @@ RIGHT = 0.1
 """Share of right chains below which nothing is right."""
 LOOK_PERFECT = ("variance", "ess")
 """Figures that a q with one chain a question has at their best: they mean nothing there, and are not shown."""
-_TRAINED_BY = {"init": "init_step", "warm_start_q": "init_step", "m_step": "m_step", "fit": "m_step"}
+_TRAINED_BY = {"init": "init_step", "start_q": "init_step", "m_step": "m_step", "fit": "m_step"}
 """Phase -> the section with its learning rate; that of others is the E-step's."""
 _DIAGNOSED = ("diagnose_before", "diagnose", "validate")
 
@@ -52,7 +52,7 @@ def signs(phase: Phase, info: Mapping[str, Any], config: RunConfig, *, own_rewar
     teach = "more --data.demonstrations or --init-step.steps"
     if METHODS[config.method].reads(config, "e_step.tempered_share"):
         teach += f", or explore: a higher --e-step.tempered-share (it is {e.tempered_share:g})"
-    norms = [info[name] for name in ("gradient_norm", "again_gradient_norm") if info.get(name) is not None]
+    norms = [info[name] for name in ("gradient_norm", "forward_kl_gradient_norm") if info.get(name) is not None]
     info = {name: value for name, value in info.items() if not (isinstance(value, float) and math.isnan(value))}
     if has_one_chain(info, own_reward=own_reward):
         knows = info.get("accuracy") is not None and not own_reward

@@ -141,7 +141,7 @@ class Progress:
         return cls(unit, counts[place] if left else 0, share, to_do, running)
 
 
-_COST = {"init": 0.7, "warm_start_q": 0.7, "m_step": 1.0, "fit": 20.0}
+_COST = {"init": 0.7, "start_q": 0.7, "m_step": 1.0, "fit": 20.0}
 """Rough cost of a unit of a phase, relative to an optimiser step of the M-step; of all others `_OTHER_COST`."""
 _OTHER_COST = 4.0
 

@@ -1,6 +1,6 @@
 """Deliberate mistakes in the E-step's update, which the comparison with the exact posterior must notice.
 
-The engine has no switch for being wrong. Each fault replaces one function that `e_step.update` calls by one
+The engine has no switch for being wrong. Each fault replaces one function that `e_step.balance_step` calls by one
 that makes the mistake, for as long as a `with` block lasts.
 """
 
@@ -37,7 +37,7 @@ class Fault:
 
 
 def injected(fault: Fault) -> AbstractContextManager[Any]:
-    """Within the block `e_step.update` makes this mistake."""
+    """Within the block `e_step.balance_step` makes this mistake."""
     return patch.object(fault.module, fault.name, fault.faulty(getattr(fault.module, fault.name)))
 
 

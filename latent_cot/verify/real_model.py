@@ -61,14 +61,13 @@ class CheckedEStep(EM):
 
     def algorithm(self) -> Steps:
         yield from self.init(0)
-        yield from self.warm_start_q(1)
+        yield from self.start_q(1)
         yield from self.compare_before(1)
         yield from self.e_step(1)
         yield from self.compare(1)
 
     @phase(lambda self, _: len(self.chosen))
     def compare_before(self, at: Phase) -> Iterator[Info]:
-        self.start_sampler(at.round)
         yield from map(vars, self._compared())
 
     @phase(lambda self, _: len(self.chosen))

@@ -18,7 +18,7 @@ import torch
 
 from latent_cot.config.schema import EStepConfig
 from latent_cot.evaluation.diagnostics import diagnose
-from latent_cot.methods.e_step import Behaviour, collect, update
+from latent_cot.methods.e_step import Behaviour, balance_step, collect
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.objectives import OBJECTIVES, Objective
 from latent_cot.rationales.buffer import ReplayBuffer
@@ -238,7 +238,7 @@ def train(
                 generator=generator,
                 ends_only=OBJECTIVES[objective].complete_only,
             )
-        update(
+        balance_step(
             world.lm,
             batches,
             world.rules,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import finetune
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.rationales.scoring import Group
 from latent_cot.types import Rationale
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[list[Group]]:
     """The batches of our own steps."""
     batches: list[list[Group]] = []
-    update = m_step.update
+    learn = likelihood.likelihood_step
 
-    def spied(lm: Any, adapter: Any, groups: Any, *rest: Any, **options: Any) -> m_step.LikelihoodInfo:
+    def spied(lm: Any, adapter: Any, groups: Any, *rest: Any, **options: Any) -> likelihood.LikelihoodInfo:
         batches.append(list(groups))
-        return update(lm, adapter, groups, *rest, **options)
+        return learn(lm, adapter, groups, *rest, **options)
 
-    monkeypatch.setattr(m_step, "update", spied)
+    monkeypatch.setattr(likelihood, "likelihood_step", spied)
     return batches
 
 

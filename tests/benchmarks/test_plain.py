@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.plain import PlainResult, e_step, modified_subtb
-from latent_cot.methods.e_step import update
+from latent_cot.methods.e_step import balance_step
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.text import TextCodec
 from latent_cot.rationales.batch import Trajectories
@@ -101,7 +101,7 @@ def assert_same_as_latent_cot(
         once = [1] * len(got.rationales)
         batches.append(Trajectories(query, got.rationales, once, rewards, once))
     recorder = Recorder(lm)
-    info = update(
+    info = balance_step(
         lm,
         batches,
         rules,

@@ -221,7 +221,7 @@ def test_a_documented_command_works(
 def test_a_documented_benchmark_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """In small, on the tiny model; of `estep` and `scaling` a part, since tests/benchmarks runs the others."""
     module, *arguments = shlex.split(command)[2:]
-    if {"--grpo-tokens", "--sft"} & set(arguments):
+    if {"--grpo", "--sft"} & set(arguments):
         pytest.importorskip("trl", reason="the extra `bench` is not installed")
     small = {
         "benchmarks.estep": ["--steps", "1", "--workload", "untrained"],

@@ -12,7 +12,7 @@ import pytest
 from latent_cot.config.methods import METHODS
 from latent_cot.config.schema import RunConfig, SFTConfig
 from latent_cot.config.settings import check, with_method
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.methods.method import method_class
 from latent_cot.model.lm import LanguageModel
 from latent_cot.rationales.scoring import Group
@@ -52,13 +52,13 @@ def lm(tiny_model: Callable[[str], Path]) -> LanguageModel:
 def lessons(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Group]]:
     """(adapter, group) of everything that is learned by likelihood."""
     seen: list[tuple[str, Group]] = []
-    really = m_step.update
+    really = likelihood.likelihood_step
 
     def update(lm: LanguageModel, adapter: Any, groups: Sequence[Group], *arguments: Any, **more: Any) -> Any:
         seen.extend((adapter, group) for group in groups)
         return really(lm, adapter, groups, *arguments, **more)
 
-    monkeypatch.setattr(m_step, "update", update)
+    monkeypatch.setattr(likelihood, "likelihood_step", update)
     return seen
 
 
@@ -77,7 +77,7 @@ def test_what_reads_the_answer_learns_to_stop_behind_the_rationale(
         learned.setdefault(phase.name, []).extend(of_phase)
         lessons.clear()
     assert learned["init"] and all(name == "p" and lesson in plain for name, lesson in learned["init"])
-    starts = learned["fit" if method == "sft" else "warm_start_q"]
+    starts = learned["fit" if method == "sft" else "start_q"]
     assert starts and all(name == adapter and lesson in posterior for name, lesson in starts)
 
 
@@ -101,7 +101,7 @@ def test_the_sampler_starts_from_the_demonstrations_and_is_resumed(lm: LanguageM
     config = config_of("gflownet")
     loop = make(lm, config, task())
     assert [phase.name for phase in loop.phases if phase.round] == [
-        *("warm_start_q", "diagnose_before", "e_step", "diagnose", "evaluate")
+        *("start_q", "diagnose_before", "e_step", "diagnose", "evaluate")
     ]
     list(loop.run())
     assert outcome(run_in_parts(lm, config, tmp_path, 2, task())) == outcome(loop)

@@ -15,9 +15,9 @@ import torch
 from latent_cot import tasks, tools
 from latent_cot.config.schema import data_request
 from latent_cot.config.settings import load_config
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.methods.augmentation import drop_history, frame_of, join_questions, leave_gaps, step_ends, vary
-from latent_cot.methods.m_step import LikelihoodInfo
+from latent_cot.methods.likelihood import LikelihoodInfo
 from latent_cot.methods.method import method_class
 from latent_cot.methods.state import WeightedRationale
 from latent_cot.model.lm import LanguageModel
@@ -170,13 +170,13 @@ def test_no_lesson_has_a_question_of_another_share(lm: LanguageModel, monkeypatc
         made.extend(groups)
         return LikelihoodInfo(0.0, 0.0)
 
-    monkeypatch.setattr(m_step, "update", learned)
+    monkeypatch.setattr(likelihood, "likelihood_step", learned)
     records = [
         WeightedRationale(i, encode_rationale(example.z or "", rules)) for i, example in enumerate(data.demonstrations)
     ]
     loop.optimiser = cast(Any, object())
     for step in range(60):
-        loop.likelihood_step("p", records, config.m_step, step, sees_answer=False)
+        loop.fine_tuning_step("p", records, config.m_step, step, sees_answer=False)
     own = {example.question for example in data.demonstrations}
     found = [asked(group, codec) for group in made]
     assert all(share_of(question) == "train" for question in found)

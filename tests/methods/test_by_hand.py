@@ -16,7 +16,7 @@ from torch import nn
 
 from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
-from latent_cot.methods import again, e_step, m_step, policy_gradient
+from latent_cot.methods import e_step, forward_kl_steps, likelihood, policy_gradient
 from latent_cot.methods.policy_gradient import GRPO, PPO, floored
 from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
@@ -32,7 +32,7 @@ from latent_cot.rationales.rollout import rollout
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Rationale, Reasoner
 from tests.methods.test_e_step import queries
-from tests.methods.test_m_step import NoStep
+from tests.methods.test_likelihood import NoStep
 from tests.worlds import FakeTool, language_model, random_chain
 
 
@@ -131,7 +131,7 @@ def test_a_policy_gradient_with_a_kl_penalty(
     advantage = torch.where(seen.mask, torch.randn(seen.mask.shape, generator=generator), 0.0)
     sampler = None if behind is None else old + behind * torch.randn(seen.mask.shape, generator=generator)
     optimiser = no_step(lm, "q")
-    info = policy_gradient.update(
+    info = policy_gradient.policy_gradient_step(
         lm, seen, old, advantage, rules, optimiser, 0, epochs=1, kl=0.7, max_tokens=200, sampler=sampler
     )
     total, cut, actions, drift = torch.zeros(()), 0.0, 0.0, 0.0
@@ -162,12 +162,12 @@ def test_only_fine_tuning_drops_out(tiny_model: Callable[[str], Path], rules: Ch
         layer.lora_dropout["q"] = nn.Dropout(0.5)
     groups = [t.policy_group for t in seen.trajectories]
     one = torch.ones(3)
-    samples = [again.Samples(list(group.rationales), one, one, one, 0.0) for group in groups]
+    samples = [forward_kl_steps.Samples(list(group.rationales), one, one, one, 0.0) for group in groups]
     balance: dict[str, Any] = {"objective": "vargrad", "reward_floor": None, "huber_delta": None}
     updates: dict[str, Callable[..., object]] = {
-        "likelihood": partial(m_step.update, lm, "q", groups, rules),
-        "balance": partial(e_step.update, lm, seen.trajectories, rules, reward_temperature=1.0, **balance),
-        "forward KL": partial(again.update, lm, groups, samples, rules, divisor=3),
+        "likelihood": partial(likelihood.likelihood_step, lm, "q", groups, rules),
+        "balance": partial(e_step.balance_step, lm, seen.trajectories, rules, reward_temperature=1.0, **balance),
+        "forward KL": partial(forward_kl_steps.forward_kl_step, lm, groups, samples, rules, divisor=3),
     }
 
     def gradient(name: str, seed: int) -> torch.Tensor:
@@ -235,8 +235,8 @@ def test_a_forward_kl_step_is_the_weighted_likelihood(
     for g, group in enumerate(groups):
         own = seen.group == g
         log_seen = seen.count[own].log() - log_sampled[own]
-        samples.append(again.Samples(list(group.rationales), weighed[own], seen.count[own], log_seen, b))
-    again.update(lm, groups, samples, rules, optimiser, 0, max_tokens=200, divisor=3)
+        samples.append(forward_kl_steps.Samples(list(group.rationales), weighed[own], seen.count[own], log_seen, b))
+    forward_kl_steps.forward_kl_step(lm, groups, samples, rules, optimiser, 0, max_tokens=200, divisor=3)
     total = torch.zeros(())
     with lm.trainable("q") as model:
         for rows, log_q in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):
@@ -263,10 +263,10 @@ def test_few_samples_do_not_move_a_q_that_is_the_posterior(
         records = [
             Seen(g, z, n, of_z - 7 + more * (k % 3 == 0), of_z, True) for k, (g, z, n, of_z) in enumerate(columns)
         ]
-        samples = again.samples_of(records, baseline=True)
+        samples = forward_kl_steps.samples_of(records, baseline=True)
         optimiser = no_step(lm, "q")
         targets = [samples[g] for g in range(len(groups))]
-        again.update(lm, groups, targets, rules, optimiser, 0, max_tokens=200, divisor=3)
+        forward_kl_steps.forward_kl_step(lm, groups, targets, rules, optimiser, 0, max_tokens=200, divisor=3)
         return float(optimiser.gradient.norm())
 
     assert gradient(0.0) < 1e-3 * gradient(1.0)
@@ -282,11 +282,13 @@ def test_weights_of_the_m_step_scale_each_likelihood(
 
     def gradient(of: Sequence[Group], weights: Sequence[float]) -> torch.Tensor:
         optimiser = no_step(lm, "p")
-        m_step.update(lm, "p", of, rules, optimiser, 0, max_tokens=1, weights=[[weight] for weight in weights])
+        likelihood.likelihood_step(
+            lm, "p", of, rules, optimiser, 0, max_tokens=1, weights=[[weight] for weight in weights]
+        )
         found: torch.Tensor = optimiser.gradient
         return found
 
-    tokens = [m_step._tokens(group, rules.codec)[0] for group in groups]
+    tokens = [likelihood._tokens(group, rules.codec)[0] for group in groups]
     alone = [gradient([group], [1.0]) for group in groups]
     expected = sum(w * n * g for w, n, g in zip(weights, tokens, alone, strict=True)) / sum(tokens)
     torch.testing.assert_close(gradient(groups, weights), expected, rtol=1e-3, atol=1e-6)

@@ -14,7 +14,7 @@ import torch
 
 from latent_cot.config.schema import EStepConfig, RunConfig
 from latent_cot.methods import e_step
-from latent_cot.methods.e_step import Behaviour, _temperatures, collect, offer, update
+from latent_cot.methods.e_step import Behaviour, _temperatures, balance_step, collect, offer
 from latent_cot.methods.exploration import draw_behaviour
 from latent_cot.methods.state import Phase
 from latent_cot.methods.trouble import PATIENCE, Watch
@@ -118,7 +118,7 @@ def measure(
         "huber_delta": None,
         "max_tokens": 500,
     }
-    info = update(lm, batches, rules, recorder, 0, **{**settings, **options})  # type: ignore[arg-type]
+    info = balance_step(lm, batches, rules, recorder, 0, **{**settings, **options})  # type: ignore[arg-type]
     return info, recorder.gradient
 
 

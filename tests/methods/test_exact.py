@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latent_cot.config.schema import EStepConfig, MStepConfig, RolloutConfig, RunConfig
-from latent_cot.methods.e_step import Behaviour, collect, update
+from latent_cot.methods.e_step import Behaviour, balance_step, collect
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -103,7 +103,7 @@ def test_q_becomes_the_posterior(tiny_model: Callable[[str], Path], objective: s
             samples=16,
             generator=torch.Generator().manual_seed(step),
         )
-        update(
+        balance_step(
             lm,
             batches,
             rules,

@@ -48,13 +48,13 @@ def test_trouble_that_lasts_is_said_once_with_a_remedy(change: dict[str, Any], p
 
 
 def test_both_losses_of_an_e_step_are_watched() -> None:
-    apart = HEALTHY | {"gradient_norm": 1.0, "again_gradient_norm": math.nan}
+    apart = HEALTHY | {"gradient_norm": 1.0, "forward_kl_gradient_norm": math.nan}
     (text,) = warnings(STEP, *[apart] * PATIENCE)
     assert "coming apart" in text
     nothing_new = HEALTHY | {"accuracy": 0.0, "gradient_norm": 0.0}
     (text,) = warnings(STEP, *[nothing_new] * PATIENCE)
     assert "learns nothing" in text
-    assert not warnings(STEP, *[nothing_new | {"again_gradient_norm": 0.4}] * PATIENCE)
+    assert not warnings(STEP, *[nothing_new | {"forward_kl_gradient_norm": 0.4}] * PATIENCE)
 
 
 def test_an_m_step_on_a_handful_of_rationales_is_told() -> None:

@@ -19,15 +19,14 @@ from latent_cot import em as em_module
 from latent_cot.config.schema import MethodName
 from latent_cot.em import EM
 from latent_cot.evaluation.evaluate import NO_RATIONALE
-from latent_cot.methods import again as again_module
 from latent_cot.methods import e_step as e_step_module
 from latent_cot.methods import evaluator as evaluator_module
 from latent_cot.methods import fine_tuning as fine_tuning_module
-from latent_cot.methods import m_step as m_step_module
+from latent_cot.methods import forward_kl_steps, likelihood
 from latent_cot.methods import method as method_module
 from latent_cot.methods import policy_gradient as policy_gradient_module
-from latent_cot.methods.again import Samples, samples_of
-from latent_cot.methods.m_step import epoch_batch
+from latent_cot.methods.forward_kl_steps import Samples, samples_of
+from latent_cot.methods.likelihood import epoch_batch
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Phase, Seen, State
 from latent_cot.model.lm import LanguageModel
@@ -71,7 +70,7 @@ def spy(
 def test_what_the_e_step_is_given(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, objective: Any, complete_only: bool, log_z_rate: float
 ) -> None:
-    updates, collected = spy(monkeypatch, em_module, "update"), spy(monkeypatch, em_module, "sample")
+    updates, collected = spy(monkeypatch, em_module, "balance_step"), spy(monkeypatch, em_module, "sample")
     diagnoses = spy(monkeypatch, method_module, "diagnose")
     e_step = dataclasses.replace(
         CONFIG.e_step,
@@ -111,7 +110,7 @@ def test_short_chains_have_no_near_ones(lm: LanguageModel, max_tokens: int, tole
 
 def test_a_shared_log_z_starts_from_the_first_batch(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the mean of log R − log q of its complete rationales, tempered; of questions that have any."""
-    updates = spy(monkeypatch, em_module, "update")
+    updates = spy(monkeypatch, em_module, "balance_step")
     e_step = dataclasses.replace(
         CONFIG.e_step, objective="tb", reward_temperatures=(0.5, 1.0), reward_temperature_steps=9
     )
@@ -186,9 +185,9 @@ def test_rejection_fine_tunes_the_start_each_round(
 
 def test_a_q_that_sees_y_starts_from_p(lm: LanguageModel, begun: list[tuple[Phase, dict[str, Any]]]) -> None:
     loop = make(lm, config_of("em", q_sees="question-and-answer"))
-    next(phase for phase, _ in loop.run() if phase.name == "warm_start_q")
+    next(phase for phase, _ in loop.run() if phase.name == "start_q")
     phase, before = begun[-1]
-    assert phase == Phase(1, "warm_start_q") and before["q"] == before["p"] == weights(loop)["p"]
+    assert phase == Phase(1, "start_q") and before["q"] == before["p"] == weights(loop)["p"]
 
 
 def test_q_is_tested_without_ps_demonstrations(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +261,7 @@ def test_many_equal_samples_all_count(lm: LanguageModel, monkeypatch: pytest.Mon
 
 def test_weights_of_what_was_drawn_reach_the_update(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Divided by their mean."""
-    updates = spy(monkeypatch, m_step_module, "update")
+    updates = spy(monkeypatch, likelihood, "likelihood_step")
     m_step = dataclasses.replace(CONFIG.m_step, samples=4, weighted=True, batch_size=24)
     em = make(lm, dataclasses.replace(CONFIG, rounds=1, m_step=m_step))
     for phase, _ in em.run():
@@ -279,7 +278,7 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever p learns: answers only, or questions that are joined to others, whose answer is another."""
-    updates, varied = spy(monkeypatch, m_step_module, "update"), spy(monkeypatch, fine_tuning_module, "vary")
+    updates, varied = spy(monkeypatch, likelihood, "likelihood_step"), spy(monkeypatch, fine_tuning_module, "vary")
     m_step = dataclasses.replace(CONFIG.m_step, target="answer")
     lessons = dataclasses.replace(CONFIG.augmentation, concat_questions=2)
     loop = make(
@@ -300,7 +299,7 @@ def test_a_q_that_has_read_y_learns_to_write_z_of_its_own_question(
 def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     floors, updates = (
         spy(monkeypatch, policy_gradient_module, "floored"),
-        spy(monkeypatch, policy_gradient_module, "update"),
+        spy(monkeypatch, policy_gradient_module, "policy_gradient_step"),
     )
     e_step = dataclasses.replace(CONFIG.e_step, steps=2, updates=2, reward_floor=7.0)
     list(make(lm, config_of(method, e_step=e_step, **policy(method, kl=0.4))).run())
@@ -313,7 +312,7 @@ def test_what_a_policy_gradient_is_given(lm: LanguageModel, monkeypatch: pytest.
 def test_ppo_asks_an_engine_how_likely_it_found_what_it_has_sampled(
     lm: LanguageModel, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, by_engine: bool
 ) -> None:
-    updates = spy(monkeypatch, policy_gradient_module, "update")
+    updates = spy(monkeypatch, policy_gradient_module, "policy_gradient_step")
     evaluation = dataclasses.replace(CONFIG.evaluation, every_round=False, diagnostics=0)
     loop = make(lm, config_of("ppo", p_init="base", evaluation=evaluation))
     with lm.sampling_by(ReferenceEngine(tiny_model("llama")) if by_engine else None):
@@ -349,9 +348,9 @@ def weights_of(samples: Mapping[int, Samples], questions: Iterable[int]) -> dict
 def test_em_learns_again_by_forward_kl(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step its own batch by the objective, with the weights of the q before that; then what was sampled so far."""
     order: list[str] = []
-    again = spy(monkeypatch, again_module, "update", order, "again")
-    balance = spy(monkeypatch, em_module, "update", order, "balance")
-    spy(monkeypatch, again_module, "log_probs_when_sampled", order, "weigh")
+    again = spy(monkeypatch, forward_kl_steps, "forward_kl_step", order, "again")
+    balance = spy(monkeypatch, em_module, "balance_step", order, "balance")
+    spy(monkeypatch, forward_kl_steps, "log_probs_when_sampled", order, "weigh")
     e_step = dataclasses.replace(
         CONFIG.e_step,
         steps=6,
@@ -397,7 +396,7 @@ def test_only_what_q_has_written_at_temperature_1_is_learned_again(
         reward_temperatures=(3.0, 1.0),
     )
     loop = cast(EM, make(lm, config_of("em", rounds=1, e_step=e_step)))
-    weighed = spy(monkeypatch, again_module, "samples_of")
+    weighed = spy(monkeypatch, forward_kl_steps, "samples_of")
     own: Counter[tuple[int, Rationale]] = Counter()
     sample_step = loop._sample_step
 
@@ -441,7 +440,7 @@ class Short(ToyTask):
 def test_what_q_gives_is_subtracted_where_nobody_tells_right_from_wrong(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, task: ToyTask | None, subtracts: bool
 ) -> None:
-    updates = spy(monkeypatch, again_module, "update")
+    updates = spy(monkeypatch, forward_kl_steps, "forward_kl_step")
     e_step = dataclasses.replace(CONFIG.e_step, steps=6, samples=12, updates=2, tempered_share=0.0, replay_share=0.0)
     rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
     for phase, _ in make(lm, config_of("em", rounds=1, e_step=e_step, rollout=rollout), task).run():
@@ -460,7 +459,7 @@ class Odd(ToyTask):
 
 def test_what_is_worth_nothing_is_kept_beside_what_is_not(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only together they show what q gives to what."""
-    updates = spy(monkeypatch, again_module, "update")
+    updates = spy(monkeypatch, forward_kl_steps, "forward_kl_step")
     e_step = dataclasses.replace(CONFIG.e_step, steps=8, samples=12, updates=2, tempered_share=0.0, replay_share=0.0)
     rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
     loop = make(lm, config_of("em", rounds=1, e_step=e_step, rollout=rollout), Odd())
@@ -480,7 +479,7 @@ def test_several_are_learned_together_however_few_a_batch_has(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one alone, all that q gives the samples would be subtracted."""
-    updates = spy(monkeypatch, again_module, "update")
+    updates = spy(monkeypatch, forward_kl_steps, "forward_kl_step")
     e_step = dataclasses.replace(CONFIG.e_step, steps=20, samples=1, updates=2)
     rollout = dataclasses.replace(CONFIG.rollout, granularity="token")
     for phase, _ in make(lm, config_of("forward-kl", rounds=1, e_step=e_step, rollout=rollout), Short()).run():
@@ -491,11 +490,11 @@ def test_several_are_learned_together_however_few_a_batch_has(
 
 
 def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    weigh = spy(monkeypatch, again_module, "log_probs_when_sampled")
+    weigh = spy(monkeypatch, forward_kl_steps, "log_probs_when_sampled")
     loop = make(lm, config_of("em", rounds=1, e_step=dataclasses.replace(CONFIG.e_step, updates=1)))
     for phase, info in loop.run():
         if phase.name == "e_step":
-            assert not loop.state.seen and "again_loss" not in info
+            assert not loop.state.seen and "forward_kl_loss" not in info
         elif phase.name == "diagnose":
             break
     assert not weigh
@@ -504,7 +503,7 @@ def test_em_with_one_update_keeps_nothing(lm: LanguageModel, monkeypatch: pytest
 def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step first its own question, if a right rationale of it has been seen; then some of all so far. All that was
     sampled for a question counts, each time."""
-    updates = spy(monkeypatch, again_module, "update")
+    updates = spy(monkeypatch, forward_kl_steps, "forward_kl_step")
     e_step = dataclasses.replace(CONFIG.e_step, steps=12, questions=1, samples=12, updates=3, replay_share=0.0)
     loop = make(lm, config_of("forward-kl", e_step=e_step))
     sample, chosen, sampled = loop._rollouts, list[Sequence[int]](), Counter[tuple[int, Rationale]]()
@@ -540,7 +539,7 @@ def test_forward_kl_learns_again_what_it_has_seen(lm: LanguageModel, monkeypatch
                 assert len(found) == min(2, len(now))
                 again += bool(set(found) - fresh)
             assert {arguments[5] for arguments, _ in calls} <= {loop.state.unit - 1}
-            assert ("loss" in info, "again_loss" in info) == (bool(fresh), bool(now))
+            assert ("loss" in info, "forward_kl_loss" in info) == (bool(fresh), bool(now))
             known = list(own)
         else:
             sampled.clear()

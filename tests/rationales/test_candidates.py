@@ -16,7 +16,7 @@ from latent_cot.config.schema import DataConfig, MStepConfig, RolloutConfig, Run
 from latent_cot.config.settings import check
 from latent_cot.em import EM
 from latent_cot.evaluation.evaluate import NO_RATIONALE, Judge
-from latent_cot.methods import exploration, m_step
+from latent_cot.methods import exploration, likelihood
 from latent_cot.methods.exploration import SEED_SAMPLES
 from latent_cot.methods.few_shot import FewShot
 from latent_cot.methods.method import Method
@@ -156,7 +156,7 @@ def test_the_reward_compares_y_with_the_other_candidates(lm: LanguageModel, stop
 
 
 @pytest.mark.parametrize("target", ["answer", "candidates"])
-def test_p_may_learn_the_answer_only(lm: LanguageModel, target: m_step.Target) -> None:
+def test_p_may_learn_the_answer_only(lm: LanguageModel, target: likelihood.Target) -> None:
     """The gradient is that of Y after Z, per token or among the candidates; Z itself is not learned."""
     codec = TextCodec(lm.tokenizer, allowed_characters="abcd ")
     rules = ChainRules(codec, max_tokens=5)
@@ -166,7 +166,7 @@ def test_p_may_learn_the_answer_only(lm: LanguageModel, target: m_step.Target) -
         for e, others in ((e, other_answers(TASK, e, codec)) for e in EXAMPLES)
     ]
     optimiser = _NoStep(lm.parameters("p"), Schedule(0.1, 1, 0, "constant"), 1.0)
-    info = m_step.update(lm, "p", groups, rules, optimiser, 0, max_tokens=60, target=target)
+    info = likelihood.likelihood_step(lm, "p", groups, rules, optimiser, 0, max_tokens=60, target=target)
     total, n = torch.zeros((), dtype=torch.float64), 0
     with lm.trainable("p") as model:
         for group in groups:

@@ -17,7 +17,7 @@ from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.config.settings import with_method
 from latent_cot.em import EM
 from latent_cot.evaluation.diagnostics import diagnose, mean_figures
-from latent_cot.methods.e_step import Behaviour, collect, update
+from latent_cot.methods.e_step import Behaviour, balance_step, collect
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -178,7 +178,7 @@ def test_q_becomes_uniform(tiny_model: Callable[[str], Path]) -> None:
         generator = torch.Generator().manual_seed(step)
         behaviour = [Behaviour(4.0, tempered_share=0.4)]
         batches = collect(lm, [query], behaviour, rules, buffer, reward, samples=64, generator=generator)
-        update(
+        balance_step(
             lm,
             batches,
             rules,

@@ -1,8 +1,9 @@
-"""The tasks that the contract is checked on: every built-in one, those in `examples/`, and the one that the
-README shows."""
+"""The tasks that the contract is checked on: every built-in one, those in `examples/`, the one that the README shows,
+and the notebook's."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from latent_cot.types import Task
 
 ROOT = Path(__file__).parents[2]
 README_EXAMPLE = "the example of tasks/README.md"
+NOTEBOOK = ROOT / "notebooks" / "4_your_own_task_and_tool.ipynb"
 KINDS = ("kinds.py:Discount", "kinds.py:Letters")
 EXAMPLES = [str(ROOT / "examples" / name) for name in ("elapsed.py", "middle.py", *KINDS)]
 
@@ -36,6 +38,18 @@ def readme_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session", params=[*tasks.names(), README_EXAMPLE, *EXAMPLES])
-def task(request: pytest.FixtureRequest, readme_example: Path) -> Task:
-    return tasks.load(str(readme_example) if request.param == README_EXAMPLE else request.param)
+@pytest.fixture(scope="session")
+def notebook_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`euclid.py` as the notebook writes it."""
+    sources = ("".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"])
+    (written,) = (source for source in sources if source.startswith("%%writefile"))
+    magic, _, text = written.partition("\n")
+    path = tmp_path_factory.mktemp("notebook") / magic.split()[1]
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session", params=[*tasks.names(), README_EXAMPLE, NOTEBOOK.stem, *EXAMPLES])
+def task(request: pytest.FixtureRequest, readme_example: Path, notebook_task: Path) -> Task:
+    written = {README_EXAMPLE: readme_example, NOTEBOOK.stem: notebook_task}
+    return tasks.load(str(written.get(request.param, request.param)))

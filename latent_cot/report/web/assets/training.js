@@ -2,7 +2,7 @@
 
 const PHASES = {
   init: "Fine-tuning on demonstrations",
-  warm_start_q: "Imitating demonstrations",
+  start_q: "Imitating demonstrations",
   e_step: "E-step",
   m_step: "M-step",
   policy: "Policy gradient",
@@ -12,7 +12,7 @@ const PHASES = {
 };
 const FIGURES = {
   loss: ["loss", "per question"],
-  again_loss: ["loss of what is learned again", "forward KL, per question"],
+  forward_kl_loss: ["loss of the further steps", "forward KL, per question"],
   log_reward: ["log-reward", "mean log p(Z Y | X) of the sampled chains, nats"],
   variance: ["Var(log R − log q)", "nats²; 0 once q is the posterior"],
   accuracy: ["right", "share of the sampled chains"],

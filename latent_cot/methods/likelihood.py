@@ -33,7 +33,7 @@ class LikelihoodInfo:
     gradient_norm: float
 
 
-def update(
+def likelihood_step(
     lm: LanguageModel,
     adapter: Reasoner,
     groups: Sequence[Group],

@@ -1,4 +1,4 @@
-"""To learn again what q has sampled, by forward KL: the wake phase of reweighted wake-sleep (Bornschein & Bengio,
+"""Steps of q by forward KL on what it has sampled: the wake phase of reweighted wake-sleep (Bornschein & Bengio,
 2015), on samples that are kept.
 
 All samples of a question in an E-step are weighted together, by w ∝ R(Z)^(1/T) / q(Z), with the q that drew each. p
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from latent_cot.config.schema import trained_tokens
-from latent_cot.methods.m_step import LikelihoodInfo
+from latent_cot.methods.likelihood import LikelihoodInfo
 from latent_cot.methods.method import Method
 from latent_cot.methods.state import Info, Seen
 from latent_cot.model.lm import LanguageModel
@@ -41,13 +41,13 @@ from latent_cot.rationales.experience import experience_of, log_probs_when_sampl
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Example, Rationale
 
-FEWEST = 8
-"""A question with so many rationales learns them together where what q gives them is subtracted: of one alone that
-would be all of it. More are learned in parts of half as many or more."""
+BASELINE_PART = 8
+"""Where a baseline is subtracted, so many rationales of a question may be learned together even if `e_step.samples` is
+fewer: the baseline of a single rationale would cancel its gradient."""
 
 
-class LearnsAgain(Method):
-    """What methods share whose E-step keeps what it samples, in `state.seen`."""
+class ForwardKLSteps(Method):
+    """What methods share whose E-step keeps what it samples, in `state.seen`, and learns it by forward KL."""
 
     def remember(
         self,
@@ -56,8 +56,8 @@ class LearnsAgain(Method):
         sampled: Sequence[Sequence[Rationale]],
         is_right: Callable[[Example, Rationale], bool],
     ) -> ImportanceInfo:
-        """Keep what q, as it is, has `sampled` at temperature 1 for these training questions, of their `trajectories`.
-        Returns what the weights of these samples are like."""
+        """Keep the rationales that q has `sampled` at temperature 1 for these training questions, with their
+        rewards (of the `trajectories`) and their log q, by q as it is. Returns what their weights are like."""
         own = [(i, t.only(Counter(z))) for i, t, z in zip(chosen, trajectories, sampled, strict=True) if z]
         if not own:
             return ImportanceInfo(*[torch.empty(0)] * 3)
@@ -77,9 +77,10 @@ class LearnsAgain(Method):
         right = {one.question for one in self.state.seen if one.right and one.log_reward > -math.inf}
         return [one for one in self.state.seen if one.question in right]
 
-    def learn_again(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
-        """The `updates` that follow the first, each on what is kept of some questions, drawn at random: of twice as
-        many as a step asks, or of all, if they are fewer. `temperature`: of the reward. Returns their mean figures."""
+    def forward_kl_steps(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
+        """The `updates` of a batch that follow its first, each on what is kept of some questions, drawn at random: of
+        twice as many as a batch has, or of all, if they are fewer. `temperature`: of the reward. Returns their mean
+        figures."""
         rng = random.Random(f"{self.unit_seed(step)}/again")
         infos = []
         seen = self.instructive()
@@ -91,8 +92,8 @@ class LearnsAgain(Method):
                 infos.append(self.learn(records, optimiser, step, rng, temperature=temperature))
         if not infos:
             return {}
-        figures = {"again_loss": [i.loss for i in infos], "again_gradient_norm": [i.gradient_norm for i in infos]}
-        return {name: fmean(values) for name, values in figures.items()}
+        loss, norm = fmean(info.loss for info in infos), fmean(info.gradient_norm for info in infos)
+        return {"forward_kl_loss": loss, "forward_kl_gradient_norm": norm}
 
     def learn(
         self,
@@ -104,12 +105,13 @@ class LearnsAgain(Method):
         temperature: float = 1.0,
     ) -> LikelihoodInfo:
         """One gradient step of q by forward KL on the mean over the questions (`objectives.importance.forward_kl`),
-        nats. Of each question at most twice `e_step.samples` distinct rationales are learned, or twice `FEWEST`."""
+        nats. Of each question at most twice `e_step.samples` distinct rationales are learned, or twice
+        `BASELINE_PART`."""
         n = self.config.e_step.samples
-        wide = self.task.has_own_reward or not self.tells_right
-        if wide:
-            n = max(n, FEWEST)
-        of_question = samples_of(records, temperature, baseline=wide)
+        baseline = self.task.has_own_reward or not self.tells_right
+        if baseline:
+            n = max(n, BASELINE_PART)
+        of_question = samples_of(records, temperature, baseline=baseline)
         groups, targets = list[Group](), list[Samples]()
         for i, samples in of_question.items():
             prompt = self.query(self.questions[i]).policy_prompt
@@ -118,7 +120,7 @@ class LearnsAgain(Method):
                 targets.append(part)
         self.state.budget.gradient_steps += 1
         options = {"divisor": len(of_question), "max_tokens": trained_tokens(self.config)}
-        return update(self.lm, groups, targets, self.rules, optimiser, step, **options)
+        return forward_kl_step(self.lm, groups, targets, self.rules, optimiser, step, **options)
 
 
 class Samples(NamedTuple):
@@ -161,7 +163,7 @@ class Samples(NamedTuple):
         return [self.only(order[k::n]) for k in range(n)]
 
 
-def update(
+def forward_kl_step(
     lm: LanguageModel,
     groups: Sequence[Group],
     targets: Sequence[Samples],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check
-from latent_cot.methods.again import Samples, samples_of, systematic
+from latent_cot.methods.forward_kl_steps import Samples, samples_of, systematic
 from latent_cot.methods.state import Seen
 from latent_cot.objectives.importance import forward_kl
 from latent_cot.rationales.batch import Trajectories

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -51,7 +51,7 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
     groups += [Group([7, 8], [cut, ended]), Group([7, 8], [ended], [codec.stop_id, 5])]
     assert any(not all(r.policy_mask) for group in groups for r in group.rationales)
     optimiser = NoStep(lm.parameters("p"), Schedule(0.1, 1, 0, "constant"), 1.0)
-    info = m_step.update(lm, "p", groups, rules, optimiser, 0, max_tokens=max_tokens)
+    info = likelihood.likelihood_step(lm, "p", groups, rules, optimiser, 0, max_tokens=max_tokens)
 
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     with lm.trainable("p") as model:
@@ -72,7 +72,9 @@ def test_the_likelihood_is_the_oracles(tiny_model: Callable[[str], Path], max_to
 
 
 @pytest.mark.parametrize("target", ["joint", "answer", "candidates"])
-def test_the_evidence_is_a_mean_over_what_was_sampled(tiny_model: Callable[[str], Path], target: m_step.Target) -> None:
+def test_the_evidence_is_a_mean_over_what_was_sampled(
+    tiny_model: Callable[[str], Path], target: likelihood.Target
+) -> None:
     """log of the mean of p(Z Y | X) / q(Z), or of p(Y | X Z), each sample scored by itself; some came several times."""
     lm = language_model(tiny_model("llama"))
     codec = TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
@@ -82,12 +84,12 @@ def test_the_evidence_is_a_mean_over_what_was_sampled(tiny_model: Callable[[str]
     others: list[list[list[int]]] = [[[6], [5, 5]]] * 3
     settings: dict[str, Any] = {"max_tokens": 40, "target": target}
     counts = list(map(Counter, sampled))
-    weights = m_step.evidence_weights(lm, [query.policy_prompt for query in queries], counts, rules, **settings)
+    weights = likelihood.evidence_weights(lm, [query.policy_prompt for query in queries], counts, rules, **settings)
     groups = [
         Group(query.model_prompt, list(count), query.answer, own)
         for query, count, own in zip(queries, counts, others, strict=True)
     ]
-    found = m_step.log_evidence(lm, groups, weights, rules, **settings)
+    found = likelihood.log_evidence(lm, groups, weights, rules, **settings)
 
     def log_chain(who: Literal["p", "q"], prompt: Sequence[int], z: Rationale) -> float:
         log_pf, stops = scoring.log_policy(lm.merged(who), prompt, z, codec.actions.tolist(), codec.stop_id)
@@ -121,7 +123,7 @@ def test_what_is_learned_is_what_is_rewarded(tiny_model: Callable[[str], Path]) 
         for chain, reward in zip(chains, rewards[-1], strict=True):
             alone = Group(group.prompt, [chain], answer)
             learned = sum(chain.policy_mask) + len(answer) + (answer == [4, 5] and not chain.truncated)
-            loss = m_step.held_out_loss(lm, "p", [alone], rules, max_tokens=500)
+            loss = likelihood.held_out_loss(lm, "p", [alone], rules, max_tokens=500)
             assert -loss * learned == pytest.approx(reward, abs=1e-4)
 
 
@@ -134,7 +136,7 @@ def test_p_learns_to_stop(tiny_model: Callable[[str], Path], begins_with_stop: b
     group = Group([5, 6], [chain], [codec.stop_id, 8] if begins_with_stop else [7, 8])
     optimiser = AdapterOptimiser(lm.parameters("p"), Schedule(0.02, 30, 0, "constant"), 1.0)
     for step in range(30):
-        m_step.update(lm, "p", [group], rules, optimiser, step, max_tokens=500)
+        likelihood.likelihood_step(lm, "p", [group], rules, optimiser, step, max_tokens=500)
     _, log_pterm = scoring.log_policy(lm.merged("p"), group.prompt, chain, codec.actions.tolist(), codec.stop_id)
     assert float(log_pterm[-1]) > -0.7
 
@@ -145,7 +147,7 @@ def test_training_raises_the_likelihood(tiny_model: Callable[[str], Path]) -> No
     rules = ChainRules(codec, max_tokens=6)
     groups = [Group([5, 6], [random_chain(rules, random.Random(2), 6)], [7, 8])]
     optimiser = AdapterOptimiser(lm.parameters("p"), Schedule(0.02, 20, 0, "constant"), 1.0)
-    losses = [m_step.update(lm, "p", groups, rules, optimiser, k, max_tokens=500).loss for k in range(20)]
+    losses = [likelihood.likelihood_step(lm, "p", groups, rules, optimiser, k, max_tokens=500).loss for k in range(20)]
     assert losses[-1] < losses[0] - 1
     assert all(not weight.any() for name, weight in lm.parameters("q").items() if "lora_B" in name)
 
@@ -153,15 +155,15 @@ def test_training_raises_the_likelihood(tiny_model: Callable[[str], Path]) -> No
 @given(n=st.integers(1, 30), size=st.integers(1, 40), seed=st.text(max_size=5))
 def test_every_record_comes_once_an_epoch(n: int, size: int, seed: str) -> None:
     steps = 3 * n  # size whole epochs and more
-    sequence = [k for step in range(steps) for k in m_step.epoch_batch(n, size, step, seed)]
+    sequence = [k for step in range(steps) for k in likelihood.epoch_batch(n, size, step, seed)]
     assert len(sequence) == steps * size
     for start in range(0, len(sequence), n):
         assert Counter(sequence[start : start + n]) == Counter(range(n))
 
 
 def test_a_batch_depends_on_its_arguments_only() -> None:
-    batches = [m_step.epoch_batch(10, 4, step, "s") for step in range(10)]
-    assert [m_step.epoch_batch(10, 4, step, "s") for step in reversed(range(10))] == batches[::-1]
-    assert [m_step.epoch_batch(10, 4, step, "t") for step in range(10)] != batches
-    epochs = [[k for b in range(5) for k in m_step.epoch_batch(10, 2, 5 * e + b, "s")] for e in range(4)]
+    batches = [likelihood.epoch_batch(10, 4, step, "s") for step in range(10)]
+    assert [likelihood.epoch_batch(10, 4, step, "s") for step in reversed(range(10))] == batches[::-1]
+    assert [likelihood.epoch_batch(10, 4, step, "t") for step in range(10)] != batches
+    epochs = [[k for b in range(5) for k in likelihood.epoch_batch(10, 2, 5 * e + b, "s")] for e in range(4)]
     assert len({tuple(epoch) for epoch in epochs}) == 4, "each epoch has an order of its own"
