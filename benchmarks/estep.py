@@ -3,15 +3,17 @@
 One run measures, on the machine at hand:
 
 * `default`: the E-step of `latent-cot fit --method em-x --task arithmetic`, from the p that it starts with
-  (fine-tuned on the demonstrations first, which takes a minute or two and is not timed);
+  (fine-tuned on the demonstrations first, which takes a minute or two and is not timed). Each batch is followed by
+  three updates by forward KL, as in a run; `--updates 1` leaves them out;
 * `untrained`: the same from the untouched base model, whose chains are long and all different: what an E-step costs
-  when nothing is shared;
+  when nothing is shared. Forward KL learns of questions with a right chain only, of which there are few or none;
 * `words`: 8 questions x 16 rationales of 60 to 120 tokens in words, all different, of nearly any token, from the
   untouched base model behind prompts of 60 to 100, with the calculator: `word_problems` with its own questions;
 * `paper`: the work of the paper's code: one question, 16 trajectories of 5 to 18 tokens, a state at every token from
   the fifth on, a reward prompt with three demonstrations; and beside it, on the same questions, `plain.py`, which
   goes about it as that code does;
-* with `--grpo-tokens N`: TRL's GRPOTrainer on the same model with the same batch, sampling and update only;
+* with `--grpo`: TRL's GRPOTrainer on the same model with the same batch, sampling and update only. Its completions
+  have as many tokens as ours have on average; ours is the update by balance alone, one a batch as GRPO's;
 * the machine's own rates, and how near each part comes to them.
 
 Times are wall-clock; ratios are of one run, the contestants taking turns.
@@ -33,13 +35,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import plain
-from benchmarks.command import Report, add_run_flags, carry_out, measured, parser_of
+from benchmarks.command import Report, add_run_flags, carry_out, measured, parser_of, positive, rates
 from benchmarks.machine import Machine
 from benchmarks.meter import Meter
 from latent_cot.config.schema import RunConfig, trained_tokens
 from latent_cot.config.settings import load_config
 from latent_cot.methods import e_step
-from latent_cot.methods.again import LearnsAgain
+from latent_cot.methods.forward_kl_steps import ForwardKLSteps
 from latent_cot.methods.method import Method
 from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -57,25 +59,23 @@ class Options:
     model: str
     steps: int
     """Steps of ours that are timed, after one that is not."""
+    updates: int | None
+    """Of a batch; None: as configured."""
     plain_questions: int
-    """Questions that `plain` is timed on."""
+    """Questions that `plain` is timed on, after one that is not."""
     paper_tokens: int
     """Longest rationale of the paper's workload; the tiny model needs more tokens for the same text."""
-    grpo_tokens: int
-    """Tokens of a completion of TRL's GRPOTrainer; 0: leave it out."""
+    grpo: bool
+    """Whether TRL's GRPOTrainer is timed, too."""
     seed: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0."""
     parser = parser_of("estep", __doc__, WORKLOADS, steps=8)
-    parser.add_argument("--plain-questions", type=int, default=1, help="questions for the plain re-implementation")
-    parser.add_argument(
-        "--grpo-tokens",
-        type=int,
-        default=0,
-        help="measure TRL's GRPOTrainer too (needs trl), with completions this long",
-    )
+    parser.add_argument("--updates", type=positive, help="of a batch; default: as in a run, 4 (`paper`: 1)")
+    parser.add_argument("--plain-questions", type=positive, default=2, help="questions for the plain re-implementation")
+    parser.add_argument("--grpo", action="store_true", help="measure TRL's GRPOTrainer too (needs trl)")
     add_run_flags(parser)
     return carry_out(parser, argv, run, show)
 
@@ -85,9 +85,10 @@ def run(arguments: argparse.Namespace, model: str) -> Report:
     options = Options(
         model,
         arguments.steps,
+        arguments.updates,
         arguments.plain_questions,
         40 if arguments.model == "tiny" else 18,
-        arguments.grpo_tokens,
+        arguments.grpo,
         arguments.seed,
     )
     of = partial(configuration, options=options), partial(run_workload, options=options)
@@ -98,6 +99,8 @@ def configuration(workload: str, options: Options) -> RunConfig:
     """What is run: the defaults, or the paper's settings."""
     task = "word_problems" if workload == "words" else "arithmetic"
     config = replace(load_config(task=task, method="em-x"), model=options.model, seed=options.seed)
+    if options.updates:
+        config = replace(config, e_step=replace(config.e_step, updates=options.updates))
     if workload == "default":
         return config
     if workload == "untrained":
@@ -125,7 +128,7 @@ def configuration(workload: str, options: Options) -> RunConfig:
 
 def run_workload(session: Session, machine: Machine, workload: str, options: Options) -> Report:
     """Ours, and in the paper's workload the plain way, and GRPO if asked for."""
-    loop = cast("LearnsAgain", session.loop())
+    loop = cast("ForwardKLSteps", session.loop())
     if workload == "words":  # not in the configuration: the demonstrations are shorter
         loop.rules = replace(loop.rules, min_tokens=60)
     for phase, _ in loop.run():
@@ -136,29 +139,24 @@ def run_workload(session: Session, machine: Machine, workload: str, options: Opt
     optimiser = AdapterOptimiser(loop.lm.parameters("q"), Schedule(0.0, 10**6, 0, "constant"), c.max_grad_norm)
     meter = Meter(loop.lm, machine)
     buffer = ReplayBuffer()
-    one_step(loop, buffer, optimiser, 0)
+    plain_seconds = plain.Seconds()
+    n_plain = min(options.plain_questions, options.steps) if workload == "paper" else 0
+    warm_up = one_step(loop, buffer, optimiser, 0)
+    if n_plain:
+        plain_step(loop, warm_up, 0)
+    before = loop.state.budget.gradient_steps
     seconds: list[float] = []
     taken: list[Trajectories] = []
-    plain_seconds = plain.Seconds()
     for step in range(1, options.steps + 1):
         with meter.on():
             started = time.perf_counter()
             batches = one_step(loop, buffer, optimiser, step)
             seconds.append(time.perf_counter() - started)
         taken += batches
-        if workload == "paper" and step <= options.plain_questions:
-            result = plain.e_step(
-                loop.lm,
-                [batch.query for batch in batches],
-                loop.rules,
-                samples=c.samples,
-                demonstrations=len(loop.rules.codec.encode_prompt(loop.model_prefix)),
-                generator=torch.Generator().manual_seed(step),
-            )
-            for part in ("sampling", "reward", "backward"):
-                setattr(plain_seconds, part, getattr(plain_seconds, part) + getattr(result.seconds, part))
-            for weight in loop.lm.parameters("q").values():
-                weight.grad = None
+        if step <= n_plain:
+            taken_by_plain = plain_step(loop, batches, step)
+            for part, spent in vars(taken_by_plain).items():
+                setattr(plain_seconds, part, getattr(plain_seconds, part) + spent)
     trajectories = c.questions * c.samples * options.steps
     tokens = sum(n * len(z) for batch in taken for z, n in zip(batch.rationales, batch.counts, strict=True))
     report: dict[str, Any] = {
@@ -169,50 +167,63 @@ def run_workload(session: Session, machine: Machine, workload: str, options: Opt
         "seconds_per_step": {"mean": statistics.mean(seconds), "median": statistics.median(seconds)},
         "distinct_per_step": sum(len(batch.rationales) for batch in taken) / options.steps,
         "tokens_per_trajectory": tokens / trajectories,
+        "updates_per_step": 1 + (loop.state.budget.gradient_steps - before) / options.steps,
         "parts": {name: part.to_json() for name, part in meter.parts.items()},
     }
-    # What decoding would need at least if no two trajectories were alike: each its own tokens.
-    delivered = 2 * meter.weights * tokens / machine.matmul_flops
-    report["rollout_limit_without_sharing"] = delivered / meter.parts["rollout"].seconds
-    if plain_seconds.total:
-        rate = c.samples * min(options.plain_questions, options.steps) / plain_seconds.total
+    if n_plain:
+        rate = c.samples * n_plain / plain_seconds.total
         report["plain"] = {"trajectories_per_second": rate, "seconds": vars(plain_seconds)}
         report["times_plain"] = report["trajectories_per_second"] / rate
-    if options.grpo_tokens and workload != "paper":
+    if options.grpo and workload != "paper":
 
         def take_step(step: int) -> float:
             own = Meter(loop.lm, machine)
             with own.on():
-                one_step(loop, buffer, optimiser, options.steps + step, again=False)
+                one_step(loop, buffer, optimiser, options.steps + step, forward_kl=False)
             return sum(own.parts[part].seconds for part in ("merge", "rollout", "update"))
 
-        report["grpo"] = compare_with_grpo(loop, take_step, options)
+        report["grpo"] = compare_with_grpo(loop, take_step, options, round(report["tokens_per_trajectory"]))
     return report
 
 
+def plain_step(loop: Method, batches: Sequence[Trajectories], seed: int) -> plain.Seconds:
+    """The plain way on the same questions, and what it took. It leaves q as it is."""
+    result = plain.e_step(
+        loop.lm,
+        [batch.query for batch in batches],
+        loop.rules,
+        samples=loop.config.e_step.samples,
+        demonstrations=len(loop.rules.codec.encode_prompt(loop.model_prefix)),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    for weight in loop.lm.parameters("q").values():
+        weight.grad = None
+    return result.seconds
+
+
 def one_step(
-    loop: LearnsAgain, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step: int, *, again: bool = True
+    loop: ForwardKLSteps, buffer: ReplayBuffer, optimiser: AdapterOptimiser, step: int, *, forward_kl: bool = True
 ) -> list[Trajectories]:
-    """Collect, update and, if `again`, learn again, as the E-step does, on questions of the step's own."""
+    """Collect, update and, if `forward_kl`, learn by forward KL, as the E-step does, on questions of the step's own."""
     c = loop.config.e_step
     first = (step * c.questions) % max(1, len(loop.questions) - c.questions + 1)
     chosen = range(len(loop.questions))[first : first + c.questions]
     queries = [loop.query(loop.questions[i]) for i in chosen]
-    heat = sum(c.temperatures) / 2
     batches = e_step.collect(
         loop.lm,
         queries,
-        [e_step.Behaviour(heat, tempered_share=c.tempered_share) for _ in queries],
+        [e_step.Behaviour(tempered_share=0.0)] * len(queries),
         loop.rules,
         buffer,
         loop.reward,
         samples=c.samples,
         generator=torch.Generator().manual_seed(step),
     )
-    if again and c.updates > 1:
+    if forward_kl and c.updates > 1:
+        assert not c.tempered_share, "all samples are q's own, at temperature 1"
         own = [[z for z, n in zip(t.rationales, t.sampled, strict=True) for _ in range(n)] for t in batches]
         loop.remember(chosen, batches, own, loop.marks(batches))
-    e_step.update(
+    e_step.balance_step(
         loop.lm,
         batches,
         loop.rules,
@@ -224,13 +235,14 @@ def one_step(
         huber_delta=c.huber_delta,
         max_tokens=trained_tokens(loop.config),
     )
-    if again:
-        loop.learn_again(optimiser, step)
+    if forward_kl:
+        loop.forward_kl_steps(optimiser, step)
     return batches
 
 
-def compare_with_grpo(loop: Method, take_step: Callable[[int], float], options: Options) -> Any:
-    """TRL's GRPOTrainer on the same model, batch, group size and lengths, its steps and ours taking turns.
+def compare_with_grpo(loop: Method, take_step: Callable[[int], float], options: Options, tokens: int) -> Any:
+    """TRL's GRPOTrainer on the same model, batch and group size, with completions of so many tokens, its steps and ours
+    taking turns.
 
     `take_step` runs one of our steps and returns the seconds of its sampling and update, merging the weights included.
     """
@@ -242,31 +254,28 @@ def compare_with_grpo(loop: Method, take_step: Callable[[int], float], options: 
         weights.resolve(options.model),
         [example.x for example in loop.questions],
         lora_config(loop.config.lora),
-        completion_tokens=options.grpo_tokens,
-        dtype=cast("torch.dtype", loop.lm.peft.get_base_model().dtype),
+        completion_tokens=tokens,
+        dtype=loop.lm.dtype,
         samples=c.samples,
         questions=c.questions,
         steps=max(2, options.steps // 2),
         between=lambda step: own.append(take_step(step)),
     )
-    figures["ours_seconds"] = own
+    figures["completion_tokens"], figures["ours_seconds"] = tokens, own
     figures["times_grpo"] = figures["seconds_per_step"] / statistics.median(own)
     return figures
 
 
 def show(report: dict[str, Any], console: Console) -> None:
     """The report as tables."""
-    machine = report["machine"]
-    words = ", ".join(f"{key} {value}" for key, value in machine["description"].items())
-    console.print(
-        f"{words}: {machine['matmul_flops'] / 1e9:.0f} GFLOP/s, reading {machine['read_bytes'] / 1e9:.1f} GB/s"
-    )
     for workload in WORKLOADS:
         if workload not in report:
             continue
         figures = report[workload]
+        console.print(rates(figures["machine"]))
+        rate, updates = figures["trajectories_per_second"], figures["updates_per_step"]
         table = Table(
-            title=f"{workload}: {figures['trajectories_per_second']:.2f} trajectories a second", title_justify="left"
+            title=f"{workload}: {rate:.2f} trajectories a second, {updates:.1f} updates a batch", title_justify="left"
         )
         for heading in ("part", "s a step", "tokens a step", "limit, s", "of the limit", "binds"):
             table.add_column(heading, justify="left" if heading in ("part", "binds") else "right")
@@ -280,8 +289,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(table)
         console.print(
             f"{figures['questions']} x {figures['samples']} trajectories a step, "
-            f"{figures['distinct_per_step']:.1f} of them distinct, {figures['tokens_per_trajectory']:.1f} tokens each; "
-            f"rollout: {figures['rollout_limit_without_sharing']:.0%} of the limit if nothing were shared"
+            f"{figures['distinct_per_step']:.1f} of them distinct, {figures['tokens_per_trajectory']:.1f} tokens each"
         )
         if "plain" in figures:
             rate = figures["plain"]["trajectories_per_second"]
@@ -290,9 +298,10 @@ def show(report: dict[str, Any], console: Console) -> None:
             )
         if "grpo" in figures:
             console.print(
-                f"TRL's GRPOTrainer, sampling and update: ours is {figures['grpo']['times_grpo']:.1f} times as fast"
+                "TRL's GRPOTrainer, sampling and update: ours, with one update, is "
+                f"{figures['grpo']['times_grpo']:.1f} times as fast"
             )
-    console.print(f"peak memory {report['peak_memory_bytes'] / 1e9:.2f} GB")
+    console.print(f"peak memory of all together {report['peak_memory_bytes'] / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import torch
@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-from benchmarks.command import Report, add_run_flags, carry_out, measured, parser_of
+from benchmarks.command import Report, add_run_flags, carry_out, measured, parser_of, rates
 from benchmarks.machine import Machine
 from benchmarks.meter import Meter
 from benchmarks.stopwatch import StopWatch
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import load_config
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.model import weights
 from latent_cot.model.weights import quiet_transformers
 from latent_cot.rationales.scoring import Group
@@ -88,7 +88,7 @@ def configuration(workload: str, options: Options) -> RunConfig:
 
 def run_workload(session: Session, machine: Machine, _: str, options: Options) -> Report:
     """Our steps, and SFTTrainer's if asked for."""
-    with mock.patch.object(m_step, "update", _Recorded()) as recorded:
+    with mock.patch.object(likelihood, "likelihood_step", _Recorded()) as recorded:
         list(_steps(session))
     meter, steps = Meter(session.lm, machine), _steps(session)
     seconds: list[float] = []
@@ -117,14 +117,14 @@ def run_workload(session: Session, machine: Machine, _: str, options: Options) -
 
 
 class _Recorded:
-    """In place of `m_step.update`: keeps what it is given, and learns nothing."""
+    """In place of `likelihood.likelihood_step`: keeps what it is given, and learns nothing."""
 
     def __init__(self) -> None:
         self.batches: list[Sequence[Group]] = []
 
-    def __call__(self, lm: Any, adapter: Any, groups: Sequence[Group], *_: Any, **__: Any) -> m_step.LikelihoodInfo:
+    def __call__(self, lm: Any, adapter: Any, groups: Sequence[Group], *_: Any, **__: Any) -> likelihood.LikelihoodInfo:
         self.batches.append(groups)
-        return m_step.LikelihoodInfo(0.0, 0.0)
+        return likelihood.LikelihoodInfo(0.0, 0.0)
 
 
 def _steps(session: Session) -> Iterator[None]:
@@ -157,7 +157,7 @@ def sft_step_seconds(
     Equal to ours: model, precision, LoRA, token ids, which of them are learned, rationales a step. Settings as in
     `benchmarks/grpo.py`; one forward and backward pass a step. `between` runs before each counted step.
     """
-    config, dtype = session.config, cast("torch.dtype", session.lm.peft.get_base_model().dtype)
+    config, dtype = session.config, session.lm.dtype
     trl: Any = importlib.import_module("trl")  # heavy, and not installed with the package
     from datasets import Dataset
 
@@ -171,7 +171,7 @@ def sft_step_seconds(
             model=AutoModelForCausalLM.from_pretrained(weights.resolve(config.model), dtype=dtype),
             args=trl.SFTConfig(
                 output_dir=scratch,
-                use_cpu=not torch.cuda.is_available(),
+                use_cpu=not torch.accelerator.is_available(),
                 bf16=dtype is torch.bfloat16,
                 per_device_train_batch_size=len(batches[0]),
                 max_steps=len(batches),
@@ -203,9 +203,6 @@ def sft_step_seconds(
 
 def show(report: dict[str, Any], console: Console) -> None:
     """The report as a table."""
-    machine = report["machine"]
-    words = ", ".join(f"{key} {value}" for key, value in machine["description"].items())
-    console.print(f"{words}: {machine['matmul_flops'] / 1e9:.0f} GFLOP/s")
     table = Table()
     for heading in ("workload", "tokens a step", "s a step", "update, s", "limit, s", "of the limit", "SFTTrainer, s"):
         table.add_column(heading, justify="left" if heading == "workload" else "right")
@@ -213,6 +210,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         if workload not in report:
             continue
         figures = report[workload]
+        console.print(f"{workload}: {rates(figures['machine'])}")
         part, n = figures["update"], figures["steps"]
         row = [workload, f"{figures['tokens_per_step']:.0f}", f"{figures['seconds_per_step']:.3f}"]
         row += [f"{part['seconds'] / n:.3f}", f"{part['limit_seconds'] / n:.3f}", f"{part['share_of_limit']:.0%}"]

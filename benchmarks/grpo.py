@@ -93,7 +93,7 @@ def grpo_step_seconds(
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing`", FutureWarning)
         settings: dict[str, Any] = {
             "output_dir": scratch,
-            "use_cpu": not torch.cuda.is_available(),
+            "use_cpu": not torch.accelerator.is_available(),
             "bf16": dtype is torch.bfloat16,
             "per_device_train_batch_size": pass_size,
             "gradient_accumulation_steps": size // pass_size,

@@ -64,7 +64,7 @@ def describe(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         pass
     return {
         "cpu": name,
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,

@@ -3,10 +3,10 @@
 A language model needs, for a token, two operations for each weight of its linear layers; the head as many for each
 row it is applied to; the gradient of the activations as much again; a LoRA layer its own. Attention's own products
 are left out: at these lengths they are a few per cent, and leaving them out makes the limit harder to reach, not
-easier. Padding is never counted, and neither is what trajectories share, which is computed once.
+easier. Neither the arithmetic of padding is counted nor that of what trajectories share, which is computed once.
 
-In decoding, a step reads all weights once and the keys and values so far, whatever the number of rows: its limit is
-the larger of the time of the arithmetic and the time of reading.
+In decoding, a step reads all weights once, whatever the number of rows, and the cache of keys and values, padding
+included: its limit is the larger of the time of the arithmetic and the time of reading.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from benchmarks.machine import Machine, synchronise
-from latent_cot.methods import again, e_step, m_step
-from latent_cot.methods.again import LearnsAgain
+from latent_cot.methods import e_step, forward_kl_steps, likelihood
+from latent_cot.methods.forward_kl_steps import ForwardKLSteps
 from latent_cot.model.kv_cache import KVCache, SlotLayer
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.tree import TokenTree, flatten
@@ -52,7 +52,7 @@ class Part:
         return {**vars(self), "share_of_limit": share, "binds": binds if self.tokens else None}
 
 
-TRAINED = ("update", "again")
+TRAINED = ("update", "forward KL")
 """Parts with a backward pass."""
 
 
@@ -79,10 +79,10 @@ class Meter:
             for owner, name, part in (
                 (e_step, "rollout", "rollout"),
                 (Reward, "with_reference", "reward"),
-                (e_step, "update", "update"),
-                (LearnsAgain, "remember", "remember"),
-                (again, "update", "again"),
-                (m_step, "update", "update"),
+                (e_step, "balance_step", "update"),
+                (ForwardKLSteps, "remember", "remember"),
+                (forward_kl_steps, "forward_kl_step", "forward KL"),
+                (likelihood, "likelihood_step", "update"),
                 (ReplayBuffer, "add", "buffer"),
                 (ReplayBuffer, "sample", "buffer"),
                 (LanguageModel, "merged", "merge"),

@@ -9,8 +9,8 @@ test and the other in training; a reader may want to know what is left without t
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -76,5 +76,7 @@ def _share(right: Sequence[bool], seeds: int) -> str:
 
 
 if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        print("\n".join(table(json.loads(Path(path).read_text(encoding="utf-8")))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", nargs="+", type=Path, help="a comparison.json")
+    for path in parser.parse_args().record:
+        print("\n".join(table(json.loads(path.read_text(encoding="utf-8")))))

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -35,7 +35,7 @@ from benchmarks.meter import Meter
 from benchmarks.workloads import SAMPLES, EStepWork
 from latent_cot.config.schema import RunConfig, trained_tokens
 from latent_cot.config.settings import load_config
-from latent_cot.methods import m_step
+from latent_cot.methods import likelihood
 from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.planning import rounds
@@ -151,13 +151,12 @@ def do(model: str, workload: str, steps: int) -> dict[str, Any]:
         wall.append(time.perf_counter() - started)
         for name, part in meter.parts.items():
             parts.setdefault(name, []).append(part.seconds)
-    dtype = cast("torch.dtype", work.lm.peft.get_base_model().dtype)
     return {
         "texts": {name: statistics.mean(getattr(one, name) for one in texts) for name in vars(texts[0])},
         "parts": {name: statistics.median(of) for name, of in parts.items() if name not in ("buffer", "other")},
         "wall_seconds": statistics.median(wall),
         "peak": peak_memory_bytes(),
-        "machine": describe(dtype, work.lm.device),
+        "machine": describe(work.lm.dtype, work.lm.device),
     }
 
 
@@ -200,7 +199,7 @@ def lessons(work: EStepWork) -> Callable[[], Texts]:
             Group(query.model_prompt, [work.rationale(1, LESSON_TOKENS)], query.answer)
             for query in work.queries[:LESSONS]
         ]
-        m_step.update(
+        likelihood.likelihood_step(
             work.lm, "p", groups, work.session.rules, optimiser, 0, max_tokens=trained_tokens(work.session.config)
         )
         prompt = statistics.mean(len(group.prompt) for group in groups)

@@ -2,7 +2,7 @@
 
 What is varied, each over a factor of 8 or more, all else the same:
 
-* `trajectories`: of one step (`e_step.collect` and `e_step.update`), in questions of 8;
+* `trajectories`: of one step (`e_step.collect` and `e_step.balance_step`), in questions of 8;
 * `length`: tokens of a rationale, in the same;
 * `prefixes`: prefixes of a rationale after which the reward scores Y (`reward.Reward`);
 * `prompt`: tokens with which the prompts of 64 chains begin, such as those of demonstrations (`rollout.rollout`);
@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -142,8 +142,7 @@ def run(model: str, plan: Plan, sections: Sequence[str], seed: int, *, memory: b
     # First, while this process is small: on Linux a new process inherits the peak of the one that started it.
     report: dict[str, Any] = {"memory": memory_growth(model, plan, sections, seed) if memory else {}}
     work = EStepWork(model, seed)
-    dtype = cast("torch.dtype", work.lm.peft.get_base_model().dtype)
-    report["machine"] = describe(dtype, work.lm.device)
+    report["machine"] = describe(work.lm.dtype, work.lm.device)
     growths = time_growth(work, plan, sections, rng)
     targets = [
         target(f"exponent of time in {growth.size}", growth.exponent()[0], MAX_EXPONENT)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import records
-from latent_cot.methods.policy_gradient import ppo_advantages, update
+from latent_cot.methods.policy_gradient import policy_gradient_step, ppo_advantages
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.model.text import TextCodec
@@ -64,7 +64,7 @@ def train_ppo(world: World, steps: int, c: Settings, *, staleness: int, weighted
             of_sampler = log_q(lm, seen, rules.codec, max_tokens=tokens) if weighted else None
         old = log_q(lm, seen, rules.codec, max_tokens=tokens)
         advantage = ppo_advantages(seen, old, log_likelihood(seen), kl=1.0)
-        info = update(
+        info = policy_gradient_step(
             lm,
             seen,
             old,

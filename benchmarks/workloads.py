@@ -71,7 +71,7 @@ class EStepWork:
             generator=self.generator,
         )
         c = self.session.config.e_step
-        e_step.update(
+        e_step.balance_step(
             self.lm,
             batches,
             rules,

@@ -9,7 +9,7 @@ from latent_cot.tasks.plain import PlainTask
 from latent_cot.types import Example, UsageError, did_you_mean
 
 DAY = 24 * 60
-ASKED = re.compile(r"From (\d+):(\d\d) to (\d+):(\d\d)")
+ASKED = re.compile(r"From (\d\d?):(\d\d) to (\d\d?):(\d\d)")
 
 
 class Elapsed(PlainTask):
@@ -26,6 +26,8 @@ class Elapsed(PlainTask):
         if not found:
             raise UsageError(f"question {question[:80]!r}: write e.g. 'From 9:35 to 13:10'")
         h, m, hh, mm = map(int, found.groups())
+        if not (h * 60 + m < hh * 60 + mm < DAY and max(m, mm) < 60):
+            raise UsageError(f"question {question!r}: write two times of one day, the earlier one first")
         hours, rest = hh - h, mm - m
         total = 60 * hours + rest
         steps = [f"{hh} - {h} =", f"{hours} * 60 =", f"{60 * hours} + {mm} =", f"{60 * hours + mm} - {m} ="]

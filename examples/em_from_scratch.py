@@ -225,26 +225,26 @@ def accuracy(model: PreTrainedModel, examples: list[Example], v: Vocabulary) -> 
     return sum(is_right(sample(model, e.x, v, temperature=0.0), e, v) for e in examples) / len(examples)
 
 
-def em(
-    p: PreTrainedModel, v: Vocabulary, rounds: int = 1, size: int = 1000, steps: int = 40, n_tests: int = 50
-) -> None:
+def em(p: PreTrainedModel, v: Vocabulary, rounds: int = 1, size: int = 1000, steps: int = 40, tests: int = 50) -> None:
     """THE ALGORITHM."""
     rng = random.Random(0)
     training = [make_example(rng, rng.choice([3, 4])) for _ in range(50 + size)]
     demonstrations = training[:50]  # of the others z is not looked at
     known = {e.x for e in training}
-    tests = {n: [e for e in (make_example(rng, n) for _ in range(n_tests)) if e.x not in known] for n in (3, 4, 5)}
+    splits = {n: [e for e in (make_example(rng, n) for _ in range(tests)) if e.x not in known] for n in (3, 4, 5)}
     m_step(p, [(e, demonstrated(e.z, v)) for e in demonstrations], v, 2 * steps)
     q = copy.deepcopy(p)
     for _ in range(rounds):
         e_step(q, p, training, v, steps)
         drawn = [(e, sample(q, e.x, v)) for e in training]
         m_step(p, [(e, chain) for e, chain in drawn if is_right(chain, e, v)], v, 2 * steps)
-        for n, questions in tests.items():
+        for n, questions in splits.items():
             print(f"{n} operands: p {accuracy(p, questions, v):.0%}, q {accuracy(q, questions, v):.0%}")
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
     random.seed(0)
-    em(AutoModelForCausalLM.from_pretrained(sys.argv[1]), Vocabulary(AutoTokenizer.from_pretrained(sys.argv[1])))
+    # In fp32, whatever the weights are saved in: in bf16 most weights would round back to what they were.
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+    em(model, Vocabulary(AutoTokenizer.from_pretrained(sys.argv[1])))

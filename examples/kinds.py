@@ -83,8 +83,12 @@ class Discount(Kind):
     def solved(self, text):
         for form in self.forms:
             pattern = re.sub(r"\\\{(\w)\\\}", lambda m: rf"(?P<{m[1]}>\w+?)", re.escape(form))
-            if (found := re.fullmatch(pattern, text)) and all(found[name].isdecimal() for name in "pdn"):
+            if (found := re.fullmatch(pattern, text)) and all(
+                re.fullmatch("[0-9]{1,6}", found[name]) for name in "pdn"
+            ):
                 p, d, n = (int(found[name]) for name in "pdn")
+                if d > 100:
+                    return None
                 z = f" {p} * {n} =, 100 - {d} =, {p * n} * {100 - d} =, {p * n * (100 - d)} / 100 ="
                 price = written(Fraction(p * n * (100 - d), 100))
                 return z, f"\nIt is {price} dollars.", price
