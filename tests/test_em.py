@@ -190,10 +190,7 @@ def test_q_begins_a_later_round_as_p_where_p_is_clearly_nearer(
         if phase == Phase(2, "diagnose_before") and last:
             elbo = [of["elbo"] for of in em.state.posterior["2"]["before"]]
             assert set(em.state.posterior["2"]) == {"before"}
-            again: list[dict[str, float]] = []
-            em.state.unit -= 1
-            em._diagnose(again, "q")
-            em.state.unit += 1
+            again = em._diagnose(em.state.unit - 1, "q")
             assert again == em.state.posterior["2"]["before"][-len(again) :]
     ((of_p, of_q),) = compared
     assert of_p != of_q and elbo == (of_p if p_is_nearer else of_q)

@@ -169,15 +169,17 @@ class Method(FineTuning):
     def diagnose_before(self, at: Phase) -> Iterator[Info]:
         """How far q is from the posterior before its training. Where p is clearly nearer by now, q begins as p."""
         compares = at.round > 1 and self._may_begin_as_p
-        for is_last in self._diagnoses():
+        units = self._diagnostic_units
+        for unit in range(self.state.unit, len(units)):
+            is_last = unit == len(units) - 1
             of_round = self.state.posterior.setdefault(str(at.round), {})
             of_q = of_round.setdefault("before", [])
             of_p = of_round.setdefault("of_p", []) if compares else []
             compares = compares and len(of_p) == len(of_q)  # else it was switched on by a user in the middle of this
-            self._diagnose(of_q, "q")
+            of_q += self._diagnose(unit, "q")
             note: Info = {}
             if compares:
-                self._diagnose(of_p, "p")
+                of_p += self._diagnose(unit, "p")
                 note = self._begin_as_p_if_nearer(at, of_round) if is_last else {}
             if is_last:
                 of_round.pop("of_p", None)
@@ -188,19 +190,15 @@ class Method(FineTuning):
     @phase(lambda self, _: len(self._diagnostic_units))
     def diagnose(self, at: Phase) -> Iterator[Info]:
         """How far q is from the posterior after it. If it is clearly farther than before, q is put back."""
-        for is_last in self._diagnoses():
+        units = self._diagnostic_units
+        for unit in range(self.state.unit, len(units)):
             found = self.state.posterior.setdefault(str(at.round), {}).setdefault("after", [])
-            self._diagnose(found, "q")
-            yield self._means(found) | (self._put_back_if_fallen(at, found) if is_last else {})
+            found += self._diagnose(unit, "q")
+            yield self._means(found) | (self._put_back_if_fallen(at, found) if unit == len(units) - 1 else {})
 
-    def _diagnoses(self) -> Iterator[bool]:
-        """The units of a comparison with the posterior that are left: is it the last one?"""
-        n = len(self._diagnostic_units)
-        return (unit == n - 1 for unit in range(self.state.unit, n))
-
-    def _diagnose(self, found: list[dict[str, float]], sampler: Reasoner) -> None:
-        """Compare q, or p in its place, with the posterior on the validation questions of the present unit."""
-        e, spec, unit = self.config.e_step, METHODS[self.config.method], self.state.unit
+    def _diagnose(self, unit: int, sampler: Reasoner) -> list[dict[str, float]]:
+        """Figures of q, or of p in its place, beside the posterior, of each validation question of a unit."""
+        e, spec = self.config.e_step, METHODS[self.config.method]
         figures = diagnose(
             self.lm,
             [self.query(self.data.validation[i]) for i in self._diagnostic_units[unit]],
@@ -215,7 +213,7 @@ class Method(FineTuning):
             generator=torch.Generator().manual_seed(self.unit_seed(unit)),
             is_correct=self.is_correct if self.tells_right else None,
         )
-        found.extend(self.lm.processes.of_main([vars(f) for f in figures]))
+        return self.lm.processes.of_main([vars(f) for f in figures])
 
     def _means(self, found: Sequence[Mapping[str, float]]) -> Info:
         tempered = self.final_reward_temperature != 1
