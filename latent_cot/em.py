@@ -57,8 +57,9 @@ class EM(ForwardKLSteps):
         what was sampled so far."""
         c = self.config.e_step
         if self.state.unit == 0:
-            self.state.seen = []
             fill_buffer(self.buffer, self)
+            if c.updates > 1:
+                self.recall_drawn(at.round)
         objective = OBJECTIVES[c.objective]
         log_z = [self.log_z] if objective.log_z_rate else []
         optimiser = self.sampler_optimiser(log_z=log_z, log_z_rate=objective.log_z_rate)

@@ -437,6 +437,7 @@ def test_the_m_step_ends_with_an_interpolation(lm: LanguageModel) -> None:
         torch.testing.assert_close(found[0.5][name], weight * (0.5 if "lora_B" in name else 1.0))
 
 
+@pytest.mark.parametrize("questions", [1, 3])
 @pytest.mark.parametrize("q_sees", ["question", "question-and-answer"])
 @pytest.mark.parametrize(("keep", "prior"), [("all", "model"), ("correct", "model"), ("all", "sampler")])
 def test_drawn_rationales_are_weighted_towards_the_posterior(
@@ -445,12 +446,14 @@ def test_drawn_rationales_are_weighted_towards_the_posterior(
     q_sees: Literal["question", "question-and-answer"],
     keep: Literal["all", "correct"],
     prior: Literal["model", "sampler"],
+    questions: int,
 ) -> None:
     """The weights of a question beside n w / Σ w over its samples, w = p(Z Y | X) / q(Z) of each scored by itself,
     whatever q is trained towards."""
     m_step = dataclasses.replace(FIT, samples=6, keep=keep, weighted=True)
     e_step = dataclasses.replace(CONFIG.e_step, prior=prior)
-    config = dataclasses.replace(CONFIG, q_sees=q_sees, rounds=1, m_step=m_step, e_step=e_step)
+    at_once = dataclasses.replace(CONFIG.rollout, batch_size=6 * questions)
+    config = dataclasses.replace(CONFIG, q_sees=q_sees, rounds=1, m_step=m_step, e_step=e_step, rollout=at_once)
     em = make_em(lm, config, LenientTask())
     reward = Reward(lm, em.rules.codec)
     sampled: dict[int, list[Rationale]] = {}
@@ -464,7 +467,7 @@ def test_drawn_rationales_are_weighted_towards_the_posterior(
     monkeypatch.setattr(em, "sample_questions", spied)
     for phase, info in em.run():
         if phase.name == "draw":
-            assert info["drawn"] == 6  # batches of one question
+            assert info["drawn"] == 6 * questions
             if em.state.unit == em.units(phase):
                 break
     found = {(one.question, one.rationale.tokens): one.weight for one in em.state.drawn}

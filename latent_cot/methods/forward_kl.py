@@ -41,7 +41,7 @@ class ForwardKL(ForwardKLSteps):
         """Train q on its samples so far: first on those of the step's questions, then of others."""
         optimiser = self.sampler_optimiser()
         if self.state.unit == 0:
-            self.state.seen = []
+            self.recall_drawn(at.round)
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self.count_sampled(rollouts)
             experience = self._experience(chosen, rollouts)

@@ -2,8 +2,9 @@
 2015), on samples that are kept.
 
 All samples of a question in an E-step are weighted together, by w ∝ R(Z)^(1/T) / q(Z), with the q that drew each. p
-does not change meanwhile, so all of them stand for one posterior: the more, the better. q learns to write the good
-ones. Where the task tells right from wrong, good ones are few, and a question waits until a right one has been
+does not change meanwhile, so all of them stand for one posterior: the more, the better. What was drawn for the last
+M-step is among them from the start: an E-step asks some of the questions, these chains are of all. q learns to write
+the good ones. Where the task tells right from wrong, good ones are few, and a question waits until a right one has been
 sampled. Elsewhere there may be more than are ever sampled: then what q gives the samples is subtracted, so that it does
 not learn these few by heart (`objectives/importance.py`).
 """
@@ -25,6 +26,7 @@ import torch
 from latent_cot.config.schema import trained_tokens
 from latent_cot.methods.likelihood import LikelihoodInfo
 from latent_cot.methods.method import Method
+from latent_cot.methods.seeding import slices
 from latent_cot.methods.state import Info, Seen
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import AdapterOptimiser
@@ -35,9 +37,9 @@ from latent_cot.objectives.importance import (
     forward_kl,
     importance_weights,
 )
-from latent_cot.rationales.batch import Trajectories
+from latent_cot.rationales.batch import Trajectories, score_sampled
 from latent_cot.rationales.chain import ChainRules
-from latent_cot.rationales.experience import experience_of, log_probs_when_sampled
+from latent_cot.rationales.experience import Experience, action_log_probs, experience_of, log_probs_when_sampled
 from latent_cot.rationales.scoring import Group, score_in_batches
 from latent_cot.types import Example, Rationale
 
@@ -48,6 +50,25 @@ fewer: the baseline of a single rationale would cancel its gradient."""
 
 class ForwardKLSteps(Method):
     """What methods share whose E-step keeps what it samples, in `state.seen`, and learns it by forward KL."""
+
+    def recall_drawn(self, number: int) -> None:
+        """What is kept begins with the rationales that were drawn for the M-step of the round before, with rewards by
+        the present p. q has not changed since; if it has (it began as p), or if they are no plain samples of it (drawn
+        at another temperature than 1, or weighted), nothing is kept."""
+        c, of_question = self.config.m_step, dict[int, list[Rationale]]()
+        if c.temperature == 1 and not c.weighted and number not in self.state.begun_as_p:
+            for one in self.state.drawn:
+                if self.question_weights[one.question]:
+                    of_question.setdefault(one.question, []).append(one.rationale)
+        self.state.seen = []
+        for part in slices(len(of_question), self.config.rollout.batch_size):
+            chosen, sampled = [*of_question][part.start : part.stop], [*of_question.values()][part.start : part.stop]
+            found = score_sampled([self.query(self.questions[i]) for i in chosen], sampled, self.reward, ends_only=True)
+            e = experience_of(found)
+            log_q = action_log_probs(
+                self.lm, self.lm.merged("q"), e, self.rules.codec, max_tokens=self.config.max_batch_tokens
+            ).sum(1)
+            self._keep(chosen, e, log_q, self.marks(found))
 
     def remember(
         self,
@@ -64,12 +85,21 @@ class ForwardKLSteps(Method):
         e = experience_of([t for _, t in own])
         log_q = log_probs_when_sampled(self.lm, e, self.rules.codec, max_tokens=self.config.max_batch_tokens)
         _, info = importance_weights(e.log_reward, log_q, e.count, e.group)
-        asked = [own[g][0] for g in e.group.tolist()]
+        self._keep([i for i, _ in own], e, log_q, is_right)
+        return info
+
+    def _keep(
+        self,
+        chosen: Sequence[int],
+        e: Experience,
+        log_q: torch.Tensor,
+        is_right: Callable[[Example, Rationale], bool],
+    ) -> None:
+        asked = [chosen[g] for g in e.group.tolist()]
         right = [is_right(self.questions[i], z) for i, z in zip(asked, e.rationales, strict=True)]
         rationales = [replace(z, log_probs=None) for z in e.rationales]
         columns = (asked, rationales, e.count.int().tolist(), e.log_reward.tolist(), log_q.tolist(), right)
         self.state.seen.extend(map(Seen, *columns))
-        return info
 
     def instructive(self) -> list[Seen]:
         """What is kept of questions for which a right rationale has been seen, that is worth anything: the weights of

@@ -90,7 +90,7 @@ class State:
     drawn: list[WeightedRationale] = field(default_factory=list)
     """Rationales for the M-step."""
     seen: list[Seen] = field(default_factory=list)
-    """What the E-step has sampled, where it learns from it again."""
+    """What the E-step has sampled, and what was drawn for the last M-step, where it learns from it."""
     budget: Budget = field(default_factory=Budget)
     checks: list[float] = field(default_factory=list)
     """How good p was at each check of a method that stops early: right answers to the validation questions or, where

@@ -57,15 +57,15 @@ def test_eval_of_a_model_with_votes(cli: Cli, tiny_model_dir: Path) -> None:
 
 def test_eval_drops_what_was_trained_on(cli: Cli, finished: Path, tmp_path: Path) -> None:
     training = tasks.load("arithmetic").load(data_request(load_config("smoke")))
-    seen = [*training.demonstrations, *training.unlabelled][:3]
+    seen = [training.demonstrations[0], *training.unlabelled[:2], training.validation[0]]
     rows = [{"question": e.question, "answer": int(e.answer or "")} for e in seen]
     rows += [{"question": "90 + 1", "answer": 91}, {"question": "90 + 1", "answer": 91}]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     called = cli("eval", finished, "--data", file, "--reasoner", "q", "--json")
-    assert called.json["dropped"] == {str(file): 3}
+    assert called.json["dropped"] == {str(file): 4}
     assert called.json["results"]["q"][str(file)]["n"] == 2
-    assert "3 questions of training or validation were dropped; 1 repeat" in called.err.replace("\n", " ")
+    assert "4 questions of training or validation were dropped; 1 repeat" in called.err.replace("\n", " ")
     assert "p" not in called.json["results"]
 
 

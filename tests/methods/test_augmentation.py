@@ -26,7 +26,7 @@ from latent_cot.rationales.chain import ChainRules, encode_rationale
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.tasks.arithmetic.examples import parse_question
 from latent_cot.tasks.common import share_of
-from latent_cot.types import DataRequest
+from latent_cot.types import DataRequest, Example
 from tests.worlds import language_model
 
 CHAIN = " 5 + 9 =, 14 - 3 =, 11 + 8 ="
@@ -154,15 +154,19 @@ def test_questions_are_not_joined_to_one_that_is_held_out(lesson: Group, rules: 
         assert joined_to(start, len(lesson.prompt), others, codec, seed, 1, lambda _: True) == start
 
 
-def test_no_lesson_has_a_question_of_another_share(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With arithmetic's own settings, as an M-step makes its lessons."""
+def asked_in_lessons(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, steps: int, held_out: Sequence[Example] = ()
+) -> tuple[list[str], set[str]]:
+    """What is asked in the lessons of so many steps of an M-step with arithmetic's own settings, and which questions
+    are demonstrated. `held_out`: test and validation questions besides some of arithmetic's own."""
     config = load_config(task="arithmetic")
     assert config.augmentation.concat_questions and config.augmentation.history_dropout
     task = tasks.load("arithmetic")
     codec = TextCodec(lm.tokenizer, stop=task.stop, allowed_characters=task.allowed_characters)
     rules = ChainRules(codec, [tools.load("calculator")], config.rollout.granularity, max_tokens=60)
-    tests = {name: task.split(name, 200) for name in ("4-operands", "5-operands")}
+    tests = {name: task.split(name, 200) for name in ("4-operands", "5-operands")} | {"own": list(held_out[::2])}
     data = task.load(data_request(config))
+    data = replace(data, validation=(*data.validation, *held_out[1::2]))
     loop = method_class("em")(config, lm, task, data, tests, rules, rules)
     made: list[Group] = []
 
@@ -175,14 +179,28 @@ def test_no_lesson_has_a_question_of_another_share(lm: LanguageModel, monkeypatc
         WeightedRationale(i, encode_rationale(example.z or "", rules)) for i, example in enumerate(data.demonstrations)
     ]
     loop.optimiser = cast(Any, object())
-    for step in range(60):
+    for step in range(steps):
         loop.fine_tuning_step("p", records, config.m_step, step, sees_answer=False)
-    own = {example.question for example in data.demonstrations}
-    found = [asked(group, codec) for group in made]
+    return [asked(group, codec) for group in made], {example.question for example in data.demonstrations}
+
+
+def test_no_lesson_has_a_question_of_another_share(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, own = asked_in_lessons(lm, monkeypatch, 60)
     assert all(share_of(question) == "train" for question in found)
     longer = [question for question in found if question not in own]
     assert len(longer) > 0.4 * len(found)
     assert {len(parse_question(question).operands) for question in longer} >= {4, 5, 6, 7, 8}
+
+
+def test_no_lesson_is_a_test_or_validation_question(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the task itself cannot tell which are held out, as with a file of the user's."""
+    monkeypatch.setattr(type(tasks.load("arithmetic")), "is_held_out", lambda self, text: False)
+    found, own = asked_in_lessons(lm, monkeypatch, 30)
+    joined = sorted(set(found) - own)
+    held_out = [tasks.load("arithmetic").example(question) for question in joined[: len(joined) // 2]]
+    again, _ = asked_in_lessons(lm, monkeypatch, 30, held_out)
+    assert len(held_out) > 50 and not {example.question for example in held_out} & set(again)
+    assert len(set(again) & set(joined)) > 20, "what is not held out is asked again"
 
 
 def test_questions_are_joined_at_a_word_that_both_have(lesson: Group, rules: ChainRules) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from latent_cot.config.schema import PolicyGradientConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods import e_step, forward_kl_steps, likelihood, policy_gradient
-from latent_cot.methods.policy_gradient import GRPO, PPO, floored
+from latent_cot.methods.policy_gradient import CLIP_RANGE, GRPO, PPO, floored
 from latent_cot.methods.state import Seen
 from latent_cot.model.lm import LanguageModel
 from latent_cot.model.optimise import Schedule
@@ -120,21 +120,24 @@ def test_rewards_far_below_the_best_of_their_question_are_raised(floor: float | 
     assert found.tolist() == [-5.0, *raised, 0.0, -30.0]
 
 
+@pytest.mark.parametrize("moved", [0.0, 0.5])
 @pytest.mark.parametrize("behind", [None, 1.0])
 def test_a_policy_gradient_with_a_kl_penalty(
-    lm: LanguageModel, rules: ChainRules, seen: Experience, behind: float | None
+    lm: LanguageModel, rules: ChainRules, seen: Experience, behind: float | None, moved: float
 ) -> None:
-    """Of q's own samples, or of another policy's, whose log-probabilities differ by about a nat."""
+    """Of q's own samples, or of another policy's, whose log-probabilities differ by about a nat; in the first step on
+    them, or where q has moved by half a nat since."""
     with lm.trainable("q") as model:
         old = action_log_probs(lm, model, seen, rules.codec, max_tokens=200)
     generator = torch.Generator().manual_seed(0)
     advantage = torch.where(seen.mask, torch.randn(seen.mask.shape, generator=generator), 0.0)
+    old = old + moved * torch.randn(seen.mask.shape, generator=generator)
     sampler = None if behind is None else old + behind * torch.randn(seen.mask.shape, generator=generator)
     optimiser = no_step(lm, "q")
     info = policy_gradient.policy_gradient_step(
         lm, seen, old, advantage, rules, optimiser, 0, epochs=1, kl=0.7, max_tokens=200, sampler=sampler
     )
-    total, cut, actions, drift = torch.zeros(()), 0.0, 0.0, 0.0
+    total, cut, actions, drift, clipped = torch.zeros(()), 0.0, 0.0, 0.0, 0.0
     with lm.trainable("q") as model:
         for rows, log_p in policy_log_probs(lm, model, seen, rules.codec, max_tokens=200):
             for k, row in enumerate(rows):
@@ -142,7 +145,10 @@ def test_a_policy_gradient_with_a_kl_penalty(
                     if seen.mask[row, i]:
                         ratio = 1.0 if sampler is None else float((old[row, i] - sampler[row, i]).exp())
                         gap = seen.reference[row, i] - log_p[k, i]
-                        gain = min(ratio, 2.0) * (log_p[k, i] - old[row, i]).exp() * advantage[row, i]
+                        change, worth = (log_p[k, i] - old[row, i]).exp(), advantage[row, i]
+                        free, held = change * worth, change.clamp(1 - CLIP_RANGE, 1 + CLIP_RANGE) * worth
+                        gain = min(ratio, 2.0) * torch.minimum(free, held)
+                        clipped += float(seen.count[row]) * bool(held < free)
                         total = total + seen.count[row] * (0.7 * (gap.exp() - gap - 1) - gain)
                         cut += float(seen.count[row]) * (ratio > 2)
                         actions += float(seen.count[row])
@@ -151,6 +157,7 @@ def test_a_policy_gradient_with_a_kl_penalty(
     torch.testing.assert_close(optimiser.gradient, expected, rtol=1e-3, atol=1e-5)
     assert info.kl == pytest.approx(drift / 12, rel=1e-4)
     assert info.weight_cut == pytest.approx(cut / actions) and (cut > 0) == (sampler is not None)
+    assert info.clipped == pytest.approx(clipped / actions) and (clipped > 0) == (moved > 0)
 
 
 # -- dropout ---------------------------------------------------------------------------------------------
