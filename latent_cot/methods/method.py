@@ -124,10 +124,6 @@ class Method(FineTuning):
         tests = {name: len(questions) for name, questions in self.tests.items()}
         if state.phase > len(phases) or state.unit > (self.units(phases[state.phase]) if phases[state.phase :] else 0):
             raise ValueError(f"it is at unit {state.unit} of phase {state.phase}, which there is not")
-        if state.unit and phases[state.phase].name != state.phase_name:
-            raise ValueError(
-                f"it is in {state.phase_name!r}, where there is {phases[state.phase].name!r}: of another version"
-            )
         kept: list[WeightedRationale | Seen] = [*state.drawn, *state.seen]
         if any(one.question >= len(self.questions) for one in kept):
             raise ValueError("a rationale is of no training question")

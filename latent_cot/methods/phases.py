@@ -52,7 +52,7 @@ def phase(
             if place < self.state.phase:
                 return
             for info in work(self, at):
-                self.state.unit, self.state.phase_name = self.state.unit + 1, at.name
+                self.state.unit += 1
                 yield at, info
             self.state.phase, self.state.unit = place + 1, 0
             self.optimiser = None

@@ -81,8 +81,6 @@ class State:
 
     phase: Count = 0
     """Index into `Method.phases`."""
-    phase_name: str = ""
-    """Of the phase of the last unit: with other code the index may be that of another phase."""
     unit: Count = 0
     """Units of that phase that are done."""
     m_steps: Count = 0

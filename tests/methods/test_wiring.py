@@ -37,7 +37,7 @@ from latent_cot.rationales.experience import log_probs_by_sampler
 from latent_cot.rationales.scoring import Group, score
 from latent_cot.types import Example, Rationale
 from tests.engines import ReferenceEngine
-from tests.loops import CONFIG, answer_questions, make, resume, save
+from tests.loops import CONFIG, answer_questions, make
 from tests.methods.test_methods import config_of, policy, weights
 from tests.worlds import PlainTask, ToyTask, language_model
 
@@ -562,14 +562,3 @@ def test_more_votes_than_chains_at_once(lm: LanguageModel, monkeypatch: pytest.M
     outcomes = list(answer_questions(lm, "q", task, examples, rules, votes=10, temperature=1.0, batch_size=4))
     assert [len(outcome.rationales) for outcome in outcomes] == [10, 10]
     assert [how["n"] for _, how in drawn] == [4, 4, 2]
-
-
-def test_a_state_of_other_phases_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
-    """The number of a phase says nothing where the algorithm has gained one, or lost one."""
-    loop = make(lm, config_of("em"))
-    next(iter(loop.run()))
-    record = loop.state_dict()
-    resume(lm, loop.config, tmp_path, save(loop, tmp_path))
-    record["loop"]["phase_name"] = "warm_up"
-    with pytest.raises(ValueError, match="it is in 'warm_up', where there is 'init'"):
-        resume(lm, loop.config, tmp_path, json.dumps(record))
