@@ -222,6 +222,11 @@ def has_safeguard(config: RunConfig) -> bool:
     return config.safeguard and METHODS[config.method].safeguarded and config.evaluation.diagnostics > 0
 
 
+def draws_samples(config: RunConfig) -> bool:
+    """Whether what is drawn for the M-step are plain samples of q: then the next E-step may learn them."""
+    return config.m_step.temperature == 1 and not config.m_step.weighted
+
+
 def may_begin_as_p(config: RunConfig) -> bool:
     """Whether q begins a later round as p, if that is the better start: where both read X only and write rationales,
     and q is trained to raise the ELBO, by which they are compared."""

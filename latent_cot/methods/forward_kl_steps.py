@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 
+from latent_cot.config.methods import draws_samples
 from latent_cot.config.schema import trained_tokens
 from latent_cot.methods.likelihood import LikelihoodInfo
 from latent_cot.methods.method import Method
@@ -55,8 +56,8 @@ class ForwardKLSteps(Method):
         """What is kept begins with the rationales that were drawn for the M-step of the round before, with rewards by
         the present p. q has not changed since; if it has (it began as p), or if they are no plain samples of it (drawn
         at another temperature than 1, or weighted), nothing is kept."""
-        c, of_question = self.config.m_step, dict[int, list[Rationale]]()
-        if c.temperature == 1 and not c.weighted and number not in self.state.begun_as_p:
+        of_question: dict[int, list[Rationale]] = {}
+        if draws_samples(self.config) and number not in self.state.begun_as_p:
             for one in self.state.drawn:
                 if self.question_weights[one.question]:
                     of_question.setdefault(one.question, []).append(one.rationale)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from latent_cot.config.methods import METHODS, has_safeguard, may_begin_as_p
+from latent_cot.config.methods import METHODS, draws_samples, has_safeguard, may_begin_as_p
 from latent_cot.config.schema import COMPLETE_ONLY, DIAGNOSTIC_SAMPLES, RunConfig, trained_tokens
 from latent_cot.planning.cost import Cost, CostModel, batches
 
@@ -143,6 +143,11 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
         step["update"] += e_step(costs, alone, share(2 * e.questions), 1, limit, trained)["update"] * (e.updates - 1)
     questions = (c.data.demonstrations + c.data.unlabelled) * m.samples
     places = min(questions, c.rollout.batch_size)
+    recalled = Cost()
+    if c.rounds > 1 and e.updates > 1 and draws_samples(c):  # in a later round: what was drawn, under p and q
+        tokens = tree_tokens(alone, share(questions), 1)
+        recalled = reward(costs, replace(alone, states=1.0), share(questions), 1, limit)
+        recalled += costs.score(tokens, texts.context, batches(tokens, limit), 0)
     tests = share(splits * c.evaluation.size * (c.evaluation.samples or c.evaluation.votes))
     tested_at_once = 2 * c.rollout.batch_size
     tested = sample(costs, alone, tests, 1, tested_at_once)
@@ -160,7 +165,7 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
         },
         later={
             **{f"E-step: {part}": cost * e.steps for part, cost in step.items()},
-            "draw": sample(costs, alone, share(places), 1, places) * batches(questions, places),
+            "draw": sample(costs, alone, share(places), 1, places) * batches(questions, places) + recalled,
             "M-step": m_step(costs, lesson, share(m.batch_size), trained) * m.steps,
             # Of q twice, under q and p; by q's, of p before and after; in a later round perhaps of p as q besides. Each
             # pass puts p back, and forth again.

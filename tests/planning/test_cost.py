@@ -317,3 +317,20 @@ def test_what_is_learned_again_is_a_chain_of_twice_as_many_questions(method: str
     weighed = costs.score(sampled, texts.context, batches(sampled, config.max_batch_tokens), 0)
     more = (weighed + again * 2) * config.e_step.steps
     assert thrice.later["E-step: update"].seconds == pytest.approx((batch + more).seconds)
+
+
+def test_a_later_round_begins_with_what_was_drawn() -> None:
+    """A pass under p and one under q over a chain of each question; not in the only round, nor for tempered chains."""
+    config, texts = load_config(method="em"), Texts(16, 24, 40, 8, 2, 0.5)
+    costs = CostModel(SHAPES["smollm2-135m"], GPUS["h100"], 16)
+
+    def draw(rounds_: int, temperature: float) -> float:
+        m_step = replace(config.m_step, temperature=temperature)
+        return rounds.plan(replace(config, rounds=rounds_, m_step=m_step), texts, costs, 1, 4).later["draw"].seconds
+
+    questions = config.data.demonstrations + config.data.unlabelled
+    tokens = questions * (16 + 24)
+    under_q = costs.score(tokens, texts.context, batches(tokens, config.max_batch_tokens), 0).seconds
+    more = draw(2, 1.0) - draw(1, 1.0)
+    assert 2 * under_q < more < 3 * under_q, "p reads Y as well"
+    assert draw(2, 0.5) == draw(1, 0.5) == draw(1, 1.0)
