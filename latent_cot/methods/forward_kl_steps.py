@@ -62,14 +62,20 @@ class ForwardKLSteps(Method):
                 if self.question_weights[one.question]:
                     of_question.setdefault(one.question, []).append(one.rationale)
         self.state.seen = []
-        for part in slices(len(of_question), self.config.rollout.batch_size):
-            chosen, sampled = [*of_question][part.start : part.stop], [*of_question.values()][part.start : part.stop]
-            found = score_sampled([self.query(self.questions[i]) for i in chosen], sampled, self.reward, ends_only=True)
+        chosen, sampled = [*of_question], [*of_question.values()]
+        for part in slices(len(chosen), self.config.rollout.batch_size):
+            asked = chosen[part.start : part.stop]
+            found = score_sampled(
+                [self.query(self.questions[i]) for i in asked],
+                sampled[part.start : part.stop],
+                self.reward,
+                ends_only=True,
+            )
             e = experience_of(found)
             log_q = action_log_probs(
                 self.lm, self.lm.merged("q"), e, self.rules.codec, max_tokens=self.config.max_batch_tokens
             ).sum(1)
-            self._keep(chosen, e, log_q, self.marks(found))
+            self._keep(asked, e, log_q, self.marks(found))
 
     def remember(
         self,
