@@ -149,7 +149,7 @@ def test_an_e_step_that_learns_again_becomes_the_posterior(
         updates=3,
         tempered_share=0.0,
         reward_floor=floor,
-        learning_rate=5e-3,
+        learning_rate=2e-3,  # at 5e-3 q stops writing one of two good rationales with two seeds of three
         warmup=5,
         max_grad_norm=1.0,
     )
