@@ -187,8 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args(argv)
     parts = json.loads(MEASURED.read_text(encoding="utf-8"))["workloads"]["untrained"]["parts"]
-    sample = arguments.sample or parts["rollout"]["measured"] + parts["reward"]["measured"]
-    train = arguments.train or parts["update"]["measured"]
+    sample, train = arguments.sample, arguments.train
+    if sample is None:
+        sample = parts["rollout"]["measured"] + parts["reward"]["measured"]
+    if train is None:
+        train = parts["update"]["measured"]
     rows = [
         (one, simulate(one, 3600 * arguments.hours, arguments.seed))
         for one in settings(sample, train, arguments.mtbf, arguments.restart, arguments.max_staleness)
