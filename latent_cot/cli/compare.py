@@ -44,7 +44,8 @@ class CompareOptions:
     """
 
     methods: str | None = None
-    """Methods, comma-separated (`latent-cot methods` lists them). Default: all of them, unless --variants is given."""
+    """Methods, comma-separated (`latent-cot methods` lists them). Default, unless --variants is given: all of them, but
+    none that is the same run as another."""
     variants: str | None = None
     """A YAML file of named variants, `name: {method: em, overrides: {...}}`, or a shipped one: `ablations`,
     `data-efficiency`, `decoding`, `few-shot`, `without-lessons`."""
@@ -159,6 +160,10 @@ def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | No
     path = disk.expanded(options.output_dir or f"runs/compare-{Path(base.task).stem}")
     if is_run(path):
         raise UsageError(f"--output-dir {path}: holds a run; give another folder")
+    if not (options.methods or options.variants):
+        variants = plan.without_repeated(
+            variants, lambda variant: plan.configure(variant, 0, common, own[variant.name], None, **layers)
+        )
     # Seed after seed: if it is stopped halfway, every method has been run with the first seeds.
     runs = []
     for seed in _seeds(options.seeds):

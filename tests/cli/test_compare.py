@@ -199,6 +199,22 @@ def test_variants_and_a_dry_run(cli: Cli, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (["--task", "subjectivity"], ["em"]),
+        (["--task", "arithmetic"], ["em", "em-x"]),
+        (["--task", "subjectivity", "--set", "em-x:m-step.learning-rate=0.00123"], ["em", "em-x"]),
+        (["--task", "subjectivity", "--methods", "em,em-x"], ["em", "em-x"]),
+    ],
+)
+def test_the_same_run_is_not_made_twice(cli: Cli, tmp_path: Path, given: list[str], found: list[str]) -> None:
+    called = cli("compare", *given, "--dry-run", "--output-dir", tmp_path / "all")
+    assert called.status == 0, called.err
+    assert [name for name in ("em", "em-x") if f"/{name}/seed0: to do" in called.out] == found
+    assert len(given) > 2 or "gflownet/seed0: to do" in called.out
+
+
 def test_options_of_the_task_are_put_together(cli: Cli, tmp_path: Path) -> None:
     options = ["--set", "data.options.operands=3", "--set", "data.options.digits=2"]
     called = cli("compare", "--methods", "sft", "--dry-run", *options, "--output-dir", tmp_path / "all")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -66,6 +66,17 @@ class PlannedRun:
 def methods(names: Sequence[str]) -> list[Variant]:
     """A variant for each method, with its default settings. Raises UsageError for an unknown one."""
     return [_variant(name, {"method": name}, f"--methods {name}") for name in names]
+
+
+def without_repeated(variants: Sequence[Variant], configured: Callable[[Variant], RunConfig]) -> list[Variant]:
+    """Those whose run is not that of an earlier one: `em-x` is `em` where q reads X only by the task's preset."""
+    kept, runs = list[Variant](), list[tuple[str, RunConfig]]()
+    for variant in variants:
+        run = (METHODS[variant.method].target, replace(configured(variant), method="em"))
+        if run not in runs:
+            kept.append(variant)
+            runs.append(run)
+    return kept
 
 
 def shipped() -> list[str]:
