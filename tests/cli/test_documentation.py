@@ -224,6 +224,7 @@ def test_a_documented_benchmark_works(command: str, capsys: pytest.CaptureFixtur
     if {"--grpo", "--sft"} & set(arguments):
         pytest.importorskip("trl", reason="the extra `bench` is not installed")
     small = {
+        "benchmarks.breakdown": ["--preset", "smoke", "--units", "1"],
         "benchmarks.estep": ["--steps", "1", "--workload", "untrained"],
         "benchmarks.finetune": ["--steps", "1"],
         "benchmarks.scaling": ["--repeats", "1", "--section", "tools"],
