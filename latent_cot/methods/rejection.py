@@ -56,6 +56,7 @@ class Rejection(Method):
             drawn = [WeightedRationale(i, replace(z, log_probs=None)) for i, (z,) in zip(members, sampled, strict=True)]
             marks = self._marks(members, [one.rationale for one in drawn])
             right = [one for one, good in zip(drawn, marks, strict=True) if good]
+            before = len(self.state.drawn)
             for one in right:
                 own = known.setdefault(one.question, set())
                 tokens = tuple(one.rationale.tokens)
@@ -64,7 +65,7 @@ class Rejection(Method):
                     self.state.drawn.append(one)
             share = {"accuracy": len(right) / len(members)} if self.tells_right or self._picks else {}
             samples = [shown(self.questions[one.question], one.rationale) for one in drawn[:2]]
-            yield {"drawn": len(members), "kept": len(self.state.drawn), **share, "samples": samples}
+            yield {"drawn": len(members), "kept": len(self.state.drawn) - before, **share, "samples": samples}
 
     @property
     def _picks(self) -> bool:

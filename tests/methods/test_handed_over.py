@@ -297,9 +297,13 @@ def test_rejection_keeps_a_few_chains_a_question_beside_the_demonstrations(lm: L
     loop = make(lm, config_of("rejection", e_step=e_step, rollout=rollouts), Right())
     assert isinstance(loop, Rejection) and loop.rounds == 2
     kept: dict[int, Counter[int]] = {}
-    for phase, _ in loop.run():
+    told = Counter[int]()
+    for phase, info in loop.run():
+        if phase.name == "sample":
+            told[phase.round] += info["kept"]
         if phase.name == "m_step":
             n = len(loop.demonstrated)
+            assert told[phase.round] == len(loop.state.drawn) - n
             assert loop.state.drawn[:n] == loop.demonstrated
             kept[phase.round] = Counter(one.question for one in loop.state.drawn[n:])
     assert len(kept) == 2 and all(max(of_round.values()) == PER_QUESTION for of_round in kept.values())
