@@ -22,11 +22,13 @@ from latent_cot.types import (
 
 SMALL = DataRequest(demonstrations=10, unlabelled=40, validation=20, seed=3)
 FEW = {
+    "continuation": DataRequest(demonstrations=0, unlabelled=40, validation=3, seed=3),
     "infilling": DataRequest(demonstrations=4, unlabelled=8, validation=3, seed=3),
     "qa": DataRequest(demonstrations=6, unlabelled=18, validation=4, seed=3),
+    "subjectivity": DataRequest(demonstrations=0, unlabelled=6, validation=2, seed=3),
     "word_problems": DataRequest(demonstrations=10, unlabelled=30, validation=8, seed=3),
 }
-"""For tasks that have only so many examples without a file of the user's."""
+"""For tasks that have only so many examples without a file of the user's. (A new one is told by `load`.)"""
 GENERATED = {"arithmetic", "parity", "elapsed", "middle"}
 """Tasks that make their questions themselves: they need no files, and have as many as they like."""
 
@@ -38,12 +40,7 @@ def small(task: Task) -> DataRequest:
 
 @pytest.fixture(scope="module")
 def data(task: Task, small: DataRequest) -> TaskData:
-    try:
-        return task.load(small)
-    except UsageError as error:
-        if task.name in GENERATED:
-            raise
-        pytest.skip(f"its data are not here: {error}")
+    return task.load(small)
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +78,19 @@ def test_texts_join_without_stray_spaces(task: Task, data: TaskData) -> None:
             assert example.y
             assert not example.y[0].isalnum()
         assert example.z is None or example.z.startswith(" ")
-        prompt = task.posterior_prompt(example)
-        assert prompt == prompt.rstrip()
+        if task.has_own_reward or example.answer is not None:
+            prompt = task.posterior_prompt(example)
+            assert prompt == prompt.rstrip()
 
 
 def test_what_reads_the_answer_needs_one(task: Task, data: TaskData) -> None:
-    """But for a task whose questions have none: what a q learns that sees Y is then q(Z | X)."""
+    """But for a task with a reward of its own: what a q learns that sees Y is then q(Z | X)."""
     for example in everything(data)[:3]:
         if task.has_own_reward:
             assert task.posterior_prompt(example) == example.x
         else:
-            assert example.answer is not None and example.answer in task.posterior_prompt(example)
+            if not task.is_measured:
+                assert example.answer is not None and example.answer in task.posterior_prompt(example)
             with pytest.raises(UsageError, match=r"question .* is needed"):
                 task.posterior_prompt(replace(example, y=None, answer=None))
 
@@ -216,9 +215,9 @@ def test_listed_texts_are_all_that_is_worth_anything(task: Task, data: TaskData)
     texts = task.texts(data.unlabelled[0])
     if texts is None:
         pytest.skip("it lists none")
-    assert task.has_own_reward
     assert len(set(texts)) == len(texts) > 1
-    assert all(task.log_reward(data.unlabelled[0], text) > -math.inf for text in texts)
+    if task.has_own_reward:
+        assert all(task.log_reward(data.unlabelled[0], text) > -math.inf for text in texts)
     assert {example.z for example in data.demonstrations} <= set(texts)
 
 
