@@ -236,7 +236,7 @@ def one_step(
         max_tokens=trained_tokens(loop.config),
     )
     if forward_kl:
-        loop.forward_kl_steps(optimiser, step)
+        loop.further_steps(optimiser, step)
     return batches
 
 

@@ -78,7 +78,7 @@ class Meter:
         with ExitStack() as stack:
             for owner, name, part in (
                 (e_step, "rollout", "rollout"),
-                (Reward, "with_reference", "reward"),
+                (Reward, "score", "reward"),
                 (e_step, "balance_step", "update"),
                 (ForwardKLSteps, "remember", "remember"),
                 (forward_kl_steps, "forward_kl_step", "forward KL"),

@@ -40,7 +40,7 @@ class EM(ForwardKLSteps):
         yield from self.init(0)  # p ← the base model, fine-tuned on the demonstrations
         yield from self.evaluate(0)
         for number in range(1, self.rounds + 1):
-            yield from self.start_q(number)  # first round: q ← p; where q sees Y, fine-tuned to write Z behind X and Y
+            yield from self.start_q(number)  # first round: q ← p; where it sees Y, fine-tuned to write Z behind X and Y
             # How far is q from the posterior? Where q sees X only and p is clearly nearer by now, q ← p.
             yield from self.diagnose_before(number)
             if self.config.e_step.steps:
@@ -79,13 +79,14 @@ class EM(ForwardKLSteps):
             self.count_sampled(sampled)
 
             # Train q on the balance of these (objectives/balance.py).
-            target: dict[str, Any] = {
-                "reward_temperature": reward_temperature(c, step),
+            temperature = reward_temperature(c, step)
+            settings: dict[str, Any] = {
+                "reward_temperature": temperature,
                 "reward_floor": c.reward_floor,
                 "max_tokens": trained_tokens(self.config),
             }
             if log_z and step == 0:
-                self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **target))
+                self.log_z.data.fill_(mean_log_z(self.lm, batches, self.rules, **settings))
             marks = self.marks(batches)
             if c.updates > 1:  # before the update: log q is that of the q that sampled them
                 self.remember(chosen, batches, own, marks)
@@ -98,14 +99,14 @@ class EM(ForwardKLSteps):
                 objective=c.objective,
                 huber_delta=c.huber_delta,
                 log_z=[self.log_z] * len(batches) if log_z else None,
-                **target,
+                **settings,
             )
             self.state.budget.gradient_steps += 1
 
             # And, by forward KL, on what was sampled so far for some of the questions (methods/forward_kl_steps.py).
-            forward_kl = self.forward_kl_steps(optimiser, step, temperature=target["reward_temperature"])
+            forward_kl = self.further_steps(optimiser, step, temperature=temperature)
             figures = describe(batches, marks if self.tells_right else None)
-            figures["reward_temperature"] = target["reward_temperature"]
+            figures["reward_temperature"] = temperature
             yield {**vars(info), **forward_kl, **figures, **timing, "samples": shown_samples(batches)}
         self.state.seen = []
 

@@ -185,4 +185,5 @@ def check_options(task: str, options: Mapping[str, str], known: Iterable[str]) -
     known = tuple(known)
     for name in options:
         if name not in known:
-            raise UsageError(f"task {task!r} has no option {name!r}.{did_you_mean(name, known)}")
+            remedy = did_you_mean(name, known) if known else " It has none: leave it out."
+            raise UsageError(f"--data.options {name}: task {task!r} has no option {name!r}.{remedy}")

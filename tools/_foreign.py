@@ -251,6 +251,9 @@ _NEEDED: dict[str, Callable[[Any], Any]] = {
     "candidates": _of(Mapping, type(None), what="a mapping of answers to texts, or None"),
     "measure": _of(Mapping, what="a mapping of metrics to numbers"),
     "require": _of(type(None), what="nothing"),
+    "seed_prompt": _of(str, type(None), what="a text, or None"),
+    "can_be_joined": bool,
+    "is_held_out": bool,
 }
 """Method of a task -> what refuses a wrong result. Nothing can go on without one."""
 

@@ -18,7 +18,7 @@ from latent_cot import disk
 from latent_cot.api.carry_out import carry_out
 from latent_cot.cli.options import Switch, given, parse_run, preset_config, print_json, progress_console
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import check, code_named, flag, refuse_code, refuse_task_code, to_yaml
+from latent_cot.config.settings import check, code_named, flag, is_read, refuse_code, refuse_task_code, to_yaml
 from latent_cot.report.terminal import say
 from latent_cot.run import resuming, tracking
 from latent_cot.run.paths import default_folder, refuse_moved, with_absolute_paths
@@ -90,7 +90,9 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
     tracking.check(options.track)
     if resume and resuming.is_finished(path, config):
         return _show_done(config, path, options)
-    return _train(config, path, options, resume=resume)
+    settings = {name: re.sub(r"^--(.*\.)?no-", r"--\1", name)[2:].replace("-", "_") for name in given(argv)}
+    unread = [name for name, setting in settings.items() if not is_read(config, setting)]
+    return _train(config, path, options, unread, resume=resume)
 
 
 def _parsed(argv: Sequence[str], command: str, base: RunConfig) -> FitOptions:
@@ -131,9 +133,12 @@ def refuse_unwritable(path: Path) -> None:
         raise UsageError(f"--output-dir {path}: cannot write to {existing}; give another folder")
 
 
-def _train(config: RunConfig, path: Path, options: FitOptions, *, resume: bool) -> int:
+def _train(config: RunConfig, path: Path, options: FitOptions, unread: Sequence[str], *, resume: bool) -> int:
+    """`unread`: flags that were given for nothing."""
     console = progress_console(to_stderr=options.json)
     console.quiet = os.environ.get("RANK", "0") != "0"
+    if unread:
+        say(console, f"--method {config.method} does not read {', '.join(unread)}.", style="bold")
     examples = load_examples(config)  # before torch is imported: whoever has bad rows is told at once
     done = carry_out(config, path, console, resume=resume, examples=examples, track=options.track)
     if done.results is None:

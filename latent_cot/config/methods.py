@@ -223,7 +223,8 @@ def has_safeguard(config: RunConfig) -> bool:
 
 
 def draws_samples(config: RunConfig) -> bool:
-    """Whether what is drawn for the M-step are plain samples of q: then the next E-step may learn them."""
+    """Whether what is drawn for the M-step comes from q itself, at temperature 1 and without weights: then the next
+    E-step may learn it. (Wrong chains may have been dropped.)"""
     return config.m_step.temperature == 1 and not config.m_step.weighted
 
 

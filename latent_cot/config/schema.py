@@ -17,6 +17,8 @@ from latent_cot.types import DataRequest, Task
 
 COMPLETE_ONLY = ("vargrad", "tb")
 """Objectives that score Y behind complete rationales only, not behind each prefix."""
+WITHIN_RATIONALES = ("subtb",)
+"""Objectives that compare the states of a rationale with each other only."""
 DIAGNOSTIC_SAMPLES = 16
 """Rationales sampled for each validation question on which q is compared with the posterior."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 1e3
@@ -130,8 +132,8 @@ class EStepConfig(Section):
     Above: they go on at once, which needs vLLM servers (`rollout.engine`)."""
     updates: Positive = 4
     """Optimiser steps for each batch of sampled rationales. `ppo` and `grpo` take all of them on that batch. Other
-    methods take the first on it; each further one is a step of forward KL on what q has sampled so far in this E-step,
-    at temperature 1, for twice `questions` of the questions."""
+    methods take the first on it; each further one is a step of forward KL, for twice `questions` of the questions,
+    on what q has sampled at temperature 1: in this E-step and, in a later round, for the last M-step."""
     demonstration_weight: Amount = 1.0
     """How often a demonstration's question is drawn, relative to 1 for a question without rationale."""
     objective: Literal["subtb", "pooled-subtb", "vargrad", "tb", "prefix-tb"] = "pooled-subtb"
@@ -161,7 +163,7 @@ class EStepConfig(Section):
     """w in log p(Z | X) + w log p(Y | X Z). Above 1 a rationale is worth less for being likely itself, and more for
     making Y likely."""
     wrong_candidate_penalty: Amount = 0.0
-    """Nats that a rationale loses after which p prefers another candidate to Y (50 in the paper's code)."""
+    """Nats taken off a rationale if, after it, p prefers another candidate to Y (50 in the paper's code)."""
     copy_penalty: Amount = 0.0
     """Nats that a rationale loses for each word, after the third, of the longest run of words that Y has too. A small
     model finds a sentence likely once it has read it: without a penalty q copies Y."""

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from latent_cot import disk, tasks, tools
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import SECTIONS, RunConfig
+from latent_cot.config.schema import SECTIONS, WITHIN_RATIONALES, RunConfig
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 DEFAULT_PRESET = "cpu"
@@ -104,9 +104,13 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
 
 def other_settings(there: RunConfig, config: RunConfig) -> list[tuple[str, Any, Any]]:
     """`differences` of a recorded configuration from this one: those that its method reads, without the folder."""
+    return [one for one in differences(there, config) if one[0] != "output_dir" and is_read(config, one[0])]
+
+
+def is_read(config: RunConfig, path: str) -> bool:
+    """Whether the method of a configuration reads a setting: its section may be another method's."""
     others = set(SECTIONS.values()) - {SECTIONS.get(config.method)}
-    unread = {"output_dir", *others, *METHODS[config.method].ignores(config)}
-    return [one for one in differences(there, config) if unread.isdisjoint((one[0], one[0].partition(".")[0]))]
+    return path.partition(".")[0] not in others and METHODS[config.method].reads(config, path)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -302,10 +306,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             yield f"{why} with --e-step.replay-share {e.replay_share:g}: lower it, or give --e-step.updates 1"
         elif any(round(e.tempered_share * n) == n for n in (fresh, e.samples)):
             yield f"{why} with --e-step.tempered-share {e.tempered_share:g}: lower it, or give --e-step.updates 1"
-    if METHODS[method].has_balance and e.objective == "subtb" and rollout.min_tokens and e.steps:
+    if METHODS[method].has_balance and e.objective in WITHIN_RATIONALES and rollout.min_tokens and e.steps:
         why = "ties the states of a chain to each other only, so that nothing before the first of them is learned"
         remedy = f"with --rollout.min-tokens {rollout.min_tokens} give --e-step.objective pooled-subtb"
-        yield f"--e-step.objective subtb {why}: {remedy}"
+        yield f"--e-step.objective {e.objective} {why}: {remedy}"
     if e.max_staleness and not rollout.engine.startswith("http"):
         remedy = "give the addresses of vLLM servers, or --e-step.max-staleness 0"
         yield f"--e-step.max-staleness: --rollout.engine {rollout.engine} samples where q is trained; {remedy}"

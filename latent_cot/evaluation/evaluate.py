@@ -256,10 +256,21 @@ def measure(task: Task, questions: Sequence[Measured]) -> dict[str, float | Sequ
     unknown = found.keys() - task.metrics.keys()
     if unknown:
         raise CodeError(f"{task.name}: `measure` gives {', '.join(sorted(unknown))}, which `metrics` does not name")
-    for values in found.values():
-        if isinstance(values, Sequence) and len(values) != len(questions):
-            raise CodeError(f"{task.name}: `measure` gives {len(values)} values for {len(questions)} questions")
-    return {name: found[name] for name in task.metrics if name in found}
+    return {name: _checked(task, name, found[name], len(questions)) for name in task.metrics if name in found}
+
+
+def _checked(task: Task, name: str, found: Any, n: int) -> float | list[float]:
+    """One number, or a number for each of n questions; an array is as good as a list."""
+    found = found.tolist() if isinstance(found, np.ndarray | np.generic) else found
+    several = isinstance(found, Sequence) and not isinstance(found, str)
+    values = list(found) if several else [found]
+    if several and len(values) != n:
+        raise CodeError(f"{task.name}: `measure` gives {len(values)} values for {n} questions")
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise CodeError(f"{task.name}: `measure` gives {name} as what is no number: {error}") from error
+    return numbers if several else numbers[0]
 
 
 def figure_of(found: float | Sequence[float], n: int) -> Figure:

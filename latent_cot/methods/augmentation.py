@@ -121,10 +121,10 @@ def join_questions(
     `9 - 4 + 1`, `1 + 2 - 3` and `6 - 3 + 7` make `9 - 4 + 1 + 2 - 3 + 7`: two questions are joined at a word that both
     have, so that the joint looks like any other place. What is asked is what lies within the `frame`.
 
-    Before it they stand only where the lesson has steps to go on from, which say what place is meant; behind it only
-    where there is a step to learn, which is then all that is learned: how a chain goes on at the end of its own
-    question, and Y, are not known. Where they make a question that is held out, others are drawn, at most `JOINTS`
-    times; after that the question stays as it is.
+    Before it they stand only where the lesson has steps to go on from, which say what place is meant. Behind it they
+    stand only where there is a step to learn; then the lesson's own steps are all that is learned, since how the joined
+    question's chain ends, and its Y, are not known. Where they make a question that is held out, others are drawn, at
+    most `JOINTS` times; after that the question stays as it is.
 
     Args:
         asked: the number of the prompt's tokens that are the question; a rationale's steps may stand behind them.

@@ -82,7 +82,7 @@ def assemble(
     ends_only: bool = False,
 ) -> list[Trajectories]:
     """The rationales that were sampled for each query, filled up to `samples` from the buffer, with the log-reward of
-    every prefix; with `ends_only` only whole rationales need one (`Reward.of_prefixes`). `step`: of the E-step, from
+    every prefix; with `ends_only` only whole rationales need one (`Reward.score`). `step`: of the E-step, from
     which the age of what is replayed is counted."""
     replayed: list[Sequence[Stored]] = []
     for query, rationales in zip(queries, sampled, strict=True):
@@ -221,8 +221,8 @@ def mean_log_z(
     reward_floor: float | None,
     max_tokens: int,
 ) -> float:
-    """The mean of a over the complete rationales of a question, tempered, averaged over the questions that have one
-    above the floor: what a learned log Z starts from. 0 if no question has."""
+    """The mean of a over the complete rationales of a question, tempered, averaged over the questions that have a
+    possible one: what a learned log Z starts from. 0 if no question has."""
     found = []
     groups = [batch.policy_group for batch in batches]
     for members, scores in score_in_batches(lm, lm.merged("q"), groups, rules.codec, max_tokens=max_tokens):

@@ -44,9 +44,9 @@ class ForwardKL(ForwardKLSteps):
             self.recall_drawn(at.round)
         for step, (chosen, rollouts), timing in self.rollouts_of_steps(self._rollouts):
             self.count_sampled(rollouts)
-            experience = self._experience(chosen, rollouts)
-            marks = self.marks(experience.trajectories)
-            weights = self.remember(chosen, experience.trajectories, rollouts, marks)
+            trajectories = self._experience(chosen, rollouts).trajectories
+            marks = self.marks(trajectories)
+            weights = self.remember(chosen, trajectories, rollouts, marks)
             of_step = set(chosen)
             asked = [one for one in self.instructive() if one.question in of_step]
             rng = random.Random(f"{self.unit_seed(step)}/asked")
@@ -54,11 +54,11 @@ class ForwardKL(ForwardKLSteps):
             bound = weights.bound[weights.bound.isfinite()]
             yield {
                 **info,
-                **self.forward_kl_steps(optimiser, step),
+                **self.further_steps(optimiser, step),
                 "ess": float(weights.ess.mean()),
                 "bound": float(bound.mean()) if len(bound) else float("-inf"),
-                **describe(experience.trajectories, marks if self.tells_right else None),
+                **describe(trajectories, marks if self.tells_right else None),
                 **timing,
-                "samples": shown_samples(experience.trajectories),
+                "samples": shown_samples(trajectories),
             }
         self.state.seen = []

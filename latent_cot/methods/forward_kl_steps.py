@@ -2,9 +2,9 @@
 2015), on samples that are kept.
 
 All samples of a question in an E-step are weighted together, by w ∝ R(Z)^(1/T) / q(Z), with the q that drew each. p
-does not change meanwhile, so all of them stand for one posterior: the more, the better. What was drawn for the last
-M-step is among them from the start: an E-step asks some of the questions, these chains are of all. q learns to write
-the good ones. Where the task tells right from wrong, good ones are few, and a question waits until a right one has been
+does not change meanwhile, so all of them stand for one posterior: the more, the better. What the last M-step kept is
+among them from the start: an E-step asks some of the questions, these chains are of nearly all. q learns to write the
+good ones. Where the task tells right from wrong, good ones are few, and a question waits until a right one has been
 sampled. Elsewhere there may be more than are ever sampled: then what q gives the samples is subtracted, so that it does
 not learn these few by heart (`objectives/importance.py`).
 """
@@ -38,7 +38,7 @@ from latent_cot.objectives.importance import (
     forward_kl,
     importance_weights,
 )
-from latent_cot.rationales.batch import Trajectories, score_sampled
+from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.chain import ChainRules
 from latent_cot.rationales.experience import Experience, action_log_probs, experience_of, log_probs_when_sampled
 from latent_cot.rationales.scoring import Group, score_in_batches
@@ -53,29 +53,30 @@ class ForwardKLSteps(Method):
     """What methods share whose E-step keeps what it samples, in `state.seen`, and learns it by forward KL."""
 
     def recall_drawn(self, number: int) -> None:
-        """What is kept begins with the rationales that were drawn for the M-step of the round before, with rewards by
-        the present p. q has not changed since; if it has (it began as p), or if they are no plain samples of it (drawn
-        at another temperature than 1, or weighted), nothing is kept."""
+        """What is kept begins with the rationales of the M-step of the round before, with rewards by the present p. q
+        has not changed since it drew them; if it has (it began as p), or if it drew them at another temperature than
+        1, or they are weighted, there are none. Nor are there those that teach nothing by themselves."""
         of_question: dict[int, list[Rationale]] = {}
         if draws_samples(self.config) and number not in self.state.begun_as_p:
             for one in self.state.drawn:
                 if self.question_weights[one.question]:
                     of_question.setdefault(one.question, []).append(one.rationale)
+        if self._subtracts:
+            of_question = {i: own for i, own in of_question.items() if len(set(own)) > 1}
         self.state.seen = []
         chosen, sampled = [*of_question], [*of_question.values()]
         for part in slices(len(chosen), self.config.rollout.batch_size):
             asked = chosen[part.start : part.stop]
-            found = score_sampled(
-                [self.query(self.questions[i]) for i in asked],
-                sampled[part.start : part.stop],
-                self.reward,
-                ends_only=True,
-            )
-            e = experience_of(found)
+            e = self._experience(asked, sampled[part.start : part.stop])
             log_q = action_log_probs(
                 self.lm, self.lm.merged("q"), e, self.rules.codec, max_tokens=self.config.max_batch_tokens
             ).sum(1)
-            self._keep(asked, e, log_q, self.marks(found))
+            self._keep(asked, e, log_q, self.marks(e.trajectories))
+
+    @property
+    def _subtracts(self) -> bool:
+        """Whether what q gives the samples is subtracted. Of a single rationale that cancels the gradient."""
+        return self.task.has_own_reward or not self.tells_right
 
     def remember(
         self,
@@ -114,7 +115,7 @@ class ForwardKLSteps(Method):
         right = {one.question for one in self.state.seen if one.right and one.log_reward > -math.inf}
         return [one for one in self.state.seen if one.question in right]
 
-    def forward_kl_steps(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
+    def further_steps(self, optimiser: AdapterOptimiser, step: int, *, temperature: float = 1.0) -> Info:
         """The `updates` of a batch that follow its first, each on what is kept of some questions, drawn at random: of
         twice as many as a batch has, or of all, if they are fewer. `temperature`: of the reward. Returns their mean
         figures."""
@@ -142,13 +143,10 @@ class ForwardKLSteps(Method):
         temperature: float = 1.0,
     ) -> LikelihoodInfo:
         """One gradient step of q by forward KL on the mean over the questions (`objectives.importance.forward_kl`),
-        nats. Of each question at most twice `e_step.samples` distinct rationales are learned, or twice
-        `BASELINE_PART`."""
-        n = self.config.e_step.samples
-        baseline = self.task.has_own_reward or not self.tells_right
-        if baseline:
-            n = max(n, BASELINE_PART)
-        of_question = samples_of(records, temperature, baseline=baseline)
+        nats. Of each question at most 2n distinct rationales are learned: n is `e_step.samples`, or `BASELINE_PART`
+        where what q gives them is subtracted, if that is more."""
+        n = max(self.config.e_step.samples, BASELINE_PART if self._subtracts else 1)
+        of_question = samples_of(records, temperature, baseline=self._subtracts)
         groups, targets = list[Group](), list[Samples]()
         for i, samples in of_question.items():
             prompt = self.query(self.questions[i]).policy_prompt

@@ -72,7 +72,7 @@ def likelihood_step(
 def held_out_loss(
     lm: LanguageModel, adapter: Reasoner, groups: Sequence[Group], rules: ChainRules, *, max_tokens: int
 ) -> float:
-    """What `update` would call the loss of these rationales, in nats, without learning them."""
+    """What `likelihood_step` would call the loss of these rationales, in nats, without learning them."""
     scored = _log_likelihoods(lm, lm.merged(adapter), groups, rules, max_tokens)
     total = sum(float(log_likelihood.sum()) for _, log_likelihood in scored)
     return -total / sum(n for group in groups for n in _tokens(group, rules.codec))

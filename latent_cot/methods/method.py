@@ -1,8 +1,8 @@
 """What the runs of all methods have in common: EM (`em.py`) and what it is compared with are each a `Method`.
 
-Here are the phases (`phases.py`) that several methods share: the fine-tuning on demonstrations that all of them start
-from, the comparison of q with the posterior, drawing rationales, and the M-step. How rationales are learned is in
-`fine_tuning.py`; what p and q read, and their evaluation, are in `evaluator.py`.
+Here are the phases (`phases.py`) that several methods share: the fine-tuning on demonstrations that all but few-shot
+prompting start from, the comparison of q with the posterior, drawing rationales, and the M-step. How rationales are
+learned is in `fine_tuning.py`; what p and q read, and their evaluation, are in `evaluator.py`.
 """
 
 from __future__ import annotations

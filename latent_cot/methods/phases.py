@@ -33,7 +33,7 @@ def phase(
     """Make a method of a `Resumable` a phase of its algorithm, which is called with the number of the round.
 
     Args:
-        units: how many units of work there are, for a progress display.
+        units: how many units of work there are, for a progress display and to check a saved one.
         when: whether there is such a phase in a round.
 
     Both are given the method and the number of the round.

@@ -45,7 +45,7 @@ class Rejection(Method):
             self.state.drawn = self.demonstrated
         known: dict[int, set[tuple[int, ...]]] = {}
         for one in self.state.drawn:
-            known.setdefault(one.question, set()).add(tuple(one.rationale.tokens))
+            known.setdefault(one.question, set()).add(one.rationale.tokens)
         for unit in range(self.state.unit, len(self._batches)):
             order_seed = f"{self.config.seed}/{self.state.phase}"
             batch = epoch_batch(len(self.questions), self.config.rollout.batch_size, unit, order_seed)
@@ -59,9 +59,8 @@ class Rejection(Method):
             before = len(self.state.drawn)
             for one in right:
                 own = known.setdefault(one.question, set())
-                tokens = tuple(one.rationale.tokens)
-                if len(own) < PER_QUESTION and tokens not in own:
-                    own.add(tokens)
+                if len(own) < PER_QUESTION and one.rationale.tokens not in own:
+                    own.add(one.rationale.tokens)
                     self.state.drawn.append(one)
             share = {"accuracy": len(right) / len(members)} if self.tells_right or self._picks else {}
             samples = [shown(self.questions[one.question], one.rationale) for one in drawn[:2]]

@@ -43,7 +43,7 @@ class WeightedRationale(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A rationale that q has sampled in an E-step."""
+    """A rationale that q has sampled in this E-step, or for the last M-step."""
 
     question: Count
     """Index of its training question."""

@@ -33,7 +33,7 @@ def has_one_chain(info: Mapping[str, Any], *, own_reward: bool) -> bool:
 
     Args:
         info: the figures of a unit of work, or of validation questions.
-        own_reward: the task has a reward of its own: what it is worth anything by is not all that counts.
+        own_reward: the task has a reward of its own; `accuracy` says then only whether a chain is worth anything.
     """
     accuracy = info.get("accuracy")
     known_right = accuracy is not None and accuracy >= RIGHT  # NaN: not known

@@ -55,7 +55,7 @@ class BalanceInfo(NamedTuple):
     variance: torch.Tensor
     """(G,) mean squared deviation of a over the states of each question, nats²; 0 at the optimum."""
     log_z: torch.Tensor
-    """(G,) mean of a over the states of each question: an estimate of log Z(X), in nats."""
+    """(G,) mean of a over each question's states but the censored, or log Z(X) as it is learned; nats."""
 
 
 def temper(

@@ -67,9 +67,7 @@ def score_sampled(
     """The rationales sampled for each query, counted and rewarded."""
     counts = [Counter(rationales) for rationales in sampled]  # in order of first occurrence
     groups = [Group(query.model_prompt, list(c), query.answer) for query, c in zip(queries, counts, strict=True)]
-    rewarded = reward.with_reference(
-        [query.example for query in queries], groups, ends_only=ends_only, reference=reference
-    )
+    rewarded = reward.score([query.example for query in queries], groups, ends_only=ends_only, reference=reference)
     return [
         Trajectories(query, list(c), list(c.values()), log_reward, list(c.values()), log_p)
         for query, c, (log_reward, log_p) in zip(queries, counts, rewarded, strict=True)

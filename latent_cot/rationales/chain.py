@@ -256,7 +256,9 @@ def encode_rationale(text: str, rules: ChainRules, *, written: bool = False) -> 
         rest, called = rest[len(segment) :], len(chain.calls)
         for token in codec.encode(segment):
             if not codec.is_action(token) or token == codec.stop_id:
-                raise UsageError(f"{it}: the token {codec.pieces[token]!r} is not one a rationale may contain")
+                why = f"{it}: the token {codec.pieces[token]!r} is not one a rationale may contain"
+                remedy = "it ends a rationale" if token == codec.stop_id else "the task's `allowed_characters` lack it"
+                raise UsageError(f"{why}: {remedy}; change the one or the other")
             if chain.full:
                 remedy = "raise --rollout.max-tokens or, in tests, --evaluation.max-tokens"
                 raise UsageError(f"{it} has more than {rules.max_tokens} tokens: {remedy}")

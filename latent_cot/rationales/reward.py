@@ -38,7 +38,7 @@ class Comparison:
     normalised: bool = False
     """log p(Y | X Z) divided by the sum of that of all candidates, instead of log p(Y | X Z)."""
     penalty: float = 0.0
-    """Nats that a rationale loses after which another candidate is likelier than Y."""
+    """Nats taken off a rationale if, after it, another candidate is likelier than Y."""
     weight: float = 1.0
     """w: log R is log p(Z | X) + w log p(Y | X Z), or the latter normalised, less the penalty."""
 
@@ -101,10 +101,10 @@ class Reward:
         Returns for each group a (B_g, N_g + 1) tensor on the CPU; −inf where the prefix is no state and, with
         `ends_only`, of all but the complete rationales.
         """
-        return [table for table, _ in self.with_reference(examples, groups, ends_only=ends_only, reference=False)]
+        return [table for table, _ in self.score(examples, groups, ends_only=ends_only, reference=False)]
 
     @torch.no_grad()
-    def with_reference(
+    def score(
         self, examples: Sequence[Example], groups: Sequence[Group], *, ends_only: bool, reference: bool
     ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """`of_prefixes`, and with `reference` p's `Scores.log_actions` likewise, in one pass of p."""
@@ -202,7 +202,8 @@ def log_joint(
     * each token of Y, over the whole vocabulary;
     * the stop: where Y begins with it (". The answer is"), as Y's first token. Where Y does not, or only says which of
       several candidates it is, log p of stopping here, over the allowed alphabet: that is how p ends a rationale when
-      it writes one, and what the M-step learns. A forced stop has probability one.
+      it writes one, and what the M-step learns. A forced stop adds nothing by itself; but
+      where Y begins with the stop, that token is scored behind a cut chain as behind any other.
 
     Args:
         scores: of the frozen p.

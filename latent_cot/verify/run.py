@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from latent_cot.config.schema import EStepConfig
+from latent_cot.config.schema import WITHIN_RATIONALES, EStepConfig
 from latent_cot.evaluation.diagnostics import diagnose
 from latent_cot.methods.e_step import Behaviour, balance_step, collect
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
@@ -76,10 +76,10 @@ class Case:
         """Must it come within the limits? Else its figures are reported only.
 
         An objective that learns log Z(X), such as `tb`, has to find that first, and gets no more steps than the others.
-        Under a floor `subtb` is not exact: it compares the states of one trajectory with each other, and where all but
-        one of them are below the floor, nothing ties that one to those of other trajectories.
+        Under a floor one that compares the states of a trajectory with each other only, as `subtb` does, is not exact:
+        where all but one of them are below the floor, nothing ties that one to those of other trajectories.
         """
-        within_trajectories = self.objective == "subtb" and WORLDS[self.world].floor is not None
+        within_trajectories = self.objective in WITHIN_RATIONALES and WORLDS[self.world].floor is not None
         return not self.balance.log_z_rate and not within_trajectories
 
     @property

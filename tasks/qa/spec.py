@@ -102,9 +102,15 @@ class Spec(BaseModel):
     stop: str | None = "\n"
     """The text that ends a rationale; none: the end of the text."""
     step: str | None = None
-    """The text that ends a step, beside a tool's result. Default: a full stop; none with `last-result`."""
+    """The text that ends a step, beside a tool's result; none: no text does. Default: a full stop; none with
+    `last-result`."""
     alphabet: str | None = None
     """The characters of a rationale; none: all."""
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _files(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
     @field_validator("question", "answer", "test")
     @classmethod

@@ -64,7 +64,8 @@ class QA(Task):
         self.allowed_characters = s.alphabet
         self.opening = s.opening
         self.chat = s.chat
-        self.step_delimiter = s.step or (None if self.extract == "last-result" else ".")
+        of_text = None if self.extract == "last-result" else "."
+        self.step_delimiter = s.step if "step" in s.model_fields_set else of_text
         self.grading = s.grade or ("number" if self.extract.startswith("last-") else "text")
         own = [self.grading] if ".py:" in self.grading else []
         self.code = (*own, *(tool for tool in self.tools if tool not in tools.names()))

@@ -116,6 +116,31 @@ def test_an_e_step_begins_with_what_was_drawn_for_the_m_step_before(
     assert everything(run_in_parts(lm, config, tmp_path, 1, LenientTask())) == everything(loop)
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_a_single_rationale_that_would_cancel_is_not_recalled(lm: LanguageModel, samples: int) -> None:
+    """With a reward of the task's own, what q gives the rationales of a question is subtracted: of one, all of it."""
+
+    class Valued(LenientTask):
+        def log_reward(self, example: Example, text: str) -> float:
+            return -0.1 * len(text)
+
+    m_step = dataclasses.replace(CONFIG.m_step, samples=samples, keep="all")
+    config = config_of("em", e_step=KEPT, m_step=m_step, q_sees="question-and-answer", safeguard=False)
+    loop = cast("EM", make(lm, config, Valued()))
+    assert loop.task.has_own_reward
+    drawn: dict[int, set[Rationale]] = {}
+    for phase, _ in loop.run():
+        if phase == Phase(1, "draw"):
+            for one in loop.state.drawn:
+                drawn.setdefault(one.question, set()).add(one.rationale)
+        if phase == Phase(1, "evaluate"):
+            break
+    loop.recall_drawn(2)
+    several = {question for question, own in drawn.items() if len(own) > 1}
+    assert {one.question for one in loop.state.seen} == several and bool(several) == (samples > 1)
+    assert len(drawn) > 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -134,7 +159,7 @@ def test_what_is_no_sample_of_q_is_not_recalled(
     monkeypatch.setattr(EM, "_put_back_if_fallen", lambda *_: {})
     monkeypatch.setattr(EM, "validate", lambda *_: iter(()))
     loop = make(lm, config_of("em", **({"e_step": KEPT, "q_sees": "question-and-answer"} | changes)), LenientTask())
-    spied = spy(monkeypatch, forward_kl_steps, "score_sampled")
+    spied = spy(monkeypatch, forward_kl_steps, "action_log_probs")
     for phase, _ in loop.run():
         if phase == Phase(2, "e_step"):
             break

@@ -112,7 +112,7 @@ def test_complete_rationales_have_the_reward_of_their_last_prefix(lm: LanguageMo
     groups = [Group([5, 6], rationales[::7], [7, 8]), Group([6], rationales[3::11], [9])]
     reward = Reward(lm, rules.codec, Lengths() if own else None, tool_tokens=True, max_tokens=2000)
     prefixes = reward.of_prefixes([EXAMPLE, EXAMPLE], groups)
-    found = reward.with_reference([EXAMPLE, EXAMPLE], groups, ends_only=True, reference=True)
+    found = reward.score([EXAMPLE, EXAMPLE], groups, ends_only=True, reference=True)
     for group, of_prefixes, (of_complete, reference) in zip(groups, prefixes, found, strict=True):
         with torch.no_grad():
             scores = score(lm, lm.merged("p"), [group], rules.codec)

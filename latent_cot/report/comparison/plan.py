@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_cot import disk
-from latent_cot.config.methods import METHODS, PlannedBudget
+from latent_cot.config.methods import METHODS, MethodSpec, PlannedBudget
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import (
     MAX_CONFIG_BYTES,
@@ -70,9 +70,10 @@ def methods(names: Sequence[str]) -> list[Variant]:
 
 def without_repeated(variants: Sequence[Variant], configured: Callable[[Variant], RunConfig]) -> list[Variant]:
     """Those whose run is not that of an earlier one: `em-x` is `em` where q reads X only by the task's preset."""
-    kept, runs = list[Variant](), list[tuple[str, RunConfig]]()
+    kept, runs = list[Variant](), list[tuple[MethodSpec, RunConfig]]()
     for variant in variants:
-        run = (METHODS[variant.method].target, replace(configured(variant), method="em"))
+        as_method = replace(METHODS[variant.method], description="", q_sees=None)  # what q sees is in the settings
+        run = (as_method, replace(configured(variant), method="em"))
         if run not in runs:
             kept.append(variant)
             runs.append(run)

@@ -146,7 +146,7 @@ def _caption(rows: Sequence[Row]) -> str:
     seeds = max((len(row.seeds) for row in rows), default=0)
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     if any(row.metrics for row in rows):
-        return f"{over}, n = {n} questions"
+        return f"{over}, n = {n} questions" + (" of all seeds together" if seeds > 1 else "")
     return f"% right: {over} (95 % interval for the questions of one seed), n = {n} answers"
 
 

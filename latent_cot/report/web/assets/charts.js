@@ -2,10 +2,15 @@
 
 const COLOURS = ["var(--series-0)", "var(--series-1)", "var(--series-2)", "var(--series-3)", "var(--series-4)"];
 const SYMBOLS = ["circle", "square", "triangle", "diamond", "star"];
-const DASHES = { q: null, p: "6 3" };
+const DASHES = [null, "6 3", "2 2", "9 3 2 3", "1 4"];
+
+/** Of the r-th run, or of a single run's r-th reasoner. */
+function dashOf(r) {
+  return DASHES[r % DASHES.length];
+}
 
 /** The series of the runs' reasoners: [{run, reasoner, label, colour, symbol, dash}]. With a single run colours tell the
- * reasoners apart; with several they tell the runs, and dash and symbol the reasoners. */
+ * reasoners apart; with several colours and dashes tell the runs, and symbols the reasoners. */
 function seriesOf(runs, reasonersOf) {
   const found = [];
   runs.forEach((run, r) => {
@@ -17,7 +22,7 @@ function seriesOf(runs, reasonersOf) {
         label: runs.length > 1 ? `${printable(run.name)}, ${reasoner}` : reasoner,
         colour: COLOURS[kind % COLOURS.length],
         symbol: SYMBOLS[(reasoner === "q" ? 0 : 1) + (runs.length > 1 ? 2 * (r % 2) : 0)],
-        dash: DASHES[reasoner] ?? null,
+        dash: dashOf(kind),
       });
     }
   });

@@ -9,7 +9,8 @@ const PHASES = {
   fit: "Fine-tuning",
   draw: "Drawing rationales",
   sample: "Sampling",
-};
+}; // others, of a method of one's own, by the name that they have there
+const CHECKS = new Set(["diagnose_before", "diagnose", "validate", "evaluate"]);
 const FIGURES = {
   loss: ["loss", "per question"],
   forward_kl_loss: ["loss of the further steps", "forward KL, per question"],
@@ -25,6 +26,7 @@ const FIGURES = {
   elbo: ["ELBO", "log p(Y | X) − KL(q ‖ posterior), nats"],
   bound: ["mean log p(Y | X), estimated", "of the questions, by importance sampling, nats; above 0 only by chance"],
   validation: ["validation", "share right"],
+  validation_loss: ["validation loss", "nats a token"],
   replayed: ["replayed", "share of the rationales that an earlier q has sampled"],
   mismatch: ["gap to the sampler", "mean |Δ log q| of an action, nats"],
   staleness: ["staleness", "updates of q since its rationales were begun"],
@@ -45,12 +47,12 @@ const SHARES = new Set(["accuracy", "distinct", "single", "cut", "ess", "validat
 function showTraining(report, section) {
   const runs = report.runs;
   const charts = [];
-  const phases = [...new Set(runs.flatMap((run) => Object.keys(run.steps)))].filter((phase) => phase in PHASES);
+  const phases = [...new Set(runs.flatMap((run) => Object.keys(run.steps)))].filter((phase) => !CHECKS.has(phase));
   const series = runs.map((run, r) => ({
     run,
     label: printable(run.name),
     colour: COLOURS[r % COLOURS.length],
-    dash: null,
+    dash: dashOf(r),
     symbol: SYMBOLS[r % SYMBOLS.length],
   }));
   // The phase that learns from rationales first: it is what the run is about.
@@ -59,7 +61,7 @@ function showTraining(report, section) {
     const drawn = Object.keys(FIGURES).filter((name) =>
       runs.some((run) => (run.steps[phase]?.[name]?.length ?? 0) > 1),
     );
-    if (drawn.length) charts.push([PHASES[phase], drawn.map((name) => stepChart(phase, name, series))]);
+    if (drawn.length) charts.push([PHASES[phase] ?? phase.replaceAll("_", " "), drawn.map((name) => stepChart(phase, name, series))]);
   }
   const compared = runs.some((run) => run.posterior.length);
   if (!charts.length && !compared) {
@@ -149,7 +151,7 @@ function stepChart(phase, name, series) {
           rows.filter((row) => row.series === one),
           Plot.windowY(
             { k: 7, reduce: "median" },
-            { x: "x", y: "value", z: "round", stroke: one.colour, strokeWidth: 2 },
+            { x: "x", y: "value", z: "round", stroke: one.colour, strokeWidth: 2, strokeDasharray: one.dash },
           ),
         ),
       ]),
