@@ -143,6 +143,9 @@ def test_a_reward(kind: str, tmp_path: Path) -> None:
         ("measure", "return None", "`measure` returns None instead of a mapping"),
         ("posterior_prompt", "return None", "`posterior_prompt` returns None instead of a text"),
         ("texts", "return 7", "`texts` returns an int instead of texts, or None"),
+        ("seed_prompt", "return 7", "`seed_prompt` returns an int instead of a text, or None"),
+        ("can_be_joined", "return {}['moon']", "`can_be_joined` raised KeyError: 'moon'"),
+        ("is_held_out", "return 1 / 0", "`is_held_out` raised ZeroDivisionError"),
     ],
 )
 def test_data_that_are_none(method: str, body: str, said: str, tmp_path: Path) -> None:

@@ -315,6 +315,16 @@ def test_what_a_variant_lacks_is_told_before_the_work(
     assert called.status == 2 and message in called.err and not list(tmp_path.iterdir())
 
 
+def test_flags_that_the_method_does_not_read_are_told(cli: Cli, tmp_path: Path) -> None:
+    own = ["--method", "sft", "--preset", "smoke", "--precision", "fp32", "--m-step.steps", "1", "--no-safeguard"]
+    unread = ["--rounds", "3", "--m-step.no-weighted", "--e-step.objective=subtb", "--policy-gradient.kl", "0.5"]
+    called = cli("fit", *own, *unread, "--output-dir", tmp_path / "run")
+    assert called.status == 0, called.err
+    flags = "--rounds, --m-step.no-weighted, --e-step.objective, --policy-gradient.kl"
+    assert f"--method sft does not read {flags}." in " ".join(called.out.split())
+    assert "not read" not in cli("fit", *own, "--output-dir", tmp_path / "other").out
+
+
 def test_methods_are_listed(cli: Cli) -> None:
     assert [entry["name"] for entry in cli("methods", "--json").json] == list(METHODS)
     assert all(f"{name}: " in cli("methods").out for name in METHODS)

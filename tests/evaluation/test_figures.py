@@ -119,10 +119,17 @@ def test_figures_of_questions_and_of_all_together() -> None:
     assert found["likelihood"].to_json()["interval_95"] == [-3.0, -1.0]
     task.given = {"length": [math.nan, math.nan]}
     assert math.isnan(figures(task, questions)["length"].value)
-    for wrong in ({"lenght": 3.0}, {"length": [1.0]}):
+    task.given = {"length": np.array([2.0, 4.0]), "distinct": np.float32(7)}
+    assert figures(task, questions)["length"] == Figure(3.0, 2, (2.0, 4.0))
+    assert figures(task, questions)["distinct"] == Figure(7.0, 2)
+    said = r"length: `measure` gives (lenght|1 values for 2|length as what is no number)"
+    for wrong in ({"lenght": 3.0}, {"length": [1.0]}, {"length": np.array([1.0])}, {"length": [1.0, None]}):
         task.given = wrong
-        with pytest.raises(CodeError, match=r"length: `measure` gives (lenght|1 values for 2)"):
+        with pytest.raises(CodeError, match=said):
             figures(task, questions)
+    task.given = {"length": "ab"}
+    with pytest.raises(CodeError, match="no number"):
+        figures(task, questions)
 
 
 # -- in a run ----------------------------------------------------------------------------------------------

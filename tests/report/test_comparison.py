@@ -43,6 +43,18 @@ def test_shipped_variants_are_configurations(source: str, budget: PlannedBudget 
             assert 0.95 * budget.trajectories < planned.trajectories <= budget.trajectories
 
 
+def test_only_the_same_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that is run otherwise with the same settings, such as EM that takes nothing back, is no repetition."""
+    plain = dataclasses.replace(METHODS["em"], safeguarded=False)
+    monkeypatch.setattr(plan, "METHODS", {**METHODS, "em-plain": plain})
+    variants = [Variant(name, name, {}) for name in ("em", "em-x", "em-plain")]
+    subjectivity, arithmetic = load_config(task="subjectivity"), load_config(task="arithmetic")
+    kept = plan.without_repeated(variants, lambda one: dataclasses.replace(subjectivity, method=one.method))
+    assert [one.name for one in kept] == ["em", "em-plain"]
+    of_own = {"em-x": dataclasses.replace(arithmetic, q_sees="question")}
+    assert len(plan.without_repeated(variants, lambda one: of_own.get(one.name, arithmetic))) == 3
+
+
 def test_the_rows_of_a_fair_comparison_cost_the_same() -> None:
     """But for those of which the file says otherwise."""
     own = PlannedBudget(3610, 480)
@@ -340,7 +352,7 @@ def test_the_table_of_metrics() -> None:
     assert figures["diversity"] == ["0.25", "0.625 ± 0.177"]
     text = table.to_markdown("t", [table.table_of(rows, METRICS)], METRICS, {})
     assert "| method, reasoner | likelihood | diversity | trajectories |" in text
-    assert "mean ± standard deviation over 2 seeds, n = 5 to 10 questions" in text
+    assert "mean ± standard deviation over 2 seeds, n = 5 to 10 questions of all seeds together" in text
     assert "likelihood: mean log p, nats." in text
 
 

@@ -115,6 +115,8 @@ def test_unknown_option() -> None:
     check_options("t", {"digits": "1"}, ["digits"])
     with pytest.raises(UsageError, match=r"task 't' has no option 'digit'\. Did you mean 'digits'"):
         check_options("t", {"digit": "1"}, ["digits"])
+    with pytest.raises(UsageError, match=r"--data\.options labels: .* It has none: leave it out\."):
+        check_options("t", {"labels": "x"}, [])
 
 
 def test_the_first_of_each_key_stays() -> None:

@@ -351,6 +351,15 @@ def test_the_full_stop_of_an_answer_is_not_written_twice(tmp_path: Path, answer:
 def test_a_stop_that_ends_each_step_is_refused() -> None:
     with pytest.raises(UsageError, match=r"stop '\.' ends each step, too"):
         qa(data="x.csv", stop=".")
+    assert qa(data="x.csv", stop=".", step="none").step_delimiter is None
+    assert (qa(data="x.csv").step_delimiter, qa(data="x.csv", step=";").step_delimiter) == (".", ";")
+
+
+def test_test_files_are_a_list_like_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("data: [a.jsonl, b.jsonl]\ntest: [c.jsonl, d.jsonl]\n")
+    task = tasks.load(str(tmp_path / "mine.yaml"))
+    assert isinstance(task, QA)
+    assert [Path(name).name for name in task.spec.test.split(",")] == ["c.jsonl", "d.jsonl"]
 
 
 def test_a_row_has_one_choice_wherever_it_is_read(tmp_path: Path) -> None:
