@@ -584,6 +584,27 @@ def test_an_empty_chain_is_seen(open_page: Open) -> None:
     assert "(empty)" in opened.page.inner_text("table.logged")
 
 
+def test_a_phase_of_ones_own_has_its_curves(open_page: Open, small: Json) -> None:
+    columns = {"round": [1, 1, 1], "unit": [1, 2, 3], "validation_loss": [3.0, 2.0, 1.0]}
+    checks = {"round": [1, 1], "unit": [1, 2], "elbo": [-3.0, -2.0]}
+    opened = open_page({**small, "steps": {"polish_p": columns, "diagnose": checks}})
+    opened.see_all()
+    assert [title for title in opened.texts("#training h3") if "near q" not in title] == ["polish p"]
+    assert "validation loss" in opened.texts("#training figure figcaption strong")
+
+
+def test_no_two_runs_are_told_apart_by_colour_alone(open_page: Open, small: Json) -> None:
+    runs = [{**small, "name": f"run {k}"} for k in range(4)]
+    opened = open_page(*runs)
+    opened.see_all()
+    samples = opened.page.locator("#accuracy .legend-item svg")
+    looks = [
+        (one.locator("line").get_attribute("stroke-dasharray"), one.locator("path").get_attribute("d"))
+        for one in samples.all()
+    ]
+    assert len(set(looks)) == len(looks) >= 4
+
+
 def test_two_runs_side_by_side(open_page: Open, small: Json) -> None:
     other = made_up.large(questions=4, chains=5, seed=1, name="other")
     opened = open_page(small, other)
