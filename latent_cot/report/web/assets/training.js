@@ -61,7 +61,8 @@ function showTraining(report, section) {
     const drawn = Object.keys(FIGURES).filter((name) =>
       runs.some((run) => (run.steps[phase]?.[name]?.length ?? 0) > 1),
     );
-    if (drawn.length) charts.push([PHASES[phase] ?? phase.replaceAll("_", " "), drawn.map((name) => stepChart(phase, name, series))]);
+    const title = PHASES[phase] ?? phase.replaceAll("_", " ");
+    if (drawn.length) charts.push([title, drawn.map((name) => stepChart(phase, name, series))]);
   }
   const compared = runs.some((run) => run.posterior.length);
   if (!charts.length && !compared) {
