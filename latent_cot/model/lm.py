@@ -111,7 +111,8 @@ class LanguageModel:
         """What samples in place of the merged copies, if anything does (`sampling_by`)."""
         self._at_engine: set[AdapterName] = set()
         targets = lora.target_modules  # PEFT changes it
-        named = () if targets is None or isinstance(targets, str) else tuple(targets)
+        named = () if targets is None or isinstance(targets, str) else sorted(targets)
+        there = sorted({name.rpartition(".")[2] for name, one in base.named_modules() if isinstance(one, trial.LINEAR)})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
@@ -124,11 +125,9 @@ class LanguageModel:
         # Found once: going through all modules takes longer than the optimiser's step.
         modules = self._base.named_modules()
         self._adapted: list[tuple[str, Any]] = [(name, one) for name, one in modules if isinstance(one, LoraLayer)]
-        if unknown := [
-            name for name in named if not any(f".{layer}".endswith(f".{name}") for layer, _ in self._adapted)
-        ]:
-            there = {name.rpartition(".")[2] for name, one in self._base.named_modules() if isinstance(one, nn.Linear)}
-            raise ValueError(f"no layer is called {unknown[0]}; there are {', '.join(sorted(there - {'base_layer'}))}")
+        adapted = [f".{name}" for name, _ in self._adapted]
+        if unknown := [name for name in named if not any(one.endswith(f".{name}") for one in adapted)]:
+            raise ValueError(f"no layer is called {unknown[0]}; there are {', '.join(there)}")
         for name, layer in self._adapted:
             of_base = layer.get_base_layer()
             linear = isinstance(getattr(of_base, "weight", None), Tensor) and not isinstance(of_base, nn.Embedding)

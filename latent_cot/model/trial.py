@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from latent_cot.model import lora as lora_layer
 from latent_cot.model.architecture import close
 
-_PLAIN = (nn.Linear, Conv1D)
+LINEAR = (nn.Linear, Conv1D)
 """Layers that PEFT knows."""
 
 
@@ -36,7 +36,7 @@ def refuse_misfits(
         run_merged: the same of a copy with it, merged afresh.
     """
     generator = torch.Generator().manual_seed(0)
-    odd = [(name, layer) for name, layer in adapted if type(layer.get_base_layer()) not in _PLAIN]
+    odd = [(name, layer) for name, layer in adapted if type(layer.get_base_layer()) not in LINEAR]
     entered: list[str] = []
     wrong: set[str] = set()
     with ExitStack() as stack:
@@ -104,6 +104,6 @@ def _compare(
 def _named(names: Sequence[str], adapted: Sequence[tuple[str, Any]]) -> str:
     """What goes wrong with these layers, and those of the same type, in the words of an error."""
     types = {name: type(layer.get_base_layer()) for name, layer in adapted}
-    same = list(names) if types[names[0]] in _PLAIN else [name for name in types if types[name] is types[names[0]]]
+    same = list(names) if types[names[0]] in LINEAR else [name for name in types if types[name] is types[names[0]]]
     others = f" and {len(same) - 1} more" if len(same) > 1 else ""
     return f"{same[0]}{others} ({types[names[0]].__name__}) cannot be trained"

@@ -45,9 +45,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def language_model(name: str) -> tuple[LanguageModel, TextCodec]:
     family, settings, _ = MODELS[name]
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "qkv_proj"])
     with skip_where_older_versions_have_no_cache():
-        lm = LanguageModel(build(family, settings), build_tokenizer(), lora)
+        base = build(family, settings)
+        there = {module.rpartition(".")[2] for module, _ in base.named_modules()}
+        targets = [target for target in ("q_proj", "v_proj", "qkv_proj") if target in there]
+        lm = LanguageModel(base, build_tokenizer(), LoraConfig(r=4, lora_alpha=8, target_modules=targets))
     return lm, TextCodec(lm.tokenizer, allowed_characters=ALPHABET)
 
 

@@ -49,7 +49,7 @@ def test_only_the_same_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "METHODS", {**METHODS, "em-plain": plain})
     variants = [Variant(name, name, {}) for name in ("em", "em-x", "em-plain")]
     subjectivity, arithmetic = load_config(task="subjectivity"), load_config(task="arithmetic")
-    kept = plan.without_repeated(variants, lambda one: dataclasses.replace(subjectivity, method=one.method))
+    kept = plan.without_repeated(variants, lambda _: subjectivity)
     assert [one.name for one in kept] == ["em", "em-plain"]
     of_own = {"em-x": dataclasses.replace(arithmetic, q_sees="question")}
     assert len(plan.without_repeated(variants, lambda one: of_own.get(one.name, arithmetic))) == 3
