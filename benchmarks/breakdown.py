@@ -80,26 +80,25 @@ def run(arguments: argparse.Namespace, model: str) -> Report:
     )
     session = open_session(config)
     machine = measure(session.lm.dtype, session.lm.device)
-    units, spent = Counter[str](), dict[str, dict[str, float]]()
+    units, spent = Counter[str](), dict[str, Counter[str]]()
     work = session.loop().run()
     while True:
         with profile(activities=[ProfilerActivity.CPU]) as watched:
-            started = time.perf_counter()
+            started = time.perf_counter_ns()
             phase, _ = next(work, (None, None))
-            taken = time.perf_counter() - started
+            taken = time.perf_counter_ns() - started
         if phase is None or units["evaluate"] == few:
             break
         units[phase.name] += 1
         if 1 < units[phase.name] <= few:
-            spent[phase.name] = added(spent.get(phase.name, {}), by_kind(watched, taken))
-    phases: dict[str, Any] = {name: {"seconds": sum(of.values()), "shares": shares(of)} for name, of in spent.items()}
+            spent.setdefault(phase.name, Counter()).update(by_kind(watched, taken))
+    phases: dict[str, Any] = {name: {"seconds": of.total() / 1e9, "shares": shares(of)} for name, of in spent.items()}
     report: Report = {"machine": machine.to_json(), "phases": phases}
     if seconds:
         if unknown := sorted(seconds.keys() - phases.keys()):
             raise UsageError(f"{arguments.results}: has phases that were not profiled: {', '.join(unknown)}")
-        whole: dict[str, float] = {}
-        for name, of_run in seconds.items():
-            whole = added(whole, {kind: share * of_run for kind, share in phases[name]["shares"].items()})
+        kinds = (*KINDS, BETWEEN)
+        whole = {kind: sum(phases[name]["shares"][kind] * of_run for name, of_run in seconds.items()) for kind in kinds}
         report["run"] = {"seconds": seconds, "shares": shares(whole)}
     return report
 
@@ -113,24 +112,24 @@ def phase_seconds(path: Path) -> dict[str, float]:
         raise UsageError(f"{path}: is no results.json with the seconds of phases") from error
 
 
-def by_kind(watched: profile, seconds: float) -> dict[str, float]:
-    """Kind -> its part of these seconds, in which `watched` was on."""
+def by_kind(watched: profile, taken: int) -> Counter[str]:
+    """Kind -> its part of the time that was taken while `watched` was on, ns."""
     assert watched.profiler is not None and watched.profiler.kineto_results is not None
     events = [
         (event.start_ns(), event.duration_ns(), event.name())
         for event in watched.profiler.kineto_results.events()
         if event.duration_ns() > 0
     ]
-    found: dict[str, float] = {}
-    for name, own in self_seconds(events).items():
-        if (kind := kind_of(name)) != BETWEEN:
-            found = added(found, {kind: own})
-    return {**found, BETWEEN: seconds - sum(found.values())}
+    found = Counter[str]()
+    for name, own in self_times(events).items():
+        found[kind_of(name)] += own
+    found[BETWEEN] += taken - found.total()
+    return found
 
 
-def self_seconds(events: Iterable[tuple[int, int, str]]) -> dict[str, float]:
-    """Name -> seconds in events of this name, without the events inside them. Of each the start and the duration are
-    given, in ns; two of them are apart, or one is inside the other."""
+def self_times(events: Iterable[tuple[int, int, str]]) -> Counter[str]:
+    """Name -> ns in events of this name, without the events inside them. Of each the start and the duration are given,
+    in ns; two of them are apart, or one is inside the other."""
     found, inside = Counter[str](), list[tuple[int, str]]()
     for start, duration, name in sorted(events, key=lambda event: (event[0], -event[1])):
         while inside and inside[-1][0] <= start:
@@ -139,7 +138,7 @@ def self_seconds(events: Iterable[tuple[int, int, str]]) -> dict[str, float]:
             found[inside[-1][1]] -= duration
         found[name] += duration
         inside.append((start + duration, name))
-    return {name: nanoseconds / 1e9 for name, nanoseconds in found.items()}
+    return found
 
 
 def kind_of(name: str) -> str:
@@ -150,14 +149,9 @@ def kind_of(name: str) -> str:
     return next(kinds, BETWEEN) if family in ("aten", "mkldnn") else BETWEEN
 
 
-def added(some: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
-    """The seconds of both, kind by kind."""
-    return {kind: some.get(kind, 0.0) + more.get(kind, 0.0) for kind in {**some, **more}}
-
-
-def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+def shares(times: Mapping[str, float]) -> dict[str, float]:
     """Each kind's share of all."""
-    return {kind: seconds.get(kind, 0.0) / sum(seconds.values()) for kind in (*KINDS, BETWEEN)}
+    return {kind: times.get(kind, 0) / sum(times.values()) for kind in (*KINDS, BETWEEN)}
 
 
 def show(report: dict[str, Any], console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -16,7 +15,15 @@ from rich.console import Console
 
 from latent_cot import disk
 from latent_cot.api.carry_out import carry_out
-from latent_cot.cli.options import Switch, given, parse_run, preset_config, print_json, progress_console
+from latent_cot.cli.options import (
+    Switch,
+    given,
+    parse_run,
+    preset_config,
+    print_json,
+    progress_console,
+    settings_given,
+)
 from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import check, code_named, flag, is_read, refuse_code, refuse_task_code, to_yaml
 from latent_cot.report.terminal import say
@@ -90,8 +97,8 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
     tracking.check(options.track)
     if resume and resuming.is_finished(path, config):
         return _show_done(config, path, options)
-    settings = {name: re.sub(r"^--(.*\.)?no-", r"--\1", name)[2:].replace("-", "_") for name in given(argv)}
-    unread = [name for name, setting in settings.items() if not is_read(config, setting)]
+    flags = zip(given(argv), settings_given(argv), strict=True)
+    unread = [name for name, setting in flags if not is_read(config, setting[2:].replace("-", "_"))]
     return _train(config, path, options, unread, resume=resume)
 
 
@@ -112,7 +119,7 @@ def _resumed(options: FitOptions, argv: Sequence[str], command: str, path: Path)
     layers = {f"--{name}": value for name in ("preset", "config") if (value := getattr(options, name)) is not None}
     if not layers:  # what no flag says is as in the run
         asked = with_absolute_paths(_parsed(argv, command, own).settings)
-    flags = [re.sub(r"^(--(.*\.)?)no-", r"\1", name) for name in given(argv)]
+    flags = settings_given(argv)
     for name, there, wanted in resuming.contradictions(own, asked):
         remedy = "leave it out, or start a new run in another --output-dir"
         if flag(name) not in flags:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -130,6 +131,11 @@ def _metavar(kind: Any) -> str:
 def given(argv: Sequence[str]) -> list[str]:
     """The options that a user wrote, in order, as `--output-dir`: without values, with dashes."""
     return [arg.partition("=")[0].replace("_", "-") for arg in argv if arg.startswith("--")]
+
+
+def settings_given(argv: Sequence[str]) -> list[str]:
+    """`given`, each as what switches it on: `--no-safeguard` is `--safeguard`."""
+    return [re.sub(r"^(--(.*\.)?)no-", r"\1", name) for name in given(argv)]
 
 
 def value_of(option: str, argv: Sequence[str]) -> str | None:

@@ -37,8 +37,8 @@ def events_of(tree: Tree, start: int, gap: int) -> tuple[list[tuple[int, int, st
 @given(tree=TREES, gap=st.integers(0, 2))
 def test_each_nanosecond_is_of_who_runs_then(tree: Tree, gap: int) -> None:
     events, running = events_of(tree, 5, gap)
-    found = breakdown.self_seconds(events)
-    assert {name: round(of * 1e9) for name, of in found.items() if of} == dict(Counter(running))
+    found = breakdown.self_times(events)
+    assert {name: of for name, of in found.items() if of} == dict(Counter(running))
 
 
 def test_the_kind_of_an_operator() -> None:
