@@ -85,10 +85,12 @@ def run(argv: Sequence[str]) -> int:
     options = parse(CompareOptions, argv, "compare")
     if options.json and options.dry_run:
         raise UsageError("--json: --dry-run prints commands, no figures; leave one out")
-    runs, budget, path = _plan(options)
+    runs, budget, path, unread = _plan(options)
     target = None if options.against is None else _target(options.against, runs)
     console = progress_console(to_stderr=options.json)
     done = {one.name for one in runs if records.is_finished(one)}
+    for note in unread:
+        say(console, note, style="bold")
     if options.dry_run:
         for one in runs:
             planned = METHODS[one.config.method].planned(one.config)
@@ -142,8 +144,9 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | None, Path]:
-    """The runs, in the order in which they are done, their budget, and the comparison's folder."""
+def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | None, Path, list[str]]:
+    """The runs, in the order in which they are done, their budget, the comparison's folder, and a sentence on each
+    setting that is given for nothing."""
     variants = _variants(options)
     common: list[Mapping[str, Any]] = [{"evaluation": {"every_round": False}}]
     common += [{key: value} for key in ("task", "model") if (value := getattr(options, key)) is not None]
@@ -180,7 +183,8 @@ def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | No
             except UsageError as error:
                 raise UsageError(f"{variant.name}: {error}") from error
             runs.append(PlannedRun(variant.name, config))
-    return runs, budget, path
+    of_variant = {variant.name: [variant.overrides, *own[variant.name]] for variant in variants}
+    return runs, budget, path, plan.unread(runs, common, of_variant)
 
 
 def _first_examples(runs: Sequence[PlannedRun], *, budgeted: bool) -> dict[str, Examples]:

@@ -46,6 +46,12 @@ class MethodSpec:
     reasoners: Callable[[RunConfig, bool], Reasoners] = lambda config, answer_given: ("p",)
     """Which adapters answer questions in the end, given whether the answer is part of a test question. Empty: there is
     nothing that can be tested."""
+    prompts: bool = False
+    """Whether p reads `shots` demonstrations before the question, whatever `p_init` is."""
+    learns_demonstrations: bool = False
+    """Whether it learns the demonstrations alone, until validation tells it to stop; without any p answers at once."""
+    fewest_samples: int = 1
+    """`e_step.samples` must be at least that: it compares the rationales of a question."""
     q_sees: Literal["question", "question-and-answer"] | None = None
     """What q must see; None: what the user likes."""
     has_balance: bool = False
@@ -153,6 +159,7 @@ _EM = MethodSpec(
 _PPO = MethodSpec(
     "proximal policy optimisation of q(Z | X), the reward that of the E-step less a KL to the initial p",
     "latent_cot.methods.policy_gradient:PPO",
+    fewest_samples=2,
     reasoners=lambda config, answer_given: ("q", "p") if config.policy_gradient.fine_tune else ("q",),
     q_sees="question",
     samples=True,
@@ -165,6 +172,7 @@ METHODS: Mapping[str, MethodSpec] = {
     "few-shot": MethodSpec(
         "prompting: `shots` demonstrations before the question, nothing is trained",
         "latent_cot.methods.few_shot:FewShot",
+        prompts=True,
     ),
     "decode": MethodSpec(
         "decoding the initial p: by sampling, nucleus, beam or diverse beam; nothing else is trained",
@@ -173,6 +181,7 @@ METHODS: Mapping[str, MethodSpec] = {
     "sft": MethodSpec(
         "supervised fine-tuning on the demonstrations, stopped early by validation",
         "latent_cot.methods.sft:SFT",
+        learns_demonstrations=True,
         fine_tunes=lambda config: True,
         unread=("m_step.samples", "m_step.temperature", "m_step.keep", "m_step.weighted", "m_step.target"),
     ),
@@ -215,6 +224,11 @@ METHODS: Mapping[str, MethodSpec] = {
 
 FEWEST_TO_JUDGE = 6
 """Validation questions that can show a clear fall (`evaluation.diagnostics.clear_fall`); fewer cannot."""
+
+
+def shows_demonstrations(config: RunConfig) -> bool:
+    """Whether p's prompts may show some."""
+    return METHODS[config.method].prompts or config.p_init == "prompt"
 
 
 def has_safeguard(config: RunConfig) -> bool:

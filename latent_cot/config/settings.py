@@ -21,7 +21,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from latent_cot import disk, tasks, tools
-from latent_cot.config.methods import METHODS
+from latent_cot.config.methods import METHODS, shows_demonstrations
 from latent_cot.config.schema import SECTIONS, WITHIN_RATIONALES, RunConfig
 from latent_cot.types import UsageError, did_you_mean, first_line
 
@@ -282,13 +282,13 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     e, data, rollout, tests = config.e_step, config.data, config.rollout, config.evaluation
     varied, target, method = config.augmentation, config.m_step.target, config.method
     q_sees = METHODS[method].q_sees
-    of = "unlabelled" if method == "few-shot" and not data.demonstrations else "demonstrations"
+    of = "unlabelled" if METHODS[method].prompts and not data.demonstrations else "demonstrations"
     for path, names in (("rollout.tools", rollout.tools), ("evaluation.splits", tests.splits)):
         if any(name.startswith("[") for name in names or ()):
             yield f"{flag(path)} {' '.join(names or ())}: a flag has no brackets; write {flag(path)} A B"
     if data.demonstrations + data.unlabelled == 0:
         yield "--data.demonstrations and --data.unlabelled are both 0; there is nothing to learn from"
-    if (method == "few-shot" or config.p_init == "prompt") and config.shots > getattr(data, of):
+    if shows_demonstrations(config) and config.shots > getattr(data, of):
         yield f"--shots is {config.shots}, more than the {getattr(data, of)} --data.{of}; give fewer"
     most, of_most = min((rollout.max_tokens, "rollout"), (tests.max_tokens, "evaluation"))
     if rollout.min_tokens > most:
@@ -322,8 +322,9 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield f"--augmentation.concat-questions leaves no answer to be learned by --m-step.target {target}; give 0"
     if q_sees not in (None, config.q_sees):
         yield f"--q-sees {config.q_sees}: with --method {method} q sees the {q_sees}; give --q-sees {q_sees}"
-    if method == "sft" and data.demonstrations and config.sft.check_every and not data.validation:
-        yield "--method sft learns --data.demonstrations and is stopped by --data.validation; give some"
+    stops_early = METHODS[method].learns_demonstrations and config.sft.check_every
+    if stops_early and data.demonstrations and not data.validation:
+        yield f"--method {method} learns --data.demonstrations and is stopped by --data.validation; give some"
     if METHODS[method].has_balance and e.steps:
         for name in ("tempered_share", *(("replay_share",) if e.mix_replay else ())):
             if (share := getattr(e, name)) and not round(share * e.samples):
@@ -332,8 +333,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if config.m_step.samples > 1 and config.m_step.temperature == 0 and METHODS[method].drawn(config):
         remedy = "give a higher one, or --m-step.samples 1"
         yield f"--m-step.samples is {config.m_step.samples}: --m-step.temperature 0 draws the same each time; {remedy}"
-    if method in ("ppo", "grpo") and e.samples < 2:
-        yield f"--e-step.samples is {e.samples}; with --method {method} it must be at least 2, to compare them"
+    if e.samples < (fewest := METHODS[method].fewest_samples):
+        yield f"--e-step.samples is {e.samples}; with --method {method} it must be at least {fewest}, to compare them"
     if METHODS[method].has_balance and e.steps and e.objective == "vargrad" and e.samples < 2:
         yield f"--e-step.samples is {e.samples}; vargrad compares the rationales of a question: give at least 2"
     if tests.votes > 1 and tests.temperature == 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from latent_cot import tasks, tools
-from latent_cot.config.methods import FEWEST_TO_JUDGE, METHODS, has_safeguard
+from latent_cot.config.methods import FEWEST_TO_JUDGE, METHODS, has_safeguard, shows_demonstrations
 from latent_cot.config.schema import DataConfig, RunConfig, data_request, tool_names
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.tasks.common import name_of
@@ -73,8 +73,7 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
         flags = "--data.validation, --evaluation.diagnostics"
         notes.append(f"Training that does harm will not be taken back: {why} ({flags}).")
     notes += _on_what_q_sees(config, task, data)
-    shows = config.method == "few-shot" or config.p_init == "prompt"
-    if shows and 0 < (there_are := len(data.demonstrations)) < config.shots:
+    if shows_demonstrations(config) and 0 < (there_are := len(data.demonstrations)) < config.shots:
         notes.append(f"--shots {config.shots}: the prompt shows {there_are} demonstrations, which are all there are.")
     return Examples(task, chain_tools, data, {name: split.examples for name, split in splits.items()}, notes)
 
@@ -239,7 +238,7 @@ def check_lengths(config: RunConfig, found: Examples, rules: ChainRules, limit: 
 
 def _shown_tokens(config: RunConfig, data: TaskData, codec: TextCodec) -> int:
     """Tokens of the demonstrations before each question that p reads, without the tools' results."""
-    if config.method != "few-shot" and config.p_init != "prompt":
+    if not shows_demonstrations(config):
         return 0
     shown = (data.demonstrations or data.unlabelled)[: config.shots]
     return sum(len(codec.encode(f"{one.x}{one.z or ''}{one.y or ''}\n")) for one in shown)

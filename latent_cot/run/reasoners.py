@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_cot import disk, tasks
-from latent_cot.config.methods import METHODS
+from latent_cot.config.methods import METHODS, shows_demonstrations
 from latent_cot.config.schema import RunConfig, data_request
 from latent_cot.config.settings import check, from_dict, load_config, refuse_code, refuse_task_code
 from latent_cot.model.weights import DEFAULT_MODEL, in_hub_cache
@@ -253,10 +253,5 @@ def other_precision(source: Source, lm: LanguageModel) -> str | None:
 def needed_data(source: Source, task: Task) -> TaskData:
     """Those that decide how the reasoners answer: p's prompt may show them, or fine-tuning has learned to write
     rationales from them. Otherwise loading them is a waste, and there are none."""
-    needed = shows_data(source) or source.config.method == "sft"
+    needed = shows_demonstrations(source.config) or METHODS[source.config.method].learns_demonstrations
     return training_data(source, task) if needed else TaskData((), (), ())
-
-
-def shows_data(source: Source) -> bool:
-    """Whether p's prompt may show training examples."""
-    return source.config.p_init == "prompt" or source.config.method == "few-shot"

@@ -146,7 +146,8 @@ def open_session(
     notes += check_lengths(config, found, rules, lm.limit)
     notes += long_prompts(config, data, asked, codec, lm.positions)
     notes += check_demonstrations(task, data.demonstrations, rules)
-    if config.method == "sft" and task.is_measured and config.sft.check_every:  # their loss tells when to stop
+    stops_early = METHODS[config.method].learns_demonstrations and config.sft.check_every
+    if stops_early and task.is_measured:  # it is their loss that tells when
         notes += check_demonstrations(task, data.validation, rules, what="validation rationales")
     test_rules = replace(rules, max_tokens=config.evaluation.max_tokens)
     return Session(config, lm, source, note, task, data, found.tests, rules, test_rules, notes)

@@ -215,6 +215,18 @@ def test_the_same_run_is_not_made_twice(cli: Cli, tmp_path: Path, given: list[st
     assert len(given) > 2 or "gflownet/seed0: to do" in called.out
 
 
+def test_settings_that_a_method_does_not_read_are_told(cli: Cli, tmp_path: Path) -> None:
+    own = ["--set", "sft:e_step.steps=3", "--set", "ppo:policy_gradient.kl=0.2"]
+    common = ["--set", "e_step.prior=model", "--set", "m_step.steps=5"]
+    called = cli("compare", "--methods", "sft,ppo", *own, *common, "--budget", "none", "--dry-run")
+    assert called.status == 0, called.err
+    told = [line for line in called.out.splitlines() if " read" in line]
+    assert told == [
+        "sft: --method sft does not read --e-step.steps.",
+        "None of the methods reads --e-step.prior.",
+    ]
+
+
 def test_options_of_the_task_are_put_together(cli: Cli, tmp_path: Path) -> None:
     options = ["--set", "data.options.operands=3", "--set", "data.options.digits=2"]
     called = cli("compare", "--methods", "sft", "--dry-run", *options, "--output-dir", tmp_path / "all")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from latent_cot.config.methods import shows_demonstrations
 from latent_cot.run import reasoners
 from latent_cot.run.export import folder
 from latent_cot.run.export.description import Base, describe
@@ -57,7 +58,7 @@ def export(
     with while_loading():
         data = reasoners.training_data(source, task)
         other_data = reasoners.other_data(source, data)
-        if other_data is not None and reasoners.shows_data(source):
+        if other_data is not None and shows_demonstrations(source.config):
             raise UsageError(f"{of_run.given}: the prompt shows examples. {other_data}")
         loop = reasoners.load(source, data)
     other_model = reasoners.other_model(source, loop.lm)
