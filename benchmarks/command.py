@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.machine import Machine, measure
 from latent_cot.config.schema import RunConfig
 from latent_cot.run.session import Session, open_session, peak_memory_bytes
-from latent_cot.types import UsageError
+from latent_cot.types import UsageError, finite
 
 Report = dict[str, Any]
 
@@ -69,7 +69,7 @@ def carry_out(
     command = " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)])
     report = {"command": command, "model": arguments.model, **report}
     if arguments.json:
-        print(json.dumps(report, indent=1))
+        print(json.dumps(finite(report), indent=1, allow_nan=False))
     else:
         show(report, Console())
     return 0

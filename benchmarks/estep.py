@@ -173,7 +173,7 @@ def run_workload(session: Session, machine: Machine, workload: str, options: Opt
     if n_plain:
         rate = c.samples * n_plain / plain_seconds.total
         report["plain"] = {"trajectories_per_second": rate, "seconds": vars(plain_seconds)}
-        report["times_plain"] = report["trajectories_per_second"] / rate
+        report["times_plain"] = c.samples * n_plain / sum(seconds[:n_plain]) / rate  # on the same questions
     if options.grpo and workload != "paper":
 
         def take_step(step: int) -> float:
@@ -261,7 +261,7 @@ def compare_with_grpo(loop: Method, take_step: Callable[[int], float], options: 
         steps=max(2, options.steps // 2),
         between=lambda step: own.append(take_step(step)),
     )
-    figures["completion_tokens"], figures["ours_seconds"] = tokens, own
+    figures["tokens"], figures["ours_seconds"] = tokens, own
     figures["times_grpo"] = figures["seconds_per_step"] / statistics.median(own)
     return figures
 

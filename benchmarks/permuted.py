@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_cot.evaluation.evaluate import Accuracy
+from latent_cot.evaluation.splits import splits_of
 from latent_cot.tasks.arithmetic import TASK
 from latent_cot.tasks.arithmetic.examples import parse_question
 from latent_cot.types import DataRequest, Example
@@ -52,7 +53,9 @@ def table(comparison: Any) -> list[str]:
         training = [*loaded.demonstrations, *loaded.unlabelled]
         for reasoner, splits in run["right"].items():
             for split, marks in splits.items():
-                again = permuted(TASK.split(split, len(marks)), training)
+                seen = [*training, *loaded.validation]
+                asked = splits_of(TASK, [TASK.sweep(split)], size=len(marks), seen=seen)[split].examples
+                again = permuted(asked, training)
                 pairs = zip(again, (mark == "1" for mark in marks), strict=True)
                 cells[run["variant"], reasoner, split].extend(pairs)
     rows = [

@@ -5,7 +5,7 @@ Three pieces of work on this machine, of which other things bind:
 * `sure`: an E-step whose sampler is sure of itself (the base model at temperature 0), so that a question's chains are
   all alike: 8 rows are decoded, and small operations and reading the weights bind;
 * `untrained`: an E-step of the base model at temperature 1, whose chains are long and all different: 64 rows are
-  decoded, and the update keeps the activations of some 2,500 tokens;
+  decoded, and the update keeps the activations of a pass of 1,024 tokens;
 * `lessons`: an M-step of 16 rationales of 96 random tokens in micro-batches of 1,024: the backward pass binds, and the
   logits of Y over the whole vocabulary are kept for it.
 
@@ -80,9 +80,10 @@ def run(model: str, workloads: Sequence[str], steps: int) -> dict[str, Any]:
 def compare(model: str, workload: str, devices: Sequence[Hardware], found: Mapping[str, Any]) -> dict[str, Any]:
     """A workload's plan, the mean of those with each measurement of the machine, beside what was found."""
     shape, config, texts = shape_of(str(weights.resolve(model))), load_config(), Texts(**found["texts"])
-    planned: dict[str, Cost] = {}
+    planned, peak = dict[str, Cost](), 0.0
     for device in devices:
         costs = CostModel(shape, device, config.lora.rank)
+        peak += bytes_of(costs, workload, texts, config) / len(devices)
         for name, cost in seconds_of(costs, workload, texts, config).items():
             planned[name] = planned.get(name, Cost()) + cost * (1 / len(devices))
     total = sum(planned.values(), Cost())
@@ -90,7 +91,7 @@ def compare(model: str, workload: str, devices: Sequence[Hardware], found: Mappi
         "machine": {**found["machine"], "measured": [asdict(device) for device in devices]},
         "texts": found["texts"],
         "seconds": compared(total.seconds, sum(found["parts"].values())),
-        "memory": compared(bytes_of(costs, workload, texts, config), found["peak"]),
+        "memory": compared(peak, found["peak"]),
         "parts": {
             name: {**compared(cost.seconds, found["parts"][name]), "binds": cost.binds}
             for name, cost in planned.items()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_cot.evaluation.intervals import over_seeds
+from latent_cot.run.run_folder import write_text
+from latent_cot.types import finite
 
 
 def load(file: Path) -> list[dict[str, Any]]:
@@ -19,9 +21,9 @@ def load(file: Path) -> list[dict[str, Any]]:
 
 def save(file: Path, command: str, runs: Sequence[Mapping[str, Any]]) -> None:
     """Write the runs that a command has made; four significant digits."""
-    lines = ",\n".join(json.dumps(_rounded(run)) for run in runs)
+    lines = ",\n".join(json.dumps(finite(rounded(run)), allow_nan=False) for run in runs)
     generated = json.dumps(f"by python -m {command}, one line a run")
-    file.write_text(f'{{"generated": {generated}, "runs": [\n{lines}\n]}}\n')
+    write_text(file, f'{{"generated": {generated}, "runs": [\n{lines}\n]}}\n')
 
 
 def interval(values: Sequence[float], digits: int) -> str:
@@ -30,9 +32,10 @@ def interval(values: Sequence[float], digits: int) -> str:
     return f"{mean} ({' to '.join(ends)})" if ends else mean
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """With four significant digits in each number, as files have them."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value

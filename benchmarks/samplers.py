@@ -174,15 +174,24 @@ def settings(sample: float, train: float, mtbf: float, restart: float, max_stale
     return sorted(dict.fromkeys(found), key=lambda of: (of.per_update > 1, of.samplers))
 
 
+def above_zero(text: str) -> float:
+    """An argument that is a number above 0. Raises ValueError."""
+    if not (number := float(text)) > 0:
+        raise ValueError
+    return number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.samplers", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--sample", type=float, help="seconds of a batch's rollout and reward; default: as measured")
-    parser.add_argument("--train", type=float, help="seconds of an update; default: as measured")
-    parser.add_argument("--mtbf", type=float, default=3600.0, help="seconds between failures of a sampler")
-    parser.add_argument("--restart", type=float, default=60.0, help="seconds until a sampler is back")
+    parser.add_argument(
+        "--sample", type=above_zero, help="seconds of a batch's rollout and reward; default: as measured"
+    )
+    parser.add_argument("--train", type=above_zero, help="seconds of an update; default: as measured")
+    parser.add_argument("--mtbf", type=above_zero, default=3600.0, help="seconds between failures of a sampler")
+    parser.add_argument("--restart", type=above_zero, default=60.0, help="seconds until a sampler is back")
     parser.add_argument("--max-staleness", type=float, default=4, help="updates; a staler batch is dropped")
-    parser.add_argument("--hours", type=float, default=1.0, help="that are simulated")
+    parser.add_argument("--hours", type=above_zero, default=1.0, help="that are simulated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args(argv)

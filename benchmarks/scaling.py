@@ -32,7 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import resolve_model
+from benchmarks.command import positive, resolve_model
 from benchmarks.growth import Growth, measure
 from benchmarks.machine import describe
 from benchmarks.workloads import SAMPLES, EStepWork
@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", default="tiny", help="`tiny`, hub name, alias or folder (default: tiny)")
     parser.add_argument("--section", action="append", choices=SECTIONS, help="repeatable; default: all")
-    parser.add_argument("--repeats", type=int, help="measurements of each size; default: 5 with tiny, else 3")
-    parser.add_argument("--threads", type=int, help="torch's threads; default: as many as torch takes")
+    parser.add_argument("--repeats", type=positive, help="measurements of each size; default: 5 with tiny, else 3")
+    parser.add_argument("--threads", type=positive, help="torch's threads; default: as many as torch takes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figure into a .svg, .pdf or .png file")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for staleness in o.staleness:
             for method in o.method:
                 asked = (o.world, method, staleness, o.learning_rate, seed)
-                if asked not in done:
+                if tuple(map(records.rounded, asked)) not in done:
                     runs.append(measure(*asked))
                     records.save(o.file, "benchmarks.staleness", runs)
     print("\n".join(table(runs)))

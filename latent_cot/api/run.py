@@ -15,7 +15,7 @@ from rich.console import Console
 
 from latent_cot import disk, tasks
 from latent_cot.api.results import Evaluation, Results
-from latent_cot.config.schema import RunConfig, sampling_temperature
+from latent_cot.config.schema import RunConfig, sampling_temperature, tested_splits
 from latent_cot.evaluation import outcomes
 from latent_cot.evaluation.splits import Split, splits_of
 from latent_cot.report.plots import Curve
@@ -118,7 +118,7 @@ class Run:
     def results(self) -> Results:
         """The accuracies of each round, and the rest of `results.json`. Raises UsageError for an unfinished run."""
         record = self.folder("results").results
-        return Results(record, self.task.metrics, self.config.evaluation.splits or self.task.default_splits)
+        return Results(record, self.task.metrics, tested_splits(self.config, self.task))
 
     @property
     def events(self) -> pd.DataFrame:

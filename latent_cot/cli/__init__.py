@@ -47,7 +47,8 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for what the user can put right, 130 after Ctrl-C."""
+    """Run a command; returns the exit status: 0, 1 where `verify` finds a failure, 2 for what the user can put
+    right, 128 and the number of the signal that stopped it (130 after Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):

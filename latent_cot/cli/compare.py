@@ -17,6 +17,7 @@ from latent_cot.api.carry_out import carry_out
 from latent_cot.cli.fit import refuse_unwritable
 from latent_cot.cli.options import Switch, parse, print_json, progress_console
 from latent_cot.config.methods import METHODS, PlannedBudget
+from latent_cot.config.schema import tested_splits
 from latent_cot.config.settings import check, refuse_task_code
 from latent_cot.evaluation.splits import numbers_of
 from latent_cot.report.comparison import differing, paired_difference, plan, records, table
@@ -178,8 +179,9 @@ def _plan(options: CompareOptions) -> tuple[list[PlannedRun], PlannedBudget | No
                 refuse_task_code(config, trusted=options.trust_code)
                 if config.task != (task := with_absolute_paths(base).task):
                     raise UsageError(f"its task is {config.task}, but that of the comparison is {task}; give one")
-                if config.evaluation.splits == ():
-                    raise UsageError("--evaluation.splits is empty, so that there is nothing to compare; name some")
+                if not tested_splits(config, tasks.load(config.task, config.data.options)):
+                    why = "there are no test splits, and so nothing to compare"
+                    raise UsageError(f"{why}; name some, as in --set 'evaluation.splits=[questions.jsonl]'")
             except UsageError as error:
                 raise UsageError(f"{variant.name}: {error}") from error
             runs.append(PlannedRun(variant.name, config))
@@ -232,8 +234,8 @@ def _variants(options: CompareOptions) -> list[Variant]:
 def _seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     seeds = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) <= 10]
-    if len(set(seeds)) < len(parts):
-        raise UsageError(f"--seeds {text}: write them as 0,1,2, each once")
+    if len(set(seeds)) < len(parts) or max(seeds) >= 2**32:
+        raise UsageError(f"--seeds {text}: write them as 0,1,2, each once, below {2**32}")
     return seeds
 
 

@@ -74,8 +74,7 @@ class FitOptions:
 def run(argv: Sequence[str], command: str = "fit") -> int:
     """The command. Returns 0, or 128 and the number of the signal that stopped it (SIGINT, SIGTERM, SIGHUP)."""
     base = preset_config(argv)
-    if command == "em" and base.method != "em":
-        raise UsageError(f"the method is {base.method}: latent-cot em is EM only; use latent-cot fit")
+    _check_command(command, base)
     options = _parsed(argv, command, base)
     config = options.settings
     path = disk.expanded(config.output_dir or default_folder(config))
@@ -102,6 +101,12 @@ def run(argv: Sequence[str], command: str = "fit") -> int:
     return _train(config, path, options, unread, resume=resume)
 
 
+def _check_command(command: str, config: RunConfig) -> None:
+    """Raises UsageError for `em` with another method."""
+    if command == "em" and config.method != "em":
+        raise UsageError(f"the method is {config.method}: latent-cot em is EM only; use latent-cot fit")
+
+
 def _parsed(argv: Sequence[str], command: str, base: RunConfig) -> FitOptions:
     """The flags, on top of the settings of `base`."""
     shown = [path for path in COMMON if command == "fit" or path != "method"]
@@ -113,6 +118,7 @@ def _resumed(options: FitOptions, argv: Sequence[str], command: str, path: Path)
     """The configuration of the run in `path`, with as many rounds as are asked for, if nothing else that was asked
     contradicts it. Raises UsageError."""
     own, file = resuming.own_settings(path), path / "config.yaml"
+    _check_command(command, own)
     refuse_moved(own, file)
     asked = with_absolute_paths(options.settings)
     names_all = not any(resuming.contradictions(own, asked))

@@ -127,7 +127,9 @@ def _too_many(words: Sequence[str], flag: Flag | None, said: Sequence[str], comm
     """What is said of words that belong to nothing, behind `said`."""
     if flag is None or not flag.takes:
         return f"{words[0]!r:.80} belongs to no option; latent-cot {command} --help shows what there is"
-    name, _, value = said[0].partition("=")
+    name, equals, value = said[0].partition("=")
+    if equals and flag.takes > 1:
+        return f"{name} takes several words; write {name} {' '.join([value, *words])}"
     value = said[-1] if len(said) > 1 else value
     what = f"{name} takes {flag.takes} word{'s' if flag.takes > 1 else ''}, and {words[0]!r:.80} is one more"
     says = explanation(flag.owner, flag.field)

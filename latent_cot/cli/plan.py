@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 from latent_cot import __version__, disk, tasks
 from latent_cot.cli.options import Switch, parse_run, preset_config, print_json, progress_console
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import TRANSFORMERS, RunConfig
+from latent_cot.config.schema import TRANSFORMERS, RunConfig, tested_chains, tested_splits
 from latent_cot.config.settings import check, flag, from_dict, refuse_task_code
 from latent_cot.planning.cost import Cost, CostModel
 from latent_cot.planning.hardware import GPUS, Hardware
@@ -127,16 +127,14 @@ def run(argv: Sequence[str]) -> int:
     check(config)
     refuse_task_code(config, trusted=options.trust_code)
     shape = shape_of(config.model, trust_remote_code=config.trust_remote_code)
+    task = tasks.load(config.task, config.data.options)
     device = _device(options)
     costs = CostModel(shape, device, config.lora.rank, config.gradient_checkpointing)
-    names = config.evaluation.splits
-    task = tasks.load(config.task, config.data.options)
-    splits = len(task.default_splits if names is None else names)
+    splits = len(tested_splits(config, task))
     assumed = _assumed(options, config, task)
     texts = assumed.texts
     config = from_dict({"data": assumed.data}, "the data", config)
-    chains = (config.evaluation.samples or task.samples) if task.is_measured else config.evaluation.votes
-    config = replace(config, evaluation=replace(config.evaluation, samples=chains))
+    config = replace(config, evaluation=replace(config.evaluation, samples=tested_chains(config, task)))
     found = layouts(config, texts, costs, options.gpus, splits)
     chosen = suggested(found)
     if options.json:
@@ -185,7 +183,7 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
     }
     given = {name: value for name, value in flags.items() if value is not None}
     known = Lengths()
-    if len(given) < len(flags):
+    if len(given) < len(flags) or options.questions is None:  # they are counted besides
         with waiting(progress_console(to_stderr=True), "Looking at the task's data"):
             known = lengths_of(config, task, whole=options.questions is None)
     found = {name: value for name, value in known.tokens.items() if name not in given}
@@ -194,6 +192,9 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
     most = float(config.rollout.max_tokens)
     usual = {"prompt": PROMPT, "chain": most, "answer": ANSWER}
     tokens = {**usual, **found, **given}
+    if options.longest_chain and options.longest_chain < tokens["chain"]:
+        mean = f"below the {tokens['chain']:.3g} of a chain's mean"
+        raise UsageError(f"--longest-chain {options.longest_chain:g}: {mean}; give more, or fewer --chain-tokens")
     step = 1 if config.rollout.granularity == "token" else 16
     texts = Texts(
         prompt=tokens["prompt"],

@@ -14,6 +14,7 @@ from rich.console import Console
 from latent_cot import __version__, disk
 from latent_cot.api.run import Run, check_sampling, load
 from latent_cot.cli.options import Switch, announce_loading, parse, progress_console
+from latent_cot.config.schema import tested_splits
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.report.terminal import Items, say
 from latent_cot.report.web import FORMAT, logs, page
@@ -121,10 +122,9 @@ def _shown(one: Run, options: ReportOptions, console: Console) -> dict[str, Any]
 
 def _questions(one: Run, options: ReportOptions, data: TaskData) -> dict[str, Sequence[Example]]:
     """The first questions of each split."""
-    evaluated = one.config.evaluation.splits or one.task.default_splits
     seen = [*data.demonstrations, *data.unlabelled, *data.validation]
     found: dict[str, Sequence[Example]] = {}
-    for name in options.split or (VALIDATION, *evaluated):
+    for name in options.split or (VALIDATION, *tested_splits(one.config, one.task)):
         if name == VALIDATION:
             found[name] = data.validation[: options.questions]
         else:

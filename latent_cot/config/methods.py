@@ -73,8 +73,16 @@ class MethodSpec:
 
     def ignores(self, config: RunConfig) -> Collection[str]:
         """Settings, and sections of them, that it does not read, beside those of other methods."""
-        rounds = () if self.has_rounds else ("rounds",)
-        return (*rounds, *self._unread_e_step, *(self.unread if self.fine_tunes(config) else ("m_step",)))
+        unread = {
+            "rounds": not self.has_rounds,
+            "q_sees": not self.trains_q,
+            "evaluation.diagnostics": not self.trains_q,
+            "safeguard": not self.safeguarded,
+            "shots": not shows_demonstrations(config),
+            **dict.fromkeys(("p_init", "init_step", "augmentation"), self.prompts),
+        }
+        of_m_step = self.unread if self.fine_tunes(config) else ("m_step",)
+        return (*(name for name, is_unread in unread.items() if is_unread), *self._unread_e_step, *of_m_step)
 
     def reads(self, config: RunConfig, path: str) -> bool:
         """Whether it reads this setting of a section, such as `m_step.target`."""
@@ -111,7 +119,8 @@ class MethodSpec:
         return PlannedBudget(rounds * (sampled + self.drawn(config)), rounds * steps)
 
     def fit_to_budget(self, config: RunConfig, budget: PlannedBudget) -> RunConfig:
-        """The configuration with its numbers of steps such that it costs at most so much, and hardly less."""
+        """The configuration with its numbers of steps such that it costs at most so much, and hardly less; but for an
+        M-step after q's training, which keeps at least its own number of steps. Raises UsageError for too little."""
         e, drawn = config.e_step, self.drawn(config)
         rounds = max(1, config.rounds) if self.has_rounds else 1
         if self.samples:
@@ -129,6 +138,8 @@ class MethodSpec:
                 steps = max(steps - config.e_step.steps * config.e_step.updates, config.m_step.steps)
             if not self.samples and not config.sft.check_every:  # it takes them all: no more than suit it
                 steps = min(steps, config.m_step.steps)
+            if not steps and config.m_step.steps:
+                raise UsageError(f"--budget: too few gradient steps; {rounds} rounds take one each at least; give more")
             config = replace(config, m_step=replace(config.m_step, steps=steps))
         return config
 

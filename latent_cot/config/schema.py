@@ -390,3 +390,14 @@ def data_request(config: RunConfig) -> DataRequest:
 def tool_names(config: RunConfig, task: Task) -> Sequence[str]:
     """The tools that chains may call: those of the configuration or, where it names none, the task's own."""
     return task.tools if config.rollout.tools is None else config.rollout.tools
+
+
+def tested_splits(config: RunConfig, task: Task) -> Sequence[str]:
+    """What a run is tested with: the splits of the configuration, which may be none, or the task's own."""
+    return task.default_splits if config.evaluation.splits is None else config.evaluation.splits
+
+
+def tested_chains(config: RunConfig, task: Task) -> int:
+    """Rationales of a test question."""
+    c = config.evaluation
+    return (c.samples or task.samples) if task.is_measured else c.votes

@@ -48,6 +48,8 @@ def splits_of(
     Raises UsageError for an unknown split, a bad file, and where nothing is left.
     """
     named = [name for sweep in sweeps for name in sweep.points] or ([] if files else task.default_splits)
+    if not (named or files):
+        raise UsageError(f"{task.name} has no test splits of its own; give a file of questions")
     seen = [
         *(() if task.one_question else seen),
         *(example for path in exclude for example in task.read(path)),

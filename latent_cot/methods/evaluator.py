@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from latent_cot.config.methods import METHODS
-from latent_cot.config.schema import RunConfig
+from latent_cot.config.schema import RunConfig, tested_chains
 from latent_cot.evaluation.evaluate import (
     NO_RATIONALE,
     Accuracy,
@@ -364,8 +364,7 @@ class Evaluator(Resumable):
         return self.lm.processes.of_main("".join("1" if outcome.correct else "0" for outcome in outcomes))
 
     def _evaluation_units(self, number: int) -> list[tuple[Reasoner, str, range]]:
-        c = self.config.evaluation
-        chains = (c.samples or self.task.samples) if self.task.is_measured else c.votes
+        chains = tested_chains(self.config, self.task)
         reasoners: tuple[Reasoner, ...] = self.reasoners if number else ("p",)
         return [
             (reasoner, split, members)

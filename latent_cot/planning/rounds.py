@@ -150,7 +150,7 @@ def plan(config: RunConfig, texts: Texts, costs: CostModel, devices: int, splits
         recalled += costs.score(tokens, texts.context, batches(tokens, limit), 0)
     tests = share(splits * c.evaluation.size * (c.evaluation.samples or c.evaluation.votes))
     tested_at_once = 2 * c.rollout.batch_size
-    tested = sample(costs, alone, tests, 1, tested_at_once)
+    tested = sample(costs, alone, tests, 1, tested_at_once) if tests else Cost()
     checked = share(min(c.evaluation.diagnostics, c.data.validation))
     compared = sample(costs, texts, checked, DIAGNOSTIC_SAMPLES, c.rollout.batch_size)
     scored = reward(costs, rewarded, checked, DIAGNOSTIC_SAMPLES, limit)

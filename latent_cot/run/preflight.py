@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from latent_cot import tasks, tools
 from latent_cot.config.methods import FEWEST_TO_JUDGE, METHODS, has_safeguard, shows_demonstrations
-from latent_cot.config.schema import DataConfig, RunConfig, data_request, tool_names
+from latent_cot.config.schema import DataConfig, RunConfig, data_request, tested_splits, tool_names
 from latent_cot.evaluation.splits import splits_of
 from latent_cot.tasks.common import name_of
 from latent_cot.types import Example, Sweep, Task, TaskData, Tool, UsageError
@@ -55,8 +55,7 @@ def load_examples(config: RunConfig, *, load_data: bool = True) -> Examples:
     notes = [*data.notes, *check_examples(task, data, config.data)]
     seen = [*data.demonstrations, *data.unlabelled, *data.validation]
     size = config.evaluation.size
-    asked = task.default_splits if config.evaluation.splits is None else config.evaluation.splits
-    named = [Sweep(name, (), {name: {}}) for name in asked]
+    named = [Sweep(name, (), {name: {}}) for name in tested_splits(config, task)]
     splits = splits_of(task, named, size=size, seen=seen) if named else {}
     notes += [
         f"Split {name}: {s.dropped} questions of training or validation were dropped."

@@ -217,13 +217,13 @@ def test_the_same_run_is_not_made_twice(cli: Cli, tmp_path: Path, given: list[st
 
 def test_settings_that_a_method_does_not_read_are_told(cli: Cli, tmp_path: Path) -> None:
     own = ["--set", "sft:e_step.steps=3", "--set", "ppo:policy_gradient.kl=0.2"]
-    common = ["--set", "e_step.prior=model", "--set", "m_step.steps=5"]
+    common = ["--set", "e_step.prior=model", "--set", "m_step.steps=5", "--set", "shots=3"]
     called = cli("compare", "--methods", "sft,ppo", *own, *common, "--budget", "none", "--dry-run")
     assert called.status == 0, called.err
     told = [line for line in called.out.splitlines() if " read" in line]
     assert told == [
         "sft: --method sft does not read --e-step.steps.",
-        "None of the methods reads --e-step.prior.",
+        "None of the methods reads --e-step.prior, --shots.",
     ]
 
 
@@ -275,7 +275,8 @@ def test_shipped_variants(cli: Cli, source: str, tmp_path: Path) -> None:
         (["--preset", "tpu"], ["--preset tpu"]),
         (["--set", "seed=5"], ["--set seed=5", "use --seeds"]),
         (["--set", "sft:method=em"], ["--set sft:method=em", "use --methods or --variants"]),
-        (["--set", "evaluation.splits=[]"], ["--evaluation.splits is empty"]),
+        (["--set", "evaluation.splits=[]"], ["there are no test splits, and so nothing to compare"]),
+        (["--seeds", "4294967296"], ["--seeds 4294967296", "below 4294967296"]),
         (["--set", "sft:task=random_numbers"], ["sft: its task is random_numbers", "arithmetic"]),
         (["--task", "arithmetik"], ["unknown task 'arithmetik'", "Did you mean 'arithmetic'?"]),
         (["--task", "arithmetic,random_numbers"], ["--task arithmetic,random_numbers: ", "give one task"]),
@@ -328,11 +329,21 @@ def test_what_a_variant_lacks_is_told_before_the_work(
 
 
 def test_flags_that_the_method_does_not_read_are_told(cli: Cli, tmp_path: Path) -> None:
-    own = ["--method", "sft", "--preset", "smoke", "--precision", "fp32", "--m-step.steps", "1", "--no-safeguard"]
-    unread = ["--rounds", "3", "--m-step.no-weighted", "--e-step.objective=subtb", "--policy-gradient.kl", "0.5"]
+    own = ["--method", "sft", "--preset", "smoke", "--precision", "fp32", "--m-step.steps", "1"]
+    unread = [
+        "--no-safeguard",
+        "--q-sees",
+        "question",
+        "--rounds",
+        "3",
+        "--m-step.no-weighted",
+        "--e-step.objective=subtb",
+        "--policy-gradient.kl",
+        "0.5",
+    ]
     called = cli("fit", *own, *unread, "--output-dir", tmp_path / "run")
     assert called.status == 0, called.err
-    flags = "--rounds, --m-step.no-weighted, --e-step.objective, --policy-gradient.kl"
+    flags = "--no-safeguard, --q-sees, --rounds, --m-step.no-weighted, --e-step.objective, --policy-gradient.kl"
     assert f"--method sft does not read {flags}." in " ".join(called.out.split())
     assert "not read" not in cli("fit", *own, "--output-dir", tmp_path / "other").out
 
@@ -342,12 +353,14 @@ def test_methods_are_listed(cli: Cli) -> None:
     assert all(f"{name}: " in cli("methods").out for name in METHODS)
 
 
-def test_em_is_for_em(cli: Cli, tmp_path: Path) -> None:
+def test_em_is_for_em(cli: Cli, compared: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("method: sft\n")
     called = cli("em", "--config", file)
     assert called.status == 2
     assert "latent-cot fit" in called.err
+    resumed = cli("em", "--resume", "--output-dir", compared / "sft" / "seed0")
+    assert resumed.status == 2 and "the method is sft: latent-cot em is EM only" in resumed.err
     assert "--policy-gradient.kl" in cli("fit", "--help-all").out
 
 

@@ -33,6 +33,8 @@ from tests.cli.conftest import Cli
         (["eval", ".", "--split", "a", "b", "c"], "write --split a --split b --split c"),
         (["em", "--e-step.temperatures", "1", "2", "3"], "takes 2 words, and '3' is one more; leave it out"),
         (["compare", "--set", "rounds=3", "shots=1"], "write --set rounds=3 --set shots=1"),
+        (["em", "--e-step.temperatures=0.5", "1"], "takes several words; write --e-step.temperatures 0.5 1"),
+        (["em", "--rollout.tools=a", "b", "c"], "takes several words; write --rollout.tools a b c"),
         (["compare", "--set", "rounds", "3"], "--set takes 1 word, and '3' is one more; write --set rounds=3"),
         (["sample", ".", "--question", "6", "-", "0"], "put a text with spaces into quotes"),
         (["tasks", "mine.py"], "takes no 'mine.py'. Rows of questions"),

@@ -69,6 +69,8 @@ def test_what_fits_nowhere_is_said(cli: Cli) -> None:
         (["--gpus", "0"], "--gpus 0: give a number above 0"),
         (["--price", "-1"], "--price -1.0: give a number above 0"),
         (["--distinct", "2"], "--distinct 2: is a share"),
+        (["--longest-chain", "10", "--chain-tokens", "20"], "--longest-chain 10: below the 20 of a chain's mean"),
+        (["--task", "arithmetik"], "arithmetik"),
         (["--chain-tokens", "nan"], "--chain-tokens nan: give a number above 0"),
         (["--questions", "3"], "--questions 3: fewer than the 50 --data.demonstrations"),
         (["--method", "ppo"], "--method ppo: rounds of em and em-x are planned"),
@@ -170,7 +172,7 @@ def test_texts_are_as_long_as_they_are_said_to_be(cli: Cli, monkeypatch: pytest.
     flags = [word for name, value in lengths.items() for word in (f"--{names.get(name, name)}", str(value))]
     with monkeypatch.context() as patched:
         patched.delattr(plan, "lengths_of")  # all is said: there is nothing to look for
-        found = cli(*BIG, "--json", *flags).json
+        found = cli(*BIG, "--json", "--questions", 1050, *flags).json
     assert found["texts"] == lengths and set(found["texts_from"].values()) == {"given"} and found["notes"] == []
     one = cli(*BIG, "--json", "--chain-tokens", 32).json
     assert one["texts"]["chain"] == 32 and one["texts"]["states"] == 2

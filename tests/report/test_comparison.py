@@ -480,10 +480,12 @@ def test_rows_of_another_base_model_are_named() -> None:
 
 
 def test_rows_of_another_task_of_that_name_are_named() -> None:
-    def graded(variant: str, task_files: str | None, task: str = "./ours.yaml") -> dict[str, Any]:
-        return {**marked(variant, 0, p="1"), "task_files": task_files, "config": {"task": task}}
+    def graded(variant: str, files: str | None, task: str = "./ours.yaml", tools: list[str] | None = None) -> Any:
+        config = {"task": task, "rollout": {"tools": tools}, "data": {"options": {}}}
+        return {**marked(variant, 0, p="1"), "task_files": files, "config": config}
 
     rows = [graded("em", "a"), graded("sft", "a"), graded("other", "c", "./theirs.py"), graded("shipped", None, "qa")]
+    rows.append(graded("a tool of its own", "d", tools=["mine.py:Tool"]))
     assert differing.notes(rows) == []
     (note,) = differing.notes([*rows, graded("ppo", "b")])
     assert note.startswith("ppo (seed 0) had another task file, or tool,")

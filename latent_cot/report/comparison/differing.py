@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 from latent_cot.report.comparison.records import Record
 
@@ -28,12 +29,17 @@ def notes(records: Sequence[Record]) -> list[str]:
     if names := _others(known, groups, [one["training"] for one in known]):
         found.append(f"{names} had other training data than the rest of that seed, with the same settings.")
     known = [record for record in records if record.get("task_files")]
-    if names := _others(known, [(one["config"]["task"],) for one in known], [one["task_files"] for one in known]):
+    if names := _others(known, [_names_code(one["config"]) for one in known], [one["task_files"] for one in known]):
         found.append(f"{names} had another task file, or tool, than the rest: prompts and grades may be others.")
     known = [record for record in records if record.get("weights")]
     if names := _others(known, [(one["config"]["model"],) for one in known], [one["weights"] for one in known]):
         found.append(f"{names} had another base model than the rest, of the same name.")
     return found
+
+
+def _names_code(config: Mapping[str, Any]) -> Hashable:
+    """All that names files of a task: they differ where these do."""
+    return json.dumps([config["task"], config["rollout"]["tools"], config["data"]["options"]], sort_keys=True)
 
 
 def _others(records: Sequence[Record], groups: Sequence[Hashable], digests: Sequence[str]) -> str:

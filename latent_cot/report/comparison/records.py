@@ -9,6 +9,7 @@ from typing import Any
 
 from latent_cot import tasks
 from latent_cot.config.methods import METHODS
+from latent_cot.config.schema import tested_splits
 from latent_cot.config.settings import flag, from_dict, other_settings, to_dict
 from latent_cot.report.comparison.plan import PlannedRun, command_of
 from latent_cot.run.run_folder import RunFolder
@@ -69,7 +70,7 @@ _FIGURES = ("accuracy", "metrics", "right")
 def _in_order(run: PlannedRun, found: Mapping[str, Any]) -> dict[str, Any]:
     """Figures by reasoner and split, in the configuration's order: JSON has them in that of the alphabet."""
     task = tasks.load(run.config.task, run.config.data.options)
-    splits = run.config.evaluation.splits or task.default_splits
+    splits = tested_splits(run.config, task)
     reasoners = METHODS[run.config.method].reasoners(run.config, task.answer_given)
     for kind, by in found.items():
         for name in by.keys() & set(reasoners):

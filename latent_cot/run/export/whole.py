@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latent_cot.config.methods import shows_demonstrations
+from latent_cot.config.schema import tested_splits
 from latent_cot.run import reasoners
 from latent_cot.run.export import folder
 from latent_cot.run.export.description import Base, describe
@@ -63,7 +64,7 @@ def export(
         loop = reasoners.load(source, data)
     other_model = reasoners.other_model(source, loop.lm)
     other_precision = reasoners.other_precision(source, loop.lm)
-    splits = source.config.evaluation.splits or task.default_splits
+    splits = tested_splits(source.config, task)
     if not splits:
         raise UsageError(f"{of_run.given}: {task.name} has no test split whose questions the card could show")
     examples = task.split(splits[0])
