@@ -291,7 +291,7 @@ def test_what_is_likelier_stays(lm: LanguageModel) -> None:
         if phase.name == "draw":
             p = {name: weight.clone() for name, weight in lm.parameters("p").items()}
     assert not em.state.taken_back and not em.model_prefix
-    after = em.state.log_y["1"]["after"]
+    log_y, elbo = em.state.log_y["1"], em.state.elbo["1"]
     examples = em.data.validation[:1]
 
     seed = em.phases.index(Phase(1, "validate"))
@@ -300,11 +300,11 @@ def test_what_is_likelier_stays(lm: LanguageModel) -> None:
     sampled = rollout(lm, "q", prompts, em.rules, n=DIAGNOSTIC_SAMPLES, generator=generator)
     counts = list(map(Counter, sampled))
     weights = likelihood.evidence_weights(lm, prompts, counts, em.rules, target="joint", max_tokens=3072)
-    assert em._log_evidence(examples, counts, weights) == after[:1]
+    assert em._log_evidence(examples, counts, weights) == [(log_y["after"][0], elbo["after"][0])]
     lm.swap_adapters("p", "kept")
     assert all(torch.equal(weight, p[name]) for name, weight in lm.parameters("p").items())
     em.state.m_steps = 0
-    assert em._log_evidence(examples, counts, weights) == em.state.log_y["1"]["before"][:1]
+    assert em._log_evidence(examples, counts, weights) == [(log_y["before"][0], elbo["before"][0])]
 
 
 def test_without_a_safeguard_all_is_taken(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

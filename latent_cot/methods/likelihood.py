@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -103,27 +103,37 @@ def evidence_weights(
     return found
 
 
+class Evidence(NamedTuple):
+    """How likely p finds the answer of a question, nats, by n sampled rationales."""
+
+    log_y: float
+    """log Σ w p, an estimate of log p(Y | X). Where p writes Z itself, the log of the mean of p(Z Y | X) / q(Z): a
+    lower bound in expectation (Burda et al., "Importance weighted autoencoders", ICLR 2016). Where p only decides, the
+    log of the mean of p(Y | X Z) over rationales of who has not read Y."""
+    elbo: float
+    """The mean of the logarithm instead, of n w p: the bound that both steps of EM raise."""
+
+
 @torch.no_grad()
 def log_evidence(
     lm: LanguageModel,
     groups: Sequence[Group],
+    counts: Sequence[Counts],
     log_weights: Sequence[torch.Tensor],
     rules: ChainRules,
     *,
     max_tokens: int,
     target: Target,
-) -> list[float]:
-    """log p(Y | X) of each group's question, in nats, estimated from sampled rationales: log Σ w p.
-
-    Where p writes Z itself, the log of the mean of p(Z Y | X) / q(Z): a lower bound in expectation (Burda et al.,
-    "Importance weighted autoencoders", ICLR 2016). Where p only decides, the log of the mean of p(Y | X Z) over
-    rationales of who has not read Y.
-    """
-    found = [0.0] * len(groups)
+) -> list[Evidence]:
+    """Of each group's question, whose distinct rationales with their `counts` have these weights."""
+    found = [Evidence(0.0, 0.0)] * len(groups)
     for members, log_likelihood in _log_likelihoods(lm, lm.merged("p"), groups, rules, max_tokens, target):
         rows = log_likelihood.cpu().double().split([len(groups[g].rationales) for g in members])
         for g, row in zip(members, rows, strict=True):
-            found[g] = float((row + log_weights[g]).logsumexp(0))
+            times, log_ratio = torch.tensor([*counts[g].values()], dtype=torch.double), row + log_weights[g]
+            share = times / times.sum()
+            elbo = (share * (log_ratio - share.log())).sum()
+            found[g] = Evidence(float(log_ratio.logsumexp(0)), float(elbo))
     return found
 
 

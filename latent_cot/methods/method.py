@@ -291,6 +291,7 @@ class Method(FineTuning):
             return
         units = self._diagnostic_units
         found = self.state.log_y.setdefault(str(at.round), {"before": [], "after": []})
+        bound = self.state.elbo.setdefault(str(at.round), {"before": [], "after": []})
         # A p that only decides would read Y off the rationales of a q that has read it: in tests it has its own.
         leaks = self._q_reads_y and self.config.m_step.target != "joint"
         writer: Reasoner = "p" if leaks else "q"
@@ -304,10 +305,11 @@ class Method(FineTuning):
             drawn = rollout(self.lm, writer, prompts, self.rules, n=n, generator=generator, max_tokens=most)
             counts = list(map(Counter, drawn))
             weights = likelihood.evidence_weights(self.lm, prompts, counts, self.rules, **self._evidence)
-            found["after"] += self._log_evidence(examples, counts, weights)
-            self._exchange_p(-1)
-            found["before"] += self._log_evidence(examples, counts, weights)
-            self._exchange_p(1)
+            for when in ("after", "before"):
+                evidence = self._log_evidence(examples, counts, weights)
+                found[when] += [one.log_y for one in evidence]
+                bound[when] += [one.elbo for one in evidence]
+                self._exchange_p(-1 if when == "after" else 1)
             figures: Info = {f"log_y_{when}": fmean(of) for when, of in found.items()}
             if unit == len(units) - 1 and (fall := clear_fall(found["before"], found["after"])):
                 self._exchange_p(-1)
@@ -322,14 +324,14 @@ class Method(FineTuning):
 
     def _log_evidence(
         self, examples: Sequence[Example], counts: Sequence[Counts], weights: Sequence[torch.Tensor]
-    ) -> list[float]:
-        """log p(Y | X) by p as it is, and as it reads X, which may depend on whether it has been trained."""
+    ) -> list[likelihood.Evidence]:
+        """By p as it is, and as it reads X, which may depend on whether it has been trained."""
         groups = []
         for query, of_question in zip(map(self.query, examples), counts, strict=True):
             compared = self.config.m_step.target == "candidates"
             others = other_answers(self.task, query.example, self.rules.codec) if compared else ()
             groups.append(Group(query.model_prompt, list(of_question), query.answer, others))
-        found = likelihood.log_evidence(self.lm, groups, weights, self.rules, **self._evidence)
+        found = likelihood.log_evidence(self.lm, groups, counts, weights, self.rules, **self._evidence)
         return self.lm.processes.of_main(found)
 
     @property

@@ -104,6 +104,8 @@ class State:
     until it is known whether q begins as p."""
     log_y: dict[Round, dict[When, list[float]]] = field(default_factory=dict)
     """round -> "before" or "after" p's training -> log p(Y | X) of each validation question, in nats."""
+    elbo: dict[Round, dict[When, list[float]]] = field(default_factory=dict)
+    """The same of the bound on it that q gives, by the same samples."""
     taken_back: list[tuple[Count, Literal["e_step", "m_step"]]] = field(default_factory=list)
     """In which round which training has made the validation questions less likely, and was taken back."""
     begun_as_p: list[Count] = field(default_factory=list)
@@ -151,9 +153,14 @@ class State:
             "right": self.right,
             "metrics": self.metrics,
             "posterior": posterior,
-            "log_y": {n: {when: fmean(of) for when, of in found.items()} for n, found in self.log_y.items()},
+            "log_y": _means(self.log_y),
+            "elbo": _means(self.elbo),
             "taken_back": self.taken_back,
             "begun_as_p": self.begun_as_p,
             "budget": asdict(self.budget),
             "m_steps": self.m_steps,
         }
+
+
+def _means(found: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
+    return {number: {when: fmean(of) for when, of in of_round.items()} for number, of_round in found.items()}

@@ -351,9 +351,19 @@ class Display(Line):
                 whole = re.sub("(?<! ) (?! )", "\N{NO-BREAK SPACE}", shown)  # a figure and its name on one line
                 self._say(f"  q {when} its training, on {figures['n']} validation questions: {whole}")
         elif phase.name == "validate":
-            found = loop.state.results()["log_y"].get(str(phase.round), {})
-            shown = ", ".join(f"{value:.2f} {when} its training" for when, value in found.items())
-            self._say(f"  p on the validation questions: log p(Y|X) ≈ {shown}")
+            self._show_bound(loop, phase)
+
+    def _show_bound(self, loop: Method, phase: Phase) -> None:
+        """What both steps of the round have made of log p(Y | X), and of the bound on it."""
+        results, number = loop.state.results(), str(phase.round)
+        found = results["log_y"].get(number, {})
+        shown = ", ".join(f"{value:.2f} {when} its training" for when, value in found.items())
+        self._say(f"  p on the validation questions: log p(Y|X) ≈ {shown}")
+        of_q, of_p = results["posterior"].get(number, {}), results["elbo"].get(number, {})
+        if loop.reward.name == JOINT and loop.config.m_step.target == "joint" and "after" in of_q and of_p:
+            steps = [f"{of_q['before']['elbo']:.2f}, after the E-step {of_q['after']['elbo']:.2f}"]
+            steps += [f"with other samples of q {of_p['before']:.2f}, after the M-step {of_p['after']:.2f}"]
+            self._say(f"  The bound on it (ELBO) in round {number}: {'; '.join(steps)}")
 
     def _say(self, text: str) -> None:
         whole = filled(text, self.console).replace("\N{NO-BREAK SPACE}", " ")

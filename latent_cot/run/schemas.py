@@ -78,6 +78,7 @@ class Results:
     budget: Budget
     resources: Resources
     log_y: dict[Round, dict[Literal["before", "after"], Number | None]] = field(default_factory=dict)
+    elbo: dict[Round, dict[Literal["before", "after"], Number | None]] = field(default_factory=dict)
     taken_back: list[tuple[Count, Literal["e_step", "m_step"]]] = field(default_factory=list)
     begun_as_p: list[Count] = field(default_factory=list)
     accuracy: dict[Round, dict[str, dict[str, Accuracy]]] = field(default_factory=dict)

@@ -178,7 +178,11 @@ def _of_round(results: Mapping[str, Any], phase: Phase) -> dict[str, Any]:
             if kind == "metrics" or name == kind
         }
     if phase.name == "validate":
-        return {f"log_y/{when}": value for when, value in results["log_y"].get(number, {}).items()}
+        return {
+            f"{name}/{when}": value
+            for name in ("log_y", "elbo")
+            for when, value in results[name].get(number, {}).items()
+        }
     when = {"diagnose_before": "before", "diagnose": "after"}.get(phase.name)
     figures = results["posterior"].get(number, {}).get(when, {})
     return {f"posterior/{when}/{name}": value for name, value in figures.items() if name != "n"}

@@ -100,8 +100,11 @@ def test_the_same_command_starts_goes_on_and_leaves_what_is_finished(
         patch.setattr(Display, "on_unit", lambda *_: signal.raise_signal(signal.SIGINT))
         assert cli(*command).status == 130
     assert len(units(folder)) == 1
-    assert cli(*command).status == 0
+    done = cli(*command)
+    assert done.status == 0 and "The bound on it (ELBO) in round 1: -" in done.out
     assert units(folder) == units(default_run) and adapters(folder) == adapters(default_run)
+    elbo = json.loads((folder / "results.json").read_text())["elbo"]["1"]
+    assert f"after the M-step {elbo['after']:.2f}" in done.out
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
     again = cli(*command, "--json")
     assert again.status == 0 and "Finished already" in again.err

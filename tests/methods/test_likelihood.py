@@ -89,7 +89,7 @@ def test_the_evidence_is_a_mean_over_what_was_sampled(
         Group(query.model_prompt, list(count), query.answer, own)
         for query, count, own in zip(queries, counts, others, strict=True)
     ]
-    found = likelihood.log_evidence(lm, groups, weights, rules, **settings)
+    found = likelihood.log_evidence(lm, groups, counts, weights, rules, **settings)
 
     def log_chain(who: Literal["p", "q"], prompt: Sequence[int], z: Rationale) -> float:
         log_pf, stops = scoring.log_policy(lm.merged(who), prompt, z, codec.actions.tolist(), codec.stop_id)
@@ -105,7 +105,8 @@ def test_the_evidence_is_a_mean_over_what_was_sampled(
             ]
             choice = texts[0] - math.log(sum(map(math.exp, texts)))
             terms.append({"joint": log_p + texts[0] - log_q, "answer": texts[0], "candidates": choice}[target])
-        assert evidence == pytest.approx(math.log(sum(map(math.exp, terms)) / len(terms)), abs=1e-3)
+        assert evidence.log_y == pytest.approx(math.log(sum(map(math.exp, terms)) / len(terms)), abs=1e-3)
+        assert evidence.elbo == pytest.approx(sum(terms) / len(terms), abs=1e-3)
 
 
 def test_what_is_learned_is_what_is_rewarded(tiny_model: Callable[[str], Path]) -> None:

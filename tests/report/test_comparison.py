@@ -165,6 +165,8 @@ def test_a_file_that_the_budget_contradicts(tmp_path: Path) -> None:
 def test_a_budget_too_small_for_a_step_names_the_variant() -> None:
     with pytest.raises(UsageError, match=r"^mine: --budget: too few trajectories"):
         configure(Variant("mine", "ppo", {}), 0, [], [], PlannedBudget(1, 1))
+    with pytest.raises(UsageError, match=r"^mine: --budget: too few gradient steps"):
+        configure(Variant("mine", "rejection", {"rounds": 3}), 0, [], [], PlannedBudget(10**6, 2))
 
 
 def test_the_layers_of_a_runs_settings() -> None:
