@@ -1,10 +1,10 @@
 """Where a run's time goes: `python -m benchmarks.breakdown [--results RUN/results.json] [--json]`.
 
 `latent-cot em --task arithmetic` with few steps and questions, some units of each phase (an optimiser step, a batch of
-questions) under torch's profiler. The time of each operator without what it calls is put under one of a few kinds; what
-is left of the time is Python's, and torch's own between operators. Round 0 and `start_q` are of full length: later
-phases depend on what p and q have learned. With `--results` the phases are weighted by the seconds that they took in a
-whole run.
+questions) under torch's profiler; or, with `--workload words`, steps of the E-step of that workload of `estep`. The
+time of each operator without what it calls is put under one of a few kinds; what is left of the time is Python's, and
+torch's own between operators. Round 0 and `start_q` are of full length: later phases depend on what p and q have
+learned. With `--results` the phases are weighted by the seconds that they took in a whole run.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import estep
 from benchmarks.command import Report, add_run_flags, carry_out, positive, rates
 from benchmarks.machine import measure
+from latent_cot.config.schema import RunConfig
 from latent_cot.config.settings import load_config
 from latent_cot.disk import parse_json, user_text
 from latent_cot.run.session import open_session
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.breakdown", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--model", default="smollm2-135m", help="hub name, folder, or `tiny`")
+    parser.add_argument("--workload", choices=("run", "words"), default="run")
     parser.add_argument("--preset", help="of the run's settings: `smoke`, to see whether it works; default: `cpu`")
     parser.add_argument("--units", type=positive, default=3, help="units of each phase that are profiled, after one")
     parser.add_argument(
@@ -67,9 +70,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace, model: str) -> Report:
     """Profile everything."""
     seconds = {} if arguments.results is None else phase_seconds(arguments.results)
+    few, words = arguments.units + 1, arguments.workload == "words"
+    if words and seconds:
+        raise UsageError("--results: is of a whole run; leave --workload words out")
+    session = open_session((_words if words else _run)(arguments, model, few))
+    machine = measure(session.lm.dtype, session.lm.device)
+    loop, last = session.loop(), "e_step" if words else "evaluate"
+    if words:
+        loop.rules = estep.long_chains(loop.rules)
+    if unknown := sorted(seconds.keys() - {one.name for one in loop.phases if loop.units(one) > 1}):
+        raise UsageError(f"{arguments.results}: has phases that are not profiled: {', '.join(unknown)}")
+    units, spent = Counter[str](), dict[str, Counter[str]]()
+    work = loop.run()
+    while True:
+        with profile(activities=[ProfilerActivity.CPU]) as watched:
+            started = time.perf_counter_ns()
+            phase, _ = next(work, (None, None))
+            taken = time.perf_counter_ns() - started
+        if phase is None or units[last] == few:
+            break
+        units[phase.name] += 1
+        if 1 < units[phase.name] <= few:
+            spent.setdefault(phase.name, Counter()).update(by_kind(watched, taken))
+    phases: dict[str, Any] = {name: {"seconds": of.total() / 1e9, "shares": shares(of)} for name, of in spent.items()}
+    report: Report = {"machine": machine.to_json(), "phases": phases}
+    if seconds:
+        kinds = (*KINDS, BETWEEN)
+        whole = {kind: sum(phases[name]["shares"][kind] * of_run for name, of_run in seconds.items()) for kind in kinds}
+        report["run"] = {"seconds": seconds, "shares": shares(whole)}
+    return report
+
+
+def _run(arguments: argparse.Namespace, model: str, few: int) -> RunConfig:
+    """The main job's, with few units of each phase."""
     config = load_config(arguments.preset, task="arithmetic")
-    few = arguments.units + 1
-    config = replace(
+    return replace(
         config,
         model=model,
         seed=arguments.seed,
@@ -78,29 +113,17 @@ def run(arguments: argparse.Namespace, model: str) -> Report:
         data=replace(config.data, unlabelled=few * config.rollout.batch_size - config.data.demonstrations),
         evaluation=replace(config.evaluation, size=128, diagnostics=4 * few, every_round=False),
     )
-    session = open_session(config)
-    machine = measure(session.lm.dtype, session.lm.device)
-    units, spent = Counter[str](), dict[str, Counter[str]]()
-    work = session.loop().run()
-    while True:
-        with profile(activities=[ProfilerActivity.CPU]) as watched:
-            started = time.perf_counter_ns()
-            phase, _ = next(work, (None, None))
-            taken = time.perf_counter_ns() - started
-        if phase is None or units["evaluate"] == few:
-            break
-        units[phase.name] += 1
-        if 1 < units[phase.name] <= few:
-            spent.setdefault(phase.name, Counter()).update(by_kind(watched, taken))
-    phases: dict[str, Any] = {name: {"seconds": of.total() / 1e9, "shares": shares(of)} for name, of in spent.items()}
-    report: Report = {"machine": machine.to_json(), "phases": phases}
-    if seconds:
-        if unknown := sorted(seconds.keys() - phases.keys()):
-            raise UsageError(f"{arguments.results}: has phases that were not profiled: {', '.join(unknown)}")
-        kinds = (*KINDS, BETWEEN)
-        whole = {kind: sum(phases[name]["shares"][kind] * of_run for name, of_run in seconds.items()) for kind in kinds}
-        report["run"] = {"seconds": seconds, "shares": shares(whole)}
-    return report
+
+
+def _words(arguments: argparse.Namespace, model: str, few: int) -> RunConfig:
+    """That of long, different chains in words; only its E-step is looked at."""
+    config = estep.configuration("words", estep.Options(model, few, 1, 0, 0, grpo=False, seed=arguments.seed))
+    return replace(
+        config,
+        rounds=1,
+        e_step=replace(config.e_step, steps=few),
+        evaluation=replace(config.evaluation, diagnostics=0, every_round=False),
+    )
 
 
 def phase_seconds(path: Path) -> dict[str, float]:

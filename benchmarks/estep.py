@@ -47,6 +47,7 @@ from latent_cot.model import weights
 from latent_cot.model.optimise import AdapterOptimiser, Schedule
 from latent_cot.rationales.batch import Trajectories
 from latent_cot.rationales.buffer import ReplayBuffer
+from latent_cot.rationales.chain import ChainRules
 from latent_cot.run.session import Session, lora_config
 
 WORKLOADS = ("default", "untrained", "words", "paper")
@@ -126,11 +127,16 @@ def configuration(workload: str, options: Options) -> RunConfig:
     )
 
 
+def long_chains(rules: ChainRules) -> ChainRules:
+    """Of the workload `words`: no chain stops before its 60th token."""
+    return replace(rules, min_tokens=60)
+
+
 def run_workload(session: Session, machine: Machine, workload: str, options: Options) -> Report:
     """Ours, and in the paper's workload the plain way, and GRPO if asked for."""
     loop = cast("ForwardKLSteps", session.loop())
     if workload == "words":  # not in the configuration: the demonstrations are shorter
-        loop.rules = replace(loop.rules, min_tokens=60)
+        loop.rules = long_chains(loop.rules)
     for phase, _ in loop.run():
         if phase.name != "init" or loop.state.unit >= loop.units(phase):
             break

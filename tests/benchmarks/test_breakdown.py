@@ -67,6 +67,20 @@ def test_phases_are_weighted_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
     assert report["run"]["shares"]["products"] == pytest.approx((3 * init + e_step) / 4)
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_an_e_step_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "tiny", "--workload", "words", "--units", "1", "--json"]
+    assert breakdown.main(arguments) == 0
+    phases = json.loads(capsys.readouterr().out)["phases"]
+    assert phases.keys() == {"e_step"} and sum(phases["e_step"]["shares"].values()) == pytest.approx(1)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"resources": {"phases": {"e_step": 1.0, "later": 10.0}}}))
+    assert breakdown.main([*arguments, "--results", str(results)]) == 2
+    assert "--results: is of a whole run" in capsys.readouterr().err
+    assert breakdown.main(["--model", "tiny", "--preset", "smoke", "--results", str(results)]) == 2
+    assert "has phases that are not profiled: later" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["[]", '{"resources": {}}', '{"resources": {"phases": {"init": "x"}}}', "{"])
 def test_what_is_no_record_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     results = tmp_path / "results.json"
