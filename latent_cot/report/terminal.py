@@ -360,7 +360,8 @@ class Display(Line):
         shown = ", ".join(f"{value:.2f} {when} its training" for when, value in found.items())
         self._say(f"  p on the validation questions: log p(Y|X) ≈ {shown}")
         of_q, of_p = results["posterior"].get(number, {}), results["elbo"].get(number, {})
-        if loop.reward.name == JOINT and loop.config.m_step.target == "joint" and "after" in of_q and of_p:
+        known = of_p and {"before", "after"} <= of_q.keys()
+        if known and loop.reward.name == JOINT and loop.config.m_step.target == "joint":
             steps = [f"{of_q['before']['elbo']:.2f}, after the E-step {of_q['after']['elbo']:.2f}"]
             steps += [f"with other samples of q {of_p['before']:.2f}, after the M-step {of_p['after']:.2f}"]
             self._say(f"  The bound on it (ELBO) in round {number}: {'; '.join(steps)}")
