@@ -118,8 +118,8 @@ def _resumed(options: FitOptions, argv: Sequence[str], command: str, path: Path)
     """The configuration of the run in `path`, with as many rounds as are asked for, if nothing else that was asked
     contradicts it. Raises UsageError."""
     own, file = resuming.own_settings(path), path / "config.yaml"
-    _check_command(command, own)
     refuse_moved(own, file)
+    _check_command(command, own)
     asked = with_absolute_paths(options.settings)
     names_all = not any(resuming.contradictions(own, asked))
     layers = {f"--{name}": value for name in ("preset", "config") if (value := getattr(options, name)) is not None}

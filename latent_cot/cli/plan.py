@@ -183,7 +183,7 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
     }
     given = {name: value for name, value in flags.items() if value is not None}
     known = Lengths()
-    if len(given) < len(flags) or options.questions is None:  # they are counted besides
+    if len(given) < len(flags):
         with waiting(progress_console(to_stderr=True), "Looking at the task's data"):
             known = lengths_of(config, task, whole=options.questions is None)
     found = {name: value for name, value in known.tokens.items() if name not in given}
@@ -205,7 +205,13 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
         distinct=options.distinct,
     )
     origin = {name: "given" if name in given else known.how if name in found else "assumed" for name in flags}
-    return Assumed(texts, origin, known.data, _notes(texts, origin, known))
+    notes = _notes(texts, origin, known)
+    if len(given) == len(flags) and options.questions is None:
+        asked = (
+            f"{config.data.demonstrations} demonstrations and {config.data.unlabelled} other questions are asked for"
+        )
+        notes.append(f"The data were not counted: {asked}; --questions says how many there are.")
+    return Assumed(texts, origin, known.data, notes)
 
 
 def _notes(texts: Texts, origin: Mapping[str, str], known: Lengths) -> list[str]:
