@@ -207,9 +207,8 @@ def _assumed(options: PlanOptions, config: RunConfig, task: Task) -> Assumed:
     origin = {name: "given" if name in given else known.how if name in found else "assumed" for name in flags}
     notes = _notes(texts, origin, known)
     if len(given) == len(flags) and options.questions is None:
-        asked = (
-            f"{config.data.demonstrations} demonstrations and {config.data.unlabelled} other questions are asked for"
-        )
+        data = config.data
+        asked = f"{data.demonstrations} demonstrations and {data.unlabelled} other questions are asked for"
         notes.append(f"The data were not counted: {asked}; --questions says how many there are.")
     return Assumed(texts, origin, known.data, notes)
 

@@ -175,7 +175,7 @@ def test_texts_are_as_long_as_they_are_said_to_be(cli: Cli, monkeypatch: pytest.
         found = cli(*BIG, "--json", "--questions", 1050, *flags).json
     assert found["texts"] == lengths and set(found["texts_from"].values()) == {"given"} and found["notes"] == []
     (note,) = cli(*BIG, "--json", *flags).json["notes"]
-    assert note.startswith("The data were not counted: 50 demonstrations, 1000 other questions are asked for")
+    assert note.startswith("The data were not counted: 50 demonstrations and 1000 other questions are asked for")
     one = cli(*BIG, "--json", "--chain-tokens", 32).json
     assert one["texts"]["chain"] == 32 and one["texts"]["states"] == 2
     assert one["texts_from"] == {"prompt": "estimated", "chain": "given", "answer": "estimated", "states": "assumed"}
