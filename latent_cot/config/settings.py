@@ -102,6 +102,15 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
             yield inner, left, right
 
 
+def leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting that nested mappings have, by its whole name such as `e_step.steps`, and its value."""
+    for name, value in record.items():
+        if isinstance(value, dict) and name != "options":
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
 def other_settings(there: RunConfig, config: RunConfig) -> list[tuple[str, Any, Any]]:
     """`differences` of a recorded configuration from this one: those that its method reads, without the folder."""
     return [one for one in differences(there, config) if one[0] != "output_dir" and is_read(config, one[0])]

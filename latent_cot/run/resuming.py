@@ -11,7 +11,7 @@ from typing import Any
 
 from latent_cot import disk
 from latent_cot.config.schema import RunConfig
-from latent_cot.config.settings import from_dict, other_settings, to_dict
+from latent_cot.config.settings import from_dict, leaves, other_settings, to_dict
 from latent_cot.run.run_folder import Checkpoint, RunFolder
 from latent_cot.types import UsageError
 
@@ -101,15 +101,6 @@ def changed_settings(checkpoint: Checkpoint, folder: RunFolder, settings: Mappin
     for name, value in here.items():
         if name in there and value != there[name] and name != "output_dir":
             yield f"config.yaml has {name} {value!r:.80} now; it was {there[name]!r:.80}."
-
-
-def leaves(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting, by its whole name such as `e_step.steps`, and its value."""
-    for name, value in record.items():
-        if isinstance(value, dict) and name != "options":
-            yield from leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value
 
 
 def short_logs(checkpoint: Checkpoint, folder: RunFolder) -> Iterator[str]:

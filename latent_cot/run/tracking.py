@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latent_cot import disk
+from latent_cot.config.settings import leaves
 from latent_cot.run import schemas
-from latent_cot.run.resuming import leaves
 from latent_cot.types import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:

@@ -338,9 +338,8 @@ def test_flags_that_the_method_does_not_read_are_told(cli: Cli, tmp_path: Path) 
         "3",
         "--m-step.no-weighted",
         "--e-step.objective=subtb",
-        "--policy-gradient.kl",
-        "0.5",
     ]
+    unread += ["--policy-gradient.kl", "0.5"]
     called = cli("fit", *own, *unread, "--output-dir", tmp_path / "run")
     assert called.status == 0, called.err
     flags = "--no-safeguard, --q-sees, --rounds, --m-step.no-weighted, --e-step.objective, --policy-gradient.kl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from latent_cot.config.settings import (
     flag,
     from_dict,
     is_read,
+    leaves,
     load_config,
     parse_yaml,
     read_settings,
@@ -211,21 +212,12 @@ def unread(
     configs = {one.variant: one.config for one in runs}
     found = []
     for name, config in configs.items():
-        if paths := [path for record in own[name] for path in _paths(record) if not is_read(config, path)]:
+        if paths := [path for record in own[name] for path, _ in leaves(record) if not is_read(config, path)]:
             found.append(f"{name}: --method {config.method} does not read {', '.join(map(flag, paths))}.")
-    everywhere = [path for record in common for path in _paths(record)]
+    everywhere = [path for record in common for path, _ in leaves(record)]
     if paths := [path for path in everywhere if not any(is_read(config, path) for config in configs.values())]:
         found.append(f"None of the methods reads {', '.join(map(flag, paths))}.")
     return found
-
-
-def _paths(record: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Of each setting that a configuration file has."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}"
 
 
 def command_of(run: PlannedRun, preset: str | None) -> str:
